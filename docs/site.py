@@ -1,14 +1,24 @@
-"""MkDocs hook: README, slurm/README and CHANGELOG become pages, and links to source files lead to the repository."""
+"""MkDocs hook: more pages, links to source files, flags that do not break, and what the search finds.
+
+README, slurm/README and CHANGELOG become pages, and links to source files lead to the repository.
+"""
 
 import json
 import posixpath
 import re
+from html import escape
+from itertools import cycle
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
+COLUMNS_OF_A_PHONE = 4
+RECORDS = ("studies/", "audit/", "results/")  # pages of numbers, which the search leaves out
+BOOSTS = {"troubleshooting.md": 10} | dict.fromkeys(  # of the score that the search gives a page
+    ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"], 0.01
+)
 NOTEBOOK = "docs/quickstart.ipynb"
 LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 
@@ -37,7 +47,14 @@ def notebook_page() -> str:
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Returns the page with each relative link resolved: to a page of the site, or to a file of the repository."""
+    """Returns the page with each relative link resolved: to a page of the site, or to a file of the repository.
+
+    Also sets how the search ranks the page.
+    """
+    if page.file.src_uri.startswith(RECORDS):
+        page.meta["search"] = {"exclude": True}
+    elif page.file.src_uri in BOOSTS:
+        page.meta["search"] = {"boost": BOOSTS[page.file.src_uri]}
     source = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def resolve(match) -> str:
@@ -56,3 +73,23 @@ def on_page_markdown(markdown, page, config, files):
 
     markdown = re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)  # which only GitHub needs
     return LINK.sub(resolve, markdown)
+
+
+def on_page_content(html, page, config, files):
+    """Returns the page with elements that site.css needs: flags stay in one line, wide tables fold on a phone."""
+    flag = r"(?<![\w-])--[a-z][\w-]*"
+    html = re.sub(r"<table>.*?</table>", lambda table: labelled_cells(table[0]), html, flags=re.DOTALL)
+    return re.sub(
+        r"<code>[^<]*</code>",
+        lambda code: re.sub(flag, r'<span class="flag">\g<0></span>', code[0]),
+        html,
+    )
+
+
+def labelled_cells(table: str) -> str:
+    """Returns a table in which each cell has the name of its column, unless all columns fit a phone."""
+    heads = [re.sub(r"<[^>]*>", "", head) for head in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table, flags=re.DOTALL)]
+    if len(heads) <= COLUMNS_OF_A_PHONE:
+        return table
+    labels = cycle(escape(head, quote=True) for head in heads)
+    return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(labels)}"', table)

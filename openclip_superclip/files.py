@@ -58,7 +58,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
     """Writes indented JSON; ValueError for NaN and infinity if they are not allowed."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=allow_nan) + "\n")
+    write_text(path, json_text(values, allow_nan))
+
+
+def json_text(values: dict, allow_nan: bool = True) -> str:
+    """Returns indented JSON."""
+    return json.dumps(values, indent=1, allow_nan=allow_nan) + "\n"
 
 
 def read_json(path: Path, default: dict | None = None, flag: str = "", advice: str = "") -> dict:

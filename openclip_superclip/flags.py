@@ -171,6 +171,14 @@ class DataConfig:
         type=int,
         metavar="K",
     )
+    val_fraction: float | None = _flag(
+        "--val-fraction",
+        None,
+        "split this fraction of the pairs of the table --train-data off for validation: no image and no caption is on "
+        "both sides, and every run with the same --logs has the same split. Works without --superclip, too",
+        type=float,
+        metavar="FRACTION",
+    )
     accept_changes: bool = _flag(
         "--superclip-accept-changes",
         False,
@@ -179,10 +187,14 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        check(SLICES, self)
+        check(DATA, self)
 
 
-SLICES = [
+DATA = [
+    Rule(
+        "--val-fraction is {val_fraction}; expected a fraction of the pairs, above 0 and below 1",
+        lambda c: c.val_fraction is not None and not 0 < c.val_fraction < 1,
+    ),
     Rule(
         "--superclip-accept-changes has no effect without --superclip-slices: other runs are not compared",
         lambda c: c.accept_changes and c.slices is None,

@@ -46,11 +46,12 @@ def open_clip_select_model_class(model_class: type, model_cfg: dict) -> type | N
 
 
 @hookspec(firstresult=True)
-def open_clip_create_loss(args: Namespace) -> Callable | None:
-    """Returns the training loss, or None for OpenCLIP's own.
+def open_clip_create_loss(args: Namespace, model: object) -> Callable | None:
+    """Returns the training loss, or None for OpenCLIP's own; `model` is the one that is trained, perhaps wrapped.
 
     It is called with the model's outputs by name and `output_dict=True`, and returns a dict of losses to be summed. A
-    wrapper that adds a loss removes its own outputs and passes the others to the loss that it wraps.
+    wrapper that adds a loss removes its own outputs and passes the others to the loss that it wraps: the result of
+    `yield`, which may be OpenCLIP's own loss, or OpenCLIP's `create_loss(args)` if that is None.
     """
 
 

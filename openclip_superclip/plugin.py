@@ -11,6 +11,7 @@ from .flags import add_options, options_of
 from .hooks import hookimpl
 from .openclip import current
 from .openclip.checks import check_command_line
+from .openclip.first_lines import keep_dumps_off_the_terminal, log_first_lines
 from .openclip.options import Training
 from .openclip.train import note_begin, remove_unstarted_run
 
@@ -40,9 +41,11 @@ class Plugin:
                 # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
                 given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
                 args.opt_fallback_list = [*given, "class_head.*"]
+            training.find_columns()
             check_command_line(training)
             if training.only_options:
                 return
+            training.hold_out()
             self.leaves_head_out = training.leaves_head_out()
             if training.is_ours:
                 note_begin(args)
@@ -72,7 +75,8 @@ class Plugin:
 
         if args.rank == 0:
             start = args.resume or start_of_towers(args.model, args.pretrained, args.pretrained_image, args.cache_dir)
-            logging.info(f"SuperCLIP: the towers start from {start}")
+            keep_dumps_off_the_terminal()
+            log_first_lines(training, start)
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(

@@ -142,13 +142,19 @@ def architecture_of(
     return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(run_options)
 
 
-def expected_head(model: nn.Module, head_input: str = "patches") -> dict[str, Tensor]:
-    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device."""
+def expected_head(model: nn.Module, head_input: str = "patches", has_fixed_idf: bool = False) -> dict[str, Tensor]:
+    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device.
+
+    With `has_fixed_idf`, they include the counts of --superclip-idf FILE.
+    """
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
         head, statistics = ClassHead(width, vocab_size, head_input), TokenStatistics(vocab_size)
-    return nn.ModuleDict({"class_head": head, "statistics": statistics}).state_dict()
+    parts = {"class_head": head, "statistics": statistics}
+    if has_fixed_idf:
+        parts["fixed_idf"] = statistics  # the same names and shapes
+    return nn.ModuleDict(parts).state_dict()
 
 
 def count_gmacs(model: nn.Module, head: dict[str, Tensor], with_attention: bool = True) -> dict[str, float]:
@@ -158,20 +164,21 @@ def count_gmacs(model: nn.Module, head: dict[str, Tensor], with_attention: bool 
     matrix products, as the paper does. Of a Hugging Face text tower, only the linear layers are counted: transformers
     cannot run it on "meta".
     """
-    image = torch.empty(1, 3, *to_2tuple(model.visual.image_size), device="meta")
-    text = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
+    num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
+    image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
+    text = torch.zeros(num_pairs, model.context_length, dtype=torch.long, device="meta")
     towers = {"vision": lambda: model.encode_image(image), "text": lambda: model.encode_text(text)}
     if isinstance(text_tower := getattr(model, "text", None), HFTextEncoder):
         layers = [layer for layer in text_tower.transformer.modules() if isinstance(layer, nn.Linear)]
         towers["text"] = lambda: [
-            layer(torch.empty(text.shape[1], layer.in_features, device="meta")) for layer in layers
+            layer(torch.empty(text.numel(), layer.in_features, device="meta")) for layer in layers
         ]
     gmacs = {}
     for name, tower in towers.items():
         with FlopCounterMode(display=False) as counter:
             tower()
         gmacs[name] = sum(
-            count / 2e9
+            count / 2e9 / num_pairs
             for operator, count in counter.get_flop_counts()["Global"].items()
             if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
         )

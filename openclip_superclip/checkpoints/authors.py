@@ -80,7 +80,7 @@ def import_checkpoint(
     check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
-        write_model(folder, architecture, plain, weights)
+        write_model(folder, out, architecture, plain, weights)
     counts = theirs["cap_fq"].double() * global_batch
     counts = counts[counts * FLOAT32 < NEAR / 2]  # the rounding error of larger ones hides their fraction
     return weights[NUM_CAPTIONS].item(), bool(((counts - counts.round()).abs() < NEAR).all())

@@ -1,6 +1,7 @@
 """Reads, checks and writes the weights of checkpoints."""
 
 import json
+import os
 import pickle
 import re
 import shlex
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from ..errors import InputError, reason
 from ..method.finite_weights import is_finite
+from ..method.head import HEAD_PREFIXES
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .run_outputs import is_complete, is_damaged, own_checkpoints
+from .run_outputs import idf_file, is_complete, is_damaged, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
 MAX_CAPTIONS = 2**53  # more than any run can see; the sum of a thousand such counts still fits in int64
-HEAD_PREFIXES = ("class_head.", "statistics.")
+FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")  # the counts of --superclip-idf FILE
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
 OPTIONS = "superclip_options"  # the options of the run in files of this package: JSON metadata or an attribute
 # Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that OpenCLIP ignores, too.
@@ -60,19 +62,21 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
                 f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} values): the run that wrote "
                 "it has diverged; use an earlier checkpoint"
             )
-    if NUM_CAPTIONS in weights and DOCUMENT_FREQUENCY in weights:
-        _check_counts(weights[NUM_CAPTIONS], weights[DOCUMENT_FREQUENCY], what)
+    for document_frequency, num_captions in ((DOCUMENT_FREQUENCY, NUM_CAPTIONS), FIXED_IDF):
+        if num_captions in weights and document_frequency in weights:
+            _check_counts(num_captions, document_frequency, weights, what)
 
 
-def _check_counts(num_captions: Tensor, document_frequency: Tensor, what: str) -> None:
+def _check_counts(total_name: str, counts_name: str, weights: dict[str, Tensor], what: str) -> None:
+    num_captions, document_frequency = weights[total_name], weights[counts_name]
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
-        raise InputError(f"{what}: {NUM_CAPTIONS} and {DOCUMENT_FREQUENCY} are not counts; expected int64")
+        raise InputError(f"{what}: {total_name} and {counts_name} are not counts; expected int64")
     total = num_captions.item()
     if not 0 <= total <= MAX_CAPTIONS:
-        raise InputError(f"{what}: {NUM_CAPTIONS} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
+        raise InputError(f"{what}: {total_name} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
     wrong = document_frequency[(document_frequency < 0) | (document_frequency > total)]
     if len(wrong):
-        raise InputError(f"{what}: {DOCUMENT_FREQUENCY} contains {wrong[0]:,}; expected 0 to {total:,}, all captions")
+        raise InputError(f"{what}: {counts_name} contains {wrong[0]:,}; expected 0 to {total:,}, all captions")
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
@@ -165,6 +169,30 @@ def read_checkpoint(path: str | Path, of_authors: bool = False, checksums: bool 
     return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
 
 
+def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
+    """Returns the counts of --superclip-idf FILE that a class head was trained with, by name; {} without such a file.
+
+    Checkpoints of version 0.2 do not contain the counts, which are then read from the file. Raises InputError if it is
+    gone, or counts the tokens of another tokenizer.
+    """
+    head = checkpoint.head()
+    file = idf_file(checkpoint.path, run_options(checkpoint))
+    if not head or file is None or FIXED_IDF[0] in head:
+        return {name: head[name] for name in FIXED_IDF if name in head}
+    if not os.path.isfile(file):
+        raise InputError(
+            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and does not contain "
+            "its counts: copy the file there, or count the same captions again with superclip frequencies"
+        )
+    from ..data.frequencies import read_frequencies
+
+    frequencies = read_frequencies(file)
+    frequencies.check(tokenizer, f"--superclip-idf: {file}")
+    counts = frequencies.document_frequency[: len(head[DOCUMENT_FREQUENCY])]
+    padded = torch.nn.functional.pad(counts, (0, len(head[DOCUMENT_FREQUENCY]) - len(counts)))
+    return dict(zip(FIXED_IDF, (padded, torch.tensor(frequencies.num_captions)), strict=True))
+
+
 def holds_numbers(path: Path) -> bool:
     """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot be read."""
     try:
@@ -185,13 +213,23 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Returns whether a file is a TorchScript archive, as OpenAI's released models are."""
+    """Returns whether a file is a TorchScript archive, as OpenAI's released models are.
+
+    Raises InputError for an archive with a method that torch runs when it opens the file, which could write files.
+    """
     if not zipfile.is_zipfile(path):
         return False
-    try:  # the same test as in torch.load
-        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))
+        records = reader.get_all_records()
+        code = [reader.get_record(name) for name in records if name.startswith("code/")]
     except RuntimeError:
         return False
+    if "constants.pkl" not in records:  # the same test as in torch.load
+        return False
+    if any(b"__setstate__" in source for source in code):
+        raise InputError(f"{path} is a TorchScript archive that runs code when it is opened; only weights are loaded")
+    return True
 
 
 def file_of_weights(path: Path) -> Path:
@@ -223,8 +261,19 @@ def _epoch(file: Path) -> int:
     return read_checkpoint(file, checksums=False).epoch or 0
 
 
+def checkpoint_of(path: Path) -> Path:
+    """Returns the newest complete checkpoint of a run's folder, and another path unchanged."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    newest = newest_weights(path)
+    if newest is None:
+        raise InputError(f"{path} is a run without a complete checkpoints/epoch_N.pt")
+    return newest
+
+
 def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
+    scripted = file.suffix != ".safetensors" and is_torchscript(file)
     try:
         if checksums and zipfile.is_zipfile(file) and not is_complete(file, checksums=True):
             raise ValueError("its checksums are wrong")
@@ -232,7 +281,7 @@ def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
-        elif is_torchscript(file):
+        elif scripted:
             state = torch.jit.load(file, map_location="cpu").state_dict()
             numbers = ("input_resolution", "context_length", "vocab_size")
             content, options = {name: tensor for name, tensor in state.items() if name not in numbers}, {}

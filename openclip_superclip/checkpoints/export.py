@@ -2,28 +2,41 @@
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 
+import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
+from ..data.captions import PADDING
 from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
 from ..pages import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
-from .checkpoint import NUM_CAPTIONS, check_match, check_values, read_checkpoint, save_weights
+from .checkpoint import (
+    FIXED_IDF,
+    NUM_CAPTIONS,
+    check_match,
+    check_values,
+    fixed_idf,
+    read_checkpoint,
+    save_weights,
+)
 from .hugging_face import write_clip_model
 from .run_outputs import run_options
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-PADDING = "<padding_of_text>"
+IN_FOLDER = "in-this-folder"  # a name that no repository has
+NEEDS_HUB = "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has its own tokenizer"
+NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
 OPENCLIP_USAGE = """import open_clip
 model, preprocess = open_clip.create_model_from_pretrained({place})
@@ -91,8 +104,21 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     write_text(file, json.dumps(content, ensure_ascii=False))
 
 
-def write_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`."""
+def write_model(
+    folder: Path,
+    out: Path,
+    architecture: Architecture,
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    hub: str | None = None,
+) -> bool:
+    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`.
+
+    `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text tower.
+
+    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for local-dir:, it looks for the
+    tokenizer where the configuration says, which is the repository `hub`, if given.
+    """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
@@ -106,42 +132,74 @@ def write_model(folder: Path, architecture: Architecture, model: nn.Module, weig
                 "tokenizer_kwargs: only bpe_path and clean can be exported"
             )
         save_tokenizer(as_hugging_face(tokenizer), folder)
-        text_cfg["hf_tokenizer_name"] = "in-this-folder"
+        text_cfg["hf_tokenizer_name"] = IN_FOLDER
         text_cfg["tokenizer_kwargs"] = {"clean": kwargs.get("clean", "lower"), "strip_sep_token": True}
+    if os.path.isdir(text_cfg.get("hf_model_name") or ""):
+        model.text.config.save_pretrained(folder)
+        text_cfg["hf_model_name"] = hub or str(out.resolve())
+        text_cfg["hf_tokenizer_name"] = IN_FOLDER
+    if text_cfg.get("hf_tokenizer_name"):
+        is_local = os.path.exists(text_cfg["hf_tokenizer_name"])  # a path that only this machine has
+        text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"])
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
+    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
 
 
-def export(file: Path, out: Path, model: str | None, format: str, with_head: bool, overwrite: bool) -> tuple[str, str]:
-    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it."""
+def export(
+    file: Path,
+    out: Path,
+    model: str | None,
+    format: str,
+    with_head: bool,
+    overwrite: bool,
+    hub: str | None = None,
+    tag: str = "",
+) -> tuple[str, str]:
+    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it.
+
+    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is given for a file of `model`'s
+    released weights.
+    """
     checkpoint = read_checkpoint(file)
     options, head = run_options(checkpoint), checkpoint.head()
+    if tag:
+        options = {"pretrained": tag, "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")}
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
+    if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
+        raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
     found = architecture_of(file, options, model)
     check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]})
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)
     if with_head:
-        check_match(head, expected_head(plain, head_input_of(head)), f"{file}: the class head", found.name)
+        head |= fixed_idf(checkpoint, architecture.tokenizer())
+        expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
+        check_match(head, expected, f"{file}: the class head", found.name)
     check_values(checkpoint.weights, str(file))
     usage, schema = (HF_USAGE, "") if format == "hf" else (OPENCLIP_USAGE, "local-dir:")
     with whole_output(out, overwrite) as folder:
         folder.mkdir()
+        opens_on_hub = True
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            write_model(folder, architecture, plain, weights)
+            opens_on_hub = write_model(folder, out, architecture, plain, weights, hub)
         if with_head:
-            kept = {name: options[name] for name in ("superclip_idf",) if name in options}
-            save_weights(head, folder / HEAD_NAME, kept)  # the option that the class head needs
+            kept = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
+            if FIXED_IDF[0] in head:
+                kept.pop("superclip_idf", None)  # the path of the file, whose counts are in the head
+            save_weights(head, folder / HEAD_NAME, kept)
         num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
-        here = usage.format(place=json.dumps(f"{schema}{name}", ensure_ascii=False))
+        place = f"{schema and 'hf-hub:'}{hub}" if hub else f"{schema}{name}"
+        here = usage.format(place=json.dumps(place, ensure_ascii=False))
         card = model_card(name, found.name, options, num_captions, with_head, here, format == "hf")
         write_text(folder / "README.md", card)
-    return found.name, usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
+    code = usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
+    return found.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
 
 
 def model_card(

@@ -73,11 +73,18 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
             if schema == "hf-hub":
                 file = Path(download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
             content = json.loads(file.read_bytes())
-            model_cfg, preprocess_cfg = content["model_cfg"], content.get("preprocess_cfg", {})
+            model_cfg, preprocess_cfg = content.get("model_cfg", content), content.get("preprocess_cfg", {})
         except Exception as error:  # file, JSON and hub errors
             raise InputError(f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})") from error
+        if schema == "local-dir" and holds_text_tower(Path(place), model_cfg):
+            model_cfg["text_cfg"]["hf_model_name"] = str(Path(place).resolve())  # wherever it was written
     check_configuration(model_cfg, preprocess_cfg, model, flag)
     return model_cfg, preprocess_cfg
+
+
+def holds_text_tower(folder: Path, model_cfg: dict) -> bool:
+    """Returns whether a model's folder contains the configuration of its Hugging Face text tower, as ours do."""
+    return (folder / "config.json").is_file() and "hf_model_name" in (model_cfg.get("text_cfg") or {})
 
 
 def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"):

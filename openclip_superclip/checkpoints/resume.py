@@ -20,9 +20,10 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from .model_files import model_for_pretrained, register_model
-from .run_outputs import LATEST, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
+from .run_outputs import LATEST, RECORD, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
 
-NAME = "began_with.json"
+NAME = "began_with.json"  # in the folder of a run of `superclip train`
+BEGAN_WITH = "began_with"  # the same in the record of a run of `superclip run`, which alone writes it
 NUM_MEASURED = 16  # maximum number of shards with recorded sizes and contents
 END = 2**16  # bytes at each end of a shard, whose digest is recorded
 PROBE = "A photo of 3 naïve Hamburgers, un-tokenized: 猫"  # to compare tokenizers
@@ -158,7 +159,7 @@ def _digest_of_ends(file: Path) -> str:
 
 def read_beginning(folder: Path) -> dict | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
-    record = read_json(folder / NAME, default={})
+    record = read_json(folder / RECORD, default={}).get(BEGAN_WITH) or read_json(folder / NAME, default={})
     parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
     if all(isinstance(record.get(name), part) for name, part in parts.items()) and "sha256" in record["shards"]:
         return record
@@ -222,6 +223,8 @@ def check_beginning(folder: Path, now: dict, accept: str) -> None:
 
 def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
     """Records the start of a run or, if it resumes, the changes since then, which are returned."""
+    if BEGAN_WITH in read_json(folder / RECORD, default={}):
+        return []
     before = read_beginning(folder) if resumes else None
     lines = differences(before, now) if before is not None else []
     if before is None or lines or not before["versions"]:  # else the record is up to date

@@ -3,19 +3,22 @@
 import ast
 import functools
 import glob
+import os
 import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from ..files import read_json
+from ..flags import is_idf_file
 
 # Options to record in averaged checkpoints and exported heads, because they define the model.
 KEPT = (
     "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
-    "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf",
+    "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf", "superclip_special_tokens",
 )  # fmt: skip
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
+RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
 
 def run_options(checkpoint) -> dict:
@@ -28,10 +31,22 @@ def run_options(checkpoint) -> dict:
 
 
 def options_to_keep(checkpoint) -> dict:
-    """Returns the options to record in files made from a Checkpoint, with an absolute path to the model."""
+    """Returns the options to record in files made from a Checkpoint, with absolute paths to the model and IDF file."""
     options = run_options(checkpoint)
-    model = trained_model(checkpoint.path, options)
-    return {name: value for name, value in options.items() if name in KEPT} | ({"model": model} if model else {})
+    kept = {name: value for name, value in options.items() if name in KEPT}
+    if model := trained_model(checkpoint.path, options):
+        kept["model"] = model
+    if file := idf_file(checkpoint.path, options):
+        kept["superclip_idf"] = str(file)
+    return kept
+
+
+def idf_file(checkpoint: Path, options: dict) -> Path | None:
+    """Returns the absolute path of the file of --superclip-idf, None if the run has none or is unknown."""
+    idf = str(options.get("superclip_idf", "online"))
+    if not is_idf_file(idf):
+        return None
+    return Path(os.path.abspath(training_folder(checkpoint.absolute().parent.parent, options) / idf))
 
 
 def trained_model(checkpoint: Path, options: dict) -> str:
@@ -66,7 +81,7 @@ def training_folder(run: Path, options: dict) -> Path:
 
     `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is this process's.
     """
-    recorded = read_json(run / "run.json", default={}).get("cwd")
+    recorded = read_json(run / RECORD, default={}).get("cwd")
     if isinstance(recorded, str):
         return Path(recorded)
     steps = Path(str(options.get("logs")), str(options.get("name"))).parts

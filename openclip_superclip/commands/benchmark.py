@@ -1,8 +1,8 @@
-"""superclip benchmark: the cost of the class head on this machine, relative to alternatives."""
+"""superclip benchmark: the cost of the class head on this machine, relative to alternatives; the record of a GPU."""
 
 from pathlib import Path
 
-from ..errors import Parser, at_least
+from ..errors import InputError, Parser, at_least
 
 
 def main(argv: list[str]) -> int:
@@ -26,11 +26,32 @@ def main(argv: list[str]) -> int:
     about = "repetitions of the training step; 0 to skip it (default: %(default)s)"
     add("--step-repeats", type=int, default=3, help=about)
     add("--grad-checkpointing", action="store_true", help="use gradient checkpointing in the training step")
+    about = "measure a record of this GPU instead, with sizes of its own, and check its results: about ten minutes"
+    add("--card", action="store_true", help=about)
     add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=2, local_batch=1, repeats=1, step_repeats=0)
+    if options.card:
+        return _measure_card(parser, options)
     from ..lab.benchmark.head_cost import head_cost_tables, measure_head_cost
 
     report = measure_head_cost(options)
     print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")
     return 0
+
+
+def _measure_card(parser: Parser, options) -> int:
+    """Prints the record of a card; returns 1 if a check of its results fails."""
+    for action in parser._actions:
+        name = action.dest
+        if name not in ("help", "card", "device", "out") and getattr(options, name) != action.default:
+            raise InputError(f"{action.option_strings[0]} has no effect with --card, which has sizes of its own")
+    from ..lab.benchmark.card import card_table, measure_card
+
+    record = measure_card(options)
+    failed = {name: result for name, result in record["checks"].items() if result != "passed"}
+    print(f"\n{card_table([record])}\n")
+    for name, result in failed.items():
+        print(f"failed: {name}: {result}")
+    print(f"The record: {options.out}/card.json (docs/results/cards/README.md: how to publish it)")
+    return 1 if failed else 0

@@ -1,6 +1,7 @@
 """superclip demo: trains CLIP and SuperCLIP on real drawings, and compares them by paired seeds."""
 
 import argparse
+import operator
 import shlex
 import sys
 from pathlib import Path
@@ -10,16 +11,20 @@ from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import check_results, make_folder
 from ..lab.demo.data import SCENES
-from ..lab.demo.measures import describe
+from ..lab.demo.measures import predicted_names, representative
+from ..lab.demo.scenes import scenes
 from ..lab.studies.results import StudyResults
 from ..lab.studies.study import MARK, RESULTS, study_call
 from ..lab.studies.study_run import open_trained
 from ..lab.studies.training import run_study
 from ..runs.process import Stopped, stopped_by_signals
 
+NUM_SCENES = 1000  # that measure zero-shot
+NUM_IMAGES = 16
+
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table, and writes demo.png, study.* and the runs; returns the exit code."""
+    """Trains, measures, prints the table, and writes the figures, study.* and the runs; returns the exit code."""
     options = _parse(argv)
     if options.write_evaluation or options.data_only:
         print(_write_data(options))
@@ -39,24 +44,35 @@ def main(argv: list[str]) -> int:
     print(f"\n{results.tables()}")
     if results.study.seeds == 1:
         print("\nOne seed is only a test: superclip demo trains four.")
-    print(f"\nMore in {out}: demo.png, study.csv, study.json and runs/")
+    print(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
     return 0
 
 
 def _draw(results: StudyResults, out: Path) -> None:
-    """Draws demo.png: the scores, their differences, and predictions of the first seed's models on some scenes."""
-    from ..lab.studies.figures import draw_demo  # needs the extra [report]
+    """Draws demo.png, the scores, and demo-images.png, predictions of the first seed's models."""
+    from ..lab.studies.figures import demo_images_text, draw_demo, draw_demo_images  # needs the extra [report]
 
-    described = {}
+    seed = results.study.first_seed
+    shown = list(scenes(NUM_SCENES, 0, "test", num_objects=(1,)))
+    names = [scene.objects[0] for scene in shown]
+    predicted = {}
     for record in results.records:
-        if record["seed"] == results.study.first_seed:
+        if record["seed"] == seed:
+            print(f"demo-images.png: {record['arm']} classifies {NUM_SCENES:,} scenes", file=sys.stderr, flush=True)
             *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-            described[record["arm"]] = describe(open_trained(weights, f"local-dir:{out / SCENES.model}"))
-    images = [
-        (image, objects, {"CLIP": predicted, "SuperCLIP": ours[2]})
-        for (image, objects, predicted), ours in zip(described["CLIP"], described["SuperCLIP"], strict=True)
+            opened = open_trained(weights, f"local-dir:{out / SCENES.model}")
+            predicted[record["arm"]] = predicted_names(opened, shown)
+    is_right = {arm: [*map(operator.eq, answers, names)] for arm, answers in predicted.items()}
+    chosen = representative([*zip(*is_right.values(), strict=True)], NUM_IMAGES)
+    right = {
+        arm: (sum(found[place] for place in chosen), 100 * sum(found) / NUM_SCENES) for arm, found in is_right.items()
+    }
+    examples = [
+        (shown[place].image, names[place], {arm: answers[place] for arm, answers in predicted.items()})
+        for place in chosen
     ]
-    draw_demo(out / "demo.png", results, images)
+    draw_demo_images(out / "demo-images.png", examples, demo_images_text(NUM_IMAGES, NUM_SCENES, seed, right))
+    draw_demo(out / "demo.png", results)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

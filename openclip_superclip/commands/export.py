@@ -14,19 +14,39 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a checkpoint of a run, a file of weights, or a folder")
+    add(
+        "checkpoint", type=Path, help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder"
+    )
+    about = "of the folder of a run, the checkpoint with the best validation scores (default: the last one)"
+    add("--best", action="store_true", help=about)
     add("--out", type=Path, required=True, help="folder to write")
     about = "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the run's params.txt)"
     add("--model", "--architecture", help=about)
     about = "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)"
     add("--format", choices=("openclip", "hf"), default="openclip", help=about)
     add("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
+    about = "the repository on the Hugging Face hub to which you will upload the folder: OpenCLIP then opens it as "
+    about += "hf-hub:OWNER/NAME, also if the model has its own tokenizer"
+    add("--hub", metavar="OWNER/NAME", help=about)
     add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
+    from ..checkpoints.checkpoint import checkpoint_of
     from ..checkpoints.export import export
+    from ..checkpoints.pretrained import released_file
+    from ..checkpoints.validation import best_checkpoint
 
+    file, which, tag = options.checkpoint, "", ""
+    if options.best:
+        file = best_checkpoint(file)
+    elif file.exists():
+        file = checkpoint_of(file)
+    elif ":" in str(file) and not options.model:
+        options.model, tag = str(file).split(":", 1)
+        file = Path(released_file(str(file), "CHECKPOINT"))
+    if file.parent.parent == options.checkpoint:
+        which = f", {file.name} of {options.checkpoint}"
     model, usage = export(
-        options.checkpoint, options.out, options.model, options.format, options.with_head, options.overwrite
+        file, options.out, options.model, options.format, options.with_head, options.overwrite, options.hub, tag
     )
-    print(f"{options.out}: {model} as plain CLIP\n{usage}")
+    print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

@@ -12,7 +12,7 @@ from ..errors import InputError, at_least, no_effect
 from ..runs.folder import RunFolder
 from ..runs.plan import make_run, on_machines, settings_of_table
 from ..runs.recipe import COLUMN_FLAGS, read_recipe
-from ..runs.run import DEFAULTS, DESCRIPTION, Run, Settings
+from ..runs.run import DEFAULTS, Run, Settings
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
@@ -105,7 +105,7 @@ def opened_run(
 ) -> tuple[Run, RunFolder]:
     """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
     folder = Path(options.recipe)
-    if not (folder / DESCRIPTION).is_file():
+    if not Run.is_in(folder):
         device = options.device or (placement.job and "cuda") or device_here()  # a job's GPU may have failed
         num_processes = options.nproc or placement.num_processes(device)
         run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
@@ -113,7 +113,7 @@ def opened_run(
     for name, value in vars(options).items():
         if name not in ("recipe", "nproc", "dry_run", "steps", "accept_changes") and value != parser.get_default(name):
             flag = flag_of(name)
-            raise InputError(f"{flag}: the options of the run {folder} are in its {DESCRIPTION}; leave {flag} out")
+            raise InputError(f"{flag}: the options of the run {folder} are in its run.json; leave {flag} out")
     run = Run.open(folder)
     if getattr(options, "accept_changes", False):
         run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, accept_changes=True))
@@ -143,7 +143,7 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
         parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
     add("--cpus-per-node", type=int, metavar="N", help="CPUs per node, for shared nodes (default: whole nodes)")
     add("--sbatch", action="append", metavar="NAME=VALUE", help="another option of sbatch: mem=400G, exclude=node7")
-    about = "bash file that the job sources first: module loads, exported variables, CONTAINER"
+    about = "bash file that the job sources first: module loads, exported variables, SUPERCLIP_CONTAINER"
     add("--setup", metavar="FILE", help=about)
     about = "check only the number of shards, not the files: for data that only the nodes can access"
     add("--skip-data-check", action="store_true", help=about)
@@ -198,7 +198,5 @@ def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Co
         return Columns(caption=options.csv_caption_key or "")
     columns = detect_columns(data, *given, flag)
     if None in given:
-        separator = {"\t": "a tab", ",": "a comma"}.get(columns.separator, repr(columns.separator))
-        found = f"images in column '{columns.image}', captions in '{columns.caption}', separated by {separator}"
-        print(f"superclip: {data}: {found}", file=sys.stderr)
+        print(f"superclip: {data}: {columns.description}", file=sys.stderr)
     return columns

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import Parser, at_least
 from ..files import check_results, write_json
 from ..runs.process import Stopped
-from ..runs.slurm import ask_job, find_placement
+from ..runs.slurm import find_placement
 from .options import add_recipe_options, add_settings, opened_run
 
 
@@ -16,7 +16,6 @@ def main(argv: list[str]) -> int:
 
     Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted one.
     """
-    ask_job("started")
     parser = Parser(
         prog="superclip rehearse",
         description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
@@ -47,6 +46,8 @@ def main(argv: list[str]) -> int:
     try:
         code = rehearsal.train()
     except Stopped as stop:
+        if placement.node:
+            return 1
         print(f"superclip rehearse: stopped by {stop}; remove {folder} to start again", file=sys.stderr)
         return 1 if stop.before_time_is_up else stop.exit_code  # a requeued job would have no more time
     if code or placement.node:

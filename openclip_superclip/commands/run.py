@@ -1,19 +1,26 @@
 """superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes of the job."""
 
+import argparse
+import dataclasses
 import shlex
+import signal
 import sys
 
 from ..environment import check_horovod
 from ..errors import Parser, at_least
-from ..runs.process import EXIT_REQUEUE, Stopped, stopped_by_signals
-from ..runs.slurm import ask_job, find_placement
+from ..runs.folder import RunFolder
+from ..runs.process import EXIT_AGAIN, Stopped, stopped_by_signals
+from ..runs.run import Run
+from ..runs.slurm import Placement, find_placement
 from ..runs.supervisor import NodeTraining
 from .options import add_run_options, opened_run
 
 
 def main(argv: list[str]) -> int:
-    """Trains and returns the exit code: 0 finished, 1 failed, 75 to be requeued, 128 + n stopped by signal n."""
-    has_script = ask_job("started")
+    """Trains and returns the exit code: 0 finished, 75 try again, other codes stop: 128 + n stopped by signal n.
+
+    Of several nodes, only the first decides: srun's exit code is the largest, and the others end with 0 or 1.
+    """
     parser = Parser(
         prog="superclip run",
         description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
@@ -28,28 +35,49 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
     placement = find_placement()
+    try:
+        with stopped_by_signals():
+            try:
+                return _run(options, parser, placement)
+            finally:
+                if placement.num_nodes > 1:  # srun's signal after another node has ended must not change the exit code
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except Stopped as stop:
+        if placement.node:
+            return 1
+        print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
+        return stop.exit_code
+
+
+def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> int:
     run, folder = opened_run(options, parser, placement)
     if options.dry_run:
-        if placement.node == 0:
-            run.warnings.extend(run.check_shards())
-            print(
-                f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × {run.world_size} × "
-                f"{run.accum_freq} accumulated = {run.global_batch_size} samples per step",
-                f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into {folder.path}",
-                *(f"warning: {warning}" for warning in run.warnings),
-                shlex.join(["superclip", "train", *run.openclip_arguments()]),
-                sep="\n",
-            )
+        _print_plan(run, folder, placement)
         return 0
     folder.check_is_own()
     if run.settings.engine == "horovod":
         check_horovod()
-    try:
-        with stopped_by_signals():
-            while True:
-                code = NodeTraining(run, placement, folder).train()
-                if code != EXIT_REQUEUE or placement.num_nodes > 1 or has_script:
-                    return code
-    except Stopped as stop:
-        print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
-        return stop.exit_code
+    return _train(run, placement, folder)
+
+
+def _train(run: Run, placement: Placement, folder: RunFolder) -> int:
+    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose script does."""
+    while True:
+        code = NodeTraining(run, placement, folder).train()
+        if code != EXIT_AGAIN or placement.step is not None:
+            return code
+        run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, accept_changes=False))
+
+
+def _print_plan(run: Run, folder: RunFolder, placement: Placement) -> None:
+    if placement.node:
+        return
+    run.warnings.extend(run.check_shards())
+    print(
+        f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × {run.world_size} × "
+        f"{run.accum_freq} accumulated = {run.global_batch_size} samples per step",
+        f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into {folder.path}",
+        *(f"warning: {warning}" for warning in run.warnings),
+        shlex.join(["superclip", "train", *run.openclip_arguments()]),
+        sep="\n",
+    )

@@ -2,7 +2,9 @@
 
 import functools
 import os
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,12 +12,13 @@ from pathlib import Path
 from ..errors import InputError, Parser
 from ..files import read_json
 from ..pages import markdown_table
-from ..runs.folder import RUNNING, current_state
-from ..runs.slurm import QueuedJob, my_jobs
+from ..runs.folder import FAILED, FINISHED, LOST, PREEMPTED, RUNNING, current_state
+from ..runs.slurm import QueuedJob, has_job, my_jobs
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 FOLDERS = ("runs", "studies")  # default folders of runs
+STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -23,15 +26,20 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip status",
         description="Prints a table of runs: state, progress, samples per second, expected end and SLURM job. A run "
-        "without a heartbeat for two minutes is lost.",
+        "without a heartbeat for two minutes is lost. A run not started has a job that ended before superclip run.",
         epilog="example: superclip status runs studies/one_batch",
     )
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, or folders that contain runs (default: "
         "runs and studies)",
     )  # fmt: skip
-    given = parser.parse_args(argv).runs
+    parser.add_argument(
+        "--state", action="append", choices=STATES, help="show only runs in this state; may be repeated",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    given = options.runs
     queue = my_jobs() or {}
+    counts = Counter()
     rows, notes = [], []
     found: dict[Path, None] = {}  # without duplicates
     for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
@@ -44,9 +52,13 @@ def main(argv: list[str]) -> int:
         raise InputError(f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs")
     for run in found:
         row, note = run_status(run, queue)
+        counts[row[0]] += 1
+        if options.state and row[0] not in options.state:
+            continue
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
-    print("\n".join([markdown_table(HEADS, rows), *notes]), flush=True)
+    total = f"{len(found)} runs: {', '.join(f'{number} {state}' for state, number in counts.most_common())}"
+    print("\n".join([markdown_table(HEADS, rows), *notes, total]), flush=True)
     return 0
 
 
@@ -62,7 +74,8 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
     """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
-    job = queue.get(values.get("job")) or queue.get(read_json(run / "submitted.json", default={}).get("job"))
+    submitted = read_json(run / "submitted.json", default={}).get("job")
+    job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
     speed, end = (values.get(name) if state == RUNNING else None for name in ("samples_per_second", "expected_end"))
     progress = ""
@@ -78,4 +91,6 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     ]
     if refused := values.get("refused"):
         return row, f"the start at {refused['since']} was refused: {refused['error']}"
+    if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):
+        return row, f"job {submitted} has ended before superclip run started: see the end of {run}/slurm-*.out"
     return row, values.get("error") or ""

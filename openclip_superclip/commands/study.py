@@ -1,12 +1,22 @@
 """superclip study: compares methods by paired seeds, and tests their differences."""
 
 import argparse
+import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..data.table_split import TableSplit, split_table
+from ..data.tables import check_table, is_table
 from ..environment import require
 from ..errors import InputError, Parser, at_least
+from ..flags import Config
 from . import options as shared
+
+if TYPE_CHECKING:
+    from ..lab.studies.study import StudyCall
+
+VAL_FRACTION = 0.2
 
 OF_SLURM = (  # options that need --slurm
     "nodes", "gpus_per_node", "gpu_type", *shared.NAMED, "cpus_per_node", "sbatch", "setup", "skip_data_check",
@@ -25,11 +35,60 @@ def main(argv: list[str]) -> int:
         return 0
     device = options.device or ("cuda" if options.slurm else shared.device_here())
     settings = shared.run_settings(options, "--only" if options.only else "")
-    call = study_call(
-        options.study, options.out, options.seeds, device, options.data, options.val_data,
-        shared.all_settings(options), options.runs, settings=settings,
-    )  # fmt: skip
     require("superclip study", "report", "matplotlib", "scipy")
+
+    call_with_data = functools.partial(
+        study_call, options.study, options.out, options.seeds, device, set_=shared.all_settings(options),
+        runs_in=options.runs, settings=settings,
+    )  # fmt: skip
+    if not _splits(options):
+        return _run(call_with_data(data=options.data, val_data=options.val_data), options)
+    whole = call_with_data(data=options.data, val_data=options.data)
+    split = _split(whole, options)
+    try:
+        return _run(call_with_data(data=split.train, val_data=split.val), options)
+    except InputError:
+        if not whole.runs_in.exists():
+            split.remove()
+        raise
+    finally:
+        if options.dry_run:
+            split.remove()
+
+
+def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
+    """Returns the split of --data in the study's folder; InputError, before it is written, for a table with errors."""
+    columns = call.study.first_recipe(call.set).columns
+    if not options.only:
+        table = check_table(options.data, columns, Config(), 1, 1, "--data")
+        if len(table.bad) > call.settings.unreadable_max * table.num_decoded:
+            table.refuse_bad()
+    fraction = options.val_fraction or VAL_FRACTION
+    split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
+    place = "" if options.dry_run else f": {split.train}, {split.val}"
+    print(
+        f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for validation{place}",
+        file=sys.stderr,
+    )
+    return split
+
+
+def _splits(options: argparse.Namespace) -> bool:
+    """Returns whether the command splits --data; InputError for --val-fraction where it does not."""
+    has_validation = options.val_data or any(setting.startswith("flags.val-data=") for setting in options.set)
+    if options.val_fraction is None:
+        return is_table(options.data) and not has_validation
+    if not 0 < options.val_fraction < 1:
+        raise InputError(f"--val-fraction is {options.val_fraction}; expected a fraction above 0 and below 1")
+    if has_validation:
+        raise InputError("--val-fraction splits validation data off --data: leave out --val-data")
+    if not is_table(options.data):
+        raise InputError(f"--val-fraction splits a table, and --data is {options.data}: expected a .csv or .tsv")
+    return True
+
+
+def _run(call: "StudyCall", options: argparse.Namespace) -> int:
+    """Trains or submits the study, or prints what it would; returns the exit code."""
     if options.slurm:
         from ..lab.studies.study_jobs import StudySubmission
 
@@ -70,6 +129,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     shared.add_data_options(parser, "the study's")
     about = "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of the demo's scenes"
     add("--val-data", metavar="DATA", help=about)
+    about = "without --val-data: the fraction of a table's pairs that is split off for it, so that no image and no "
+    about += f"caption is on both sides (default: {VAL_FRACTION})"
+    add("--val-fraction", type=float, metavar="FRACTION", help=about)
     add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
     about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
     add("--runs", type=Path, metavar="DIR", help=about)

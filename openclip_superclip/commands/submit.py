@@ -1,12 +1,17 @@
 """superclip submit: trains a recipe as a SLURM job."""
 
+import os
 import shlex
+import sys
 from pathlib import Path
 
 from ..errors import InputError, Parser
+from ..runs.cost import estimate_cost
 from ..runs.folder import FINISHED, RunFolder
+from ..runs.lock import lock
 from ..runs.progress import accepted_data
-from ..runs.slurm import Placement
+from ..runs.run import Run
+from ..runs.slurm import Placement, SlurmRequest, minutes_of
 from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
 
 
@@ -28,25 +33,26 @@ def main(argv: list[str]) -> int:
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
     folder.check_is_own()
-    folder.check_is_free(Placement())
-    if not settings.accept_changes:
-        folder.check_recipe(run.recipe)
-    if folder.state().get("state") == FINISHED:
-        raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
+    _check_folder(folder, run)
     if options.rehearse:
         from ..runs.rehearsal import Rehearsal, rehearsed_run
 
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
+    elif warning := _long_slice(run, request):
+        run.warnings.append(warning)
     command = "rehearse" if options.rehearse else "run"
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     accepted_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
     if options.dry_run:
         print(job.text, end="")
         return 0
-    folder.write(run)
-    request.keep_setup(folder.path)
-    number = job.submit()
-    folder.note_submission(number)
+    _fetch_pretrained(run)
+    with lock(folder.path / "submitting", Placement()):
+        _check_folder(folder, run)  # another process may have submitted it
+        folder.write(run)
+        request.keep_setup(folder.path)
+        number = job.submit()
+        folder.note_submission(number)
     print(
         f"job {number} is in the queue: {folder.path}, {request.nodes} × {request.gpus_per_node} processes; {job.file}",
         f"  squeue --jobs {number}",
@@ -56,3 +62,40 @@ def main(argv: list[str]) -> int:
         sep="\n",
     )
     return 0
+
+
+def _check_folder(folder: RunFolder, run: Run) -> None:
+    """Raises InputError if the folder's run is another one, is finished, or is in the queue."""
+    folder.check_is_free(Placement())
+    if not run.settings.accept_changes:
+        folder.check_recipe(run.recipe)
+    if folder.state().get("state") == FINISHED:
+        raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
+
+
+def _fetch_pretrained(run: Run) -> None:
+    """Downloads released weights into the cache, since compute nodes may have no internet; prints why it cannot."""
+    flags = run.recipe.flags
+    tag = flags.get("pretrained")
+    if not tag or os.path.exists(tag):
+        return
+    from ..checkpoints.pretrained import released_file  # imports OpenCLIP
+
+    try:
+        released_file(f"{run.recipe.model}:{tag}", "pretrained", flags.get("cache-dir"))
+    except InputError as error:
+        print(f"superclip submit: {error}; the job needs them in its cache", file=sys.stderr, flush=True)
+
+
+def _long_slice(run: Run, request: SlurmRequest) -> str:
+    """Returns a warning if a slice takes longer than the job's time limit, after which it is lost, else ""."""
+    limit = os.environ.get("SBATCH_TIMELIMIT") or request.time
+    minutes = 60 * estimate_cost(run)["hours_range"][0] / run.num_slices
+    allowed = minutes_of(limit)
+    if run.device == "cpu" or allowed is None or minutes < allowed:
+        return ""
+    return (
+        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's published runs on A100, and "
+        f"--time is {limit}: a job that ends before a slice does trains nothing; give more --time or nodes, or the "
+        "recipe more slices (--set slices=N)"
+    )

@@ -19,24 +19,50 @@ from ..flags import Config
 from .slices import check_batch
 from .tar_shards import is_empty, long_caption
 
+PADDING = "<padding_of_text>"  # the second name of token 0 in exports of OpenCLIP's own tokenizer
+END_OF_WORD = "</w>"  # of CLIP's tokens
+
 
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
     """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
-    known = {}
     if isinstance(tokenizer, SimpleTokenizer):
-        for text, id in tokenizer.encoder.items():
-            is_whole = text.endswith("</w>") or text.startswith("<")
-            known[id] = tokenizer.decode([id]).strip() + "-" * (not is_whole)
+        texts = {id: _text_of_clip(token, tokenizer.decode([id])) for token, id in vocabulary(tokenizer).items()}
     else:
         inner = tokenizer.tokenizer
-        # SentencePiece and byte-level BPE mark the starts of words, WordPiece marks the other parts.
-        mark = next((token[0] for token in inner.tokenize("a a") if token[0] in "▁Ġ"), "##")
-        for id, token in enumerate(inner.convert_ids_to_tokens(list(range(min(vocab_size, len(inner)))))):
-            token = token or f"<{id}>"
-            is_part = token.startswith("##") if mark == "##" else not token.startswith((mark, "<"))
-            text = inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
-            known[id] = "-" * is_part + (text or token)
-    return [known.get(id, f"<{id}>") for id in range(vocab_size)]
+        mark = _word_mark(inner.tokenize("a a"))
+        texts = {id: _text(token, mark, inner) for token, id in vocabulary(tokenizer).items()}
+    return [texts.get(id, f"<{id}>") for id in range(vocab_size)]
+
+
+def _word_mark(tokens: list[str]) -> str:
+    """Returns how the tokens of "a a" show where words begin or end.
+
+    CLIP's tokens mark the ends of words, SentencePiece and byte-level BPE the starts, and WordPiece the other parts.
+    """
+    if all(token.endswith(END_OF_WORD) for token in tokens):
+        return END_OF_WORD
+    return next((token[0] for token in tokens if token[0] in "▁Ġ"), "##")
+
+
+def _text(token: str, mark: str, inner) -> str:
+    """Returns the text of a token of a Hugging Face tokenizer."""
+    if mark == END_OF_WORD:
+        return _text_of_clip(token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)]))
+    is_part = token.startswith(mark) if mark == "##" else not token.startswith((mark, "<"))
+    text = inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
+    return "-" * is_part + (text or token)
+
+
+def _text_of_clip(token: str, decoded: str) -> str:
+    is_whole = token.endswith(END_OF_WORD) or token.startswith("<")
+    return decoded.removesuffix(END_OF_WORD).strip() + ("" if is_whole else "-")
+
+
+def vocabulary(tokenizer) -> dict[str, int]:
+    """Returns the tokens and their ids, which are the same for OpenCLIP's own tokenizer and for its export."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return tokenizer.encoder
+    return {token: id for token, id in tokenizer.tokenizer.get_vocab().items() if token != PADDING}
 
 
 class TokenizerIdentity(NamedTuple):
@@ -47,12 +73,12 @@ class TokenizerIdentity(NamedTuple):
 
 
 def tokenizer_identity(tokenizer) -> TokenizerIdentity:
-    """Returns the identity of an OpenCLIP tokenizer."""
+    """Returns the identity of an OpenCLIP tokenizer, which is the same for its export."""
     clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    vocabulary = inner.get_vocab() if hasattr(inner, "get_vocab") else inner.encoder
-    text = json.dumps(sorted(vocabulary.items(), key=lambda item: item[1]))
-    name = f"{type(tokenizer).__name__} {clean}".strip()
+    is_export = getattr(getattr(tokenizer, "tokenizer", None), "pad_token", None) == PADDING
+    kind = SimpleTokenizer if is_export else type(tokenizer)
+    text = json.dumps(sorted(vocabulary(tokenizer).items(), key=lambda item: item[1]))
+    name = f"{kind.__name__} {clean}".strip()
     return TokenizerIdentity(name, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 

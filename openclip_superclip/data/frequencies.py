@@ -18,11 +18,12 @@ from ..errors import InputError, listed, reason
 from ..files import write_bytes
 from ..flags import Config
 from ..method.idf import TokenStatistics, special_token_ids
-from .captions import CaptionTokens, tokenizer_identity
+from .captions import CaptionTokens, tokenizer_identity, vocabulary
 from .tables import Columns, rows_of
 from .tar_shards import (
     BROKEN,
     caption_member,
+    caption_place,
     check_any_exists,
     is_remote,
     is_trained,
@@ -42,8 +43,9 @@ class Frequencies:
     num_captions: int
     tokenizer: str
     vocabulary: str  # a hash of the tokens and their ids
-    captions: str  # --captions and the key of the long caption
+    captions: str  # --captions, and the key of the long caption in shards
     ignored_tokens: tuple[int, ...]
+    context: int | None = None  # tokens read of each caption; None in files of version 0.2
 
     def check(self, tokenizer, what: str) -> None:
         """Raises InputError if the counts are of another tokenizer, or of no caption."""
@@ -57,11 +59,34 @@ class Frequencies:
         if not self.num_captions:
             raise InputError(f"{what} counts no caption at all")
 
+    def check_captions(self, config: Config, context: int, is_table: bool, what: str, command: str) -> None:
+        """Raises InputError if the class loss reads other captions than the file counts, or more or fewer tokens.
+
+        `context` is the number of tokens that the class loss reads. The keys of long captions are compared if both the
+        file and the run read shards. `command` counts the captions; the flags that choose them are added to it.
+        """
+        counted, counted_key = _kind(self.captions)
+        read, read_key = _kind(counted_captions(config, is_table))
+        same_key = counted_key == read_key or "" in (counted_key, read_key)
+        if counted == read and same_key and self.context in (None, context):
+            return
+        found = self.captions if self.context is None else f"{self.captions}, {self.context} tokens"
+        wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
+        mode = wanted.partition(" ")[0]
+        flags = f" --captions {mode} --long-caption {config.long_caption}" if mode != "short" else ""
+        raise InputError(
+            f"{what} counts the captions '{found}', but the class loss reads '{wanted}, {context} tokens': count these "
+            f"with {command}{flags} --context {context} --out FILE"
+        )
+
     def write(self, path: Path) -> None:
         """Writes the safetensors file."""
         tensors = {"document_frequency": self.document_frequency, "num_captions": torch.tensor(self.num_captions)}
         about = {name: getattr(self, name) for name in ("tokenizer", "vocabulary", "captions")}
-        write_bytes(path, save(tensors, about | {"ignored_tokens": json.dumps(self.ignored_tokens)}))
+        about |= {"ignored_tokens": json.dumps(self.ignored_tokens)}
+        if self.context is not None:
+            about["context"] = str(self.context)
+        write_bytes(path, save(tensors, about))
 
 
 def read_frequencies(path: str | Path) -> Frequencies:
@@ -72,6 +97,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
             found = Frequencies(
                 file.get_tensor("document_frequency"), int(file.get_tensor("num_captions")), about["tokenizer"],
                 about["vocabulary"], about["captions"], tuple(json.loads(about["ignored_tokens"])),
+                int(about["context"]) if "context" in about else None,
             )  # fmt: skip
         counts = found.document_frequency
         if counts.dtype != torch.int64 or counts.ndim != 1 or (counts < 0).any() or (counts > found.num_captions).any():
@@ -83,6 +109,24 @@ def read_frequencies(path: str | Path) -> Frequencies:
     return found
 
 
+def counted_captions(config: Config, is_table: bool) -> str:
+    """Returns the captions of the class loss as a file records them, such as `short` and `mixed:0.8 json:re_caption`.
+
+    The column of a table is not recorded, because the same captions have another key in shards.
+    """
+    return f"{config.captions} {'' if is_table else config.long_caption_key}".strip()
+
+
+def _kind(captions: str) -> tuple[float, str]:
+    """Returns the probability of the short caption, and the key of the long one, "" if it is not read or recorded.
+
+    For the class loss, `dual` is `long`.
+    """
+    mode, _, key = captions.replace("dual", "long", 1).partition(" ")
+    probability = 1.0 if mode == "short" else Config(captions=mode, long_caption=key or "-").short_probability
+    return probability, "" if probability == 1 else caption_place(key)
+
+
 class CaptionCounter:
     """Counts the class loss's captions in shards, or in a table, which has `columns` and counts as one shard.
 
@@ -91,7 +135,7 @@ class CaptionCounter:
 
     def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None, member: str = "txt"):
         self.config, self.tokenizer, self.columns, self.member = config, tokenizer, columns, member
-        self.vocab_size = tokenizer.vocab_size if hasattr(tokenizer, "vocab_size") else len(tokenizer.tokenizer)
+        self.vocab_size = 1 + max(vocabulary(tokenizer).values())
         self.reader = CaptionTokens(
             config, tokenizer, caption_key=columns.caption if columns else member,
             sample_key=columns.image if columns else "__key__", seed=seed, rank=None,
@@ -157,9 +201,10 @@ class CaptionCounter:
             raise InputError(f"--long-caption: no text at '{self.config.long_caption}' in {num_samples:,} samples")
         if not num_captions:
             raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
-        captions = f"{self.config.captions} {self.config.long_caption_key}".strip()
+        captions = counted_captions(self.config, is_table=self.columns is not None)
         identity, ignored = tokenizer_identity(self.tokenizer), special_token_ids(self.tokenizer)
-        return Frequencies(document_frequency, num_captions, *identity, captions, ignored), problems
+        context = self.tokenizer.context_length
+        return Frequencies(document_frequency, num_captions, *identity, captions, ignored, context), problems
 
 
 def _check_readable(problems: dict[str, str], num_shards: int, unreadable_max: float) -> None:

@@ -20,6 +20,7 @@ from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
+NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
 NUM_THREADS = 8  # that decode them; Pillow decodes without holding the GIL
@@ -32,6 +33,11 @@ class Columns(NamedTuple):
     separator: str = "\t"
     image: str = "filepath"
     caption: str = "title"
+
+    @property
+    def description(self) -> str:
+        separator = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
+        return f"images in column '{self.image}', captions in '{self.caption}', separated by {separator}"
 
 
 def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
@@ -55,24 +61,57 @@ def is_table(data: str | None, dataset_type: str = "auto") -> bool:
 
 
 def detect_columns(path: str, separator: str | None, image: str | None, caption: str | None, flag: str) -> Columns:
-    """Returns the columns of a table, detected from the header if None; InputError if the table cannot be read.
+    """Returns the columns of a table, detected if None; InputError if the table cannot be read or several are possible.
 
-    The separator is the most frequent one in the header. The columns are (filepath, title) if the header contains one
-    of them, and (image, caption) otherwise.
+    They are (filepath, title), else (image, caption), else the only column of existing image files and the only other
+    column that can be the caption.
     """
-    header = ""
+    lines: list[str] = []
     if not is_remote(path):
-        with _readable(path, flag), open(path, encoding="utf-8-sig") as file:
-            header = file.readline().rstrip("\r\n")
-    if separator is None:
-        separator = max(SEPARATORS, key=header.count) if any(map(header.count, SEPARATORS)) else ","
-    is_pattern = len(separator) > 1  # to pandas
-    names = re.split(separator, header) if is_pattern else next(csv.reader([header], delimiter=separator), [])
-    found = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
-    columns = Columns(separator, image or found[0], caption or found[1])
+        with _readable(path, flag), open(path, encoding="utf-8-sig", newline="") as file:
+            lines = [line for line, _ in zip(file, range(NUM_LOOKED_AT), strict=False)]
+    header = lines[0].rstrip("\r\n") if lines else ""
+    separators = [separator] if separator else sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
+    separators = separators or [","]
+    tables = [(separator, _rows(lines, separator)) for separator in separators]
+    found = [
+        Columns(separator, *names) for separator, rows in tables for names in _possible_columns(rows, image, caption)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = tables[0][1][0] if lines else []
+    known = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
+    columns = Columns(separators[0], image or known[0], caption or known[1])
     if names:
         _check_header(path, names, columns)
     return columns
+
+
+def _rows(lines: list[str], separator: str) -> list[list[str]]:
+    if len(separator) > 1:  # a pattern to pandas
+        return [re.split(separator, line.rstrip("\r\n")) for line in lines]
+    return list(csv.reader(lines, delimiter=separator))
+
+
+def _possible_columns(rows: list[list[str]], image: str | None, caption: str | None) -> list[tuple[str, str]]:
+    """Returns the possible names of the columns of images and captions, given the first rows of a table."""
+    names, *values = rows or [[]]
+    for pair in NAMES:
+        if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
+            return [pair]
+    images, captions = ([known for known in kind if known in names] for kind in zip(*NAMES, strict=True))
+    if image or not images:
+        files = [name for place, name in enumerate(names) if _are_files(values, place)]
+        images = [image] if image in names else [] if image else files
+    if caption or not captions:
+        others = [name for name in names if name not in images]
+        captions = [caption] if caption in names else [] if caption else others
+    return [(image, caption) for image in images for caption in captions]
+
+
+def _are_files(rows: list[list[str]], place: int) -> bool:
+    """Returns whether all rows, at least one, have the name of a file in a column."""
+    return bool(rows) and all(len(row) > place and os.path.isfile(row[place]) for row in rows)
 
 
 @dataclass

@@ -24,11 +24,12 @@ def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def is_finite_on_all_ranks(model: nn.Module) -> bool:
-    """Returns whether a model's parameters and buffers are finite. Collective: each rank may have only a shard of them.
+    """Returns whether the parameters and buffers that a checkpoint contains are finite.
 
-    All ranks return the same, so that none waits for another one that has stopped.
+    Collective: each rank may have only a shard of them, and all return the same, so that none waits for another one
+    that has stopped.
     """
-    tensors = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [tensor.detach() for tensor in model.state_dict().values()]
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
     num_bad = torch.tensor(int(not all(map(is_finite, local))), device=tensors[0].device)
     if ranks.world_size() > 1:

@@ -35,8 +35,13 @@ class ClassHead(nn.Module):
             self.register_buffer("input", torch.tensor(HEAD_INPUTS.index(reads)))
 
     def forward(self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V]."""
-        return class_loss(self._normalise(head_input), self.weight, self.bias, tokens, idf, scale)
+        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V].
+
+        Take their sum or mean: RuntimeError in the backward pass if their upstream gradients differ. `scale` may be
+        [B], a weight of each caption.
+        """
+        features = self._normalise(head_input)
+        return class_loss(features, self.weight, self.bias, tokens, idf, scale, uniform=True)
 
     def logits(self, head_input: Tensor) -> Tensor:
         """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to [..., V]."""
@@ -61,6 +66,7 @@ def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
     return HEAD_INPUTS[int(recorded)]
 
 
+HEAD_PREFIXES = ("class_head.", "statistics.", "fixed_idf.")  # names of the tensors that OpenCLIP's models lack
 FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with a new one"
 
 
@@ -75,7 +81,7 @@ def without_class_head(model_class: type) -> type:
 
 
 def _leave_head_out(state_dict, prefix, *_) -> None:
-    head = [name for name in state_dict if name.removeprefix(prefix).startswith(("class_head.", "statistics."))]
+    head = [name for name in state_dict if name.removeprefix(prefix).startswith(HEAD_PREFIXES)]
     for name in head:
         del state_dict[name]
     if head:
@@ -96,7 +102,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
             "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
             "makes it a folder, which --model local-dir:FOLDER opens"
         )
-    ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(("class_head.", "statistics."))}
+    ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(HEAD_PREFIXES)}
     stored_head, module.stored_head = module.stored_head or {}, None
     if not ours.keys() & state_dict.keys():
         state_dict.update({f"{prefix}{name}": tensor for name, tensor in stored_head.items()})
@@ -104,6 +110,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
         logging.info(FRESH_HEAD)
         state_dict.update(ours)
         return
+    _keep_fixed_idf(state_dict, f"{prefix}fixed_idf.", ours)
     reads = head_input_of(state_dict, prefix)
     if reads != module.class_head.reads:
         raise InputError(
@@ -113,3 +120,10 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     num_captions = state_dict.get(f"{prefix}statistics.num_captions")
     if num_captions is not None:  # otherwise torch reports the missing key
         logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
+
+
+def _keep_fixed_idf(state_dict, prefix: str, ours: dict[str, Tensor]) -> None:
+    """Replaces the counts of --superclip-idf FILE in the weights by those of this run, which may have none."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        del state_dict[name]
+    state_dict.update({name: counts for name, counts in ours.items() if name.startswith(prefix)})

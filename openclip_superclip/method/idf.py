@@ -1,6 +1,6 @@
 """Document frequencies of the tokens, their IDF weights, and how well the class head predicts each word."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -30,10 +30,11 @@ class FixedIDF(nn.Module):
 
     `document_frequency`, int64 [V], is the number of captions that contain each token.
 
-    The buffer is int64, so that casts of the model do not change it. It is not saved: the file is read at every start.
+    The counts are int64 buffers: they are saved with the model, so that its commands weight words as training did, and
+    casts of the model do not change them. A run reads them from its file at every start.
     """
 
-    def __init__(self, document_frequency: Tensor, num_captions: int, counted: Tensor):
+    def __init__(self, document_frequency: Tensor, num_captions: int | Tensor, counted: Tensor):
         super().__init__()
         num_tokens, vocab_size = len(document_frequency), len(counted)
         if document_frequency[vocab_size:].any():
@@ -42,8 +43,8 @@ class FixedIDF(nn.Module):
                 f"{vocab_size - 1}"
             )
         padded = nn.functional.pad(document_frequency[:vocab_size], (0, max(0, vocab_size - num_tokens)))
-        self.num_captions = num_captions
-        self.register_buffer("document_frequency", padded, persistent=False)
+        self.register_buffer("num_captions", torch.as_tensor(num_captions, device=padded.device))
+        self.register_buffer("document_frequency", padded)
         self.register_buffer("counted", counted.clone(), persistent=False)
 
     def forward(self) -> Tensor:
@@ -54,7 +55,7 @@ class Update(NamedTuple):
     """The counts of one batch, while they are summed over the ranks."""
 
     message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
-    work: object  # the running sum over the ranks, or None
+    finish: Callable[[], Tensor] | None  # waits for the sum over the ranks and returns it; None for a single rank
 
 
 class TokenStatistics(nn.Module):
@@ -88,10 +89,10 @@ class TokenStatistics(nn.Module):
         """
         return self.finish(self.begin(tokens))
 
-    @torch.compiler.disable
     def begin(self, tokens: Tensor) -> Update:
         """Counts tokens [B, L] on this rank and starts the sum over the ranks; `finish` adds it."""
-        self._check_ids(tokens)
+        if not torch.compiler.is_compiling():  # in a graph, the text tower's embedding refuses wrong ids
+            self._check_ids(tokens)
         tokens, _ = tokens.long().sort(dim=1)
         counts = self.counted[tokens]  # [B, L]
         counts[:, 1:] &= tokens[:, 1:] != tokens[:, :-1]  # a repeated token counts once
@@ -102,14 +103,12 @@ class TokenStatistics(nn.Module):
         several = ranks.world_size() > 1
         return Update(message, ranks.begin_sum(message, "token counts") if several else None)
 
-    @torch.compiler.disable
     def finish(self, update: Update) -> Tensor:
         """Adds the counts of all ranks and returns the number of captions on all ranks (int64 scalar)."""
-        if update.work is not None:
-            update.work.wait()
-        self.document_frequency += update.message[:-2]
-        self.num_captions += update.message[-2]
-        return update.message[-1]
+        message = update.message if update.finish is None else update.finish()
+        self.document_frequency += message[:-2]
+        self.num_captions += message[-2]
+        return message[-1]
 
     def idf(self) -> Tensor:
         """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper, eq. 4, online form).
@@ -188,7 +187,7 @@ class WordKnowledge:
             sums = torch.zeros(3 * len(self.counted) + 2, device=device)
             sums = sums.to(_dtype(sums))
         if ranks.world_size() > 1:
-            ranks.begin_sum(sums, "words of an epoch").wait()
+            sums = ranks.begin_sum(sums, "words of an epoch")()
         sums = sums.cpu().double()
         num_captions, num_trained = map(int, sums[-2:])
         if not num_captions:

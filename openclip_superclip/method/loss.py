@@ -15,6 +15,8 @@ CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
 FLOAT16_SCALE = 16.0
 
+NOT_UNIFORM = "the class losses have different upstream gradients: weight captions by class_loss(scale=...)"
+
 
 def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
     """Returns the class loss of each caption, float32 [B], computed directly from its definition (paper, section 3).
@@ -40,6 +42,7 @@ def class_loss(
     idf: Tensor,
     scale: float | Tensor = 1.0,
     chunk_size: int | None = None,
+    uniform: bool = False,
 ) -> Tensor:
     """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
 
@@ -51,19 +54,20 @@ def class_loss(
     The first five arguments are those of `plain_class_loss`.
 
     Args:
-        scale: a factor of every loss, a number or a tensor with one element.
+        scale: a factor of every loss: a number, a tensor with one element, or [B].
         chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
+        uniform: whether all losses will have the same upstream gradient. The device checks it and fails otherwise, and
+            the backward pass never waits for the device. Without it, the host compares the gradients.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
         chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    inputs = features, weight, bias
-    if not torch.is_grad_enabled():
-        inputs = [x.detach() for x in inputs]  # needs_input_grad does not depend on no_grad
-    with torch.autocast(device, enabled=False):
-        return _ChunkedClassLoss.apply(*inputs, labels, target, row_scale, chunk_size, compute_dtype)
+    needs_grad = [torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)]
+    problem = features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad
+    losses, *_ = torch.ops.superclip.class_loss(*problem, uniform)
+    return losses
 
 
 def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,40 +83,10 @@ def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[
     return labels, target, scale * (total.squeeze(1) > 0).float()
 
 
-class _ChunkedClassLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype):
-        ctx.save_for_backward(features, weight, bias, labels, target, row_scale)
-        ctx.options = chunk_size, compute_dtype
-        losses, ctx.gradients = _losses_and_gradients(
-            features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, ctx.needs_input_grad[:3]
-        )
-        return losses
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):  # upstream [B]
-        gradients, ctx.gradients = ctx.gradients, None  # returned below; a second backward pass computes its own
-        if gradients is None or not _is_uniform(upstream):
-            features, weight, bias, labels, target, row_scale = ctx.saved_tensors
-            _, gradients = _losses_and_gradients(
-                features, weight, bias, labels, target, row_scale * upstream, *ctx.options, ctx.needs_input_grad[:3]
-            )
-        else:
-            for gradient in filter(lambda gradient: gradient is not None, gradients):
-                gradient.mul_(upstream[:1].to(gradient.dtype).view(()))
-        return *gradients, None, None, None, None, None
-
-
-def _is_uniform(upstream: Tensor) -> bool:
-    """Returns whether all captions have the same gradient; immediate for an expanded scalar, as from a mean."""
-    if len(upstream) <= 1:
-        return len(upstream) == 1
-    return upstream.stride(0) == 0 or bool((upstream == upstream[0]).all())
-
-
-def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad):
-    """Returns the losses, float32 [B], and the gradients of their sum (None if not needed) for the three inputs."""
+def losses_and_gradients(
+    features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, uniform
+) -> tuple[Tensor, ...]:
+    """Returns the losses, float32 [B], and the gradients of their sum for the three inputs (empty if not needed)."""
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
@@ -126,31 +100,118 @@ def _losses_and_gradients(features, weight, bias, labels, target, row_scale, chu
         grad_weight.zero_()
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
 
-    for start in range(0, len(features), chunk_size):
-        rows = slice(start, start + chunk_size)
-        x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
-        memory = buffer[: len(x)] if in_place else None
-        logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)  # [C, V]
-        label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
-        highest = logits.amax(dim=1).float()
-        probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
-        # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
-        logsumexp = highest - probabilities.amax(dim=1).log()
-        losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
-        if not any(needs_grad):
-            continue
-        residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
-        if grad_bias is not None:
-            grad_bias.addmv_(residual.T, scale)
-        residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
-        scale = (scale / lift).unsqueeze(1)
-        if needs_grad[0]:
-            grad_features[rows] = (residual @ compute_weight).float() * scale
-        if needs_grad[1]:
-            _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
+    with torch.autocast(features.device.type, enabled=False):
+        for start in range(0, len(features), chunk_size):
+            rows = slice(start, start + chunk_size)
+            x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
+            memory = buffer[: len(x)] if in_place else None
+            logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)  # [C, V]
+            label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
+            highest = logits.amax(dim=1).float()
+            probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
+            # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
+            logsumexp = highest - probabilities.amax(dim=1).log()
+            losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
+            if not any(needs_grad):
+                continue
+            residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
+            if grad_bias is not None:
+                grad_bias.addmv_(residual.T, scale)
+            residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
+            scale = (scale / lift).unsqueeze(1)
+            if needs_grad[0]:
+                grad_features[rows] = (residual @ compute_weight).float() * scale
+            if needs_grad[1]:
+                _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
     grads = grad_features, grad_weight, grad_bias
     inputs = features, weight, bias
-    return losses, [None if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)]
+    return losses, *(i.new_empty(0) if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True))
+
+
+def scale_gradients(gradients: list[Tensor], upstream: Tensor, *problem) -> None:
+    """Multiplies the gradients of the losses' sum, in place, by the upstream gradient [B]; computes them again if it
+    differs between the losses."""
+    if bool(_is_uniform(upstream)):
+        _multiplied(gradients, upstream)
+        return
+    *inputs, row_scale, chunk_size, compute_dtype, needs_grad = problem
+    _, *computed = losses_and_gradients(*inputs, row_scale * upstream, chunk_size, compute_dtype, needs_grad, False)
+    for gradient, again in zip(gradients, computed, strict=True):
+        gradient.copy_(again)
+
+
+def _multiplied(gradients: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """Returns the gradients times the first upstream gradient: in place, unless torch traces and needs both."""
+    if len(upstream) == 0:
+        return gradients
+    factor = upstream[0]
+    if any(type(gradient) is not Tensor for gradient in gradients):
+        return [gradient * factor.to(gradient.dtype) for gradient in gradients]
+    return [gradient.mul_(factor.to(gradient.dtype)) for gradient in gradients]
+
+
+def _is_uniform(upstream: Tensor) -> Tensor:
+    """Returns whether all losses have the same upstream gradient [B], on its device; NaN equals NaN."""
+    return torch.isclose(upstream, upstream[:1], rtol=0, atol=0, equal_nan=True).all()
+
+
+# Operators of torch: torch.compile traces a training step as one graph, and calls these instead of tracing them.
+PROBLEM = (
+    "Tensor features, Tensor weight, Tensor bias, Tensor labels, Tensor target, Tensor row_scale, "
+    "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad"
+)
+_class_loss = torch.library.custom_op(
+    "superclip::class_loss",
+    losses_and_gradients,
+    mutates_args=(),
+    schema=f"({PROBLEM}, bool uniform) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+_scale_gradients = torch.library.custom_op(
+    "superclip::scale_gradients",
+    scale_gradients,
+    mutates_args=("gradients",),
+    schema=f"(Tensor(a!)[] gradients, Tensor upstream, {PROBLEM}) -> ()",
+)
+
+
+@_class_loss.register_fake
+def _empty_results(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, uniform):
+    losses = features.new_empty(len(features), dtype=torch.float32)
+    inputs = zip((features, weight, bias), needs_grad, strict=True)
+    return losses, *(torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in inputs)
+
+
+@_scale_gradients.register_fake
+def _no_result(*_) -> None:
+    pass
+
+
+def _keep_gradients(ctx, inputs, output) -> None:
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options, ctx.gradients = inputs[6:], gradients
+
+
+@torch.autograd.function.once_differentiable
+def _backward(ctx, upstream, *_):  # upstream [B]
+    *options, uniform = ctx.options
+    gradients, ctx.gradients = ctx.gradients, None  # returned below; a second backward pass computes its own
+    if gradients is None:
+        *inputs, row_scale = ctx.saved_tensors
+        _, *gradients = torch.ops.superclip.class_loss(*inputs, row_scale * upstream, *options, uniform)
+    elif uniform:
+        torch._assert_async(_is_uniform(upstream), NOT_UNIFORM)
+        gradients = _multiplied(gradients, upstream)
+    else:
+        torch.ops.superclip.scale_gradients(gradients, upstream, *ctx.saved_tensors, *options)
+    needs_grad = options[-1]
+    needed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs_grad, strict=True))
+    return *needed, *[None] * 7
+
+
+_class_loss.register_autograd(_backward, setup_context=_keep_gradients)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:

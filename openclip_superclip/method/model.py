@@ -149,13 +149,12 @@ class _WithClassHead:
         outputs["image_features"] = F.normalize(image_features, dim=-1)
         return outputs
 
-    @torch.compiler.disable
     def _class_losses(self, head_input: Tensor, text: Tensor, update, outputs: dict[str, Tensor]) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right for unequal batches."""
         scale = 1.0
         if update is not None:
             num_captions = self.statistics.finish(update)
-            if update.work is not None:
+            if update.finish is not None:
                 scale = len(text) * ranks.world_size() / num_captions.float()
         if self.accum_freq > 1:
             if not torch.is_grad_enabled():

@@ -5,14 +5,18 @@ three or more ranks, rounding depends on the position of a gradient in its bucke
 differ in the last bits from that of an uninterrupted run.
 """
 
+import functools
 import sys
-from types import SimpleNamespace
+from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.nn.parallel.distributed import DistributedDataParallel
 
 
+@torch.compiler.assume_constant_result
 def world_size() -> int:
     """Returns the number of ranks, 1 for a single process."""
     horovod = _horovod()
@@ -21,18 +25,18 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def begin_sum(tensor: Tensor, name: str):
-    """Starts an in-place sum of `tensor` over the ranks; returns a handle with `wait()`, which blocks until it is done.
+def begin_sum(tensor: Tensor, name: str) -> Callable[[], Tensor]:
+    """Starts a sum of `tensor` over the ranks; returns a function that waits for it and returns it.
 
-    Collective. `name` distinguishes it from other sums in progress.
+    Collective. `name` distinguishes it from other sums in progress. torch.compile traces it, except with Horovod.
     """
     horovod = _horovod()
     if horovod is not None:
-        handle = horovod.allreduce_async_(tensor, name=name, op=horovod.Sum)
-        return SimpleNamespace(wait=lambda: horovod.synchronize(handle))
-    return dist.all_reduce(tensor, async_op=True)
+        return functools.partial(horovod.synchronize, horovod.allreduce_async_(tensor, name=name, op=horovod.Sum))
+    return functools.partial(funcol.wait_tensor, funcol.all_reduce(tensor, "sum", dist.group.WORLD))
 
 
+@torch.compiler.assume_constant_result
 def _horovod():
     """Returns horovod.torch if it is initialized; OpenCLIP imports it if it is installed."""
     horovod = sys.modules.get("horovod.torch")

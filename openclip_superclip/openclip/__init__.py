@@ -3,7 +3,9 @@
 import functools
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+
+trained = SimpleNamespace(model=None)  # the model of this process's training, once it is created
 
 
 @functools.cache

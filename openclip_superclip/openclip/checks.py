@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import re
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,6 +114,15 @@ DATA = [
 ]
 TRAINING_DATA = [  # with the data's `kind`
     Rule(
+        "--val-fraction splits validation data off a table, and --val-data is {val_data}: leave one of them out",
+        lambda o: o.val_fraction is not None and o.val_data,
+    ),
+    Rule(
+        "--val-fraction splits a table of images and captions, and --train-data is {train_data}: expected a .csv or "
+        ".tsv, or --val-data; superclip shards splits the pairs of shards",
+        lambda o: o.val_fraction is not None and o.kind != "table",
+    ),
+    Rule(
         "--train-num-samples is not given; expected the number of images of --dataset-type synthetic",
         lambda o: o.train_num_samples is None and o.kind == "synthetic",
     ),
@@ -190,9 +200,21 @@ def _check_models(training: Training) -> None:
 
         check_models(options)
     if has_idf_file:
-        from ..data.frequencies import read_frequencies
+        _check_idf_file(training)
 
-        read_frequencies(training.config.idf).check(training.tokenizer, f"--superclip-idf: {training.config.idf}")
+
+def _check_idf_file(training: Training) -> None:
+    """Raises InputError if the file of --superclip-idf counts other tokens or captions than the class loss reads."""
+    from ..data.frequencies import read_frequencies
+
+    options, config = training.options, training.config
+    what = f"--superclip-idf: {config.idf}"
+    frequencies = read_frequencies(config.idf)
+    frequencies.check(training.tokenizer, what)
+    if options.train_data:
+        context = config.long_context or training.tokenizer.context_length
+        command = ["superclip", "frequencies", options.train_data, "--tokenizer-of", options.model]
+        frequencies.check_captions(config, context, training.is_table, what, shlex.join(command))
 
 
 def _check_resume(training: Training) -> None:
@@ -271,7 +293,7 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
     options, config = training.options, training.config or Config()
     facts = argparse.Namespace(
         **vars(options), kind=kind(options.train_data or "", options.dataset_type, "--train-data"),
-        slices=training.data_config.slices,
+        slices=training.data_config.slices, val_fraction=training.data_config.val_fraction,
     )  # fmt: skip
     check(TRAINING_DATA, facts)
     is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes
@@ -283,13 +305,15 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
             max_decoded=_max_decoded(training), accum_freq=accum_freq,
         )  # fmt: skip
         steps = math.ceil(table.num_trained(config) / launched()[1]) // options.batch_size // accum_freq
-        return [*table.refuse_bad(), *long_warmup(options.warmup, steps * epochs, "--warmup")]
+        training.num_steps = steps * epochs
+        return [*table.refuse_bad(), *long_warmup(options.warmup, training.num_steps, "--warmup")]
     if facts.kind == "synthetic":
         return []
     _check_workers(options.workers)
     shards = expand(options.train_data, "--train-data")
     steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
-    warnings = long_warmup(options.warmup, steps * epochs, "--warmup")
+    training.num_steps = steps * epochs
+    warnings = long_warmup(options.warmup, training.num_steps, "--warmup")
     if not caption:
         return warnings
     long_caption = config.long_caption_key

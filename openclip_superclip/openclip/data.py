@@ -2,9 +2,12 @@
 
 import contextlib
 import functools
+import inspect
+import itertools
 import json
 import logging
 import os
+import socket
 import tarfile
 import types
 from collections.abc import Callable
@@ -14,7 +17,6 @@ import open_clip_train.data
 import pandas as pd
 import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
-from torch.utils.data import DataLoader, Dataset
 
 from .. import hooks
 from ..data.images import check_regular
@@ -27,13 +29,16 @@ from .options import Training
 
 def with_plugins_data(get_dataset_fn):
     """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
-    return lambda data_path, dataset_type: functools.partial(_get_dataset, get_dataset_fn(data_path, dataset_type))
+    return lambda *args, **kwargs: functools.partial(_get_dataset, get_dataset_fn(*args, **kwargs))
 
 
-def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=None, **options):
-    if not is_train:
-        return get_dataset(args, preprocess, is_train=False, epoch=epoch, tokenizer=tokenizer, **options)
-    shared_epoch = open_clip_train.data.SharedEpoch(epoch)
+def _get_dataset(get_dataset, *given, **options):
+    call = inspect.signature(get_dataset).bind(*given, **options)
+    call.apply_defaults()
+    if not call.arguments["is_train"]:
+        return get_dataset(*given, **options)
+    args, tokenizer = call.arguments["args"], call.arguments["tokenizer"]
+    shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook, order = hooks.plugin_manager().hook, None
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
     if is_pass:
@@ -51,9 +56,9 @@ def _get_dataset(get_dataset, args, preprocess, *, is_train, epoch=0, tokenizer=
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
         names |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
-        tokenizer = _Tokenized(tokenizer)
+        call.arguments["tokenizer"] = _Tokenized(tokenizer)
     with replaced(open_clip_train.data, **names):
-        data = get_dataset(args, preprocess, is_train=True, epoch=epoch, tokenizer=tokenizer, **options)
+        data = get_dataset(*call.args, **call.kwargs)
     if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
@@ -71,15 +76,40 @@ class _Tokenized:
 
 
 class _Images(CsvDataset):
-    """OpenCLIP's table of images and captions; an image that is not a regular file is an error."""
+    """OpenCLIP's table of images and captions, whose images must be regular files.
+
+    A table that is opened in `listing_unreadable` returns the next row instead of one whose image
+    cannot be read. An attribute tells it to, which workers that are not forked unpickle.
+    """
+
+    listing: "_Unreadable | None" = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unreadable = _Images.listing
 
     def __getitem__(self, index):
-        check_regular(self.images[index])
+        rows = getattr(self, "kept", range(len(self)))
+        for place in itertools.chain(range(index, len(self)), range(index)):
+            image = self.images[rows[place]]
+            try:
+                check_regular(image)
+                return self.read(place)
+            except InputError:
+                raise
+            except Exception as error:  # a broken file can raise any exception
+                if self.unreadable is None:
+                    raise
+                self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
+        raise InputError("--train-data: no image of the table can be read")
+
+    def read(self, index):
+        """Returns the sample of a row, as the table would without this class."""
         return super().__getitem__(index)
 
 
 class _Table(_Images):
-    """OpenCLIP's table of images and captions, with the plugins' tokens for text."""
+    """The same with the plugins' tokens for text."""
 
     def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
         super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a picklable function
@@ -97,9 +127,9 @@ class _Table(_Images):
     def __len__(self):
         return len(self.kept)
 
-    def __getitem__(self, index):
+    def read(self, index):
         row = self.kept[index]
-        loaded, tokens = super().__getitem__(row), self.caption_tokens(self._row(row))
+        loaded, tokens = super().read(row), self.caption_tokens(self._row(row))
         return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)  # OpenCLIP 4's, 3's
 
 
@@ -116,15 +146,10 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
     data = open_clip_train.data
     read_shards = functools.partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
     strictly = functools.partial(tarfile.open, tarinfo=StrictTarInfo)
-
-    def data_loader(dataset, **options):
-        if isinstance(dataset, CsvDataset):
-            dataset = ReadableRows(dataset, unreadable)
-        return DataLoader(dataset, **options)
-
     with (
         replaced(data, tarfile_to_samples_nothrow=read_shards, log_and_continue=unreadable.sample),
-        replaced(data, DataLoader=data_loader),
+        replaced(data, CsvDataset=_Images),
+        replaced(_Images, listing=unreadable),
         replaced(webdataset.tariterators, tarfile=types.SimpleNamespace(open=strictly)),
     ):
         yield
@@ -142,7 +167,8 @@ class _Unreadable:
         key = (self.epoch(), shard)
         if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added the name
             self.listed.add(key)
-            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {error.args[0]}"})
+            why = getattr(error, "strerror", None) or error.args[0]
+            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {why}, on {socket.gethostname()}"})
         return log_and_continue(error)
 
     def sample(self, error: Exception) -> bool:
@@ -156,26 +182,3 @@ class _Unreadable:
             os.write(file, line.encode())  # unbuffered: all workers write to one file
         finally:
             os.close(file)
-
-
-class ReadableRows(Dataset):
-    """A table that returns the next row instead of one whose image cannot be read."""
-
-    def __init__(self, table: CsvDataset, unreadable: _Unreadable):
-        self.table, self.unreadable = table, unreadable
-        self.rows = getattr(table, "kept", range(len(table)))
-
-    def __len__(self):
-        return len(self.table)
-
-    def __getitem__(self, index):
-        for row in (*range(index, len(self)), *range(index)):
-            image = self.table.images[self.rows[row]]
-            try:
-                check_regular(image)
-                return self.table[row]
-            except InputError:
-                raise
-            except Exception as error:  # a broken file can raise any exception
-                self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
-        raise InputError("--train-data: no image of the table can be read")

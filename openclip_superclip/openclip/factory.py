@@ -11,7 +11,7 @@ from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
 from ..checkpoints.checkpoint import file_of_weights
-from ..checkpoints.model_files import open_tokenizer, read_configuration, register_model
+from ..checkpoints.model_files import holds_text_tower, open_tokenizer, read_configuration, register_model
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
 from ..flags import Config, is_idf_file
@@ -119,6 +119,8 @@ def check_model(
         near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(name, open_clip.list_models())
         near = near or ["one of open_clip.list_models()"]
         raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?")
+    if schema == "local-dir":
+        _check_place(Path(parse_model_name(model)[1]), open_clip.get_model_config(model), flag)
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):
@@ -127,6 +129,18 @@ def check_model(
                 f": expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
             )
     return name
+
+
+def _check_place(folder: Path, model_cfg: dict, flag: str) -> None:
+    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that it was written to."""
+    if not holds_text_tower(folder, model_cfg):
+        return
+    written_to = model_cfg["text_cfg"]["hf_model_name"]
+    if Path(written_to).resolve() != folder.resolve():
+        raise InputError(
+            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write it again with superclip "
+            f"export {folder} --out FOLDER, or change hf_model_name in its open_clip_config.json"
+        )
 
 
 def _check_text_tower(model: str, options: argparse.Namespace) -> None:

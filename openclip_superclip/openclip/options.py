@@ -2,10 +2,15 @@
 
 import functools
 import os
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 from ..checkpoints.resume import Resumed
-from ..data.tables import Columns, has_empty_captions, is_table
+from ..data.table_split import split_table
+from ..data.tables import Columns, check_table, detect_columns, has_empty_captions, is_table
+from ..data.tar_shards import is_remote
+from ..errors import InputError
 from ..flags import Config, DataConfig, config_from, data_config_from
 
 
@@ -18,11 +23,13 @@ class Training:
         self.data_config: DataConfig = data_config_from(vars(args))
         self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
         self.resumed = Resumed(None)  # the checkpoint of --resume
+        self.num_steps = 0  # of the run, as the check of the data has counted; 0 if unknown
 
     @property
     def is_ours(self) -> bool:
         """Whether a flag of ours is given; otherwise training is stock OpenCLIP's."""
-        return self.config is not None or self.data_config.slices is not None
+        data = self.data_config
+        return self.config is not None or data.slices is not None or data.val_fraction is not None
 
     @property
     def is_table(self) -> bool:
@@ -36,6 +43,32 @@ class Training:
     @property
     def columns(self) -> Columns:
         return Columns(self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key)
+
+    def find_columns(self) -> None:
+        """Sets OpenCLIP's options for the columns of a table that still have its defaults."""
+        if not (self.is_ours and self.is_table) or self.only_options or is_remote(self.options.train_data):
+            return
+        given = [None if value == default else value for value, default in zip(self.columns, Columns(), strict=True)]
+        columns = detect_columns(self.options.train_data, *given, "--train-data")
+        if columns != self.columns and launched()[0] == 0:
+            print(f"superclip: {self.options.train_data}: {columns.description}", file=sys.stderr)
+        self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key = columns
+
+    def hold_out(self) -> None:
+        """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for both parts."""
+        options, fraction = self.options, self.data_config.val_fraction
+        if fraction is None:
+            return
+        split = split_table(options.train_data, self.columns, fraction, Path(options.logs), "--train-data", "--logs")
+        try:
+            check_table(
+                split.train, self.columns, self.config or Config(), options.batch_size, launched()[1],
+                max_decoded=0, accum_freq=options.accum_freq,
+            )  # fmt: skip
+        except InputError:
+            split.remove()
+            raise
+        options.train_data, options.val_data = split.train, split.val
 
     @functools.cached_property
     def has_empty_captions(self) -> bool:
@@ -60,9 +93,13 @@ class Training:
         return any(starts_with_head(*model) for model in models)
 
     @property
-    def records_words(self) -> bool:
+    def has_logs(self) -> bool:
         logs = self.options.logs
-        return self.config.word_course == "on" and bool(logs) and logs.lower() != "none"
+        return bool(logs) and logs.lower() != "none"
+
+    @property
+    def records_words(self) -> bool:
+        return self.config.word_course == "on" and self.has_logs
 
     @property
     def separates_words(self) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from .. import hooks
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, explained
-from . import current
+from . import current, trained
 from .patching import INSTALL
 
 PATCHED_FILES = ("open_clip/factory.py", *(f"open_clip_train/{name}.py" for name in ("data", "main", "params")))
@@ -93,6 +93,9 @@ def install(args: argparse.Namespace) -> None:
         def create_model_and_transforms(*model_args, **kwargs):
             for args in itertools.islice(student, 1):
                 kwargs.update(hooks.model_kwargs(args))
+                created = create(*model_args, **kwargs)
+                trained.model = created[0]
+                return created
             return create(*model_args, **kwargs)
 
         return create_model_and_transforms

@@ -1,7 +1,12 @@
 """OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded before renaming."""
 
+import functools
+import inspect
+from collections.abc import Callable
+
 from .. import hooks
 from ..data.slices import at_least_a_batch
+from . import trained
 
 HAS_TASKS = False
 PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
@@ -10,19 +15,45 @@ PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugi
 def with_plugins_loss(create):
     """Returns an OpenCLIP `create_loss` that calls the plugins first."""
 
-    def create_loss(args):
-        loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
-        return create(args) if loss is None else loss
+    def create_loss(*args, **kwargs):
+        given = arguments(create, args, kwargs)
+        own = functools.partial(create, *args, **kwargs)
+        return plugins_loss(given["args"], given.get("model", trained.model), own)
 
     return create_loss
+
+
+def plugins_loss(args, model, create_own: Callable[[], object]):
+    """Returns the loss that the plugins make; the last of them makes OpenCLIP's own."""
+
+    class Own:
+        @staticmethod
+        @hooks.hookimpl(trylast=True)
+        def open_clip_create_loss():
+            return create_own()
+
+    manager = hooks.plugin_manager()
+    manager.register(Own)
+    try:
+        loss = manager.hook.open_clip_create_loss(args=args, model=model)
+    finally:
+        manager.unregister(Own)
+    return create_own() if loss is None else loss
+
+
+def arguments(function, args, kwargs) -> dict:
+    """Returns the arguments of a call by the names that the function gives them, whatever their order."""
+    return inspect.signature(function).bind(*args, **kwargs).arguments
 
 
 def with_epoch_end(train):
     """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
 
-    def train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs):
-        train(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **kwargs)
-        hooks.plugin_manager().hook.open_clip_epoch_end(args=args, model=model, epoch=epoch)
+    def train_one_epoch(*args, **kwargs):
+        train(*args, **kwargs)
+        given = arguments(train, args, kwargs)
+        hook = hooks.plugin_manager().hook
+        hook.open_clip_epoch_end(args=given["args"], model=given["model"], epoch=given["epoch"])
 
     return train_one_epoch
 

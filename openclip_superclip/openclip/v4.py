@@ -1,5 +1,7 @@
 """OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are decoded last."""
 
+import inspect
+
 from .. import hooks
 from . import v3
 
@@ -13,12 +15,17 @@ PASSED_ON = {
 def with_plugins_task(create):
     """Returns an OpenCLIP `create_task` that uses the plugins' loss, if any."""
 
-    def create_task(args, *task_args, **kwargs):
-        task = create(args, *task_args, **kwargs)
-        loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args)
-        if loss is not None:
-            del task.loss  # a plugin's loss need not be a module
-            task.loss = loss
+    def create_task(*args, **kwargs):
+        given = v3.arguments(create, args, kwargs)
+        task = create(*args, **kwargs)
+        own = task.loss
+        loss = v3.plugins_loss(given["args"], given.get("model"), lambda: own)
+        if loss is not own:
+            if "loss" in inspect.signature(create).parameters:
+                task = create(*args, **kwargs | {"loss": loss})
+            else:
+                del task.loss  # a plugin's loss need not be a module
+                task.loss = loss
             if hasattr(task, "_build_loss_inputs"):
                 task._build_loss_inputs = _with_every_output(task._build_loss_inputs)
         return task
@@ -39,10 +46,12 @@ def _with_every_output(build):
 def with_epoch_end(train):
     """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
 
-    def train_one_epoch(state, data, args, **kwargs):
-        train(state, data, args, **kwargs)
+    def train_one_epoch(*args, **kwargs):
+        train(*args, **kwargs)
+        given = v3.arguments(train, args, kwargs)
+        state = next(iter(given.values()))
         hook = hooks.plugin_manager().hook
-        hook.open_clip_epoch_end(args=args, model=state.task.trainable_module, epoch=state.epoch)
+        hook.open_clip_epoch_end(args=given["args"], model=state.task.trainable_module, epoch=state.epoch)
 
     return train_one_epoch
 

@@ -1,22 +1,35 @@
-"""The folder of a run: OpenCLIP's logs and checkpoints, the records of the run and its state, a lock."""
+"""The folder of a run: OpenCLIP's logs and checkpoints, run.json about the run, state.json about its state."""
 
-import fcntl
+import contextlib
 import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ..checkpoints.resume import DEPENDS_ON
-from ..checkpoints.run_outputs import checkpoints, is_complete, newest
+from ..checkpoints.resume import DEPENDS_ON, NAME
+from ..checkpoints.run_outputs import RECORD, checkpoints, is_complete, newest
+from ..checkpoints.validation import best_epoch
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_results, content_digest, make_folder, read_json, write_json, write_text
+from ..files import (
+    check_results,
+    content_digest,
+    is_full,
+    json_text,
+    make_folder,
+    read_json,
+    write_json,
+    write_text,
+)
+from .lock import is_running, lock
 from .recipe import WORDS, Recipe, read_recipe
-from .run import DESCRIPTION, NUM_KEPT, Run
+from .recovery import Requeue, Restart
+from .run import NUM_KEPT, OLD_DESCRIPTION, Run
 from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
@@ -32,18 +45,30 @@ def current_state(run: Path) -> dict:
 
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error` says why.
     """
-    state = read_json(run / "state.json", default={})
+    file = run / "state.json"
+    state = read_json(file, default={})
     if state.get("state") != RUNNING:
         return state
-    owner, heartbeat = read_json(run / "lock", default={}), state.get("heartbeat")
-    if owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner.get('pid')}").exists():
+    owner = read_json(run / "lock", default={})
+    if owner.get("host") == socket.gethostname() and not is_running(owner.get("pid")):
         problem = f"process {owner.get('pid')} on {owner['host']} is gone"
-    elif not heartbeat or (datetime.now().astimezone() - datetime.fromisoformat(heartbeat)).total_seconds() > STALE:
+    elif _seconds_since(file) > STALE:
         problem = "no heartbeat"
     else:
         return state
-    error = f"{problem}: stopped without an error message; last heartbeat at {heartbeat}"
+    error = f"{problem}: stopped without an error message; last heartbeat at {state.get('heartbeat')}"
     return {**state, "state": LOST, "error": error}
+
+
+def _seconds_since(file: Path) -> float:
+    """Returns the age of a file by the clock of its file system, from which this machine's may differ."""
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as new:
+            new.write(b"now")
+            new.flush()
+            return os.fstat(new.fileno()).st_mtime - file.stat().st_mtime
+    except OSError:  # a folder of another user, or a full disk
+        return time.time() - file.stat().st_mtime
 
 
 def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -55,7 +80,8 @@ def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[st
 class RunFolder:
     """RUN/, which is --logs PARENT --name NAME for OpenCLIP.
 
-    A damaged state.json or run.json counts as missing: a run resumes from its newest checkpoint in any case.
+    Only `superclip run` on the first node writes to it. A damaged state.json or run.json counts as missing: a run
+    resumes from its newest checkpoint in any case.
     """
 
     def __init__(self, path: Path):
@@ -70,23 +96,33 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return read_json(self.path / "run.json", default={})
+        return read_json(self.path / RECORD, default={})
+
+    @property
+    def attempts(self) -> list[dict]:
+        """The starts of the run."""
+        return self.record().get("attempts", [])
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has written."""
-        check_results(self.path, "--out", (DESCRIPTION, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
+        first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
+        check_results(self.path, "--out", (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
 
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError if the folder contains a run of another recipe, which has begun or is in SLURM's queue."""
         differences = self._differences(recipe)
-        if differences and ((self.path / "run.json").exists() or self.checkpoints.exists() or self._queued_job()):
+        if differences and (self.attempts or self.checkpoints.exists() or self._queued_job()):
             raise InputError(f"{self.path} contains a run of another recipe: {', '.join(differences)}; {advice}")
 
     def _differences(self, recipe: Recipe) -> list[str]:
         """Returns the fields in which the recipe differs from the folder's."""
-        if not (self.path / "recipe.yaml").exists():
-            return []
-        there, given = read_recipe(str(self.path / "recipe.yaml")).as_dict(), recipe.as_dict()
+        try:
+            there = Run.open(self.path).recipe.as_dict()
+        except InputError:  # missing, or damaged
+            if not (self.path / "recipe.yaml").exists():
+                return []
+            there = read_recipe(str(self.path / "recipe.yaml")).as_dict()
+        given = recipe.as_dict()
         keys = [key for key in there | given if key not in WORDS and there.get(key) != given.get(key)]
         return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
 
@@ -109,11 +145,11 @@ class RunFolder:
         return job if job and shutil.which("squeue") and has_job(job) else None
 
     def write(self, run: Run) -> None:
-        """Writes the run's description and, unless the folder contains it, its recipe."""
+        """Writes the run's description and its recipe."""
         make_folder(self.path, "--out")
-        run.save(self.path)
-        if not (self.path / "recipe.yaml").exists() or self._differences(run.recipe):
-            write_text(self.path / "recipe.yaml", run.recipe.text)
+        self.note(run=run.as_json())
+        write_text(self.path / "recipe.yaml", run.recipe.text)
+        (self.path / OLD_DESCRIPTION).unlink(missing_ok=True)
 
     def check_is_free(self, placement: Placement) -> None:
         """Raises InputError if a job trains the run, or waits to, or if a process of another start trains it."""
@@ -136,35 +172,33 @@ class RunFolder:
         write_json(self.path / "submitted.json", {"job": job, "since": _now()})
 
     def start(
-        self, run: Run, placement: Placement, arguments: list[str], logs: str, changed: Sequence[str] = ()
+        self, run: Run, placement: Placement, arguments: list[str], logs: str, accepts: bool = False, **values
     ) -> None:  # fmt: skip
         """Writes run.json, with this start added to its attempts, and the state "running".
 
-        `changed` are the differences of this start from what the run began with.
+        `accepts` is whether this start accepts changes, and `values` are more fields of run.json.
         """
         before, job = self.record(), placement.job
         attempts = before.get("attempts", [])
         if attempts and "state" not in attempts[-1]:
             attempts[-1].update(state=LOST, ended=self.state().get("heartbeat"))
-        changes = before.get("changes", [])
-        if changed:
-            changes = [*changes, {"when": _now(), "start": len(attempts), "changed": changed}]
         attempt = {
             "job": job, "restarts": placement.restarts, "step": placement.step, "hosts": hosts(),
             "nodes": placement.num_nodes, "processes": run.gpus_per_node, "ranks": f"ranks/{logs}",
-            "started": _now(), "epoch_before": newest(self.checkpoints),
+            "started": _now(), "epoch_before": newest(self.checkpoints), "accepts": accepts,
         }  # fmt: skip
-        write_json(self.path / "run.json", {
-            "command": ["superclip", "train", *arguments], "cwd": os.getcwd(), "plan": run.as_dict(),
-            "data_check": None, "set": run.set, "versions": versions(*DEPENDS_ON),
-            "hosts": hosts(), "environment": recorded_environment(), "changes": changes,
-            "attempts": [*attempts, attempt],
-        })  # fmt: skip
-        self._write_state(RUNNING, job, num_starts=len(attempts) + 1)
+        self.write(run)
+        self.note(
+            command=["superclip", "train", *arguments], cwd=os.getcwd(), plan=run.as_dict(), data_check=None,
+            set=run.set, versions=versions(*DEPENDS_ON), hosts=hosts(), environment=recorded_environment(),
+            attempts=[*attempts, attempt], **values,
+        )  # fmt: skip
+        (self.path / NAME).unlink(missing_ok=True)  # run.json contains it now
+        self._write_state(RUNNING, len(attempts) + 1, job=job, requeues=placement.restarts)
 
     def note(self, **values) -> None:
         """Writes values into run.json."""
-        write_json(self.path / "run.json", self.record() | values)
+        write_json(self.path / RECORD, self.record() | values)
 
     def beat(self, **values) -> None:
         """Writes into state.json that the run is alive, and its progress."""
@@ -174,93 +208,51 @@ class RunFolder:
         """Writes into state.json that a start was refused; the run's own state stays."""
         write_json(self.path / "state.json", {**self.state(), "refused": {"since": _now(), "error": error}})
 
-    def end(self, state: str, error: str | None = None, again: bool = False) -> None:
-        """Writes how this start of the run ended; `again` if it failed and the run starts again."""
-        record = self.record()
-        attempts = record.get("attempts") or [{}]
+    def end(self, state: str, error: str | None = None, then: Restart | Requeue | None = None) -> None:
+        """Writes how this start of the run ended and, if the run continues, how."""
+        attempts = self.attempts or [{}]
+        continues = {"next": None, "without": None}
+        if then is not None:
+            continues = {"next": type(then).__name__.lower(), "without": getattr(then, "without", "") or None}
+        self._write_state(state, len(attempts), error=error, **continues)
         ended = {"ended": _now(), "epoch_after": newest(self.checkpoints)}
-        attempts[-1] |= {**ended, "state": state, "error": error, "again": again}
-        self._write_state(state, attempts[-1].get("job"), len(attempts), error)
-        write_json(self.path / "run.json", {**record, "attempts": attempts})
+        attempts[-1] |= {**ended, "state": state, "error": error, "again": then is not None}
+        with _full_disk_allowed():
+            self.note(attempts=attempts)
 
-    def _write_state(self, state: str, job: str | None, num_starts: int, error: str | None = None) -> None:
-        values = {"state": state, "since": _now(), "job": job, "error": error, "restarts": num_starts - 1}
+    def _write_state(self, state: str, num_starts: int, error: str | None = None, **values) -> None:
+        """Writes state.json, on a full disk in place."""
+        values |= {"state": state, "since": _now(), "error": error, "restarts": num_starts - 1}
         values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "expected_end": None}
         before = {name: value for name, value in self.state().items() if name != "refused"}
-        write_json(self.path / "state.json", {**before, **values})
-
-    def starts_without_a_slice(self) -> int:
-        """Returns how many starts in a row, including this one, have not saved a slice.
-
-        Earlier starts count if they failed and the run was started again, or if SLURM has requeued their job since.
-        """
-        *earlier, this = self.record().get("attempts") or [{}]
-        reached, number = newest(self.checkpoints), 0
-        for one in (this, *reversed(earlier)):
-            requeued = this.get("job") and one.get("job") == this["job"] and one["restarts"] != this["restarts"]
-            counts = one is this or one.get("again") or requeued
-            if one.get("epoch_before") != reached or not counts:
-                break
-            number += 1
-        return number
+        content = {**before, "next": None, "without": None, **values}
+        file = self.path / "state.json"
+        try:
+            write_json(file, content)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            with open(file, "r+") as opened:
+                opened.write(json_text(content))
+                opened.truncate()
 
     def prune(self, run: Run) -> None:
-        """Removes the checkpoints that are neither among the newest nor to be kept."""
-        found = checkpoints(self.checkpoints)
+        """Removes the checkpoints that are neither among the newest nor to be kept, nor the best in validation."""
+        found, best = checkpoints(self.checkpoints), best_epoch(self.path)
         complete = [epoch for epoch, path in found.items() if is_complete(path)]
         for epoch in complete[:-NUM_KEPT]:
-            if not run.keeps(epoch):
+            if not run.keeps(epoch) and (best is None or epoch != best.epoch):
                 found[epoch].unlink()
+
+
+@contextlib.contextmanager
+def _full_disk_allowed():
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
 
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-@contextmanager
-def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out") -> Iterator[None]:
-    """Holds the lock, with its owner in the file; raises InputError, naming the owner, if another one is alive.
-
-    A second file is locked with flock, which the kernel releases when the process ends. Some file
-    systems lack flock or do not share it between machines; there squeue shows whether the owner's job is alive.
-    `folder` is what is locked, by default the file's folder, and `flag` names it.
-    """
-    make_folder(path.parent, flag)
-    with open(f"{path}.flock", "a") as held:
-        owner = read_json(path, default={})
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = _is_alive(owner, placement, has_flock=True)
-        except BlockingIOError:
-            is_held = True
-        except OSError:
-            is_held = _is_alive(owner, placement, has_flock=False)
-        if is_held:
-            job = f"job {owner['job']}, " if owner.get("job") else ""
-            who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "a new process"
-            raise InputError(
-                f"{folder or path.parent} belongs to another run: {who}; wait for it, end it, or give {flag} another "
-                f"folder; if it has ended, remove {path}*"
-            )
-        ours = {
-            "job": placement.job, "restarts": placement.restarts, "host": socket.gethostname(), "pid": os.getpid(),
-            "since": _now(),
-        }  # fmt: skip
-        write_json(path, ours)
-        try:
-            yield
-        finally:
-            if read_json(path, default={}) == ours:
-                path.unlink(missing_ok=True)
-
-
-def _is_alive(owner: dict, placement: Placement, has_flock: bool) -> bool:
-    """Returns whether the lock's owner may be alive, although no process here holds the lock."""
-    same_job = owner and owner["job"] is not None and owner["job"] == placement.job
-    if not owner or (same_job and owner["restarts"] < placement.restarts):  # SLURM ended that start before this one
-        return False
-    if owner["host"] == socket.gethostname():
-        return not has_flock and Path(f"/proc/{owner['pid']}").exists()
-    if owner["job"] is None or same_job:
-        return True
-    return has_job(owner["job"])

@@ -1,9 +1,8 @@
-"""Processes of a run: how its ranks are started, watched and stopped, and how they fail."""
+"""Processes of a run: how its ranks are started, watched and stopped."""
 
 import contextlib
 import itertools
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -12,35 +11,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ..environment import end_with_parent
-from ..files import read_json, write_json
+from .recovery import CONNECTION, KILLED, Failure
 from .run import Start
-from .slurm import this_host
 
-EXIT_REQUEUE = 75  # the exit code after which the job's script starts the run again
+EXIT_AGAIN = 75  # the exit code after which the job's script starts the run again
 STOPPED_BY = {
-    signal.SIGUSR1: EXIT_REQUEUE,  # the job's time is nearly up
+    signal.SIGUSR1: EXIT_AGAIN,  # the job's time is nearly up
     signal.SIGTERM: 128 + signal.SIGTERM,
     signal.SIGINT: 128 + signal.SIGINT,
     signal.SIGHUP: 128 + signal.SIGHUP,
 }  # signals that stop a run, and its exit code then
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
-DUMP_STACKS = signal.SIGUSR2  # a rank then writes the Python stacks of its threads into its log
 POLLS = 10  # of the ranks per second
 FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }  # fmt: skip
-# Kinds of failures. The user must fix those without a kind.
-LOSS = "loss"  # not finite
-HARDWARE = "hardware"  # a machine, a GPU or the network between them
-STALL = "stall"  # no progress
-OF_HARDWARE = re.compile(
-    r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
-    r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
-    r"Connection (closed|reset|refused)|Broken pipe|Input/output error|Stale file handle|EADDRINUSE|Timed? ?out"
-)
 
 
 class Stopped(BaseException):
@@ -73,36 +60,8 @@ def stopped_by_signals() -> Iterator[None]:
                 signal.signal(each, before[each])
 
 
-class Failure(NamedTuple):
-    """How a rank, or `superclip run` on a node, has failed."""
-
-    who: str  # "" if it is the same on all ranks
-    message: str  # one line
-    traceback: str = ""
-    timestamp: float = 0.0
-    is_cause: bool = False  # whether another rank's end cannot have caused it
-    kind: str = ""
-    host: str = ""  # SLURM's name
-
-    @property
-    def text(self) -> str:
-        """What happened, and to which rank."""
-        return f"{self.who}: {self.message}" if self.who else self.message
-
-    def write(self, path: Path) -> None:
-        write_json(path, self._asdict())
-
-    @staticmethod
-    def read(path: Path) -> "Failure":
-        return Failure(**read_json(path))
-
-    def order(self) -> tuple[bool, float]:
-        """Returns the sort key of failures: the one that caused the others comes first."""
-        return not self.is_cause, self.timestamp
-
-
-def run_ranks(start: Start, each_second: Callable[[], None]) -> Failure | None:
-    """Runs this node's ranks to their end; returns the first failure, None if all succeeded.
+def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
+    """Runs this node's ranks to their end, and returns the failures, which are also written; none if all succeeded.
 
     If one fails, or `each_second` raises an exception, all are ended.
     """
@@ -113,14 +72,34 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> Failure | None:
         for poll in itertools.count(1):
             codes = {rank: process.poll() for rank, process in processes.items()}
             if failed := {rank: code for rank, code in codes.items() if code}:
-                return min((rank_failure(start.logs, *one) for one in failed.items()), key=Failure.order)
+                return [_failure(start.logs / f"rank_{rank}.error.json", rank, code) for rank, code in failed.items()]
             if None not in codes.values():
-                return None
+                return []
             if poll % POLLS == 0:
                 each_second()
             time.sleep(1 / POLLS)
     finally:
         _end(processes.values())
+
+
+def _failure(file: Path, rank: int, exit_code: int) -> Failure:
+    """Returns the failure that a rank has written or, for one that could not, writes what its exit code shows."""
+    if file.exists():
+        return Failure.read(file)
+    failure = exit_failure(rank, exit_code)
+    with contextlib.suppress(OSError):  # on a full disk
+        failure.write(file)
+    return failure
+
+
+def exit_failure(rank: int, exit_code: int) -> Failure:
+    """Returns the failure that the exit code of a rank shows."""
+    if exit_code > 0:
+        return Failure.here(f"rank {rank}", f"it ended with exit code {exit_code}")
+    name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    if -exit_code in (signal.SIGTERM, signal.SIGABRT):  # of SLURM, and of NCCL's watchdog when another rank is gone
+        return Failure.here(f"rank {rank}", f"it was ended by {name}", kind=CONNECTION)
+    return Failure.here(f"rank {rank}", f"it was ended from outside: {name}", kind=KILLED)
 
 
 def _start_rank(start: Start, rank: int) -> subprocess.Popen:
@@ -188,13 +167,6 @@ def last_line(output: Path) -> str:
     return lines[-1] if lines else "it printed nothing"
 
 
-def dump_stacks(logs: Path, ranks: range) -> None:
-    """Makes this machine's ranks write the stacks of their threads into their logs."""
-    for rank in ranks:
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((logs / f"rank_{rank}.pid").read_text()), DUMP_STACKS)
-
-
 def free_port() -> int:
     """Returns a free port of this machine."""
     with socket.socket() as one:
@@ -202,34 +174,15 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def failure_here(who: str, message: str, traceback: str = "", kind: str = "") -> Failure:
-    """Returns a failure on this machine, now."""
-    return Failure(f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind=kind, host=this_host())
-
-
-def rank_failure(logs: Path, rank: int, exit_code: int) -> Failure:
-    """Returns the failure that a rank of this node has written, or that its exit code shows."""
-    if (file := logs / f"rank_{rank}.error.json").exists():
-        return Failure.read(file)
-    if exit_code > 0:
-        return failure_here(f"rank {rank}", f"it ended with exit code {exit_code}")
-    name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    if -exit_code in (signal.SIGTERM, signal.SIGABRT):  # of NCCL's watchdog, or because a GPU has failed
-        kind = HARDWARE if -exit_code == signal.SIGABRT else ""
-        return failure_here(f"rank {rank}", f"it was ended by {name}", kind=kind)
-    return failure_here(f"rank {rank}", f"it was ended from outside: {name}", kind=HARDWARE)._replace(is_cause=True)
-
-
-def node_failed(logs: Path) -> bool:
-    """Returns whether a node other than the first has ended because of a failure."""
+def failures(logs: Path) -> list[Failure]:
+    """Returns the failures of ranks and nodes, in their order."""
     refresh(logs)
-    return any(file.name != "node_0.error.json" for file in logs.glob("node_*.error.json"))
+    return [Failure.read(file) for file in sorted(logs.glob("*.error.json"), key=_order)]
 
 
-def first_failure(logs: Path) -> Failure:
-    """Returns the failure that caused the others: of a killed rank, or else the earliest one."""
-    refresh(logs)
-    return min(map(Failure.read, logs.glob("*.error.json")), key=Failure.order)
+def _order(file: Path) -> tuple[str, int]:
+    name, _, number = file.name.partition(".")[0].rpartition("_")
+    return name, int(number)
 
 
 def describe(failure: Failure, logs: Path) -> str:

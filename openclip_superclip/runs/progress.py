@@ -1,21 +1,24 @@
 """What node 0 watches while a run trains: its steps, its log, and the data that its ranks could not read."""
 
 import contextlib
+import functools
 import json
 import math
 import re
 import sys
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from ..data.tar_shards import expand
 from ..errors import InputError, listed
 from .run import Run
 
 FIRST_STEP = 30  # minutes that the first step may take, at least
+STACKS = 5  # seconds in which ranks without progress write their stacks
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 NUM_NAMED = 3  # shards that a message lists
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
@@ -50,7 +53,7 @@ class Progress:
     def has_stalled(self, minutes: float) -> bool:
         """Returns whether there was no step for so many minutes, 0 for never; the first one may take half an hour."""
         allowed = minutes if self.seen else max(minutes, FIRST_STEP)
-        return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed
+        return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed + STACKS
 
     def values(self, epoch: int) -> dict:
         """Returns the progress for state.json, after `epoch` saved slices."""
@@ -117,7 +120,7 @@ class UnreadableData:
     """
 
     def __init__(self, run: Run, ranks: Path, start: str):
-        self.run, self.ranks, self.start, self.limit = run, ranks, start, run.settings.unreadable_max
+        self.run, self.ranks, self.start = run, ranks, start
         self.shards: dict[str, str] = {}  # of the whole run: why each cannot be read
         self.of_slice = defaultdict(set)  # the shards of this start, by slice
         self.samples = Counter()  # by start and epoch
@@ -138,23 +141,49 @@ class UnreadableData:
 
     def check(self) -> None:
         """Raises InputError if a slice that this start trains has too many."""
-        for epoch, bad in self.of_slice.items():
-            if len(bad) > self.limit * self._shards_of_a_slice:
-                found = f"{len(bad):,} of the {self._shards_of_a_slice:,} shards of slice {epoch + 1}"
-                raise _too_many(found, {shard: self.shards[shard] for shard in sorted(bad)}, self.limit)
-        for (start, epoch), number in self.samples.items():
-            if start == self.start and number > self.limit * self.run.slice_samples:
-                found = f"{number:,} of the {self.run.slice_samples:,} samples of slice {epoch + 1}"
-                raise _too_many(found, {}, self.limit)
-
-    @cached_property
-    def _shards_of_a_slice(self) -> int:
-        return math.ceil(len(expand(self.run.data)) / self.run.recipe.slices)
+        epochs = {*self.of_slice, *(epoch for start, epoch in self.samples if start == self.start)}
+        for epoch in sorted(epochs):
+            shards = {shard: self.shards[shard] for shard in sorted(self.of_slice[epoch])}
+            num_samples = self.samples[self.start, epoch]
+            if problem := too_much_unreadable(self.run, epoch, len(shards), num_samples, shards):
+                raise InputError(problem)
 
 
-def _too_many(found: str, shards: dict[str, str], limit: float) -> InputError:
+def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
+    """Returns the numbers of shards and samples of a slice that a rank could not read, from its file."""
+    lines = map(json.loads, file.read_bytes().splitlines()) if file.exists() else ()
+    found = [line for line in lines if line["epoch"] == epoch]
+    shards = [line["shard"] for line in found if "shard" in line]
+    return len(set(shards)), len(found) - len(shards)
+
+
+def too_much_unreadable(
+    run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Returns the error if more of a slice cannot be read than --unreadable-max allows, else ""; `shards` are named."""
+    limit = run.settings.unreadable_max
+    if num_shards and num_shards > limit * num_shards_of_slice(run):
+        return _too_much(
+            f"{num_shards:,} of the {num_shards_of_slice(run):,} shards of slice {epoch + 1}", shards, limit
+        )
+    if num_samples > limit * run.slice_samples:
+        return _too_much(f"{num_samples:,} of the {run.slice_samples:,} samples of slice {epoch + 1}", {}, limit)
+    return ""
+
+
+def num_shards_of_slice(run: Run) -> int:
+    """Returns the number of shards of a slice."""
+    return math.ceil(_num_shards(run.data) / run.recipe.slices)
+
+
+@functools.lru_cache(maxsize=1)
+def _num_shards(data: str) -> int:
+    return len(expand(data))
+
+
+def _too_much(found: str, shards: Mapping[str, str], limit: float) -> str:
     named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
-    return InputError(
+    return (
         f"{found} cannot be read, more than --unreadable-max {limit:g} allows{': ' if named else ''}{named}; "
         "superclip plan --check finds all bad files, and prints a pattern of the other shards"
     )
@@ -182,4 +211,4 @@ def refuse_bad_files(run: Run, checked: dict) -> None:
     for one in bad:
         name = f"row {one['row']} names {one['shard']}" if run.is_table else one["shard"]
         named[name] = one["problem"]
-    raise _too_many(found, named, limit)
+    raise InputError(_too_much(found, named, limit))

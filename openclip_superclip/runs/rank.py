@@ -22,9 +22,11 @@ from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
+from ..method.ranks import begin_sum, world_size
 from ..openclip.train import register_plugin, train
-from .process import DUMP_STACKS, HARDWARE, LOSS, OF_HARDWARE, Failure, failure_here, last_line
-from .progress import STEPS
+from .process import last_line
+from .progress import FIRST_STEP, STEPS, too_much_unreadable, unreadable_of_slice
+from .recovery import DATA, LOSS, USER, Failure, kind_of
 from .run import Run, Start
 from .stage import StagedShards
 
@@ -37,9 +39,8 @@ def main(file: str) -> int:
     """Trains as the file of a Start describes, and returns the exit code; an exception is first written to a file."""
     end_with_parent()
     faulthandler.enable()
-    faulthandler.register(DUMP_STACKS)
     start, rank = Start.open(file), int(os.environ["RANK"])
-    (start.logs / f"rank_{rank}.pid").write_text(str(os.getpid()))
+    dump_stacks_after(start.run.settings.stall_minutes, first=True)
     try:
         _train(start, rank)
         return 0
@@ -50,14 +51,22 @@ def main(file: str) -> int:
         raise
 
 
+def dump_stacks_after(minutes: float, first: bool = False) -> None:
+    """Makes this process write the Python stacks of its threads after so many minutes, unless it is called again."""
+    if minutes:
+        faulthandler.dump_traceback_later(60 * (max(minutes, FIRST_STEP) if first else minutes))
+
+
 def _failure(error: Exception, rank: int) -> Failure:
     if isinstance(error, NonFiniteLoss):
-        return Failure("", str(error), timestamp=time.time(), is_cause=True, kind=LOSS)
+        return Failure("", str(error), timestamp=time.time(), kind=LOSS)
+    if isinstance(error, TooMuchUnreadable):
+        return Failure("", str(error), timestamp=time.time(), kind=DATA)
     if isinstance(error, Refused):
-        return failure_here(f"rank {rank}", str(error))
+        return Failure.here(f"rank {rank}", str(error))
     message = f"{type(error).__name__}: {error}"
-    kind = HARDWARE if OF_HARDWARE.search(message) and not isinstance(error, InputError) else ""
-    return failure_here(f"rank {rank}", message, traceback.format_exc(), kind)
+    kind = USER if isinstance(error, InputError) else kind_of(message)
+    return Failure.here(f"rank {rank}", message, traceback.format_exc(), kind)
 
 
 def _train(start: Start, rank: int) -> None:
@@ -102,6 +111,10 @@ def measured(start: Start, rank: int) -> int:
     return code
 
 
+class TooMuchUnreadable(Exception):
+    """The ranks could not read more of a slice than --unreadable-max allows."""
+
+
 class NonFiniteLoss(Exception):
     """The loss is NaN or infinite, and so are all weights after the step."""
 
@@ -117,6 +130,7 @@ class StepCounter:
         self.run, self.logs, self.rank = start.run, start.logs, rank
         self.staged = StagedShards(Path(start.staged)) if start.staged else None
         self.epoch = None  # OpenCLIP's shared epoch
+        self.unreadable = self.logs / f"unreadable_{rank}.jsonl"
         if self.run.is_table:
             self.epoch = CountedEpoch(self.run.slice_steps * self.run.accum_freq)
 
@@ -124,9 +138,8 @@ class StepCounter:
         """A context in which the data that cannot be read is listed in a file of this rank."""
         from ..openclip.data import listing_unreadable
 
-        file = self.logs / f"unreadable_{self.rank}.jsonl"
         epoch = self.epoch.get_value if self.run.is_table else self.shared_epoch
-        return listing_unreadable(file, epoch, self.staged.name if self.staged else str)
+        return listing_unreadable(self.unreadable, epoch, self.staged.name if self.staged else str)
 
     def shared_epoch(self) -> int:
         """Returns the current epoch of shards."""
@@ -156,7 +169,18 @@ class StepCounter:
             self.epoch.begin(args.resume)
             epoch = self.epoch.count
         steps_file = self.logs / STEPS if self.rank == 0 else None
-        return LossMonitor(loss or create_loss(args), epoch, run.slice_steps, run.accum_freq, steps_file)
+        return LossMonitor(
+            loss or create_loss(args), epoch, run.slice_steps, run.accum_freq, steps_file, self._check_data,
+            lambda: dump_stacks_after(run.settings.stall_minutes),
+        )  # fmt: skip
+
+    def _check_data(self, epoch: int, device: torch.device) -> None:
+        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice. Collective."""
+        counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
+        if world_size() > 1:
+            begin_sum(counts, "unreadable").wait()
+        if problem := too_much_unreadable(self.run, epoch, *counts.tolist()):
+            raise TooMuchUnreadable(problem)
 
 
 class CountedEpoch:
@@ -188,16 +212,21 @@ class LossMonitor:
     """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
     A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of an epoch is checked
-    at once, because a checkpoint follows.
+    at once, and so is the epoch's data, because a checkpoint follows. `each_step` is called first.
     """
 
-    def __init__(self, loss, epoch, steps_per_epoch: int, accum_freq: int, steps_file: Path | None):
+    def __init__(
+        self, loss, epoch, steps_per_epoch: int, accum_freq: int, steps_file: Path | None,
+        check_data=lambda *_: None, each_step=lambda: None,
+    ):  # fmt: skip
         self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = loss, epoch, steps_per_epoch, accum_freq
+        self.check_data, self.each_step = check_data, each_step
         self.file = None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
         self.of_epoch, self.calls = None, 0
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
 
     def __call__(self, *args, **kwargs):
+        self.each_step()
         losses = self.loss(*args, **kwargs)
         epoch = self.epoch()
         if epoch != self.of_epoch:
@@ -215,8 +244,11 @@ class LossMonitor:
             copied = torch.cuda.Event()
             copied.record()
         self.pending = step + 1, value, copied
-        if not total.is_cuda or self.calls == self.steps_per_epoch * self.accum_freq:
+        is_last = self.calls == self.steps_per_epoch * self.accum_freq
+        if not total.is_cuda or is_last:
             self._check_pending()
+        if is_last:
+            self.check_data(epoch, total.device)
         return losses
 
     def _check_pending(self) -> None:

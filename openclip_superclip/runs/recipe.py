@@ -128,6 +128,7 @@ RESERVED = (
     "model", "train-data", "dataset-type", "train-num-samples", "batch-size", "accum-freq", "epochs", "lr", "beta1",
     "beta2", "eps", "wd", "warmup", "lr-scheduler", "precision", "seed", "workers", "device", "logs", "name", "resume",
     "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint", "remote-sync",
+    "val-fraction",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The description of a run: recipe, machines and steps.
 
-A plan creates it once and writes RUN/description.json, and every job, node and rank reads it.
+A plan creates it once, and every job, node and rank reads it from RUN/run.json.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.model_files import openclip_name
+from ..checkpoints.run_outputs import RECORD
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
@@ -18,7 +19,7 @@ from ..files import content_digest, read_json, write_json
 from ..flags import Config
 from .recipe import CONFIG_FIELDS, Recipe
 
-DESCRIPTION = "description.json"  # in the run's folder
+OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
 NUM_KEPT_LONG = 5  # checkpoints over a whole run, to return to if training diverges
 
@@ -99,8 +100,11 @@ class Run:
     @staticmethod
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other fields."""
-        file, advice = folder / DESCRIPTION, "give superclip run the recipe and --out again"
-        values = read_json(file, advice=advice)
+        file, advice = folder / RECORD, "give superclip run the recipe and --out again"
+        values = read_json(file, default={}).get("run")
+        if values is None:
+            file = folder / OLD_DESCRIPTION if (folder / OLD_DESCRIPTION).exists() else file
+            values = read_json(file, advice=advice)
         try:
             return Run.of_json(values, str(file))
         except (KeyError, TypeError) as error:
@@ -117,9 +121,10 @@ class Run:
         recipe = {"name": self.recipe.name, "values": self.recipe.values}
         return {**vars(self), "recipe": recipe, "settings": vars(self.settings)}
 
-    def save(self, folder: Path) -> None:
-        """Writes the description into the run's folder."""
-        write_json(folder / DESCRIPTION, self.as_json())
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Returns whether a folder contains the description of a run."""
+        return (folder / OLD_DESCRIPTION).is_file() or (folder / RECORD).is_file()
 
     @property
     def global_batch_size(self) -> int:
@@ -154,7 +159,8 @@ class Run:
     def max_checkpoints(self) -> int:
         """The maximum number of checkpoints at a time, including the one being written."""
         num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
-        return min(self.num_slices, num_kept + 1)
+        has_best = any(self.recipe.flags.get(flag) for flag in ("val-data", "imagenet-val"))
+        return min(self.num_slices, num_kept + 1 + has_best)
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after this number of slices is kept permanently."""

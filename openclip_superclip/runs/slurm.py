@@ -1,11 +1,14 @@
 """SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in, or one command."""
 
+import operator
 import os
+import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,8 @@ from ..files import make_folder, shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
 NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are passed on unchanged
+OF_JOB = re.compile(r"SLURM_(?!CONF|JWT|SACK)")  # variables of the job in which a job is submitted
+TIME = "24:00:00"  # the default of --time
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 OURS = {  # options of sbatch that the scripts set, and how to change them
     "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "gpus": "--nodes and --gpus-per-node",
@@ -95,16 +100,21 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     )
 
 
-def ask_job(what: str, exclude: str = "", environment: Mapping[str, str] = os.environ) -> bool:
-    """Sends "started", "restart" or "requeue" to slurm/train.sbatch, and returns whether it runs this process.
+def minutes_of(time: str) -> float | None:
+    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for another text."""
+    days, is_with_days, rest = time.rpartition("-")
+    try:
+        numbers = [int(number) for number in rest.split(":")]
+        units = (60, 1, 1 / 60) if is_with_days or len(numbers) == 3 else (1, 1 / 60)
+        return 1440 * int(days or 0) + sum(map(operator.mul, numbers, units))
+    except ValueError:  # such as UNLIMITED
+        return None
 
-    SLURM should not start the job on the host `exclude` again.
-    """
-    has_script = "SUPERCLIP_NEXT" in environment
-    if has_script:
-        with open(environment["SUPERCLIP_NEXT"], "a") as file:
-            file.write(f"{what}\n" + (f"exclude {exclude}\n" if exclude else ""))
-    return has_script
+
+def time_left(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Returns the seconds until the job's time limit, None without one."""
+    end = environment.get("SLURM_JOB_END_TIME")
+    return int(end) - time.time() if end else None
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -176,7 +186,8 @@ class SlurmJob:
         if shutil.which("sbatch") is None:
             file = shlex.quote(str(self.file))
             raise InputError(f"sbatch was not found here: submit on a login node, with sbatch {file}")
-        done = subprocess.run(self.command(dependency), capture_output=True, text=True)
+        environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
+        done = subprocess.run(self.command(dependency), capture_output=True, text=True, env=environment)
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
@@ -193,6 +204,11 @@ class SlurmRequest:
     cpus_per_node: int | None = None  # of shared nodes
     sbatch: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch
     setup: Path | None = None  # a bash file that the job sources first
+
+    @property
+    def time(self) -> str:
+        """The time limit of a job."""
+        return self.sbatch.get("time", TIME)
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
@@ -214,7 +230,7 @@ class SlurmRequest:
         options |= {"array": array} if array else {}
         run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
         lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
-        lines = [*self._setup(file.parent), *lines, f'command=("${{superclip[@]}}" {command} {run})']
+        lines = [*self._setup(file.parent), *lines, f"run={run}", f'command=("${{superclip[@]}}" {command} "$run")']
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(options)), ("command", lines)):
             before, _, rest = text.partition(f"# <{mark}>\n")
@@ -228,7 +244,8 @@ class SlurmRequest:
             "#!/bin/bash",
             *self._directives(options),
             *self._setup(file.parent),
-            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "${superclip[@]}" '
+            'eval "container=(${SUPERCLIP_CONTAINER:-})"',
+            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" "${superclip[@]}" '
             + shlex.join(arguments),
         ]
         return SlurmJob(file, "\n".join(lines) + "\n")
@@ -237,7 +254,7 @@ class SlurmRequest:
         """Returns the common sbatch options of all jobs."""
         # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's % as well.
         folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
-        options = {"job-name": name, "nodes": str(nodes), "time": "24:00:00"}
+        options = {"job-name": name, "nodes": str(nodes), "time": TIME}
         options |= {"output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out", "chdir": str(Path.cwd())}
         if self.device == "cuda" and "gres" not in self.sbatch:  # on clusters without --gpus-per-node
             options["gpus-per-node"] = f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
@@ -254,4 +271,4 @@ class SlurmRequest:
         setup = shlex.quote(f"{folder}/{SETUP}")
         lines = [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'] if self.setup else []
         superclip = f"{shlex.quote(sys.executable)} -m openclip_superclip"
-        return [*lines, f"superclip=({superclip})", '[ -z "${CONTAINER:-}" ] || superclip=(superclip)']
+        return [*lines, f"superclip=({superclip})", '[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)']

@@ -250,17 +250,3 @@ def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(
     assert "Running in horovod mode" in (run / "out.log").read_text()
     _, expected = train_with_ddp(recipe, 2)
     torch.testing.assert_close(load(run, epoch=SLICES)["state_dict"], expected, rtol=0, atol=0)
-
-
-@pytest.mark.slurm
-def test_srun_starts_horovods_ranks_on_two_nodes_without_ssh_and_they_train_as_ddp_does(cluster, horovod, recipe):
-    command, expected = train_with_ddp(recipe, 4)
-    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"], "HOROVOD_GLOO_IFACE": "eth0"}
-    nodes = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=0"]
-    script = ["sbatch", "--parsable", *nodes, SLURM / "train-horovod.sbatch", *command, "--name", "srun"]
-    job = cluster.call(*script, cwd=recipe.parent, **variables).strip()
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (recipe.parent / f"slurm-{job}.out").read_text()[-4000:]
-    weights = load(recipe.parent / "logs/srun", epoch=SLICES)["state_dict"]
-    torch.testing.assert_close(weights, expected, rtol=0, atol=2e-5)  # of steps of 1e-3: four ranks are added otherwise
-    for name in ("statistics.num_captions", "statistics.document_frequency"):
-        assert torch.equal(weights[name], expected[name])

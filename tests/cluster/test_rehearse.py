@@ -115,6 +115,6 @@ def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed, capsys):
     assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"\n    runs/{rehearsed['recipe'].stem}-rehearsal\n" in printed
-    assert 'command=("${superclip[@]}" rehearse "${runs' in printed
+    assert 'command=("${superclip[@]}" rehearse "$run")' in printed
     assert main([*command, "--accept-changes"]) == 1
     assert "--accept-changes has no effect with --rehearse" in capsys.readouterr().err

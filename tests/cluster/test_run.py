@@ -23,7 +23,7 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
-from openclip_superclip.runs import supervisor
+from openclip_superclip.runs import recovery
 from openclip_superclip.runs.folder import current_state
 from openclip_superclip.runs.run import Run
 
@@ -81,12 +81,14 @@ def signal_ranks(run: Path, number: int) -> None:
 
 def ranks(run: Path) -> list[int]:
     """The processes that train into a folder, in the order of their ranks."""
-    alive = []
-    for file in sorted(run.glob("ranks/*/rank_*.pid")):
-        with contextlib.suppress(OSError, ValueError):  # it has ended, or is about to write its number
-            if Path(f"/proc/{int(file.read_text())}/cmdline").read_bytes():  # not of a process that has ended
-                alive.append(int(file.read_text()))
-    return alive
+    alive = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            command = (process / "cmdline").read_text().split("\0")
+            if "openclip_superclip.runs.rank" in command and any(word.startswith(f"{run}/ranks/") for word in command):
+                variables = dict(one.partition("=")[::2] for one in (process / "environ").read_text().split("\0"))
+                alive[variables.get("RANK", "")] = int(process.name)
+    return [alive[rank] for rank in sorted(alive)]
 
 
 def assert_no_rank_is_left(run: Path) -> None:
@@ -112,7 +114,8 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(found.pop("heartbeat"))
     assert found == {
         "state": "finished", "job": None, "error": None, "restarts": 0, "epoch": 6, "slices": 6, "step": 96,
-        "steps": 96, "expected_end": None, "unreadable": {"shards": 0, "samples": 0},
+        "steps": 96, "expected_end": None, "unreadable": {"shards": 0, "samples": 0}, "next": None, "without": None,
+        "requeues": 0,
     }  # fmt: skip
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
@@ -141,7 +144,7 @@ def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undistu
     assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
     assert (undisturbed / "run.json").read_bytes() == before
     assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
-    assert f"--set: the options of the run {undisturbed} are in its description.json" in capsys.readouterr().err
+    assert f"--set: the options of the run {undisturbed} are in its run.json" in capsys.readouterr().err
     other = ["run", str(recipe), "--out", str(undisturbed), "--set", "wd=0.3", "--device", "cpu", "--accept-changes"]
     assert main(other) == 1
     assert "wd is 0.1 there and 0.3 here; give --out another folder" in capsys.readouterr().err
@@ -167,6 +170,10 @@ def troubled(recipe) -> dict:
     process.send_signal(signal.SIGINT)
     seen["after Ctrl-C"] = (process.wait(300), state(run)["state"], state(run)["error"])
     assert_no_rank_is_left(run)
+    record = json.loads((run / "run.json").read_text())  # as an earlier version has left it
+    for file, field in (("description.json", "run"), ("began_with.json", "began_with")):
+        (run / file).write_text(json.dumps(record.pop(field)))
+    (run / "run.json").write_text(json.dumps(record))
 
     process = start_in_slice(recipe, run, 1, *staged)
     process.kill()
@@ -226,12 +233,12 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
     found = [(one["state"], one["error"]) for one in starts]  # on a busy machine it may stand still once more
     assert len(found) > 1
     stacks = (run / "ranks/local-0/rank_0.log").read_text()
-    assert "Current thread" in stacks and "in disturbed" in stacks
+    assert "Timeout (0:00:09" in stacks and "in disturbed" in stacks
     assert (set(found[:-1]), found[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
 
     run = recipe.parent / "always failing"
-    assert supervisor.STARTS_WITHOUT_A_SLICE == 3
-    monkeypatch.setattr(supervisor, "STARTS_WITHOUT_A_SLICE", 2)  # they are slow
+    assert recovery.MAX_STARTS == 3
+    monkeypatch.setattr(recovery, "MAX_STARTS", 2)  # they are slow
     plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
     code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
@@ -269,14 +276,23 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
     code, output = end(as_run, ruined, "--device", "cpu")
     assert code == 1
-    assert "--lr was 0.001 and is 0.002; use the same settings, " in output
+    assert "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out another" in output
     assert state(ruined)["error"] == "loss is nan since step 64"  # nothing was written
-    code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes")
+
+    shard = recipe.parent / "shards/000003.tar"
+    size, dies = shard.stat().st_size, f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))"
+    plugin = write_disturbed_loss(recipe.parent / "dies", 1, dies)
+    code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes", PYTHONPATH=str(plugin))
+    os.truncate(shard, size)
+    assert code == 1
+    assert f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same settings" in output
+
+    code, output = end(as_run, ruined, "--device", "cpu")  # the learning rate was accepted
     assert code == 0, output
     record = json.loads((ruined / "run.json").read_text())
     (noted,) = record["changes"]
     assert (noted["start"], noted["changed"]) == (1, ["--lr was 0.001 and is 0.002"])
-    assert [one["state"] for one in record["attempts"]] == ["failed", "finished"]
+    assert [one["state"] for one in record["attempts"]] == ["failed", "preempted", "finished"]
 
 
 def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
@@ -350,6 +366,17 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start_and_one_that_fills_up_
         assert state(disk / "run")["epoch"] == 1
         assert is_whole(disk / "run/checkpoints/epoch_1.pt")
         assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["epoch_1.pt"]
+
+        (disk / "filler").unlink()
+        process = start_in_slice(recipe, disk / "run", 1)
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+            while True:  # others fill it: there is no incomplete checkpoint to remove
+                file.write(bytes(4096))
+        signal_ranks(disk / "run", signal.SIGCONT)
+        assert process.wait(300) == 1
+        assert state(disk / "run")["state"] == current_state(disk / "run")["state"] == "failed"
+        assert state(disk / "run")["error"].endswith(f"(the disk of {disk / 'run'} is full)")
+        assert is_whole(disk / "run/checkpoints/epoch_1.pt")
 
 
 def leave_free(disk: Path, num_bytes: int) -> None:

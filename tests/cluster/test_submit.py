@@ -1,8 +1,11 @@
 """`superclip submit`: the sbatch command, compared whole, and what is refused before anything is submitted."""
 
+import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run
-from openclip_superclip.runs.slurm import SlurmRequest
+from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
@@ -84,6 +87,57 @@ def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatc
     assert "\n#SBATCH '--constraint=a100&ib'\n" in text
     assert "\n    'my run'\n" in text
     assert Run.open(tmp_path / "my run").gpus_per_node == 1
+
+
+@pytest.mark.parametrize(("time", "minutes"), [
+    ("90", 90), ("90:30", 90.5), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190), ("1-00:00:30", 1440.5),
+    ("UNLIMITED", None), ("soon", None),
+])  # fmt: skip
+def test_a_time_limit_is_read_as_sbatch_reads_it(time, minutes):
+    assert minutes_of(time) == minutes
+
+
+def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch, capsys):
+    submit = ["submit", B16, "--gpus-per-node", "4", "--dry-run"]
+    long = r"superclip submit: a slice takes at least \d\.\d hours at the speed .*, and --time is {}: a job that ends "
+    assert main([*submit, "--time", "2:00:00"]) == 0
+    assert re.search(long.format("2:00:00"), capsys.readouterr().err)
+    assert main([*submit, "--time", "2:00:00", "--set", "slices=600"]) == main(submit) == 0
+    assert "a slice takes" not in capsys.readouterr().err
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "60")  # which sbatch prefers
+    assert main([*submit, "--time", "20:00:00"]) == 0
+    assert re.search(long.format("60"), capsys.readouterr().err)
+
+
+def test_released_weights_are_fetched_before_the_job_is_submitted(tmp_path):
+    asked = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 17\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    command = ["submit", "finetune/superclip_vit-b-16_51.2m_bs4k", "--out", "run", "--skip-data-check"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        address = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0"}
+        variables = {**os.environ, **address, "HF_HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        superclip = [sys.executable, "-m", "openclip_superclip", *command]
+        done = subprocess.run(superclip, cwd=tmp_path, env=variables, capture_output=True, text=True)
+        hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert any("CLIP-ViT-B-16" in path for path in asked)
+    assert re.search(
+        "superclip submit: pretrained is ViT-B-16:.*, which cannot be downloaded .*; the job needs", done.stderr
+    )
+    assert done.stdout.startswith("job 17 is in the queue: run")
 
 
 @pytest.fixture

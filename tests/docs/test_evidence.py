@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import ttest_1samp, ttest_rel
 from support.pages import PAGES, ROOT
 
 from openclip_superclip.lab.benchmark.head_cost import head_cost_tables
+from openclip_superclip.lab.studies import figures
 from openclip_superclip.lab.studies.results import StudyResults
 from openclip_superclip.lab.studies.study import Study, read_study
 
@@ -224,11 +226,28 @@ def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_
     assert f"zero-shot {row[2]}" in readme
 
 
+def test_the_demos_pictures_are_described_as_the_code_describes_them():
+    """Of the second one, whose scores are only in its description, the words are compared."""
+    described = {name: Image.open(DOCS / name).info["Description"] for name in ("demo.png", "demo-images.png")}
+    assert described["demo.png"] == figures.demo_text(results("demo"))
+    pattern = (
+        r"(\d+) of ([\d,]+) .* seed (\d+): CLIP is right in (\d+), SuperCLIP in (\d+); .*, ([\d.]+) % and ([\d.]+) %"
+    )
+    shown, of_all, seed, *right = re.match(pattern, described["demo-images.png"]).groups()
+    counts = {"CLIP": (int(right[0]), float(right[2])), "SuperCLIP": (int(right[1]), float(right[3]))}
+    text = figures.demo_images_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
+    assert described["demo-images.png"] == text
+    assert all(abs(100 * count / int(shown) - accuracy) <= 100 / int(shown) for count, accuracy in counts.values())
+    page = " ".join(PAGES["docs/demo.md"].split())
+    for name, text in described.items():
+        assert f"![{text}]({name})" in page.replace("\\[", "[").replace("\\]", "]")
+
+
 @pytest.mark.parametrize(("page", "tables"), [
     ("forgetting", lambda: script("forgetting/measure.py").table(DOCS / "forgetting/forgetting.csv")),
-    ("audit", lambda: script("audit/measure.py").tables(recorded("audit/planted.json")["measured"])),
-    ("audit", lambda: script("audit/train_again.py").tables(recorded("audit/train_again.json"))),
+    ("audit/planted", lambda: script("audit/measure.py").tables(recorded("audit/planted.json")["measured"])),
+    ("audit/train_again", lambda: script("audit/train_again.py").tables(recorded("audit/train_again.json"))),
     ("benchmark", lambda: head_cost_tables(recorded("benchmark.json"))),
 ], ids=["forgetting", "planted errors", "training again", "benchmark"])  # fmt: skip
 def test_the_tables_of_a_page_are_what_its_script_or_command_measured(page, tables):
-    assert tables() in PAGES[f"docs/{page}.md"]
+    assert tables() in (DOCS / f"{page}.md").read_text()

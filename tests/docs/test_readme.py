@@ -22,7 +22,7 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
     fields = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
     flags = {field.metadata["flag"] for field in fields}
     page = PAGES["docs/flags.md"]
-    assert set(re.findall(r"--superclip-[\w-]+", page)) == flags
+    assert set(re.findall(r"--(?:superclip|val)-[\w-]+", page)) == flags
     (table,) = re.findall(r"^\| flag \| default \|.*?\n\n", page, flags=re.DOTALL | re.MULTILINE)
     for field in fields:
         (default,) = re.findall(rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE)

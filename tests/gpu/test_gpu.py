@@ -10,22 +10,14 @@ from support.models import write_random_model
 from support.training_runs import Run
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.method.loss import class_loss, plain_class_loss
+from openclip_superclip.lab.benchmark.checks import checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-B, W, V, L = 256, 512, 49408, 77
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-def test_the_class_loss_of_a_gpu_is_the_plain_one(dtype):
-    generator = torch.Generator().manual_seed(0)
-    features, weight = (torch.randn(size, W, generator=generator).cuda().requires_grad_() for size in (B, V))
-    tokens, idf = torch.randint(V, (B, L), generator=generator).cuda(), torch.rand(V, generator=generator).cuda()
-    bias = torch.zeros(V, device="cuda", requires_grad=True)
-    expected = plain_class_loss(features, weight * W**-0.5, bias, tokens, idf)
-    with torch.autocast("cuda", dtype=dtype or torch.float32, enabled=dtype is not None):
-        found = class_loss(features, weight * W**-0.5, bias, tokens, idf)
-    torch.testing.assert_close(found, expected, rtol=1e-5 if dtype is None else 2e-2, atol=1e-4)
+@pytest.mark.parametrize("check", checks("cuda").values(), ids=checks("cuda"))
+def test_a_gpu_computes_what_the_cpu_does(check):
+    check()
 
 
 @pytest.mark.parametrize("local_batch", [256, 512])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import open_clip
+import timm
 import tokenizers
 import torch
 import transformers
@@ -50,6 +51,16 @@ def write_model(folder: Path, vision: dict | None = None, text: dict | None = No
         **model_cfg,
     }  # fmt: skip
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    return f"local-dir:{folder}"
+
+
+def copy_model(model: str, folder: Path) -> str:
+    """Copies a model of `write_model` with its vocabulary, and returns the --model of the copy."""
+    shutil.copytree(model.removeprefix("local-dir:"), folder)
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(folder / "bpe.txt.gz")
+    file.write_text(json.dumps(content))
     return f"local-dir:{folder}"
 
 
@@ -152,15 +163,33 @@ def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS, mark
     return list(folder.iterdir())
 
 
+def write_bert(folder: Path, num_layers: int = 2) -> Path:
+    """Writes a BERT of random weights with its tokenizer, as transformers saves them, and returns its folder."""
+    write_tokenizer(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(LIST_OF_WORDS), hidden_size=48, num_hidden_layers=num_layers, num_attention_heads=3,
+        intermediate_size=96, max_position_embeddings=20,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_image_tower(file: Path, name: str = "test_efficientnet") -> torch.nn.Module:
+    """Writes the weights of a timm model, random ones and statistics, and returns the model in evaluation mode."""
+    torch.manual_seed(1)
+    model = timm.create_model(name).eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.1, 0.6)
+    torch.save(model.state_dict(), file)
+    return model
+
+
 def write_hf_text_model(folder: Path) -> str:
     """Writes the configuration of a model with a BERT of random weights as its text tower, and returns its --model."""
     write_tokenizer(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(LIST_OF_WORDS), hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96, max_position_embeddings=20,
-    )  # fmt: skip
-    transformers.BertModel(config).save_pretrained(folder / "tower")
-    text = {"hf_model_name": str(folder / "tower"), "hf_tokenizer_name": str(folder), "hf_pooler_type": "cls_pooler"}
+    tower = write_bert(folder / "tower")
+    text = {"hf_model_name": str(tower), "hf_tokenizer_name": str(folder), "hf_pooler_type": "cls_pooler"}
     return write_model(folder, text=text)
 
 

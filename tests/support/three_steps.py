@@ -37,7 +37,7 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
     gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
     data = {"dataset_type": "webdataset"}
     args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
-    loss = plugin_manager().hook.open_clip_create_loss(args=args)
+    loss = plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,5 +1,6 @@
 """`superclip audit` with a trained model: worst pairs, the page, kept pairs, interruptions and errors."""
 
+import csv
 import io
 import json
 import re
@@ -7,12 +8,15 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
 from support.data import COLOURS, write_images, write_table
 from support.training_runs import call
 from webdataset import TarWriter
 
+import openclip_superclip as superclip
 from openclip_superclip.data.inspection import inspect_shard
 
 NUM, SWAPPED = 96, 12
@@ -79,6 +83,7 @@ def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_
     assert kept[0] == rows[0] and len(kept) == 75
     assert [row for row in rows if row in kept] == kept
     assert not set(kept) & set(rows[1 : SWAPPED - 1])
+    assert "warning: " not in printed and "class=offered" in (out / "report.html").read_text()
 
 
 def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited, run, tmp_path):
@@ -148,6 +153,21 @@ def test_a_model_without_a_head_gives_only_clip_scores(wrong, tmp_path, capsys):
     assert "no class head: only the CLIP score" in capsys.readouterr().out
     assert not any({"class_loss", "words", "offered"} & record.keys() for record in scores(tmp_path / "out"))
     assert "CLIP score (cosine)" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_head_that_has_learned_nothing_suggests_nothing_and_is_warned_about(work, tmp_path, capsys):
+    name = f"local-dir:{(work / 'run').resolve().parents[1]}/model"
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(name)
+    captions = [caption for _, caption in csv.reader((work / "pairs.csv").read_text().splitlines())]
+    model.statistics.update(open_clip.get_tokenizer(name)(captions))
+    torch.save(model.state_dict(), tmp_path / "untrained.pt")
+    argv = ["--model", tmp_path / "untrained.pt", "--architecture", name, "--out", tmp_path / "out"]
+    assert call("audit", work / "pairs.csv", *argv) == 0
+    warning = "the class head predicts these captions worse than the frequencies of their words do"
+    assert warning in capsys.readouterr().out
+    page = (tmp_path / "out/report.html").read_text()
+    assert warning in page and "class=offered" not in page and "--keep 0." not in page
 
 
 def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path, capsys):

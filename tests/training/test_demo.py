@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 
 import numpy as np
@@ -25,9 +26,12 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     for run in json.loads((demo / "study.json").read_text())["runs"]:
         assert list(run["measures"]) == [*OF_SCENES]
         assert all(0 <= score <= 100 for score in run["measures"].values())
-    pixels = np.asarray(Image.open(demo / "demo.png").convert("L"))
-    assert pixels.shape[0] > 500
-    assert pixels.std() > 20  # not blank
+    assert re.search(r"^clip_\S*seed0: zero shot \d", printed, flags=re.MULTILINE)
+    for name in ("demo.png", "demo-images.png"):
+        picture = Image.open(demo / name)
+        assert "CLIP" in picture.info["Description"]
+        assert picture.width < 800 < picture.width + picture.height
+        assert np.asarray(picture.convert("L")).std() > 20  # not blank
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):

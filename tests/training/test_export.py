@@ -17,7 +17,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
-from support.models import MODELS, VOCAB_SIZE, plain_model, random_weights, write_model, write_vocabulary
+from support.models import MODELS, VOCAB_SIZE, copy_model, plain_model, random_weights, write_model, write_vocabulary
 from support.training_runs import call, completed, error_of, on_a_full_disk, superclip_train
 
 import openclip_superclip as superclip
@@ -334,7 +334,7 @@ def small(tmp_path_factory):
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": RunsCode()}, folder / "code.pt")
-    shutil.copytree(folder / "model", folder / "imported")
+    copy_model(model, folder / "imported")
     shutil.copy(folder / "plain.pt", folder / "imported" / "pytorch_model.bin")
     (folder / "model" / "notes.txt").write_text("mine")
     (folder / "run/checkpoints").mkdir(parents=True)

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -16,6 +17,7 @@ from support.three_steps import results_of
 from support.training_runs import completed, load, run_ranks, stock_train, superclip_train
 
 import openclip_superclip as superclip
+from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
@@ -100,6 +102,28 @@ def test_a_file_of_any_kind_loads_bit_equal_beside_a_fresh_head(kind, tmp_path, 
         model, *_ = superclip.create_model_and_transforms(model, pretrained, cache_dir=str(tmp_path / "cache"))
     assert_holds(model, weights)
     assert caplog.messages.count(FRESH) == 1
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@torch.no_grad()
+def test_a_released_tag_is_exported_to_a_folder_that_opens_without_a_cache(quick_gelu, tmp_path, monkeypatch, capsys):
+    released = {"hf_hub": "someone/model/", "mean": [0.5] * 3, "std": [0.4] * 3, "quick_gelu": quick_gelu}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"ours": released})
+    as_a_released_tag(random_weights(NAME), tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    options = {"pretrained": "ours", "cache_dir": str(tmp_path / "cache"), "force_quick_gelu": quick_gelu}
+    expected, _, transform = open_clip.create_model_and_transforms(NAME, **options)
+    assert main(["export", f"{NAME}:ours", "--out", str(tmp_path / "start")]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    exported, _, exported_transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
+    image, tokens = torch.randn(2, 3, 32, 32), open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")(["a", "a cat"])
+    assert torch.equal(exported.eval().encode_image(image), expected.eval().encode_image(image))
+    assert torch.equal(
+        exported.encode_text(tokens), expected.encode_text(open_clip.get_tokenizer(NAME)(["a", "a cat"]))
+    )
+    assert str(exported_transform) == str(transform)
+    assert main(["export", f"{NAME}:others", "--out", str(tmp_path / "other")]) == 1
+    assert "CHECKPOINT is tiny-for-fine-tuning:others: no file, and no MODEL:TAG" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm-vit-map", "a Hugging Face text tower"])

@@ -175,13 +175,13 @@ def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_aroun
         return create
 
     args = argparse.Namespace(superclip=False)
-    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args) is None
+    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None) is None
     register("silent", open_clip_create_loss=lambda args: None)
     register("a", open_clip_create_loss=lambda args: "a's")
     register("b", wrapper=True, open_clip_create_loss=adding("b's"))
     register("c", open_clip_create_loss=lambda args: "c's")
     register("d", wrapper=True, open_clip_create_loss=adding("d's"))
-    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args) == "d's + b's + c's"
+    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None) == "d's + b's + c's"
 
 
 BROKEN = {

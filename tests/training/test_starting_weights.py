@@ -1,8 +1,6 @@
 """Training names the weights that it starts from, and refuses those that it cannot use, before the first batch."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from support.models import MODELS, random_weights, write_hf_text_model, write_model, write_weights
+from support.models import MODELS, copy_model, random_weights, write_hf_text_model, write_model, write_weights
 from support.training_runs import completed, error_of, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
@@ -48,10 +46,7 @@ def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
 
 
 def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(small_model, train_flags, refusal, tmp_path):
-    folder = shutil.copytree(small_model.removeprefix("local-dir:"), tmp_path / "model")
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(folder / "bpe.txt.gz")
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    copy_model(small_model, folder := tmp_path / "model")
     weights = superclip.create_model_and_transforms(small_model)[0].state_dict()
     bad = with_one(math.nan, weights)
     torch.save({"epoch": 1, "state_dict": bad}, tmp_path / "epoch_1.pt")

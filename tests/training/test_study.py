@@ -19,10 +19,11 @@ from support.training_runs import fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.run_outputs import RECORD
 from openclip_superclip.lab.studies.study_run import open_trained
-from openclip_superclip.runs.folder import lock
+from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.process import run_superclip
-from openclip_superclip.runs.run import DESCRIPTION, Run
+from openclip_superclip.runs.run import Run
 from openclip_superclip.runs.slurm import Placement
 
 
@@ -82,6 +83,7 @@ def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
     assert f"{arms}{pairs}" in printed.splitlines()
     rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
     assert len({row["checkpoint"] for row in rows}) == len(rows) == 4
+    assert "Best epoch on the validation data, the median over the runs: CLIP 1 of 1 (1 to 1), " in studied[1]
 
 
 def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_towers(studied):
@@ -162,7 +164,7 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepare
     more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
     stopped = fork(lambda: main(arguments(prepared, *more)), tmp_path / "printed", prepared, {})
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
-    runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{DESCRIPTION}")]
+    runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{RECORD}")]
     assert runs and {run.settings.stall_minutes for run in runs} == {9}
     os.kill(stopped.pid, number)  # this process alone, unlike a terminal's Ctrl-C
     stopped.join()

@@ -235,11 +235,23 @@ def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, tr
     recorded = {name: value for name, value in options.items() if "superclip" in name}
     assert recorded == {name: str(value) for name, value in ours.items()}
     assert options["batch_size"] == "16"
-    lines = [line for line in run.output.partition("Train Epoch")[0].splitlines() if "SuperCLIP: " in line]
-    assert len(lines) == bool(config)
-    head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
-    for part in (f"vocabulary {VOCAB_SIZE:,}", head, "patch tokens", "width 64", "IDF online"):
-        assert all(part in line for line in lines)
+    log = (tmp_path / "logs/run/out.log").read_text()
+    lines = re.findall(r"SuperCLIP: (.*)", run.output.partition("Train Epoch")[0])
+    assert lines == re.findall(r"SuperCLIP: (.*)", log)
+    assert "  batch_size: 16" in log
+    assert ("  batch_size: 16" in run.output) == ("ResidualAttentionBlock" in run.output) == (config is None)
+    if config is None:
+        assert lines == []
+        return
+    model, towers, data, logs, head = lines
+    assert model == f"model {train_flags[1]} in amp on 1 rank(s)"
+    assert towers == "the towers start from random weights (image) and random weights (text)"
+    steps = run.output.count("Train Epoch")
+    assert data == f"data {train_flags[3]}, 1 epoch(s) in batches of 16 samples: {steps} steps"
+    assert logs == "log and checkpoints in logs/run"
+    of_head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
+    for part in (f"vocabulary {VOCAB_SIZE:,}", of_head, "patch tokens", "width 64", "IDF online"):
+        assert part in head
 
 
 def test_it_trains_under_torchrun(train_flags, tmp_path):

@@ -95,14 +95,14 @@ def test_support_equals_a_slow_plain_version_and_a_learned_word_has_it_once(scor
             assert word.support == pytest.approx(math.log2(p[token] * mass / (df[token] * idf[token])), abs=1e-3)
 
 
-def test_suggested_words_are_learned_missing_and_more_probable_than_expected(scorer, seen):
+def test_suggested_words_are_learned_missing_and_clearly_more_probable_than_expected(scorer, seen):
     probabilities = torch.full_like(seen[1].log_probabilities, 1e-6)
-    for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.1)):  # "moon" was not learned
+    for word, share in (("dog", 0.3), ("moon", 0.3), ("cat", 0.25), ("tree", 0.17)):  # "moon" was not learned
         probabilities[:, scorer.opened.tokenizer.encode(word)] = share
     found = scorer.score(seen[1]._replace(log_probabilities=probabilities.log()), CAPTIONS)
-    words = [["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]]  # "tree" is less probable than expected
+    words = [["dog"], ["cat"], ["dog", "cat"], ["dog", "cat"], ["dog", "cat"]]  # "tree" is hardly more probable
     assert [[word.word for word in one.offered] for one in found] == words
-    assert all(word.support > 0 for one in found for word in one.offered)
+    assert all(word.support > 0.5 for one in found for word in one.offered)
 
 
 @pytest.mark.parametrize("mark", "Ġ▁")

@@ -1,12 +1,13 @@
 """The chunked class loss equals its definition, is no less exact, and never holds [B, V]."""
 
 import contextlib
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.operators import SeesOperators
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from openclip_superclip import class_loss, plain_class_loss
 from openclip_superclip.method import loss
@@ -35,6 +36,7 @@ UPSTREAM = {
     "zero": torch.zeros_like,
     "zero for some": lambda losses: (torch.arange(len(losses)) % 2).float(),
 }
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
 # The type of the weights and that of autocast.
 PRECISIONS = {
     "fp32": (torch.float32, None),
@@ -174,7 +176,7 @@ def test_a_second_backward_may_have_another_upstream_gradient():
     assert all(torch.equal(x, copy) for x, copy in zip(first, first_copies, strict=True))
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(SeesOperators):
     """Shapes of the tensors that own new memory, made while it is on."""
 
     def __init__(self, *known):
@@ -183,14 +185,12 @@ class Allocations(TorchDispatchMode):
         self.alive = []  # so that no address is used twice
         self.shapes = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        outputs = function(*args, **(kwargs or {}))
-        for output in outputs if isinstance(outputs, tuple | list) else [outputs]:
-            if isinstance(output, torch.Tensor) and output.untyped_storage().data_ptr() not in self.known:
-                self.known.add(output.untyped_storage().data_ptr())
-                self.alive.append(output)
-                self.shapes.append(tuple(output.shape))
-        return outputs
+    def observe(self, function, args, results):
+        for result in results:
+            if result.untyped_storage().data_ptr() not in self.known:
+                self.known.add(result.untyped_storage().data_ptr())
+                self.alive.append(result)
+                self.shapes.append(tuple(result.shape))
 
     def largest(self):
         return max(torch.Size(shape).numel() for shape in self.shapes)
@@ -232,20 +232,102 @@ def test_only_the_gradients_that_are_needed_are_computed(needed, upstream):
     assert not not_needed & set(made.shapes)
 
 
-def test_a_uniform_upstream_gradient_costs_no_second_pass():
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_uniform_upstream_gradient_costs_no_second_pass_and_no_memory(uniform):
     leaves, tokens, idf = problem(64, 8, 1009, 6)
     with Allocations(*leaves, tokens, idf) as made:
-        losses = class_loss(*leaves, tokens, idf, chunk_size=4)
+        losses = class_loss(*leaves, tokens, idf, chunk_size=4, uniform=uniform)
         made.shapes.clear()
         torch.autograd.grad(losses.mean(), leaves)
-    assert made.largest() < 4 * 1009
+    assert made.largest() <= 64
 
 
-def test_a_compiled_function_computes_the_same():
+@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "of a sum", "zero")}, precision=PRECISIONS)
+def test_uniform_changes_no_bit_of_a_uniform_gradient(upstream, precision):
+    dtype, autocast = precision
+    leaves, tokens, idf = problem(dtype=dtype)
+    options = {"upstream": upstream, "autocast": autocast, "chunk_size": 3}
+    asserted, compared = (
+        losses_and_gradients(class_loss, leaves, tokens, idf, uniform=uniform, **options) for uniform in (True, False)
+    )
+    torch.testing.assert_close(asserted, compared, rtol=0, atol=0)
+
+
+def test_uniform_refuses_other_gradients_and_nothing_is_wrong_in_silence():
     leaves, tokens, idf = problem()
+    with pytest.raises(RuntimeError, match=r"different upstream gradients: weight captions by class_loss\(scale="):
+        losses_and_gradients(class_loss, leaves, tokens, idf, uniform=True, upstream=UPSTREAM["random"])
+    nan = losses_and_gradients(
+        class_loss, leaves, tokens, idf, uniform=True, upstream=lambda losses: losses.new_full((7,), float("nan"))
+    )
+    assert all(gradient.isnan().all() for gradient in nan[1:])
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_factor_for_each_caption_gives_the_gradient_of_a_weighted_sum(uniform):
+    leaves, tokens, idf = problem()
+    weights = torch.rand(7, generator=torch.Generator().manual_seed(1))
+    ours = losses_and_gradients(class_loss, leaves, tokens, idf, scale=weights, chunk_size=3, uniform=uniform)
+    exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=lambda losses: weights)
+    assert_close(ours[1:], exact[1:])
+    assert_close(ours[:1], [weights * exact[0]])
+
+
+def test_a_second_derivative_is_refused():
+    leaves, tokens, idf = problem()
+    losses = class_loss(*leaves, tokens, idf)
+    (gradient,) = torch.autograd.grad(losses.square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_no_captions_have_no_losses_and_no_gradients():
+    (features, weight, bias), tokens, idf = problem()
+    features = features[:0].detach().requires_grad_()
+    for uniform in (False, True):
+        ours = losses_and_gradients(class_loss, (features, weight, bias), tokens[:0], idf, uniform=uniform)
+        assert [len(one) for one in ours] == [0, 0, 101, 101]
+        assert not any(one.any() for one in ours)
+
+
+# As an operator of torch
+
+
+def operator_arguments(dtype=torch.float32, needs_grad=(True, True, True), uniform=True):
+    """What `class_loss` passes to the operator."""
+    leaves, tokens, idf = problem(dtype=dtype)
+    for leaf, needed in zip(leaves, needs_grad, strict=True):
+        leaf.requires_grad_(needed)
+    return *leaves, *loss._sparse_target(tokens, idf, 1.0), 3, dtype, [*needs_grad], uniform
+
+
+@pytest.mark.parametrize("needs_grad", [(True, True, True), (False, True, False)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torch_finds_no_fault_with_the_operators(dtype, needs_grad):
+    arguments = operator_arguments(dtype, needs_grad)
+    torch.library.opcheck(torch.ops.superclip.class_loss, arguments, raise_exception=True)
+    *arguments, _ = (one.detach() if isinstance(one, torch.Tensor) else one for one in arguments)
+    leaves = zip(arguments[:3], needs_grad, strict=True)
+    gradients = [torch.rand_like(leaf) if needed else leaf.new_empty(0) for leaf, needed in leaves]
+    for upstream in (torch.ones(7), torch.arange(7.0)):
+        torch.library.opcheck(torch.ops.superclip.scale_gradients, (gradients, upstream, *arguments))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])])
+@pytest.mark.parametrize("uniform", [False, True])
+@cases(precision=PRECISIONS)
+def test_a_compiled_function_is_one_graph_and_computes_the_same(backend, uniform, precision):
+    dtype, autocast = precision
+    leaves, tokens, idf = problem(dtype=dtype)
+    upstreams = [UPSTREAM["of a mean"], *([] if uniform else [UPSTREAM["random"]])]
 
     def step(features, weight, bias):
-        return class_loss(features.sin(), weight, bias, tokens, idf, chunk_size=3)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            return class_loss(features.sin(), weight, bias, tokens, idf, chunk_size=3, uniform=uniform)
 
-    compiled = torch.compile(step, backend="aot_eager")
-    assert_close(losses_and_gradients(compiled, leaves), losses_and_gradients(step, leaves))
+    torch.compiler.reset()
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for upstream in upstreams:
+        ours = losses_and_gradients(compiled, leaves, upstream=upstream)
+        assert_close(ours, losses_and_gradients(step, leaves, upstream=upstream), tolerance)

@@ -1,6 +1,7 @@
 """With a damaged file of weights, a command fails with one error line and leaves no incomplete output."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,50 @@ def test_a_damaged_file_is_one_error_and_leaves_no_part(file, command, damage, w
         assert said.startswith("error: ") and said.count("\n") == 1, said
     else:
         assert (code, written, said) == (0, [out], "")
+
+
+class RunsWhenOpened(torch.nn.Module):
+    """A TorchScript module that writes a file when torch.jit.load opens it."""
+
+    def __init__(self):
+        super().__init__()
+        self.number: int = 1
+
+    def forward(self, x: torch.Tensor):
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (1, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[int, bool]):
+        self.number = state[0]
+        self.training = state[1]
+        torch.ops.aten.save(torch.zeros(1), "written")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", [
+    "export e.pt --model ViT-B-32 --out out", "average e.pt e.pt --out out.pt", "words e.png --model e.pt",
+    "train --superclip --model ViT-B-32 --pretrained e.pt --dataset-type synthetic --train-num-samples 2",
+])  # fmt: skip
+def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(RunsWhenOpened()).save("e.pt")
+    Path("e.png").touch()
+    try:
+        code = main(command.split())
+    except SystemExit as error:
+        print(error.code, file=sys.stderr)
+        code = 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and "e.pt is a TorchScript archive that runs code when it is opened" in line
+    with pytest.raises(InputError, match="runs code"):
+        superclip.create_model_and_transforms("ViT-Ti-16-96", "e.pt")
+    assert not Path("written").exists()
+    torch.jit.load("e.pt")
+    assert Path("written").exists()
 
 
 @pytest.mark.parametrize("position", [0.2, 0.5, 0.8])

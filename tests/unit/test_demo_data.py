@@ -17,7 +17,14 @@ from openclip_superclip.lab.demo import measures as measures_module
 from openclip_superclip.lab.demo import natural
 from openclip_superclip.lab.demo import scenes as drawn
 from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.lab.demo.measures import describe, fraction_found, measure, measure_natural, measure_transfer
+from openclip_superclip.lab.demo.measures import (
+    fraction_found,
+    measure,
+    measure_natural,
+    measure_transfer,
+    predicted_names,
+    representative,
+)
 from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
 from openclip_superclip.lab.studies.study import MEASURES
@@ -113,14 +120,25 @@ def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, frac
 
 def test_a_model_that_knows_the_objects_measures_100():
     known = [*scenes(50, split="tune", num_objects=(1,)), *different_scenes(50, 0, "tune"), *scenes(1000)]
-    known += different_scenes(6, 0, "test")  # that are described
+    singles = [*scenes(6, split="test", num_objects=(1,))]
+    known += singles
     oracle = Oracle(NAMES, {scene.image.tobytes(): scene.captions["long"] for scene in known})
     result = measure((oracle, oracle.preprocess, oracle.tokenizer), "tune", num_scenes=50, num_probe_scenes=1000)
     assert result == pytest.approx(
         {"zero_shot": 100, "image_to_text_R@1": 100, "text_to_image_R@1": 100, "tagging": 100, "linear_probe": 100}
     )
-    for _, names, predicted in describe((oracle, oracle.preprocess, oracle.tokenizer)):
-        assert sorted(names) == sorted(predicted)
+    predicted = predicted_names((oracle, oracle.preprocess, oracle.tokenizer), singles)
+    assert predicted == [scene.objects[0] for scene in singles]
+
+
+@pytest.mark.parametrize(("outcomes", "number", "chosen"), [
+    ("RRRRRRRRRW", 10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+    ("RRWRRRRRRR", 5, [0, 1, 3, 4, 5]),  # 4.5 and 0.5: the remainders are equal, and R comes first
+    ("WWWRRRRRRR", 4, [0, 3, 4, 5]),
+    ("RW", 1, [0]),
+])  # fmt: skip
+def test_a_representative_choice_has_each_outcomes_fraction_and_its_first_places(outcomes, number, chosen):
+    assert representative([(outcome,) for outcome in outcomes], number) == chosen
 
 
 def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_chance():

@@ -114,7 +114,7 @@ def test_the_mean_iou_is_sklearns():
     found, label = (torch.tensor(rng.integers(0, 5, 300)) for _ in range(2))
     both, either = _overlaps(found, label, 5)
     outcome = Outcome(IOU, both[None], either[None])
-    assert estimate(outcome, "x").value == pytest.approx(jaccard_score(label, found, average="macro"))
+    assert estimate(outcome).value == pytest.approx(jaccard_score(label, found, average="macro"))
 
 
 def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     assert "Not evaluated" not in printed
     for file in tmp_path.glob("*.json"):  # the outcomes of the test samples add up to the scores
         metrics, outcomes = json.loads(file.read_text())["metrics"], read_outcomes(file.with_suffix(".outcomes.npz"))
-        assert outcomes and all(estimate(one, "").value == pytest.approx(metrics[k]) for k, one in outcomes.items())
+        assert outcomes and all(estimate(one).value == pytest.approx(metrics[k]) for k, one in outcomes.items())
 
 
 def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_path):
@@ -322,11 +322,14 @@ def test_released_weights_are_named_by_model_and_tag(tiny_model, data, tmp_path,
     assert "error: tiny-ours:nowhere cannot be opened: " in capsys.readouterr().err
 
 
-def test_hub_results_are_reused_until_the_next_commit(tiny_model, runs, data, tmp_path, monkeypatch, capsys):
+def test_hub_results_are_reused_until_the_next_commit(runs, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    read, config = [], Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json")
+    config = json.loads((runs / "export/open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/model"
+    read, names = [], ("tokenizer.json", "tokenizer_config.json", "open_clip_model.safetensors")
     for commit in "001":
-        files = [shutil.copy(file, tmp_path) for file in (config, runs / "export" / "open_clip_model.safetensors")]
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        files = [tmp_path / "open_clip_config.json", *(shutil.copy(runs / "export" / name, tmp_path) for name in names)]
         add_to_cache(tmp_path / "cache", "someone/model", *map(Path, files), commit=commit * 40)
         assert evaluate("hf-hub:someone/model", "--data", data, "--datasets", "own/colours", "--out", tmp_path) == 0
         read.append(num_read(capsys))
@@ -343,7 +346,7 @@ REFUSED = {
     "export --suite dense": "colours (dense: it is of kind classification; see its dataset_type.txt)",
     "export --datasets birds": "--datasets: data contains no birds; it contains colours",
     "nowhere.pt": "CHECKPOINT is nowhere.pt: no file or folder",
-    "hf-hub:someone/else": "CHECKPOINT: hf-hub:someone/else has no readable configuration (",
+    "hf-hub:someone/else": "CHECKPOINT: hf-hub:someone/else has no readable open_clip_config.json (",
     "lone.pt": "--model is missing: the model of lone.pt is not recorded",
     "lone.pt --model ViT-B-32": "lone.pt does not match ViT-B-32: ",
     "hf": "hf is for transformers",

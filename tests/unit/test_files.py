@@ -9,7 +9,7 @@ from matplotlib import font_manager
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
-from openclip_superclip.pages import bytes_text, markdown_table, png, pyplot, significant
+from openclip_superclip.pages import aligned_table, bytes_text, markdown_table, png, pyplot, significant
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
@@ -80,3 +80,9 @@ def test_characters_that_the_default_font_lacks_are_drawn_with_another_or_escape
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
     font_manager.fontManager.addfont(tmp_path / "cats.ttf")
     assert drawn(f"a {cat}, {dog}") == f"a {cat}, \\ue72c"
+
+
+def test_a_table_in_a_terminal_has_aligned_columns():
+    rows = [["cat", "5.0%"], ["自行车", "12.5%"], ["cafe\u0301", "n/a"]]
+    lines = ["word    score", "cat      5.0%", "自行车  12.5%", "cafe\u0301      n/a"]
+    assert aligned_table(["word", "score"], rows) == "\n".join(lines)

@@ -3,9 +3,11 @@
 import csv
 import math
 import random
+import shlex
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -15,6 +17,7 @@ import webdataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from support import WORDS
+from support.data import IMAGE
 from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, VOCAB_SIZE, write_model, write_tokenizer
 
 import openclip_superclip as superclip
@@ -43,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
             for index in range(PER_SHARD):
                 short, long = captions(shard, index)
                 sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
-                tar.write({**sample, "jpg": b"not read"})
+                tar.write({**sample, "png": IMAGE})
             tar.write({"__key__": "no caption", "jpg": b"1"})
             tar.write({"__key__": "no image", "txt": "moon"})
             tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})
@@ -160,7 +163,7 @@ def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_
     assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
     before = clip.fixed_idf()
     assert clip.to(torch.bfloat16).fixed_idf().equal(before)  # no cast reaches the counts
-    assert not any("fixed_idf" in name for name in clip.state_dict())
+    assert clip.state_dict()["fixed_idf.num_captions"] == num_captions  # words and audit need the counts
     assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
 
 
@@ -235,3 +238,46 @@ def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
         with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer whitespace"):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
+
+
+@pytest.mark.parametrize(("counted_with", "trained_with", "error"), [
+    ("--captions long --long-caption long.txt", "long .LONG.txt", None),
+    ("--captions long --long-caption long.txt", "dual long.txt", None),
+    ("--captions dual --long-caption long.txt", "long long.txt", None),
+    ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
+    ("--captions mixed:1.0 --long-caption json:a.b", "", None),
+    ("--captions long --long-caption long.txt --context 30", "dual long.txt 30", None),
+    ("", "long long.txt", "captions 'short, 20 tokens', but the class loss reads 'long long.txt, 20 tokens'"),
+    ("", "dual long.txt", "--captions long --long-caption long.txt --context 20 --out FILE"),
+    ("--captions long --long-caption long.txt", "", "reads 'short, 20 tokens': count these with superclip frequencies"),
+    ("--captions long --long-caption long.txt", "dual json:a.b", "reads 'long json:a.b, 20 tokens'"),
+    ("--captions mixed:0.5 --long-caption long.txt", "mixed:0.8 long.txt", "--captions mixed:0.8 --long-caption"),
+    ("--captions long --long-caption long.txt", "dual long.txt 30", "reads 'long long.txt, 30 tokens'"),
+    ("--context 10", "", "counts the captions 'short, 10 tokens', but the class loss reads 'short, 20 tokens'"),
+])  # fmt: skip
+def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
+    counted_with, trained_with, error, pattern, small_model, parse_args, refusal, tmp_path
+):
+    file = tmp_path / "df.safetensors"
+    call(pattern, "--tokenizer-of", small_model, *counted_with.split(), "--out", file)
+    argv = ["--model", small_model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
+    argv += ["--train-num-samples", "16", "--batch-size", "4", "--workers", "0", "--superclip-idf", str(file)]
+    flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
+    argv += [part for pair in zip(flags, trained_with.split(), strict=False) for part in pair]
+    if error is None:
+        assert parse_args(argv).superclip_idf == str(file)
+        return
+    message = refusal(*argv)
+    assert message.startswith(f"error: --superclip-idf: {file} counts the captions '")
+    assert error in message
+    again = shlex.split(message.partition("count these with superclip frequencies ")[2])
+    call(*again[:-1], file)  # the command that the line names
+    assert parse_args(argv).superclip_idf == str(file)
+
+
+def test_files_without_a_number_of_tokens_are_accepted_with_any(pattern, small_model, parse_args, tmp_path):
+    call(pattern, "--tokenizer-of", small_model, "--context", "10", "--out", tmp_path / "new")
+    replace(read_frequencies(tmp_path / "new"), context=None).write(tmp_path / "old")
+    argv = ["--model", small_model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
+    argv += ["--train-num-samples", "16", "--batch-size", "4", "--workers", "0"]
+    assert parse_args([*argv, "--superclip-idf", f"{tmp_path}/old"]).superclip_captions == "short"

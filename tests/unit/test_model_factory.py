@@ -13,7 +13,7 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from support.models import MODELS, SPECIAL_TOKENS, write_model
+from support.models import MODELS, SPECIAL_TOKENS, copy_model, write_model, write_vocabulary
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
@@ -101,7 +101,9 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
     given = {"model": "ViT-B/32", "pretrained": "openai", "distill_model": None, "distill_pretrained": None}
-    factory.check_models(Namespace(**given, cache_dir=None, force_context_length=None, lock_text=False))
+    factory.check_models(
+        Namespace(**given, cache_dir=None, force_context_length=None, lock_text=False, pretrained_image=False)
+    )
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
     monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})
@@ -183,7 +185,9 @@ def model_file(tmp_path):
     """A model configuration in another folder."""
     file = tmp_path / "models" / "my_model.json"
     file.parent.mkdir()
-    file.write_text(json.dumps(open_clip.get_model_config(NAME)))
+    config = open_clip.get_model_config(NAME)
+    config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(write_vocabulary(file.parent))
+    file.write_text(json.dumps(config))
     return file
 
 
@@ -216,7 +220,7 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
 
 def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path, monkeypatch):
     there = tmp_path / "there"
-    shutil.copytree(tiny_model.removeprefix("local-dir:"), there / "model")
+    copy_model(tiny_model, there / "model")
     options = {"model": "local-dir:model", "logs": "logs", "name": "run"}
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy/run.json").write_text(json.dumps({"cwd": str(there)}))

@@ -3,6 +3,7 @@
 import argparse
 import types
 
+import pluggy
 import pytest
 import torch
 from torch import nn
@@ -18,12 +19,23 @@ from openclip_superclip.plugin import Plugin
 
 @pytest.fixture
 def answer(monkeypatch):
-    """Makes the plugins answer a hook, and returns what it was asked with."""
+    """Makes the only plugin answer a hook, and returns what it was asked with."""
 
-    def answer(name, value):
+    def answer(value, name="open_clip_create_loss"):
         asked = []
-        hook = types.SimpleNamespace(**{name: lambda **given: asked.append(given) or value})
-        monkeypatch.setattr(hooks, "plugin_manager", lambda: types.SimpleNamespace(hook=hook))
+
+        def create_loss(args, model):
+            asked.append({"args": args, "model": model})
+            return value
+
+        def epoch_end(args, model, epoch):
+            asked.append({"args": args, "model": model, "epoch": epoch})
+
+        manager = pluggy.PluginManager("open_clip")
+        manager.add_hookspecs(hooks)
+        implementation = create_loss if name == "open_clip_create_loss" else epoch_end
+        manager.register(types.SimpleNamespace(**{name: hooks.hookimpl(implementation)}))
+        monkeypatch.setattr(hooks, "plugin_manager", lambda: manager)
         return asked
 
     return answer
@@ -46,19 +58,19 @@ class PickyTask(Task):
 
 def test_a_task_trains_with_the_plugins_loss_which_need_not_be_a_module_or_keeps_openclips(answer):
     args, loss = argparse.Namespace(name="run"), lambda **outputs: outputs
-    asked = answer("open_clip_create_loss", loss)
-    task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(args, None, dist_model=None)
+    asked = answer(loss)
+    task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(args, "the model", dist_model=None)
     assert task.loss is loss
-    assert asked == [{"args": args}]
-    answer("open_clip_create_loss", None)
-    task = v4.with_plugins_task(lambda args: PickyTask())(argparse.Namespace())
+    assert asked == [{"args": args, "model": "the model"}]
+    answer(None)
+    task = v4.with_plugins_task(lambda args, model: PickyTask())(argparse.Namespace(), "the model")
     assert type(task.loss) is nn.Identity
     assert "_build_loss_inputs" not in vars(task)
 
 
 def test_a_loss_gets_what_a_picky_task_leaves_out_but_for_the_bias_that_no_caption_loss_takes(answer):
-    answer("open_clip_create_loss", lambda **outputs: outputs)
-    task = v4.with_plugins_task(lambda args: PickyTask())(argparse.Namespace())
+    answer(lambda **outputs: outputs)
+    task = v4.with_plugins_task(lambda args, model: PickyTask())(argparse.Namespace(), "the model")
     outputs = {"logits": torch.zeros(2, 4, 3), "class_losses": torch.ones(2), "logit_bias": torch.zeros(())}
     inputs = task._build_loss_inputs(outputs, {"text": torch.arange(8).view(2, 4)})
     assert inputs.keys() == {"logits", "labels", "class_losses"}
@@ -66,8 +78,34 @@ def test_a_loss_gets_what_a_picky_task_leaves_out_but_for_the_bias_that_no_capti
     assert inputs["logits"].shape == (2, 3, 3)
 
 
+def test_a_task_that_takes_a_loss_is_made_with_the_plugins(answer):
+    def create_task(args, model, *, loss=None):
+        task = Task()
+        task.made_with = loss
+        return task
+
+    loss = nn.Identity()
+    answer(loss)
+    assert v4.with_plugins_task(create_task)("args", model="the model").made_with is loss
+
+
+def test_a_wrapper_gets_the_tasks_own_loss(answer, monkeypatch):
+    answer(None)
+    wrapped = []
+
+    def create_loss(args):
+        wrapped.append((yield))
+        return wrapped[0]
+
+    wrapper = types.SimpleNamespace(open_clip_create_loss=hooks.hookimpl(create_loss, wrapper=True))
+    hooks.plugin_manager().register(wrapper)
+    task = v4.with_plugins_task(lambda model, args: Task())("the model", "args")
+    assert wrapped == [task.loss]
+    assert type(task.loss) is nn.Identity
+
+
 def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_trains(answer):
-    asked, order = answer("open_clip_epoch_end", None), []
+    asked, order = answer(None, "open_clip_epoch_end"), []
 
     def train_one_epoch(state, data, args, tb_writer=None):
         order.append(len(asked))

@@ -28,8 +28,8 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
     ours = plan()
     assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
     assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
-    # 512 M × 50 / 1.3 G = 19.7, and 25 divides 31,250
-    assert (ours.recipe.slices, ours.num_slices, ours.slice_steps) == (50, 25, 1250)
+    # 512 M × 60 / 1.3 G = 23.6, and 25 divides 31,250
+    assert (ours.recipe.slices, ours.num_slices, ours.slice_steps) == (60, 25, 1250)
     assert ours.slice_samples == 20_480_000
     assert ours.warnings == []
 
@@ -71,8 +71,8 @@ def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
 
 
 @pytest.mark.parametrize(("set_", "num_slices", "slice_steps"), [
-    ({"data_samples": "1024000000"}, 25, 1250),  # 512 M × 50 / 1,024 M = 25
-    ({"data_samples": "1000000000"}, 26, 1205),  # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
+    ({"data_samples": "1228800000"}, 25, 1250),  # 512 M × 60 / 1,228.8 M = 25
+    ({"data_samples": "1200000000"}, 26, 1205),  # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
     ({"slices": "1"}, 1, 31_250),
     ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
 ])  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     (["--set", "samples=12"], "expected at least one global batch, 16,384"),
     (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
     (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
-    (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 50 slices × 1024 ranks × 5 workers"),
+    (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers"),
     (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refused):

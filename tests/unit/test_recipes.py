@@ -173,3 +173,23 @@ def test_recipes_prints_all_one_or_json(capsys):
 def test_the_page_of_the_fields_holds_what_the_schema_says(capsys):
     assert [main(["recipes", "--fields", *words]) for words in ([], ["demo"])] == [0, 1]
     assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
+
+
+def test_what_is_said_about_slices_is_what_a_plan_trains_and_batch_sizes_read_the_same_data():
+    slices = {}
+    for name, recipe in RECIPES.items():
+        if is_table(recipe.shards) or recipe.chosen["slices"].startswith("2 shards and "):
+            continue
+        run = make_run(recipe, nodes=1, gpus_per_node=8, device="cpu")
+        text = re.match(r"(\d+) (?:of them )?are trained\b.*?, ([\d,]+) samples", recipe.chosen["slices"])
+        number, samples = text.groups()
+        assert (int(number), int(samples.replace(",", ""))) == (run.num_slices, run.slice_samples), name
+        slices.setdefault((recipe.data, recipe.samples), set()).add((recipe.slices, run.slice_samples))
+    assert all(len(slices[data, 512_000_000]) == 1 for data in ("datacomp1b", "laion2b", "laion400m"))
+
+
+def test_a_warm_up_of_500_is_only_the_released_configurations_in_its_own_number_of_samples():
+    for name, recipe in RECIPES.items():
+        if recipe.samples == 12_800_000_000:
+            assert "warmup" not in recipe.chosen["settings"], name
+            assert recipe.chosen["warmup"].startswith("500 as in the released configuration, which is for "), name

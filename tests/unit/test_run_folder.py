@@ -1,13 +1,13 @@
 """What a run's folder holds and refuses, and how its nodes know one another, without training."""
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -23,12 +23,13 @@ from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weig
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, lock, recorded_environment
+from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, recorded_environment
+from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.plan import make_run, on_machines
-from openclip_superclip.runs.process import HARDWARE
 from openclip_superclip.runs.progress import Progress, UnreadableData
 from openclip_superclip.runs.rank import LossMonitor, NonFiniteLoss, _failure
 from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.recovery import HARDWARE, Requeue, starts_without_slice
 from openclip_superclip.runs.run import Run, Settings, Start
 from openclip_superclip.runs.slurm import Placement, find_placement
 from openclip_superclip.runs.supervisor import NodeTraining
@@ -98,18 +99,61 @@ def test_a_lock_is_taken_over_from_what_is_gone_alone(owner, placement, queue, r
         assert not path.exists()
 
 
-def test_without_flock_the_owners_process_is_looked_up(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+@pytest.fixture(scope="session")
+def without_flock(tmp_path_factory) -> dict[str, str]:
+    """Variables with which a process runs as on a file system without flock."""
+    folder = tmp_path_factory.mktemp("flock")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a library without flock is compiled")
+    (folder / "flock.c").write_text(
+        f"#include <errno.h>\nint flock(int file, int what) {{ errno = {errno.ENOSYS}; return -1; }}\n"
+    )
+    command = [compiler, "-shared", "-fPIC", "-o", folder / "flock.so", folder / "flock.c"]
+    subprocess.run(command, check=True)
+    return {"LD_PRELOAD": str(folder / "flock.so"), "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with lock(tmp_path / "lock", Placement(job="17")):
-        owner = json.loads((tmp_path / "lock").read_text())
-        with pytest.raises(InputError, match="belongs to"), lock(tmp_path / "lock", Placement(job="18")):
-            pass
-    (tmp_path / "lock").write_text(json.dumps({**owner, "pid": 2**22 + 1}))
-    with lock(tmp_path / "lock", Placement(job="18")):
-        pass
+
+def hold(path: Path, variables: dict[str, str], *, moment: float = 0, seconds: float = 0) -> subprocess.Popen:
+    """Starts a process that takes the lock at a moment and holds it for so many seconds; it prints how it went."""
+    source = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from openclip_superclip.errors import InputError\n"
+        "from openclip_superclip.runs.lock import lock\nfrom openclip_superclip.runs.slurm import Placement\n"
+        f"while time.time() < {moment}:\n    pass\n"
+        "try:\n"
+        f"    with lock(Path({str(path)!r}), Placement()):\n"
+        f"        print('held', flush=True)\n        time.sleep({seconds})\n"
+        "except InputError as error:\n    print(error)\n"
+    )
+    environment = os.environ | variables
+    return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.parametrize("flock", [True, False])
+@pytest.mark.parametrize("left", ["", "dead owner", "damaged"])
+def test_of_processes_that_start_at_one_moment_one_gets_the_lock(left, flock, without_flock, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    if left == "dead owner":
+        write_owner(tmp_path / "lock", host=socket.gethostname(), pid=gone.pid)
+    elif left:
+        (tmp_path / "lock").touch()
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path)} if flock else without_flock
+    moment = time.time() + 6
+    started = [hold(tmp_path / "lock", variables, moment=moment, seconds=4) for _ in range(4)]
+    printed = sorted(process.communicate()[0].partition(" belongs to another run")[0] for process in started)
+    assert printed == sorted(["held\n", *[str(tmp_path)] * 3])
+    assert not (tmp_path / "lock").exists() and not (tmp_path / "lock.claim").exists()
+
+
+def test_without_flock_the_owners_process_is_looked_up(without_flock, tmp_path):
+    holds = hold(tmp_path / "lock", without_flock, seconds=60)
+    assert holds.stdout.readline() == "held\n"
+    assert f"process {holds.pid} on " in hold(tmp_path / "lock", without_flock).communicate()[0]
+    holds.kill()
+    holds.communicate()
+    assert hold(tmp_path / "lock", without_flock).communicate()[0] == "held\n"
 
 
 def test_a_lock_that_a_process_here_holds_is_refused(tmp_path):
@@ -227,7 +271,7 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     settings = Settings(unreadable_max=0.5, stage="/local", engine="torchrun")
     recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
     run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings, {"lr": "2e-3"})
-    run.save(tmp_path)
+    RunFolder(tmp_path).write(run)
     found = Run.open(tmp_path)
     assert (found, found.recipe.text) == (run, recipe.text)
     assert found.openclip_arguments() == run.openclip_arguments()
@@ -237,9 +281,9 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)
-    for content in ("{", "{}", json.dumps(run.as_json() | {"cards": 8})):
-        (tmp_path / "description.json").write_text(content)
-        with pytest.raises(InputError, match=r"description.json (cannot be read|is of an.*) \(.*\): give superclip"):
+    for content in ("{", "{}", json.dumps({"run": run.as_json() | {"cards": 8}})):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(InputError, match=r"run.json (cannot be read|is of an.*) \(.*\): give superclip"):
             Run.open(tmp_path)
 
 
@@ -265,23 +309,29 @@ def test_a_failure_to_read_a_checkpoint_is_not_one_of_its_weights(tmp_path, monk
     assert quarantine(folder, holds_numbers, "ruined") == []
 
 
-def test_starts_in_a_row_count_until_a_slice_is_trained(tmp_path):
-    folder, counted = RunFolder(tmp_path / "run"), []
-    for *job, again in ((None, True), (None, True), (None, False), (None, True), ("17", False), ("17", 1, False)):
-        start(folder, *job)
-        counted.append(folder.starts_without_a_slice())
-        folder.end(PREEMPTED, again=again)
+def test_a_job_that_stops_three_times_before_a_slice_is_trained_has_failed(tmp_path):
+    folder = RunFolder(tmp_path / "run")
     training = NodeTraining(run_of(tmp_path, samples=192), Placement(job="17"), folder)
-    training._check_starts()
-    start(folder, "17", 2)
+    for restarts in range(3):
+        start(folder, "17", restarts)
+        training._check_starts()
+        folder.end(PREEMPTED, "stopped by SIGUSR1", Requeue())
+    start(folder, "17", 3)
     with pytest.raises(InputError, match="was started 3 times and stopped before a slice was trained"):
         training._check_starts()
-    start(folder, "17", 2)  # by hand, in the same allocation
-    training._check_starts()
     write_checkpoints(folder.checkpoints, 1)
     training._check_starts()
-    counted.append(folder.starts_without_a_slice())
-    assert counted == [1, 2, 3, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(("then", "expected"), [(None, (None, None)), (Requeue("node2"), ("requeue", "node2"))])
+def test_the_state_says_how_a_run_continues_until_it_starts(then, expected, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    start(folder, "17", 2)
+    folder.end(PREEMPTED, "it failed", then)
+    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (*expected, 2)
+    assert folder.attempts[-1]["again"] == (then is not None)
+    start(folder, "17", 3)
+    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (None, None, 3)
 
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(tmp_path, monkeypatch):
@@ -332,12 +382,12 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
     assert folder.record()["attempts"][-1]["epoch_before"] == 2
     for name in ("state.json", "run.json"):  # and while it trains
         (folder.path / name).write_text(content)
-    assert folder.starts_without_a_slice() == 0
+    assert folder.attempts == []
     folder.beat(step=7)
     folder.end(PREEMPTED, "stopped")
     assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)
     start(folder, "17")
-    assert folder.starts_without_a_slice() == 1
+    assert starts_without_slice(folder.attempts, 2) == 1
 
 
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):
@@ -365,7 +415,10 @@ def test_a_run_that_was_killed_is_lost(tmp_path):
     assert current_state(folder.path)["state"] == "lost"
     write_owner(folder.path / "lock", host="elsewhere")
     assert current_state(folder.path)["state"] == RUNNING
-    folder.beat(heartbeat="2026-01-01T00:00:00+00:00")
+    folder.beat(heartbeat="2026-01-01T00:00:00+00:00")  # by a clock that is behind this machine's
+    assert current_state(folder.path)["state"] == RUNNING
+    long_ago = time.time() - 180
+    os.utime(folder.path / "state.json", (long_ago, long_ago))
     assert current_state(folder.path)["error"].startswith("no heartbeat: ")
     start(folder)
     assert [one.get("state") for one in folder.record()["attempts"]] == ["lost", None]

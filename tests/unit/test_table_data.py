@@ -15,6 +15,7 @@ from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.environment import replaced
 from openclip_superclip.errors import InputError
 from openclip_superclip.lab.studies.study import study_call
 from openclip_superclip.lab.studies.training import run_study
@@ -31,11 +32,12 @@ NUM_ROWS = 70
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """pairs.csv, whose first caption is empty, and tabs.csv, with other columns and separators."""
+    """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and names.csv."""
     folder = tmp_path_factory.mktemp("own")
     Image.effect_noise((32, 32), 9).save(folder / "0.png")
     captions = ["", *(f"a cat, {row}" for row in range(1, NUM_ROWS))]
     (folder / "pairs.csv").write_text("image,caption\n" + "".join(f'{folder}/0.png,"{c}"\n' for c in captions))
+    (folder / "names.csv").write_text("path,text\n" + "absent.png,a cat\n" * NUM_ROWS)
     (folder / "tabs.csv").write_text("path\ttext\n" + f"{folder}/0.png\ta cat\n" * NUM_ROWS)
     return folder
 
@@ -76,7 +78,7 @@ REFUSED = {
     "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
     "too few rows": ("pairs.csv", {"global_batch_size": "128"}, "rows of pairs.csv are fewer than one global batch"),
     "another number of rows": ("pairs.csv", {"data_samples": "5"}, "the table pairs.csv sets it to 70"),
-    "other columns": ("tabs.csv", {}, "tabs.csv has one column, 'path\\ttext': give --csv-separator $'\\t'"),
+    "other columns": ("names.csv", {}, "--csv-img-key: names.csv has no column 'image'; its columns are path, text"),
     "no number of passes": ("pairs.csv", {"samples": "9passes"}, "expected a number, or passes: '20 passes'"),
 }
 
@@ -133,9 +135,7 @@ def short_caption(row: dict) -> list[str]:
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 @pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
-def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(
-    has_tokens, start_method, tmp_path, monkeypatch
-):
+def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(has_tokens, start_method, tmp_path):
     for name in "ab":
         Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
@@ -144,8 +144,6 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     rows = [f"{tmp_path}/{name}.png\t{name}" for name in names]
     (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
     data = open_clip_train.data
-    if has_tokens:
-        monkeypatch.setattr(data, "CsvDataset", functools.partial(adapter._Table, short_caption))
     options = ["--train-data", f"{tmp_path}/pairs.tsv", "--batch-size", "1", "--workers", "1"]
     args = openclip_args(options)
     args.distributed = False
@@ -156,8 +154,10 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     multiprocessing.set_start_method(start_method, force=True)
     try:
         with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", epoch.get_value):
-            loader = data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=first_word).dataloader
-            captions = sorted(texts[0][0] for _, texts in loader)
+            table = functools.partial(adapter._Table, short_caption) if has_tokens else data.CsvDataset
+            with replaced(data, CsvDataset=table):
+                loaded = data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=first_word)
+            captions = sorted(caption_of(batch) for batch in loaded.dataloader)
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert captions == ["a", "a", "a", "a", "b"]
@@ -167,16 +167,22 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     assert all(line["epoch"] == 3 and line["sample"] for line in lines)
 
 
+def caption_of(batch) -> str:
+    """The caption of a batch of one pair, of OpenCLIP 3 or 4."""
+    texts = batch["text"] if isinstance(batch, dict) else batch[1]
+    return texts[0][0]
+
+
 def first_word(texts: list[str]) -> list[list[str]]:
     return [texts]
 
 
 def test_a_table_without_any_readable_image_is_an_error(tmp_path):
     (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nnix.png\ta\nalso nix.png\tb\n")
-    table = open_clip_train.data.CsvDataset(tmp_path / "pairs.tsv", None, "filepath", "title")
-    unreadable = adapter._Unreadable(tmp_path / "unreadable_0.jsonl", lambda: 3, str)
+    with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", lambda: 3):
+        table = open_clip_train.data.CsvDataset(tmp_path / "pairs.tsv", None, "filepath", "title")
     with pytest.raises(InputError, match="no image of the table can be read"):
-        adapter.ReadableRows(table, unreadable)[1]
+        table[1]
 
 
 def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data, tmp_path):

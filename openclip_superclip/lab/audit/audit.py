@@ -77,7 +77,12 @@ class Audit:
         """Scores the pairs that earlier calls have not scored."""
         if self.scores.exists():
             return
-        scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
+        try:
+            scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
+        except InputError:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.out.rmdir()
+            raise
         write_json(self.record, self.facts)
         part = self.scores.with_suffix(".jsonl.part")
         with open(part, "a+b") as file:
@@ -117,7 +122,9 @@ class Audit:
         lines = [f"{num_scored:,} pair{'s' * (num_scored > 1)} scored" + f"; left out: {problems}" * bool(problems)]
         if not self.has_head:
             lines.append("the model has no class head: only the CLIP score")
-        if scored.suggestion:
+        if scored.warning:
+            lines.append(f"warning: {scored.warning}")
+        elif scored.suggestion:
             lines.append(scored.suggestion)
         if num_sorted < num_scored:
             lines.append(f"{num_scored - num_sorted:,} pairs without {self.by} are neither shown nor kept")

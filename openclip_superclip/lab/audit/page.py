@@ -59,7 +59,8 @@ def write_page(
     page = template.render(
         data=data.given, model=str(model), by="support and CLIP score" if by == "both" else by.replace("-", " "),
         num_pairs=len(goodness), left_out=scored.problems, has_head=len(scored.finite("class_loss")) > 0,
-        suggestion=scored.suggestion, problems=problems, worst=worst, images=_images(data, worst), thumbnail=THUMBNAIL,
+        suggestion=scored.suggestion, warning=scored.warning, problems=problems, worst=worst,
+        images=_images(data, worst), thumbnail=THUMBNAIL,
         histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
         words=[row for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS] if row.num_doubted],
     )  # fmt: skip

@@ -22,6 +22,7 @@ from ..words.tagger import Lexicon, Opened, WordProbabilities, lexicon, open_lex
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
+LEAST_LIFT = 1.5  # of a suggested word: its probability given the image, divided by the expected one
 LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 SCORES = ("class_loss", "support", "clip_score")
 
@@ -92,14 +93,14 @@ class CaptionSupport:
     def missing(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
         """Returns the most probable words that each caption, tokens [B, L], does not contain.
 
-        Only words that the head has learned and that are more probable than expected are returned.
+        Only words that the head has learned and that are LEAST_LIFT times as probable as expected are returned.
         """
         shares, expected, words = self.offered.of(probabilities), self.offered.of(self.expected), list(self.places)
         present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = map(str.lower, words_of(caption))
             present[row, [self.places[word] for word in named if word in self.places]] = True
-        best = shares.masked_fill(present | (shares <= expected), 0.0).topk(min(NUM_OFFERED, len(words)))
+        best = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0).topk(min(NUM_OFFERED, len(words)))
         return [
             [word_support(words[place], value, expected[place].item()) for value, place in pairs if value > 0]
             for pairs in map(zip, best.values.tolist(), best.indices.tolist())
@@ -247,6 +248,18 @@ class ScoredPairs:
         if not 0.005 < doubtful < 0.9:
             return ""
         return f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} is a starting point"
+
+    @property
+    def warning(self) -> str:
+        """A sentence that warns of a head without knowledge of the captions: the median support is negative; or ""."""
+        support = self.finite("support")
+        if not len(support) or np.median(support) >= 0:
+            return ""
+        return (
+            f"The median support is {np.median(support):.2f}: the class head predicts these captions worse than the "
+            "frequencies of their words do. Train it longer, or check that the images belong to the captions. Its "
+            "suggestions are left out"
+        )
 
     def goodness(self, by: str) -> np.ndarray:
         """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for pairs without a score.

@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace) -> dict:
             "threads": torch.get_num_threads(),
             **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         },
-        "head_seconds": _in_turns(calls, options.repeats, device, "class loss and gradients"),
+        "head_seconds": timed_in_turns(calls, options.repeats, device, "class loss and gradients"),
         "head_peak_bytes": {
             name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
         },
@@ -87,7 +87,7 @@ def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
         steps = {name: make_step(options.model, with_head, *step) for name, with_head in names.items()}
     except OSError as error:  # its text tower cannot be downloaded
         raise InputError(f"--model: {options.model} cannot be created ({reason(error)[:200]})") from error
-    return _in_turns(steps, options.step_repeats, options.device, "training step")
+    return timed_in_turns(steps, options.step_repeats, options.device, "training step")
 
 
 def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
@@ -141,7 +141,7 @@ CONTENDERS: dict[str, Callable[..., None]] = {
     # The definition, on dense [B, V] targets, as in the authors' formula.
     "dense targets": lambda *inputs: plain_class_loss(*inputs).mean().backward(),
     "sparse targets": _sparse,
-    "class_loss": lambda *inputs: class_loss(*inputs).mean().backward(),
+    "class_loss": lambda *inputs: class_loss(*inputs, uniform=True).mean().backward(),
 }
 
 
@@ -158,9 +158,18 @@ def _prepared_head(name: str, batch: int, width: int, vocab_size: int, device: s
 
 
 def make_step(
-    model_name: str, with_head: bool, batch: int, device: str, precision: str, grad_checkpointing: bool
-) -> Callable[[], None]:
-    """Returns a function that makes one step on random images and captions: forward, loss, backward, AdamW."""
+    model_name: str,
+    with_head: bool,
+    batch: int,
+    device: str,
+    precision: str,
+    grad_checkpointing: bool,
+    compiled: bool = False,
+) -> Callable[[], dict[str, Tensor]]:
+    """Returns a function that makes one step on random images and captions: forward, loss, backward, AdamW.
+
+    The function returns the losses. With `compiled`, the forward pass and the losses are one graph.
+    """
     torch.manual_seed(0)
     create = create_model_and_transforms if with_head else open_clip.create_model_and_transforms
     model, _, _ = create(model_name, precision=precision, device=device, output_dict=True)
@@ -175,17 +184,26 @@ def make_step(
     texts = torch.randint(1, min(1000, vocab_size), (batch, length), device=device)
     texts[:, 20:] = 0
 
-    def step() -> None:
+    def forward() -> dict[str, Tensor]:
+        return loss(**model(images, texts), output_dict=True)
+
+    if compiled:
+        forward = torch.compile(forward, fullgraph=True)
+
+    def step() -> dict[str, Tensor]:
         optimizer.zero_grad()
         with in_precision():
-            losses = loss(**model(images, texts), output_dict=True)
+            losses = forward()
         sum(losses.values()).backward()
         optimizer.step()
+        return losses
 
     return step
 
 
-def _in_turns(calls: dict[str, Callable[[], None]], repeats: int, device: str, desc: str) -> dict[str, list[float]]:
+def timed_in_turns(
+    calls: dict[str, Callable[[], object]], repeats: int, device: str, desc: str
+) -> dict[str, list[float]]:
     """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     seconds = {name: [] for name in calls}

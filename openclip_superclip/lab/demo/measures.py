@@ -1,12 +1,12 @@
 """Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear probe."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
 import torch.nn.functional as F
 from open_clip import build_zero_shot_classifier
-from PIL import Image
 from torch import Tensor, nn
 
 from ...openclip import retrieval_metrics
@@ -136,17 +136,30 @@ def measure_natural(
     return {name: found[name] for name in natural.MEASURES}
 
 
-def describe(opened: OpenedModel) -> list[tuple[Image.Image, list[str], list[str]]]:
-    """Returns six scenes with at least two objects: the image, its k objects and the k most similar names."""
+def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
+    """Returns the name that is most similar to each scene, as zero-shot classification predicts it."""
     model, preprocess, tokenizer = opened
-    groups = different_scenes(6, 0, "test")
     with torch.inference_mode():
-        scores = scene_features(model, preprocess, groups) @ name_classifier(model, tokenizer)  # [S, N]
-    ranked = scores.argsort(dim=1, descending=True).tolist()
-    return [
-        (scene.image, scene.objects, [NAMES[name] for name in names[: len(scene.objects)]])
-        for scene, names in zip(groups, ranked, strict=True)
-    ]
+        scores = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)  # [S, N]
+    return [NAMES[index] for index in scores.argmax(dim=1).tolist()]
+
+
+def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[int]:
+    """Returns places of `number` outcomes, in order, in which each outcome has its fraction of all.
+
+    Counts are rounded by largest remainders; of each outcome, the first places are taken.
+    """
+    exact = {outcome: number * count / len(outcomes) for outcome, count in Counter(outcomes).items()}
+    counts = {outcome: int(value) for outcome, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda outcome: (counts[outcome] - exact[outcome], outcome))
+    for outcome in by_remainder[: number - sum(counts.values())]:
+        counts[outcome] += 1
+    chosen = []
+    for place, outcome in enumerate(outcomes):
+        if counts[outcome] > 0:
+            counts[outcome] -= 1
+            chosen.append(place)
+    return chosen
 
 
 def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:

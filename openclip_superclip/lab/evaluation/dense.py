@@ -121,7 +121,7 @@ def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple
     scored, of = (np.array(part, dtype=np.float64) for part in zip(*parts, strict=True))
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
-    return {name: estimate(outcome, "").value}, {name: outcome}
+    return {name: estimate(outcome).value}, {name: outcome}
 
 
 def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

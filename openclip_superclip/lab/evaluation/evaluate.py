@@ -15,7 +15,7 @@ from ...files import make_folder, write_json
 from ...method.head_input import patch_map, patch_tokens
 from .datasets import DENSE, Data, Features, Settings, encode
 from .dense import dense_probe, whole_image
-from .intervals import Outcome, estimate, write_outcomes
+from .intervals import NO_INTERVAL, Outcome, estimate, write_outcomes
 from .metrics import evaluate
 from .models import Evaluated, open_model
 from .results import PACKAGES, differences, read_record, record_file, table
@@ -33,6 +33,8 @@ class Results:
     def summary(self, absent: list[str]) -> str:
         """Returns the tables and the lists of result folders and of missing data sets."""
         parts = [table(self.models), differences(self.models)] if self.models else []
+        if any("[–]" in part for part in parts):
+            parts.append(NO_INTERVAL)
         num_results, places = sum(map(len, self.models)), ", ".join(dict.fromkeys(map(str, self.folders)))
         lines = [f"{num_results} results, {self.num_read} of them from before: {places}"]
         if absent:
@@ -90,7 +92,7 @@ def _evaluate_model(model, folder, chosen, digests, settings, command, progress,
             record = {
                 **facts,
                 "metrics": metrics,
-                "intervals": {name: estimate(outcome, data.name)[1:] for name, outcome in outcomes.items()},
+                "intervals": {name: estimate(outcome).limits() for name, outcome in outcomes.items()},
                 "command": command,
                 "seconds": round(time.monotonic() - started, 2),
             }

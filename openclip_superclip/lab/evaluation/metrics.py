@@ -70,7 +70,7 @@ def evaluate(
                 metrics = zeroshot_classification.evaluate(cached, batches, *names, **options)
             logits, target = calls[-1][1]
             outcomes = _of_logits(logits, target, "", logits.shape[1])
-    values = {name: estimate(outcome, "").value for name, outcome in outcomes.items()}
+    values = {name: estimate(outcome).value for name, outcome in outcomes.items()}
     # CLIP_benchmark's value, up to rounding in a different batch order.
     metrics |= {k: v for k, v in values.items() if not math.isclose(v, metrics.get(k, math.nan), abs_tol=1e-6)}
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in metrics.items()}, outcomes

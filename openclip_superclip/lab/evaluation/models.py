@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.checkpoint import check_match, read_checkpoint
 from ...checkpoints.export import write_model
+from ...checkpoints.model_files import holds_text_tower
 from ...checkpoints.run_outputs import checkpoints, run_options
 from ...errors import InputError
 
@@ -68,7 +69,8 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
     run = folder.parent if folder.name == "checkpoints" else None
     name, place = f"{run.resolve().name}/{path.stem}" if run else given, folder.resolve() / path.name
     evaluated = Evaluated(name, given, _digest(architecture, weights), place, checkpoint.epoch, run)
-    if is_openclip and (checkpoint.head_beside or not checkpoint.head()):
+    is_unchanged = is_openclip and (checkpoint.head_beside or not checkpoint.head())
+    if is_unchanged and not holds_text_tower(path, found.model_cfg):  # which OpenCLIP may not find
         return evaluated._replace(openclip=(f"local-dir:{path}", ""))
     return evaluated._replace(plain=(architecture, weights))
 
@@ -87,7 +89,7 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
         name, tag = model.openclip
         if model.plain is not None:
             architecture, weights = model.plain
-            write_model(Path(folder), architecture, architecture.build(), weights)
+            write_model(Path(folder), Path(folder), architecture, architecture.build(), weights)
             name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device

@@ -118,8 +118,7 @@ def _shown(record: dict) -> dict[str, str]:
 
 
 def _percent(score: Score) -> str:
-    parts = [estimate(part.outcome(), part.record["dataset"]) for part in score]
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * number for number in mean_of(parts)))
+    return mean_of([estimate(part.outcome()) for part in score]).text(".1f", 100)
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
@@ -129,8 +128,8 @@ def _ahead(first: Score | None, other: Score | None) -> str:
         before, after = one.outcome(), two.outcome()
         if len(before.scored) != len(after.scored) or one.record["data_files"] != two.record["data_files"]:
             return "–"
-        found.append(difference(before, after, one.record["dataset"]))
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * number for number in mean_of(found))) if found else "–"
+        found.append(difference(before, after))
+    return mean_of(found).text("+.1f", 100) if found else "–"
 
 
 def _names(models: list[list[dict]]) -> list[str]:

@@ -24,6 +24,8 @@ COLOURS = {
 STYLES = ["-", "--", "-.", ":"]  # of the series of one method
 ARM_COLOURS = ("#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af", "#7d7d7d")
 DEMO_COLOURS = {"CLIP": "#8c8c8c", "SuperCLIP": "#d1495b"}
+MOST_LETTERS = 16  # of a name below an image
+DEMO_SIZE = (5.6, 6.4)  # inches: readable on a phone
 WIDTH = 10.4  # inches: the width of a report's page
 MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel for each score
 MOST_POINTS = 150  # of a loss curve: longer ones are averaged
@@ -188,13 +190,11 @@ def _difference_axis(axes: Axes, names: Sequence[str], num_places: int, title: s
     axes.grid(axis="y", alpha=0.3)
 
 
-def draw_demo(path: Path, results, images: Sequence) -> None:
-    """Draws the demo's figure into a file, given (image, true names, {method: predicted names}) of some scenes."""
-    figure = plt.figure(figsize=(13, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
-    bars, differences = top.subplots(1, 2, width_ratios=(3, 2))
+def draw_demo(path: Path, results) -> None:
+    """Draws the demo's scores and their differences into a file. `demo_text` is its description."""
     study, measures = results.study, results.measures
-    names = [measure.replace("_", " ").replace(" to ", "→") for measure in measures]
+    names = [measure.replace("_", " ").replace(" to ", "→").replace(" ", "\n") for measure in measures]
+    figure, (bars, differences) = plt.subplots(2, 1, figsize=DEMO_SIZE, layout="constrained")
     width = 0.8 / len(study.arms)
     for place, method in enumerate(study.arms):
         left = [index + place * width for index in range(len(measures))]
@@ -202,30 +202,57 @@ def draw_demo(path: Path, results, images: Sequence) -> None:
         bars.bar(left, [one.mean for one in spreads], width * 0.92, color=DEMO_COLOURS[method], label=method)
         for x, one in zip(left, spreads, strict=True):
             bars.plot([x] * len(one.values), one.values, ".", color="black", markersize=4)
-    bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=8)
+    bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=10)
     bars.set_ylim(0, 100)
-    bars.set_title("held-out scenes, % (a dot for each seed)", fontsize=10)
+    bars.set_title("held-out scenes, % (a dot for each seed)", fontsize=11)
     bars.grid(axis="y", alpha=0.3)
-    bars.legend(frameon=False, fontsize=8)
+    bars.legend(frameon=False, fontsize=10)
     for x, measure in enumerate(measures):
         difference = results.difference("SuperCLIP", "CLIP", None, measure)
         _draw_difference(differences, x, difference, DEMO_COLOURS["SuperCLIP"])
         differences.plot(x, difference.mean, "o", color=DEMO_COLOURS["SuperCLIP"])
-    _difference_axis(differences, names, len(measures), "SuperCLIP − CLIP, points (bar: 95 % interval, dot: a seed)")
-    _draw_predictions(bottom, images)
-    figure.suptitle(f"superclip demo: scenes composed of real drawings, {study.seeds} paired seed(s)", fontsize=11)
-    write_bytes(path, png(figure))
+    _difference_axis(differences, names, len(measures), "")
+    differences.set_title("SuperCLIP − CLIP, points (bar: 95 % interval)", fontsize=11)
+    differences.tick_params(axis="x", labelsize=10)
+    write_bytes(path, png(figure, metadata={"Description": demo_text(results)}))
 
 
-def _draw_predictions(figure, images: Sequence) -> None:
-    above, below = figure.subplots(2, len(images), height_ratios=(1.3, 1))
-    for axes, text, (image, objects, predicted) in zip(above, below, images, strict=True):
-        axes.imshow(image, interpolation="nearest")
+def demo_text(results) -> str:
+    """Returns the description of `draw_demo`'s figure."""
+    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in ("CLIP", "SuperCLIP"))
+    difference = results.difference("SuperCLIP", "CLIP", None, "zero_shot")
+    return (
+        f"Scores of CLIP and SuperCLIP on held-out scenes, and their differences: zero-shot {clip:.1f} % and "
+        f"{superclip:.1f} %, {difference} points, {results.study.seeds} paired seed(s)."
+    )
+
+
+def draw_demo_images(path: Path, examples: Sequence, description: str) -> None:
+    """Draws scenes with one object, given (image, name, {method: predicted name}), four in a row, into a file."""
+    rows = math.ceil(len(examples) / 4)
+    figure, grid = plt.subplots(rows, 4, figsize=(DEMO_SIZE[0], 0.4 + 1.9 * rows), squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.07, top=0.94, wspace=0.08, hspace=0.35)
+    for axes in grid.flat:
         axes.set_axis_off()
-        text.set_axis_off()
-        for place, (method, names) in enumerate(predicted.items()):
-            lines = "\n".join(f"{'✓' if name in objects else '✗'} {name}" for name in names)
-            text.text(
-                0, 1.05 - place * 0.6, f"{method} predicts\n{lines}", transform=text.transAxes, fontsize=8,
-                verticalalignment="top", color=DEMO_COLOURS[method],
+    for axes, (image, name, predicted) in zip(grid.flat, examples, strict=False):
+        axes.imshow(image, interpolation="nearest")
+        for place, (method, answer) in enumerate(predicted.items()):
+            text = answer if len(answer) <= MOST_LETTERS else f"{answer[: MOST_LETTERS - 1]}…"
+            axes.text(
+                0, -0.05 - 0.17 * place, f"{'✓' if answer == name else '✗'} {text}", fontsize=10,
+                transform=axes.transAxes, verticalalignment="top", color=DEMO_COLOURS[method],
             )  # fmt: skip
+    handles = [plt.Line2D([], [], color=colour, linewidth=5, label=method) for method, colour in DEMO_COLOURS.items()]
+    figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=11)
+    write_bytes(path, png(figure, metadata={"Description": description}))
+
+
+def demo_images_text(num_shown: int, num_scenes: int, seed: int, right: dict[str, tuple[int, float]]) -> str:
+    """Returns the description of `draw_demo_images`'s figure; `right` has each method's right answers and accuracy."""
+    (clip, clip_accuracy), (superclip, superclip_accuracy) = right["CLIP"], right["SuperCLIP"]
+    return (
+        f"{num_shown} of {num_scenes:,} held-out scenes with one object, seed {seed}: CLIP is right in {clip}, "
+        f"SuperCLIP in {superclip}; in all scenes, {clip_accuracy:.1f} % and {superclip_accuracy:.1f} %. Each "
+        "combination of right and wrong answers has its fraction of the images: its first scenes in the order of "
+        "the test set."
+    )

@@ -104,13 +104,28 @@ class StudyResults:
                 for kind in over[study.primary]:
                     found = {m: kinds[kind] for m, kinds in over.items()}
                     sentences.append(f"{arm} − {baseline}, {kind} over {study.cell_field}: {_excludes_zero(found)}.")
-        best = max(self.spread(arm, cell, study.primary).mean for arm in study.arms for cell in study.cell_values)
-        if study.primary not in UNITS and best < NEAR_CHANCE:
+        highest = max(self.spread(arm, cell, study.primary).mean for arm in study.arms for cell in study.cell_values)
+        if study.primary not in UNITS and highest < NEAR_CHANCE:
             sentences.append(
                 f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near chance do not "
                 "compare the methods. Train longer, on more data, or from released weights (--set flags.pretrained=…)."
             )
-        return sentences
+        return [*sentences, *self._best_epochs()]
+
+    def _best_epochs(self) -> list[str]:
+        """Returns a sentence on the epochs with the best validation scores, if the runs have such scores."""
+        found = []
+        for arm in self.study.arms:
+            records = [record for record in self.records if record["arm"] == arm and record.get("best_epoch")]
+            if not records:
+                return []
+            epochs = [record["best_epoch"] for record in records]
+            median = statistics.median_low(epochs)
+            found.append(f"{arm} {median} of {records[0]['epochs']} ({min(epochs)} to {max(epochs)})")
+        return [
+            f"Best epoch on the validation data, the median over the runs: {', '.join(found)}. superclip export RUN "
+            "--best exports it; the scores above are those of the last epoch."
+        ]
 
     def write(self, out: Path, provenance: dict) -> None:
         """Writes study.json, study.csv (a row for each run), study.md and study.png."""

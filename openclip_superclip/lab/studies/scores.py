@@ -1,6 +1,5 @@
 """The scores of a run, in percent, under the paper's keys if it has one, and scores over several seeds."""
 
-import json
 import math
 import re
 import statistics
@@ -9,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ...checkpoints.validation import validation_rows
 from ...files import read_json
 from ..evaluation.suites import averaged
 
@@ -50,12 +50,7 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
 
 def of_training(run: Path) -> dict[str, float]:
     """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
-    file, rows = run / "checkpoints" / "results.jsonl", [{}]
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        try:
-            rows.append(json.loads("{" + line.rpartition("{")[2]))  # a crash may have cut an object before this one
-        except ValueError:
-            rows.append({})
+    rows = [{}, *validation_rows(run)]
     last = rows[-1].get("epoch")  # of the last line, unless that was cut
     measured = {name: value for row in rows if row.get("epoch") == last for name, value in row.items()}
     return {f"{name} (training's own)": 100 * v for name, v in measured.items() if TRAINING_MEASURE.match(name)}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json
-from ...runs.folder import RunFolder, lock
+from ...runs.folder import RunFolder
+from ...runs.lock import lock
 from ...runs.progress import accepted_data
 from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs

@@ -15,6 +15,7 @@ from torch import nn
 
 from ...checkpoints.checkpoint import read_checkpoint
 from ...checkpoints.run_outputs import checkpoints
+from ...checkpoints.validation import best_epoch
 from ...data.tables import is_table
 from ...environment import versions
 from ...errors import InputError
@@ -138,6 +139,9 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
         "run": run.folder.name, "checkpoint": content_digest(weights)[:16], "cpu_seconds": run.cpu_seconds,
         "versions": versions(*PACKAGES),
     }  # fmt: skip
+    if measures == "validation":
+        best = best_epoch(run.folder)
+        record |= {"best_epoch": best.epoch if best else None, "epochs": last}
     before = read_json(file, default={})
     if before.get("measures") and all(before.get(name) == record[name] for name in ("checkpoint", "versions")):
         return {**record, "measures": before["measures"]}

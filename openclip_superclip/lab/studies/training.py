@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import shlex
 import statistics
@@ -11,17 +12,18 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
-from tqdm import tqdm
 
 from ...environment import processor, versions
 from ...errors import InputError, listed
 from ...files import make_folder, read_json, write_json
-from ...runs.folder import RunFolder, lock
-from ...runs.progress import read_log, refuse_bad_files
+from ...runs.folder import RunFolder
+from ...runs.lock import lock
+from ...runs.progress import refuse_bad_files
 from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
+from .progress import StudyBar
 from .results import StudyResults, check_measures
 from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
 from .study_run import DENSE_SCENES, PACKAGES, StudyRun, flat, measured, run_name
@@ -159,22 +161,17 @@ class StudyTraining:
                 measures = "demo"
             return measured(run, measures, self.call.scenes, stop)
 
-        total = sum(run.recipe.samples for run in different.values())
-        with (
-            tqdm(total=total, desc=self.study.name, unit=" samples", unit_scale=True) as progress,
-            ThreadPoolExecutor(self.jobs or 1) as pool,
-        ):
+        progress, primary = StudyBar(self.study.name, [*different.values()]), self.study.primary
+        with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
             futures = {folder: pool.submit(one, run) for folder, run in different.items()}
             try:
                 pending = futures.values()
                 while pending:
                     done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
                     for future in done:
-                        future.result()
-                    logs = [(run, log) for run in different.values() if (log := run.folder / "out.log").exists()]
-                    points = [(run.recipe.samples, read_log(log)) for run, log in logs]
-                    seen = sum(min(found[-1]["samples"], most) for most, found in points if found)
-                    progress.update(max(0, seen - progress.n))
+                        record = future.result()
+                        progress.report(record["run"], primary, record["measures"].get(primary, math.nan))
+                    progress.show(num_measured=len(futures) - len(pending))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from ...checkpoints.epoch_words import CourseFiles
 from ...errors import listed
 from ...files import write_bytes, write_json, write_text
 from ...method.idf import EpochWords
-from ...pages import csv_text, markdown_table, png, pyplot
+from ...pages import aligned_table, csv_text, png, pyplot
 
 NAME = "word_course"
 MARK = '"known_from_lift"'  # in the JSON
@@ -127,7 +127,7 @@ def course_record(course: WordCourse) -> dict:
 
 
 def course_text(course: WordCourse) -> str:
-    """Returns the summary of a run's words in Markdown."""
+    """Returns the summary of a run's words for a terminal."""
     numbers = ("words", "half_known_after", "learned", "not_yet", "forgotten")
     rows = [
         [band["band"], *("–" if band[name] is None else f"{band[name]:,}" for name in numbers)]
@@ -138,7 +138,7 @@ def course_text(course: WordCourse) -> str:
         f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word is known if its "
         f"probability is {KNOWN:g} × that in other images; {num_rare:,} words are in fewer than {NUM_LOOKED_AT} of "
         f"the {course.num_captions:,} observed captions",
-        markdown_table(["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"], rows),
+        aligned_table(["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"], rows),
     ]
     by_frequency = course.captions.argsort(descending=True, stable=True).tolist()
     by_time = sorted((token for token in by_frequency if course.learned[token] >= 0), key=course.learned_after)

@@ -16,7 +16,7 @@ from PIL import Image
 from ...data.images import SUFFIXES, images_below, read_image, trained_and_ignored
 from ...errors import InputError
 from ...files import whole_file, write_bytes, write_text
-from ...pages import data_url, html_template, markdown_table, png, pyplot
+from ...pages import aligned_table, data_url, html_template, png, pyplot
 from .tagger import FULL_BAR, Seen, Tagger
 
 HEAT_MAP = ".words.png"  # suffix of heat map files
@@ -71,14 +71,14 @@ class TaggedImage(NamedTuple):
         return record
 
     def table(self) -> str:
-        """Returns the words as a Markdown table."""
+        """Returns the words as a table in aligned columns."""
         name = " ".join(str(self.path).encode(errors="replace").decode().split())  # file names may not be valid UTF-8
         if self.words is None:
             return f"{name} is skipped: {self.reason}"
         rows = [[seen.word, f"{seen.score:.1%}", f"{seen.peak:.1%}"] for seen in self.words]
         if self.ignored:
             name += f" ({self.ignored}, which the model does not see)"
-        lines = [name, "", markdown_table(["word", "score", "at the best place"], rows), ""]
+        lines = [name, "", aligned_table(["word", "score", "at the best place"], rows), ""]
         return "\n".join([*lines, f"{self.heatmap}\n"] if self.heatmap else lines)
 
 

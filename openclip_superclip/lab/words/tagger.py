@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.checkpoint import Checkpoint, check_match, check_values, newest_weights, read_checkpoint
+from ...checkpoints.checkpoint import Checkpoint, check_match, check_values, checkpoint_of, fixed_idf, read_checkpoint
 from ...checkpoints.run_outputs import run_options
 from ...data.captions import token_texts
 from ...environment import check_device
@@ -136,12 +136,8 @@ def read_model(path: Path) -> Checkpoint:
     """Returns the checkpoint of --model, the latest one if it is a run's folder. Raises InputError if there is none."""
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
         raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
-    if (path / "checkpoints").is_dir():
-        if not (newest := newest_weights(path)):
-            raise InputError(f"--model: {path} is a run without a complete checkpoints/epoch_N.pt")
-        path = newest
     try:
-        return read_checkpoint(path)
+        return read_checkpoint(checkpoint_of(path))
     except InputError as error:
         raise InputError(f"--model: {error}") from error
 
@@ -165,19 +161,29 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     fitted, weights = fit(found, checkpoint.weights)
     tokenizer, head = found.tokenizer(), {}
     if has_head:
-        head["superclip"] = {"ignored_tokens": special_token_ids(tokenizer), "head_input": head_input_of(weights)}
+        counts = fixed_idf(checkpoint, tokenizer)
+        weights = weights | counts
+        head["superclip"] = {
+            "ignored_tokens": () if options.get("superclip_special_tokens") else special_token_ids(tokenizer),
+            "head_input": head_input_of(weights),
+            "frequencies": tuple(counts.values()) or None,
+        }
     with plugins_model_class():
         model = fitted.build("cpu", **head)
     check_match(weights, model.state_dict(), str(path), found.name)
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
-    token_weights = None
-    if has_head:
-        counts = model.statistics
-        is_unweighted = options.get("superclip_idf") == "off" or not counts.num_captions
-        token_weights = counts.counted.float() if is_unweighted else counts.idf()
+    token_weights = _token_weights(model, options) if has_head else None
     preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, token_weights)
+
+
+def _token_weights(model: nn.Module, options: dict) -> Tensor:
+    """Returns the IDF weights of a run's training, [V]."""
+    if model.fixed_idf is not None:
+        return model.fixed_idf()
+    is_unweighted = options.get("superclip_idf") == "off" or not model.statistics.num_captions
+    return model.statistics.counted.float() if is_unweighted else model.statistics.idf()
 
 
 class Seen(NamedTuple):

@@ -12,14 +12,15 @@
 #SBATCH '--constraint=a100&ib'
 #SBATCH --exclude=node7
 #SBATCH --gres=gpu:8
-#SBATCH --signal=B:USR1@300       # this script gets SIGUSR1 five minutes before the time is up
+#SBATCH --signal=B:USR1@60        # this script gets SIGUSR1 a minute before the time is up
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
 superclip=(/venv/bin/python -m openclip_superclip)
-[ -z "${CONTAINER:-}" ] || superclip=(superclip)
+[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)
 runs=(
     runs/superclip_vit-b-16_512m_bs16k
 )
-command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
+command=("${superclip[@]}" run "$run")
 # …

@@ -12,12 +12,12 @@ report=$(sbatch --parsable --dependency=afterany:${runs%%;*} --kill-on-invalid-d
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --array=0-11%2
-#SBATCH --signal=B:USR1@300       # this script gets SIGUSR1 five minutes before the time is up
+#SBATCH --signal=B:USR1@60        # this script gets SIGUSR1 a minute before the time is up
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
 set -o pipefail
 superclip=(/venv/bin/python -m openclip_superclip)
-[ -z "${CONTAINER:-}" ] || superclip=(superclip)
+[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)
 runs=(
     'runs/figure 4/runs/clip_global_batch_size-1024_lr-0.00025_warmup-8000_seed0'
     'runs/figure 4/runs/superclip_global_batch_size-1024_lr-0.00025_warmup-8000_seed0'
@@ -32,7 +32,8 @@ runs=(
     'runs/figure 4/runs/clip_global_batch_size-32768_lr-0.00141_warmup-250_seed0'
     'runs/figure 4/runs/superclip_global_batch_size-32768_lr-0.00141_warmup-250_seed0'
 )
-command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
+run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
+command=("${superclip[@]}" run "$run")
 # …
 
 # runs/figure 4/report.sh
@@ -47,5 +48,6 @@ command=("${superclip[@]}" run "${runs[${SLURM_ARRAY_TASK_ID:-0}]}")
 #SBATCH --requeue
 #SBATCH --open-mode=append
 superclip=(/venv/bin/python -m openclip_superclip)
-[ -z "${CONTAINER:-}" ] || superclip=(superclip)
-exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL ${CONTAINER:-} "${superclip[@]}" study datacomp_batch_size --out 'runs/figure 4' --device cuda --set flags.imagenet-val=/imagenet/val --only report
+[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)
+eval "container=(${SUPERCLIP_CONTAINER:-})"
+exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" "${superclip[@]}" study datacomp_batch_size --out 'runs/figure 4' --device cuda --set flags.imagenet-val=/imagenet/val --only report

@@ -1,0 +1,79 @@
+"""Reads what a training measured on validation data after each epoch, and finds the best epoch."""
+
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError, listed
+from .run_outputs import checkpoints, is_complete
+
+MEASURES = {  # of OpenCLIP, by name; the first ones that a run has select its best epoch
+    "R@1": re.compile(r"(image_to_text|text_to_image)_R@1$"),
+    "ImageNet accuracy": re.compile(r"imagenet-zeroshot-val-top1$"),
+}
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The epoch with the highest validation score."""
+
+    epoch: int
+    measure: str
+    score: float  # percent
+
+    def __str__(self) -> str:
+        return f"best epoch on the validation data: {self.epoch}, with {self.score:.1f} % {self.measure}"
+
+
+def validation_rows(run: Path) -> list[dict]:
+    """Returns the lines of OpenCLIP's results.jsonl in a run's folder; {} for a line that was cut."""
+    file, rows = run / "checkpoints" / "results.jsonl", []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+        try:
+            rows.append(json.loads("{" + line.rpartition("{")[2]))  # a crash may have cut an object before this one
+        except ValueError:
+            rows.append({})
+    return rows
+
+
+def best_epoch(run: Path) -> BestEpoch | None:
+    """Returns the epoch with the highest mean R@1 of both directions, without retrieval the highest ImageNet accuracy.
+
+    Of equal epochs, the one with the lowest validation loss. None for a run that has measured neither.
+    """
+    by_epoch: dict[int, dict] = {}
+    for row in validation_rows(run):
+        if row.get("epoch"):  # 0 is before training
+            by_epoch.setdefault(row["epoch"], {}).update(row)
+    for measure, pattern in MEASURES.items():
+        scored = []
+        for epoch, row in by_epoch.items():
+            values = [value for name, value in row.items() if pattern.match(name) and math.isfinite(value)]
+            if values:
+                loss = row.get("clip_val_loss", math.inf)
+                scored.append((statistics.mean(values), -loss, -epoch))
+        if scored:
+            score, _, epoch = max(scored)
+            return BestEpoch(-epoch, measure, 100 * score)
+    return None
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Returns the checkpoint of a run's best epoch; InputError if there is none."""
+    best = best_epoch(run)
+    if best is None:
+        raise InputError(
+            f"--best: {run} has no validation scores; expected the folder of a run that was trained with --val-data or "
+            "--val-fraction"
+        )
+    there = checkpoints(run / "checkpoints")
+    file = there.get(best.epoch)
+    if file is None or not is_complete(file):
+        raise InputError(
+            f"--best: {best}, but its checkpoint was not saved (--save-frequency) or removed; give one of "
+            f"{listed(map(str, there.values())) or 'another run'}"
+        )
+    return file

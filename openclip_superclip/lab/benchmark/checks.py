@@ -1,0 +1,122 @@
+"""What a device must compute as the CPU does, for `superclip benchmark --card` and the tests of a GPU."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from ...checkpoints.model_files import register_model
+from ...errors import reason
+from ...method.idf import TokenStatistics
+from ...method.loss import class_loss, plain_class_loss
+from ...openclip.factory import create_model_and_transforms
+from .head_cost import make_inputs, make_step
+
+SMALL_MODEL = "ViT-Ti-16-96"
+NUM_STEPS = 6
+
+
+def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
+    """Compares the class loss and its gradients with the definition, computed in float64 on the CPU."""
+    sizes = (32, 64, 4099) if torch.device(device).type == "cpu" else (256, 512, 49408)
+    on_cpu = make_inputs(*sizes, "cpu")
+    leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
+    expected = plain_class_loss(*leaves, *on_cpu[3:])
+    expected.mean().backward()
+    inputs = make_inputs(*sizes, device)
+    with torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        losses = class_loss(*inputs, uniform=True)
+    losses.mean().backward()
+    tolerance = 1e-4 if dtype is None else 2e-2
+    pairs = {"losses": (losses, expected)}
+    for name, ours, leaf in zip(("features", "weight", "bias"), inputs[:3], leaves, strict=True):
+        pairs[f"gradients of {name}"] = ours.grad, leaf.grad
+    for name, (ours, exact) in pairs.items():
+        error = (ours.double().cpu() - exact).norm() / exact.norm()
+        if not error <= tolerance:
+            raise AssertionError(f"{name} differ by {error:.1e}, more than {tolerance:.0e}")
+
+
+def counts_are_those_of_the_cpu(device: str) -> None:
+    """Compares the counts of captions and the IDF weights of a batch."""
+    vocab_size = 49408
+    tokens = torch.randint(0, vocab_size, (64, 77), generator=torch.Generator().manual_seed(0))
+    here = TokenStatistics(vocab_size)
+    here.update(tokens)
+    there = TokenStatistics(vocab_size).to(device)
+    there.update(tokens.to(device))
+    for name in ("num_captions", "document_frequency"):
+        if not torch.equal(getattr(there, name).cpu(), getattr(here, name)):
+            raise AssertionError(f"{name} differs")
+    if not torch.allclose(there.idf().cpu(), here.idf(), rtol=1e-6):
+        raise AssertionError("the IDF weights differ")
+
+
+@torch.no_grad()
+def features_are_nearly_those_of_the_cpu(device: str) -> None:
+    """Compares the image and text features of a small model."""
+    torch.manual_seed(0)
+    model, _, _ = create_model_and_transforms(register_model(SMALL_MODEL))
+    images, texts = torch.randn(8, 3, 96, 96), torch.randint(1, 4000, (8, model.context_length))
+    expected = model.eval().encode_image(images), model.encode_text(texts)
+    model.to(device)
+    found = model.encode_image(images.to(device)), model.encode_text(texts.to(device))
+    for name, ours, exact in zip(("image", "text"), found, expected, strict=True):
+        similarity = F.cosine_similarity(ours.cpu(), exact).min()
+        if not similarity >= 0.999:
+            raise AssertionError(f"the cosine similarity of {name} features is {similarity:.4f}")
+
+
+def training_learns(device: str, precision: str, compiled: bool) -> None:
+    """Trains a small model on one batch: losses and weights stay finite, and the class loss falls."""
+    batch = 4 if torch.device(device).type == "cpu" else 64
+    step = make_step(register_model(SMALL_MODEL), True, batch, device, precision, False, compiled=compiled)
+    losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
+    if not all(map(math.isfinite, losses)):
+        raise AssertionError(f"the class loss is not finite: {losses}")
+    if not losses[-1] < losses[0]:
+        raise AssertionError(f"the class loss does not fall: {losses[0]:.4f}, and {losses[-1]:.4f} after {NUM_STEPS}")
+
+
+def checks(device: str) -> dict[str, Callable[[], None]]:
+    """Returns the checks of a device by name; each raises AssertionError if it fails."""
+    dtypes = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
+    named = {f"class loss, {name}": partial(class_loss_is_the_plain_one, device, dtypes[name]) for name in dtypes}
+    named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
+    named["features"] = partial(features_are_nearly_those_of_the_cpu, device)
+    if torch.device(device).type == "cpu":  # where bfloat16 and inductor take minutes
+        named["training, fp32"] = partial(training_learns, device, "fp32", compiled=False)
+    else:
+        named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=False)
+        named["compiled training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=True)
+        named["no synchronization"] = partial(steps_do_not_wait, device)
+    return named
+
+
+def steps_do_not_wait(device: str) -> None:
+    """Trains two steps in which torch refuses every synchronization of the host with the GPU."""
+    step = make_step(register_model(SMALL_MODEL), True, 16, device, "amp_bf16", False)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        step()
+    except RuntimeError as error:
+        raise AssertionError(f"a step synchronizes: {reason(error)}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def run_checks(device: str) -> dict[str, str]:
+    """Returns "passed" or the reason of failure of each check."""
+    results = {}
+    for name, run in checks(device).items():
+        try:
+            run()
+            results[name] = "passed"
+        except (AssertionError, RuntimeError) as error:
+            results[name] = reason(error)
+    return results

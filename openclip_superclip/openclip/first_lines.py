@@ -1,0 +1,42 @@
+"""What a training with --superclip prints before its first step, and what only its log file contains."""
+
+import logging
+from pathlib import Path
+
+from .options import Training
+
+
+def log_first_lines(training: Training, start: str) -> None:
+    """Logs model, starting weights, data, steps and the place of the logs; the head logs its own line."""
+    options = training.options
+    lines = [
+        f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
+        f"the towers start from {start}",
+        f"data {options.train_data or options.dataset_type}, {_steps(training)}",
+    ]
+    if training.has_logs:
+        lines.append(f"log and checkpoints in {Path(options.logs, options.name)}")
+    for line in lines:
+        logging.info(f"SuperCLIP: {line}")
+
+
+def _steps(training: Training) -> str:
+    options = training.options
+    batch = options.batch_size * options.world_size * options.accum_freq
+    steps = f"{training.num_steps:,} steps" if training.num_steps else "steps not counted"
+    return f"{options.epochs} epoch(s) in batches of {batch:,} samples: {steps}"
+
+
+def keep_dumps_off_the_terminal() -> None:
+    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there is a log file."""
+    handlers = logging.root.handlers
+    if any(isinstance(handler, logging.FileHandler) for handler in handlers):
+        for handler in handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_no_dump)
+
+
+def _is_no_dump(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    is_dump = message in ("Model:", "Params:") or message.startswith("  ") or "\n" in message
+    return not (is_dump and record.levelno == logging.INFO and record.funcName == "main")

@@ -1,0 +1,143 @@
+"""How a run continues after a failure: which failure caused the others, and a decision, a pure function."""
+
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..files import read_json, write_json
+from .slurm import this_host
+
+MAX_STARTS = 3  # in a row without a new slice, after which a run has failed
+RESTART_SECONDS = 180  # with less time left in the job, it is requeued instead of started again
+
+# Kinds of failures. The user must fix those of the first three.
+USER = "user"  # in the code, the settings, memory
+DATA = "data"  # too much of it cannot be read
+LOSS = "loss"  # not finite
+KILLED = "killed"  # a process was ended from outside
+HARDWARE = "hardware"  # a machine, a GPU or the network between them
+STALL = "stall"  # no progress
+CONNECTION = "connection"  # another rank is gone, which has its own reason
+LOST = "lost"  # nothing is known about another node
+FOR_THE_USER = (USER, DATA, LOSS)
+LIKELY = ((KILLED, DATA, LOSS), (USER, STALL), (HARDWARE,), (CONNECTION,))  # the kinds of causes, likeliest first
+OF_CONNECTIONS = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process exited|Timed? ?out|timed out"
+)
+OF_HARDWARE = re.compile(
+    r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
+    r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
+    r"Input/output error|Stale file handle|EADDRINUSE"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a rank, or `superclip run` on a node, has failed."""
+
+    who: str  # "" if it is the same on all ranks
+    message: str  # one line
+    traceback: str = ""
+    timestamp: float = 0.0
+    kind: str = USER
+    host: str = ""  # SLURM's name
+
+    @staticmethod
+    def here(who: str, message: str, traceback: str = "", kind: str = USER) -> "Failure":
+        """Returns a failure on this machine, now."""
+        return Failure(f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind, this_host())
+
+    @property
+    def text(self) -> str:
+        """What happened, and to which rank."""
+        return f"{self.who}: {self.message}" if self.who else self.message
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> "Failure":
+        return Failure(**read_json(path))
+
+
+def kind_of(message: str) -> str:
+    """Returns the kind of failure that the message of an exception describes."""
+    if OF_CONNECTIONS.search(message):
+        return CONNECTION
+    return HARDWARE if OF_HARDWARE.search(message) else USER
+
+
+def first_failure(failures: Sequence[Failure]) -> Failure | None:
+    """Returns the failure that caused the others, given in the order of the ranks; None without one.
+
+    Other ranks' ends cannot cause some kinds of failures, and a closed connection always has another cause. Clocks are
+    only compared on one machine.
+    """
+    for kinds in LIKELY:
+        if likely := [failure for failure in failures if failure.kind in kinds]:
+            here = [failure for failure in likely if failure.host == likely[0].host]
+            return min(here, key=lambda failure: failure.timestamp)
+    return None
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The ranks start again on the same machines."""
+
+
+@dataclass(frozen=True)
+class Requeue:
+    """SLURM starts the job again, without a node if there are others."""
+
+    without: str = ""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The run has failed."""
+
+    why: str = ""  # added to the failure's text
+
+
+def decide(
+    failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None = None
+) -> Restart | Requeue | Stop:
+    """Returns how a run continues after a failure.
+
+    Args:
+        attempts: all starts of the run, as run.json records them; the last one has failed.
+        progress: the number of saved slices.
+        time_left: seconds until the job's time limit, None without one.
+    """
+    if failure.kind in FOR_THE_USER:
+        return Stop()
+    starts = starts_without_slice(attempts, progress)
+    if starts >= MAX_STARTS:
+        return Stop(f"; {starts} starts in a row ended before a slice was trained")
+    if starts > 1:  # the node may be the reason
+        return Requeue(without=failure.host)
+    if failure.kind == LOST or (time_left is not None and time_left < RESTART_SECONDS):
+        return Requeue()
+    return Restart()
+
+
+def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
+    """Returns how many starts in a row, including the last one, have not saved a slice.
+
+    Earlier starts count if the run was started again after them, or if SLURM has requeued their job since.
+    """
+    if not attempts:
+        return 0
+    this = attempts[-1]
+    number = 0
+    for attempt in reversed(attempts):
+        same_job = this.get("job") and attempt.get("job") == this["job"]
+        requeued = same_job and attempt["restarts"] != this["restarts"]
+        counts = attempt is this or attempt.get("again") or requeued
+        if attempt.get("epoch_before") != progress or not counts:
+            break
+        number += 1
+    return number

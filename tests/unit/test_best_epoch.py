@@ -1,0 +1,97 @@
+"""The best epoch of a run is the one with the best validation scores; its checkpoint is kept and exported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from support.models import random_weights
+from support.training_runs import call, run_superclip
+
+from openclip_superclip.checkpoints.validation import BestEpoch, best_epoch
+from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
+from openclip_superclip.runs.run import Run
+
+
+def write_results(run: Path, *rows: dict) -> Path:
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return run
+
+
+def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0) -> dict:
+    return {"epoch": epoch, "image_to_text_R@1": to_text, "text_to_image_R@1": to_image, "clip_val_loss": loss}
+
+
+@pytest.mark.parametrize(("rows", "best"), [
+    ([retrieval(1, 0.1, 0.2), retrieval(2, 0.1, 0.5), retrieval(3, 0.3, 0.2)], (2, "R@1", 30)),
+    ([retrieval(1, 0.3, 0.3, 2.0), retrieval(2, 0.3, 0.3, 1.5), retrieval(3, 0.3, 0.3, 1.5)], (2, "R@1", 30)),
+    ([retrieval(1, 0.4, 0.4), retrieval(2, 0.2, 0.2), retrieval(1, 0.1, 0.1)], (2, "R@1", 20)),  # trained again
+    ([retrieval(0, 0.9, 0.9), retrieval(1, 0.1, float("nan"))], (1, "R@1", 10)),
+    ([{"epoch": 1, "imagenet-zeroshot-val-top1": 0.2}], (1, "ImageNet accuracy", 20)),
+    ([{"epoch": 1, "clip_val_loss": 0.2}], None),
+], ids=str)  # fmt: skip
+def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, tmp_path):
+    found = best_epoch(write_results(tmp_path, *rows))
+    assert (found and (found.epoch, found.measure, pytest.approx(found.score))) == best
+
+
+def test_a_line_that_was_cut_hides_no_other(tmp_path):
+    file = write_results(tmp_path, retrieval(1, 0.2, 0.2)) / "checkpoints/results.jsonl"
+    file.write_text(file.read_text() + '{"epoch": 2, "image_to')
+    assert best_epoch(tmp_path) == BestEpoch(1, "R@1", pytest.approx(20))
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model) -> Path:
+    """A run of three epochs, the second of which is the best one."""
+    run = write_results(tmp_path / "run", *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in (1, 2, 3)))
+    (run / "params.txt").write_text(f"model: {tiny_model}\n")
+    weights = random_weights(tiny_model)
+    for epoch in (1, 2, 3):
+        weights["logit_scale"] = torch.tensor(float(epoch))
+        torch.save({"epoch": epoch, "state_dict": weights}, run / f"checkpoints/epoch_{epoch}.pt")
+    return run
+
+
+@pytest.mark.parametrize(("options", "epoch"), [([], 3), (["--best"], 2)], ids=["last", "best"])
+def test_export_of_a_run_takes_the_last_checkpoint_or_the_best_one(run, options, epoch, tmp_path, capsys):
+    assert call("export", run, *options, "--out", tmp_path / "exported") == 0
+    assert f"as plain CLIP, epoch_{epoch}.pt of {run}" in capsys.readouterr().out
+    assert open_clip.create_model(f"local-dir:{tmp_path}/exported").logit_scale == epoch
+
+
+def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(run, tmp_path, refused):
+    (run / "checkpoints/epoch_2.pt").unlink()
+    line = refused(tmp_path, "export", run, "--best", "--out", "exported")
+    assert "--best: best epoch on the validation data: 2, with 10.0 % R@1, but its checkpoint was not saved" in line
+    assert line.endswith(f"give one of {run}/checkpoints/epoch_1.pt, {run}/checkpoints/epoch_3.pt")
+    (run / "checkpoints/results.jsonl").unlink()
+    assert f"--best: {run} has no validation scores" in refused(tmp_path, "export", run, "--best", "--out", "exported")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    assert "is a run without a complete checkpoints/epoch_N.pt" in refused(tmp_path, "export", run, "--out", "exported")
+
+
+def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
+    number = NUM_KEPT + 4
+    write_results(tmp_path, *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in range(1, number)))
+    for epoch in range(1, number + 1):
+        torch.save({}, tmp_path / f"checkpoints/epoch_{epoch}.pt")
+    monkeypatch.setattr(Run, "keeps", lambda run, epoch: epoch == 1)
+    RunFolder(tmp_path).prune(Run.__new__(Run))
+    kept = sorted(int(path.stem.partition("_")[2]) for path in tmp_path.glob("checkpoints/*.pt"))
+    assert kept == [1, 2, *range(number - NUM_KEPT + 1, number + 1)]
+
+
+def test_a_run_with_validation_names_its_best_epoch_at_the_end(csv_data, tmp_path, forks):
+    changes = ["global_batch_size=16", "samples=2 passes", "warmup=1", f"flags.val-data={csv_data}"]
+    options = [part for change in changes for part in ("--set", change)]
+    recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
+    arguments = ["run", recipe, "--data", csv_data, "--device", "cpu", "--out", tmp_path / "run", *options]
+    assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0
+    best = best_epoch(tmp_path / "run")
+    line = f"superclip run: {best}; superclip export {tmp_path}/run --best exports it"
+    assert best.epoch in (1, 2) and line in (tmp_path / "output").read_text().splitlines()
