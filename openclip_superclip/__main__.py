@@ -10,11 +10,12 @@ import re
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from . import __version__
 from .errors import CONTROL, InputError, one_line, printable
-from .files import is_full
+from .files import is_full, why_full
 
 GROUPS = {
     "start": {
@@ -55,6 +56,10 @@ GROUPS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends the command, as Ctrl-C does."""
+
+
 COMMANDS = {name: help for group in GROUPS.values() for name, help in group.items()}
 
 
@@ -73,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_full(error):
             raise
-        file, why = getattr(error, "filename", None), getattr(error, "strerror", "the disk is full, or a limit reached")
-        print(f"error: {printable(str(file or 'the output'))} cannot be written ({why})", file=sys.stderr)
+        file = getattr(error, "filename", None) or "the output"
+        print(f"error: {printable(str(file))} cannot be written ({why_full(error)})", file=sys.stderr)
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -100,19 +105,53 @@ def _run(argv: list[str] | None) -> int:
         print(f"error: there is no command '{printable(name)}': {meant}superclip --help lists all", file=sys.stderr)
         return 2
     try:
-        if name == "train":
-            from .openclip.train import train
-
-            return train(rest)
-        module = f"{name}_" if keyword.iskeyword(name) else name
-        with printable_output():
-            return importlib.import_module(f".commands.{module}", __package__).main(rest)
+        with _raises_at_sigterm():
+            return _call(name, rest)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"superclip {name}: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stop:
+        signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        print(f"superclip {name}: stopped by {signum.name}", file=sys.stderr)
+        return 128 + signum
+
+
+def _call(name: str, argv: list[str]) -> int:
+    """Runs the command of this name and returns its exit code."""
+    if name == "train":
+        from .openclip.train import explained_errors, train
+
+        with explained_errors():
+            return train(argv)
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    with printable_output():
+        return importlib.import_module(f".commands.{module}", __package__).main(argv)
+
+
+@contextlib.contextmanager
+def _raises_at_sigterm() -> Iterator[None]:
+    """Makes SIGTERM raise Terminated in this process, but not in processes that it forks.
+
+    A rank that waits for others would not handle the signal: it keeps the default action.
+    """
+    process, is_rank = os.getpid(), int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+    def stop(signum, _):
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if is_rank or not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # Not the ends of lines, tabs, and how a progress bar returns to its line.

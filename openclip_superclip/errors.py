@@ -1,6 +1,7 @@
 """User errors, reported in one line, and declarative checks of command lines, runs and files."""
 
 import argparse
+import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -19,7 +20,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
-        self.exit(2, f"error: {printable(message)} ({self.prog} --help lists every flag)\n")
+        self.exit(2, f"error: {printable(explained(message, self))}\n")
+
+
+def explained(message: str, parser: argparse.ArgumentParser) -> str:
+    """Returns an error of a parser, with similar flags for those that it does not have, and how to list them."""
+    near = []
+    if message.startswith("unrecognized arguments"):
+        flags = re.findall(r"--[\w-]+", parser.format_usage())
+        for unknown in re.findall(r"(?<!\S)--[\w-]+", message):
+            near += difflib.get_close_matches(unknown, flags, n=1)
+    meant = f"; did you mean {' and '.join(near)}?" if near else ""
+    return f"{message}{meant} ({parser.prog} --help lists every flag)"
 
 
 @dataclass(frozen=True)

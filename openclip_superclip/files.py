@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,11 @@ FULL_TEXTS = re.compile(  # the same of safetensors and tokenizers, and of torch
 def is_full(error: Exception) -> bool:
     """Returns whether a file could not be written because the disk is full, or a similar limit is reached."""
     return getattr(error, "errno", None) in FULL or bool(FULL_TEXTS.search(str(error)))
+
+
+def why_full(error: Exception) -> str:
+    """Returns the text of an error for which `is_full` is true; those of torch.save do not name the disk."""
+    return getattr(error, "strerror", None) or "the disk is full, or a limit is reached"
 
 
 @contextmanager
@@ -83,11 +89,11 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
     With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot be written, for
-    example on a full disk.
+    example on a full disk. Temporary files of killed calls are removed.
     """
     place = Path(os.path.realpath(out))
-    part = place.with_name(f"{place.name}.{os.getpid()}.part{place.suffix}")
     make_folder(place.parent, "--out")
+    part = _temporary_path(place)
     try:
         yield part
         if overwrite and place.is_dir():
@@ -96,12 +102,39 @@ def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise InputError(f"--out: {out} cannot be written ({reason(error)})") from error
+        raise InputError(f"--out: {out} cannot be written ({why_full(error)})") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+        _remove(part)
+
+
+def _temporary_path(place: Path) -> Path:
+    """Returns a path beside `place`, and removes such paths of killed processes of this machine."""
+    host = re.escape(f"{place.name}.{socket.gethostname()}")
+    name = re.compile(rf"{host}-(\d+)\.part{re.escape(place.suffix)}")
+    for path in list(place.parent.iterdir()):
+        found = name.fullmatch(path.name)
+        if found and not _is_other_process(int(found[1])):
+            _remove(path)
+    return place.with_name(f"{place.name}.{socket.gethostname()}-{os.getpid()}.part{place.suffix}")
+
+
+def _is_other_process(pid: int) -> bool:
+    """Returns whether a process with this number runs on this machine and is not this process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return pid != os.getpid()
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, flag: str) -> None:
@@ -132,12 +165,22 @@ MODEL_FILES = {
 }  # fmt: skip
 
 
-def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: bool) -> None:
+def is_own(file: Path, mark: str) -> bool:
+    """Returns whether a file contains, in its first megabyte, a text that only one command writes there."""
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        return mark.encode() in opened.read(2**20)
+
+
+def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], marks: Mapping[str, str]) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named .npz.
 
-    It may not replace inputs, files in a folder that is an input, a file by a folder or a folder by a file, and folders
-    of other files than a model's.
+    It may only replace what the same command has written: one of `marks`, which are texts by the names of files in the
+    folder `out`, or by "" if `out` is a file, is found. It may not replace inputs, files in a folder that is an input,
+    and folders of other files than a model's.
     """
+    is_folder = "" not in marks
     if not is_folder and out.suffix == ".npz":
         raise InputError(f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision")
     if not os.path.exists(out):
@@ -156,6 +199,24 @@ def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], is_folder: boo
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
             raise InputError(f"--out: {out} contains {entry.name}, which --overwrite would delete; give another name")
+    if not any(is_own(place / name, mark) for name, mark in marks.items()):
+        raise InputError(f"--out: {out} was not written by this command; give another name")
+
+
+def check_results(folder: Path, flag: str, names: Iterable[str], mark: str) -> None:
+    """Raises InputError if a folder contains files of these names that the same command has not written.
+
+    The files are its own if the first of them, which is written first, contains the text `mark`.
+    """
+    first, *others = names
+    found = [name for name in (first, *others) if (folder / name).exists()]
+    if found and not is_own(folder / first, mark):
+        raise InputError(f"{flag}: {folder} contains {found[0]}, which this command did not write; give another name")
+
+
+def keep_private(copy: Path, source: Path) -> None:
+    """Removes the permissions of a copy that its source does not have."""
+    copy.chmod(copy.stat().st_mode & source.stat().st_mode)
 
 
 def file_identity(path: Path) -> str | None:

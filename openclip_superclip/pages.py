@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import itertools
 import re
@@ -42,9 +43,52 @@ def pyplot() -> ModuleType:
 
 def png(figure: "Figure", **options) -> bytes:
     """Returns a figure as PNG, and closes it; the options are those of savefig."""
+    _choose_fonts(figure)
     figure.savefig(file := io.BytesIO(), dpi=110, format="png", **options)
     pyplot().close(figure)
     return file.getvalue()
+
+
+def _choose_fonts(figure: "Figure") -> None:
+    """Adds fonts of this machine to texts that need them; characters that no font has are escaped, such as \\u732b."""
+    from matplotlib.font_manager import FontProperties, findfont
+    from matplotlib.text import Text
+
+    known = _characters(findfont(FontProperties())) | {"\n"}
+    for text in figure.findobj(Text):
+        shown, families = text.get_text(), []
+        for character in sorted(set(shown) - known):
+            family = _family_with(character)
+            if family is None:
+                shown = shown.replace(character, character.encode("ascii", "backslashreplace").decode())
+            else:
+                families.append(family)
+        if shown != text.get_text():
+            text.set_text(shown)
+        if families:
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+
+
+def _family_with(character: str) -> str | None:
+    """Returns the family of an installed font that has a character; matplotlib's own are not asked."""
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import fontManager
+
+    for font in fontManager.ttflist:
+        if not font.fname.startswith(get_data_path()) and character in _characters(font.fname):
+            return font.name
+    return None
+
+
+@functools.cache
+def _characters(file: str) -> frozenset[str]:
+    """Returns the characters of a font; none if the file cannot be read, such as one of bitmaps."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def data_url(image: "bytes | Image", longest: int | None = None) -> str:
@@ -123,6 +167,12 @@ def run_names(runs: Sequence[Path]) -> list[str]:
 def bytes_text(number: int) -> str:
     """Returns a number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            return f"{number:,.3g} {unit}"
+        if number < 999.5 or unit == "TB":
+            return f"{significant(number)} {unit}"
         number /= 1000
+
+
+def significant(number: float, digits: int = 3) -> str:
+    """Returns a number with so many significant digits, without an exponent if it is large: 1,090 for 1094."""
+    rounded = float(f"{number:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"

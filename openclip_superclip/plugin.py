@@ -48,16 +48,15 @@ class Plugin:
             training.hold_out()
             self.leaves_head_out = training.leaves_head_out()
             if training.is_ours:
-                note_begin(args.logs, args.name)
+                note_begin(args)
                 print_in_one_line(remove_unstarted_run)
         except InputError as error:
             raise SystemExit(f"error: {one_line(error)}") from None
         finally:
             logging.root.handlers[:] = handlers
-        if training.data_config.slices is not None and args.train_data:
-            from .method.ranks import fix_buckets
+        from .method.ranks import fix_buckets
 
-            fix_buckets()
+        fix_buckets(training.data_config.slices is not None and bool(args.train_data))
         if getattr(args, "horovod", False) and training.is_ours:
             from .openclip.horovod import fix_horovod
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import InputError, listed
 from ..files import check_out, whole_output
+from . import WEIGHTS_NAMES
 from .architecture import expected_head, fit, read_architecture
 from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
@@ -60,7 +61,8 @@ def import_checkpoint(
     Returns the number of captions counted, and whether `global_batch` (captions per step over all GPUs) gives whole
     counts.
     """
-    check_out(out, overwrite, [file, *model.split("local-dir:")[1:]], is_folder=True)
+    own_head = {WEIGHTS_NAMES[0]: '"class_head.weight"'}  # export writes the head into a file of its own
+    check_out(out, overwrite, [file, *model.split("local-dir:")[1:]], own_head)
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights

@@ -51,8 +51,11 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError for non-finite weights and for impossible counts."""
+    """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and impossible counts."""
     for name, tensor in weights.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "on the meta device, without values" if tensor.is_meta else "sparse or quantized"
+            raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of numbers")
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
             raise InputError(
@@ -79,12 +82,13 @@ def _check_counts(total_name: str, counts_name: str, weights: dict[str, Tensor],
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
     """Writes weights with safetensors or torch.save, depending on the suffix.
 
-    `options` of the run are stored in the file, from which `read_checkpoint` returns them.
+    `options` of the run, unless None, are stored in the file, from which `read_checkpoint` returns them.
     """
-    options = dict(sorted((options or {}).items()))
+    if options is not None:
+        options = dict(sorted(options.items()))
     if file.suffix == ".safetensors":
         # A single entry, because safetensors writes several in random order. Only transformers reads "format".
-        metadata = {OPTIONS: json.dumps(options)} if options else {"format": "pt"}
+        metadata = {"format": "pt"} if options is None else {OPTIONS: json.dumps(options)}
         save_file(_untied(weights), file, metadata=metadata)
         file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
     else:
@@ -93,7 +97,7 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
             (name, tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor)
             for name, tensor in _untied(weights).items()
         )
-        if options:  # an attribute, like the _metadata of torch's state dicts
+        if options is not None:  # an attribute, like the _metadata of torch's state dicts
             setattr(state, OPTIONS, options)
         torch.save(state, file)
 

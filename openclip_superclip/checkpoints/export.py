@@ -170,7 +170,7 @@ def export(
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
     found = architecture_of(file, options, model)
-    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], is_folder=True)
+    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]})
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)

@@ -250,7 +250,7 @@ class Resumed(NamedTuple):
             line = f"superclip: {os.path.basename(path)} {renamed}; --resume latest {resumes}"
             print(line, file=sys.stderr, flush=True)
             if Path(path).name == LATEST and self.file:
-                shutil.copyfile(self.file, f"{path}.part")  # a suffix that --resume latest ignores
+                shutil.copy(self.file, f"{path}.part")  # a suffix that --resume latest ignores
                 os.replace(f"{path}.part", path)
 
 

@@ -12,12 +12,13 @@ from .options import add_columns, columns_of
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    from ..lab.audit.audit import Audit
+    from ..lab.audit.audit import Audit, check_is_free
     from ..lab.audit.reading import open_data
     from ..lab.words.tagger import read_model
 
-    device, model = check_device(options.device), read_model(options.model)
     data = open_data(options.data, columns_of(options, options.data))
+    check_is_free(options.out)
+    device, model = check_device(options.device), read_model(options.model)
     audit = Audit(
         data, model, options.out, options.by, options.architecture, device, options.batch_size, options.threads
     )

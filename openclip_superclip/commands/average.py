@@ -19,11 +19,11 @@ def main(argv: list[str]) -> int:
     if len(options.checkpoints) < 2:
         raise InputError(f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more")
     from ..checkpoints.averaging import average
-    from ..checkpoints.checkpoint import read_checkpoint, save_weights
+    from ..checkpoints.checkpoint import OPTIONS, read_checkpoint, save_weights
     from ..checkpoints.run_outputs import options_to_keep
     from ..files import check_out, whole_output
 
-    check_out(options.out, options.overwrite, options.checkpoints, is_folder=False)
+    check_out(options.out, options.overwrite, options.checkpoints, {"": OPTIONS})
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints)
     with whole_output(options.out, options.overwrite) as file:

@@ -9,12 +9,12 @@ from pathlib import Path
 from ..checkpoints.run_outputs import checkpoints
 from ..environment import require
 from ..errors import Parser, at_least, no_effect
-from ..files import make_folder
+from ..files import check_results, make_folder
 from ..lab.demo.data import SCENES
 from ..lab.demo.measures import predicted_names, representative
 from ..lab.demo.scenes import scenes
 from ..lab.studies.results import StudyResults
-from ..lab.studies.study import study_call
+from ..lab.studies.study import MARK, RESULTS, study_call
 from ..lab.studies.study_run import open_trained
 from ..lab.studies.training import run_study
 from ..runs.process import Stopped, stopped_by_signals
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
         return 0
     require("superclip demo", "report", "matplotlib", "scipy")
     out = options.out
+    check_results(out, "--out", [*RESULTS, "demo.png"], MARK)
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
     try:
         with stopped_by_signals():

@@ -67,9 +67,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     about = "fail if a larger fraction of the shards is missing or broken (default: %(default)s)"
     add("--unreadable-max", type=float, default=0.0, metavar="FRACTION", help=about)
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    add("--overwrite", action="store_true", help="replace an existing file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
-    check_out(options.out, True, [Path(options.data)], is_folder=False)
-    if options.out.exists() and options.out.suffix != ".safetensors":
-        raise InputError(f"--out: {options.out} exists and is not a .safetensors file; give another name")
+    check_out(options.out, options.overwrite, [Path(options.data)], {"": '"document_frequency"'})
     return options

@@ -23,12 +23,12 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
     options.released = options.released.removeprefix("local-dir:")
     from ..checkpoints.averaging import interpolate
-    from ..checkpoints.checkpoint import read_checkpoint, save_weights
+    from ..checkpoints.checkpoint import OPTIONS, read_checkpoint, save_weights
     from ..checkpoints.pretrained import released_file
     from ..checkpoints.run_outputs import options_to_keep
     from ..files import check_out, whole_output
 
-    check_out(options.out, options.overwrite, [options.released, options.tuned], is_folder=False)
+    check_out(options.out, options.overwrite, [options.released, options.tuned], {"": OPTIONS})
     released, tuned = read_checkpoint(released_file(options.released, "RELEASED")), read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:

@@ -8,7 +8,7 @@ import shlex
 import textwrap
 
 from ..errors import InputError, Parser
-from ..pages import bytes_text
+from ..pages import bytes_text, significant
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS
 from ..runs.run import Run
@@ -80,15 +80,16 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     if rehearsed:
         hours, memory = rehearsed["hours"], rehearsed["memory"]
         rehearsal = [("rehearsed", (
-            f"{hours['low']:,.3g} to {hours['high']:,.3g} hours with checkpoints, without validation; peak memory of a "
-            f"{memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
+            f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, without validation; "
+            f"peak memory of a {memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
         ))]  # fmt: skip
+    passes = significant(run.samples / recipe.data_samples)
     pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
         ("paper", paper),
         ("batch", f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × {run.world_size} {ranks} "
                   f"({run.nodes} × {run.gpus_per_node})"),
-        ("steps", f"{run.steps:,}: {run.samples:,} samples, {run.samples / recipe.data_samples:.3g} × the data set; "
+        ("steps", f"{run.steps:,}: {run.samples:,} samples, {passes} × the data set; "
                   f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"),
         ("slices", f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
                    f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),
@@ -129,10 +130,12 @@ def command_text(run: Run) -> str:
 def _compute(run: Run, cost: dict) -> str:
     fast, slow = cost["hours_range"]
     unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
-    time = f"{slow * factor:,.3g}" if fast == slow else f"{fast * factor:,.3g} to {slow * factor:,.3g}"
+    time = significant(slow * factor)
+    if fast != slow:
+        time = f"{significant(fast * factor)} to {time}"
     text = f"{cost['flops']:.2e} FLOPs; {time} {unit}"
     if run.device == "cuda":
-        text += f", {'' if fast == slow else 'at most '}{cost['gpu_hours']:,.3g} GPU-hours"
+        text += f", {'' if fast == slow else 'at most '}{significant(cost['gpu_hours'])} GPU-hours"
     if cost["samples_per_second"]:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":

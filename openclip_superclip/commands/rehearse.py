@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..errors import Parser, at_least
-from ..files import write_json
+from ..files import check_results, write_json
 from ..runs.process import Stopped
 from ..runs.slurm import find_placement
 from .options import add_recipe_options, add_settings, opened_run
@@ -36,8 +36,9 @@ def main(argv: list[str]) -> int:
     run, out = opened_run(options, parser, placement)
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
     from ..runs.progress import refuse_bad_files
-    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs.rehearsal import PARTS, Rehearsal, other_training, rehearsed_run, report, report_text
 
+    check_results(folder, "--out", ["rehearsal.json"], '"samples_per_second"')
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)
     if placement.node == 0:
         rehearsal.check_folder()
@@ -52,8 +53,8 @@ def main(argv: list[str]) -> int:
     if code or placement.node:
         return code
     summary = report(run, rehearsal)
-    for checkpoints in folder.glob("*interrupted*/checkpoints"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    for part in PARTS:
+        shutil.rmtree(folder / part / "checkpoints", ignore_errors=True)
     write_json(folder / "rehearsal.json", summary)
     print(f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json uses this estimate")
     if other := other_training(summary):

@@ -6,7 +6,7 @@ from pathlib import Path
 from .. import __version__
 from ..environment import require
 from ..errors import InputError, Parser
-from ..files import make_folder
+from ..files import check_results, make_folder
 from ..lab.studies.comparison import find_comparisons
 from ..lab.studies.finished_runs import MISSING, read_run
 from ..pages import run_names
@@ -27,14 +27,15 @@ def main(argv: list[str]) -> int:
     add("--title", help="title of the page (default: the methods of the runs)")
     options = parser.parse_args(argv)
     require("superclip report", "report", "matplotlib", "scipy")
+    from ..lab.studies.report import FILES, MARK, write_report
+
+    check_results(options.out, "--out", FILES, MARK)
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
     runs = [read_run(path, name) for path, name in zip(paths.values(), run_names([*paths.values()]), strict=True)]
     found = [run for run in runs if run.state != MISSING]
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])
         raise InputError(f"RUN: no run found ({notes}); expected folders of superclip run or of OpenCLIP's training")
-    from ..lab.studies.report import write_report
-
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     title = options.title or " and ".join(dict.fromkeys(METHODS.get(run.method, run.method) for run in found))

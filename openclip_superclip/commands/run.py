@@ -54,6 +54,7 @@ def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> i
     if options.dry_run:
         _print_plan(run, folder, placement)
         return 0
+    folder.check_is_own()
     if run.settings.engine == "horovod":
         check_horovod()
     return _train(run, placement, folder)

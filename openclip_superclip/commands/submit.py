@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
     folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
+    folder.check_is_own()
     _check_folder(folder, run)
     if options.rehearse:
         from ..runs.rehearsal import Rehearsal, rehearsed_run

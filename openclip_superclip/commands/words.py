@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..environment import require
 from ..errors import InputError, Parser, at_least, no_effect
-from ..files import make_folder
+from ..files import check_results, make_folder
 
 SKIPPED = 3  # exit code if some images could not be read
 
@@ -24,10 +24,11 @@ def main(argv: list[str]) -> int:
     require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
     import uvicorn
 
-    from ..lab.words.server import words_app
+    from ..lab.words.server import MAX_REQUESTS, words_app
 
     port = 8000 if options.port is None else options.port
-    uvicorn.run(words_app(_tagger(options), options.model.resolve().name), port=port, access_log=False)
+    app = words_app(_tagger(options), options.model.resolve().name)
+    uvicorn.run(app, port=port, access_log=False, limit_concurrency=MAX_REQUESTS)
     return 0
 
 
@@ -83,10 +84,11 @@ def _course(options: argparse.Namespace) -> int:
     no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device", "port")
     require("--course", "report", "matplotlib")
     from ..checkpoints.epoch_words import find_course
-    from ..lab.words.learning import NAME, course_text, word_course, write_word_courses
+    from ..lab.words.learning import MARK, NAME, course_text, word_course, write_word_courses
     from ..pages import run_names
 
     out = options.out or Path(NAME)
+    check_results(out, "--out", [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
     names = run_names(options.course)
     courses = [word_course(name, find_course(run)) for name, run in zip(names, options.course, strict=True)]
     make_folder(out, "--out")
@@ -115,11 +117,13 @@ def _tagger(options: argparse.Namespace):
 
 def _tag(options: argparse.Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
-    from ..lab.words.tag_images import find_images, tag_images, write_folder
+    from ..lab.words.tag_images import FILES, MARK, find_images, tag_images, write_folder
 
     no_effect(options, "IMAGE", "port")
     paths, out = find_images(options.images), options.out or Path("words")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
+    if writes_folder:
+        check_results(out, "--out", FILES, MARK)
     if options.heatmap:
         require("--heatmap", "report", "matplotlib")
     tagger = _tagger(options)

@@ -18,7 +18,7 @@ from ..flags import Config
 from .images import check_image, ignored_warning
 from .tar_shards import has_long_caption, is_empty, is_remote
 
-SEPARATORS = {"\t": "$'\\t'", ",": ",", ";": "';'", "|": "'|'"}  # quoted for a shell
+SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
 NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
@@ -240,7 +240,8 @@ def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -
     import pandas as pd  # as in OpenCLIP: any separator, encoding and compression that pandas supports
 
     with _readable(path, flag):
-        names = [str(name) for name in pd.read_csv(path, sep=columns.separator, nrows=0)]
+        header = pd.read_csv(path, sep=columns.separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+        names = header.iloc[0].tolist()  # as in the file: pandas renames the second of two equal names
         _check_header(path, names, columns)
         with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE, dtype=dtype) as chunks:
             for rows in chunks:
@@ -266,7 +267,10 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError if a column is missing, suggesting another separator if the header has only one column."""
+    """Raises InputError for equal names, or if a column is missing, with another separator if there is one column."""
+    repeated = [name for name, number in Counter(names).items() if name and number > 1]
+    if repeated:
+        raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue

@@ -9,10 +9,11 @@ import functools
 import sys
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
-import torch.nn.parallel
 from torch import Tensor
+from torch.nn.parallel.distributed import DistributedDataParallel
 
 
 @torch.compiler.assume_constant_result
@@ -42,23 +43,25 @@ def _horovod():
     return horovod if horovod is not None and horovod.is_initialized() else None
 
 
-def fix_buckets() -> None:
-    """Makes torch's DistributedDataParallel keep its initial buckets."""
-    ddp = torch.nn.parallel.DistributedDataParallel
-    if hasattr(ddp, "has_fixed_buckets"):
-        return
+_original = DistributedDataParallel.__init__, DistributedDataParallel._build_params_for_reducer
 
-    class DistributedDataParallel(ddp):
-        has_fixed_buckets = True
 
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            # As if every gradient were ready, in parameter order: torch builds its final buckets now.
-            self.reducer._push_all_rebuilt_params()
-            self.reducer._rebuild_buckets()
+def fix_buckets(fixed: bool) -> None:
+    """Makes DistributedDataParallel keep its initial buckets, or rebuild them as torch does.
 
-        def _build_params_for_reducer(self):
-            parameters, are_sparse = super()._build_params_for_reducer()
-            return parameters[::-1], are_sparse[::-1]  # last gradients first: sums overlap with the backward
+    Changes torch's own class, so that it does not matter which subclasses replace it, or when.
+    """
+    methods = (_init_with_final_buckets, _last_parameters_first) if fixed else _original
+    DistributedDataParallel.__init__, DistributedDataParallel._build_params_for_reducer = methods
 
-    torch.nn.parallel.DistributedDataParallel = DistributedDataParallel
+
+def _init_with_final_buckets(self, *args, **kwargs):
+    _original[0](self, *args, **kwargs)
+    # As if every gradient were ready, in parameter order: torch builds its final buckets now.
+    self.reducer._push_all_rebuilt_params()
+    self.reducer._rebuild_buckets()
+
+
+def _last_parameters_first(self):
+    parameters, are_sparse = _original[1](self)
+    return parameters[::-1], are_sparse[::-1]  # last gradients first: sums overlap with the backward

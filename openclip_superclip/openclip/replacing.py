@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import hooks
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError
+from ..errors import InputError, explained
 from . import current, trained
 from .patching import INSTALL
 
@@ -79,7 +79,7 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            raise InputError(f"{message} (superclip train --help lists every flag)")
+            raise InputError(explained(message, self))
 
     with replaced(params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})):
         return params.parse_args(argv)

@@ -16,12 +16,21 @@ from ..checkpoints.run_outputs import RECORD, checkpoints, is_complete, newest
 from ..checkpoints.validation import best_epoch
 from ..environment import versions
 from ..errors import InputError
-from ..files import content_digest, is_full, json_text, make_folder, read_json, write_json, write_text
+from ..files import (
+    check_results,
+    content_digest,
+    is_full,
+    json_text,
+    make_folder,
+    read_json,
+    write_json,
+    write_text,
+)
 from .lock import is_running, lock
 from .recipe import WORDS, Recipe, read_recipe
 from .recovery import Requeue, Restart
 from .run import NUM_KEPT, OLD_DESCRIPTION, Run
-from .slurm import Placement, has_job, hosts
+from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
 LOST = "lost"  # its process was killed
@@ -94,6 +103,11 @@ class RunFolder:
         """The starts of the run."""
         return self.record().get("attempts", [])
 
+    def check_is_own(self) -> None:
+        """Raises InputError if the folder contains files of a run's names that no run has written."""
+        first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
+        check_results(self.path, "--out", (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
+
     def check_recipe(self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes") -> None:
         """Raises InputError if the folder contains a run of another recipe, which has begun or is in SLURM's queue."""
         differences = self._differences(recipe)
@@ -133,8 +147,8 @@ class RunFolder:
     def write(self, run: Run) -> None:
         """Writes the run's description and its recipe."""
         make_folder(self.path, "--out")
-        write_text(self.path / "recipe.yaml", run.recipe.text)
         self.note(run=run.as_json())
+        write_text(self.path / "recipe.yaml", run.recipe.text)
         (self.path / OLD_DESCRIPTION).unlink(missing_ok=True)
 
     def check_is_free(self, placement: Placement) -> None:

@@ -17,7 +17,7 @@ from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
-from ..pages import bytes_text
+from ..pages import bytes_text, significant
 from .folder import RunFolder
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals
@@ -28,7 +28,7 @@ from .slurm import Placement
 from .supervisor import NodeTraining
 
 SLICES = 2  # that are trained; the training is interrupted in the second
-UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
+UNINTERRUPTED, INTERRUPTED = PARTS = "uninterrupted", "interrupted"  # folders in the rehearsal's
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
@@ -208,14 +208,16 @@ def report_text(summary: dict) -> str:
     of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
     differences = other_training(summary)
     lines = {
-        "speed": f"{speed['median']:,.4g} samples/s, {speed['low']:,.4g} to {speed['high']:,.4g} in 8 of 10 steps",
+        "speed": f"{significant(speed['median'], 4)} samples/s, {significant(speed['low'], 4)} to "
+        f"{significant(speed['high'], 4)} in 8 of 10 steps",
         "data": "unknown with --accum-freq" if waiting is None else f"{waiting:.1%} of the time waiting for it",
         "memory": f"{bytes_text(memory['peak'])}{of}, the peak of a {memory['of']}",
         "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; "
         f"{checkpoint['at_most']} need {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
-        "whole run": f"{hours['median']:,.3g} hours without validation ({hours['low']:,.3g} to {hours['high']:,.3g}), "
-        f"{summary['gpu_hours']['median']:,.3g} {'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
+        "whole run": f"{significant(hours['median'])} hours without validation ({significant(hours['low'])} to "
+        f"{significant(hours['high'])}), {significant(summary['gpu_hours']['median'])} "
+        f"{'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
         "bottleneck": summary["limit"],
     }  # fmt: skip
     if needed > summary["disk_free"]:

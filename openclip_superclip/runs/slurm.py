@@ -214,7 +214,9 @@ class SlurmRequest:
         """Copies the file of --setup into the folder from which the job sources it."""
         if self.setup and self.setup.resolve() != (folder / SETUP).resolve():
             make_folder(folder, "--out")
-            shutil.copyfile(self.setup, folder / SETUP)
+            (folder / SETUP).unlink(missing_ok=True)
+            (folder / SETUP).touch(mode=0o600)
+            shutil.copy(self.setup, folder / SETUP)  # with its mode: it may contain secrets
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""

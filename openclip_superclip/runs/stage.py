@@ -14,6 +14,7 @@ from ..checkpoints import run_outputs
 from ..data.slices import slice_of
 from ..data.tar_shards import expand, is_remote
 from ..errors import InputError
+from ..files import keep_private
 from ..pages import bytes_text
 from .folder import RunFolder
 from .run import Run
@@ -149,6 +150,7 @@ class Staging:
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with open(shard, "rb") as file, open(part, "wb") as to:
+                keep_private(part, Path(shard))
                 while chunk := file.read(CHUNK):
                     to.write(chunk)
                     if self.stop.is_set():

@@ -208,3 +208,17 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, ca
         tar.write({"__key__": "0", "png": image, "txt": "..."})
     assert call("audit", tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
     assert "--by support: no caption contains a word that the head has learned: give --by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("argv", "reason"), [
+    ("data.csv --csv-caption-key words", "--csv-caption-key: "),
+    ("twice.csv", "has several columns 'caption': rename all but one"),
+    ("data.csv --out busy", "--out: busy is not empty and holds no audit"),
+])  # fmt: skip
+def test_the_table_and_the_folder_are_checked_before_the_model_is_read(argv, reason, tmp_path, refused):
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/notes.txt").touch()
+    (tmp_path / "a.png").touch()
+    (tmp_path / "data.csv").write_text("image,caption\na.png,a cat\n")
+    (tmp_path / "twice.csv").write_text("image,caption,caption\na.png,a cat,a dog\n")
+    assert reason in refused(tmp_path, "audit", "--model", "nowhere.pt", "--out", "out", *argv.split())

@@ -316,6 +316,8 @@ CHANGES = {  # by file: the tensor to change, and how
     "nan.pt": ("visual.proj", lambda t: t.index_fill(0, torch.tensor(1), float("nan"))),
     "most.pt": ("statistics.num_captions", lambda t: torch.full_like(t, 2**63 - 1)),
     "more.pt": ("statistics.document_frequency", lambda t: t + 300),
+    "meta.pt": ("visual.proj", lambda t: t.to("meta")),
+    "sparse.pt": ("visual.proj", lambda t: t.to_sparse()),
 }
 
 
@@ -345,6 +347,8 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
+    "meta.pt": "visual.proj is on the meta device, without values; expected a dense tensor of numbers",
+    "sparse.pt": "visual.proj is sparse or quantized; expected a dense tensor of numbers",
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
@@ -371,11 +375,12 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(small, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/superclip_head.safetensors").touch()
     (link := tmp_path / 'my "link"').symlink_to("out")
-    argv = ["--model", f"local-dir:{small}/model", "--out", link, "--overwrite"]
-    assert call("export", small / "plain.pt", *argv) == 0
+    argv = ["export", small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", link]
+    assert call(*argv) == 0
+    (tmp_path / "out/superclip_head.safetensors").touch()
+    capsys.readouterr()
+    assert call(*argv, "--overwrite") == 0
     exec(capsys.readouterr().out.partition("\n")[2])
     assert link.is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS

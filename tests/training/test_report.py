@@ -223,6 +223,7 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         other = recipe_run(tmp_path / f"{epoch}", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=epoch)
         (other / "demo-test.json").write_text('{"measures": {"zero_shot": 41.5, "probe": NaN}}')
         assert read_run(other).scores == {"demo zero shot": 41.5}
+        assert ("its evaluation at epoch 5 of 25 is left out" in read_run(other).note) == (epoch == 5)
 
 
 @pytest.mark.parametrize(("lines", "scores"), [

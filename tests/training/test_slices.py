@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from open_clip import get_tokenizer
 from PIL import Image
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 from support.training_runs import assert_resumes, bits, completed, run_ranks, superclip_train, traced_train
+from torch import nn
 from torchvision import transforms
 
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
@@ -411,3 +413,32 @@ def test_a_pass_that_decodes_less_than_a_batch_ends_the_run(flags, train_flags, 
     assert run.returncode == 1, run.output[-2000:]
     assert "the shards that a worker reads provide" in run.output
     assert "--batch-size is 16; expected a full batch or more" in run.output
+
+
+def order_of_gradients() -> list[int]:
+    """The order in which OpenCLIP's DistributedDataParallel would put the parameters into buckets, of one rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(f"{folder}/f", 1), rank=0,
+                                             world_size=1)  # fmt: skip
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))))
+        parameters, _ = model._build_params_for_reducer()
+        order = [next(i for i, one in enumerate(model.parameters()) if one is other) for other in parameters]
+        del model
+        torch.distributed.destroy_process_group()
+    return order
+
+
+def test_the_buckets_are_fixed_in_the_training_in_slices_whatever_the_process_trained_before(
+    train_flags, shards, tmp_path
+):
+    in_slices = f"--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset".split()
+
+    def train_in_one_process() -> int:
+        orders = []
+        for name, flags in (("first", []), ("second", in_slices), ("third", [])):
+            assert superclip_train(*train_flags, "--name", name, *flags) == 0
+            orders.append(order_of_gradients())
+        forwards = list(range(6))
+        return orders != [forwards, forwards[::-1], forwards]
+
+    completed(train_in_one_process, cwd=tmp_path)

@@ -1,17 +1,21 @@
 """`superclip words`: scores and locations of words, the output folder, the web page, and errors."""
 
+import contextlib
 import html
 import io
 import json
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +34,7 @@ from support.training_runs import call
 
 from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import as_seen, open_image
-from openclip_superclip.lab.words.server import answer_to, words_app
+from openclip_superclip.lab.words.server import MAX_BYTES, answer_to, words_app
 from openclip_superclip.lab.words.tagger import Tagger, WordProbabilities, lexicon, open_lexicon, open_with_head
 from openclip_superclip.method.head_input import encode_image
 
@@ -364,6 +368,58 @@ def test_only_requests_to_this_machine_by_name_are_answered(tagger):
     assert fetched(f"{address}/", {"Host": "elsewhere.example"})[0] == 400
     status, content = fetched(f"{address}/words", content=b"no image")
     assert (status, json.loads(content)) == (422, {"error": "no readable image (cannot identify image file)"})
+
+
+def test_only_the_servers_own_page_may_send_images(tagger, image):
+    address = served(words_app(tagger, "a model"))
+    port = address.rpartition(":")[2]
+    for origin, status in ((address, 200), ("https://elsewhere.example", 403), ("null", 403),
+                           (f"https://127.0.0.1:{port}", 403), (f"http://localhost:{port}", 403)):  # fmt: skip
+        assert fetched(f"{address}/words", {"Origin": origin}, image.read_bytes())[0] == status, origin
+    headers = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
+    assert fetched(f"{address}/words", headers, image.read_bytes())[0] == 200
+
+
+def connected(address: str, length: int) -> socket.socket:
+    """A connection that has announced an upload of so many bytes."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"POST /words HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode())
+    return connection
+
+
+def test_an_upload_is_limited_while_it_is_read(tagger):
+    with connected(served(words_app(tagger, "a model")), 10**12) as connection:
+        connection.settimeout(30)
+        with contextlib.suppress(ConnectionError):  # the server answers before the end
+            for _ in range(30):
+                connection.sendall(bytes(10**6))
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_upload_that_breaks_off_is_no_error(tagger, capfd):
+    address = served(words_app(tagger, "a model"))
+    with connected(address, 1000) as connection:
+        connection.sendall(b"half")
+    assert fetched(f"{address}/words", content=b"no image")[0] == 422
+    time.sleep(0.5)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_images_with_too_many_pixels_are_refused_before_they_are_decoded(tagger):
+    address, content = served(words_app(tagger, "a model")), encoded(Image.new("L", (13_000, 13_000)))
+    assert len(content) < MAX_BYTES
+
+    def send(_) -> tuple[int, str]:
+        return fetched(f"{address}/words", content=content)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(send, range(6)))
+    reason = "it has 13,000 × 13,000 pixels: expected at most 50,000,000 in all"
+    assert answers == [(422, json.dumps({"error": f"no readable image ({reason})"}, ensure_ascii=False,
+                                        separators=(",", ":")))] * 6  # fmt: skip
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; one decoded image has 169 MB
 
 
 def test_serve_serves_the_page_and_words_until_ctrl_c(squares_run, image):

@@ -1,14 +1,22 @@
 """`superclip train`: how it starts, and what a run records."""
 
 import logging
+import multiprocessing
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from support.models import VOCAB_SIZE
-from support.training_runs import completed, error_of, on_a_full_disk, run_ranks, superclip_train
+from support.plugins import install_plugin
+from support.slurm_cluster import may_unshare
+from support.training_runs import completed, error_of, fork, on_a_full_disk, run_ranks, superclip_train, train_with
 
 from openclip_superclip.flags import Config, options_of
 from openclip_superclip.openclip.train import note_begin, remove_unstarted_run
@@ -66,6 +74,7 @@ def test_flags_that_cannot_work_are_refused_in_one_line(
 LATE = {  # flags: what the error says
     "--logs file": "--logs: cannot write to file/run: Not a directory",
     "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 leaves the class loss only",
+    "--superclip-wieght 2": "unrecognized arguments: --superclip-wieght 2; did you mean --superclip-weight?",
     "--train-num-samples nine": "invalid int value: 'nine' (superclip train --help lists every flag)",
 }
 
@@ -97,16 +106,123 @@ def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouc
 @pytest.mark.parametrize("log", ["out.log", "out-0"])
 def test_a_run_that_ends_in_its_first_epoch_keeps_its_logs(log, tmp_path, monkeypatch):
     monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
+    monkeypatch.setattr(logging, "raiseExceptions", True)
     for text, is_kept in (("Start epoch 0", False), ("Train Epoch: 0 [16/64", True)):
-        note_begin(str(tmp_path), "run")
-        (tmp_path / "run" / log).write_text(text)
+        note_begin(Namespace(logs=str(tmp_path), name="run"))
+        handler = logging.FileHandler(tmp_path / "run" / log)
+        handler.stream.write(text)
+        handler.flush()
+        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers, handler])
         remove_unstarted_run()
         assert (tmp_path / "run").exists() == is_kept
 
 
+def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+
+    def train() -> int:
+        barrier.wait()
+        return superclip_train(*train_flags, "--superclip")
+
+    both = [fork(train, tmp_path / f"{name}.txt", tmp_path, {}) for name in ("one", "two")]
+    for process in both:
+        process.join(300)
+    outputs = [(tmp_path / f"{name}.txt").read_text() for name in ("one", "two")]
+    assert sorted(process.exitcode for process in both) == [0, 1], outputs
+    (loser,) = (output for output, process in zip(outputs, both, strict=True) if process.exitcode)
+    assert f"error: --name: another process trains into {tmp_path}/logs/run: give another name\n" in loser
+    assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").is_file()
+    assert "Train Epoch" in (tmp_path / "logs/run/out.log").read_text()
+
+
+def test_a_folder_that_another_process_has_begun_to_fill_is_not_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    note_begin(Namespace(logs=str(tmp_path), name="run"))
+    (tmp_path / "run/out.log").write_text("Start epoch 0")  # no handler of this process's
+    remove_unstarted_run()
+    assert (tmp_path / "run/out.log").is_file()
+    (tmp_path / "mine").mkdir()
+    note_begin(Namespace(logs=str(tmp_path), name="mine"))
+    remove_unstarted_run()
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_removed(train_flags, tmp_path):
+    argv = [*train_flags, "--superclip", "--resume", "latest", "--workers", "1"]
+    completed(superclip_train, *argv, cwd=tmp_path)
+    size = (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size
+    error = error_of(on_a_full_disk(superclip_train, size // 2), *argv, "--epochs", "2", cwd=tmp_path)
+    assert error == (
+        "error: --logs: logs/run cannot be written (the disk is full, or a limit is reached); "
+        "epoch_2.pt was incomplete and is removed"
+    )
+    assert [path.name for path in (tmp_path / "logs/run/checkpoints").iterdir()] == ["epoch_1.pt"]
+
+
+@pytest.mark.skipif(not may_unshare(), reason="a full disk is mounted, which needs root (CAP_SYS_ADMIN)")
+@pytest.mark.parametrize(("left", "reason"), [
+    (0, "cannot write to logs/run: No space left on device"),
+    (100_000, "logs/run cannot be written (the disk is full, or a limit is reached); epoch_2.pt was incomplete"),
+])  # fmt: skip
+def test_a_resume_on_a_disk_without_space_ends_in_one_line(left, reason, train_flags, tmp_path):
+    command = [sys.executable, "-m", "openclip_superclip", "train", *train_flags, "--superclip", "--resume", "latest"]
+    fill = f"head -c $(($(df --output=avail -B1 . | tail -1) - {left})) /dev/zero > filler"
+    script = (
+        f"mount -t tmpfs -o size=64m tmpfs {tmp_path} && cd {tmp_path} && {shlex.join(command)} >&2 && {fill} && "
+        f"echo resumed >&2; {shlex.join([*command, '--epochs', '2'])}; echo $?; ls logs/run/checkpoints"
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split()[-2:] == ["1", "epoch_1.pt"]
+    _, _, errors = done.stderr.partition("resumed\n")
+    assert "Traceback" not in errors and "Logging error" not in errors
+    (line,) = (line for line in errors.splitlines() if "error: " in line)
+    assert line.startswith(f"error: --logs: {reason}")
+
+
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_at_once_with_our_flags_only(train_flags, tmp_path):
+    argv = [*train_flags, "--device", "cuda", "--epochs", "1"]
+    error = error_of(superclip_train, *argv, "--superclip", "--train-data", "nowhere.csv", cwd=tmp_path)
+    assert error == "error: --device is cuda, and PyTorch finds no GPU here: expected --device cpu"
+    completed(superclip_train, *argv, cwd=tmp_path)  # OpenCLIP falls back to the CPU
+
+
+@pytest.mark.parametrize("hook", ["open_clip_create_loss", "open_clip_check_options"])
+def test_a_plugin_that_raises_is_named_in_one_line(hook, train_flags, tmp_path):
+    source = f"from open_clip.hooks import hookimpl\n\n@hookimpl\ndef {hook}(args):\n    return args['x']\n"
+    install_plugin(tmp_path / "plugins", "cracked", source)
+    error = error_of(train_with, tmp_path / "plugins", *train_flags, "--superclip", cwd=tmp_path)
+    assert error == (
+        f"error: open_clip plugin 'cracked' failed in {hook}: TypeError: 'Namespace' object is not subscriptable "
+        f"({tmp_path}/plugins/cracked_module.py:5)"
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_training_with_one_line(signum, train_flags, tmp_path):
+    command = [sys.executable, "-m", "openclip_superclip", "train", *train_flags, "--superclip", "--epochs", "1000"]
+    command += ["--workers", "1", "--save-frequency", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            lines = [next(line for line in process.stderr if "Train Epoch: 1" in line)]
+            os.killpg(process.pid, signum)  # as a terminal does
+            lines += process.communicate(timeout=60)[1].splitlines()
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signum
+    assert lines[-1] == f"superclip train: stopped by {signum.name}"
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+
+
 def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
     error = error_of(on_a_full_disk(superclip_train), *train_flags, cwd=tmp_path)
-    assert error == "error: the output cannot be written (the disk is full, or a limit reached)"
+    assert error == "error: the output cannot be written (the disk is full, or a limit is reached)"
     assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size <= 65536
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import add_to_cache, random_weights, write_model
-from support.training_runs import call
+from support.training_runs import call, error_of, on_a_full_disk
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.checkpoint import save_weights
@@ -48,7 +48,8 @@ def state(file):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(suffix, files, tmp_path):
-    (out := tmp_path / f"mean{suffix}").write_text("an older one")
+    out = tmp_path / f"mean{suffix}"
+    assert call("average", files / "1.pt", files / "2.pt", "--out", out) == 0
     assert call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite") == 0
     assert list(tmp_path.iterdir()) == [out]
     mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
@@ -115,3 +116,11 @@ REFUSED = {
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
 def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reason, files, refused):
     assert reason in refused(files, *argv.split())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_full_disk_is_named_and_nothing_is_left(suffix, files, tmp_path):
+    argv = ["average", files / "1.pt", files / "2.pt", "--out", f"out/mean{suffix}"]
+    error = error_of(on_a_full_disk(call, 4096), *argv, cwd=tmp_path)
+    assert error == f"error: --out: out/mean{suffix} cannot be written (the disk is full, or a limit is reached)"
+    assert not list((tmp_path / "out").iterdir())

@@ -59,8 +59,10 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
 @pytest.mark.parametrize(("command", "error"), [
     ([*SCRIPT, "trian"], "there is no command 'trian': did you mean superclip train? superclip --help lists all"),
     ([*MODULE, "--lr"], "there is no command '--lr': did you mean superclip train --lr? superclip --help lists all"),
-    ([*SCRIPT, "demo", "--seed", "3"], "unrecognized arguments: --seed 3 (superclip demo --help lists every flag)"),
-], ids=["command", "no command", "abbreviated flag"])  # fmt: skip
+    ([*SCRIPT, "demo", "--seed", "3"],
+     "unrecognized arguments: --seed 3; did you mean --seeds? (superclip demo --help lists every flag)"),
+    ([*SCRIPT, "plan", "x", "--xyzzy"], "unrecognized arguments: --xyzzy (superclip plan --help lists every flag)"),
+], ids=["command", "no command", "abbreviated flag", "unlike any"])  # fmt: skip
 def test_what_is_unknown_is_named_in_one_line_and_exits_with_2(command, error):
     done = call(*command)
     assert (done.returncode, done.stderr) == (2, f"error: {error}\n")

@@ -1,12 +1,15 @@
 """Files: JSON, and outputs that are written whole or not at all; texts of messages and tables."""
 
 import errno
+import warnings
 
 import pytest
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
-from openclip_superclip.pages import aligned_table, markdown_table
+from openclip_superclip.pages import aligned_table, bytes_text, markdown_table, png, pyplot, significant
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
@@ -35,6 +38,48 @@ def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_in
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():
     assert markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"
+
+
+def test_large_numbers_have_no_exponent():
+    numbers = (0.00001234, 0.5, 12.345, 123.4, 999.6, 1094, 41888, 1e9)
+    assert [*map(significant, numbers)] == [
+        "1.23e-05",
+        "0.5",
+        "12.3",
+        "123",
+        "1,000",
+        "1,090",
+        "41,900",
+        "1,000,000,000",
+    ]
+    assert significant(1234.56, 4) == "1,235"
+    assert [*map(bytes_text, (999, 999_600, 1_090_000))] == ["999 B", "1 MB", "1.09 MB"]
+
+
+def drawn(word: str) -> str:
+    """The title that a figure shows for a word."""
+    figure, axes = pyplot().subplots()
+    axes.set_title(word)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph .* missing")
+        png(figure)
+    return axes.get_title()
+
+
+def test_characters_that_the_default_font_lacks_are_drawn_with_another_or_escaped(tmp_path, monkeypatch):
+    cat, dog = "\ue732", "\ue72c"  # private characters, which no font of a machine has
+    assert drawn(f"a {cat}, {dog}") == "a \\ue732, \\ue72c"
+    font = TTFont(font_manager.findfont(font_manager.FontProperties()))
+    for cmap in font["cmap"].tables:
+        if cmap.isUnicode():
+            cmap.cmap[ord(cat)] = "A"
+    for name in font["name"].names:
+        if name.nameID in (1, 4, 16):
+            name.string = "Cats"
+    font.save(tmp_path / "cats.ttf")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
+    font_manager.fontManager.addfont(tmp_path / "cats.ttf")
+    assert drawn(f"a {cat}, {dog}") == f"a {cat}, \\ue72c"
 
 
 def test_a_table_in_a_terminal_has_aligned_columns():

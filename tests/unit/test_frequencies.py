@@ -173,9 +173,9 @@ def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_
 @pytest.mark.parametrize(("flags", "named"), [
     ("{shards} --workers 0", "--workers"),
     ("{shards} --csv-separator ;", "--csv-separator has no effect with"),
-    ("{shards} --out .", "--out: . is a folder; expected the name of a file"),
-    ("{shards} --out a.csv", "--out: a.csv exists and is not a .safetensors file; give another name"),
-    ("a.csv --out a.csv", "--out: a.csv is, contains or is in a.csv, which is an input"),
+    ("{shards} --out . --overwrite", "--out: . is a folder; expected the name of a file"),
+    ("{shards} --out a.csv --overwrite", "--out: a.csv was not written by this command; give another name"),
+    ("a.csv --out a.csv --overwrite", "--out: a.csv is, contains or is in a.csv, which is an input"),
     ("{shards} --captions long", "--captions long needs --long-caption"),
     ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
 ])  # fmt: skip

@@ -284,3 +284,11 @@ def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head
     assert vector.dtype == torch.float32
     if head_input == "patches":
         torch.testing.assert_close(vector, patch_map(visual, tokens, image).mean(dim=(2, 3)))
+
+
+def test_a_vit_without_pooling_is_refused_for_its_pool_type():
+    visual = native_tower({"pool_type": "none"})
+    with pytest.raises(
+        InputError, match=r"has no pooled vector .*, as its pool_type is none: .* pool_type tok or avg$"
+    ):
+        head_width(visual, patch_tokens(visual), "pooled")

@@ -1,6 +1,7 @@
 """`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that OpenCLIP runs."""
 
 import json
+import re
 import shlex
 import types
 
@@ -8,6 +9,7 @@ import open_clip_train.data
 import pytest
 from support.models import write_hf_text_model
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.commands.plan import command_text
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.cost import estimate_cost
@@ -206,3 +208,10 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refused):
     assert named in refused(tmp_path, "plan", RELEASED, *arguments)
+
+
+def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops(capsys):
+    assert main(["plan", "laion2b/superclip_vit-l-16_12.8b_bs16k", "--gpu", "H100"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split()))
+    assert "e+" not in text.partition("FLOPs")[2]

@@ -6,13 +6,16 @@ import io
 import json
 import threading
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.data import TRAINING_DATA
+from openclip_superclip.lab.studies.figures import draw_study
 from openclip_superclip.lab.studies.results import StudyResults
 from openclip_superclip.lab.studies.scores import PairedDifference
 from openclip_superclip.lab.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
@@ -184,6 +187,17 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     results.write(tmp_path, {"versions": {}})
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
+
+
+def test_nothing_of_a_figure_with_two_panels_is_cut_at_its_border(tmp_path):
+    arms = {f"the arm with a name as long as this one, {name}": {} for name in "AB"}
+    results = StudyResults(
+        read_study(write_study(tmp_path, arms={**A_AND_B, **arms})),
+        records(A=[50, 60], B=[53, 62], **{name: [1, 2] for name in arms}),
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(draw_study(results))).convert("L"))
+    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (border == 255).all()
 
 
 def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):

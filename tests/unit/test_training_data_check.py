@@ -29,6 +29,8 @@ REFUSED = {
     "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
     "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
     "a comma outside quotes": ("{folder}/three.csv {comma}", "more values than its 2 columns; expected quotes"),
+    "equal columns": ("{folder}/twice.csv {comma}", "{folder}/twice.csv has several columns 'title': rename all but"),
+    "commas": ("{folder}/three.csv", "has one column, 'filepath,title': give --csv-separator ',', which applies to"),
     "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
     "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
 }  # fmt: skip
@@ -45,6 +47,7 @@ def folder(tmp_path_factory):
     row = f"{folder}/green.png,grün"
     for name, rows in {"three": f"{row}, rot\n".encode(), "none": b"", "latin": f"{row}\n".encode("latin-1")}.items():
         (folder / f"{name}.csv").write_bytes(b"filepath,title\n" + rows)
+    (folder / "twice.csv").write_text(f"filepath,title,,title,\n{folder}/green.png,red,,green,\n")
     broken = {
         "text": {"txt": b"a cat"}, "latin": {"png": IMAGE, "txt": "grün".encode("latin-1")},
         "cut": {"png": b"x", "txt": b"a cat"},

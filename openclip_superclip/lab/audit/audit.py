@@ -21,7 +21,7 @@ from ...checkpoints.checkpoint import Checkpoint
 from ...data.tables import ROWS_AT_ONCE
 from ...data.tar_shards import contract, numbered_members
 from ...errors import InputError
-from ...files import make_folder, read_json, whole_file, whole_output, write_json
+from ...files import keep_private, make_folder, read_json, whole_file, whole_output, write_json
 from ..words.tagger import NO_HEAD, open_checkpoint
 from .page import write_page
 from .reading import AuditedData, AuditedPair, read_in_batches
@@ -63,6 +63,7 @@ class Audit:
             "data": self.data.given, "columns": columns, "model": str(self.model.path),
             "architecture": self.architecture, "files": _digest([*self.data.files, self.model.path]),
         }  # fmt: skip
+        check_is_free(self.out)
         make_folder(self.out, "--out")
         if self.record.exists():
             earlier = read_json(self.record, flag="--out", advice="give another name")
@@ -71,8 +72,6 @@ class Audit:
                     f"--out: {self.out} holds another audit, of {earlier.get('data')} with {earlier.get('model')}, or "
                     "these files have changed: give another name, or remove it"
                 )
-        elif any(self.out.iterdir()):
-            raise InputError(f"--out: {self.out} is not empty and holds no audit: give another name")
 
     def score(self) -> None:
         """Scores the pairs that earlier calls have not scored."""
@@ -136,6 +135,12 @@ class Audit:
             lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
         lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
+
+
+def check_is_free(out: Path) -> None:
+    """Raises InputError if a folder contains other files than an audit's."""
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists():
+        raise InputError(f"--out: {out} is not empty and holds no audit: give another name")
 
 
 def _digest(paths: list[str | Path]) -> str:
@@ -212,6 +217,7 @@ def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[
     table, separator = out / f"kept{Path(data.given).suffix}", data.columns.separator  # of the copy, too
     as_text = {"sep": separator, "dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
     with whole_file(table) as file, pandas.read_csv(data.given, **as_text) as chunks:
+        keep_private(Path(file.name), Path(data.given))
         for number, rows in enumerate(chunks):
             chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
             text = chosen.to_csv(sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0)
@@ -221,6 +227,10 @@ def write_kept(out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[
 
 def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:
     """Copies the kept samples unchanged into shards of the same names, and returns their brace pattern."""
+    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    others = [name for name in there if name != "sizes.json" and not name.endswith(".tar")]
+    if others:
+        raise InputError(f"--keep: {out} contains {others[0]}, which it would delete; move it elsewhere")
     sizes: dict[str, int] = {}
     names = list(map(os.path.basename, data.files))
     if len(set(names)) < len(names):
@@ -229,6 +239,8 @@ def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]])
         folder.mkdir()
         for index, group in itertools.groupby(places, lambda place: place[0]):
             numbers, name = {number for _, number in group}, names[index]
+            (folder / name).touch()
+            keep_private(folder / name, Path(data.files[index]))
             with (
                 tarfile.open(data.files[index]) as source,
                 tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as target,

@@ -23,7 +23,7 @@ from ...checkpoints.architecture import count_gmacs, expected_head, read_archite
 from ...checkpoints.model_files import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError, reason
-from ...files import make_folder, write_json
+from ...files import check_results, make_folder, write_json
 from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
@@ -42,6 +42,7 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     if "multimodal_cfg" in read_architecture(options.model).model_cfg:
         raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")
     options.device = check_device(options.device)
+    check_results(options.out, "--out", ["benchmark.json"], '"head_batch"')
     make_folder(options.out, "--out")
     try:
         report = _measure(options)

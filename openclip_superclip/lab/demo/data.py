@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ...data.conversion import write_data_set
-from ...files import write_bytes, write_text
+from ...files import check_results, write_bytes, write_text
 from . import natural
 from . import scenes as drawn
 
@@ -33,11 +33,11 @@ def write_model(
     layers of width 64. The vocabulary contains only the bytes and the merges that `names` need, and gives the same
     tokens as CLIP's tokenizer. This keeps the head's fraction of the training time as small as in the paper's models.
     """
+    check_results(folder, "--out", ("open_clip_config.json", "bpe.txt.gz"), '"bpe_path"')
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
     merges = needed_merges(names)
     lines = ["#version: 0.2", *map(" ".join, merges)]  # the tokenizer skips the first one
-    write_bytes(vocabulary, gzip.compress("\n".join(lines).encode(), mtime=0))
     text_cfg = {
         "context_length": context_length,
         "vocab_size": NUM_TOKENS_WITHOUT_MERGES + len(merges),
@@ -48,6 +48,7 @@ def write_model(
     }
     model_cfg = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text_cfg}
     write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
+    write_bytes(vocabulary, gzip.compress("\n".join(lines).encode(), mtime=0))
     return f"local-dir:{folder}"
 
 

@@ -166,10 +166,10 @@ def draw_study(results) -> bytes:
         cells = list(map(str, study.cell_values)) if study.cells else []
         _difference_axis(axes, cells, len(study.cell_values), results.title(measure))
         axes.set_xlabel((study.cell_field or "").replace("_", " "), fontsize=8)
-    grid[0][0].set_ylabel("difference, points or the title's unit (bar: 95 % interval, dot: a seed)", fontsize=8)
+    grid[0][0].set_ylabel("difference, points or the title's unit\n(bar: 95 % interval, dot: a seed)", fontsize=8)
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    return png(figure)
+    return png(figure, bbox_inches="tight")  # long names of arms are wider than one panel
 
 
 def _draw_difference(

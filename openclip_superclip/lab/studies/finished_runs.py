@@ -141,8 +141,11 @@ def _set_state(run: ReportedRun, state: dict) -> None:
     elif not at_end:
         found.append(f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else ""))
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
-        found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
-        run.scores = {} if run.state == FINISHED else run.scores
+        if run.state == FINISHED:
+            found.append(f"its evaluation at epoch {run.epoch} of {run.epochs} is left out")
+            run.scores = {}
+        else:
+            found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
     if not all(value is None or math.isfinite(value) for point in run.points for value in point.values()):
         found.append("the loss became non-finite")
     run.note = "; ".join(filter(None, found))

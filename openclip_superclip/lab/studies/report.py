@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import write_bytes, write_text
-from ...pages import csv_text, data_url, html_template, markdown_table, markdown_text
+from ...pages import csv_text, data_url, html_template, markdown_table, markdown_text, significant
 from ...runs.recipe import METHODS
 from .comparison import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
@@ -15,6 +15,8 @@ BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the p
 HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")  # fields that do not change a score's mean
 RUN_HEADS = ["run", "state", "note", "method", "samples", "batch", "seed", "lr", "samples/s", "model", "data"]
 NONE = "–"  # in a cell
+FILES = ("report.html", "report.md", "runs.csv", "batch_size.png", "losses.png")  # the first one has the mark
+MARK = 'name="generator" content="superclip report"'
 
 
 class Table(NamedTuple):
@@ -55,6 +57,9 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
         sections.append(Section(comparison.name, list(filter(None, figures)), tables))
     runs_table = Table("All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs])
     sections.append(Section("Runs", [], [runs_table]))
+    page = html_template(Path(__file__).with_name("report.html"), data_url=data_url, describe=_describe)
+    found = [run for run in runs if run.state != MISSING]
+    write_text(out / FILES[0], page.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD))
     for figure in (figure for section in sections for figure in section.figures):
         write_bytes(out / figure.file, figure.png)
     keys = in_order([key for run in runs for key in run.scores])
@@ -62,9 +67,6 @@ def write_report(out: Path, title: str, facts: str, runs: list[ReportedRun], com
     write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
     markdown = [f"# {markdown_text(title)}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
-    page = html_template(Path(__file__).with_name("report.html"), data_url=data_url, describe=_describe)
-    found = [run for run in runs if run.state != MISSING]
-    write_text(out / "report.html", page.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD))
 
 
 def scores_table(comparison: Comparison) -> Table:
@@ -131,7 +133,7 @@ def _facts(run: ReportedRun) -> list:
 def _text(value: str | float | None) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else significant(value, 4)
 
 
 def _describe(run: ReportedRun) -> str:

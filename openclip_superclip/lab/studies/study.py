@@ -13,7 +13,7 @@ from typing import get_origin
 
 from ...environment import require
 from ...errors import InputError, Rule, check
-from ...files import shipped_folder
+from ...files import check_results, shipped_folder
 from ...runs.plan import settings_of_table
 from ...runs.recipe import KINDS, Recipe, read_recipe, read_yaml
 from ...runs.run import DEFAULTS, Settings
@@ -21,6 +21,8 @@ from ..demo import natural
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 
 TUNING_SEEDS = 1000  # the first seed of the trials that tune learning rates: the seeds of results are below it
+RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
+MARK = '"primary": '
 LIKE = "like"  # in an arm: the arm from which it inherits the fields, including the tuned learning rate
 DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
 OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
@@ -255,6 +257,7 @@ def study_call(
     """
     study = read_study(name)
     out = out or Path("studies") / study.name
+    check_results(out, "--out", RESULTS, MARK)
     arguments = {"--device": device, "--seeds": seeds, "--data": data, "--val-data": val_data, "--runs": runs_in}
     given = [part for flag, value in arguments.items() if value is not None for part in (flag, str(value))]
     given += [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]

@@ -14,6 +14,7 @@ from ...method.idf import EpochWords
 from ...pages import aligned_table, csv_text, png, pyplot
 
 NAME = "word_course"
+MARK = '"known_from_lift"'  # in the JSON
 KNOWN = 4.0  # lift at and above which a word is known
 FORGOTTEN = KNOWN / 2  # lift below which a previously known word is forgotten
 NUM_LOOKED_AT = 20  # a word's lift is evaluated whenever this many more captions contain it
@@ -158,8 +159,8 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
                 course.name, token, course.texts[token], captions, f"{captions / course.num_captions:.6g}",
                 course.state(token), course.learned_after(token), "" if lift != lift else f"{lift:.4g}",
             ])  # fmt: skip
-    write_text(out / f"{NAME}.csv", csv_text(rows))
     write_json(out / f"{NAME}.json", {"runs": [course_record(course) for course in courses]}, allow_nan=False)
+    write_text(out / f"{NAME}.csv", csv_text(rows))
     write_bytes(out / f"{NAME}.png", draw_word_courses(courses))
 
 

@@ -8,16 +8,18 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ...data.images import as_trained, read_image
 from ...errors import listed
-from ...pages import data_url, html_template
+from ...pages import bytes_text, data_url, html_template
 from .tag_images import as_model_sees
 from .tagger import FULL_BAR, Tagger, lexicon
 
+MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of an image: its decoded copies take up to 1 GB
+MAX_REQUESTS = 20  # at a time, whose images wait in memory
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -34,8 +36,19 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
     def page(_: Request) -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
-    async def words(request: Request) -> JSONResponse:
-        return await run_in_threadpool(answer, await request.body(), request.query_params.get("words", ""))
+    async def words(request: Request) -> Response:
+        page_of_server = f"http://{request.headers['host']}"
+        if request.headers.get("origin", page_of_server) != page_of_server:
+            return JSONResponse({"error": "another page has sent the image"}, 403)
+        content = bytearray()
+        try:
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > MAX_BYTES:
+                    return JSONResponse({"error": f"the file has more than {bytes_text(MAX_BYTES)}"}, 413)
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody reads
+        return await run_in_threadpool(answer, bytes(content), request.query_params.get("words", ""))
 
     def answer(content: bytes, typed: str) -> JSONResponse:
         with one_at_a_time:
@@ -51,7 +64,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
 
     `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
     """
-    image, reason = read_image(content, as_trained)
+    image, reason = read_image(content, _as_trained)
     if image is None:
         return {"error": reason}
     opened = tagger.opened
@@ -64,3 +77,10 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
         "image": data_url(Image.fromarray(shown)),
         "words": [seen._asdict() | {"map": seen.map.tolist()} for seen in tagger.tag(image)],
     }
+
+
+def _as_trained(image: Image.Image) -> Image.Image:
+    """Converts an image as training does; ValueError, before it is decoded, for one with too many pixels."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {image.width:,} × {image.height:,} pixels: expected at most {MAX_PIXELS:,} in all")
+    return as_trained(image)

@@ -20,6 +20,8 @@ from ...pages import aligned_table, data_url, html_template, png, pyplot
 from .tagger import FULL_BAR, Seen, Tagger
 
 HEAT_MAP = ".words.png"  # suffix of heat map files
+FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
+MARK = 'name="generator" content="superclip words"'
 MAX_SHOWN = 200  # images on the page
 THUMBNAIL = 240  # pixels
 SIDE = 448  # pixels of a drawn image: higher than the resolution of most models

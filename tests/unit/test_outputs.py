@@ -1,0 +1,132 @@
+"""Outputs: a command replaces only what it has written, and copies of private files stay private."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from support.data import squares
+from support.models import random_weights, write_model
+from support.tiny_run import write_recipe
+
+from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.checkpoint import save_weights
+from openclip_superclip.data.tables import Columns
+from openclip_superclip.errors import InputError
+from openclip_superclip.files import whole_output
+from openclip_superclip.lab.audit.audit import write_kept
+from openclip_superclip.lab.audit.reading import AuditedData
+from openclip_superclip.runs.slurm import SlurmRequest
+
+TINY = "--model local-dir:model"
+FOREIGN = {  # the command: the file of another program that it would replace
+    "frequencies pairs.csv --tokenizer-of ViT-B-32 --overwrite --out model/w.safetensors": "model/w.safetensors",
+    "average one.pt two.pt --overwrite --out thesis.pt": "thesis.pt",
+    "interpolate one.pt two.pt --overwrite --out thesis.safetensors": "thesis.safetensors",
+    f"export one.pt {TINY} --overwrite --out theirs": "theirs/open_clip_model.safetensors",
+    f"import one.pt {TINY} --overwrite --out theirs": "theirs/open_clip_model.safetensors",
+    "report run --out site": "site/report.md",
+    "words images --model model --out site": "site/index.html",
+    "words --course run --out site": "site/word_course.csv",
+    "benchmark --device cpu --out site": "site/benchmark.json",
+    "study demo --device cpu --out site": "site/study.md",
+    "demo --out site": "site/demo.png",
+    "demo --data-only --out site": "site/model/open_clip_config.json",
+    "rehearse recipe.yaml --device cpu --out site": "site/rehearsal.json",
+    "run recipe.yaml --device cpu --set lr=1e-4 --out site": "site/recipe.yaml",
+    "submit recipe.yaml --device cpu --out site": "site/job.sh",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A table, an image, a model and its weights, and a recipe."""
+    folder = tmp_path_factory.mktemp("outputs")
+    model = write_model(folder / "model")
+    for name in ("one", "two"):
+        save_weights(random_weights(model), folder / f"{name}.pt")
+    (folder / "images").mkdir()
+    squares({"red": (0, 0)}).save(folder / "images/a.png")
+    (folder / "pairs.csv").write_text("image,caption\nimages/a.png,red\n")
+    write_recipe(folder).rename(folder / "recipe.yaml")
+    return folder
+
+
+@pytest.mark.parametrize(("command", "file"), FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN])
+def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
+    place = folder / file
+    place.parent.mkdir(exist_ok=True)
+    if file.endswith(".safetensors"):
+        save_file(random_weights(f"local-dir:{folder}/model"), place)
+    else:
+        place.write_text('{"mine": 1}\n')
+    before = place.read_bytes()
+    try:
+        error = refused(folder, *command.split())
+        assert "--out: " in error and "this command" in error
+        assert place.read_bytes() == before
+    finally:
+        place.unlink()
+
+
+def test_a_file_of_counts_is_replaced_with_overwrite_only(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    argv = ["frequencies", "pairs.csv", "--tokenizer-of", "ViT-B-32", "--out", "df.safetensors"]
+    assert [main(argv), main(argv), main([*argv, "--overwrite"])] == [0, 1, 0]
+    assert "--out: df.safetensors exists; give another name, or --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_average_without_options_is_replaced_with_overwrite(suffix, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    argv = ["average", "one.pt", "two.pt", "--out", f"mean{suffix}"]
+    assert [main(argv), main(argv), main([*argv, "--overwrite"])] == [0, 1, 0]
+
+
+def test_what_killed_calls_left_is_removed_and_what_running_calls_write_is_not(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        host = socket.gethostname()
+        killed, alive, own, elsewhere = (
+            tmp_path / f"out.{name}.part" for name in
+            (f"{host}-{ended.pid}", f"{host}-{running.pid}", f"{host}-{os.getpid()}", f"other-{ended.pid}")
+        )  # fmt: skip
+        for part in (killed, alive, own, elsewhere):
+            part.mkdir()
+            (part / "weights").touch()
+        with whole_output(tmp_path / "out", overwrite=False) as part:
+            part.mkdir()
+        running.communicate(b"\n")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", alive, elsewhere])
+
+
+def test_a_folder_of_kept_shards_with_other_files_is_not_replaced(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"--keep: .*kept contains notes\.txt, which it would delete"):
+        write_kept(tmp_path, AuditedData("a.tar", ["a.tar"], None, None), [], [])
+    assert (tmp_path / "kept/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_copies_of_private_files_are_as_private(mode, tmp_path):
+    setup, table = tmp_path / "setup", tmp_path / "pairs.csv"
+    setup.write_text("export TOKEN=secret\n")
+    table.write_text("image,caption\na.png,red\nb.png,blue\n")
+    for file in (setup, table):
+        file.chmod(mode)
+    umask = os.umask(0o022)
+    try:
+        for _ in range(2):
+            SlurmRequest("cpu", 1, 1, setup=setup).keep_setup(tmp_path / "run")
+            data = AuditedData(str(table), [str(table)], Columns(",", "image", "caption"), 2)
+            write_kept(tmp_path, data, np.array([True, False]), [])
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "kept.csv").read_text() == "image,caption\na.png,red\n"
+    assert [file.stat().st_mode & 0o777 for file in (tmp_path / "run/setup.sh", tmp_path / "kept.csv")] == [mode, mode]

@@ -1,0 +1,25 @@
+"""How a command hears the signals that stop it."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from openclip_superclip.errors import InputError
+from openclip_superclip.runs.process import STOPPED_BY, Stopped, stopped_by_signals
+
+
+def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
+    before = {each: signal.getsignal(each) for each in STOPPED_BY}
+    with pytest.raises(InputError), stopped_by_signals():
+        raise InputError("--data is missing")
+    assert {each: signal.getsignal(each) for each in STOPPED_BY} == before
+    try:
+        with pytest.raises(Stopped), stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
