@@ -33,5 +33,5 @@ def is_finite_on_all_ranks(model: nn.Module) -> bool:
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
     num_bad = torch.tensor(int(not all(map(is_finite, local))), device=tensors[0].device)
     if ranks.world_size() > 1:
-        ranks.begin_sum(num_bad, "superclip.non_finite").wait()
+        num_bad = ranks.begin_sum(num_bad, "superclip.non_finite")()
     return not num_bad

@@ -178,7 +178,7 @@ class StepCounter:
         """Raises TooMuchUnreadable if the ranks together could not read too much of a slice. Collective."""
         counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
         if world_size() > 1:
-            begin_sum(counts, "unreadable").wait()
+            counts = begin_sum(counts, "unreadable")()
         if problem := too_much_unreadable(self.run, epoch, *counts.tolist()):
             raise TooMuchUnreadable(problem)
 

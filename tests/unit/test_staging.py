@@ -2,8 +2,7 @@
 
 import os
 import shutil
-import threading
-from contextlib import nullcontext
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.runs.run import Settings
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.runs.stage import StagedShards, Staging
 from openclip_superclip.runs.supervisor import NodeTraining
@@ -129,16 +129,25 @@ def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch
         assert said in capsys.readouterr().err
 
 
-def test_copying_the_first_slice_is_not_a_stall(plans, disk, monkeypatch):
-    class Copying(nullcontext):
-        first = threading.Event()
+def test_copying_the_first_slice_is_not_a_stall(disk, tmp_path):
+    class Trains(Exception):
+        pass
+
+    recipe = read_recipe(str(write_recipe(tmp_path)))
+    plan = make_run(recipe, device="cpu", settings=Settings(stage=str(disk)))
+    slow = Path(shards_of(plan, 0)[0])
+    slow.unlink()
+    os.mkfifo(slow)  # its copying waits for a writer
+    training = NodeTraining(plan, Placement(), RunFolder(tmp_path / "run"))
+    training.progress.last_step = time.monotonic() - 7200
 
     def each_second():
         assert not training.progress.has_stalled(30)
-        Copying.first.set()
+        if training.staging.first.is_set():
+            raise Trains
+        if slow.is_fifo():
+            slow.write_bytes(b"")
+            slow.unlink()
 
-    training = NodeTraining(plans[1], Placement(), RunFolder(disk.parent / "run"))
-    training.staging, training.progress.last_step = Copying(), -7200
-    monkeypatch.setattr("openclip_superclip.runs.process.run_ranks", lambda *_: None)
-    assert training._run_ranks(each_second) is None
-    assert Copying.first.is_set()
+    with pytest.raises(Trains):
+        training._run_ranks(each_second)
