@@ -11,6 +11,7 @@ from pathlib import Path
 import timm
 import torch
 import transformers
+from open_clip.constants import HF_CONFIG_NAME
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
@@ -22,7 +23,7 @@ from ..errors import InputError, listed, reason
 from ..files import check_out, read_json, whole_output
 from .architecture import Architecture
 from .checkpoint import check_match, check_values
-from .export import write_model
+from .export import IN_FOLDER, write_model
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # of transformers: no hub, no code of the folder
 POOLERS = {  # of sentence-transformers, under OpenCLIP's names
@@ -64,7 +65,8 @@ def join(
     transformers.utils.logging.disable_progress_bar()
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
-    check_out(out, overwrite, [file for file in (image.file, text) if file], is_folder=True)
+    inputs = [file for file in (image.file, text) if file]
+    check_out(out, overwrite, inputs, {HF_CONFIG_NAME: IN_FOLDER})
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
         text_cfg = _text_configuration(text, folder, context_length)

@@ -353,7 +353,6 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
     "code.pt": ".mkdir; only weights are ever loaded",
-    "run": "expected a run's checkpoint, run/checkpoints/epoch_10.pt",
     f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
     "plain.pt --out model --overwrite --model local-dir:imported": "contains notes.txt, which --overwrite would delete",
@@ -366,6 +365,12 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
 def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, reason, small, refused):
     assert reason in refused(small, "export", "--model", "local-dir:model", "--out", "out", *argv.split())
+
+
+def test_of_a_runs_folder_the_newest_complete_checkpoint_is_exported(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(small)
+    assert call("export", "run", "--model", "local-dir:model", "--out", tmp_path / "out") == 0
+    assert "as plain CLIP, epoch_10.pt of run\n" in capsys.readouterr().out
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
