@@ -5,10 +5,11 @@ from pathlib import Path
 
 from .. import __version__
 from ..environment import require
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, no_effect
 from ..files import check_results, make_folder
 from ..lab.studies.comparison import find_comparisons
 from ..lab.studies.finished_runs import MISSING, read_run
+from ..lab.studies.records import write_record
 from ..pages import run_names
 from ..runs.recipe import METHODS
 
@@ -24,18 +25,26 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of superclip run, superclip train or OpenCLIP")
     add("--out", type=Path, default=Path("report"), metavar="DIR", help="output folder (default: %(default)s)")
+    about = "instead of the page, write DIR/RUN/record.json for each finished run: recipe, versions, device, scores"
+    add("--record", type=Path, metavar="DIR", help=about)
     add("--title", help="title of the page (default: the methods of the runs)")
     options = parser.parse_args(argv)
-    require("superclip report", "report", "matplotlib", "scipy")
-    from ..lab.studies.report import FILES, MARK, write_report
-
-    check_results(options.out, "--out", FILES, MARK)
+    if options.record is None:
+        _check_page(options.out)
+    else:
+        no_effect(options, "--record", "title")
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
     runs = [read_run(path, name) for path, name in zip(paths.values(), run_names([*paths.values()]), strict=True)]
     found = [run for run in runs if run.state != MISSING]
     if not found:
         notes = "; ".join(f"{run.path}: {run.note}" for run in runs[:3])
         raise InputError(f"RUN: no run found ({notes}); expected folders of superclip run or of OpenCLIP's training")
+    if options.record is not None:
+        for run in runs:
+            print(write_record(run, options.record))
+        return 0
+    from ..lab.studies.report import write_report
+
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     title = options.title or " and ".join(dict.fromkeys(METHODS.get(run.method, run.method) for run in found))
@@ -46,3 +55,11 @@ def main(argv: list[str]) -> int:
         if run.note:
             print(f"{run.path}: {run.state}, {run.note}")
     return 0
+
+
+def _check_page(out: Path) -> None:
+    """Raises InputError if the page cannot be drawn, or if its folder contains something else."""
+    require("superclip report", "report", "matplotlib", "scipy")
+    from ..lab.studies.report import FILES, MARK
+
+    check_results(out, "--out", FILES, MARK)

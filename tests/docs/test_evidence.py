@@ -18,6 +18,7 @@ from openclip_superclip.lab.benchmark.head_cost import head_cost_tables
 from openclip_superclip.lab.studies import figures
 from openclip_superclip.lab.studies.results import StudyResults
 from openclip_superclip.lab.studies.study import Study, read_study
+from openclip_superclip.runs.recipe import read_recipe
 
 DOCS = ROOT / "docs"
 STUDIES = DOCS / "studies"
@@ -224,6 +225,20 @@ def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_
     readme = " ".join(PAGES["README.md"].split())
     assert "rises from {} % to {} % (mean difference {}).".format(*row) in readme
     assert f"zero-shot {row[2]}" in readme
+
+
+def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpus():
+    (table,) = re.findall(
+        r"<!-- results -->\n(.*?)\n<!-- end", (DOCS / "results/README.md").read_text(), flags=re.DOTALL
+    )
+    assert table == script("results/table.py").table()
+    folders = [path for path in (DOCS / "results/runs").iterdir() if path.is_dir()]
+    assert len(folders) == sum(f"]({path.relative_to(DOCS / 'results')}/record.json)" in table for path in folders)
+    for folder in folders:
+        fields = {"recipe", "settings", "versions", "device", "ranks", "processor", "gpu", "scores", "code"}
+        assert fields <= recorded(f"results/runs/{folder.name}/record.json").keys()
+    wanted = re.findall(r"\*yours:\* `(.*?)`", table)
+    assert all(read_recipe(recipe) for recipe in wanted)
 
 
 def test_the_demos_pictures_are_described_as_the_code_describes_them():

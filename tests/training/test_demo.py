@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -13,6 +14,7 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.lab.demo import data, measures
+from openclip_superclip.lab.studies.records import code_digest
 from openclip_superclip.lab.studies.study import OF_SCENES, study_call
 from openclip_superclip.lab.studies.training import run_study
 from openclip_superclip.runs.recipe import read_recipe
@@ -32,6 +34,25 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
         assert "CLIP" in picture.info["Description"]
         assert picture.width < 800 < picture.width + picture.height
         assert np.asarray(picture.convert("L")).std() > 20  # not blank
+
+
+def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(demo, tmp_path, capsys, refused):
+    run = next((demo / "runs").glob("superclip_*"))
+    (tmp_path / "unfinished").mkdir()
+    for name in ("recipe.yaml", "run.json", "out.log"):
+        shutil.copy(run / name, tmp_path / "unfinished")
+    assert main(["report", str(run), "--record", str(tmp_path / "records")]) == 0
+    file = tmp_path / "records" / run.name / "record.json"
+    assert capsys.readouterr().out == f"{file}\n"
+    record, measured = json.loads(file.read_text()), json.loads((run / "demo-test.json").read_text())
+    assert list(record["scores"].values()) == list(measured["measures"].values())
+    assert record["settings"]["method"] == "superclip"
+    assert "shards" not in record["settings"]
+    assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
+    assert record["code"] == code_digest()
+    error = refused(tmp_path, "report", "unfinished", "--record", "records")
+    assert "--record: unfinished is cut short; expected a finished run with scores" in error
+    assert not (tmp_path / "records/unfinished").exists()
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):

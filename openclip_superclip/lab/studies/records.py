@@ -1,0 +1,56 @@
+"""The record of a finished run, for others to compare: recipe, versions, device, scores and the code's hash."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ...environment import processor
+from ...errors import InputError
+from ...files import make_folder, write_json
+from .finished_runs import FINISHED, ReportedRun
+
+LEFT_OUT = ("chosen", "paper", "note", "shards")  # of a recipe: texts, and a path on one's own machine
+PACKAGE = Path(__file__).parents[2]
+
+
+def write_record(run: ReportedRun, folder: Path) -> Path:
+    """Writes FOLDER/RUN/record.json; InputError if a run is unfinished, has no scores, or not one of superclip run."""
+    problem = None
+    if run.recipe is None:
+        problem = "is not a run of superclip run or superclip study"
+    elif run.state != FINISHED:
+        problem = f"is {run.state}"
+    elif not run.scores:
+        problem = "has no scores: call superclip evaluate first"
+    if problem:
+        raise InputError(f"--record: {run.path} {problem}; expected a finished run with scores")
+    place = folder / run.path.resolve().name
+    make_folder(place, "--record")
+    write_json(place / "record.json", record(run))
+    return place / "record.json"
+
+
+def record(run: ReportedRun) -> dict:
+    """Returns what record.json contains. Processor, GPU and code are those of the machine that writes it."""
+    plan, is_gpu = run.record["plan"], run.record["plan"]["device"] != "cpu"
+    return {
+        "recipe": plan["recipe"],
+        "settings": {name: value for name, value in run.recipe.as_dict().items() if name not in LEFT_OUT},
+        "versions": run.record["versions"],
+        "device": plan["device"],
+        "ranks": plan["world_size"],
+        "processor": processor(),
+        "gpu": torch.cuda.get_device_name() if is_gpu and torch.cuda.is_available() else None,
+        "samples_per_second": run.samples_per_second,
+        "scores": run.scores,
+        "code": code_digest(),
+    }
+
+
+def code_digest() -> str:
+    """Returns the SHA-256 of the package's Python files, with their names."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
