@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
 COLUMNS_OF_A_PHONE = 4
 RECORDS = ("studies/", "audit/", "results/")  # pages of numbers, which the search leaves out
-BOOSTS = {"troubleshooting.md": 10} | dict.fromkeys(  # of the score that the search gives a page
+BOOSTS = {
+    "troubleshooting.md": 10,
+    "own-data.md": 10,
+    "shards.md": 10,
+} | dict.fromkeys(  # of the score that the search gives a page
     ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"], 0.01
 )
 NOTEBOOK = "docs/quickstart.ipynb"

@@ -30,10 +30,7 @@ def main(argv: list[str]) -> int:
     add("--title", help="title of the page (default: the methods of the runs)")
     options = parser.parse_args(argv)
     if options.record is None:
-        require("superclip report", "report", "matplotlib", "scipy")
-        from ..lab.studies.report import FILES, MARK, write_report
-
-        check_results(options.out, "--out", FILES, MARK)
+        _check_page(options.out)
     else:
         no_effect(options, "--record", "title")
     paths = {path.resolve(): path for path in options.runs}  # without duplicates
@@ -46,6 +43,8 @@ def main(argv: list[str]) -> int:
         for run in runs:
             print(write_record(run, options.record))
         return 0
+    from ..lab.studies.report import write_report
+
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     title = options.title or " and ".join(dict.fromkeys(METHODS.get(run.method, run.method) for run in found))
@@ -56,3 +55,11 @@ def main(argv: list[str]) -> int:
         if run.note:
             print(f"{run.path}: {run.state}, {run.note}")
     return 0
+
+
+def _check_page(out: Path) -> None:
+    """Raises InputError if the page cannot be drawn, or if its folder contains something else."""
+    require("superclip report", "report", "matplotlib", "scipy")
+    from ..lab.studies.report import FILES, MARK
+
+    check_results(out, "--out", FILES, MARK)

@@ -20,11 +20,6 @@ NOT_OURS = {  # flags of other programs that the pages' sentences name
     "--fsdp", "--fsdp-checkpoint", "--use-naflex", "--json-text-key", "--json-text-key-probs", "--text-key",
     "--opt-fallback-list", "--torchcompile-strategy",
 }  # fmt: skip
-WIDER = {  # not wrapped yet
-    "README.md", *(f"docs/{name}.md" for name in (
-        "own-data", "cluster", "weights", "shards", "benchmark", "evaluation", "tagging"
-    ))
-}  # fmt: skip
 each_page = pytest.mark.parametrize("page", PAGES)
 WITH_PLUGINS = "docs/plugins.md"  # whose flags are those of plugins; test_plugins.py runs all of it
 each_page_on_ours = pytest.mark.parametrize("page", [page for page in PAGES if page != WITH_PLUGINS])
@@ -121,11 +116,13 @@ def test_every_source_file_that_it_names_exists(page):
 
 @each_page
 def test_no_line_of_its_commands_is_wider_than_72_columns(page):
-    """Except for a word and its flag, and on the pages of WIDER."""
+    """Except for a word and its flag; 82 in the README, where GitHub shows more."""
+    most = 82 if page == "README.md" else 72
     shown = blocks(PAGES[page]) + blocks(PAGES[page], "sh")
-    lines = "".join(shown).splitlines()
-    wide = [line for line in lines if len(line) > 72 and len(line.removesuffix(" \\").split()) > 2]
-    assert page in WIDER or wide == []
+    wide = [line for line in "".join(shown).splitlines() if len(line) > most]
+    quoted = [re.sub(r'"[^"]*"', "word", line).removesuffix(" \\") for line in wide]
+    wide = [line for line in quoted if len(line.split()) > 2]
+    assert wide == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

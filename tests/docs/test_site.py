@@ -17,6 +17,8 @@ from support.pages import ROOT
 QUESTIONS = {
     "learning rate": "troubleshooting.html#which-learning-rate",
     "out of memory": "troubleshooting.html#out-of-memory",
+    "HEIC": "shards.html#images-that-training-reads-in-other-pixels",
+    "two towers": "own-data.html#start-from-two-separate-towers",
 }
 DRIVER = """<meta charset="utf-8"><script>
 (async () => {

@@ -38,9 +38,12 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
 
 def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(demo, tmp_path, capsys, refused):
     run = next((demo / "runs").glob("superclip_*"))
-    (tmp_path / "unfinished").mkdir()
-    for name in ("recipe.yaml", "run.json", "out.log"):
-        shutil.copy(run / name, tmp_path / "unfinished")
+    lines = (run / "out.log").read_text().splitlines(keepends=True)
+    for name, log in {"unscored": lines, "unfinished": [line for line in lines if "Epoch: 0 " in line]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "out.log").write_text("".join(log))
+        for file in ("recipe.yaml", "run.json"):
+            shutil.copy(run / file, tmp_path / name)
     assert main(["report", str(run), "--record", str(tmp_path / "records")]) == 0
     file = tmp_path / "records" / run.name / "record.json"
     assert capsys.readouterr().out == f"{file}\n"
@@ -50,9 +53,13 @@ def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(dem
     assert "shards" not in record["settings"]
     assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
     assert record["code"] == code_digest()
-    error = refused(tmp_path, "report", "unfinished", "--record", "records")
-    assert "--record: unfinished is cut short; expected a finished run with scores" in error
-    assert not (tmp_path / "records/unfinished").exists()
+    for name, problem in {
+        "unscored": "has no scores: call superclip evaluate first",
+        "unfinished": "is cut short",
+    }.items():
+        error = refused(tmp_path, "report", name, "--record", "records")
+        assert f"--record: {name} {problem}; expected a finished run with scores" in error
+        assert not (tmp_path / "records" / name).exists()
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):

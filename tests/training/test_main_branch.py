@@ -60,6 +60,13 @@ def test_the_installed_openclip_is_the_main_branch():
     assert current().HAS_TASKS
 
 
+def test_the_patch_of_the_proposal_applies_and_is_short():
+    patch = (ROOT / "docs/upstream.patch").resolve()
+    apply = ["git", "-C", os.environ["OPENCLIP_SOURCE"], "apply", "--check", str(patch)]
+    subprocess.run(apply, check=True)
+    assert len(patch.read_text().splitlines()) < 80
+
+
 # Flag absent
 
 
