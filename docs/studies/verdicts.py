@@ -391,8 +391,10 @@ def study_table(found: Sequence[Comparison]) -> str:
         cells = [_marked(row[measure]) for measure in measures]
         lines.append(f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | {row[measures[0]].n} |")
     note = "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, but not after correction."
-    if found[0].flaw:
+    if all(one.flaw for one in found):
         note = f"This study cannot answer ({found[0].flaw}), so it has no verdicts."
+    elif found[0].flaw:
+        note = f"The primary measure cannot answer ({found[0].flaw}), so it has no verdicts. {note}"
     if any(one.depends_on_family for one in found):
         note += " §: not significant if the primary comparisons of all studies are one family."
     if any(one.note for one in found):
