@@ -1,6 +1,5 @@
 """superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole run."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> int:
     run, out = opened_run(options, parser, placement)
     folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
     from ..runs.progress import refuse_bad_files
-    from ..runs.rehearsal import PARTS, Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
 
     check_results(folder, "--out", ["rehearsal.json"], '"samples_per_second"')
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)
@@ -53,8 +52,7 @@ def main(argv: list[str]) -> int:
     if code or placement.node:
         return code
     summary = report(run, rehearsal)
-    for part in PARTS:
-        shutil.rmtree(folder / part / "checkpoints", ignore_errors=True)
+    rehearsal.remove_checkpoints()
     write_json(folder / "rehearsal.json", summary)
     print(f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json uses this estimate")
     if other := other_training(summary):

@@ -28,7 +28,7 @@ from .slurm import Placement
 from .supervisor import NodeTraining
 
 SLICES = 2  # that are trained; the training is interrupted in the second
-UNINTERRUPTED, INTERRUPTED = PARTS = "uninterrupted", "interrupted"  # folders in the rehearsal's
+UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
@@ -119,6 +119,11 @@ class Rehearsal:
                 speed = point["samples_per_second"]
                 found.append((speed, min(1.0, point["data_seconds"] * speed / batch)))
         return found
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of both parts, after the report has read them."""
+        for name in (UNINTERRUPTED, INTERRUPTED):
+            shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / (f"{name}-{self.placement.restarts}" if self.placement.restarts else name)
