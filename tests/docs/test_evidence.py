@@ -253,9 +253,10 @@ def test_the_demos_pictures_are_described_as_the_code_describes_them():
     text = figures.demo_images_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
     assert described["demo-images.png"] == text
     assert all(abs(100 * count / int(shown) - accuracy) <= 100 / int(shown) for count, accuracy in counts.values())
-    page = " ".join(PAGES["docs/demo.md"].split())
-    for name, text in described.items():
-        assert f"![{text}]({name})" in page.replace("\\[", "[").replace("\\]", "]")
+    for page, folder in {"docs/demo.md": "", "README.md": "docs/"}.items():
+        content = " ".join(PAGES[page].split()).replace("\\[", "[").replace("\\]", "]")
+        for name, text in described.items():
+            assert f"![{text}]({folder}{name})" in content
 
 
 @pytest.mark.parametrize(("page", "tables"), [

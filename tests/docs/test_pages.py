@@ -116,8 +116,8 @@ def test_every_source_file_that_it_names_exists(page):
 
 @each_page
 def test_no_line_of_its_commands_is_wider_than_72_columns(page):
-    """Except for a word and its flag; 82 in the README, where GitHub shows more."""
-    most = 82 if page == "README.md" else 72
+    """Except for a word and its flag; 80 in the README, where GitHub shows more."""
+    most = 80 if page == "README.md" else 72
     shown = blocks(PAGES[page]) + blocks(PAGES[page], "sh")
     wide = [line for line in "".join(shown).splitlines() if len(line) > most]
     quoted = [re.sub(r'"[^"]*"', "word", line).removesuffix(" \\") for line in wide]
