@@ -79,7 +79,7 @@ def test_pairs_that_cannot_be_split_are_refused(pairs):
 
 
 def test_no_pair_with_a_caption_is_an_error_that_says_so():
-    with pytest.raises(InputError, match="--val-fraction is 0.2: there is no pair with a caption to split"):
+    with pytest.raises(InputError, match=r"--val-fraction is 0\.2: there is no pair with a caption to split"):
         split([("image", ""), ("other", "")])
 
 
