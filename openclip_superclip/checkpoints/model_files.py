@@ -73,7 +73,8 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
             if schema == "hf-hub":
                 file = Path(download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
             content = json.loads(file.read_bytes())
-            model_cfg, preprocess_cfg = content.get("model_cfg", content), content.get("preprocess_cfg", {})
+            # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked then.
+            model_cfg, preprocess_cfg = content.get("model_cfg"), content.get("preprocess_cfg", {})
         except Exception as error:  # file, JSON and hub errors
             raise InputError(f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})") from error
         if schema == "local-dir" and holds_text_tower(Path(place), model_cfg):
@@ -82,9 +83,10 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
     return model_cfg, preprocess_cfg
 
 
-def holds_text_tower(folder: Path, model_cfg: dict) -> bool:
+def holds_text_tower(folder: Path, model_cfg: object) -> bool:
     """Returns whether a model's folder contains the configuration of its Hugging Face text tower, as ours do."""
-    return (folder / "config.json").is_file() and "hf_model_name" in (model_cfg.get("text_cfg") or {})
+    text = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
+    return (folder / "config.json").is_file() and isinstance(text, dict) and "hf_model_name" in text
 
 
 def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"):
@@ -97,6 +99,7 @@ def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str
     try:
         tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
         special_token_ids(tokenizer)  # fails for tokenizers of other kinds
+        tokenizer(["a"])  # fails without a padding token
         return tokenizer
     except Exception as error:  # Hugging Face tokenizers can raise anything
         problem = f"{model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"

@@ -72,7 +72,10 @@ def _tokenizer_problems(options: dict, model: str) -> Iterator[str]:
             yield f"its tokenizer_kwargs contains {name} = {value!r}, which is not accepted"
     if (mask := options.get("reduction_mask", "")) not in MASKS:
         yield f"its reduction_mask is {mask!r}; expected one of {', '.join(filter(None, MASKS))}"
-    if (vocabulary := options.get("bpe_path")) and not _is_in_folder(vocabulary, model):
+    vocabulary = options.get("bpe_path") or ""
+    if not isinstance(vocabulary, str) or "\0" in vocabulary:
+        yield f"its bpe_path is {vocabulary!r}; expected the name of a file"
+    elif vocabulary and not _is_in_folder(vocabulary, model):
         yield f"its bpe_path, {vocabulary}, is not in the model's folder: copy the file there and correct the path"
 
 
@@ -131,8 +134,22 @@ def _code_in(place: str) -> Iterator[str]:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     for read in (get_tokenizer_config, lambda place: PretrainedConfig.get_config_dict(place)[0]):
         try:
-            names = read(place)
+            content = read(place)
         except (OSError, ValueError):  # no such file; OpenCLIP reports those that it needs
             continue
-        for name in filter(RUNS_CODE.fullmatch, names):
+        except TypeError:  # transformers expects an object
+            content = None
+        if not isinstance(content, dict):
+            yield f"{place} contains a configuration of transformers that is not a JSON object"
+            continue
+        for name in filter(RUNS_CODE.fullmatch, _names_in(content)):
             yield f"{place} contains {name}, which can run code"
+
+
+def _names_in(content: object) -> Iterator[str]:
+    """Yields the names of all fields in JSON content, those of nested objects too."""
+    if isinstance(content, dict):
+        yield from content
+    parts = content.values() if isinstance(content, dict) else content
+    for part in parts if isinstance(content, dict | list) else ():
+        yield from _names_in(part)

@@ -19,7 +19,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
-from .model_files import model_for_pretrained, register_model
+from .model_files import model_for_pretrained, open_tokenizer, register_model
 from .run_outputs import LATEST, RECORD, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
 
 NAME = "began_with.json"  # in the folder of a run of `superclip train`
@@ -106,12 +106,10 @@ def _tokenizer(model: str | None) -> str | None:
     """
     if model is None or not _is_own(model):
         return None
-    import open_clip
-
     from ..data.captions import tokenizer_identity
 
     with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # as for the model itself
-        tokenizer = open_clip.get_tokenizer(register_model(model))
+        tokenizer = open_tokenizer(register_model(model))
         known = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
         return DIGEST + hashlib.sha256(json.dumps(known).encode()).hexdigest()
     return None

@@ -158,7 +158,7 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
         return [("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")]
     if run.is_table:
         facts = [
-            f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'up to 10,000'} images were read"
+            f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'up to 10,000'} images were checked"
         ]
     elif checked["found"] is None:
         facts = []

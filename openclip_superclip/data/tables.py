@@ -73,7 +73,8 @@ def detect_columns(path: str, separator: str | None, image: str | None, caption:
     header = lines[0].rstrip("\r\n") if lines else ""
     separators = [separator] if separator else sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
     separators = separators or [","]
-    tables = [(separator, _rows(lines, separator)) for separator in separators]
+    with _readable(path, flag):
+        tables = [(separator, _rows(lines, separator)) for separator in separators]
     found = [
         Columns(separator, *names) for separator, rows in tables for names in _possible_columns(rows, image, caption)
     ]
@@ -261,7 +262,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{flag}: there is no file {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(f"{flag}: {path} is not a readable table ({reason(error)}){advice}") from error
 

@@ -78,6 +78,11 @@ def test_pairs_that_cannot_be_split_are_refused(pairs):
         split(pairs)
 
 
+def test_no_pair_with_a_caption_is_an_error_that_says_so():
+    with pytest.raises(InputError, match=r"--val-fraction is 0\.2: there is no pair with a caption to split"):
+        split([("image", ""), ("other", "")])
+
+
 def test_equal_files_have_equal_digests_and_what_is_no_file_has_its_path(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)

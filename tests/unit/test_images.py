@@ -66,6 +66,14 @@ def test_a_shard_of_images_whose_second_half_is_missing_is_bad(kind, suffix, tmp
         assert "none of its 4 images can be read" in bad[f"{tmp_path}/1.tar"]
 
 
+def test_a_url_in_a_table_is_no_image_that_was_read(tmp_path, capsys):
+    file = table(tmp_path, "http://127.0.0.1:9/cat.png")
+    assert main(["plan", OWN, "--data", str(file), "--device", "cpu", "--check"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "http://127.0.0.1:9/cat.png: no such file" in printed
+    assert "all images were checked" in printed
+
+
 @pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "folder.png"])
 def test_what_is_no_regular_file_is_bad_and_never_read(name, tmp_path, capsys):
     path = tmp_path / name

@@ -223,6 +223,8 @@ REFUSED = {
     "no class": ("{kept}/beside", "OUT --label-key kind", "--label-key: no pair of {kept}/beside has a 'kind'"),
     "images of a table": ("{kept}/pairs.csv", "OUT --images DIR", "--images has no effect with {kept}/pairs.csv"),
     "columns of COCO": ("{kept}/coco.json", "OUT --csv-caption-key a", "--csv-caption-key has no effect with {kept}/c"),
+    "no caption": ("{table}/../empty.csv", "OUT", "--val-share is 0.1: there is no pair with a caption to split"),
+    "a huge cell": ("{table}/../huge.csv", "OUT", "SOURCE: {table}/../huge.csv is not a readable table (field larger"),
     "only validation": ("{table}/../1.csv", "OUT --val-share 0.999", "--val-share is 0.999: the pairs cannot"),
 }  # fmt: skip
 
@@ -232,5 +234,7 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(source, rest, reason
     (kept / "other.json").write_text("{}")
     (kept / "null.json").write_text('{"images": null}')
     (table.parent / "1.csv").write_text("image,caption\n0.png,a cat\n")
+    (table.parent / "empty.csv").write_text("image,caption\n0.png,\n")
+    (table.parent / "huge.csv").write_text(f"image,caption\n0.png,{'x' * 2**18}\n")
     argv = f"{source} {rest}".format(kept=kept, table=table).split()
     assert reason.format(kept=kept, table=table) in refused(tmp_path, "shards", *argv)

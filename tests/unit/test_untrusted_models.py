@@ -19,7 +19,7 @@ from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.checkpoint import save_weights
 
-STRANGER, NAMES_STRANGER, CODE = "someone/repo", "someone/names", "someone/code"  # repositories
+STRANGER, NAMES_STRANGER, CODE, FLAT = "someone/repo", "someone/names", "someone/code", "someone/flat"  # repositories
 WEIGHTS = []  # of the model of write_folder, with its head
 RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
 import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
@@ -150,6 +150,32 @@ def kernel_of_tower(folder):
     (tower / "config.json").write_text(json.dumps({**config, "attn_implementation": f"{STRANGER}:kernel"}))
 
 
+def kernel_of_a_part_of_a_tower(folder):
+    tower = folder / "tower"
+    write_folder(folder, {"hf_model_name": str(tower)})
+    tower.mkdir()
+    part = {"model_type": "clip_text_model", "attn_implementation": f"{STRANGER}:kernel"}
+    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": part}))
+
+
+def tokenizer_without_fields(content):
+    def write(folder):
+        write_folder(folder)
+        (folder / "tokenizer_config.json").write_text(content)
+
+    return write
+
+
+def configuration_without_model_cfg(folder):
+    """For a repository of this kind, OpenCLIP opens the tokenizer that the repository contains."""
+    write_folder(folder)
+    write_code(folder)
+    file = folder / "open_clip_config.json"
+    model_cfg = json.loads(file.read_text())["model_cfg"]
+    del model_cfg["text_cfg"]["hf_tokenizer_name"]
+    file.write_text(json.dumps(model_cfg))
+
+
 def tower_on_the_hub(folder):
     write_folder(folder, {"hf_model_name": STRANGER})
 
@@ -185,6 +211,11 @@ FOLDERS = {
     "code of a nested tokenizer": code_of_nested_tokenizer,
     "code of a tower": code_of_tower,
     "a kernel of a tower": kernel_of_tower,
+    "a kernel of a part of a tower": kernel_of_a_part_of_a_tower,
+    "a tokenizer's list": tokenizer_without_fields('[{"auto_map": 1}]'),
+    "a tokenizer's null": tokenizer_without_fields("null"),
+    "a tokenizer without padding": tokenizer_without_fields("{}"),
+    "a number as vocabulary": option(bpe_path=5),
     "a tower on the hub": tower_on_the_hub,
     "a tower outside": tower_outside,
     "a linked tower": linked_tower,
@@ -367,6 +398,7 @@ REPOSITORIES = {
     STRANGER: trusted_code,
     NAMES_STRANGER: lambda folder: write_folder(folder, {"hf_tokenizer_name": STRANGER}),
     CODE: lambda folder: write_code(write_folder(folder, {"hf_tokenizer_name": CODE})),
+    FLAT: configuration_without_model_cfg,
 }
 
 
@@ -388,7 +420,14 @@ def test_nothing_is_downloaded_but_from_the_repository_that_the_user_has_named(r
 
 
 def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration(results):
-    refused = ("is not opened, because", "has no tokenizer", "was trained from", "OpenCLIP has no", "is not at")
+    refused = (
+        "is not opened, because",
+        "has no tokenizer",
+        "is not a model configuration",
+        "was trained from",
+        "OpenCLIP has no",
+        "is not at",
+    )
     wrong = {}
     for case, (code, output, *_) in results.items():
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
