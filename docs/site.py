@@ -24,7 +24,7 @@ BOOSTS = {
     ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"], 0.01
 )
 NOTEBOOK = "docs/quickstart.ipynb"
-LINK = re.compile(r"(?P<text>!?\[[^\]]*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(r"(?P<text>!?\[(?:\\.|[^\]\\])*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 
 
 def on_files(files, config):

@@ -43,8 +43,8 @@ HARMLESS = (
 )  # fmt: skip
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
-    "bytes": "had {was} bytes and has {now}",
-    "samples": "had {was} samples in sizes.json and has {now}",
+    "bytes": "had {was:,} bytes and has {now:,}",
+    "samples": "had {was:,} samples in sizes.json and has {now:,}",
     "contents": "had other content of the same size",
 }
 
@@ -199,8 +199,7 @@ def _changed_data(old: dict, new: dict) -> list[str]:
         for name, was in old.get(fact, {}).items():
             now = new[fact].get(name, was)
             if was != now:
-                change = described.format(was=_shown(was), now=_shown(now))
-                return [f"--train-data: {name} {change}"]
+                return [f"--train-data: {name} {described.format(was=was, now=now)}"]
     return []
 
 
