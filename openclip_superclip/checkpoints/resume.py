@@ -44,7 +44,7 @@ HARMLESS = (
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
-    "samples": "had {was:,} samples in sizes.json and has {now:,}",
+    "samples": "had {was} samples in sizes.json and has {now}",
     "contents": "had other content of the same size",
 }
 
