@@ -5,6 +5,7 @@ import importlib.metadata
 import runpy
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def enter(tree: Path) -> None:
 def openclip_train(tree: Path, *argv: str) -> None:
     """`python -m open_clip_train.main` of the OpenCLIP in `tree`."""
     enter(tree)
+    warnings.filterwarnings("error", r"Argument\(s\) .* declared in the hookspec")  # a call that leaves some out
     sys.argv = ["open_clip_train.main", *argv]
     runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
     assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
