@@ -27,13 +27,13 @@ def with_plugins_task(create):
                 del task.loss  # a plugin's loss need not be a module
                 task.loss = loss
             if hasattr(task, "_build_loss_inputs"):
-                task._build_loss_inputs = _with_every_output(task._build_loss_inputs)
+                task._build_loss_inputs = with_every_output(task._build_loss_inputs)
         return task
 
     return create_task
 
 
-def _with_every_output(build):
+def with_every_output(build):
     """Returns a `_build_loss_inputs` of CoCa's task that passes all model outputs to its loss, not five by name."""
 
     def build_loss_inputs(model_out, batch):
