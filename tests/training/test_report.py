@@ -4,6 +4,7 @@ import base64
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -293,8 +294,9 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
             tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}, state="running"
         ),
     ]
+    os.utime(tmp_path / "short/state.json", (0, 0))  # no heartbeat since then: it was killed
     assert report(*runs, "--out", out) == 0
-    assert '<td class=" bad">lost</td>' in (out / "report.html").read_text()  # without a lock: it was killed
+    assert '<td class=" bad">lost</td>' in (out / "report.html").read_text()
     markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
     assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) | 49.0 ± 0.7 | 70.0 (n = 1) |" in markdown

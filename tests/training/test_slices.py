@@ -170,7 +170,11 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
 
 def test_without_our_flags_openclip_reads_shards_as_it_always_does(train_flags, train_data, parse_args, monkeypatch):
     read_with, data = [], open_clip_train.data
-    monkeypatch.setattr(data, "get_wds_dataset", lambda *_, **__: read_with.append(data.wds))
+
+    def get_wds_dataset(args, preprocess_img, is_train, epoch=0, tokenizer=None):
+        read_with.append(data.wds)
+
+    monkeypatch.setattr(data, "get_wds_dataset", get_wds_dataset)
     argv = [*train_flags, "--train-data", train_data, "--dataset-type", "webdataset", "--train-num-samples", "48"]
     for flags in ([], ["--superclip"]):
         _get_dataset(data.get_wds_dataset, parse_args([*argv, *flags]), None, is_train=True)
