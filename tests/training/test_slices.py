@@ -305,7 +305,10 @@ def test_contents_and_versions_are_compared_and_not_paths(train_data, train_flag
     args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
     for name in ("idf", "same"):
         (tmp_path / name).write_text("counts")
-    moved = shutil.copytree(tiny_model.removeprefix("local-dir:"), tmp_path / "moved")
+    folder = tiny_model.removeprefix("local-dir:")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    config = moved / "open_clip_config.json"
+    config.write_text(config.read_text().replace(folder, str(moved)))  # the path of its vocabulary
     options = {"superclip": True, "superclip_idf": str(tmp_path / "idf"), "model": tiny_model}
     before = beginning(args | options, 1)
     elsewhere = options | {"superclip_idf": str(tmp_path / "same"), "model": f"local-dir:{moved}"}

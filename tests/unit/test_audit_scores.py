@@ -1,6 +1,8 @@
 """Parts of superclip audit: scores against slow plain formulas, data, and the page."""
 
 import math
+import os
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -182,8 +184,9 @@ def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
 
 def test_shards_are_read_with_their_problems(tmp_path):
     pattern = write_shards(tmp_path / "shards", 4)
-    whole = (tmp_path / "shards/000001.tar").read_bytes()
-    (tmp_path / "shards/000001.tar").write_bytes(whole[: len(whole) // 2])
+    with tarfile.open(tmp_path / "shards/000001.tar") as tar:
+        image = [member for member in tar if member.name.endswith(".png")][8]
+    os.truncate(tmp_path / "shards/000001.tar", image.offset_data + image.size // 2)
     (tmp_path / "shards/000002.tar").unlink()
     with TarWriter(str(tmp_path / "shards/000003.tar")) as tar:
         tar.write({"__key__": "a", "png": b"none", "txt": "a cat"})
@@ -196,7 +199,7 @@ def test_shards_are_read_with_their_problems(tmp_path):
     for pair in found:
         problems.setdefault(pair.place[0], []).append(pair.problem.partition(" (")[0])
     assert problems[0] == [""] * 16
-    assert problems[1][-1] == "broken tar file" and set(problems[1][:-1]) == {""} and len(problems[1]) < 16
+    assert problems[1] == [*[""] * 8, "broken tar file"]
     assert problems[2] == ["no such file"]
     (read,) = read_in_batches(iter(found[-3:]), lambda image: image.load(), 3, 1)
     assert [pair.problem.partition(" (")[0] for pair in read] == ["no readable image", "no caption in .txt", "no image"]
