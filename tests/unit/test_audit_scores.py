@@ -199,7 +199,7 @@ def test_shards_are_read_with_their_problems(tmp_path):
     for pair in found:
         problems.setdefault(pair.place[0], []).append(pair.problem.partition(" (")[0])
     assert problems[0] == [""] * 16
-    assert problems[1] == [*[""] * 8, "broken tar file"]
+    assert problems[1] == [*[""] * 8, "no caption in .txt", "broken tar file"]  # of the pair that is cut
     assert problems[2] == ["no such file"]
     (read,) = read_in_batches(iter(found[-3:]), lambda image: image.load(), 3, 1)
     assert [pair.problem.partition(" (")[0] for pair in read] == ["no readable image", "no caption in .txt", "no image"]
