@@ -254,7 +254,9 @@ def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_dat
 @pytest.mark.parametrize("preprocessing", [
     {"mean": "x"}, {"mean": [0, 0]}, {"mode": "CMYK"}, {"interpolation": "nearest"}, {"resize_mode": "fill"},
 ], ids=str)  # fmt: skip
-def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(preprocessing, model_file, tmp_path):
+def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(
+    preprocessing, model_file, tmp_path
+):
     content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": preprocessing}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
     with pytest.raises(superclip.InputError, match="has a preprocess_cfg that OpenCLIP cannot use"):
