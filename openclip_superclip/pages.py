@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from .errors import CONTROL, printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")  # not the ends of lines and tabs, which csv quotes or keeps
 
 
 def html_template(file: Path, **filters: Callable) -> Template:
@@ -114,7 +118,8 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown_text(value: object) -> str:
     """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
-    return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", " ".join(str(value).split()))
+    line = printable(" ".join(str(value).split()))
+    return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", line)
 
 
 def aligned_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -136,17 +141,20 @@ def _width(text: str) -> int:
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:
-    """Returns rows, starting with the header, as CSV; None is an empty cell, and no text is a spreadsheet's formula."""
+    """Returns rows, starting with the header, as CSV; None is an empty cell.
+
+    No text is a spreadsheet's formula, and control characters are escapes.
+    """
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(map(_without_formula, row) for row in rows)
+    csv.writer(file, lineterminator="\n").writerows(map(_harmless, row) for row in rows)
     return file.getvalue()
 
 
-def _without_formula(cell: object) -> object:
-    """Returns a cell, with an apostrophe before a text that a spreadsheet would compute."""
+def _harmless(cell: object) -> object:
+    """Returns a cell without control characters, with an apostrophe before what a spreadsheet would compute."""
     if not isinstance(cell, str):
         return cell
-    cell = cell.replace("\r", " ")  # which csv does not quote
+    cell = printable(cell.replace("\r", " "), IN_CELLS)  # csv does not quote \r
     if not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell
     try:

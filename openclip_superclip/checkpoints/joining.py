@@ -11,7 +11,6 @@ from pathlib import Path
 import timm
 import torch
 import transformers
-from open_clip.constants import HF_CONFIG_NAME
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
@@ -20,12 +19,15 @@ from timm.models import load_state_dict, remap_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError, listed, reason
-from ..files import check_out, read_json, whole_output
+from ..files import check_out, read_json, whole_output, write_text
+from ..pages import markdown_text
 from .architecture import Architecture
 from .checkpoint import check_match, check_values
-from .export import IN_FOLDER, write_model
+from .export import write_model
+from .model_sources import code_in
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # of transformers: no hub, no code of the folder
+WRITTEN_BY = "Written by superclip join"  # the other commands' folders lack it
 POOLERS = {  # of sentence-transformers, under OpenCLIP's names
     "pooling_mode_mean_tokens": "mean_pooler",
     "pooling_mode_cls_token": "cls_last_hidden_state_pooler",
@@ -66,7 +68,7 @@ def join(
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
     inputs = [file for file in (image.file, text) if file]
-    check_out(out, overwrite, inputs, {HF_CONFIG_NAME: IN_FOLDER})
+    check_out(out, overwrite, inputs, {"README.md": WRITTEN_BY})
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
         text_cfg = _text_configuration(text, folder, context_length)
@@ -86,6 +88,8 @@ def join(
         with whole_output(out, overwrite) as part:
             part.mkdir()
             write_model(part, out, architecture, model, weights)
+            towers = markdown_text(f"timm's {image.name} and {text.name}")
+            write_text(part / "README.md", f"{WRITTEN_BY}: {towers}, with random projections.\n")
     return Joined(
         image_size=vision_cfg["image_size"],
         context_length=text_cfg["context_length"],
@@ -217,9 +221,8 @@ def _transformer_folder(folder: Path) -> Path | None:
 
 def _text_configuration(text: Path, folder: Path, context_length: int | None) -> dict:
     """Returns OpenCLIP's text_cfg for the model in `folder`. Raises InputError, which names `text`."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in read_json(folder / name, default={}):
-            raise InputError(f"--text: {name} of {text} asks for code of its own (auto_map), which is never run")
+    for problem in code_in(str(folder)):
+        raise InputError(f"--text: {problem.replace(str(folder), str(text), 1)}; only weights are ever loaded")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)

@@ -120,7 +120,22 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
             f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; expected embed_dim (a "
             "number), vision_cfg and text_cfg (objects)"
         )
+    _check_preprocessing(preprocess_cfg, model, flag)
     check_sources(model_cfg, model, flag)
+
+
+def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
+    """Raises InputError if OpenCLIP cannot preprocess an image with this configuration."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    from PIL import Image
+
+    small = {**preprocess_cfg, "size": 8}  # the model determines the size
+    try:
+        image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(Image.new("RGB", (8, 8)))
+    except Exception as error:  # OpenCLIP, torchvision and torch raise different ones
+        raise InputError(
+            f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use ({reason(error)[:200]})"
+        ) from error
 
 
 def model_for_pretrained(model: str) -> str | None:

@@ -53,7 +53,7 @@ def _problems(model_cfg: dict, model: str) -> Iterator[str]:
         yield from _name_problems("hf_model_name", name, model)
     if name := text.get("hf_tokenizer_name"):
         if model.startswith("local-dir:"):  # OpenCLIP opens the tokenizer in the folder, whatever the name is
-            yield from _code_in(model.removeprefix("local-dir:"))
+            yield from code_in(model.removeprefix("local-dir:"))
         else:
             yield from _name_problems("hf_tokenizer_name", name, model)
 
@@ -99,7 +99,7 @@ def _name_problems(field: str, name: str, model: str) -> Iterator[str]:
             yield f"its {field}, {name}, is not in the model's folder: copy the files there and correct the path"
     elif model != f"hf-hub:{name}" and not _is_downloaded(name):
         yield f"its {field} is {name}, which OpenCLIP's models do not use: if you trust it, run hf download {name}"
-    yield from _code_in(name)
+    yield from code_in(name)
 
 
 def _names_of_openclip() -> set[str]:
@@ -121,7 +121,7 @@ def _is_downloaded(repository: str) -> bool:
     return any(isinstance(file, str) for file in files)
 
 
-def _code_in(place: str) -> Iterator[str]:
+def code_in(place: str) -> Iterator[str]:
     """Yields a problem if the files of transformers in a folder or repository could run code.
 
     From then on, transformers refuses code of other files instead of asking on the terminal whether to run it.

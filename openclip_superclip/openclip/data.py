@@ -15,6 +15,7 @@ from pathlib import Path
 
 import open_clip_train.data
 import pandas as pd
+import webdataset.autodecode
 import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
 
@@ -35,9 +36,12 @@ def with_plugins_data(get_dataset_fn):
 def _get_dataset(get_dataset, *given, **options):
     call = inspect.signature(get_dataset).bind(*given, **options)
     call.apply_defaults()
-    if not call.arguments["is_train"]:
-        return get_dataset(*given, **options)
     args, tokenizer = call.arguments["args"], call.arguments["tokenizer"]
+    is_ours = Training(args).is_ours
+    package = open_clip_train.data.wds
+    if not call.arguments["is_train"]:
+        with replaced(open_clip_train.data, wds=_WithoutPickles(package) if is_ours else package):
+            return get_dataset(*given, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook, order = hooks.plugin_manager().hook, None
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
@@ -47,11 +51,10 @@ def _get_dataset(get_dataset, *given, **options):
     names = {}  # of OpenCLIP's data module, and what replaces them
     if order is not None or caption_tokens is not None:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
-    is_ours = Training(args).is_ours
     if names or (is_pass and is_ours):  # a pass that fills no batch ends the run
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if is_ours:
-        names["CsvDataset"] = _Images
+        names |= {"CsvDataset": _Images, "wds": _WithoutPickles(names.get("wds", package))}
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
@@ -62,6 +65,25 @@ def _get_dataset(get_dataset, *given, **options):
     if order is not None or caption_tokens is not None:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
+
+
+class _WithoutPickles:
+    """The webdataset package, which decodes no pickles in shards: they could run code."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def __getattr__(self, name):
+        return getattr(self.package, name)
+
+    def decode(self, *handlers, **options):
+        before = [*webdataset.autodecode.default_pre_handlers, _pickle_as_bytes]
+        return self.package.decode(*handlers, pre=before, **options)
+
+
+def _pickle_as_bytes(name: str, content: bytes) -> bytes | None:
+    """Returns the content of a member that webdataset would unpickle, and None for others, which it decodes."""
+    return content if name.endswith((".pickle", ".pth", ".pyd")) else None
 
 
 class _Tokenized:

@@ -216,6 +216,12 @@ def text_tower_with_code(folder):
     (folder / "text/config.json").write_text(json.dumps(config))
 
 
+def text_tower_with_kernel(folder):
+    config = json.loads((folder / "text/config.json").read_text())
+    config["attn_implementation"] = "someone/repo:kernel"
+    (folder / "text/config.json").write_text(json.dumps(config))
+
+
 def pooling_that_openclip_lacks(folder):
     (folder / "text/1_Pooling").mkdir()
     (folder / "text/1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
@@ -231,7 +237,8 @@ def pooling_that_openclip_lacks(folder):
     (shallower_text_tower, "do not match its config.json: they lack encoder.layer.1."),
     (text_tower_without_weights, "--text: the weights in text cannot be read"),
     (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
-    (text_tower_with_code, "config.json of text asks for code of its own (auto_map), which is never run"),
+    (text_tower_with_code, "--text: text contains auto_map, which can run code"),
+    (text_tower_with_kernel, "--text: text contains attn_implementation, which can run code"),
     (pooling_that_openclip_lacks, "--text: text has pooling_mode_max_tokens; OpenCLIP supports one of"),
 ])  # fmt: skip
 def test_a_tower_that_does_not_fit_is_refused_in_one_line(towers, tmp_path, refused, damage, problem):
@@ -244,6 +251,12 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(towers, tmp_path, re
     assert call(*flags(towers), "--out", tmp_path / "start") == 0
     assert "start exists; give another name, or --overwrite" in refused(tmp_path, *flags(towers), "--out", "start")
     assert call(*flags(towers), "--out", tmp_path / "start", "--embed-dim", 8, "--overwrite") == 0
+    assert call("export", tmp_path / "start", "--out", tmp_path / "exported") == 0  # with the same kinds of files
+    message = "exported was not written by this command"
+    assert message in refused(tmp_path, *flags(towers), "--out", "exported", "--overwrite")
+    assert "start was not written by this command" in refused(
+        tmp_path, "export", "exported", "--out", "start", "--overwrite"
+    )
     assert read_architecture(f"local-dir:{tmp_path}/start").model_cfg["embed_dim"] == 8
 
 

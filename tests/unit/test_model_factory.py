@@ -249,3 +249,15 @@ def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_dat
     content["preprocess_cfg"] = {"size": 32, "mean": open_clip.OPENAI_DATASET_MEAN, "resize_mode": "shortest"}
     model_file.write_text(json.dumps(content))  # the defaults, as in an export
     assert parse_args(argv).superclip
+
+
+@pytest.mark.parametrize("preprocessing", [
+    {"mean": "x"}, {"mean": [0, 0]}, {"mode": "CMYK"}, {"interpolation": "nearest"}, {"resize_mode": "fill"},
+], ids=str)  # fmt: skip
+def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(
+    preprocessing, model_file, tmp_path
+):
+    content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": preprocessing}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(superclip.InputError, match="has a preprocess_cfg that OpenCLIP cannot use"):
+        read_architecture(f"local-dir:{tmp_path}")

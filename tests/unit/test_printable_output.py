@@ -98,3 +98,8 @@ def test_numbers_and_other_texts_in_a_csv_file_are_unchanged(cell):
 
 def test_markdown_shows_html_and_links_as_text():
     assert markdown_text("<img src=x> [a](b)\n# c *d*") == r"\<img src=x\> [a\](b) \# c \*d\*"
+
+
+def test_control_characters_of_names_are_escapes_in_files_that_a_terminal_may_show():
+    assert csv_text([["\x1b]0;title\x07red", "two\nlines"]]) == '\\x1b]0;title\\x07red,"two\nlines"\n'
+    assert markdown_text("\x1b[31mred\u202e") == r"\\x1b[31mred\\u202e"
