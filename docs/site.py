@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
 COLUMNS_OF_A_PHONE = 4
-RECORDS = ("studies/", "audit/", "results/")  # pages of numbers, which the search leaves out
+RECORDS = ("studies/", "audit/", "results/", "word-course/")  # pages of numbers, which the search leaves out
 BOOSTS = {
     "troubleshooting.md": 10,
     "own-data.md": 10,
