@@ -269,7 +269,7 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     assert message.startswith(f"error: --superclip-idf: {file} counts the captions '")
     assert error in message
     again = shlex.split(message.partition("count these with superclip frequencies ")[2])
-    call(*again[:-1], file)  # the command that the line names
+    call(*again[:-1], file, "--overwrite")  # the command that the line names
     assert parse_args(argv).superclip_idf == str(file)
 
 
