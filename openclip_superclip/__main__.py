@@ -138,6 +138,7 @@ def _raises_at_sigterm() -> Iterator[None]:
 
     def stop(signum, _):
         if os.getpid() == process:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each of its workers that ends
             raise Terminated
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)

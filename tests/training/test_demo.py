@@ -49,7 +49,7 @@ def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(dem
     file = tmp_path / "records" / run.name / "record.json"
     assert capsys.readouterr().out == f"{file}\n"
     record, measured = json.loads(file.read_text()), json.loads((run / "demo-test.json").read_text())
-    assert list(record["scores"].values()) == list(measured["measures"].values())
+    assert set(measured["measures"].values()) <= set(record["scores"].values())  # others may have measured it, too
     assert record["settings"]["method"] == "superclip"
     assert "shards" not in record["settings"]
     assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
