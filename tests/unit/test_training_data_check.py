@@ -30,7 +30,10 @@ REFUSED = {
     "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
     "a comma outside quotes": ("{folder}/three.csv {comma}", "more values than its 2 columns; expected quotes"),
     "equal columns": ("{folder}/twice.csv {comma}", "{folder}/twice.csv has several columns 'title': rename all but"),
-    "commas": ("{folder}/three.csv --csv-separator ;", "has one column, 'filepath,title': give --csv-separator ',', which applies to"),
+    "commas": (
+        "{folder}/three.csv --csv-separator ;",
+        "has one column, 'filepath,title': give --csv-separator ',', which applies to",
+    ),
     "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
     "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
 }  # fmt: skip
