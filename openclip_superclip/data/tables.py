@@ -256,6 +256,8 @@ def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -
 
 @contextlib.contextmanager
 def _readable(path: str, flag: str) -> Iterator[None]:
+    if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise InputError(f"{flag}: {path} is not a regular file; expected a table")
     try:
         yield
     except InputError:

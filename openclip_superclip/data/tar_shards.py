@@ -226,3 +226,8 @@ def text_of(value) -> str:
         value = str(value)
     # JSON may hold half of a surrogate pair, which UTF-8 cannot encode
     return value.strip().encode(errors="replace").decode() if isinstance(value, str) else ""
+
+
+def pickle_as_bytes(name: str, content: bytes) -> bytes | None:
+    """Returns the content of a member that webdataset would unpickle, and None for others, which it decodes."""
+    return content if name.endswith((".pickle", ".pth", ".pyd")) else None

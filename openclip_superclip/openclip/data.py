@@ -21,7 +21,7 @@ from open_clip_train.data import CsvDataset, log_and_continue
 
 from .. import hooks
 from ..data.images import check_regular
-from ..data.tar_shards import StrictTarInfo
+from ..data.tar_shards import StrictTarInfo, pickle_as_bytes
 from ..environment import replaced
 from ..errors import InputError, reason
 from . import current
@@ -77,13 +77,8 @@ class _WithoutPickles:
         return getattr(self.package, name)
 
     def decode(self, *handlers, **options):
-        before = [*webdataset.autodecode.default_pre_handlers, _pickle_as_bytes]
+        before = [*webdataset.autodecode.default_pre_handlers, pickle_as_bytes]
         return self.package.decode(*handlers, pre=before, **options)
-
-
-def _pickle_as_bytes(name: str, content: bytes) -> bytes | None:
-    """Returns the content of a member that webdataset would unpickle, and None for others, which it decodes."""
-    return content if name.endswith((".pickle", ".pth", ".pyd")) else None
 
 
 class _Tokenized:

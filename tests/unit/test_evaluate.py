@@ -1,6 +1,8 @@
 """superclip evaluate: scores equal CLIP_benchmark's, results are reused, and bad models and data sets are named."""
 
 import json
+import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -134,6 +136,30 @@ def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_pat
     for place in (53, 0, *range(54)):
         assert ours[place][1] == expected[place][1]
         assert np.array_equal(ours[place][0], expected[place][0])
+
+
+class Code:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.makedirs, (str(self.folder), 0o777, True)
+
+
+@pytest.mark.parametrize("build", ["stock", "ours"])
+def test_a_pickle_in_a_shard_is_loaded_by_clip_benchmark_and_not_by_us(build, tmp_path):
+    colours = write_colours(tmp_path / "colours")
+    code = pickle.dumps(Code(tmp_path / "ran"))
+    with webdataset.TarWriter(str(colours / "test" / "0.tar")) as tar:
+        tar.write({"__key__": "a", "png": Image.new("RGB", (8, 8)), "cls": 2, "meta.pickle": code})
+    if build == "stock":
+        samples = build_dataset("wds/colours", root=str(colours), transform=np.asarray, split="test")
+    else:
+        samples = find_data(tmp_path, "colours").build(np.asarray, "test", "zeroshot_classification")
+    assert [label for _, label in samples] == [2]
+    assert (tmp_path / "ran").exists() == (build == "stock")
 
 
 def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_side(evaluated, runs):

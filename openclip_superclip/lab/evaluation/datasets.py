@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data._utils.collate import default_convert
 from torchvision.datasets import VOCSegmentation
 from tqdm import tqdm
-from webdataset import WebDataset
+from webdataset import WebDataset, autodecode
 from webdataset.filters import default_collation_fn
 from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_samples
 
 from ...data.images import open_image
-from ...data.tar_shards import numbered_members
+from ...data.tar_shards import numbered_members, pickle_as_bytes
 from ...environment import replaced
 from ...errors import InputError, reason
 from .suites import SUITES
@@ -59,6 +59,7 @@ class Data(NamedTuple):
         with (
             replaced(builder, call=_refuse),  # wget, even with `download=False`
             replaced(imagenetv2, requests=SimpleNamespace(get=_refuse)),
+            replaced(autodecode, default_pre_handlers=[*autodecode.default_pre_handlers, pickle_as_bytes]),
             redirect_stdout(sys.stderr),  # CLIP_benchmark prints
             warnings.catch_warnings(),
         ):
