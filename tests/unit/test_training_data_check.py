@@ -36,7 +36,7 @@ REFUSED = {
         "has one column, 'filepath,title': give --csv-separator ',', which applies to",
     ),
     "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
-    "a pipe": ("{folder}/pipe.csv {comma}", "{folder}/pipe.csv is not a regular file; expected a table"),
+    "a pipe": ("{folder}/../pipe.csv {comma}", "{folder}/../pipe.csv is not a regular file; expected a table"),
     "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
 }  # fmt: skip
 COMMA = "--csv-separator , --batch-size 1"
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     """16 shards of 16 samples, and shards and tables that cannot be trained on."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
-    os.mkfifo(folder / "pipe.csv")
+    os.mkfifo(folder.with_name("pipe.csv"))
     (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
     (folder / "green.png").write_bytes(IMAGE)
     row = f"{folder}/green.png,grün"
