@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def flaw(self) -> str:
-        """Why the study cannot answer, whatever its numbers are; empty if it can."""
+        """Why the numbers of the study cannot answer; empty if they can."""
         return CANNOT_ANSWER.get(self.study, "") or CANNOT_ANSWER.get((self.study, self.measure), "")
 
     @property

@@ -52,7 +52,7 @@ def _problems(model_cfg: dict, model: str) -> Iterator[str]:
     if name := text.get("hf_model_name"):
         yield from _name_problems("hf_model_name", name, model)
     if name := text.get("hf_tokenizer_name"):
-        if model.startswith("local-dir:"):  # OpenCLIP opens the tokenizer in the folder, whatever the name is
+        if model.startswith("local-dir:"):  # OpenCLIP ignores the name and opens the folder's tokenizer
             yield from code_in(model.removeprefix("local-dir:"))
         else:
             yield from _name_problems("hf_tokenizer_name", name, model)

@@ -42,7 +42,7 @@ def plugins_loss(args, model, create_own: Callable[[], object]):
 
 
 def arguments(function, args, kwargs) -> dict:
-    """Returns the arguments of a call by the names that the function gives them, whatever their order."""
+    """Returns the arguments of a call by the names that the function gives them, in any order."""
     return inspect.signature(function).bind(*args, **kwargs).arguments
 
 
