@@ -1,4 +1,4 @@
-"""Images of tables and shards: what cannot be decoded, what is no file, and the pixels of training and of a viewer."""
+"""Images of tables and shards: unreadable ones, paths that are no files, and the pixels of training and of a viewer."""
 
 import io
 import os
