@@ -190,7 +190,7 @@ def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data
     (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/pipe.png\ta cat\n")
     args = parse_args(["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"])
     args.train_data, args.distributed = f"{tmp_path}/pairs.tsv", False
-    get_dataset = adapter.with_plugins_data(open_clip_train.data.get_dataset_fn)(args.train_data, "csv")
+    get_dataset = adapter.with_plugins_data(lambda *_: open_clip_train.data.get_csv_dataset)(args.train_data, "csv")
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
     data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=first_word)
     with pytest.raises(OSError, match="it is not a regular file"):
