@@ -1,4 +1,5 @@
-"""MkDocs hook: more pages, links to source files, flags that do not break, and what the search finds.
+"""MkDocs hook: more pages, links to source files, flags that do not break, and what the search
+finds.
 
 README, slurm/README and CHANGELOG become pages, and links to source files lead to the repository.
 """
@@ -15,16 +16,20 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
 COLUMNS_OF_A_PHONE = 4
-RECORDS = ("studies/", "audit/", "results/", "word-course/")  # pages of numbers, which the search leaves out
+# pages of numbers, which the search leaves out
+RECORDS = ("studies/", "audit/", "results/", "word-course/")
 BOOSTS = {
     "troubleshooting.md": 10,
     "own-data.md": 10,
     "shards.md": 10,
 } | dict.fromkeys(  # of the score that the search gives a page
-    ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"], 0.01
+    ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"],
+    0.01,
 )
 NOTEBOOK = "docs/quickstart.ipynb"
-LINK = re.compile(r"(?P<text>!?\[(?:\\.|[^\]\\])*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(
+    r"(?P<text>!?\[(?:\\.|[^\]\\])*\])\((?!https?:|#|data:)(?P<target>[^)#\s]+)(?P<anchor>#[^)]*)?\)"
+)
 
 
 def on_files(files, config):
@@ -44,14 +49,17 @@ def notebook_page() -> str:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
-                parts.append(f"![output](data:image/png;base64,{''.join(data['image/png'].split())})")
+                parts.append(
+                    f"![output](data:image/png;base64,{''.join(data['image/png'].split())})"
+                )
             elif text := "".join(output.get("text", data.get("text/plain", []))).rstrip():
                 parts.append(f"```text\n{text}\n```")
     return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Returns the page with each relative link resolved: to a page of the site, or to a file of the repository.
+    """Returns the page with each relative link resolved: to a page of the site, or to a file of the
+    repository.
 
     Also sets how the search ranks the page.
     """
@@ -70,19 +78,28 @@ def on_page_markdown(markdown, page, config, files):
             if path.startswith("docs/") or path in inside:
                 found = files.get_file_from_path(candidate)
                 if found and not found.inclusion.is_excluded():
-                    return f"{text}({posixpath.relpath(candidate, posixpath.dirname(page.file.src_uri))}{anchor})"
+                    target = posixpath.relpath(candidate, posixpath.dirname(page.file.src_uri))
+                    return f"{text}({target}{anchor})"
         if not (ROOT / path).exists():
             return match[0]  # which a strict build reports
-        return f"{text}({config.repo_url}/blob/main/{path})" if config.repo_url else text.lstrip("!")[1:-1]
+        return (
+            f"{text}({config.repo_url}/blob/main/{path})"
+            if config.repo_url
+            else text.lstrip("!")[1:-1]
+        )
 
-    markdown = re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)  # which only GitHub needs
+    # which only GitHub needs
+    markdown = re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)
     return LINK.sub(resolve, markdown)
 
 
 def on_page_content(html, page, config, files):
-    """Returns the page with elements that site.css needs: flags stay in one line, wide tables fold on a phone."""
+    """Returns the page with elements that site.css needs: flags stay in one line, wide tables
+    fold on a phone."""
     flag = r"(?<![\w-])--[a-z][\w-]*"
-    html = re.sub(r"<table>.*?</table>", lambda table: labelled_cells(table[0]), html, flags=re.DOTALL)
+    html = re.sub(
+        r"<table>.*?</table>", lambda table: labelled_cells(table[0]), html, flags=re.DOTALL
+    )
     return re.sub(
         r"<code>[^<]*</code>",
         lambda code: re.sub(flag, r'<span class="flag">\g<0></span>', code[0]),
@@ -91,8 +108,12 @@ def on_page_content(html, page, config, files):
 
 
 def labelled_cells(table: str) -> str:
-    """Returns a table in which each cell has the name of its column, unless all columns fit a phone."""
-    heads = [re.sub(r"<[^>]*>", "", head) for head in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table, flags=re.DOTALL)]
+    """Returns a table in which each cell has the name of its column, unless all columns fit a
+    phone."""
+    heads = [
+        re.sub(r"<[^>]*>", "", head)
+        for head in re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table, flags=re.DOTALL)
+    ]
     if len(heads) <= COLUMNS_OF_A_PHONE:
         return table
     labels = cycle(escape(head, quote=True) for head in heads)

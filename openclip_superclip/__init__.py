@@ -32,7 +32,8 @@ __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name):
-    """Imports a public name when it is first used, so that the command line answers without loading torch."""
+    """Imports a public name when it is first used, so that the command line answers without
+    loading torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -25,8 +25,12 @@ GROUPS = {
     },
     "your data": {
         "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": "find captions that do not match their images, word by word; select the pairs to keep",
-        "frequencies": "count the captions of a data set that contain each token, for --superclip-idf FILE",
+        "audit": (
+            "find captions that do not match their images, word by word; select the pairs to keep"
+        ),
+        "frequencies": (
+            "count the captions of a data set that contain each token, for --superclip-idf FILE"
+        ),
     },
     "weights": {
         "join": "make one model of a timm image tower and a Hugging Face text tower",
@@ -44,7 +48,9 @@ GROUPS = {
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
     },
     "results": {
-        "evaluate": "evaluate checkpoints: zero-shot, retrieval, probes, segmentation, with intervals",
+        "evaluate": (
+            "evaluate checkpoints: zero-shot, retrieval, probes, segmentation, with intervals"
+        ),
         "report": "compare runs and the paper on one page: losses, scores, cost",
         "words": "show the words that the class head finds in images, and their locations",
     },
@@ -64,7 +70,8 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an InputError or a full disk is printed in one line and is 1."""
+    """Runs a command and returns its exit code; an InputError or a full disk is printed in one
+    line and is 1."""
     try:
         try:
             return _run(argv)
@@ -79,8 +86,11 @@ def main(argv: list[str] | None = None) -> int:
         if not is_full(error):
             raise
         file = getattr(error, "filename", None) or "the output"
-        print(f"error: {printable(str(file))} cannot be written ({why_full(error)})", file=sys.stderr)
-    # Otherwise Python would report the output once more at exit: a full disk, or a reader such as `head` that is gone.
+        print(
+            f"error: {printable(str(file))} cannot be written ({why_full(error)})", file=sys.stderr
+        )
+    # Otherwise Python would report the output once more at exit: a full disk, or a reader such as
+    # `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
@@ -93,16 +103,28 @@ def _run(argv: list[str] | None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: superclip COMMAND ...\n")
         for title, group in GROUPS.items():
-            print(f"{title}:", *(f"  {name:<{width}}  {help}" for name, help in group.items()), "", sep="\n")
+            print(
+                f"{title}:",
+                *(f"  {name:<{width}}  {help}" for name, help in group.items()),
+                "",
+                sep="\n",
+            )
         print("superclip COMMAND --help lists its options.")
         return 0
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
     if name not in COMMANDS:
-        near = [f"train {name}"] if name.startswith("-") else difflib.get_close_matches(name, COMMANDS, n=1)
+        near = (
+            [f"train {name}"]
+            if name.startswith("-")
+            else difflib.get_close_matches(name, COMMANDS, n=1)
+        )
         meant = f"did you mean superclip {near[0]}? " if near else ""
-        print(f"error: there is no command '{printable(name)}': {meant}superclip --help lists all", file=sys.stderr)
+        print(
+            f"error: there is no command '{printable(name)}': {meant}superclip --help lists all",
+            file=sys.stderr,
+        )
         return 2
     try:
         with _raises_at_sigterm():
@@ -138,7 +160,8 @@ def _raises_at_sigterm() -> Iterator[None]:
 
     def stop(signum, _):
         if os.getpid() == process:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each of its workers that ends
+            # torch would raise for each of its workers that ends
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise Terminated
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
@@ -161,7 +184,8 @@ UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
 
 @contextlib.contextmanager
 def printable_output() -> Iterator[None]:
-    """A context in which names and texts from files cannot send control characters to the terminal."""
+    """A context in which names and texts from files cannot send control characters to the
+    terminal."""
     streams = (sys.stdout, sys.stderr)
     writers = [stream.write for stream in streams]
     for stream, write in zip(streams, writers, strict=True):

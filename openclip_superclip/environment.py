@@ -18,12 +18,17 @@ FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCL
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Raises InputError, naming the extra to install, if any, if a package that `what` needs is not installed."""
-    missing = next((package for package in packages if importlib.util.find_spec(package) is None), None)
+    """Raises InputError, naming the extra to install, if any, if a package that `what` needs is
+    not installed."""
+    missing = next(
+        (package for package in packages if importlib.util.find_spec(package) is None), None
+    )
     if missing:
         install = " ".join(packages).replace("_", "-")
         of_extra = f"install the extra [{extra}], or " if extra else ""
-        raise InputError(f"{what} needs {missing}, which is not installed: {of_extra}pip install {install}")
+        raise InputError(
+            f"{what} needs {missing}, which is not installed: {of_extra}pip install {install}"
+        )
 
 
 def check_horovod() -> None:
@@ -33,12 +38,14 @@ def check_horovod() -> None:
     except ImportError as error:
         raise InputError(
             f"--horovod: Horovod is not installed for this PyTorch ({reason(error)}): "
-            f"PYTHON={sys.executable} bash {shipped_folder('slurm')}/build-horovod.sh builds and installs it"
+            f"PYTHON={sys.executable} bash {shipped_folder('slurm')}/build-horovod.sh builds "
+            "and installs it"
         ) from error
 
 
 def check_device(name: str | None) -> str:
-    """Returns the device of --device, by default the GPU if there is one; InputError if torch cannot use it here.
+    """Returns the device of --device, by default the GPU if there is one; InputError if torch
+    cannot use it here.
 
     A GPU with an index, such as cuda:1, becomes the current one.
     """
@@ -48,7 +55,9 @@ def check_device(name: str | None) -> str:
     try:
         torch.empty(1, device=name).cpu()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise InputError(f"--device is {name}, which torch cannot use here: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"--device is {name}, which torch cannot use here: {str(error).splitlines()[0]}"
+        ) from error
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None:  # set_device requires an index
         torch.cuda.set_device(device)
@@ -57,14 +66,19 @@ def check_device(name: str | None) -> str:
 
 def versions(*names: str) -> dict[str, str]:
     """Returns the version of each named distribution, and of "python"."""
-    return {name: platform.python_version() if name == "python" else version(name) for name in names}
+    return {
+        name: platform.python_version() if name == "python" else version(name) for name in names
+    }
 
 
 def processor() -> str:
     """Returns the model name of this machine's processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(": ")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def end_with_parent(death_signal: int = signal.SIGKILL) -> None:

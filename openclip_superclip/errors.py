@@ -24,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def explained(message: str, parser: argparse.ArgumentParser) -> str:
-    """Returns an error of a parser, with similar flags for those that it does not have, and how to list them."""
+    """Returns an error of a parser, with similar flags for those that it does not have, and how
+    to list them."""
     near = []
     if message.startswith("unrecognized arguments"):
         flags = re.findall(r"--[\w-]+", parser.format_usage())
@@ -39,7 +40,8 @@ class Rule:
     """A condition that is an error.
 
     Args:
-        message: the error, a format string in which `{name}` is an attribute of the facts and `{found}` is what
+        message: the error, a format string in which `{name}` is an attribute of the facts and
+        `{found}` is what
             `broken` returned; a literal brace is doubled.
         broken: of the facts; true, or a value such as a list of names, if the rule is broken.
     """
@@ -49,14 +51,16 @@ class Rule:
 
 
 def check(rules: Iterable[Rule], facts: Any) -> None:
-    """Raises InputError with the message of the first rule that `facts`, an object such as a dataclass, breaks."""
+    """Raises InputError with the message of the first rule that `facts`, an object such as a
+    dataclass, breaks."""
     for rule in rules:
         if found := rule.broken(facts):
             raise InputError(rule.message.format(**vars(facts) | {"found": found}))
 
 
 def at_least(options: argparse.Namespace, **least: float) -> None:
-    """Raises InputError if an option, given by name, is smaller than its smallest value; None passes."""
+    """Raises InputError if an option, given by name, is smaller than its smallest value; None
+    passes."""
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and not value >= smallest:  # NaN is refused too
@@ -64,14 +68,18 @@ def at_least(options: argparse.Namespace, **least: float) -> None:
 
 
 def no_effect(options: argparse.Namespace, place: str, *names: str) -> None:
-    """Raises InputError if an option, by name, differs from None, "" and False: it has no effect with `place`."""
+    """Raises InputError if an option, by name, differs from None, "" and False: it has no effect
+    with `place`."""
     for name in names:
         if getattr(options, name):
-            raise InputError(f"--{name.replace('_', '-')} has no effect with {place}: leave one of them out")
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect with {place}: leave one of them out"
+            )
 
 
 def reason(error: BaseException) -> str:
-    """Returns an error's text in one line, without addresses in memory, or the name of its class if there is none."""
+    """Returns an error's text in one line, without addresses in memory, or the name of its class
+    if there is none."""
     text = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
     return " ".join(text.split()) or type(error).__name__
 
@@ -83,9 +91,11 @@ def listed(names: Iterable, most: int = 12) -> str:
     return ", ".join([*names[:most], *more])
 
 
-# Characters that change what a terminal shows: control characters, directions of writing, and halves of characters,
-# which Python reads from file names that are not UTF-8.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that change what a terminal shows: control characters, directions of writing, and
+# halves of characters, which Python reads from file names that are not UTF-8.
+CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str, control: re.Pattern = CONTROL) -> str:
@@ -98,7 +108,8 @@ def _escape(match: re.Match) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's text in one line, the last one of other errors and of those that torch adds a traceback to."""
+    """Returns an error's text in one line, the last one of other errors and of those that torch
+    adds a traceback to."""
     text = str(error).rstrip()
     if not isinstance(error, InputError) or text.startswith("Caught "):  # in a data-loading worker
         text = text.rpartition("\n")[2].rpartition("InputError: ")[2]
@@ -106,7 +117,8 @@ def one_line(error: BaseException) -> str:
 
 
 def print_in_one_line(take_back: Callable[[], None]) -> None:
-    """Makes Python report an InputError that ends the process in one line, after undoing changes with `take_back`."""
+    """Makes Python report an InputError that ends the process in one line, after undoing changes
+    with `take_back`."""
     excepthook = sys.excepthook
 
     def report(kind, error, traceback):

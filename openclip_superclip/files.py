@@ -16,18 +16,22 @@ from typing import BinaryIO
 from .errors import InputError, reason
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing raises
-FULL_TEXTS = re.compile(  # the same of safetensors and tokenizers, and of torch.save, which have no errno
-    rf"\(os error ({'|'.join(map(str, FULL))})\)|inline_container\.cc.*(unexpected pos|PytorchStreamWriter)"
+# the same of safetensors and tokenizers, and of torch.save, which have no errno
+FULL_TEXTS = re.compile(
+    rf"\(os error ({'|'.join(map(str, FULL))})\)|inline_container\.cc.*(unexpected "
+    r"pos|PytorchStreamWriter)"
 )
 
 
 def is_full(error: Exception) -> bool:
-    """Returns whether a file could not be written because the disk is full, or a similar limit is reached."""
+    """Returns whether a file could not be written because the disk is full, or a similar limit
+    is reached."""
     return getattr(error, "errno", None) in FULL or bool(FULL_TEXTS.search(str(error)))
 
 
 def why_full(error: Exception) -> str:
-    """Returns the text of an error for which `is_full` is true; those of torch.save do not name the disk."""
+    """Returns the text of an error for which `is_full` is true; those of torch.save do not name
+    the disk."""
     return getattr(error, "strerror", None) or "the disk is full, or a limit is reached"
 
 
@@ -69,8 +73,8 @@ def json_text(values: dict, allow_nan: bool = True) -> str:
 def read_json(path: Path, default: dict | None = None, flag: str = "", advice: str = "") -> dict:
     """Returns the JSON object in a file.
 
-    If the file is missing, broken or not a JSON object, returns `default`, if given; otherwise raises InputError with
-    `flag`, the file and `advice`.
+    If the file is missing, broken or not a JSON object, returns `default`, if given; otherwise
+    raises InputError with `flag`, the file and `advice`.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -81,15 +85,18 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
         return content
     if default is not None:
         return default
-    raise InputError(f"{flag}{': ' if flag else ''}{path} cannot be read ({problem}){': ' if advice else ''}{advice}")
+    raise InputError(
+        f"{flag}{': ' if flag else ''}{path} cannot be read "
+        f"({problem}){': ' if advice else ''}{advice}"
+    )
 
 
 @contextmanager
 def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
-    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot be written, for
-    example on a full disk. Temporary files of killed calls are removed.
+    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot
+    be written, for example on a full disk. Temporary files of killed calls are removed.
     """
     place = Path(os.path.realpath(out))
     make_folder(place.parent, "--out")
@@ -151,22 +158,40 @@ PACKAGE = Path(__file__).parent
 
 
 def shipped_folder(name: str) -> Path:
-    """Returns the folder `name` (recipes, patches, slurm) of the installed package or, in a checkout, beside it."""
+    """Returns the folder `name` (recipes, patches, slurm) of the installed package or, in a
+    checkout, beside it."""
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
 # Files of export, import and tokenizers: --overwrite may only replace a folder of such files.
 MODEL_FILES = {
     "README.md",
-    "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "superclip_head.safetensors",
-    "config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
-}  # fmt: skip
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "superclip_head.safetensors",
+    "config.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+}
 
 
 def is_own(file: Path, mark: str) -> bool:
-    """Returns whether a file contains, in its first megabyte, a text that only one command writes there."""
+    """Returns whether a file contains, in its first megabyte, a text that only one command
+    writes there."""
     if not file.is_file():
         return False
     with open(file, "rb") as opened:
@@ -174,44 +199,60 @@ def is_own(file: Path, mark: str) -> bool:
 
 
 def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], marks: Mapping[str, str]) -> None:
-    """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named .npz.
+    """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
+    .npz.
 
-    It may only replace what the same command has written: one of `marks`, which are texts by the names of files in the
-    folder `out`, or by "" if `out` is a file, is found. It may not replace inputs, files in a folder that is an input,
-    and folders of other files than a model's.
+    It may only replace what the same command has written: one of `marks`, which are texts by the
+    names of files in the folder `out`, or by "" if `out` is a file, is found. It may not replace
+    inputs, files in a folder that is an input, and folders of other files than a model's.
     """
     is_folder = "" not in marks
     if not is_folder and out.suffix == ".npz":
-        raise InputError(f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision")
+        raise InputError(
+            f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision"
+        )
     if not os.path.exists(out):
         return
     if not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
     place = Path(os.path.realpath(out))
     if place.is_dir() != is_folder:
-        expected = "a file; expected the name of a folder" if is_folder else "a folder; expected the name of a file"
+        expected = (
+            "a file; expected the name of a folder"
+            if is_folder
+            else "a folder; expected the name of a file"
+        )
         raise InputError(f"--out: {out} is {expected}")
     for path in inputs:
         given = Path(os.path.realpath(path))
         if given.is_relative_to(place) or given == place.parent:
-            raise InputError(f"--out: {out} is, contains or is in {path}, which is an input; give another name")
+            raise InputError(
+                f"--out: {out} is, contains or is in {path}, which is an input; give another name"
+            )
     for entry in sorted(place.iterdir()) if is_folder else ():
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
-            raise InputError(f"--out: {out} contains {entry.name}, which --overwrite would delete; give another name")
+            raise InputError(
+                f"--out: {out} contains {entry.name}, which --overwrite would delete; give "
+                "another name"
+            )
     if not any(is_own(place / name, mark) for name, mark in marks.items()):
         raise InputError(f"--out: {out} was not written by this command; give another name")
 
 
 def check_results(folder: Path, flag: str, names: Iterable[str], mark: str) -> None:
-    """Raises InputError if a folder contains files of these names that the same command has not written.
+    """Raises InputError if a folder contains files of these names that the same command has not
+    written.
 
     The files are its own if the first of them, which is written first, contains the text `mark`.
     """
     first, *others = names
     found = [name for name in (first, *others) if (folder / name).exists()]
     if found and not is_own(folder / first, mark):
-        raise InputError(f"{flag}: {folder} contains {found[0]}, which this command did not write; give another name")
+        raise InputError(
+            f"{flag}: {folder} contains {found[0]}, which this command did not write; give "
+            "another name"
+        )
 
 
 def keep_private(copy: Path, source: Path) -> None:
@@ -220,10 +261,14 @@ def keep_private(copy: Path, source: Path) -> None:
 
 
 def file_identity(path: Path) -> str | None:
-    """Returns a digest of the checksums in a file that torch saved; None for a file without checksums."""
+    """Returns a digest of the checksums in a file that torch saved; None for a file without
+    checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = [(info.filename.partition("/")[2], info.CRC, info.file_size) for info in archive.infolist()]
+            parts = [
+                (info.filename.partition("/")[2], info.CRC, info.file_size)
+                for info in archive.infolist()
+            ]
     except (OSError, zipfile.BadZipFile):
         return None
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()

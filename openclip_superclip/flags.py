@@ -8,7 +8,14 @@ import os
 
 from .errors import InputError, Rule, check
 
-PLACEBOS = ("off", "shuffled-captions", "detached-head", "constant-target", "second-contrastive", "class-loss-only")
+PLACEBOS = (
+    "off",
+    "shuffled-captions",
+    "detached-head",
+    "constant-target",
+    "second-contrastive",
+    "class-loss-only",
+)
 HEAD_INPUTS = ("patches", "pooled", "both")
 
 
@@ -25,13 +32,16 @@ class Config:
     """Options of SuperCLIP. Raises InputError, naming the flag, for an invalid value."""
 
     weight: float = _flag(
-        "--superclip-weight", 1.0, "λ, the weight of the class loss; the paper recommends 1 or more", type=float
+        "--superclip-weight",
+        1.0,
+        "λ, the weight of the class loss; the paper recommends 1 or more",
+        type=float,
     )
     idf: str = _flag(
         "--superclip-idf",
         "online",
-        "weight words by their inverse document frequency: in the captions seen so far, in a whole data set (a file of "
-        "superclip frequencies), or not at all",
+        "weight words by their inverse document frequency: in the captions seen so far, in a "
+        "whole data set (a file of superclip frequencies), or not at all",
         metavar="{online,off,FILE}",
     )
     special_tokens: bool = _flag(
@@ -49,21 +59,24 @@ class Config:
     head_input: str = _flag(
         "--superclip-head-input",
         "patches",
-        "what the class head reads: the mean patch token, the pooled vector before the projection, or their sum",
+        "what the class head reads: the mean patch token, the pooled vector before the "
+        "projection, or their sum",
         HEAD_INPUTS,
     )
     captions: str = _flag(
         "--superclip-captions",
         "short",
-        "which caption to train on: the short one (OpenCLIP's), the long one, the short one with probability P and the "
-        "long one otherwise, or the short one for the contrastive loss and the long one for the class loss",
+        "which caption to train on: the short one (OpenCLIP's), the long one, the short one "
+        "with probability P and the "
+        "long one otherwise, or the short one for the contrastive loss and the long one for "
+        "the class loss",
         metavar="{short,long,mixed:P,dual}",
     )
     long_caption: str = _flag(
         "--superclip-long-caption",
         "",
-        "the location of a sample's long caption: another member (long.txt), a field of its JSON (json:re_caption, "
-        "json:a.b), or a column of the table",
+        "the location of a sample's long caption: another member (long.txt), a field of its "
+        "JSON (json:re_caption, json:a.b), or a column of the table",
         metavar="KEY",
     )
     missing_long: str = _flag(
@@ -81,23 +94,26 @@ class Config:
     placebo: str = _flag(
         "--superclip-placebo",
         "off",
-        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of other images, trains "
-        "only its head, or has one target for all captions (the words' weighted frequencies); is replaced by a second "
-        "contrastive loss on the head's input; or is the image tower's only loss",
+        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of "
+        "other images, trains "
+        "only its head, or has one target for all captions (the words' weighted frequencies); "
+        "is replaced by a second contrastive loss on the head's input; or is the image tower's "
+        "only loss",
         PLACEBOS,
         metavar="CONTROL",
     )
     word_course: str = _flag(
         "--superclip-word-course",
         "on",
-        "record after each epoch how well each word is known, in words/epoch_N.safetensors beside the checkpoints, for "
-        "superclip words --course",
+        "record after each epoch how well each word is known, in words/epoch_N.safetensors "
+        "beside the checkpoints, for superclip words --course",
         ("on", "off"),
     )
 
     @property
     def short_probability(self) -> float | None:
-        """The probability of the short caption; None for "dual", which uses both, and for invalid captions."""
+        """The probability of the short caption; None for "dual", which uses both, and for
+        invalid captions."""
         if self.captions in ("short", "long"):
             return float(self.captions == "short")
         mode, _, probability = self.captions.partition(":")
@@ -113,7 +129,9 @@ class Config:
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
-                raise InputError(f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}")
+                raise InputError(
+                    f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}"
+                )
         check(METHOD, self)
 
 
@@ -126,23 +144,31 @@ METHOD = [
         "--superclip-idf is '{idf}'; expected online, off or a file of superclip frequencies",
         lambda c: is_idf_file(c.idf) and not os.path.isfile(c.idf),
     ),
-    Rule("--superclip-head-warmup is {head_warmup}; expected 0 or more samples", lambda c: c.head_warmup < 0),
     Rule(
-        "--superclip-special-tokens cannot be used with a file for --superclip-idf, which does not count those tokens",
+        "--superclip-head-warmup is {head_warmup}; expected 0 or more samples",
+        lambda c: c.head_warmup < 0,
+    ),
+    Rule(
+        "--superclip-special-tokens cannot be used with a file for --superclip-idf, which does "
+        "not count those tokens",
         lambda c: c.special_tokens and is_idf_file(c.idf),
     ),
     Rule(
-        "--superclip-captions is '{captions}'; expected short, long, dual, or mixed:P with the short caption's "
-        "probability P from 0 to 1",
-        lambda c: c.captions != "dual" and (c.short_probability is None or not 0 <= c.short_probability <= 1),
+        "--superclip-captions is '{captions}'; expected short, long, dual, or mixed:P with the "
+        "short caption's probability P from 0 to 1",
+        lambda c: (
+            c.captions != "dual"
+            and (c.short_probability is None or not 0 <= c.short_probability <= 1)
+        ),
     ),
     Rule(
-        "--superclip-captions {captions} needs --superclip-long-caption: long.txt, json:FIELD or a column",
+        "--superclip-captions {captions} needs --superclip-long-caption: long.txt, json:FIELD "
+        "or a column",
         lambda c: c.captions != "short" and not c.long_caption,
     ),
     Rule(
-        "{found} has no effect with --superclip-captions short: add --superclip-captions long, mixed:P or dual, or "
-        "leave it out",
+        "{found} has no effect with --superclip-captions short: add --superclip-captions long, "
+        "mixed:P or dual, or leave it out",
         lambda c: (
             c.captions == "short"
             and (
@@ -152,7 +178,8 @@ METHOD = [
         ),
     ),
     Rule(
-        "--superclip-long-context is {long_context}; expected 3 or more, and only with --superclip-captions dual",
+        "--superclip-long-context is {long_context}; expected 3 or more, and only with "
+        "--superclip-captions dual",
         lambda c: c.long_context and (c.long_context < 3 or c.captions != "dual"),
     ),
 ]
@@ -160,29 +187,35 @@ METHOD = [
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Options of the training data, with or without the class loss. Raises InputError like Config."""
+    """Options of the training data, with or without the class loss.
+
+    Raises InputError like Config."""
 
     slices: int | None = _flag(
         "--superclip-slices",
         None,
-        "split each pass over the shards of a WebDataset into K epochs with a checkpoint each, which a resumed run "
-        "continues exactly. --train-num-samples is then the size of one slice, and --epochs K times the number of "
-        "passes. Works without --superclip, too",
+        "split each pass over the shards of a WebDataset into K epochs with a checkpoint each, "
+        "which a resumed run "
+        "continues exactly. --train-num-samples is then the size of one slice, and --epochs K "
+        "times the number of passes. Works without --superclip, too",
         type=int,
         metavar="K",
     )
     val_fraction: float | None = _flag(
         "--val-fraction",
         None,
-        "split this fraction of the pairs of the table --train-data off for validation: no image and no caption is on "
-        "both sides, and every run with the same --logs has the same split. Works without --superclip, too",
+        "split this fraction of the pairs of the table --train-data off for validation: no "
+        "image and no caption is on "
+        "both sides, and every run with the same --logs has the same split. Works without "
+        "--superclip, too",
         type=float,
         metavar="FRACTION",
     )
     accept_changes: bool = _flag(
         "--superclip-accept-changes",
         False,
-        "let --resume continue a run of --superclip-slices with other options, shards or packages, and record them",
+        "let --resume continue a run of --superclip-slices with other options, shards or "
+        "packages, and record them",
         action="store_true",
     )
 
@@ -196,7 +229,8 @@ DATA = [
         lambda c: c.val_fraction is not None and not 0 < c.val_fraction < 1,
     ),
     Rule(
-        "--superclip-accept-changes has no effect without --superclip-slices: other runs are not compared",
+        "--superclip-accept-changes has no effect without --superclip-slices: other runs are "
+        "not compared",
         lambda c: c.accept_changes and c.slices is None,
     ),
     Rule(
@@ -212,14 +246,27 @@ def is_idf_file(idf: str) -> bool:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds a group with --superclip and its options, and an example; a flag that is not given sets no attribute."""
-    parser.epilog = "example: superclip train --model RN50 --train-data 'shards/{000000..000009}.tar' --superclip"
-    group = parser.add_argument_group("SuperCLIP", "a class loss on the mean patch token, beside the contrastive loss")
+    """Adds a group with --superclip and its options, and an example; a flag that is not given
+    sets no attribute."""
+    parser.epilog = (
+        "example: superclip train --model RN50 --train-data "
+        "'shards/{000000..000009}.tar' --superclip"
+    )
+    group = parser.add_argument_group(
+        "SuperCLIP", "a class loss on the mean patch token, beside the contrastive loss"
+    )
     group.add_argument(
-        "--superclip", action="store_true", default=argparse.SUPPRESS, help="train with the SuperCLIP class loss"
+        "--superclip",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="train with the SuperCLIP class loss",
     )
     for field in (*dataclasses.fields(Config), *dataclasses.fields(DataConfig)):
-        shown = "" if field.default is False or field.default in ("", None) else f" (default: {field.default})"
+        shown = (
+            ""
+            if field.default is False or field.default in ("", None)
+            else f" (default: {field.default})"
+        )
         group.add_argument(
             field.metadata["flag"],
             dest=f"superclip_{field.name}",
@@ -230,12 +277,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(options: dict) -> Config | None:
-    """Returns the Config of a parsed command line, or None without --superclip; InputError for its options then."""
+    """Returns the Config of a parsed command line, or None without --superclip; InputError for
+    its options then."""
     given = _given(Config, options)
     if not options.get("superclip", False):
         if given:
             flag = next(iter(given)).metadata["flag"]
-            raise InputError(f"{flag} has no effect without --superclip: add --superclip, or leave {flag} out")
+            raise InputError(
+                f"{flag} has no effect without --superclip: add --superclip, or leave {flag} out"
+            )
         return None
     return Config(**{field.name: value for field, value in given.items()})
 
@@ -246,8 +296,12 @@ def data_config_from(options: dict) -> DataConfig:
 
 
 def options_of(config: Config) -> dict:
-    """Returns every option of `config` under its name on the parsed command line, defaults included."""
-    return {f"superclip_{field.name}": getattr(config, field.name) for field in dataclasses.fields(Config)}
+    """Returns every option of `config` under its name on the parsed command line, defaults
+    included."""
+    return {
+        f"superclip_{field.name}": getattr(config, field.name)
+        for field in dataclasses.fields(Config)
+    }
 
 
 def _given(config_class: type, options: dict) -> dict[dataclasses.Field, object]:

@@ -21,21 +21,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")  # not the ends of lines and tabs, which csv quotes or keeps
+# not the ends of lines and tabs, which csv quotes or keeps
+IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")
 
 
 def html_template(file: Path, **filters: Callable) -> Template:
     """Returns a template that escapes all values and raises an error for undefined names."""
     environment = Environment(
-        loader=FileSystemLoader(file.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(file.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= filters
     return environment.get_template(file.name)
 
 
 def pyplot() -> ModuleType:
-    """Returns matplotlib.pyplot with a backend that needs no display; a $ in words and names is not mathematics."""
+    """Returns matplotlib.pyplot with a backend that needs no display; a $ in words and names is
+    not mathematics."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,7 +60,8 @@ def png(figure: "Figure", **options) -> bytes:
 
 
 def _choose_fonts(figure: "Figure") -> None:
-    """Adds fonts of this machine to texts that need them; characters that no font has are escaped, such as \\u732b."""
+    """Adds fonts of this machine to texts that need them; characters that no font has are
+    escaped, such as \\u732b."""
     from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.text import Text
 
@@ -64,7 +71,9 @@ def _choose_fonts(figure: "Figure") -> None:
         for character in sorted(set(shown) - known):
             family = _family_with(character)
             if family is None:
-                shown = shown.replace(character, character.encode("ascii", "backslashreplace").decode())
+                shown = shown.replace(
+                    character, character.encode("ascii", "backslashreplace").decode()
+                )
             else:
                 families.append(family)
         if shown != text.get_text():
@@ -74,7 +83,8 @@ def _choose_fonts(figure: "Figure") -> None:
 
 
 def _family_with(character: str) -> str | None:
-    """Returns the family of an installed font that has a character; matplotlib's own are not asked."""
+    """Returns the family of an installed font that has a character; matplotlib's own are not
+    asked."""
     from matplotlib import get_data_path
     from matplotlib.font_manager import fontManager
 
@@ -96,7 +106,8 @@ def _characters(file: str) -> frozenset[str]:
 
 
 def data_url(image: "bytes | Image", longest: int | None = None) -> str:
-    """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest` pixels."""
+    """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest`
+    pixels."""
     if isinstance(image, bytes):
         return f"data:image/png;base64,{base64.b64encode(image).decode()}"
     if longest:
@@ -123,19 +134,24 @@ def markdown_text(value: object) -> str:
 
 
 def aligned_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table for terminals: the first column is aligned on the left, the others on the right."""
+    """Returns a table for terminals: the first column is aligned on the left, the others on the
+    right."""
     lines = [[" ".join(cell.split()) for cell in line] for line in (heads, *rows)]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
     aligned = []
     for first, *others in lines:
         cells = [first + " " * (widths[0] - _width(first))]
-        cells += [" " * (width - _width(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)]
+        cells += [
+            " " * (width - _width(cell)) + cell
+            for cell, width in zip(others, widths[1:], strict=True)
+        ]
         aligned.append("  ".join(cells).rstrip())
     return "\n".join(aligned)
 
 
 def _width(text: str) -> int:
-    """Returns the number of a terminal's columns that a text takes; Chinese characters take two, accents none."""
+    """Returns the number of a terminal's columns that a text takes; Chinese characters take two,
+    accents none."""
     visible = [character for character in text if not unicodedata.combining(character)]
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in visible)
 
@@ -151,7 +167,8 @@ def csv_text(rows: Iterable[Iterable]) -> str:
 
 
 def _harmless(cell: object) -> object:
-    """Returns a cell without control characters, with an apostrophe before what a spreadsheet would compute."""
+    """Returns a cell without control characters, with an apostrophe before what a spreadsheet
+    would compute."""
     if not isinstance(cell, str):
         return cell
     cell = printable(cell.replace("\r", " "), IN_CELLS)  # csv does not quote \r
@@ -169,7 +186,9 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     parts = [run.resolve().parts for run in runs]
     ends = {one: [one[-length:] for length in range(1, len(one) + 1)] for one in parts}
     times = Counter(itertools.chain(*ends.values()))
-    return [str(Path(*next(end for end in ends[one] if times[end] == 1 or end == one))) for one in parts]
+    return [
+        str(Path(*next(end for end in ends[one] if times[end] == 1 or end == one))) for one in parts
+    ]
 
 
 def bytes_text(number: int) -> str:
@@ -181,6 +200,7 @@ def bytes_text(number: int) -> str:
 
 
 def significant(number: float, digits: int = 3) -> str:
-    """Returns a number with so many significant digits, without an exponent if it is large: 1,090 for 1094."""
+    """Returns a number with so many significant digits, without an exponent if it is large:
+    1,090 for 1094."""
     rounded = float(f"{number:.{digits}g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"

@@ -17,7 +17,8 @@ from .openclip.train import note_begin, remove_unstarted_run
 
 
 class Plugin:
-    """The hooks, with the checked command line, and whether models without a class head load weights with one."""
+    """The hooks, with the checked command line, and whether models without a class head load
+    weights with one."""
 
     def __init__(self):
         self.training: Training | None = None
@@ -37,8 +38,13 @@ class Plugin:
         handlers = logging.root.handlers[:]  # otherwise OpenCLIP would log each line twice
         try:
             self.training = training = Training(args)
-            if training.config is not None and hasattr(args, "opt_fallback_list") and "muon" in args.opt.lower():
-                # Muon's fallback trains the head's weight: its rows are words and must not be orthogonalised.
+            if (
+                training.config is not None
+                and hasattr(args, "opt_fallback_list")
+                and "muon" in args.opt.lower()
+            ):
+                # Muon's fallback trains the head's weight: its rows are words and must not be
+                # orthogonalised.
                 given = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
                 args.opt_fallback_list = [*given, "class_head.*"]
             training.find_columns()
@@ -74,17 +80,25 @@ class Plugin:
         from .openclip.factory import head_options
 
         if args.rank == 0:
-            start = args.resume or start_of_towers(args.model, args.pretrained, args.pretrained_image, args.cache_dir)
+            start = args.resume or start_of_towers(
+                args.model, args.pretrained, args.pretrained_image, args.cache_dir
+            )
             keep_dumps_off_the_terminal()
             log_first_lines(training, start)
         loading, load = how_to_load(args.model, args.pretrained)
         return loading | {
             "superclip": head_options(
-                args.model, args.pretrained, training.config, separate_words=training.separates_words,
-                context_length=args.force_context_length, cache_dir=args.cache_dir, load=load,
-                accum_freq=args.accum_freq, word_course=training.records_words,
+                args.model,
+                args.pretrained,
+                training.config,
+                separate_words=training.separates_words,
+                context_length=args.force_context_length,
+                cache_dir=args.cache_dir,
+                load=load,
+                accum_freq=args.accum_freq,
+                word_course=training.records_words,
             )
-        }  # fmt: skip
+        }
 
     @hookimpl
     def open_clip_select_model_class(self, model_class, model_cfg):
@@ -107,7 +121,9 @@ class Plugin:
 
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         shrinks = not (args.siglip or args.local_loss or args.gather_with_grad)
-        return SuperCLIPLoss(loss or create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0)
+        return SuperCLIPLoss(
+            loss or create_loss(args), config.weight, 1 / args.world_size if shrinks else 1.0
+        )
 
     @hookimpl
     def open_clip_epoch_end(self, args, model, epoch):
@@ -118,8 +134,10 @@ class Plugin:
 
         if not is_finite_on_all_ranks(model):
             raise InputError(
-                f"the weights are not finite after epoch {epoch + 1}, which is not saved: resume from an earlier "
-                "checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm 1 or --precision amp_bf16"
+                f"the weights are not finite after epoch {epoch + 1}, which is not saved: "
+                "resume from an earlier "
+                "checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm 1 or "
+                "--precision amp_bf16"
             )
         if not training.records_words:
             return
@@ -164,14 +182,19 @@ class Plugin:
         slices = training.data_config.slices
         if slices is None:
             return None
-        if args.rank == 0 and args.name is not None:  # OpenCLIP has named the run, and made its folder
+        # OpenCLIP has named the run, and made its folder
+        if args.rank == 0 and args.name is not None:
             now = beginning(training.options_with_defaults(), args.world_size)
             for line in write_beginning(Path(args.logs, args.name), now, args.resume is not None):
                 logging.warning(f"the run has changed since its start: {line}")
-        order = DataOrder(slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes())
+        order = DataOrder(
+            slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()
+        )
         return order.shards, order.samples
 
 
 # The entry point names this module: its functions are the plugin's methods.
 plugin = Plugin()
-globals().update({name: getattr(plugin, name) for name in dir(plugin) if name.startswith("open_clip_")})
+globals().update(
+    {name: getattr(plugin, name) for name in dir(plugin) if name.startswith("open_clip_")}
+)

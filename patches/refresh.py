@@ -1,7 +1,9 @@
-"""Puts the current openclip_superclip/hooks.py into every patch; run it after each change of the contract.
+"""Puts the current openclip_superclip/hooks.py into every patch; run it after each change of the
+contract.
 
-A change of the calls themselves is made in a patched copy of the release: `git init`, commit the files of the wheel,
-`git apply` the patch, edit, `git add --intent-to-add open_clip/hooks.py`, `git diff --full-index`.
+A change of the calls themselves is made in a patched copy of the release: `git init`, commit the
+files of the wheel, `git apply` the patch, edit, `git add --intent-to-add open_clip/hooks.py`, `git
+diff --full-index`.
 """
 
 import re
@@ -19,7 +21,8 @@ def added(path: str, content: bytes) -> str:
     lines = content.decode().splitlines()
     return (
         f"diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NO_FILE}..{blob_id(content)}\n"
-        f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,{len(lines)} @@\n" + "".join(f"+{line}\n" for line in lines)
+        f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,{len(lines)} @@\n"
+        + "".join(f"+{line}\n" for line in lines)
     )
 
 
@@ -27,7 +30,9 @@ def refreshed(patch: str) -> str:
     """Returns `patch` with its diff of hooks.py replaced."""
     diffs = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
     hooks = added("open_clip/hooks.py", HOOKS.read_bytes())
-    return "".join(hooks if diff.startswith("diff --git a/open_clip/hooks.py ") else diff for diff in diffs)
+    return "".join(
+        hooks if diff.startswith("diff --git a/open_clip/hooks.py ") else diff for diff in diffs
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
-"""What the tests share: small real data, small real models, and OpenCLIP's training in a process of its own."""
+"""What the tests share: small real data, small real models, and OpenCLIP's training in a process
+of its own."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forked children must not meet its thread pool
+# before torch: forked children must not meet its thread pool
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # equal bits wherever an array lies in memory
 
 import sys
 
-if "OPENCLIP_SOURCE" in os.environ:  # pytest -m main: a checkout comes before the installed OpenCLIP
+# pytest -m main: a checkout comes before the installed OpenCLIP
+if "OPENCLIP_SOURCE" in os.environ:
     source = os.path.join(os.path.realpath(os.environ["OPENCLIP_SOURCE"]), "src")
     sys.path.insert(0, source)
-    os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 import shutil
 import signal
@@ -39,12 +44,14 @@ from openclip_superclip.lab.demo import data
 
 torch.set_num_threads(1)
 data.SHARD_SIZE = 128  # of the demo's 1,024, which take 20 seconds to draw
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores both, and all that
+# a shell's background job ignores both, and all that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the others."""
+    """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the
+    others."""
     return (os.cpu_count() or 1) + 1
 
 
@@ -70,7 +77,13 @@ def shards(csv_data) -> str:
     for shard in range(2):
         with webdataset.TarWriter(str(csv_data.parent / f"{shard}.tar")) as tar:
             for picture, caption in rows[shard::2]:
-                tar.write({"__key__": Path(picture).stem, "png": Path(picture).read_bytes(), "txt": caption})
+                tar.write(
+                    {
+                        "__key__": Path(picture).stem,
+                        "png": Path(picture).read_bytes(),
+                        "txt": caption,
+                    }
+                )
     return f"{csv_data.parent}/{{0..1}}.tar"
 
 
@@ -84,7 +97,9 @@ def tiny_model(tmp_path_factory) -> str:
 def small_model(tmp_path_factory) -> str:
     """--model of a model whose checkpoints are small."""
     return write_model(
-        tmp_path_factory.mktemp("small-model"), vision={"width": 32, "head_width": 16}, text={"width": 16, "heads": 2}
+        tmp_path_factory.mktemp("small-model"),
+        vision={"width": 32, "head_width": 16},
+        text={"width": 16, "heads": 2},
     )
 
 
@@ -100,23 +115,70 @@ def teacher(tmp_path_factory) -> str:
 def train_flags(csv_data, tiny_model) -> list[str]:
     """Flags of a short run on the CPU that any test can add to; a flag given again wins."""
     return [
-        "--model", tiny_model, "--train-data", str(csv_data), "--dataset-type", "csv", "--batch-size", "16",
-        "--epochs", "1", "--workers", "0", "--lr", "1e-3", "--warmup", "1", "--device", "cpu",
-        "--log-every-n-steps", "1", "--name", "run",
-    ]  # fmt: skip
+        "--model",
+        tiny_model,
+        "--train-data",
+        str(csv_data),
+        "--dataset-type",
+        "csv",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--lr",
+        "1e-3",
+        "--warmup",
+        "1",
+        "--device",
+        "cpu",
+        "--log-every-n-steps",
+        "1",
+        "--name",
+        "run",
+    ]
 
 
 @pytest.fixture(scope="session")
 def squares_run(tmp_path_factory) -> Path:
-    """The folder of a run that has learned the names of colours, beside its model's `model`; not to be changed."""
+    """The folder of a run that has learned the names of colours, beside its model's `model`; not
+    to be changed."""
     folder = tmp_path_factory.mktemp("squares")
     write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
     completed(
-        superclip_train, "--model", write_model(folder / "model", text={"layers": 1}), "--superclip", "--train-data",
-        folder / "train.csv", "--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption",
-        "--batch-size", 32, "--epochs", 6, "--workers", 0, "--lr", 3e-3, "--warmup", 5, "--device", "cpu",
-        "--precision", "fp32", "--name", "run", "--save-frequency", 6, cwd=folder,
-    )  # fmt: skip
+        superclip_train,
+        "--model",
+        write_model(folder / "model", text={"layers": 1}),
+        "--superclip",
+        "--train-data",
+        folder / "train.csv",
+        "--csv-separator",
+        ",",
+        "--csv-img-key",
+        "image",
+        "--csv-caption-key",
+        "caption",
+        "--batch-size",
+        32,
+        "--epochs",
+        6,
+        "--workers",
+        0,
+        "--lr",
+        3e-3,
+        "--warmup",
+        5,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--name",
+        "run",
+        "--save-frequency",
+        6,
+        cwd=folder,
+    )
     return folder / "logs/run"
 
 
@@ -124,18 +186,24 @@ def squares_run(tmp_path_factory) -> Path:
 def squares_export(squares_run, tmp_path_factory) -> Path:
     """The same model, exported with its head."""
     out = tmp_path_factory.mktemp("exported") / "model"
-    assert main(["export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", str(out), "--with-head"]) == 0
+    assert (
+        main(["export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", str(out), "--with-head"])
+        == 0
+    )
     return out
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
-    """The folder of a small demo, trained once for all workers, beside what it printed; not to be changed."""
+    """The folder of a small demo, trained once for all workers, beside what it printed; not to
+    be changed."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "demo.lock"), in_forks():
         if not (shared / "demo/demo.png").exists():  # written last
-            assert run_superclip(SMALL, shared / "printed", shared) == 0, (shared / "printed").read_text()
+            assert run_superclip(SMALL, shared / "printed", shared) == 0, (
+                shared / "printed"
+            ).read_text()
     return shared / "demo"
 
 
@@ -148,12 +216,20 @@ def forks():
 
 @pytest.fixture(scope="session")
 def wheels(pytestconfig) -> dict[str, Path]:
-    """The released wheels; downloaded once, into pytest's cache; skips the test where they cannot be."""
+    """The released wheels; downloaded once, into pytest's cache; skips the test where they
+    cannot be."""
     folder = pytestconfig.cache.mkdir("open_clip_torch")
     for release in RELEASES:
         if not [*folder.glob(f"open_clip_torch-{release}-*.whl")]:
             with tempfile.TemporaryDirectory(dir=folder) as partial:
-                download = [*PIP, "download", "--no-deps", "--dest", partial, f"open_clip_torch=={release}"]
+                download = [
+                    *PIP,
+                    "download",
+                    "--no-deps",
+                    "--dest",
+                    partial,
+                    f"open_clip_torch=={release}",
+                ]
                 done = subprocess.run(download, capture_output=True, text=True)
                 if done.returncode != 0:
                     pytest.skip(f"OpenCLIP's releases come from PyPI: {done.stderr.strip()}")
@@ -190,7 +266,8 @@ def cluster():
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Calls `superclip` in a folder, where it must fail in one line and write nothing, and returns that line."""
+    """Calls `superclip` in a folder, where it must fail in one line and write nothing, and
+    returns that line."""
 
     def refused(folder: Path, *argv) -> str:
         monkeypatch.chdir(folder)

@@ -1,8 +1,10 @@
-"""How well `superclip audit` finds errors that were planted into captions of the demo's scenes, seed by seed.
+"""How well `superclip audit` finds errors that were planted into captions of the demo's scenes,
+seed by seed.
 
-`python docs/audit/measure.py OUT RUNS` measures the last checkpoints of the finished runs RUNS/clip_seedN and
-RUNS/superclip_lr-0.001_seedN of the study one_batch, and writes planted.csv, planted.json, planted.md and planted.png
-into OUT. Results that are in OUT/measured.json are not measured again.
+`python docs/audit/measure.py OUT RUNS` measures the last checkpoints of the finished runs
+RUNS/clip_seedN and RUNS/superclip_lr-0.001_seedN of the study one_batch, and writes planted.csv,
+planted.json, planted.md and planted.png into OUT. Results that are in OUT/measured.json are not
+measured again.
 """
 
 import csv
@@ -24,16 +26,33 @@ from sklearn.metrics import roc_auc_score
 
 from openclip_superclip.environment import versions
 from openclip_superclip.lab.audit.page import most_doubtful
-from openclip_superclip.lab.audit.scores import PairScore, PairScorer, Seen, WordSupport, mean_of_ranks, words_of
+from openclip_superclip.lab.audit.scores import (
+    PairScore,
+    PairScorer,
+    Seen,
+    WordSupport,
+    mean_of_ranks,
+    words_of,
+)
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
 from openclip_superclip.lab.studies.scores import PairedDifference, Spread
 from openclip_superclip.lab.words.tagger import open_checkpoint, read_model
 from openclip_superclip.pages import markdown_table
 
-ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}  # each at its own learning rate, which the study chose
+# each at its own learning rate, which the study chose
+ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}
 DRAWINGS = {"drawings as in training": DESIGNERS, "drawings by another designer": UNSEEN_DESIGNERS}
-SCORES = ("CLIP score", "class loss", "support", "class loss and CLIP score", "support and CLIP score")
-PLANTED = {"swapped": "a fifth of the captions swapped", "replaced": "one object wrong in a fifth of the captions"}
+SCORES = (
+    "CLIP score",
+    "class loss",
+    "support",
+    "class loss and CLIP score",
+    "support and CLIP score",
+)
+PLANTED = {
+    "swapped": "a fifth of the captions swapped",
+    "replaced": "one object wrong in a fifth of the captions",
+}
 COMPARED = [  # (arm, score) with (arm, score)
     (("SuperCLIP", "class loss"), ("CLIP", "CLIP score")),
     (("SuperCLIP", "class loss"), ("SuperCLIP", "CLIP score")),
@@ -72,8 +91,11 @@ def plant_words(shown: Sequence[Scene], rng: np.random.Generator, share: float) 
     return _planted(shown, names)
 
 
-def plant_one_word(shown: Sequence[Scene], rng: np.random.Generator, share: float, name: str) -> Planted:
-    """Replaces one object by the object `name` in a fraction of the captions, whose scenes do not show it."""
+def plant_one_word(
+    shown: Sequence[Scene], rng: np.random.Generator, share: float, name: str
+) -> Planted:
+    """Replaces one object by the object `name` in a fraction of the captions, whose scenes do
+    not show it."""
     names = [scene.captions["long"].split(", ") for scene in shown]
     others = [place for place, scene in enumerate(shown) if name not in scene.objects]
     for place in rng.permutation(others)[: max(1, round(share * len(shown)))]:
@@ -93,7 +115,9 @@ def _other(scene: Scene, rng: np.random.Generator) -> str:
 def _planted(shown: Sequence[Scene], names: list[list[str]]) -> Planted:
     captions = [", ".join(of) for of in names]
     true = [{word for name in scene.objects for word in words_of(name)} for scene in shown]
-    wrong = [frozenset(words_of(caption)) - words for caption, words in zip(captions, true, strict=True)]
+    wrong = [
+        frozenset(words_of(caption)) - words for caption, words in zip(captions, true, strict=True)
+    ]
     return Planted(captions, wrong)
 
 
@@ -107,11 +131,12 @@ def measure(
     """Returns how well a model's scores find planted errors in held-out scenes, in percent.
 
     swapped, NAME: the AUROC of each pair score if a fifth of the captions are exchanged.
-    replaced, NAME: the same if a fifth of the captions name one object that the scene does not show.
-    replaced, …: how often the marked word, the one of lowest support, is wrong if every caption of two objects or more
-    has one wrong object; and precision and recall of the marks (support below 0) if a fifth of the captions have one.
-    mislabelled N %, …: how often one of 20 words, written into N % of the captions that it is wrong for, comes first in
-    the table of the words that are doubted most often.
+    replaced, NAME: the same if a fifth of the captions name one object that the scene does not
+    show. replaced, …: how often the marked word, the one of lowest support, is wrong if every
+    caption of two objects or more has one wrong object; and precision and recall of the marks
+    (support below 0) if a fifth of the captions have one. mislabelled N %, …: how often one of 20
+    words, written into N % of the captions that it is wrong for, comes first in the table of the
+    words that are doubted most often.
 
     Args:
         seed: of the scenes and the errors, the same for all models of one seed.
@@ -132,7 +157,9 @@ def measure(
 
 def _see(scorer: PairScorer, preprocess: Callable, shown: Sequence[Scene]) -> Seen:
     batches = [
-        scorer.see(torch.stack([preprocess(scene.image) for scene in shown[start : start + BATCH_SIZE]]))
+        scorer.see(
+            torch.stack([preprocess(scene.image) for scene in shown[start : start + BATCH_SIZE]])
+        )
         for start in range(0, len(shown), BATCH_SIZE)
     ]
     features, log_probabilities = zip(*batches, strict=True)
@@ -152,23 +179,31 @@ def _of_pairs(scorer: PairScorer, seen: Seen, planted: Planted, title: str) -> d
     found, bad = _score(scorer, seen, planted.captions), np.array([bool(w) for w in planted.wrong])
     scores = {"CLIP score": np.array([one.clip_score for one in found])}
     if scorer.has_head:
-        loss, support = (np.array([getattr(one, name) for one in found]) for name in ("class_loss", "support"))
+        loss, support = (
+            np.array([getattr(one, name) for one in found]) for name in ("class_loss", "support")
+        )
         scores |= {"class loss": -loss, "support": support}
         scores["class loss and CLIP score"] = mean_of_ranks([-loss, scores["CLIP score"]])
         scores["support and CLIP score"] = mean_of_ranks([support, scores["CLIP score"]])
     return {f"{title}, {name}": 100 * roc_auc_score(~bad, score) for name, score in scores.items()}
 
 
-def _of_words(scorer: PairScorer, seen: Seen, shown: Sequence[Scene], rng: np.random.Generator) -> dict[str, float]:
+def _of_words(
+    scorer: PairScorer, seen: Seen, shown: Sequence[Scene], rng: np.random.Generator
+) -> dict[str, float]:
     planted = plant_words(shown, rng, 1.0)
     several = [len(caption.split(", ")) > 1 for caption in planted.captions]
     found = [
         (one.words, wrong)
-        for one, wrong, more in zip(_score(scorer, seen, planted.captions), planted.wrong, several, strict=True)
+        for one, wrong, more in zip(
+            _score(scorer, seen, planted.captions), planted.wrong, several, strict=True
+        )
         if more
     ]
     hits = {
-        "marked word is wrong": [min(words, key=lambda word: word.support).word in wrong for words, wrong in found],
+        "marked word is wrong": [
+            min(words, key=lambda word: word.support).word in wrong for words, wrong in found
+        ],
         "word of least share is wrong": [
             min(words, key=lambda word: word.share).word in wrong for words, wrong in found
         ],
@@ -214,7 +249,9 @@ def _rows(seen: Seen, places: Sequence[int]) -> Seen:
     return Seen(seen.image_features[places], seen.log_probabilities[places])
 
 
-def _words(scorer: PairScorer, seen: Seen, captions: Sequence[str]) -> dict[int, Sequence[WordSupport]]:
+def _words(
+    scorer: PairScorer, seen: Seen, captions: Sequence[str]
+) -> dict[int, Sequence[WordSupport]]:
     """Returns the words of captions with their support, by place."""
     tokens = scorer.opened.tokenizer(list(captions)).to(scorer.device)
     return dict(enumerate(scorer.captions.words(seen.log_probabilities.exp(), captions, tokens)))
@@ -231,7 +268,9 @@ def measured(out: Path, runs: Path) -> dict[str, dict]:
         opened = open_checkpoint(read_model(checkpoint))
         scorer = PairScorer(opened)
         for drawings in missing:
-            measures = measure(scorer, opened.preprocess(), seed, designers=tuple(DRAWINGS[drawings]))
+            measures = measure(
+                scorer, opened.preprocess(), seed, designers=tuple(DRAWINGS[drawings])
+            )
             found[f"{arm}|{seed}|{drawings}"] = measures
             file.write_text(json.dumps(found, indent=1))
             print(arm, seed, drawings, file=sys.stderr, flush=True)
@@ -244,22 +283,32 @@ def finished(runs: Path) -> list[tuple[int, str, Path]]:
     for arm, prefix in ARMS.items():
         for run in runs.glob(f"{prefix}_seed*"):
             seed = re.fullmatch(rf"{re.escape(prefix)}_seed(\d+)", run.name)
-            if seed and int(seed[1]) < 1000 and (run / "demo-test.json").exists():  # those from 1000 on chose the rates
-                epochs = {int(path.stem.removeprefix("epoch_")): path for path in run.glob("checkpoints/epoch_*.pt")}
+            # those from 1000 on chose the rates
+            if seed and int(seed[1]) < 1000 and (run / "demo-test.json").exists():
+                epochs = {
+                    int(path.stem.removeprefix("epoch_")): path
+                    for path in run.glob("checkpoints/epoch_*.pt")
+                }
                 found.append((int(seed[1]), arm, epochs[max(epochs)]))
     return sorted(found)
 
 
 def values(found: dict, arm: str, drawings: str, name: str) -> dict[int, float]:
     """Returns a measure by seed."""
-    rows = {key.split("|")[1]: of for key, of in found.items() if key.startswith(f"{arm}|") and key.endswith(drawings)}
+    rows = {
+        key.split("|")[1]: of
+        for key, of in found.items()
+        if key.startswith(f"{arm}|") and key.endswith(drawings)
+    }
     return {int(seed): of[name] for seed, of in rows.items() if name in of}
 
 
 def difference(found: dict, kind: str, drawings: str, *of: tuple[str, str]) -> PairedDifference:
     """Returns the differences between two scores, each with its arm, one a seed."""
     ours, theirs = (values(found, arm, drawings, f"{kind}, {score}") for arm, score in of)
-    return PairedDifference([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    return PairedDifference(
+        [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    )
 
 
 def tables(found: dict) -> str:
@@ -267,25 +316,42 @@ def tables(found: dict) -> str:
     parts = []
     for kind, title in PLANTED.items():
         rows = [
-            [arm, score, *(_spread(values(found, arm, drawings, f"{kind}, {score}")) for drawings in DRAWINGS)]
+            [
+                arm,
+                score,
+                *(
+                    _spread(values(found, arm, drawings, f"{kind}, {score}"))
+                    for drawings in DRAWINGS
+                ),
+            ]
             for arm in ARMS
             for score in SCORES
             if arm == "SuperCLIP" or score == "CLIP score"
         ]
-        parts.append(f"AUROC in percent, {title}:\n\n" + markdown_table(["model", "score", *DRAWINGS], rows))
+        parts.append(
+            f"AUROC in percent, {title}:\n\n" + markdown_table(["model", "score", *DRAWINGS], rows)
+        )
         rows = [
             [
                 f"{one[1]} of {one[0]} − {other[1]} of {other[0]}",
-                *(_interval(difference(found, kind, drawings, one, other)) for drawings in DRAWINGS),
+                *(
+                    _interval(difference(found, kind, drawings, one, other))
+                    for drawings in DRAWINGS
+                ),
             ]
             for one, other in COMPARED
         ]
         parts.append(markdown_table(["difference, paired by seed", *DRAWINGS], rows))
     names = next(of for key, of in found.items() if key.startswith("SuperCLIP|"))
     names = [name for name in names if name.split(", ", 1)[1] not in SCORES]
-    rows = [[name, *(_spread(values(found, "SuperCLIP", drawings, name)) for drawings in DRAWINGS)] for name in names]
+    rows = [
+        [name, *(_spread(values(found, "SuperCLIP", drawings, name)) for drawings in DRAWINGS)]
+        for name in names
+    ]
     parts.append("Words, in percent, SuperCLIP:\n\n" + markdown_table(["", *DRAWINGS], rows))
-    seeds = {arm: len(values(found, arm, next(iter(DRAWINGS)), "swapped, CLIP score")) for arm in ARMS}
+    seeds = {
+        arm: len(values(found, arm, next(iter(DRAWINGS)), "swapped, CLIP score")) for arm in ARMS
+    }
     numbers = " and ".join(f"{number} seeds of {arm}" for arm, number in seeds.items())
     parts.append(f"Mean ± standard deviation over {numbers}; 95 % intervals by Student's t.")
     return "\n\n".join(parts)
@@ -309,9 +375,22 @@ def draw(found: dict, path: Path) -> None:
         for axes, drawings in zip(row, DRAWINGS, strict=True):
             for place, (arm, score) in enumerate(shown):
                 of = list(values(found, arm, drawings, f"{kind}, {score}").values())
-                axes.plot(of, [place] * len(of), ".", color="#7d7d7d" if arm == "CLIP" else "#d1495b", markersize=5)
-                axes.plot([sum(of) / len(of)] * 2, [place - 0.3, place + 0.3], color="black", linewidth=1.5)
-            axes.set_yticks(range(len(shown)), [f"{arm}: {score}" for arm, score in shown], fontsize=8)
+                axes.plot(
+                    of,
+                    [place] * len(of),
+                    ".",
+                    color="#7d7d7d" if arm == "CLIP" else "#d1495b",
+                    markersize=5,
+                )
+                axes.plot(
+                    [sum(of) / len(of)] * 2,
+                    [place - 0.3, place + 0.3],
+                    color="black",
+                    linewidth=1.5,
+                )
+            axes.set_yticks(
+                range(len(shown)), [f"{arm}: {score}" for arm, score in shown], fontsize=8
+            )
             axes.invert_yaxis()
             axes.set_title(f"{title}; {drawings}", fontsize=9)
             axes.set_xlabel("AUROC, %", fontsize=8)
@@ -328,8 +407,13 @@ def main(out: Path, runs: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["model", "seed", "drawings", "measure", "percent"])
         for key, measures in sorted(found.items()):
-            writer.writerows([*key.split("|"), name, f"{value:.4f}"] for name, value in measures.items())
-    record = {"runs": ARMS, "versions": versions("python", "torch", "open_clip_torch", "openclip_superclip", "numpy")}
+            writer.writerows(
+                [*key.split("|"), name, f"{value:.4f}"] for name, value in measures.items()
+            )
+    record = {
+        "runs": ARMS,
+        "versions": versions("python", "torch", "open_clip_torch", "openclip_superclip", "numpy"),
+    }
     (out / "planted.json").write_text(json.dumps({**record, "measured": found}, indent=1) + "\n")
     (out / "planted.md").write_text(tables(found) + "\n")
     draw(found, out / "planted.png")

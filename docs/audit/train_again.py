@@ -1,10 +1,13 @@
-"""Training again on the pairs that `superclip audit --keep` keeps, on the demo's scenes, seed by seed.
+"""Training again on the pairs that `superclip audit --keep` keeps, on the demo's scenes, seed by
+seed.
 
-`python docs/audit/train_again.py OUT NUM_SEEDS [FIRST_SEED]` exchanges three eighths of the captions, trains CLIP and
-SuperCLIP on all pairs, audits the same pairs with both, and trains both from scratch, with as many samples, on the five
-eighths that each score keeps, on the pairs with unchanged captions, and on the clean scenes. Run it in the folder of
-`superclip demo --data-only`; it resumes where it stopped. It writes train_again.csv, train_again.json, train_again.md
-and train_again.png into OUT. The record beside it has no "kept by CLIP score of SuperCLIP", a control added later.
+`python docs/audit/train_again.py OUT NUM_SEEDS [FIRST_SEED]` exchanges three eighths of the
+captions, trains CLIP and SuperCLIP on all pairs, audits the same pairs with both, and trains both
+from scratch, with as many samples, on the five eighths that each score keeps, on the pairs with
+unchanged captions, and on the clean scenes. Run it in the folder of `superclip demo --data-only`;
+it resumes where it stopped. It writes train_again.csv, train_again.json, train_again.md and
+train_again.png into OUT. The record beside it has no "kept by CLIP score of SuperCLIP", a control
+added later.
 """
 
 import csv
@@ -30,7 +33,8 @@ from openclip_superclip.pages import markdown_table
 SWAPPED = 3 / 8  # of the captions; what is kept fills whole slices of whole steps
 PATTERN = f"{{000000..{NUM_SHARDS - 1:06d}}}.tar"
 CLEAN, DIRTY, TRUE = "the clean scenes", "all pairs", "the pairs left alone"
-METHODS = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}  # rates that the study one_batch chose
+# rates that the study one_batch chose
+METHODS = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}
 SCORES = {  # what is kept: by whose score
     "kept by CLIP score of CLIP": ("CLIP", "clip-score"),
     "kept by CLIP score of SuperCLIP": ("SuperCLIP", "clip-score"),
@@ -48,7 +52,8 @@ COMPARED = [
 
 
 def write_swapped(clean: Path, dirty: Path, left_alone: Path, seed: int) -> list[str]:
-    """Writes the scenes with three eighths of the captions exchanged, and those whose captions were not, as shards.
+    """Writes the scenes with three eighths of the captions exchanged, and those whose captions were
+    not, as shards.
 
     Returns the keys of the latter. A folder that holds its keys.txt is finished.
     """
@@ -58,11 +63,17 @@ def write_swapped(clean: Path, dirty: Path, left_alone: Path, seed: int) -> list
         chosen = np.random.default_rng((seed, num)).permutation(num)[: round(SWAPPED * num)]
         taken_from = np.arange(num)
         taken_from[chosen] = np.roll(chosen, 1)
-        captions = [text for shard in range(NUM_SHARDS) for text in _captions(clean / f"{shard:06d}.tar")]
+        captions = [
+            text for shard in range(NUM_SHARDS) for text in _captions(clean / f"{shard:06d}.tar")
+        ]
         kept = []
         for shard in range(NUM_SHARDS):
             places = range(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
-            replaced = {f"{place:09d}": captions[taken_from[place]] for place in places if taken_from[place] != place}
+            replaced = {
+                f"{place:09d}": captions[taken_from[place]]
+                for place in places
+                if taken_from[place] != place
+            }
             _rewrite(clean / f"{shard:06d}.tar", dirty / f"{shard:06d}.tar", replaced, set())
             _rewrite(clean / f"{shard:06d}.tar", left_alone / f"{shard:06d}.tar", {}, set(replaced))
             kept += [f"{place:09d}" for place in places if taken_from[place] == place]
@@ -72,7 +83,11 @@ def write_swapped(clean: Path, dirty: Path, left_alone: Path, seed: int) -> list
 
 def _captions(shard: Path) -> list[bytes]:
     with tarfile.open(shard) as tar:
-        return [tar.extractfile(member).read() for member in tar if member.name.split(".", 1)[1] == "txt"]
+        return [
+            tar.extractfile(member).read()
+            for member in tar
+            if member.name.split(".", 1)[1] == "txt"
+        ]
 
 
 def _keys(shard: Path) -> set[str]:
@@ -83,7 +98,11 @@ def _keys(shard: Path) -> set[str]:
 def _rewrite(source: Path, target: Path, replaced: dict[str, bytes], left_out: set[str]) -> None:
     """Copies the images and captions of a shard; `replaced` are captions by key."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(source) as tar, whole_file(target) as file, tarfile.open(fileobj=file, mode="w") as out:
+    with (
+        tarfile.open(source) as tar,
+        whole_file(target) as file,
+        tarfile.open(fileobj=file, mode="w") as out,
+    ):
         for member in tar:
             key, extension = member.name.split(".", 1)
             if key in left_out or extension not in ("png", "txt"):
@@ -105,21 +124,31 @@ def study(out: Path, seed: int, name: str, data: dict[str, Path]) -> list[dict]:
         of_data = {} if trained_on == CLEAN else {"shards": f"{folder}/{PATTERN}"}
         if trained_on not in (CLEAN, DIRTY):
             of_data["data_samples"] = round((1 - SWAPPED) * NUM_SHARDS * SHARD_SIZE)
-        arms |= {f"{method}, {trained_on}": {**fields, **of_data} for method, fields in METHODS.items()}
+        arms |= {
+            f"{method}, {trained_on}": {**fields, **of_data} for method, fields in METHODS.items()
+        }
     file = out / f"seed{seed}" / f"{name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     asked = {
-        "question": "What does training again win back?", "primary": PRIMARY, "arms": arms, "seeds": 1,
-        "first_seed": seed, "recipe": "demo/superclip_demo-model_40k_bs32", "measures": "demo",
-    }  # fmt: skip
+        "question": "What does training again win back?",
+        "primary": PRIMARY,
+        "arms": arms,
+        "seeds": 1,
+        "first_seed": seed,
+        "recipe": "demo/superclip_demo-model_40k_bs32",
+        "measures": "demo",
+    }
     file.write_text(yaml.safe_dump(asked, allow_unicode=True, sort_keys=False))
     folder = file.with_suffix("")
     superclip("study", str(file), "--jobs", "2", "--out", str(folder), "--runs", str(out / "runs"))
     return json.loads((folder / "study.json").read_text())["runs"]
 
 
-def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[dict[str, Path], dict[str, float]]:
-    """Audits the pairs; returns the shards of what each score keeps, and the percentage of it that is wrong."""
+def audit(
+    out: Path, seed: int, records: list[dict], true: set[str]
+) -> tuple[dict[str, Path], dict[str, float]]:
+    """Audits the pairs; returns the shards of what each score keeps, and the percentage of it
+    that is wrong."""
     shards, wrong = {}, {}
     runs = {record["arm"]: out / "runs" / record["run"] for record in records}
     for kept_by, (method, score) in SCORES.items():
@@ -127,9 +156,17 @@ def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[di
         if not shards[kept_by].exists():
             folder = out / f"seed{seed}" / f"audit-{method}".lower()
             superclip(
-                "audit", f"{out}/data/seed{seed}-dirty/{PATTERN}", "--model", str(runs[f"{method}, {DIRTY}"]),
-                "--out", str(folder), "--by", score, "--keep", str(1 - SWAPPED),
-            )  # fmt: skip
+                "audit",
+                f"{out}/data/seed{seed}-dirty/{PATTERN}",
+                "--model",
+                str(runs[f"{method}, {DIRTY}"]),
+                "--out",
+                str(folder),
+                "--by",
+                score,
+                "--keep",
+                str(1 - SWAPPED),
+            )
             (folder / "kept").rename(shards[kept_by])
         kept = [key for shard in shards[kept_by].glob("*.tar") for key in _keys(shard)]
         wrong[kept_by] = 100 * sum(key not in true for key in kept) / len(kept)
@@ -137,7 +174,8 @@ def audit(out: Path, seed: int, records: list[dict], true: set[str]) -> tuple[di
 
 
 def of_seed(out: Path, seed: int) -> dict:
-    """Returns one seed's measures of each method on each data, and the wrong captions that each score left in."""
+    """Returns one seed's measures of each method on each data, and the wrong captions that each
+    score left in."""
     file = out / f"seed{seed}" / "found.json"
     if not file.exists():
         data = out / "data"
@@ -157,10 +195,19 @@ def tables(found: list[dict]) -> str:
     for data in recorded:
         wrong = str(_wrong(found, data))
         columns = [
-            (str(_spread(found, method, data, PRIMARY)), difference(found, method, data, DIRTY)) for method in METHODS
+            (str(_spread(found, method, data, PRIMARY)), difference(found, method, data, DIRTY))
+            for method in METHODS
         ]
         rows.append(
-            [data, wrong, *(cell for mean, gain in columns for cell in (mean, "" if data == DIRTY else str(gain)))]
+            [
+                data,
+                wrong,
+                *(
+                    cell
+                    for mean, gain in columns
+                    for cell in (mean, "" if data == DIRTY else str(gain))
+                ),
+            ]
         )
     heads = [head for method in METHODS for head in (f"{method}, zero-shot", f"{method} − {DIRTY}")]
     parts = [markdown_table(["trained on", "wrong captions, %", *heads], rows)]
@@ -170,7 +217,9 @@ def tables(found: list[dict]) -> str:
         if {one, other} <= {*recorded}
     ]
     parts.append(markdown_table(["zero-shot, difference paired by seed", *METHODS], rows))
-    parts.append(f"Mean ± standard deviation over {len(found)} seeds; 95 % intervals by Student's t.")
+    parts.append(
+        f"Mean ± standard deviation over {len(found)} seeds; 95 % intervals by Student's t."
+    )
     return "\n\n".join(parts)
 
 
@@ -188,7 +237,9 @@ def _spread(found: list[dict], method: str, data: str, measure: str) -> Spread:
     return Spread([of["measures"][f"{method}, {data}"][measure] for of in found])
 
 
-def difference(found: list[dict], method: str, one: str, other: str, measure: str = PRIMARY) -> PairedDifference:
+def difference(
+    found: list[dict], method: str, one: str, other: str, measure: str = PRIMARY
+) -> PairedDifference:
     """Returns what a method gains by one data over another."""
     ours, theirs = (_spread(found, method, data, measure).values for data in (one, other))
     return PairedDifference([our - their for our, their in zip(ours, theirs, strict=True)])
@@ -201,8 +252,18 @@ def draw(found: list[dict], path: Path) -> None:
     for axes, method in zip(grid, METHODS, strict=True):
         for place, data in enumerate(recorded):
             values = _spread(found, method, data, PRIMARY).values
-            axes.plot(values, [place] * len(values), ".", color="#7d7d7d" if method == "CLIP" else "#d1495b")
-            axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color="black", linewidth=1.5)
+            axes.plot(
+                values,
+                [place] * len(values),
+                ".",
+                color="#7d7d7d" if method == "CLIP" else "#d1495b",
+            )
+            axes.plot(
+                [sum(values) / len(values)] * 2,
+                [place - 0.3, place + 0.3],
+                color="black",
+                linewidth=1.5,
+            )
         axes.set_yticks(range(len(recorded)), recorded, fontsize=8)
         axes.set_title(f"{method} trained on", fontsize=9)
         axes.set_xlabel("zero-shot, %", fontsize=8)
@@ -226,7 +287,10 @@ def write_results(out: Path, found: list[dict]) -> None:
         writer.writerow(["seed", "method", "trained on", "measure", "percent"])
         for of in found:
             for arm, measures in of["measures"].items():
-                rows = ([of["seed"], *arm.split(", ", 1), name, f"{value:.4f}"] for name, value in measures.items())
+                rows = (
+                    [of["seed"], *arm.split(", ", 1), name, f"{value:.4f}"]
+                    for name, value in measures.items()
+                )
                 writer.writerows(rows)
     write_json(out / "train_again.json", found)
     (out / "train_again.md").write_text(tables(found) + "\n")

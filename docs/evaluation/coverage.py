@@ -1,4 +1,5 @@
-"""Coverage of the intervals of mAP, mIoU and RMSE on simulated data: `python docs/evaluation/coverage.py`."""
+"""Coverage of the intervals of mAP, mIoU and RMSE on simulated data: `python
+docs/evaluation/coverage.py`."""
 
 import csv
 import itertools
@@ -9,13 +10,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openclip_superclip.lab.evaluation.intervals import IOU, PRECISION, RMSE, Outcome, difference, estimate
+from openclip_superclip.lab.evaluation.intervals import (
+    IOU,
+    PRECISION,
+    RMSE,
+    Outcome,
+    difference,
+    estimate,
+)
 
 NUM_SIMULATED = 1000  # data sets per row of the table
 FEWEST = 100  # intervals of which the coverage is given
 SIZES = (100, 400, 2000)  # images
 LARGE = 400_000  # images of a data set whose score is the true one
-COLUMNS = ("measure", "images", "data", "true score", "with an interval, %", "coverage, %", "of a difference, %")
+COLUMNS = (
+    "measure",
+    "images",
+    "data",
+    "true score",
+    "with an interval, %",
+    "coverage, %",
+    "of a difference, %",
+)
 
 
 class Data(NamedTuple):
@@ -27,7 +43,8 @@ class Data(NamedTuple):
 
 
 def kinds() -> Iterator[Data]:
-    """Yields data with frequent and rare classes, easy and hard ones, and with few and many large errors."""
+    """Yields data with frequent and rare classes, easy and hard ones, and with few and many
+    large errors."""
     for classes, frequency, separation in itertools.product((1, 20), (0.3, 0.05), (1.0, 2.5)):
         name = f"{classes} classes in {frequency:.0%} of the images, d' = {separation}"
         yield Data(PRECISION, name, _with(rankings, classes, frequency, separation))
@@ -42,7 +59,9 @@ def _with(draw: Callable, *arguments) -> Callable:
     return lambda rng, size: draw(rng, size, *arguments)
 
 
-def rankings(rng, size: int, classes: int, frequency: float, separation: float) -> tuple[Outcome, Outcome]:
+def rankings(
+    rng, size: int, classes: int, frequency: float, separation: float
+) -> tuple[Outcome, Outcome]:
     """Normal scores that are correlated between classes and models."""
     labels = rng.random((size, classes)) < frequency
     shared = rng.normal(size=(size, 1)) + rng.normal(size=(size, classes))
@@ -54,13 +73,16 @@ def rankings(rng, size: int, classes: int, frequency: float, separation: float) 
 
 
 def masks(rng, size: int, classes: int, frequency: float, share: float) -> tuple[Outcome, Outcome]:
-    """Lognormal areas, of which the models find beta-distributed fractions beside some wrong pixels."""
+    """Lognormal areas, of which the models find beta-distributed fractions beside some wrong
+    pixels."""
     area = rng.lognormal(6, 1, (size, classes)) * (rng.random((size, classes)) < frequency)
     easy = rng.beta(8 * share, 8 * (1 - share), (size, classes))
 
     def overlaps() -> Outcome:
         found = area * (easy + rng.beta(8 * share, 8 * (1 - share), (size, classes))) / 2
-        wrong = rng.lognormal(4, 1, (size, classes)) * (rng.random((size, classes)) < 0.3 * frequency)
+        wrong = rng.lognormal(4, 1, (size, classes)) * (
+            rng.random((size, classes)) < 0.3 * frequency
+        )
         return Outcome(IOU, found, area + wrong)
 
     return overlaps(), overlaps()
@@ -77,8 +99,11 @@ def depths(rng, size: int, spread: float) -> tuple[Outcome, Outcome]:
     return errors(), errors()
 
 
-def coverage(data: Data, size: int, true_score: float, num_simulated: int, seed: int = 0) -> tuple[float, float, float]:
-    """Returns the fraction of data sets with an interval, and the coverage of these and of paired differences."""
+def coverage(
+    data: Data, size: int, true_score: float, num_simulated: int, seed: int = 0
+) -> tuple[float, float, float]:
+    """Returns the fraction of data sets with an interval, and the coverage of these and of
+    paired differences."""
     rng = np.random.default_rng(seed)
     scores, differences = [], []
     for _ in range(num_simulated):
@@ -89,7 +114,10 @@ def coverage(data: Data, size: int, true_score: float, num_simulated: int, seed:
         ):
             if found.limits() is not None:
                 intervals.append(found.low <= truth <= found.high)
-    covered = (np.mean(part) if len(part) >= min(FEWEST, num_simulated) else np.nan for part in (scores, differences))
+    covered = (
+        np.mean(part) if len(part) >= min(FEWEST, num_simulated) else np.nan
+        for part in (scores, differences)
+    )
     return len(scores) / num_simulated, *covered
 
 
@@ -106,7 +134,9 @@ def main() -> None:
         for data in kinds():
             truth = true_score(data)
             for size in SIZES:
-                percent = [f"{100 * value:.1f}" for value in coverage(data, size, truth, NUM_SIMULATED)]
+                percent = [
+                    f"{100 * value:.1f}" for value in coverage(data, size, truth, NUM_SIMULATED)
+                ]
                 writer.writerow([data.kind, size, data.name, round(truth, 3), *percent])
                 print(data.kind, size, data.name, *percent, file=sys.stderr, flush=True)
 

@@ -1,8 +1,9 @@
-"""What fine-tuning forgets: the demo's CLIP, fine-tuned on another designer's drawings, measured on both.
+"""What fine-tuning forgets: the demo's CLIP, fine-tuned on another designer's drawings, measured on
+both.
 
-`python docs/forgetting/measure.py RUNS WORK` starts from the runs of `superclip demo` in the folder RUNS (demo/runs),
-trains in the folder WORK, resumes where it stopped, writes WORK/forgetting.csv (one row per seed, fine-tuning method
-and α), and prints its table.
+`python docs/forgetting/measure.py RUNS WORK` starts from the runs of `superclip demo` in the folder
+RUNS (demo/runs), trains in the folder WORK, resumes where it stopped, writes WORK/forgetting.csv
+(one row per seed, fine-tuning method and α), and prints its table.
 """
 
 import argparse
@@ -31,10 +32,31 @@ NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
 PASSES, BATCH = 3, 32  # over the new drawings
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 COMMON = [
-    "--dataset-type", "csv", "--epochs", str(PASSES), "--save-frequency", str(PASSES), "--batch-size", str(BATCH),
-    "--warmup", "32", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--beta1", "0.9", "--beta2", "0.98",
-    "--eps", "1e-6", "--wd", "0.2",
-]  # fmt: skip
+    "--dataset-type",
+    "csv",
+    "--epochs",
+    str(PASSES),
+    "--save-frequency",
+    str(PASSES),
+    "--batch-size",
+    str(BATCH),
+    "--warmup",
+    "32",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--beta1",
+    "0.9",
+    "--beta2",
+    "0.98",
+    "--eps",
+    "1e-6",
+    "--wd",
+    "0.2",
+]
 LOCK_TEXT = ["--lock-text", "--lock-text-freeze-layer-norm"]
 OLD, NEW, BEFORE = "zero-shot old %", "zero-shot new %", "nothing: before"
 WITH_OLD = "old drawings among the new"
@@ -42,7 +64,13 @@ PLAIN = "contrastive, rate 1e-4"
 TUNED = {  # name: flags
     PLAIN: ["--lr", "1e-4"],
     f"{PLAIN}, {WITH_OLD}": ["--lr", "1e-4"],
-    "class loss added, rate 1e-4": ["--lr", "1e-4", "--superclip", "--superclip-head-warmup", "1024"],
+    "class loss added, rate 1e-4": [
+        "--lr",
+        "1e-4",
+        "--superclip",
+        "--superclip-head-warmup",
+        "1024",
+    ],
     f"{PLAIN}, text tower locked": ["--lr", "1e-4", *LOCK_TEXT],
     "contrastive, rate 1e-3": ["--lr", "1e-3"],
 }
@@ -69,10 +97,25 @@ def tune(work: Path, name: str, table: Path, model: str, *flags: str) -> Path:
     run = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
     weights = work / "logs" / run / "checkpoints" / f"epoch_{PASSES}.pt"
     if not weights.exists():
-        command = [sys.executable, "-m", "openclip_superclip", "train", "--model", model, "--train-data", str(table)]
+        command = [
+            sys.executable,
+            "-m",
+            "openclip_superclip",
+            "train",
+            "--model",
+            model,
+            "--train-data",
+            str(table),
+        ]
         command += [*COMMON, *flags, "--logs", str(work / "logs"), "--name", run]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command,
+            check=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     return weights
 
 
@@ -84,7 +127,9 @@ class ZeroShot:
         _, _, preprocess = create_model_and_transforms(model)
         for designers in (DESIGNERS, UNSEEN_DESIGNERS):
             shown = list(scenes(NUM_TEST, 0, "test", (1,), designers=designers))
-            self.sets.append((torch.stack([preprocess(scene.image) for scene in shown]), object_labels(shown)))
+            self.sets.append(
+                (torch.stack([preprocess(scene.image) for scene in shown]), object_labels(shown))
+            )
 
     def __call__(self, weights: Path) -> list[float]:
         """Returns zero-shot accuracy (of 100 names) on old drawings and on new ones, in percent."""
@@ -100,7 +145,8 @@ class ZeroShot:
 def main(runs: Path, work: Path, seeds: list[int]) -> None:
     torch.set_num_threads(1)
     model = write_model(work / "model")
-    trained = str(work / "model" / "open_clip_config.json")  # beside local-dir: OpenCLIP passes over --pretrained
+    # beside local-dir: OpenCLIP passes over --pretrained
+    trained = str(work / "model" / "open_clip_config.json")
     new = write_table(work / "new.csv", [(UNSEEN_DESIGNERS, NUM_NEW)])
     mixed = write_table(work / "mixed.csv", [(UNSEEN_DESIGNERS, NUM_NEW), (DESIGNERS, NUM_OLD)])
     zero_shot, found = ZeroShot(model), {}
@@ -112,12 +158,16 @@ def main(runs: Path, work: Path, seeds: list[int]) -> None:
         found[seed][f"{name}|{alpha:g}"] = zero_shot(weights)
         write_text(kept[seed], json.dumps(found[seed]))
 
-    for seed, (name, flags) in tqdm([(seed, one) for seed in seeds for one in TUNED.items()], unit=" runs"):
+    for seed, (name, flags) in tqdm(
+        [(seed, one) for seed in seeds for one in TUNED.items()], unit=" runs"
+    ):
         base = runs / f"clip_seed{seed}" / "checkpoints" / "epoch_20.pt"
         if f"{BEFORE}|0" not in found[seed]:
             measure(BEFORE, seed, 0, base)
         start = ["--pretrained", str(base), "--seed", str(seed)]
-        tuned = tune(work, f"{name}_seed{seed}", mixed if WITH_OLD in name else new, trained, *start, *flags)
+        tuned = tune(
+            work, f"{name}_seed{seed}", mixed if WITH_OLD in name else new, trained, *start, *flags
+        )
         for alpha in ALPHAS:
             if f"{name}|{alpha:g}" in found[seed]:
                 continue
@@ -138,9 +188,13 @@ def main(runs: Path, work: Path, seeds: list[int]) -> None:
 
 
 def table(file: Path) -> str:
-    """Returns a CSV's means over the seeds in Markdown, and differences from plain tuning, paired by seed."""
+    """Returns a CSV's means over the seeds in Markdown, and differences from plain tuning,
+    paired by seed."""
     scores = {
-        (row["tuned with"], float(row["alpha"]), int(row["seed"])): (float(row[OLD]), float(row[NEW]))
+        (row["tuned with"], float(row["alpha"]), int(row["seed"])): (
+            float(row[OLD]),
+            float(row[NEW]),
+        )
         for row in csv.DictReader(file.read_text().splitlines())
     }
     seeds = sorted({seed for *_, seed in scores})
@@ -156,13 +210,25 @@ def table(file: Path) -> str:
             for sides in zip(whole, of(PLAIN, 1), strict=True)
         ]
         difference_cells = ["", ""] if name == PLAIN else map(str, ahead)
-        rows.append([name, *(str(Spread(list(side))) for side in (*half, *whole)), *difference_cells])
-    heads = ["tuned with", "old, α = 0.5", "new, α = 0.5", "old", "new", "old: more than the first", "new: more"]
+        rows.append(
+            [name, *(str(Spread(list(side))) for side in (*half, *whole)), *difference_cells]
+        )
+    heads = [
+        "tuned with",
+        "old, α = 0.5",
+        "new, α = 0.5",
+        "old",
+        "new",
+        "old: more than the first",
+        "new: more",
+    ]
     return markdown_table(heads, rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, metavar="RUNS")
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])

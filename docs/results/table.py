@@ -1,4 +1,5 @@
-"""Prints the table of docs/results/README.md from runs/*/record.json: python docs/results/table.py."""
+"""Prints the table of docs/results/README.md from runs/*/record.json: python
+docs/results/table.py."""
 
 import json
 from pathlib import Path
@@ -15,12 +16,26 @@ WANTED = (  # recipes without a record from a GPU
 
 def table() -> str:
     """Returns the table in Markdown: a row for each record, and rows that wait for one."""
-    records = {file.parent.name: json.loads(file.read_text()) for file in sorted(RUNS.glob("*/record.json"))}
+    records = {
+        file.parent.name: json.loads(file.read_text())
+        for file in sorted(RUNS.glob("*/record.json"))
+    }
     rows = [row(name, record) for name, record in records.items()]
     known = {record["recipe"] for record in records.values() if record["gpu"]}
     for recipe, method, model in WANTED:
         if recipe.partition("/")[2] not in known:
-            rows.append((f"*yours:* `{recipe}`", method, model, "", "", "", "a GPU", "*not measured: send yours*"))
+            rows.append(
+                (
+                    f"*yours:* `{recipe}`",
+                    method,
+                    model,
+                    "",
+                    "",
+                    "",
+                    "a GPU",
+                    "*not measured: send yours*",
+                )
+            )
     lines = [HEADS, ("---",) * len(HEADS), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

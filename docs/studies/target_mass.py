@@ -1,7 +1,7 @@
 """What the class loss predicts: `python docs/studies/target_mass.py`, about a minute.
 
-Prints the fraction of the class loss's target mass, with IDF weights, that belongs to the names of objects in the
-image, in the training captions of the demo and of the data set `natural` (seed 0).
+Prints the fraction of the class loss's target mass, with IDF weights, that belongs to the names of
+objects in the image, in the training captions of the demo and of the data set `natural` (seed 0).
 """
 
 import statistics
@@ -20,8 +20,11 @@ from openclip_superclip.lab.demo.scenes import NAMES, Scene, scenes
 NUM_SCENES = NUM_SHARDS * SHARD_SIZE
 
 
-def fraction_of_names(shown: Iterable[Scene], caption: str, words: list[str], context: int) -> tuple[float, float]:
-    """Returns the fraction of target mass on names of objects in the image, and the mean scenes with an object."""
+def fraction_of_names(
+    shown: Iterable[Scene], caption: str, words: list[str], context: int
+) -> tuple[float, float]:
+    """Returns the fraction of target mass on names of objects in the image, and the mean scenes
+    with an object."""
     pairs = [(scene.captions[caption], set(scene.objects)) for scene in shown]
     with TemporaryDirectory() as folder:
         model = write_model(Path(folder), words, NATURAL.vision, context)
@@ -51,7 +54,9 @@ def main() -> None:
         "natural": (careless, "short", natural.vocabulary(), natural.CONTEXT),
     }.items():
         fraction, per_object = fraction_of_names(*arguments)
-        print(f"{name}: {100 * fraction:.1f} % of the target mass; {per_object:.0f} scenes per object")
+        print(
+            f"{name}: {100 * fraction:.1f} % of the target mass; {per_object:.0f} scenes per object"
+        )
 
 
 if __name__ == "__main__":

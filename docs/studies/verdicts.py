@@ -1,13 +1,14 @@
 """The verdicts of docs/evidence.md, computed from the records of the studies alone.
 
-`python docs/studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the tables between the
-markers in docs/evidence.md and in each study's README.md. It reads the runs in study.json, which study.csv repeats with
-two decimals, and docs/audit/train_again.csv.
+`python docs/studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the
+tables between the markers in docs/evidence.md and in each study's README.md. It reads the runs in
+study.json, which study.csv repeats with two decimals, and docs/audit/train_again.csv.
 
-Holm's correction: the comparisons of a study by its primary measure are one family, and those by its other measures are
-another. Studies that cannot answer are in no family. Comparisons of the same runs count once. A verdict counts at 5 %
-after the correction. Until November 2026, the primary comparisons of all studies were one family, which most protocols
-name; where that rule gives another verdict, the tables state both.
+Holm's correction: the comparisons of a study by its primary measure are one family, and those by
+its other measures are another. Studies that cannot answer are in no family. Comparisons of the same
+runs count once. A verdict counts at 5 % after the correction. Until November 2026, the primary
+comparisons of all studies were one family, which most protocols name; where that rule gives another
+verdict, the tables state both.
 """
 
 import csv
@@ -28,16 +29,25 @@ AUDIT = "train_again"
 EARLIER, EARLIER_FLIP, EARLIER_BATCH = "vit/earlier", "flip/earlier", "batch_size/earlier"
 AFTER_REVIEW = "added after the results were known"
 CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
-    EARLIER: "unequal rates", EARLIER_FLIP: "unequal rates", "flip_longer": "unequal rates",
-    EARLIER_BATCH: "wrong contrast", ("vit_dense", "mIoU"): "scores near chance",
-}  # fmt: skip
+    EARLIER: "unequal rates",
+    EARLIER_FLIP: "unequal rates",
+    "flip_longer": "unequal rates",
+    EARLIER_BATCH: "wrong contrast",
+    ("vit_dense", "mIoU"): "scores near chance",
+}
 LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
-    "zero_shot": "zero-shot", "image_to_text_R@1": "image→text R@1", "text_to_image_R@1": "text→image R@1",
-    "tagging": "tagging", "linear_probe": "linear probe", "mIoU": "mIoU", "depth_RMSE": "depth RMSE, cm",
-    "new_combinations": "new combinations", "image_to_long_text_R@1": "image→long text R@1",
+    "zero_shot": "zero-shot",
+    "image_to_text_R@1": "image→text R@1",
+    "text_to_image_R@1": "text→image R@1",
+    "tagging": "tagging",
+    "linear_probe": "linear probe",
+    "mIoU": "mIoU",
+    "depth_RMSE": "depth RMSE, cm",
+    "new_combinations": "new combinations",
+    "image_to_long_text_R@1": "image→long text R@1",
     "long_text_to_image_R@1": "long text→image R@1",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -47,7 +57,8 @@ class Comparison:
     study: str
     arm: str
     baseline: str
-    where: str  # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
+    # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
+    where: str
     measure: str
     is_primary: bool
     seeds: list[int]
@@ -60,7 +71,9 @@ class Comparison:
     @property
     def flaw(self) -> str:
         """Why the numbers of the study cannot answer; empty if they can."""
-        return CANNOT_ANSWER.get(self.study, "") or CANNOT_ANSWER.get((self.study, self.measure), "")
+        return CANNOT_ANSWER.get(self.study, "") or CANNOT_ANSWER.get(
+            (self.study, self.measure), ""
+        )
 
     @property
     def depends_on_family(self) -> bool:
@@ -138,29 +151,61 @@ def read_study(folder: Path) -> list[Comparison]:
     def difference(arm: str, baseline: str, value, measure: str, seed: int) -> float:
         return scores[arm, value, seed][measure] - scores[baseline, value, seed][measure]
 
-    def add(pair, where: str, measure: str, over: Sequence, combine: Callable, note: str = "") -> None:
+    def add(
+        pair, where: str, measure: str, over: Sequence, combine: Callable, note: str = ""
+    ) -> None:
         seeds = sorted(
-            set.intersection(*({s for a, v, s in scores if (a, v) == (arm, value)} for arm in pair for value in over))
+            set.intersection(
+                *(
+                    {s for a, v, s in scores if (a, v) == (arm, value)}
+                    for arm in pair
+                    for value in over
+                )
+            )
         )
-        differences = [combine([difference(*pair, value, measure, seed) for value in over]) for seed in seeds]
+        differences = [
+            combine([difference(*pair, value, measure, seed) for value in over]) for seed in seeds
+        ]
         means = None
         if len(over) == 1:
-            arm, baseline = (statistics.mean(scores[one, over[0], s][measure] for s in seeds) for one in pair)
+            arm, baseline = (
+                statistics.mean(scores[one, over[0], s][measure] for s in seeds) for one in pair
+            )
             means = baseline, arm
-        found.append(Comparison(name, *pair, where, measure, measure == primary, seeds, differences, means, note))
+        found.append(
+            Comparison(
+                name, *pair, where, measure, measure == primary, seeds, differences, means, note
+            )
+        )
 
     def slope(differences: list[float]) -> float:
-        return statistics.linear_regression([math.log2(value) for value in values], differences).slope
+        return statistics.linear_regression(
+            [math.log2(value) for value in values], differences
+        ).slope
 
     for pair, note in _pairs(record["differences"], name):
         for measure in measures:
             for value in values:
-                add(pair, f"{swept} {value}" if swept else "", measure, [value], statistics.mean, note)
+                add(
+                    pair,
+                    f"{swept} {value}" if swept else "",
+                    measure,
+                    [value],
+                    statistics.mean,
+                    note,
+                )
             if swept:
                 add(pair, "mean", measure, values, statistics.mean, note)
                 add(pair, "per doubling", measure, values, slope, note)
             if name == "learning_rate":
-                add(pair, "mean up to CLIP's best rate", measure, values[:2], statistics.mean, AFTER_REVIEW)
+                add(
+                    pair,
+                    "mean up to CLIP's best rate",
+                    measure,
+                    values[:2],
+                    statistics.mean,
+                    AFTER_REVIEW,
+                )
     return found
 
 
@@ -176,24 +221,52 @@ def _pairs(recorded: list[dict], name: str) -> list[tuple[tuple[str, str], str]]
 def read_audit(file: Path) -> list[Comparison]:
     """The comparisons of training again on the pairs that an audit keeps."""
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    scores = {(r["method"], r["trained on"], r["measure"], int(r["seed"])): float(r["percent"]) for r in rows}
-    measures, seeds = list(dict.fromkeys(r["measure"] for r in rows)), sorted({int(r["seed"]) for r in rows})
+    scores = {
+        (r["method"], r["trained on"], r["measure"], int(r["seed"])): float(r["percent"])
+        for r in rows
+    }
+    measures, seeds = (
+        list(dict.fromkeys(r["measure"] for r in rows)),
+        sorted({int(r["seed"]) for r in rows}),
+    )
     clip, loss, both = (
         f"kept by {score}"
-        for score in ("CLIP score of CLIP", "class loss of SuperCLIP", "CLIP score and support of SuperCLIP")
+        for score in (
+            "CLIP score of CLIP",
+            "class loss of SuperCLIP",
+            "CLIP score and support of SuperCLIP",
+        )
     )
     pairs = [(kept, "all pairs") for kept in (clip, loss, both)]
-    pairs += [(loss, clip), (both, clip), (loss, "the pairs left alone"), (both, "the pairs left alone")]
+    pairs += [
+        (loss, clip),
+        (both, clip),
+        (loss, "the pairs left alone"),
+        (both, "the pairs left alone"),
+    ]
     found = []
     for method in ("CLIP", "SuperCLIP"):
         for kept, other in pairs:
             for measure in measures:
-                ours, theirs = ([scores[method, data, measure, seed] for seed in seeds] for data in (kept, other))
+                ours, theirs = (
+                    [scores[method, data, measure, seed] for seed in seeds]
+                    for data in (kept, other)
+                )
                 differences = [one - another for one, another in zip(ours, theirs, strict=True)]
                 means = statistics.mean(theirs), statistics.mean(ours)
                 is_primary = measure == "zero_shot"
                 found.append(
-                    Comparison(AUDIT, kept, other, f"{method}", measure, is_primary, seeds, differences, means)
+                    Comparison(
+                        AUDIT,
+                        kept,
+                        other,
+                        f"{method}",
+                        measure,
+                        is_primary,
+                        seeds,
+                        differences,
+                        means,
+                    )
                 )
     return found
 
@@ -210,8 +283,11 @@ def comparisons() -> list[Comparison]:
     return found
 
 
-def corrected_by_family(found: Sequence[Comparison], family_of: Callable) -> Iterator[tuple[Comparison, float]]:
-    """Yields comparisons with their corrected p-values; `family_of` returns a comparison's family, or None."""
+def corrected_by_family(
+    found: Sequence[Comparison], family_of: Callable
+) -> Iterator[tuple[Comparison, float]]:
+    """Yields comparisons with their corrected p-values; `family_of` returns a comparison's
+    family, or None."""
     families: dict[object, dict[tuple, list[Comparison]]] = {}
     for one in found:
         family = family_of(one)
@@ -243,35 +319,76 @@ class Claim:
 
 IMAGENET = "ImageNet 60.5 → 63.5 (Table 2)"
 CLAIMS = [
-    Claim("Better zero-shot, each method at its own best learning rate", IMAGENET, "one_batch", "SuperCLIP − CLIP"),
+    Claim(
+        "Better zero-shot, each method at its own best learning rate",
+        IMAGENET,
+        "one_batch",
+        "SuperCLIP − CLIP",
+    ),
     Claim("… than CLIP with 10 % more samples", "", "one_batch", "SuperCLIP − CLIP, equal time"),
     Claim("… both at CLIP's best rate", "", "placebos", "SuperCLIP − CLIP"),
     Claim("… other seeds, another 100 objects", "", "second_draw", "SuperCLIP − CLIP"),
-    Claim("… drawings by a designer absent from training", "", "unseen_drawings", "SuperCLIP − CLIP"),
     Claim(
-        "… at learning rates up to CLIP's best", "", "learning_rate", "SuperCLIP − CLIP, mean up to CLIP's best rate"
-    ),
-    Claim("Control: captions of other images remove the gain", "", "placebos", "captions shuffled − CLIP", -1),
-    Claim("Control: a head without gradient to the tower is CLIP", "", "placebos", "head detached − CLIP"),
-    Claim(
-        "Smaller batches gain more, image→text (points per doubling)", "zero-shot +5.6 at 1K, +3.1 at 16K (Figure 4)",
-        "batch_size", "SuperCLIP − CLIP, per doubling", -1,
+        "… drawings by a designer absent from training", "", "unseen_drawings", "SuperCLIP − CLIP"
     ),
     Claim(
-        "Smaller batches gain more (points per doubling; earlier study)", "+5.6 at 1K, +3.1 at 16K (Figure 4)",
-        EARLIER_BATCH, "SuperCLIP − CLIP, per doubling", -1,
+        "… at learning rates up to CLIP's best",
+        "",
+        "learning_rate",
+        "SuperCLIP − CLIP, mean up to CLIP's best rate",
     ),
     Claim(
-        "Helps with long captions (text→image)", "COCO 23.6 → 30.6 (Table 5)", "captions",
+        "Control: captions of other images remove the gain",
+        "",
+        "placebos",
+        "captions shuffled − CLIP",
+        -1,
+    ),
+    Claim(
+        "Control: a head without gradient to the tower is CLIP",
+        "",
+        "placebos",
+        "head detached − CLIP",
+    ),
+    Claim(
+        "Smaller batches gain more, image→text (points per doubling)",
+        "zero-shot +5.6 at 1K, +3.1 at 16K (Figure 4)",
+        "batch_size",
+        "SuperCLIP − CLIP, per doubling",
+        -1,
+    ),
+    Claim(
+        "Smaller batches gain more (points per doubling; earlier study)",
+        "+5.6 at 1K, +3.1 at 16K (Figure 4)",
+        EARLIER_BATCH,
+        "SuperCLIP − CLIP, per doubling",
+        -1,
+    ),
+    Claim(
+        "Helps with long captions (text→image)",
+        "COCO 23.6 → 30.6 (Table 5)",
+        "captions",
         "SuperCLIP, long − CLIP, long",
     ),
     Claim("… with short captions", "29.0 → 31.3", "captions", "SuperCLIP, short − CLIP, short"),
     Claim("… with mixed captions", "", "captions", "SuperCLIP, mixed − CLIP, mixed"),
-    Claim("Dual captions beat short ones", "31.3 → 34.1", "captions", "SuperCLIP, dual − SuperCLIP, short"),
-    Claim("Dual captions beat CLIP on mixed ones", "32.7 → 34.1", "captions", "SuperCLIP, dual − CLIP, mixed"),
+    Claim(
+        "Dual captions beat short ones",
+        "31.3 → 34.1",
+        "captions",
+        "SuperCLIP, dual − SuperCLIP, short",
+    ),
+    Claim(
+        "Dual captions beat CLIP on mixed ones",
+        "32.7 → 34.1",
+        "captions",
+        "SuperCLIP, dual − CLIP, mixed",
+    ),
     Claim("λ = 1 beats λ = 0.4", "ImageNet 44.1 → 47.1 (Table 9)", "weight", "λ 1 − λ 0.4"),
     Claim(
-        "IDF weights help (here: a lower weight of the comma)", "ImageNet 44.8 → 47.1 (Table 10)", "idf",
+        "IDF weights help (here: a lower weight of the comma)",
+        "ImageNet 44.8 → 47.1 (Table 10)",
+        "idf",
         "IDF online − IDF off",
     ),
     Claim("Helps SigLIP", "ImageNet 60.4 → 64.1 (Table 6)", "siglip", "SuperSigLIP − SigLIP"),
@@ -281,58 +398,124 @@ CLAIMS = [
     Claim("… (earlier study)", "", EARLIER_FLIP, "SuperFLIP − FLIP"),
     Claim("… (earlier study) with twice the samples", "", "flip_longer", "SuperFLIP − FLIP"),
     Claim("Small ViT: better zero-shot (earlier study)", "", EARLIER, "SuperCLIP − CLIP"),
-    Claim("Small ViT: better zero-shot, each method at its own best rate", IMAGENET, "vit", "SuperCLIP − CLIP"),
-    Claim("Small ViT: better zero-shot, both at CLIP's best rate", "", "vit", "SuperCLIP at CLIP's rate − CLIP"),
-    Claim("Small ViT: a head on the class token beats the paper's, both at 2e-3", "", "vit", "pooled − SuperCLIP"),
+    Claim(
+        "Small ViT: better zero-shot, each method at its own best rate",
+        IMAGENET,
+        "vit",
+        "SuperCLIP − CLIP",
+    ),
+    Claim(
+        "Small ViT: better zero-shot, both at CLIP's best rate",
+        "",
+        "vit",
+        "SuperCLIP at CLIP's rate − CLIP",
+    ),
+    Claim(
+        "Small ViT: a head on the class token beats the paper's, both at 2e-3",
+        "",
+        "vit",
+        "pooled − SuperCLIP",
+    ),
     Claim("… and the paper's at 1e-3", "", "vit", "pooled − SuperCLIP at CLIP's rate"),
     Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
-    Claim("Small ViT, four times the samples: better zero-shot, CLIP's rate", "", "vit_samples", "SuperCLIP − CLIP"),
+    Claim(
+        "Small ViT, four times the samples: better zero-shot, CLIP's rate",
+        "",
+        "vit_samples",
+        "SuperCLIP − CLIP",
+    ),
     Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
     Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
-    Claim("Small ViT with average pooling: better zero-shot, CLIP's rate", "", "vit_average", "SuperCLIP − CLIP"),
-    Claim("Small ViT with eight layers: better zero-shot, CLIP's rate", "", "vit_deep", "SuperCLIP − CLIP"),
+    Claim(
+        "Small ViT with average pooling: better zero-shot, CLIP's rate",
+        "",
+        "vit_average",
+        "SuperCLIP − CLIP",
+    ),
+    Claim(
+        "Small ViT with eight layers: better zero-shot, CLIP's rate",
+        "",
+        "vit_deep",
+        "SuperCLIP − CLIP",
+    ),
     Claim("… a head on the class token beats the paper's", "", "vit_deep", "pooled − SuperCLIP"),
     Claim("… a head on the class token beats CLIP", "", "vit_deep", "pooled − CLIP"),
     Claim("Small ViT: λ = 0.25 beats λ = 1", "", "vit_weight", "λ 0.25 − λ 1"),
     Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
     Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
     Claim("… λ = 1 beats CLIP, other seeds", "", "vit_weight", "λ 1 − CLIP"),
-    Claim("Small ViT: beats a class loss with a constant target", "", "vit_controls", "SuperCLIP − constant target"),
+    Claim(
+        "Small ViT: beats a class loss with a constant target",
+        "",
+        "vit_controls",
+        "SuperCLIP − constant target",
+    ),
     Claim("… a second contrastive loss", "", "vit_controls", "SuperCLIP − second contrastive"),
     Claim("… the class loss alone", "", "vit_controls", "SuperCLIP − class loss alone"),
     Claim("Control: a constant target beats CLIP", "", "vit_controls", "constant target − CLIP"),
-    Claim("Control: a second contrastive loss beats CLIP", "", "vit_controls", "second contrastive − CLIP"),
-    Claim("Small ViT: a head on the sum of both inputs beats the paper's", "", "vit_head", "both − SuperCLIP"),
+    Claim(
+        "Control: a second contrastive loss beats CLIP",
+        "",
+        "vit_controls",
+        "second contrastive − CLIP",
+    ),
+    Claim(
+        "Small ViT: a head on the sum of both inputs beats the paper's",
+        "",
+        "vit_head",
+        "both − SuperCLIP",
+    ),
     Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
     Claim(
-        "Small ViT: better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "vit_dense",
+        "Small ViT: better frozen patch tokens: segmentation",
+        "Table 7 (tuned towers)",
+        "vit_dense",
         "SuperCLIP − CLIP",
     ),
     Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
-        "Long tail, careless captions, unseen drawings: better zero-shot, small ViT", "", "natural", "SuperCLIP − CLIP"
+        "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
+        "",
+        "natural",
+        "SuperCLIP − CLIP",
     ),
     Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
     Claim(
-        "Beyond the paper, same data: equally long gradients beat the paper's recipe", "", "ideas",
+        "Beyond the paper, same data: equally long gradients beat the paper's recipe",
+        "",
+        "ideas",
         "equal gradients − SuperCLIP",
     ),
     Claim("… and the head on the class token alone", "", "ideas", "equal gradients − pooled"),
-    Claim("Better frozen patch tokens: segmentation", "Table 7 (tuned towers)", "dense", "SuperCLIP − CLIP"),
+    Claim(
+        "Better frozen patch tokens: segmentation",
+        "Table 7 (tuned towers)",
+        "dense",
+        "SuperCLIP − CLIP",
+    ),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
-        "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions", "", AUDIT,
-        "kept by class loss of SuperCLIP − all pairs, CLIP", page="audit/README.md",
+        "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − all pairs, CLIP",
+        page="audit/README.md",
     ),
     Claim(
-        "… better than dropping by CLIP's own CLIP score", "", AUDIT,
-        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP", page="audit/README.md",
+        "… better than dropping by CLIP's own CLIP score",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP",
+        page="audit/README.md",
     ),
     Claim(
-        "… the same, training SuperCLIP", "", AUDIT,
-        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, SuperCLIP", page="audit/README.md",
+        "… the same, training SuperCLIP",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, SuperCLIP",
+        page="audit/README.md",
     ),
-]  # fmt: skip
+]
 
 
 def tested(claim: Claim, found: Sequence[Comparison]) -> Comparison | None:
@@ -349,22 +532,37 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
 
 
-CONDITIONS = {  # of a study's test images and captions; the others have seen drawings and clean captions
-    "unseen_drawings": "unseen, clean", "batch_size": "unseen, clean", "natural": "unseen, careless",
-    "ideas": "unseen, careless", "captions": "seen, as named", AUDIT: "seen, some wrong",
-}  # fmt: skip
+# of a study's test images and captions; the others have seen drawings and clean captions
+CONDITIONS = {
+    "unseen_drawings": "unseen, clean",
+    "batch_size": "unseen, clean",
+    "natural": "unseen, careless",
+    "ideas": "unseen, careless",
+    "captions": "seen, as named",
+    AUDIT: "seen, some wrong",
+}
 
 
 def evidence_table(found: Sequence[Comparison]) -> str:
     """A row per claim; all models train from scratch."""
-    lines = ["| claim | paper | drawings, captions | here | n | verdict |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| claim | paper | drawings, captions | here | n | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for claim in CLAIMS:
         one = tested(claim, found)
         if one is None:
             continue
         here = f"{one.means[0]:.1f} → {one.means[1]:.1f}, {one}" if one.means else f"{one}"
         condition = CONDITIONS.get(claim.study, "seen, clean")
-        row = [f"[{claim.text}]({claim.link})", claim.paper, condition, here, f"{one.n}", _verdict_text(claim, one)]
+        row = [
+            f"[{claim.text}]({claim.link})",
+            claim.paper,
+            condition,
+            here,
+            f"{one.n}",
+            _verdict_text(claim, one),
+        ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -381,7 +579,8 @@ def _verdict_text(claim: Claim, one: Comparison) -> str:
 
 
 def study_table(found: Sequence[Comparison]) -> str:
-    """A row per comparison, a column per measure: bold after Holm's correction, † only before it."""
+    """A row per comparison, a column per measure: bold after Holm's correction, † only before
+    it."""
     measures = list(dict.fromkeys(one.measure for one in found))
     primary = {one.measure for one in found if one.is_primary}
     heads = [TITLES[measure] + (" (primary)" if measure in primary else "") for measure in measures]
@@ -389,8 +588,14 @@ def study_table(found: Sequence[Comparison]) -> str:
     for name in dict.fromkeys(one.name for one in found):
         row = {one.measure: one for one in found if one.name == name}
         cells = [_marked(row[measure]) for measure in measures]
-        lines.append(f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | {row[measures[0]].n} |")
-    note = "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, but not after correction."
+        lines.append(
+            f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | "
+            f"{row[measures[0]].n} |"
+        )
+    note = (
+        "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, "
+        "but not after correction."
+    )
     if all(one.flaw for one in found):
         note = f"This study cannot answer ({found[0].flaw}), so it has no verdicts."
     elif found[0].flaw:
@@ -412,14 +617,17 @@ def _marked(one: Comparison) -> str:
 
 @dataclass(frozen=True)
 class Welch:
-    """The difference of two studies' mean differences, with other seeds, and its 95 % interval (Welch's t)."""
+    """The difference of two studies' mean differences, with other seeds, and its 95 % interval
+    (Welch's t)."""
 
     one: Comparison
     other: Comparison
 
     def __str__(self) -> str:
         errors = [comparison.std**2 / comparison.n for comparison in (self.one, self.other)]
-        freedom = sum(errors) ** 2 / (errors[0] ** 2 / (self.one.n - 1) + errors[1] ** 2 / (self.other.n - 1))
+        freedom = sum(errors) ** 2 / (
+            errors[0] ** 2 / (self.one.n - 1) + errors[1] ** 2 / (self.other.n - 1)
+        )
         half = t.ppf(0.975, freedom) * math.sqrt(sum(errors))
         mean = self.one.mean - self.other.mean
         return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
@@ -427,7 +635,9 @@ class Welch:
 
 def zero_shot(found: Sequence[Comparison], study: str, name: str) -> Comparison:
     """The comparison of a study by zero-shot accuracy."""
-    return next(one for one in found if (one.study, one.name, one.measure) == (study, name, "zero_shot"))
+    return next(
+        one for one in found if (one.study, one.name, one.measure) == (study, name, "zero_shot")
+    )
 
 
 def average_table(found: Sequence[Comparison]) -> str:
@@ -441,21 +651,30 @@ def average_table(found: Sequence[Comparison]) -> str:
         ("class token", "class token", "2e-3", token, Welch(average, token)),
     ]
     heads = (
-        "the contrastive loss reads | the head reads | learning rate | − CLIP, zero-shot | this study's gain − it | n"
+        "the contrastive loss reads | the head reads | learning rate | − CLIP, zero-shot | "
+        "this study's gain − it | n"
     )
     lines = [f"| {heads} |", "|---|---|---|---|---|---|"]
-    lines += [f"| {read} | {head} | {lr} | {one} | {change} | {one.n} |" for read, head, lr, one, change in rows]
+    lines += [
+        f"| {read} | {head} | {lr} | {one} | {change} | {one.n} |"
+        for read, head, lr, one, change in rows
+    ]
     return "\n".join(lines)
 
 
-EQUAL_RATES = {  # comparisons of the paper's head with its baseline at one rate, on the small ViT, in short training
-    "vit": "SuperCLIP at CLIP's rate − CLIP", "vit_average": "SuperCLIP − CLIP", "vit_deep": "SuperCLIP − CLIP",
-    "vit_weight": "λ 1 − CLIP", "flip": "SuperFLIP − FLIP",
-}  # fmt: skip
+# comparisons of the paper's head with its baseline at one rate, on the small ViT, in short training
+EQUAL_RATES = {
+    "vit": "SuperCLIP at CLIP's rate − CLIP",
+    "vit_average": "SuperCLIP − CLIP",
+    "vit_deep": "SuperCLIP − CLIP",
+    "vit_weight": "λ 1 − CLIP",
+    "flip": "SuperFLIP − FLIP",
+}
 
 
 def equal_rates_table(found: Sequence[Comparison]) -> str:
-    """The paper's head at equal rates, in all measures: the mean over the paired seeds of five studies."""
+    """The paper's head at equal rates, in all measures: the mean over the paired seeds of five
+    studies."""
     of_studies = [one for one in found if EQUAL_RATES.get(one.study) == one.name]
     measures = list(dict.fromkeys(one.measure for one in of_studies))
     pooled = []
@@ -465,10 +684,13 @@ def equal_rates_table(found: Sequence[Comparison]) -> str:
         differences = [difference for one in same for difference in one.differences]
         pooled.append(Comparison("", "", "", "", measure, False, seeds, differences))
     heads = [TITLES[measure] for measure in measures]
-    return "\n".join([
-        f"| points | {' | '.join(heads)} | n |", "|---|" + "---|" * len(heads) + "---|",
-        f"| the paper's head − CLIP or FLIP | {' | '.join(map(str, pooled))} | {pooled[0].n} |",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"| points | {' | '.join(heads)} | n |",
+            "|---|" + "---|" * len(heads) + "---|",
+            f"| the paper's head − CLIP or FLIP | {' | '.join(map(str, pooled))} | {pooled[0].n} |",
+        ]
+    )
 
 
 def samples_table(found: Sequence[Comparison]) -> str:
@@ -495,7 +717,9 @@ def power_table(std: float, effects: Sequence[float], numbers: Sequence[int]) ->
     lines = [f"| seeds | half-width | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
     for n in numbers:
         half = t.ppf(0.975, n - 1) * std / math.sqrt(n)
-        lines.append(f"| {n} | ±{half:.1f} | {' | '.join(f'{power(e, std, n):.0%}' for e in effects)} |")
+        lines.append(
+            f"| {n} | ±{half:.1f} | {' | '.join(f'{power(e, std, n):.0%}' for e in effects)} |"
+        )
     return "\n".join(lines)
 
 
@@ -507,7 +731,10 @@ def rates_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
         for cell, rates in cells.items()
     }
     rates = sorted({lr for row in rows.values() for lr in row})
-    lines = [f"| learning rate | {' | '.join(f'{lr:g}' for lr in rates)} |", "|---|" + "---|" * len(rates)]
+    lines = [
+        f"| learning rate | {' | '.join(f'{lr:g}' for lr in rates)} |",
+        "|---|" + "---|" * len(rates),
+    ]
     for (arm, cell), row in rows.items():
         shown = {lr: f"{mean:.1f}" for lr, mean in row.items()}
         shown[max(row, key=row.get)] = f"**{max(row.values()):.1f}**"
@@ -518,7 +745,12 @@ def rates_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 
 def scores_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     """The scores of trials at one learning rate by arm and seed, best mean first."""
-    rows = {arm: scores for arm, cells in trials.items() for rates in cells.values() for scores in rates.values()}
+    rows = {
+        arm: scores
+        for arm, cells in trials.items()
+        for rates in cells.values()
+        for scores in rates.values()
+    }
     seeds = max(map(len, rows.values()))
     heads = [f"seed {TUNING_SEEDS + n}" for n in range(seeds)]
     lines = [f"| arm | {' | '.join(heads)} | mean |", "|---|" + "---|" * (seeds + 1)]
@@ -557,22 +789,33 @@ def verdicts_csv(found: Sequence[Comparison]) -> list[list[str]]:
         primary = "yes" if one.is_primary else "no"
         p_values = [f"{one.p:.3g}", "" if one.flaw else f"{one.holm:.3g}"]
         p_values.append("" if one.holm_of_all is None else f"{one.holm_of_all:.3g}")
-        rows.append([one.study, one.name, one.measure, primary, str(one.n), *numbers, *p_values, verdict])
+        rows.append(
+            [one.study, one.name, one.measure, primary, str(one.n), *numbers, *p_values, verdict]
+        )
     return rows
 
 
 def blocks(found: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
     """The generated tables: by page, then by the name of the marker."""
-    made = {DOCS / "evidence.md": {"verdicts": evidence_table(found), "equal rates": equal_rates_table(found)}}
+    made = {
+        DOCS / "evidence.md": {
+            "verdicts": evidence_table(found),
+            "equal rates": equal_rates_table(found),
+        }
+    }
     for name in dict.fromkeys(one.study for one in found):
         page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
         made[page] = {"verdicts": study_table([one for one in found if one.study == name])}
     for file in sorted(HERE.rglob("trials.json")):
-        made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(json.loads(file.read_text()))
+        made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(
+            json.loads(file.read_text())
+        )
     made[HERE / "vit_average/README.md"]["average"] = average_table(found)
     made[HERE / "vit_samples/README.md"]["samples"] = samples_table(found)
     flip = next(one for one in found if one.study == EARLIER_FLIP and one.is_primary)
-    made[HERE / f"{EARLIER_FLIP}/README.md"]["power"] = power_table(flip.std, (2, 3.2), (5, 10, 20, 36))
+    made[HERE / f"{EARLIER_FLIP}/README.md"]["power"] = power_table(
+        flip.std, (2, 3.2), (5, 10, 20, 36)
+    )
     return made
 
 

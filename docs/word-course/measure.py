@@ -1,12 +1,13 @@
-"""Which words are learned first, with and without IDF: SuperCLIP on scenes whose objects differ in frequency.
+"""Which words are learned first, with and without IDF: SuperCLIP on scenes whose objects differ in
+frequency.
 
-`python docs/word-course/measure.py WORK` trains in the folder WORK, resumes where it stopped, and writes
-word-course.csv (one row per run and band of words), word-course.json (the differences with their intervals) and
-word-course.png. The scenes are the demo's, but the n-th object is drawn 1 / n times as often as the first; each seed
-orders the objects differently.
+`python docs/word-course/measure.py WORK` trains in the folder WORK, resumes where it stopped, and
+writes word-course.csv (one row per run and band of words), word-course.json (the differences with
+their intervals) and word-course.png. The scenes are the demo's, but the n-th object is drawn 1 / n
+times as often as the first; each seed orders the objects differently.
 
-No primary measure was named before the first run: all three measures of three bands of words, and the rank correlation,
-are reported.
+No primary measure was named before the first run: all three measures of three bands of words, and
+the rank correlation, are reported.
 """
 
 import csv
@@ -33,7 +34,9 @@ MEASURES = ("learned after", "known at 10,240 captions, %", "median lift at the 
 
 
 def skewed_scene(seed: int, index: int) -> Scene:
-    """One to four objects; the caption names them all. No set of objects is one of the demo's test scenes."""
+    """One to four objects; the caption names them all.
+
+    No set of objects is one of the demo's test scenes."""
     weights = np.random.default_rng(seed).permutation(1 / np.arange(1, len(NAMES) + 1))
     rng = np.random.default_rng((seed, index))
     count = rng.integers(1, 5)
@@ -53,7 +56,9 @@ def write_scenes(seed: int, folder: Path) -> None:
     for shard in tqdm(range(NUM_SHARDS), unit=" shards"):
         with TarWriter(str(part / f"{shard:06d}.tar"), mtime=0) as writer:
             for index in range(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE):
-                writer.write({"__key__": f"{index:09d}", **sample(skewed_scene(seed, index), "long")})
+                writer.write(
+                    {"__key__": f"{index:09d}", **sample(skewed_scene(seed, index), "long")}
+                )
     part.rename(folder)
 
 
@@ -88,8 +93,17 @@ def measures(course: WordCourse) -> tuple[list[dict], float]:
                 np.median([float(course.lift[token]) for token in inside]),
             )
             never = sum(course.learned_after(token) is None for token in inside)
-            rows.append({"band": band, "words": len(inside), "never learned": never, **dict(zip(MEASURES, values))})  # noqa: B905
-    correlation = spearmanr([int(course.captions[token]) for token in words], list(after.values())).statistic
+            rows.append(
+                {
+                    "band": band,
+                    "words": len(inside),
+                    "never learned": never,
+                    **dict(zip(MEASURES, values, strict=False)),
+                }
+            )
+    correlation = spearmanr(
+        [int(course.captions[token]) for token in words], list(after.values())
+    ).statistic
     return rows, float(correlation)
 
 
@@ -105,34 +119,57 @@ def main(work: Path) -> None:
             rows.append({"idf": idf, "seed": seed, **row})
             for measure in MEASURES:
                 values[idf, seed, row["band"], measure] = float(row[measure])
-    versions = [json.loads((run_folder(work, *which) / "run.json").read_text())["versions"] for which in courses]
+    versions = [
+        json.loads((run_folder(work, *which) / "run.json").read_text())["versions"]
+        for which in courses
+    ]
     if any(others != versions[0] for others in versions):
         sys.exit(f"the runs in {work} are of several versions: train them again in another folder")
     differences = {}
     for band in dict.fromkeys(row["band"] for row in rows):
         for measure in MEASURES:
             pairs = PairedDifference(
-                [values["online", seed, band, measure] - values["off", seed, band, measure] for seed in SEEDS]
+                [
+                    values["online", seed, band, measure] - values["off", seed, band, measure]
+                    for seed in SEEDS
+                ]
             )
             differences.setdefault(band, {})[measure] = {
-                **{idf: float(np.mean([values[idf, seed, band, measure] for seed in SEEDS])) for idf in IDF},
-                "online - off": pairs.mean, "interval": pairs.interval, "n": len(pairs.values),
-            }  # fmt: skip
+                **{
+                    idf: float(np.mean([values[idf, seed, band, measure] for seed in SEEDS]))
+                    for idf in IDF
+                },
+                "online - off": pairs.mean,
+                "interval": pairs.interval,
+                "n": len(pairs.values),
+            }
     record = {
-        "command": "python docs/word-course/measure.py WORK", "recipe": RECIPE, "seeds": SEEDS,
-        "versions": versions[0], "differences": differences, "rank correlation of frequency and time of learning": {
-            idf: {"mean": float(np.mean(found)), "interval": PairedDifference(found).interval, "values": found}
+        "command": "python docs/word-course/measure.py WORK",
+        "recipe": RECIPE,
+        "seeds": SEEDS,
+        "versions": versions[0],
+        "differences": differences,
+        "rank correlation of frequency and time of learning": {
+            idf: {
+                "mean": float(np.mean(found)),
+                "interval": PairedDifference(found).interval,
+                "values": found,
+            }
             for idf, found in correlations.items()
         },
-    }  # fmt: skip
+    }
     here = Path(__file__).parent
     with open(here / "word-course.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
+            writer.writerow(
+                {name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()}
+            )
     (here / "word-course.json").write_text(json.dumps(record, indent=1) + "\n")
-    (here / "word-course.png").write_bytes(draw_word_courses([courses[idf, SEEDS[0]] for idf in IDF]))
+    (here / "word-course.png").write_bytes(
+        draw_word_courses([courses[idf, SEEDS[0]] for idf in IDF])
+    )
     print(json.dumps(record, indent=1))
 
 

@@ -11,26 +11,35 @@ hookimpl = pluggy.HookimplMarker("open_clip")
 
 
 def sub_captions(caption: str) -> list[str]:
-    """Returns the caption's sentences and clauses, split at punctuation marks; if there are none, the caption."""
-    return [part.strip() for part in re.split(r"[.!?;:,](?:\s|$)", caption) if part.strip()] or [caption]
+    """Returns the caption's sentences and clauses, split at punctuation marks; if there are
+    none, the caption."""
+    return [part.strip() for part in re.split(r"[.!?;:,](?:\s|$)", caption) if part.strip()] or [
+        caption
+    ]
 
 
 class SubCaptionLoss(nn.Module):
-    """Adds weight * mean_k C(image, t_k) to `whole`'s losses: K sub-captions t_k per image, C the contrastive loss.
+    """Adds weight * mean_k C(image, t_k) to `whole`'s losses: K sub-captions t_k per image, C the
+    contrastive loss.
 
-    After the multi-positive loss of DreamLIP (Zheng et al. 2024, arXiv 2403.17007), without its grouping of patches.
+    After the multi-positive loss of DreamLIP (Zheng et al. 2024, arXiv 2403.17007), without its
+    grouping of patches.
     """
 
     def __init__(self, whole, contrastive, weight: float):
         super().__init__()
         self.whole, self.contrastive, self.weight = whole, contrastive, weight
 
-    def forward(self, *, sub_text_features: Tensor | None = None, output_dict: bool = False, **outputs):
+    def forward(
+        self, *, sub_text_features: Tensor | None = None, output_dict: bool = False, **outputs
+    ):
         """Returns the losses; sub_text_features are [B, K, D], from the model in training."""
         losses = self.whole(**outputs, output_dict=True)
         if sub_text_features is not None:
             shared = {
-                name: outputs[name] for name in ("image_features", "logit_scale", "logit_bias") if name in outputs
+                name: outputs[name]
+                for name in ("image_features", "logit_scale", "logit_bias")
+                if name in outputs
             }
             of_each = [
                 self.contrastive(**shared, text_features=one, output_dict=True)["contrastive_loss"]
@@ -41,7 +50,8 @@ class SubCaptionLoss(nn.Module):
 
 
 class WithSubCaptions:
-    """A model that encodes the sub-captions, which `TokensWithSubCaptions` appends to the tokens of each caption."""
+    """A model that encodes the sub-captions, which `TokensWithSubCaptions` appends to the tokens
+    of each caption."""
 
     def __init__(self, *args, num_sub_captions: int, **kwargs):
         super().__init__(*args, **kwargs)
@@ -53,15 +63,26 @@ class WithSubCaptions:
         length = self.num_sub_captions * self.context_length
         whole, subs = text[:, :-length], text[:, -length:]
         features = self.encode_text(subs.reshape(-1, self.context_length), normalize=True)
-        return {**super().forward(image, whole), "sub_text_features": features.unflatten(0, (len(text), -1))}
+        return {
+            **super().forward(image, whole),
+            "sub_text_features": features.unflatten(0, (len(text), -1)),
+        }
 
 
 class TokensWithSubCaptions:
-    """Appends the tokens of K sub-captions, a function of seed, epoch and caption; fewer than K parts are repeated."""
+    """Appends the tokens of K sub-captions, a function of seed, epoch and caption; fewer than K
+    parts are repeated."""
 
     def __init__(self, tokens, tokenizer, args, shared_epoch):
-        self.tokens, self.tokenizer, self.args, self.shared_epoch = tokens, tokenizer, args, shared_epoch
-        vars(self).update({name: getattr(tokens, name) for name in ("keeps", "end_pass") if hasattr(tokens, name)})
+        self.tokens, self.tokenizer, self.args, self.shared_epoch = (
+            tokens,
+            tokenizer,
+            args,
+            shared_epoch,
+        )
+        vars(self).update(
+            {name: getattr(tokens, name) for name in ("keeps", "end_pass") if hasattr(tokens, name)}
+        )
 
     def __call__(self, sample: dict) -> Tensor | None:
         caption = sample["txt"] if "__key__" in sample else str(sample[self.args.csv_caption_key])
@@ -80,15 +101,24 @@ def open_clip_add_options(parser):
     add = parser.add_argument_group("sub-captions").add_argument
     add("--sub-captions", type=int, default=0, help="Sub-captions per image and epoch; 0: none.")
     add("--sub-captions-weight", type=float, default=1.0, help="Weight of their loss.")
-    add("--sub-captions-key", default=None, help="Member or column of the text they are part of; default: the caption.")
+    add(
+        "--sub-captions-key",
+        default=None,
+        help="Member or column of the text they are part of; default: the caption.",
+    )
 
 
 @hookimpl
 def open_clip_check_options(args):
     if args.sub_captions < 0:
         raise SystemExit(f"error: --sub-captions is {args.sub_captions}, expected 0 or more")
-    if args.sub_captions and (args.distill_model or "coca" in args.model.lower() or args.dataset_type == "synthetic"):
-        raise SystemExit("error: --sub-captions: expected pairs in files, a model other than CoCa and no --distill")
+    if args.sub_captions and (
+        args.distill_model or "coca" in args.model.lower() or args.dataset_type == "synthetic"
+    ):
+        raise SystemExit(
+            "error: --sub-captions: expected pairs in files, a model other than CoCa and no "
+            "--distill"
+        )
 
 
 @hookimpl
@@ -107,7 +137,11 @@ def open_clip_select_model_class(model_class, model_cfg):
 @hookimpl(wrapper=True)
 def open_clip_caption_tokens(args, tokenizer, shared_epoch):
     tokens = yield
-    return TokensWithSubCaptions(tokens, tokenizer, args, shared_epoch) if args.sub_captions else tokens
+    return (
+        TokensWithSubCaptions(tokens, tokenizer, args, shared_epoch)
+        if args.sub_captions
+        else tokens
+    )
 
 
 @hookimpl(wrapper=True)

@@ -1,4 +1,5 @@
-"""Finds the architecture of a checkpoint, its model configuration and preprocessing, and counts its FLOPs."""
+"""Finds the architecture of a checkpoint, its model configuration and preprocessing, and counts
+its FLOPs."""
 
 import copy
 import json
@@ -37,7 +38,8 @@ class Architecture(NamedTuple):
     preprocess_cfg: dict
 
     def build(self, device: str = "meta", **model_kwargs) -> nn.Module:
-        """Returns OpenCLIP's model without the weights. Raises InputError if OpenCLIP cannot build it.
+        """Returns OpenCLIP's model without the weights. Raises InputError if OpenCLIP cannot build
+        it.
 
         If the plugin's hooks are active, the argument `superclip` adds a class head.
         """
@@ -47,21 +49,33 @@ class Architecture(NamedTuple):
             Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
             try:
                 return open_clip.create_model(
-                    f"local-dir:{folder}", load_weights=False, pretrained_text=False, device=device, **model_kwargs
+                    f"local-dir:{folder}",
+                    load_weights=False,
+                    pretrained_text=False,
+                    device=device,
+                    **model_kwargs,
                 )
             except InputError:
                 raise
             except Exception as error:  # an invalid configuration can raise anything
-                raise InputError(f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})") from error
+                raise InputError(
+                    f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})"
+                ) from error
 
     def tokenizer(self, flag: str = "--model"):
-        """Returns OpenCLIP's tokenizer for the model. Raises InputError, naming `flag`, if it cannot be opened."""
+        """Returns OpenCLIP's tokenizer for the model.
+
+        Raises InputError, naming `flag`, if it cannot be opened."""
         context = self.model_cfg["text_cfg"].get("context_length")
-        with FACTORY_LOCK, replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}):
+        with (
+            FACTORY_LOCK,
+            replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}),
+        ):
             return open_tokenizer(self.name, context, flag=flag)  # files of a name may differ
 
     def with_options(self, options: dict) -> "Architecture":
-        """Returns the architecture after the changes that OpenCLIP's trainer makes for command-line `options`."""
+        """Returns the architecture after the changes that OpenCLIP's trainer makes for
+        command-line `options`."""
         model_cfg, preprocess_cfg = copy.deepcopy(self.model_cfg), dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
@@ -69,11 +83,15 @@ class Architecture(NamedTuple):
             try:
                 from open_clip.naflex_convert import apply_naflex_vision_config
             except ImportError:
-                raise InputError("--model: the run had --use-naflex, which requires OpenCLIP 4") from None
+                raise InputError(
+                    "--model: the run had --use-naflex, which requires OpenCLIP 4"
+                ) from None
             apply_naflex_vision_config(model_cfg)
         size = options.get("force_image_size")
         if size is not None:
-            model_cfg["vision_cfg"]["image_size"] = size[0] if isinstance(size, list) and len(size) == 1 else size
+            model_cfg["vision_cfg"]["image_size"] = (
+                size[0] if isinstance(size, list) and len(size) == 1 else size
+            )
         if options.get("force_context_length") is not None:
             model_cfg["text_cfg"]["context_length"] = options["force_context_length"]
         for name in ("mean", "std", "interpolation", "resize_mode"):
@@ -83,10 +101,11 @@ class Architecture(NamedTuple):
 
 
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:
-    """Returns the architecture of a built-in model, local-dir:FOLDER, hf-hub:REPO or a JSON configuration file.
+    """Returns the architecture of a built-in model, local-dir:FOLDER, hf-hub:REPO or a JSON
+    configuration file.
 
-    Raises InputError, which names `flag`, if there is no such model. The `tag` of released weights determines the
-    preprocessing.
+    Raises InputError, which names `flag`, if there is no such model. The `tag` of released weights
+    determines the preprocessing.
     """
     if Path(model).name == HF_CONFIG_NAME:
         model = f"local-dir:{Path(model).parent}"
@@ -96,24 +115,29 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     configuration = read_configuration(model, flag)
     if configuration is None:
         raise InputError(
-            f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), local-dir:FOLDER, "
-            "hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
+            f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), "
+            "local-dir:FOLDER, hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    released = open_clip.get_pretrained_cfg(model, tag) if tag else {}  # none for a folder or repository
+    # none for a folder or repository
+    released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     names = PreprocessCfg.__dataclass_fields__
     preprocess_cfg = {name: value for name, value in released.items() if name in names}
     return Architecture(model, configuration[0], configuration[1] | preprocess_cfg)
 
 
-def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Architecture, dict[str, Tensor]]:
+def fit(
+    architecture: Architecture, weights: dict[str, Tensor]
+) -> tuple[Architecture, dict[str, Tensor]]:
     """Returns both, adapted to each other if they differ in ways that OpenCLIP accepts.
 
-    These are whether the text tower is a module of its own, and the shapes of logit_scale and logit_bias.
+    These are whether the text tower is a module of its own, and the shapes of logit_scale and
+    logit_bias.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     model_cfg.pop("nonscalar_logit_scale", None)  # `read_checkpoint` returns scalars
     if "multimodal_cfg" not in model_cfg:
-        model_cfg["vision_cfg"].pop("output_tokens", None)  # unsupported by stock CLIP, and unused by the head
+        # unsupported by stock CLIP, and unused by the head
+        model_cfg["vision_cfg"].pop("output_tokens", None)
     separate_text = any(name.startswith("text.") for name in weights)
     if separate_text:
         model_cfg["custom_text"] = True
@@ -127,23 +151,32 @@ def fit(architecture: Architecture, weights: dict[str, Tensor]) -> tuple[Archite
 def architecture_of(
     checkpoint: Path, run_options: dict, model: str | None = None, flag: str = "--model"
 ) -> Architecture:
-    """Returns the architecture of a file of weights or a folder, with the changes made by the run's options.
+    """Returns the architecture of a file of weights or a folder, with the changes made by the run's
+    options.
 
     `model` is the value of `flag`, if the user gives one.
     """
     if model is None:
         model = trained_model(checkpoint, run_options)
         if model.startswith("hf-hub:"):  # only the user may name what is downloaded
-            raise InputError(f"{flag} is missing: {checkpoint} was trained from {model}; if you trust it, give it")
+            raise InputError(
+                f"{flag} is missing: {checkpoint} was trained from {model}; if you trust it, "
+                "give it"
+            )
         place = Path(model.removeprefix("local-dir:"))
         if not model or (place.is_absolute() and not place.exists()):
             where = f"at {place}" if model else "recorded beside it"
             raise InputError(f"{flag} is missing: the model of {checkpoint} is not {where}")
-    return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(run_options)
+    return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(
+        run_options
+    )
 
 
-def expected_head(model: nn.Module, head_input: str = "patches", has_fixed_idf: bool = False) -> dict[str, Tensor]:
-    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the meta device.
+def expected_head(
+    model: nn.Module, head_input: str = "patches", has_fixed_idf: bool = False
+) -> dict[str, Tensor]:
+    """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the
+    meta device.
 
     With `has_fixed_idf`, they include the counts of --superclip-idf FILE.
     """
@@ -157,19 +190,24 @@ def expected_head(model: nn.Module, head_input: str = "patches", has_fixed_idf: 
     return nn.ModuleDict(parts).state_dict()
 
 
-def count_gmacs(model: nn.Module, head: dict[str, Tensor], with_attention: bool = True) -> dict[str, float]:
-    """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model on "meta".
+def count_gmacs(
+    model: nn.Module, head: dict[str, Tensor], with_attention: bool = True
+) -> dict[str, float]:
+    """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model
+    on "meta".
 
-    `head` are the class head's tensors by name, empty without one. `with_attention=False` excludes attention's own
-    matrix products, as the paper does. Of a Hugging Face text tower, only the linear layers are counted: transformers
-    cannot run it on "meta".
+    `head` are the class head's tensors by name, empty without one. `with_attention=False` excludes
+    attention's own matrix products, as the paper does. Of a Hugging Face text tower, only the
+    linear layers are counted: transformers cannot run it on "meta".
     """
     num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
     image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
     text = torch.zeros(num_pairs, model.context_length, dtype=torch.long, device="meta")
     towers = {"vision": lambda: model.encode_image(image), "text": lambda: model.encode_text(text)}
     if isinstance(text_tower := getattr(model, "text", None), HFTextEncoder):
-        layers = [layer for layer in text_tower.transformer.modules() if isinstance(layer, nn.Linear)]
+        layers = [
+            layer for layer in text_tower.transformer.modules() if isinstance(layer, nn.Linear)
+        ]
         towers["text"] = lambda: [
             layer(torch.empty(text.numel(), layer.in_features, device="meta")) for layer in layers
         ]

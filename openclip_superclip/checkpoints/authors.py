@@ -9,7 +9,14 @@ from ..errors import InputError, listed
 from ..files import check_out, whole_output
 from . import WEIGHTS_NAMES
 from .architecture import expected_head, fit, read_architecture
-from .checkpoint import DOCUMENT_FREQUENCY, MAX_CAPTIONS, NUM_CAPTIONS, check_match, check_values, read_checkpoint
+from .checkpoint import (
+    DOCUMENT_FREQUENCY,
+    MAX_CAPTIONS,
+    NUM_CAPTIONS,
+    check_match,
+    check_values,
+    read_checkpoint,
+)
 from .export import write_model
 
 HEAD_NAMES = {
@@ -26,28 +33,38 @@ NEAR = 0.02  # tolerance for whole counts
 def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
     """Returns the authors' weights under the names of OpenCLIP and of this package.
 
-    `cap_fq` is the sum over steps of the fraction of the global batch's captions that contain each token, and
-    `num_samples` is the number of steps. Multiplied by the global batch size, these are counts. Each fraction was
-    rounded to float32 before it was added in float64. This is exact if the global batch size is a power of two.
-    Otherwise rounding to integers restores all counts below 8 million, and changes IDF weights by less than 1e-7.
+    `cap_fq` is the sum over steps of the fraction of the global batch's captions that contain each
+    token, and `num_samples` is the number of steps. Multiplied by the global batch size, these are
+    counts. Each fraction was rounded to float32 before it was added in float64. This is exact if
+    the global batch size is a power of two. Otherwise rounding to integers restores all counts
+    below 8 million, and changes IDF weights by less than 1e-7.
 
-    Raises InputError if the head is missing, incomplete or has hidden layers, or if the statistics are impossible.
+    Raises InputError if the head is missing, incomplete or has hidden layers, or if the statistics
+    are impossible.
     """
     missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
     if missing:
         raise InputError(f"not a checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
-    hidden = sorted(name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES)
+    hidden = sorted(
+        name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES
+    )
     if hidden:
         raise InputError(f"its head has hidden layers; ours is one linear layer: {listed(hidden)}")
     if weights["num_samples"].numel() != 1:
-        raise InputError(f"num_samples is {list(weights['num_samples'].shape)}, expected one number")
+        raise InputError(
+            f"num_samples is {list(weights['num_samples'].shape)}, expected one number"
+        )
     steps, means = weights["num_samples"].double().item(), weights["cap_fq"].double().flatten()
     if not 0 <= steps * global_batch < MAX_CAPTIONS:
         raise InputError(f"num_samples is {steps:g}; expected the number of the run's steps")
     wrong = means[~((means >= 0) & (means <= steps * (1 + FLOAT32)))]  # NaN is wrong too
     if len(wrong):
         raise InputError(f"cap_fq contains {wrong[0]:g}; expected 0 to {steps:g}, num_samples")
-    ours = {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items() if name not in STATISTICS}
+    ours = {
+        HEAD_NAMES.get(name, name): tensor
+        for name, tensor in weights.items()
+        if name not in STATISTICS
+    }
     ours[NUM_CAPTIONS] = torch.tensor(round(steps * global_batch))
     ours[DOCUMENT_FREQUENCY] = (means * global_batch).round().to(torch.int64)
     return ours
@@ -58,10 +75,11 @@ def import_checkpoint(
 ) -> tuple[int, bool]:
     """Writes the folder `out`, which is never left incomplete.
 
-    Returns the number of captions counted, and whether `global_batch` (captions per step over all GPUs) gives whole
-    counts.
+    Returns the number of captions counted, and whether `global_batch` (captions per step over all
+    GPUs) gives whole counts.
     """
-    own_head = {WEIGHTS_NAMES[0]: '"class_head.weight"'}  # export writes the head into a file of its own
+    # export writes the head into a file of its own
+    own_head = {WEIGHTS_NAMES[0]: '"class_head.weight"'}
     check_out(out, overwrite, [file, *model.split("local-dir:")[1:]], own_head)
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
@@ -82,5 +100,6 @@ def import_checkpoint(
         folder.mkdir()
         write_model(folder, out, architecture, plain, weights)
     counts = theirs["cap_fq"].double() * global_batch
-    counts = counts[counts * FLOAT32 < NEAR / 2]  # the rounding error of larger ones hides their fraction
+    # the rounding error of larger ones hides their fraction
+    counts = counts[counts * FLOAT32 < NEAR / 2]
     return weights[NUM_CAPTIONS].item(), bool(((counts - counts.round()).abs() < NEAR).all())

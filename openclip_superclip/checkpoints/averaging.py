@@ -13,16 +13,20 @@ from .run_outputs import run_options
 
 
 def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
-    """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original types.
+    """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original
+    types.
 
-    Integers are not averaged, but copied from the checkpoint that has seen most captions, or from the last one.
+    Integers are not averaged, but copied from the checkpoint that has seen most captions, or from
+    the last one.
     """
     first, *others = checkpoints
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, str(checkpoint.path))
     for other in others:
         _check_fit(other, first, other.weights, first.weights)
-    latest = max(reversed(checkpoints), key=lambda checkpoint: int(checkpoint.weights.get(NUM_CAPTIONS, 0)))
+    latest = max(
+        reversed(checkpoints), key=lambda checkpoint: int(checkpoint.weights.get(NUM_CAPTIONS, 0))
+    )
     merged = dict(latest.weights)
     for name, tensor in merged.items():
         if tensor.is_floating_point():
@@ -32,10 +36,11 @@ def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
 
 
 def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
-    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in float64.
+    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
+    float64.
 
-    Integers are copied from the tuned weights, and so is a class head that the released weights lack. A class head that
-    only the released weights have is dropped.
+    Integers are copied from the tuned weights, and so is a class head that the released weights
+    lack. A class head that only the released weights have is dropped.
     """
     head = tuned.head()
     start = released.weights if head else released.without_head()
@@ -46,21 +51,29 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     merged = head | end
     for name, tensor in end.items():
         if tensor.is_floating_point():
-            merged[name] = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(tensor.dtype)
+            merged[name] = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(
+                tensor.dtype
+            )
     return merged
 
 
-def _check_fit(one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _check_fit(
+    one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], expected: dict[str, Tensor]
+) -> None:
     """Raises InputError unless two checkpoints are of one model."""
     check_match(found, expected, str(one.path), str(other.path))
     others = _facts(other, expected)
     for name, fact in _facts(one, found).items():
         if fact != others.get(name, fact):
-            raise InputError(f"{one.path} does not match {other.path}: its {name} is {fact}, expected {others[name]}")
+            raise InputError(
+                f"{one.path} does not match {other.path}: its {name} is {fact}, expected "
+                f"{others[name]}"
+            )
 
 
 def _facts(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict:
-    """Returns what the names and shapes of weights do not show; only the head's input if the model is unknown."""
+    """Returns what the names and shapes of weights do not show; only the head's input if the
+    model is unknown."""
     facts = {"class head's input": head_input_of(weights)}
     with contextlib.suppress(InputError):
         found = architecture_of(checkpoint.path, run_options(checkpoint))

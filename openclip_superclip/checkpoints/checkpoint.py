@@ -24,16 +24,23 @@ from .run_outputs import idf_file, is_complete, is_damaged, own_checkpoints, run
 
 NUM_SHOWN = 3  # mismatches in an error message
 NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
-MAX_CAPTIONS = 2**53  # more than any run can see; the sum of a thousand such counts still fits in int64
-FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")  # the counts of --superclip-idf FILE
+# more than any run can see; the sum of a thousand such counts still fits in int64
+MAX_CAPTIONS = 2**53
+# the counts of --superclip-idf FILE
+FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")
 OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
-OPTIONS = "superclip_options"  # the options of the run in files of this package: JSON metadata or an attribute
-# Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that OpenCLIP ignores, too.
+# the options of the run in files of this package: JSON metadata or an attribute
+OPTIONS = "superclip_options"
+# Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that
+# OpenCLIP ignores, too.
 IGNORED = ("training_only_", "text.transformer.embeddings.position_ids")
 
 
-def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str) -> None:
-    """Raises InputError with the first mismatches of names, shapes and number types, if there are any."""
+def check_match(
+    weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str
+) -> None:
+    """Raises InputError with the first mismatches of names, shapes and number types, if there
+    are any."""
     mismatches = []
     for name in sorted(weights.keys() | expected.keys()):
         tensor, other = weights.get(name), expected.get(name)
@@ -47,11 +54,14 @@ def check_match(weights: dict[str, Tensor], expected: dict[str, Tensor], what: s
             mismatches.append(f"{name} is {tensor.dtype}, expected {other.dtype}")
     if mismatches:
         more = [f"and {len(mismatches) - NUM_SHOWN:,} more"] * (len(mismatches) > NUM_SHOWN)
-        raise InputError(f"{what} does not match {model}: {'; '.join([*mismatches[:NUM_SHOWN], *more])}")
+        raise InputError(
+            f"{what} does not match {model}: {'; '.join([*mismatches[:NUM_SHOWN], *more])}"
+        )
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
-    """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and impossible counts."""
+    """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and
+    impossible counts."""
     for name, tensor in weights.items():
         if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
             kind = "on the meta device, without values" if tensor.is_meta else "sparse or quantized"
@@ -59,8 +69,8 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
         if not is_finite(tensor):
             wrong = int((~tensor.isfinite()).sum())
             raise InputError(
-                f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} values): the run that wrote "
-                "it has diverged; use an earlier checkpoint"
+                f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} "
+                "values): the run that wrote it has diverged; use an earlier checkpoint"
             )
     for document_frequency, num_captions in ((DOCUMENT_FREQUENCY, NUM_CAPTIONS), FIXED_IDF):
         if num_captions in weights and document_frequency in weights:
@@ -76,23 +86,29 @@ def _check_counts(total_name: str, counts_name: str, weights: dict[str, Tensor],
         raise InputError(f"{what}: {total_name} is {total:,}; expected 0 to {MAX_CAPTIONS:,}")
     wrong = document_frequency[(document_frequency < 0) | (document_frequency > total)]
     if len(wrong):
-        raise InputError(f"{what}: {counts_name} contains {wrong[0]:,}; expected 0 to {total:,}, all captions")
+        raise InputError(
+            f"{what}: {counts_name} contains {wrong[0]:,}; expected 0 to {total:,}, all captions"
+        )
 
 
 def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
     """Writes weights with safetensors or torch.save, depending on the suffix.
 
-    `options` of the run, unless None, are stored in the file, from which `read_checkpoint` returns them.
+    `options` of the run, unless None, are stored in the file, from which `read_checkpoint` returns
+    them.
     """
     if options is not None:
         options = dict(sorted(options.items()))
     if file.suffix == ".safetensors":
-        # A single entry, because safetensors writes several in random order. Only transformers reads "format".
+        # A single entry, because safetensors writes several in random order. Only transformers
+        # reads "format".
         metadata = {"format": "pt"} if options is None else {OPTIONS: json.dumps(options)}
         save_file(_untied(weights), file, metadata=metadata)
-        file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable for the owner only
+        # safetensors makes it readable for the owner only
+        file.chmod(file.parent.stat().st_mode & 0o666)
     else:
-        # torch.save writes whole storages, which may be a memory-mapped file: each tensor gets its own.
+        # torch.save writes whole storages, which may be a memory-mapped file: each tensor gets its
+        # own.
         state = OrderedDict(
             (name, tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor)
             for name, tensor in _untied(weights).items()
@@ -119,35 +135,50 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     epoch: int | None = None  # completed epochs; None if the file is not one of the trainer
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
-    of_tasks: bool = False  # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
+    # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
+    of_tasks: bool = False
     head_beside: bool = False  # the class head was read from the separate file of an export
     options: dict = {}  # options of the run, from the file itself  # noqa: RUF012
 
     def without_head(self) -> dict[str, Tensor]:
         """Returns the weights of the OpenCLIP model."""
-        return {name: tensor for name, tensor in self.weights.items() if not name.startswith(HEAD_PREFIXES)}
+        return {
+            name: tensor
+            for name, tensor in self.weights.items()
+            if not name.startswith(HEAD_PREFIXES)
+        }
 
     def head(self) -> dict[str, Tensor]:
         """Returns the class head and the token statistics; empty for a plain model."""
-        return {name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)}
+        return {
+            name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)
+        }
 
 
-def read_checkpoint(path: str | Path, of_authors: bool = False, checksums: bool = True) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, of_authors: bool = False, checksums: bool = True
+) -> Checkpoint:
     """Reads a checkpoint. Raises InputError if the file is not one.
 
-    Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or weights only),
-    safetensors, TorchScript archives, and folders that contain one of these. Includes the class head that an export
-    saves in a separate file. Files are memory-mapped. Never runs code from a pickle.
+    Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or
+    weights only), safetensors, TorchScript archives, and folders that contain one of these.
+    Includes the class head that an export saves in a separate file. Files are memory-mapped. Never
+    runs code from a pickle.
 
-    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`. Without `checksums`, the
-    content of torch's files is not verified, which reads them completely.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    Without `checksums`, the content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
     content, options = _load(file, checksums)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
-    plain = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in state.items()}
+    plain = {
+        name.replace("_orig_mod.", "").removeprefix("module."): tensor
+        for name, tensor in state.items()
+    }
     weights = {name: tensor for name, tensor in plain.items() if not name.startswith(IGNORED)}
     for name in {"logit_scale", "logit_bias"} & weights.keys():  # OpenCLIP reads [1] as well as []
         weights[name] = weights[name].squeeze()
@@ -170,10 +201,11 @@ def read_checkpoint(path: str | Path, of_authors: bool = False, checksums: bool 
 
 
 def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
-    """Returns the counts of --superclip-idf FILE that a class head was trained with, by name; {} without such a file.
+    """Returns the counts of --superclip-idf FILE that a class head was trained with, by name; {}
+    without such a file.
 
-    Checkpoints of version 0.2 do not contain the counts, which are then read from the file. Raises InputError if it is
-    gone, or counts the tokens of another tokenizer.
+    Checkpoints of version 0.2 do not contain the counts, which are then read from the file. Raises
+    InputError if it is gone, or counts the tokens of another tokenizer.
     """
     head = checkpoint.head()
     file = idf_file(checkpoint.path, run_options(checkpoint))
@@ -181,8 +213,10 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
         return {name: head[name] for name in FIXED_IDF if name in head}
     if not os.path.isfile(file):
         raise InputError(
-            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and does not contain "
-            "its counts: copy the file there, or count the same captions again with superclip frequencies"
+            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, "
+            "and does not contain "
+            "its counts: copy the file there, or count the same captions again with superclip "
+            "frequencies"
         )
     from ..data.frequencies import read_frequencies
 
@@ -194,11 +228,14 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
 
 
 def holds_numbers(path: Path) -> bool:
-    """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot be read."""
+    """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot
+    be read."""
     try:
         return all(map(is_finite, read_checkpoint(path).weights.values()))
     except InputError as error:
-        raise OSError(f"{error}; if it is damaged, the same command trains its slice again") from None
+        raise OSError(
+            f"{error}; if it is damaged, the same command trains its slice again"
+        ) from None
 
 
 def holds_head(names: Iterable[str]) -> bool:
@@ -207,15 +244,19 @@ def holds_head(names: Iterable[str]) -> bool:
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
-    """Returns the class head and token statistics in the separate file of an export, and the options in it."""
+    """Returns the class head and token statistics in the separate file of an export, and the
+    options in it."""
     head, options = _load(file)
-    return {name: tensor for name, tensor in head.items() if name.startswith(HEAD_PREFIXES)}, options
+    return {
+        name: tensor for name, tensor in head.items() if name.startswith(HEAD_PREFIXES)
+    }, options
 
 
 def is_torchscript(path: str | Path) -> bool:
     """Returns whether a file is a TorchScript archive, as OpenAI's released models are.
 
-    Raises InputError for an archive with a method that torch runs when it opens the file, which could write files.
+    Raises InputError for an archive with a method that torch runs when it opens the file, which
+    could write files.
     """
     if not zipfile.is_zipfile(path):
         return False
@@ -228,7 +269,10 @@ def is_torchscript(path: str | Path) -> bool:
     if "constants.pkl" not in records:  # the same test as in torch.load
         return False
     if any(b"__setstate__" in source for source in code):
-        raise InputError(f"{path} is a TorchScript archive that runs code when it is opened; only weights are loaded")
+        raise InputError(
+            f"{path} is a TorchScript archive that runs code when it is opened; only weights "
+            "are loaded"
+        )
     return True
 
 
@@ -240,16 +284,21 @@ def file_of_weights(path: Path) -> Path:
         found = _find_checkpoint_in_dir(path)
         if found is None:
             last = newest_weights(path)
-            expected = f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
+            expected = (
+                f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
+            )
             raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
-        raise InputError(f"there is no file or folder {path}; expected a run, a checkpoint or an exported folder")
+        raise InputError(
+            f"there is no file or folder {path}; expected a run, a checkpoint or an exported folder"
+        )
     return path
 
 
 def newest_weights(run: Path) -> Path | None:
-    """Returns the newest complete checkpoint that a run has trained, or None; epoch_latest.pt may be an older one."""
+    """Returns the newest complete checkpoint that a run has trained, or None; epoch_latest.pt
+    may be an older one."""
     latest, *others = own_checkpoints(run / "checkpoints")
     newest = next((file for file in others if not is_damaged(file)), None)
     if is_damaged(latest) or (newest and _epoch(latest) < _epoch(newest)):
@@ -284,7 +333,10 @@ def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
         elif scripted:
             state = torch.jit.load(file, map_location="cpu").state_dict()
             numbers = ("input_resolution", "context_length", "vocab_size")
-            content, options = {name: tensor for name, tensor in state.items() if name not in numbers}, {}
+            content, options = (
+                {name: tensor for name, tensor in state.items() if name not in numbers},
+                {},
+            )
         else:
             mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 does not support mmap
             content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
@@ -297,6 +349,10 @@ def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
 def _problem(error: Exception) -> str:
     unsafe = re.search(r"GLOBAL (\S+)", reason(error))
     if isinstance(error, pickle.UnpicklingError):
-        what = f"is a pickle that runs {unsafe[1]}" if unsafe else "contains no weights as torch saves them"
+        what = (
+            f"is a pickle that runs {unsafe[1]}"
+            if unsafe
+            else "contains no weights as torch saves them"
+        )
         return f"it {what}; only weights are ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"

@@ -27,7 +27,9 @@ class CourseFiles(NamedTuple):
     epochs: list[int]
 
     def read(self, epoch: int) -> EpochWords:
-        """Returns the record of an epoch. Raises InputError if its file is damaged or of another tokenizer."""
+        """Returns the record of an epoch.
+
+        Raises InputError if its file is damaged or of another tokenizer."""
         path = self.run / FOLDER / f"epoch_{epoch}.safetensors"
         try:
             with safe_open(path, "pt") as file:
@@ -36,35 +38,57 @@ class CourseFiles(NamedTuple):
             counts = {name: int(values[name]) for name in ("num_captions", "num_trained")}
             words = EpochWords(**values | counts)
         except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise InputError(f"{path} is not a file of words ({reason(error)}): {ADVICE}") from error
-        if vocabulary != self.vocabulary or any(tensor.shape != (len(self.texts),) for tensor in words[:3]):
-            raise InputError(f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}")
+            raise InputError(
+                f"{path} is not a file of words ({reason(error)}): {ADVICE}"
+            ) from error
+        if vocabulary != self.vocabulary or any(
+            tensor.shape != (len(self.texts),) for tensor in words[:3]
+        ):
+            raise InputError(
+                f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}"
+            )
         return words
 
 
 def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> None:
-    """Writes the file of an epoch, counted from 1, and tokens.json if it is missing or of another tokenizer."""
+    """Writes the file of an epoch, counted from 1, and tokens.json if it is missing or of
+    another tokenizer."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
     written = read_json(folder / TOKENS, default={})
-    if written.get("vocabulary") != identity.vocabulary or len(written.get("tokens", [])) != len(words.captions):
-        write_json(folder / TOKENS, {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))})
+    if written.get("vocabulary") != identity.vocabulary or len(written.get("tokens", [])) != len(
+        words.captions
+    ):
+        write_json(
+            folder / TOKENS,
+            {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))},
+        )
     tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
     # A single metadata entry, because safetensors writes several in random order.
-    write_bytes(folder / f"epoch_{epoch}.safetensors", save(tensors, {"vocabulary": identity.vocabulary}))
+    write_bytes(
+        folder / f"epoch_{epoch}.safetensors", save(tensors, {"vocabulary": identity.vocabulary})
+    )
 
 
 def find_course(run: Path) -> CourseFiles:
-    """Returns the word files in a run's folder. Raises InputError if there are none, and for a bad tokens.json."""
-    found = (re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name) for path in (run / FOLDER).glob("epoch_*"))
+    """Returns the word files in a run's folder.
+
+    Raises InputError if there are none, and for a bad tokens.json."""
+    found = (
+        re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name)
+        for path in (run / FOLDER).glob("epoch_*")
+    )
     epochs = sorted(int(match[1]) for match in found if match)
     if not epochs:
         raise InputError(
-            f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run with --superclip and "
-            "--superclip-word-course on"
+            f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run "
+            "with --superclip and --superclip-word-course on"
         )
-    path, advice = run / FOLDER / TOKENS, "copy it again, or from another run with the same tokenizer"
+    path, advice = (
+        run / FOLDER / TOKENS,
+        "copy it again, or from another run with the same tokenizer",
+    )
     tokens = read_json(path, advice=advice)
     if "vocabulary" not in tokens or not isinstance(tokens.get("tokens"), list):
         raise InputError(f"{path} does not name the tokenizer and its tokens: {advice}")

@@ -35,7 +35,10 @@ from .run_outputs import run_options
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
-NEEDS_HUB = "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has its own tokenizer"
+NEEDS_HUB = (
+    "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has "
+    "its own tokenizer"
+)
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
 OPENCLIP_USAGE = """import open_clip
@@ -64,33 +67,54 @@ tags:
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
-    """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that of padding to 0."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
+    of padding to 0."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
-    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]  # skips the empty last line of the file
+    # skips the empty last line of the file
+    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
     bpe = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=[(start, tokenizer.sot_token_id), (end, tokenizer.eot_token_id)]
+        single=f"{start} $A {end}",
+        special_tokens=[(start, tokenizer.sot_token_id), (end, tokenizer.eot_token_id)],
     )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (start, end, PADDING)])
+    bpe.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (start, end, PADDING)]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=start, eos_token=end, pad_token=PADDING, sep_token=PADDING,
-        model_max_length=tokenizer.context_length, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=bpe,
+        bos_token=start,
+        eos_token=end,
+        pad_token=PADDING,
+        sep_token=PADDING,
+        model_max_length=tokenizer.context_length,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Writes a transformers tokenizer. A tokenizer made by `as_hugging_face` pads with 0, like OpenCLIP's.
+    """Writes a transformers tokenizer. A tokenizer made by `as_hugging_face` pads with 0, like
+    OpenCLIP's.
 
-    0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded from such a file
-    saves only one of them, even in the merges.
+    0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded
+    from such a file saves only one of them, even in the merges.
     """
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token != PADDING:
@@ -98,7 +122,9 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
     content["model"]["vocab"] |= {"!": 0, PADDING: 0}
-    content["model"]["merges"] = json.loads(json.dumps(content["model"]["merges"]).replace(PADDING, "!"))
+    content["model"]["merges"] = json.loads(
+        json.dumps(content["model"]["merges"]).replace(PADDING, "!")
+    )
     for token in content["added_tokens"]:
         token["id"] = content["model"]["vocab"][token["content"]]
     write_text(file, json.dumps(content, ensure_ascii=False))
@@ -112,12 +138,15 @@ def write_model(
     weights: dict[str, Tensor],
     hub: str | None = None,
 ) -> bool:
-    """Writes configuration, weights and tokenizer for local-dir:; `model` is `architecture.build()`.
+    """Writes configuration, weights and tokenizer for local-dir:; `model` is
+    `architecture.build()`.
 
-    `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text tower.
+    `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text
+    tower.
 
-    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for local-dir:, it looks for the
-    tokenizer where the configuration says, which is the repository `hub`, if given.
+    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for
+    local-dir:, it looks for the tokenizer where the configuration says, which is the repository
+    `hub`, if given.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -128,19 +157,26 @@ def write_model(
     elif kwargs.get("bpe_path"):
         if others := kwargs.keys() - {"bpe_path", "clean"}:
             raise InputError(
-                f"--model: {architecture.name} has its own vocabulary, and {', '.join(sorted(others))} in "
-                "tokenizer_kwargs: only bpe_path and clean can be exported"
+                f"--model: {architecture.name} has its own vocabulary, and "
+                f"{', '.join(sorted(others))} in tokenizer_kwargs: only bpe_path and clean can "
+                "be exported"
             )
         save_tokenizer(as_hugging_face(tokenizer), folder)
         text_cfg["hf_tokenizer_name"] = IN_FOLDER
-        text_cfg["tokenizer_kwargs"] = {"clean": kwargs.get("clean", "lower"), "strip_sep_token": True}
+        text_cfg["tokenizer_kwargs"] = {
+            "clean": kwargs.get("clean", "lower"),
+            "strip_sep_token": True,
+        }
     if os.path.isdir(text_cfg.get("hf_model_name") or ""):
         model.text.config.save_pretrained(folder)
         text_cfg["hf_model_name"] = hub or str(out.resolve())
         text_cfg["hf_tokenizer_name"] = IN_FOLDER
     if text_cfg.get("hf_tokenizer_name"):
-        is_local = os.path.exists(text_cfg["hf_tokenizer_name"])  # a path that only this machine has
-        text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"])
+        # a path that only this machine has
+        is_local = os.path.exists(text_cfg["hf_tokenizer_name"])
+        text_cfg["hf_tokenizer_name"] = hub or (
+            IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"]
+        )
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
     return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
@@ -156,21 +192,27 @@ def export(
     hub: str | None = None,
     tag: str = "",
 ) -> tuple[str, str]:
-    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code that opens it.
+    """Writes the folder `out`, which is never left incomplete; returns the model's name, and code
+    that opens it.
 
-    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is given for a file of `model`'s
-    released weights.
+    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is given for a
+    file of `model`'s released weights.
     """
     checkpoint = read_checkpoint(file)
     options, head = run_options(checkpoint), checkpoint.head()
     if tag:
-        options = {"pretrained": tag, "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")}
+        options = {
+            "pretrained": tag,
+            "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"),
+        }
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
     found = architecture_of(file, options, model)
-    check_out(out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]})
+    check_out(
+        out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]}
+    )
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)
@@ -190,7 +232,8 @@ def export(
         if with_head:
             kept = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
             if FIXED_IDF[0] in head:
-                kept.pop("superclip_idf", None)  # the path of the file, whose counts are in the head
+                # the path of the file, whose counts are in the head
+                kept.pop("superclip_idf", None)
             save_weights(head, folder / HEAD_NAME, kept)
         num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
         name = out.resolve().name
@@ -203,16 +246,31 @@ def export(
 
 
 def model_card(
-    name: str, model: str, options: dict, num_captions: int | None, with_head: bool, usage: str, is_hf: bool
+    name: str,
+    model: str,
+    options: dict,
+    num_captions: int | None,
+    with_head: bool,
+    usage: str,
+    is_hf: bool,
 ) -> str:
-    """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front matter.
+    """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front
+    matter.
 
-    `options` are those of the run; `num_captions` are the captions seen with the class loss, None if not counted.
+    `options` are those of the run; `num_captions` are the captions seen with the class loss, None
+    if not counted.
     """
     what = "A CLIP model."
     if num_captions is not None:
-        what = "A CLIP model, trained with the class loss of [SuperCLIP](https://arxiv.org/abs/2512.14480). "
-        what += f"The class head is in `{HEAD_NAME}`." if with_head else "The class head is not included."
+        what = (
+            "A CLIP model, trained with the class loss of "
+            "[SuperCLIP](https://arxiv.org/abs/2512.14480). "
+        )
+        what += (
+            f"The class head is in `{HEAD_NAME}`."
+            if with_head
+            else "The class head is not included."
+        )
     facts = {
         "architecture": model,
         "pretrained weights": options.get("pretrained"),
@@ -221,16 +279,28 @@ def model_card(
         "epochs": options.get("epochs"),
         "learning rate": options.get("lr"),
         "weight of the class loss λ": options.get("superclip_weight"),
-        "made with": ", ".join(f"{name} {version}" for name, version in versions(*MADE_WITH).items()),
+        "made with": ", ".join(
+            f"{name} {version}" for name, version in versions(*MADE_WITH).items()
+        ),
     }
-    lines = [f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")]
+    lines = [
+        f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")
+    ]
     tags = ["- clip", *["- superclip"] * (num_captions is not None)]
     return CARD.format(
-        library="transformers" if is_hf else "open_clip", tags="\n".join(tags), name=_plain(name), what=what,
-        facts="\n".join(lines), usage=usage,
-    )  # fmt: skip
+        library="transformers" if is_hf else "open_clip",
+        tags="\n".join(tags),
+        name=_plain(name),
+        what=what,
+        facts="\n".join(lines),
+        usage=usage,
+    )
 
 
 def _plain(value) -> str:
-    """Returns a value as one line of escaped Markdown. Absolute paths are reduced to their last component."""
-    return markdown_text(re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", str(value)))
+    """Returns a value as one line of escaped Markdown.
+
+    Absolute paths are reduced to their last component."""
+    return markdown_text(
+        re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", str(value))
+    )

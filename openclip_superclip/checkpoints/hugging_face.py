@@ -13,13 +13,32 @@ from ..errors import InputError
 from .architecture import Architecture
 from .checkpoint import check_match, save_weights
 
-# Options that CLIPModel supports, or that have no effect after training. All others must have their default values.
+# Options that CLIPModel supports, or that have no effect after training. All others must have their
+# default values.
 EXPRESSED = {
-    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"},
-    "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "pad_id", "eos_id"}
+    "vision_cfg": {
+        "layers",
+        "width",
+        "head_width",
+        "mlp_ratio",
+        "patch_size",
+        "image_size",
+        "patch_dropout",
+    },
+    "text_cfg": {
+        "layers",
+        "width",
+        "heads",
+        "mlp_ratio",
+        "context_length",
+        "vocab_size",
+        "pad_id",
+        "eos_id",
+    }
     | {"hf_tokenizer_name", "tokenizer_kwargs"},  # clip_config checks tokenizer_kwargs
 }
-RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's constants, as OpenCLIP uses them in evaluation
+# PIL's constants, as OpenCLIP uses them in evaluation
+RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", *TOWERS}
 RENAMED = [  # from OpenCLIP's names to transformers', applied in this order
@@ -44,8 +63,11 @@ RENAMED = [  # from OpenCLIP's names to transformers', applied in this order
 TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
-def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Writes a folder for CLIPModel and CLIPProcessor; InputError for an architecture that they do not support."""
+def write_clip_model(
+    folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]
+) -> None:
+    """Writes a folder for CLIPModel and CLIPProcessor; InputError for an architecture that they
+    do not support."""
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
@@ -59,7 +81,9 @@ def write_clip_model(folder: Path, architecture: Architecture, model: nn.Module,
 
 
 def clip_config(architecture: Architecture) -> dict:
-    """Returns the arguments of transformers' CLIPConfig. Raises InputError for options that it does not support."""
+    """Returns the arguments of transformers' CLIPConfig.
+
+    Raises InputError for options that it does not support."""
     model_cfg = architecture.model_cfg
     wrong = sorted(model_cfg.keys() - WHOLE_MODEL)
     for tower, config_class in TOWERS.items():
@@ -70,7 +94,8 @@ def clip_config(architecture: Architecture) -> dict:
             if name not in EXPRESSED[tower] and value != defaults.get(name)
         ]
     kwargs = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
-    clean = "whitespace" if model_cfg["text_cfg"].get("hf_tokenizer_name") else "lower"  # OpenCLIP's defaults
+    # OpenCLIP's defaults
+    clean = "whitespace" if model_cfg["text_cfg"].get("hf_tokenizer_name") else "lower"
     wrong += [
         f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
         for name, value in kwargs.items()
@@ -80,18 +105,25 @@ def clip_config(architecture: Architecture) -> dict:
     if not isinstance(vision.layers, int):
         wrong.append("a ResNet")
     sides = {"image_size": vision.image_size, "patch_size": vision.patch_size}
-    wrong += [f"vision_cfg.{name} = {side!r}" for name, side in sides.items() if not isinstance(side, int)]
+    wrong += [
+        f"vision_cfg.{name} = {side!r}" for name, side in sides.items() if not isinstance(side, int)
+    ]
     if wrong:
         raise InputError(
-            f"--format hf: transformers' CLIPModel does not support {architecture.name} ({', '.join(wrong)}); use "
-            "--format openclip"
+            f"--format hf: transformers' CLIPModel does not support {architecture.name} "
+            f"({', '.join(wrong)}); use --format openclip"
         )
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
-    shared = {"hidden_act": activation, "layer_norm_eps": 1e-5, "projection_dim": model_cfg["embed_dim"]}
+    shared = {
+        "hidden_act": activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": model_cfg["embed_dim"],
+    }
     return {
         "projection_dim": model_cfg["embed_dim"],
         "vision_config": {
-            **shared, **sides,
+            **shared,
+            **sides,
             "hidden_size": vision.width,
             "intermediate_size": int(vision.width * vision.mlp_ratio),
             "num_hidden_layers": vision.layers,
@@ -107,9 +139,10 @@ def clip_config(architecture: Architecture) -> dict:
             "max_position_embeddings": text.context_length,
             "pad_token_id": text.pad_id,
             "bos_token_id": None,
-            "eos_token_id": 2,  # makes transformers pool at the highest id, like OpenCLIP and OpenAI
+            # makes transformers pool at the highest id, like OpenCLIP and OpenAI
+            "eos_token_id": 2,
         },
-    }  # fmt: skip
+    }
 
 
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,7 +167,9 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
     square = {"height": size, "width": size}
     if cfg["resize_mode"] not in ("shortest", "squash"):
-        raise InputError(f"--format hf: CLIPImageProcessor cannot resize the {cfg['resize_mode']} edge")
+        raise InputError(
+            f"--format hf: CLIPImageProcessor cannot resize the {cfg['resize_mode']} edge"
+        )
     squash = cfg["resize_mode"] == "squash"
     image_processor = CLIPImageProcessor(
         size=square if squash else {"shortest_edge": size},
@@ -145,14 +180,19 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         image_std=list(cfg["std"]),
     )
     tokenizer = architecture.tokenizer()
-    if isinstance(tokenizer, SimpleTokenizer):  # transformers' own cleans clean text in the same way
+    # transformers' own cleans clean text in the same way
+    if isinstance(tokenizer, SimpleTokenizer):
         names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
         ours = CLIPTokenizer(
             vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
-            merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],  # not the empty line at a file's end
-            model_max_length=architecture.model_cfg["text_cfg"].get("context_length", tokenizer.context_length),
+            # not the empty line at a file's end
+            merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],
+            model_max_length=architecture.model_cfg["text_cfg"].get(
+                "context_length", tokenizer.context_length
+            ),
         )
     else:
         ours = tokenizer.tokenizer
     CLIPProcessor(image_processor, ours).save_pretrained(folder)
-    image_processor.save_pretrained(folder)  # preprocessor_config.json, which LLaVA-style projects read
+    # preprocessor_config.json, which LLaVA-style projects read
+    image_processor.save_pretrained(folder)

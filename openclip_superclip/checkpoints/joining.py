@@ -1,4 +1,5 @@
-"""Joins a timm image tower and a Hugging Face text tower to an OpenCLIP model, as a folder for local-dir:."""
+"""Joins a timm image tower and a Hugging Face text tower to an OpenCLIP model, as a folder for
+local-dir:."""
 
 import difflib
 import tempfile
@@ -26,7 +27,8 @@ from .checkpoint import check_match, check_values
 from .export import write_model
 from .model_sources import code_in
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}  # of transformers: no hub, no code of the folder
+# of transformers: no hub, no code of the folder
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 WRITTEN_BY = "Written by superclip join"  # the other commands' folders lack it
 POOLERS = {  # of sentence-transformers, under OpenCLIP's names
     "pooling_mode_mean_tokens": "mean_pooler",
@@ -60,9 +62,15 @@ class Joined:
 
 
 def join(
-    image: ImageSource, text: Path, out: Path, embed_dim: int, context_length: int | None, overwrite: bool
+    image: ImageSource,
+    text: Path,
+    out: Path,
+    embed_dim: int,
+    context_length: int | None,
+    overwrite: bool,
 ) -> Joined:
-    """Writes the folder `out` with the weights of both towers and random projections of width `embed_dim`."""
+    """Writes the folder `out` with the weights of both towers and random projections of width
+    `embed_dim`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if image.file and not image.file.is_file():
@@ -101,10 +109,13 @@ def join(
 
 
 def _image_configuration(image: ImageSource) -> tuple[dict, dict]:
-    """Returns OpenCLIP's vision_cfg and preprocess_cfg with the preprocessing that timm records for the tower."""
+    """Returns OpenCLIP's vision_cfg and preprocess_cfg with the preprocessing that timm records
+    for the tower."""
     if not timm.is_model(image.name):
         near = difflib.get_close_matches(image.name, timm.list_models())
-        advice = f"did you mean {' or '.join(near)}?" if near else "expected one of timm.list_models()"
+        advice = (
+            f"did you mean {' or '.join(near)}?" if near else "expected one of timm.list_models()"
+        )
         raise InputError(f"--image: timm has no model '{image.name}'; {advice}")
     recorded = timm.get_pretrained_cfg(image.name)
     own = resolve_data_config(pretrained_cfg=recorded.to_dict() if recorded else {})
@@ -129,12 +140,14 @@ def _check_image_size(image: ImageSource, visual: nn.Module, size: int) -> None:
         visual(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
-            f"--image-size: {image.name} in OpenCLIP cannot take images of {size} px ({reason(error)[:200]})"
+            f"--image-size: {image.name} in OpenCLIP cannot take images of {size} px "
+            f"({reason(error)[:200]})"
         ) from error
 
 
 def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the weights for `trunk`, a timm model without its classifier, and the names of those not used."""
+    """Returns the weights for `trunk`, a timm model without its classifier, and the names of
+    those not used."""
     weights = _read_image_weights(image)
     complete = timm.create_model(image.name)  # with its classifier
     expected = trunk.state_dict()
@@ -144,12 +157,14 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tens
         agree = _agree_in_order(weights, expected)
         if not image.by_order and agree:
             raise InputError(
-                f"{source} has other names of tensors than timm's {image.name} ({next(iter(weights))} instead of "
-                f"{next(iter(names))}), which agree in order and shape: add --by-order"
+                f"{source} has other names of tensors than timm's {image.name} "
+                f"({next(iter(weights))} instead of {next(iter(names))}), which agree in order "
+                "and shape: add --by-order"
             )
         if image.by_order and not agree:
             raise InputError(
-                f"--by-order: the tensors of {image.file} do not agree with timm's {image.name} in order and shape"
+                f"--by-order: the tensors of {image.file} do not agree with timm's "
+                f"{image.name} in order and shape"
             )
         if image.by_order:
             unused = list(weights)[len(expected) :]
@@ -163,7 +178,8 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tens
 
 
 def _agree_in_order(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    """Returns whether the tensors have the expected shapes, followed by a classifier's weight and bias or nothing."""
+    """Returns whether the tensors have the expected shapes, followed by a classifier's weight
+    and bias or nothing."""
     shapes = [tensor.shape for tensor in weights.values()]
     return len(shapes) - len(expected) in (0, 1, 2) and shapes[: len(expected)] == [
         tensor.shape for tensor in expected.values()
@@ -178,20 +194,26 @@ def _read_image_weights(image: ImageSource) -> dict[str, Tensor]:
     except Exception as error:  # corrupt files and downloads can raise anything
         if image.file is None:
             raise InputError(
-                f"--image: timm cannot load weights of {image.name} ({reason(error)[:200]}); expected "
-                f"timm:{image.name}=FILE"
+                f"--image: timm cannot load weights of {image.name} ({reason(error)[:200]}); "
+                f"expected timm:{image.name}=FILE"
             ) from error
         raise InputError(
-            f"--image: {image.file} cannot be read as weights ({reason(error)[:200]}); only weights are ever loaded"
+            f"--image: {image.file} cannot be read as weights ({reason(error)[:200]}); only "
+            "weights are ever loaded"
         ) from error
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise InputError(f"--image: {image.file} is not a file of weights: expected tensors by name")
+    if not isinstance(weights, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in weights.values()
+    ):
+        raise InputError(
+            f"--image: {image.file} is not a file of weights: expected tensors by name"
+        )
     return weights
 
 
 @contextmanager
 def text_folder(text: Path) -> Iterator[Path]:
-    """The folder with config.json of a text model: `text`, a folder in it, or the content of a zip file."""
+    """The folder with config.json of a text model: `text`, a folder in it, or the content of a
+    zip file."""
     if not text.exists():
         raise InputError(f"--text: there is no folder {text}")
     archives = [text] if text.is_file() else sorted(text.glob("*.zip"))
@@ -200,14 +222,19 @@ def text_folder(text: Path) -> Iterator[Path]:
         yield inner
         return
     if len(archives) != 1 or not zipfile.is_zipfile(archives[0]):
-        raise InputError(f"--text: {text} contains no config.json; expected the folder of a Hugging Face text model")
+        raise InputError(
+            f"--text: {text} contains no config.json; expected the folder of a Hugging Face "
+            "text model"
+        )
     with tempfile.TemporaryDirectory() as unpacked:
         with zipfile.ZipFile(archives[0]) as archive:
             archive.extractall(unpacked)
         folders = [Path(unpacked), *Path(unpacked).iterdir()]
         inner = next(filter(None, map(_transformer_folder, folders)), None)
         if inner is None:
-            raise InputError(f"--text: {archives[0]} contains no config.json of a Hugging Face text model")
+            raise InputError(
+                f"--text: {archives[0]} contains no config.json of a Hugging Face text model"
+            )
         yield inner
 
 
@@ -220,27 +247,42 @@ def _transformer_folder(folder: Path) -> Path | None:
 
 
 def _text_configuration(text: Path, folder: Path, context_length: int | None) -> dict:
-    """Returns OpenCLIP's text_cfg for the model in `folder`. Raises InputError, which names `text`."""
+    """Returns OpenCLIP's text_cfg for the model in `folder`.
+
+    Raises InputError, which names `text`."""
     for problem in code_in(str(folder)):
-        raise InputError(f"--text: {problem.replace(str(folder), str(text), 1)}; only weights are ever loaded")
+        raise InputError(
+            f"--text: {problem.replace(str(folder), str(text), 1)}; only weights are ever loaded"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # transformers can raise anything
-        raise InputError(f"--text: transformers cannot open {text} ({reason(error)[:200]})") from error
+        raise InputError(
+            f"--text: transformers cannot open {text} ({reason(error)[:200]})"
+        ) from error
     if config.model_type not in arch_dict:
-        raise InputError(f"--text: {text} is a {config.model_type}; OpenCLIP supports {', '.join(sorted(arch_dict))}")
+        raise InputError(
+            f"--text: {text} is a {config.model_type}; OpenCLIP supports "
+            f"{', '.join(sorted(arch_dict))}"
+        )
     files = tokenizer.vocab_files_names.values()
-    if not any((folder / name).is_file() for name in files):  # transformers then makes an empty tokenizer
-        raise InputError(f"--text: {text} has no tokenizer; expected one of {', '.join(sorted(files))}")
+    # transformers then makes an empty tokenizer
+    if not any((folder / name).is_file() for name in files):
+        raise InputError(
+            f"--text: {text} has no tokenizer; expected one of {', '.join(sorted(files))}"
+        )
     if len(tokenizer) > config.vocab_size or tokenizer.pad_token_id != config.pad_token_id:
         raise InputError(
-            f"--text: the tokenizer of {text} has {len(tokenizer):,} tokens and pads with {tokenizer.pad_token_id}; "
-            f"expected the model's {config.vocab_size:,} and {config.pad_token_id}"
+            f"--text: the tokenizer of {text} has {len(tokenizer):,} tokens and pads with "
+            f"{tokenizer.pad_token_id}; expected the model's {config.vocab_size:,} and "
+            f"{config.pad_token_id}"
         )
     own = _context_length(folder, config, tokenizer)
     if context_length is not None and own is not None and context_length > own:
-        raise InputError(f"--context-length is {context_length}; expected at most {own}, that of {text}")
+        raise InputError(
+            f"--context-length is {context_length}; expected at most {own}, that of {text}"
+        )
     return {
         "hf_model_name": str(folder),
         "hf_tokenizer_name": str(folder),
@@ -252,9 +294,13 @@ def _text_configuration(text: Path, folder: Path, context_length: int | None) ->
 
 def _context_length(folder: Path, config, tokenizer) -> int | None:
     """Returns the largest number of tokens that the tower reads, None if unlimited."""
-    limits = [tokenizer.model_max_length, _sentence_settings(folder, "sentence_bert_config").get("max_seq_length")]
+    limits = [
+        tokenizer.model_max_length,
+        _sentence_settings(folder, "sentence_bert_config").get("max_seq_length"),
+    ]
     positions = getattr(config, "max_position_embeddings", None)
-    if positions and "roberta" in config.model_type:  # whose positions start after the id of padding
+    # whose positions start after the id of padding
+    if positions and "roberta" in config.model_type:
         positions -= config.pad_token_id + 1
     limits = [limit for limit in (*limits, positions) if limit and limit < UNLIMITED]
     return min(limits, default=None)
@@ -262,21 +308,30 @@ def _context_length(folder: Path, config, tokenizer) -> int | None:
 
 def _pooler(text: Path, folder: Path) -> str:
     settings = _sentence_settings(folder, "1_Pooling/config")
-    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+    modes = [
+        name
+        for name, value in settings.items()
+        if name.startswith("pooling_mode_") and value is True
+    ]
     if not modes:
         return POOLERS["pooling_mode_mean_tokens"]
     if len(modes) > 1 or modes[0] not in POOLERS:
-        raise InputError(f"--text: {text} has {listed(modes)}; OpenCLIP supports one of {', '.join(POOLERS)}")
+        raise InputError(
+            f"--text: {text} has {listed(modes)}; OpenCLIP supports one of {', '.join(POOLERS)}"
+        )
     return POOLERS[modes[0]]
 
 
 def _sentence_settings(folder: Path, name: str) -> dict:
-    """Returns a file of sentence-transformers beside the transformer or in the folder above it, {} without one."""
+    """Returns a file of sentence-transformers beside the transformer or in the folder above it,
+    {} without one."""
     beside = read_json(folder / f"{name}.json", default={})
     return beside or read_json(folder.parent / f"{name}.json", default={})
 
 
-def _text_weights(text: Path, folder: Path, tower: HFTextEncoder) -> tuple[dict[str, Tensor], list[str]]:
+def _text_weights(
+    text: Path, folder: Path, tower: HFTextEncoder
+) -> tuple[dict[str, Tensor], list[str]]:
     """Returns the weights for the tower's transformer, and the names of those not used."""
     is_pair = getattr(tower.config, "is_encoder_decoder", False)
     options = {} if is_pair else {"add_pooling_layer": False}
@@ -285,15 +340,21 @@ def _text_weights(text: Path, folder: Path, tower: HFTextEncoder) -> tuple[dict[
             folder, dtype=torch.float32, output_loading_info=True, **options, **LOCAL
         )
     except Exception as error:  # transformers can raise anything
-        raise InputError(f"--text: the weights in {text} cannot be read ({reason(error)[:200]})") from error
+        raise InputError(
+            f"--text: the weights in {text} cannot be read ({reason(error)[:200]})"
+        ) from error
     unused = sorted(report["unexpected_keys"])
     parts = tuple(f"{name}." for name, _ in model.named_children())
     prefix = f"{model.base_model_prefix}."
     wrong = [name for name in unused if name.removeprefix(prefix).startswith(parts)]
     if report["missing_keys"] or wrong:
-        problem = f"lack {listed(sorted(report['missing_keys']), 3)}" if report["missing_keys"] else ""
+        problem = (
+            f"lack {listed(sorted(report['missing_keys']), 3)}" if report["missing_keys"] else ""
+        )
         problem = problem or f"contain {listed(wrong, 3)}"
-        raise InputError(f"--text: the weights in {text} do not match its config.json: they {problem}")
+        raise InputError(
+            f"--text: the weights in {text} do not match its config.json: they {problem}"
+        )
     transformer = model.encoder if is_pair else model
     weights = transformer.state_dict()
     check_match(weights, tower.transformer.state_dict(), f"--text: {text}", "OpenCLIP's text tower")

@@ -1,4 +1,5 @@
-"""Registers models with OpenCLIP: the small ones of this package, and JSON files given as --model."""
+"""Registers models with OpenCLIP: the small ones of this package, and JSON files given as
+--model."""
 
 import json
 from dataclasses import asdict
@@ -9,15 +10,16 @@ from ..files import PACKAGE, read_json
 from .model_sources import check_sources
 
 CONFIGURATIONS = PACKAGE / "model_configs"
-TOWERS = {"vision_cfg", "text_cfg", "multimodal_cfg", "clstext_cfg"}  # the last in the authors' files, unused
+# the last in the authors' files, unused
+TOWERS = {"vision_cfg", "text_cfg", "multimodal_cfg", "clstext_cfg"}
 
 
 def register_model(model: str, flag: str = "--model") -> str:
     """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
 
-    Returns `openclip_name(model)`. The file contains OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg),
-    either at the top level or under `model_cfg` as in open_clip_config.json. Raises InputError if the file does not
-    exist or is invalid.
+    Returns `openclip_name(model)`. The file contains OpenCLIP's model configuration (embed_dim,
+    vision_cfg, text_cfg), either at the top level or under `model_cfg` as in open_clip_config.json.
+    Raises InputError if the file does not exist or is invalid.
     """
     from open_clip import factory
     from open_clip.transform import PreprocessCfg
@@ -28,34 +30,49 @@ def register_model(model: str, flag: str = "--model") -> str:
     if model.endswith(".json") and ":" not in model:
         model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
         defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
-        if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:  # the model determines the size
+        # the model determines the size
+        if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
             raise InputError(
-                f"{flag}: {model} contains a preprocess_cfg, which training only reads from a folder: name the file "
-                "open_clip_config.json and give local-dir:FOLDER, or remove it and give --image-mean and the like"
+                f"{flag}: {model} contains a preprocess_cfg, which training only reads from a "
+                "folder: name the file "
+                "open_clip_config.json and give local-dir:FOLDER, or remove it and give "
+                "--image-mean and the like"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
     return openclip_name(model)
 
 
 def openclip_name(model: str) -> str:
-    """Returns the name under which OpenCLIP finds a --model and its tokenizer: ViT-B-16 for ViT-B/16."""
-    return model if ":" in model or model.endswith(".json") or Path(model).is_dir() else model.replace("/", "-")
+    """Returns the name under which OpenCLIP finds a --model and its tokenizer: ViT-B-16 for
+    ViT-B/16."""
+    return (
+        model
+        if ":" in model or model.endswith(".json") or Path(model).is_dir()
+        else model.replace("/", "-")
+    )
 
 
 def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
-    """Returns the model_cfg and preprocess_cfg of a JSON file. Raises InputError if it is invalid."""
+    """Returns the model_cfg and preprocess_cfg of a JSON file.
+
+    Raises InputError if it is invalid."""
     content = read_json(file, flag=flag)
     outer = "model_cfg" in content
-    model_cfg, preprocess_cfg = (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
+    model_cfg, preprocess_cfg = (
+        (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
+    )
     check_configuration(model_cfg, preprocess_cfg, str(file), flag)
     return model_cfg, preprocess_cfg
 
 
-def read_configuration(model: str, flag: str = "--model", cache_dir: str | None = None) -> tuple[dict, dict] | None:
-    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, local-dir:FOLDER or hf-hub:REPO.
+def read_configuration(
+    model: str, flag: str = "--model", cache_dir: str | None = None
+) -> tuple[dict, dict] | None:
+    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, local-dir:FOLDER
+    or hf-hub:REPO.
 
-    Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be read, is invalid, or
-    could run code or download from places that the user has not named.
+    Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be
+    read, is invalid, or could run code or download from places that the user has not named.
     """
     from open_clip import get_model_config
     from open_clip.constants import HF_CONFIG_NAME
@@ -71,26 +88,40 @@ def read_configuration(model: str, flag: str = "--model", cache_dir: str | None 
         try:
             file = Path(place, HF_CONFIG_NAME)
             if schema == "hf-hub":
-                file = Path(download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir))
+                file = Path(
+                    download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir)
+                )
             content = json.loads(file.read_bytes())
-            # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked then.
+            # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked
+            # then.
             model_cfg, preprocess_cfg = content.get("model_cfg"), content.get("preprocess_cfg", {})
         except Exception as error:  # file, JSON and hub errors
-            raise InputError(f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})") from error
+            raise InputError(
+                f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})"
+            ) from error
         if schema == "local-dir" and holds_text_tower(Path(place), model_cfg):
-            model_cfg["text_cfg"]["hf_model_name"] = str(Path(place).resolve())  # wherever it was written
+            # wherever it was written
+            model_cfg["text_cfg"]["hf_model_name"] = str(Path(place).resolve())
     check_configuration(model_cfg, preprocess_cfg, model, flag)
     return model_cfg, preprocess_cfg
 
 
 def holds_text_tower(folder: Path, model_cfg: object) -> bool:
-    """Returns whether a model's folder contains the configuration of its Hugging Face text tower, as ours do."""
+    """Returns whether a model's folder contains the configuration of its Hugging Face text
+    tower, as ours do."""
     text = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
     return (folder / "config.json").is_file() and isinstance(text, dict) and "hf_model_name" in text
 
 
-def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str | None = None, flag: str = "--model"):
-    """Returns OpenCLIP's tokenizer for a model. Raises InputError if it is not accepted or cannot be opened."""
+def open_tokenizer(
+    model: str,
+    context_length: int | None = None,
+    cache_dir: str | None = None,
+    flag: str = "--model",
+):
+    """Returns OpenCLIP's tokenizer for a model.
+
+    Raises InputError if it is not accepted or cannot be opened."""
     from open_clip import get_tokenizer
 
     from ..method.idf import special_token_ids
@@ -107,18 +138,22 @@ def open_tokenizer(model: str, context_length: int | None = None, cache_dir: str
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
-    """Raises InputError if the configuration is invalid, or could run code or open what the user has not named."""
+    """Raises InputError if the configuration is invalid, or could run code or open what the user
+    has not named."""
     expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     cfg = model_cfg if isinstance(model_cfg, dict) else {}
     wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
-    others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]  # other kinds of OpenCLIP 4
+    # other kinds of OpenCLIP 4
+    others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]
     if others:
-        raise InputError(f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower")
+        raise InputError(
+            f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower"
+        )
     if wrong or not isinstance(preprocess_cfg, dict):
         what = ", ".join(wrong) or "preprocess_cfg"
         raise InputError(
-            f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; expected embed_dim (a "
-            "number), vision_cfg and text_cfg (objects)"
+            f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; "
+            "expected embed_dim (a number), vision_cfg and text_cfg (objects)"
         )
     _check_preprocessing(preprocess_cfg, model, flag)
     check_sources(model_cfg, model, flag)
@@ -131,7 +166,9 @@ def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
 
     small = {**preprocess_cfg, "size": 8}  # the model determines the size
     try:
-        image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(Image.new("RGB", (8, 8)))
+        image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(
+            Image.new("RGB", (8, 8))
+        )
     except Exception as error:  # OpenCLIP, torchvision and torch raise different ones
         raise InputError(
             f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use ({reason(error)[:200]})"
@@ -139,10 +176,15 @@ def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
 
 
 def model_for_pretrained(model: str) -> str | None:
-    """Returns a --model for which stock OpenCLIP uses --pretrained, or None if it does so for `model` itself.
+    """Returns a --model for which stock OpenCLIP uses --pretrained, or None if it does so for
+    `model` itself.
 
-    For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder, or random ones.
+    For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder,
+    or random ones.
     """
     schema, _, place = model.partition(":")
-    instead = {"local-dir": f"{place}/open_clip_config.json", "hf-hub": "FILE (its open_clip_config.json)"}
+    instead = {
+        "local-dir": f"{place}/open_clip_config.json",
+        "hf-hub": "FILE (its open_clip_config.json)",
+    }
     return instead.get(schema)

@@ -1,4 +1,5 @@
-"""What the configuration of a model may open: never code, and only places that the user or OpenCLIP has named."""
+"""What the configuration of a model may open: never code, and only places that the user or
+OpenCLIP has named."""
 
 import importlib.util
 import re
@@ -9,22 +10,45 @@ from ..errors import InputError
 
 # Arguments of OpenCLIP's tokenizers and, from the second line on, of transformers'.
 TOKENIZER_OPTIONS = {
-    "additional_special_tokens", "bpe_path", "clean", "context_length", "language", "reduction_mask", "strip_sep_token",
-    "add_bos_token", "add_eos_token", "add_prefix_space", "do_lower_case", "extra_ids", "legacy", "model_max_length",
-    "padding_side", "src_lang", "tgt_lang", "truncation_side", "use_fast",
+    "additional_special_tokens",
+    "bpe_path",
+    "clean",
+    "context_length",
+    "language",
+    "reduction_mask",
+    "strip_sep_token",
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "do_lower_case",
+    "extra_ids",
+    "legacy",
+    "model_max_length",
+    "padding_side",
+    "src_lang",
+    "tgt_lang",
+    "truncation_side",
+    "use_fast",
     *(f"{name}_token" for name in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
-}  # fmt: skip
+}
 MASKS = ("", "random", "shuffle", "simple")  # for OpenCLIP's "syntax", NLTK downloads files
-NAMES = {"vision_cfg": ["timm_model_name"], "text_cfg": ["hf_model_name", "hf_tokenizer_name", "tokenizer_type"]}
-OPTIONS = {"vision_cfg": "timm_model_kwargs", "text_cfg": "hf_model_config"}  # of OpenCLIP 4, for timm and transformers
-RUNS_CODE = re.compile(r"auto_map|quantization_config|\w*_implementation")  # in files of transformers
+NAMES = {
+    "vision_cfg": ["timm_model_name"],
+    "text_cfg": ["hf_model_name", "hf_tokenizer_name", "tokenizer_type"],
+}
+# of OpenCLIP 4, for timm and transformers
+OPTIONS = {"vision_cfg": "timm_model_kwargs", "text_cfg": "hf_model_config"}
+# in files of transformers
+RUNS_CODE = re.compile(r"auto_map|quantization_config|\w*_implementation")
 
 
 def check_sources(model_cfg: dict, model: str, flag: str) -> None:
-    """Raises InputError for a model_cfg that could run code, download, or read files outside of the model's folder.
+    """Raises InputError for a model_cfg that could run code, download, or read files outside of the
+    model's folder.
 
-    The models that OpenCLIP has by name are trusted. The names of Hugging Face repositories are accepted if those
-    models contain them, if `model` is hf-hub: and that name, or if the user has downloaded the repository.
+    The models that OpenCLIP has by name are trusted. The names of Hugging Face repositories are
+    accepted if those models contain them, if `model` is hf-hub: and that name, or if the user has
+    downloaded the repository.
     """
     if not model.startswith(("local-dir:", "hf-hub:")) and not model.endswith(".json"):
         return
@@ -52,7 +76,8 @@ def _problems(model_cfg: dict, model: str) -> Iterator[str]:
     if name := text.get("hf_model_name"):
         yield from _name_problems("hf_model_name", name, model)
     if name := text.get("hf_tokenizer_name"):
-        if model.startswith("local-dir:"):  # OpenCLIP ignores the name and opens the folder's tokenizer
+        # OpenCLIP ignores the name and opens the folder's tokenizer
+        if model.startswith("local-dir:"):
             yield from code_in(model.removeprefix("local-dir:"))
         else:
             yield from _name_problems("hf_tokenizer_name", name, model)
@@ -76,7 +101,10 @@ def _tokenizer_problems(options: dict, model: str) -> Iterator[str]:
     if not isinstance(vocabulary, str) or "\0" in vocabulary:
         yield f"its bpe_path is {vocabulary!r}; expected the name of a file"
     elif vocabulary and not _is_in_folder(vocabulary, model):
-        yield f"its bpe_path, {vocabulary}, is not in the model's folder: copy the file there and correct the path"
+        yield (
+            f"its bpe_path, {vocabulary}, is not in the model's folder: copy the file there "
+            "and correct the path"
+        )
 
 
 def _is_in_folder(path: str, model: str) -> bool:
@@ -91,14 +119,21 @@ def _is_in_folder(path: str, model: str) -> bool:
 
 
 def _name_problems(field: str, name: str, model: str) -> Iterator[str]:
-    """Yields a problem if the name in a field is not accepted, or if what it names contains code."""
+    """Yields a problem if the name in a field is not accepted, or if what it names contains
+    code."""
     if name in _names_of_openclip():
         return
     if Path(name).exists():
         if not _is_in_folder(name, model):
-            yield f"its {field}, {name}, is not in the model's folder: copy the files there and correct the path"
+            yield (
+                f"its {field}, {name}, is not in the model's folder: copy the files there "
+                "and correct the path"
+            )
     elif model != f"hf-hub:{name}" and not _is_downloaded(name):
-        yield f"its {field} is {name}, which OpenCLIP's models do not use: if you trust it, run hf download {name}"
+        yield (
+            f"its {field} is {name}, which OpenCLIP's models do not use: if you trust it, "
+            f"run hf download {name}"
+        )
     yield from code_in(name)
 
 
@@ -106,16 +141,24 @@ def _names_of_openclip() -> set[str]:
     """Returns the Hugging Face names in configurations of OpenCLIP, not in files of the user."""
     from open_clip import factory
 
-    own = [cfg["text_cfg"] for name, cfg in factory._MODEL_CONFIGS.items() if not name.endswith(".json")]
+    own = [
+        cfg["text_cfg"]
+        for name, cfg in factory._MODEL_CONFIGS.items()
+        if not name.endswith(".json")
+    ]
     return {text.get(field) for text in own for field in ("hf_model_name", "hf_tokenizer_name")}
 
 
 def _is_downloaded(repository: str) -> bool:
-    """Returns whether the cache of huggingface_hub contains a repository's configuration of a tower or a tokenizer."""
+    """Returns whether the cache of huggingface_hub contains a repository's configuration of a
+    tower or a tokenizer."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        files = [try_to_load_from_cache(repository, file) for file in ("config.json", "tokenizer_config.json")]
+        files = [
+            try_to_load_from_cache(repository, file)
+            for file in ("config.json", "tokenizer_config.json")
+        ]
     except ValueError:  # not a name of a repository
         return False
     return any(isinstance(file, str) for file in files)
@@ -124,7 +167,8 @@ def _is_downloaded(repository: str) -> bool:
 def code_in(place: str) -> Iterator[str]:
     """Yields a problem if the files of transformers in a folder or repository could run code.
 
-    From then on, transformers refuses code of other files instead of asking on the terminal whether to run it.
+    From then on, transformers refuses code of other files instead of asking on the terminal whether
+    to run it.
     """
     if importlib.util.find_spec("transformers") is None:
         return

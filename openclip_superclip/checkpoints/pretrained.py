@@ -1,4 +1,5 @@
-"""Checks and loads the weights that a run starts from, with their class head if they contain one."""
+"""Checks and loads the weights that a run starts from, with their class head if they contain
+one."""
 
 import functools
 import logging
@@ -20,7 +21,8 @@ from .model_files import read_configuration
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
-    """Returns the file of MODEL:TAG, which OpenCLIP downloads if it is not cached. Returns an existing path unchanged.
+    """Returns the file of MODEL:TAG, which OpenCLIP downloads if it is not cached. Returns an
+    existing path unchanged.
 
     Raises InputError if OpenCLIP has no such weights or cannot download them.
     """
@@ -28,17 +30,25 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
         return released
     cfg = open_clip.get_pretrained_cfg(*released.split(":", 1)) if ":" in released else None
     if not cfg:
-        raise InputError(f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()")
+        raise InputError(
+            f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()"
+        )
     try:
         return open_clip.download_pretrained(cfg, cache_dir=cache_dir)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})") from error
+        raise InputError(
+            f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})"
+        ) from error
 
 
-def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> dict[str, Tensor] | None:
-    """Returns the class head and token statistics saved next to the weights of a model, or None if there are none."""
+def stored_head(
+    model: str, pretrained: str | None, cache_dir: str | None = None
+) -> dict[str, Tensor] | None:
+    """Returns the class head and token statistics saved next to the weights of a model, or None
+    if there are none."""
     schema, place = parse_model_name(model)
-    if pretrained and Path(pretrained).is_file():  # --pretrained takes precedence over the weights in a folder
+    # --pretrained takes precedence over the weights in a folder
+    if pretrained and Path(pretrained).is_file():
         exported = Path(pretrained).name in WEIGHTS_NAMES
         file = Path(pretrained).with_name(HEAD_NAME) if exported else None
     elif schema == "hf-hub":
@@ -52,15 +62,22 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None
 
 
 def check_pretrained(model: str, pretrained: str | None) -> None:
-    """Raises InputError for a pretrained tag with local-dir: or hf-hub:, for which OpenCLIP ignores --pretrained."""
+    """Raises InputError for a pretrained tag with local-dir: or hf-hub:, for which OpenCLIP
+    ignores --pretrained."""
     if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
-        raise InputError(f"--pretrained {pretrained} cannot be used with --model {model}: give a file, or leave it out")
+        raise InputError(
+            f"--pretrained {pretrained} cannot be used with --model {model}: give a file, or "
+            "leave it out"
+        )
 
 
-def start_of_towers(model: str, pretrained: str | None, pretrained_image: bool, cache_dir: str | None = None) -> str:
+def start_of_towers(
+    model: str, pretrained: str | None, pretrained_image: bool, cache_dir: str | None = None
+) -> str:
     """Returns where OpenCLIP takes the weights of the image tower and of the text tower from.
 
-    Raises InputError if it would ignore --pretrained-image, or that a configuration asks for timm's weights.
+    Raises InputError if it would ignore --pretrained-image, or that a configuration asks for timm's
+    weights.
     """
     if whole := _whole_weights(model, pretrained, cache_dir):
         return whole
@@ -68,12 +85,13 @@ def start_of_towers(model: str, pretrained: str | None, pretrained_image: bool, 
     vision, timm_name = model_cfg["vision_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
     if pretrained_image and not timm_name:
         raise InputError(
-            f"--pretrained-image has no effect: the image tower of {model} is not one of timm's; leave it out"
+            f"--pretrained-image has no effect: the image tower of {model} is not one of "
+            "timm's; leave it out"
         )
     if timm_name and vision.get("timm_model_pretrained") and not pretrained_image:
         raise InputError(
-            f"--model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores: add --pretrained-image "
-            "to start from timm's weights, or set it to false"
+            f"--model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores: "
+            "add --pretrained-image to start from timm's weights, or set it to false"
         )
     image = f"timm's {timm_name}" if pretrained_image else "random weights"
     text = model_cfg["text_cfg"].get("hf_model_name") or "random weights"
@@ -97,9 +115,14 @@ def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) ->
 
 
 def check_weights(model: str, pretrained: str | None) -> None:
-    """Raises InputError if the file that a run starts from cannot be read or contains NaN or infinity."""
+    """Raises InputError if the file that a run starts from cannot be read or contains NaN or
+    infinity."""
     schema, place = parse_model_name(model)
-    file = _find_checkpoint_in_dir(Path(place)) if schema == "local-dir" and not pretrained else pretrained
+    file = (
+        _find_checkpoint_in_dir(Path(place))
+        if schema == "local-dir" and not pretrained
+        else pretrained
+    )
     if not file or not os.path.isfile(file):
         return
     flag = "--pretrained" if pretrained else "--model"
@@ -123,15 +146,18 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
     Raises InputError as `check_pretrained` does.
 
     Returns:
-        Arguments for OpenCLIP's factory, and a function that loads the file into the model if OpenCLIP would ignore
+        Arguments for OpenCLIP's factory, and a function that loads the file into the model if
+        OpenCLIP would ignore
         --pretrained, else None.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
         return {}, None
     if pretrained.endswith(".npz"):
-        logging.info(FRESH_HEAD)  # otherwise logged by load_state_dict, which OpenCLIP does not call for .npz
-    # torch.load rejects TorchScript archives with weights_only=True. It reads them without Python's unpickler.
+        # otherwise logged by load_state_dict, which OpenCLIP does not call for .npz
+        logging.info(FRESH_HEAD)
+    # torch.load rejects TorchScript archives with weights_only=True. It reads them without Python's
+    # unpickler.
     options = {"weights_only": False} if is_torchscript(pretrained) else {}
     if not parse_model_name(model)[0]:
         return options, None
@@ -145,12 +171,15 @@ def _load(model, *, file: str, options: dict) -> None:
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:
-    """Returns whether the weights of --pretrained, or of a local-dir: model, contain a class head."""
+    """Returns whether the weights of --pretrained, or of a local-dir: model, contain a class
+    head."""
     schema, place = parse_model_name(model) if model else (None, None)
     source = place if schema == "local-dir" else pretrained
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
-        return not is_torchscript(source) and holds_head(read_checkpoint(source, checksums=False).weights)
+        return not is_torchscript(source) and holds_head(
+            read_checkpoint(source, checksums=False).weights
+        )
     except InputError:  # OpenCLIP reports the error
         return False

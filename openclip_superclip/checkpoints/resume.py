@@ -1,4 +1,5 @@
-"""Selects the checkpoint for --resume, and checks that this run can resume from it before anything is loaded."""
+"""Selects the checkpoint for --resume, and checks that this run can resume from it before
+anything is loaded."""
 
 import contextlib
 import fnmatch
@@ -20,27 +21,86 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from .model_files import model_for_pretrained, open_tokenizer, register_model
-from .run_outputs import LATEST, RECORD, is_complete, is_damaged, latest_checkpoints, own_checkpoints, read_options
+from .run_outputs import (
+    LATEST,
+    RECORD,
+    is_complete,
+    is_damaged,
+    latest_checkpoints,
+    own_checkpoints,
+    read_options,
+)
 
 NAME = "began_with.json"  # in the folder of a run of `superclip train`
-BEGAN_WITH = "began_with"  # the same in the record of a run of `superclip run`, which alone writes it
+# the same in the record of a run of `superclip run`, which alone writes it
+BEGAN_WITH = "began_with"
 NUM_MEASURED = 16  # maximum number of shards with recorded sizes and contents
 END = 2**16  # bytes at each end of a shard, whose digest is recorded
 PROBE = "A photo of 3 naïve Hamburgers, un-tokenized: 猫"  # to compare tokenizers
 DEPENDS_ON = (
-    "python", "openclip-superclip", "open_clip_torch", "torch", "torchvision", "timm", "webdataset", "numpy", "pillow",
-)  # fmt: skip
-# Patterns of options that do not affect the weights. All others, the global batch and the shards are compared.
+    "python",
+    "openclip-superclip",
+    "open_clip_torch",
+    "torch",
+    "torchvision",
+    "timm",
+    "webdataset",
+    "numpy",
+    "pillow",
+)
+# Patterns of options that do not affect the weights. All others, the global batch and the shards
+# are compared.
 HARMLESS = (
-    "accum_freq", "batch_size", "train_data", "dataset_type", "cache_dir", "copy_codebase", "csv_*", "ddp_static_graph",
-    "debug", "delete_previous_checkpoint", "device", "dist_*", "grad_checkpointing", "help", "imagenet_*", "log_*",
-    "logs", "name", "no_set_device_rank", "remote_sync*", "report_to", "resume", "save_*", "val_*", "workers", "wandb*",
-    "zeroshot_frequency", "audio_zeroshot_*", "trace", "torchscript", "train_loss_ema_samples", "fsdp_checkpoint",
-    "superclip_word_course", "superclip_accept_changes",
+    "accum_freq",
+    "batch_size",
+    "train_data",
+    "dataset_type",
+    "cache_dir",
+    "copy_codebase",
+    "csv_*",
+    "ddp_static_graph",
+    "debug",
+    "delete_previous_checkpoint",
+    "device",
+    "dist_*",
+    "grad_checkpointing",
+    "help",
+    "imagenet_*",
+    "log_*",
+    "logs",
+    "name",
+    "no_set_device_rank",
+    "remote_sync*",
+    "report_to",
+    "resume",
+    "save_*",
+    "val_*",
+    "workers",
+    "wandb*",
+    "zeroshot_frequency",
+    "audio_zeroshot_*",
+    "trace",
+    "torchscript",
+    "train_loss_ema_samples",
+    "fsdp_checkpoint",
+    "superclip_word_course",
+    "superclip_accept_changes",
     # added to the parsed options by OpenCLIP or this package
-    "rank", "local_rank", "world_size", "distributed", "distill", "checkpoint_path", "tensorboard", "tensorboard_path",
-    "trackio", "train_sz", "variable_text", "resume_is_sharded", "only_options", "images_checked",
-)  # fmt: skip
+    "rank",
+    "local_rank",
+    "world_size",
+    "distributed",
+    "distill",
+    "checkpoint_path",
+    "tensorboard",
+    "tensorboard_path",
+    "trackio",
+    "train_sz",
+    "variable_text",
+    "resume_is_sharded",
+    "only_options",
+    "images_checked",
+)
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -50,7 +110,8 @@ FACTS = {  # on measured shards, and how a change is described
 
 
 def beginning(options: dict, world_size: int) -> dict:
-    """Returns the record of a run, given OpenCLIP's parsed options (including the model's defaults)."""
+    """Returns the record of a run, given OpenCLIP's parsed options (including the model's
+    defaults)."""
     config = config_from(options)
     given = options | (options_of(config) if config is not None else {})
     return _record(given | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
@@ -58,8 +119,13 @@ def beginning(options: dict, world_size: int) -> dict:
 
 def _record(options: dict) -> dict:
     harmless = {name for pattern in HARMLESS for name in fnmatch.filter(options, pattern)}
-    kept = {name: _content(name, value) for name, value in sorted(options.items()) if name not in harmless}
-    if kept.get("lr_scheduler") == "const":  # a constant schedule does not depend on the number of epochs
+    kept = {
+        name: _content(name, value)
+        for name, value in sorted(options.items())
+        if name not in harmless
+    }
+    # a constant schedule does not depend on the number of epochs
+    if kept.get("lr_scheduler") == "const":
         del kept["epochs"]
     factors = [options.get(name) for name in ("batch_size", "accum_freq", "world_size")]
     record = {
@@ -73,8 +139,10 @@ def _record(options: dict) -> dict:
 
 
 def _content(name: str, value):
-    """Returns the value to compare: for files and model folders a digest, so that they may be moved."""
-    if isinstance(value, list | tuple) and len(value) == 1:  # --force-image-size 224 is parsed as a list
+    """Returns the value to compare: for files and model folders a digest, so that they may be
+    moved."""
+    # --force-image-size 224 is parsed as a list
+    if isinstance(value, list | tuple) and len(value) == 1:
         return value[0]
     if not isinstance(value, str) or not value:
         return value
@@ -86,11 +154,19 @@ def _content(name: str, value):
     if name in ("model", "distill_model") and _is_own(value):
         import open_clip
 
-        with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # the value itself if it cannot be read
+        # the value itself if it cannot be read
+        with contextlib.suppress(InputError, OSError, ValueError, KeyError):
             register_model(value)
             config = open_clip.get_model_config(value)
-            text = {name: value for name, value in config.get("text_cfg", {}).items() if "tokenizer" not in name}
-            return DIGEST + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
+            text = {
+                name: value
+                for name, value in config.get("text_cfg", {}).items()
+                if "tokenizer" not in name
+            }
+            return (
+                DIGEST
+                + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
+            )
     return value
 
 
@@ -157,27 +233,43 @@ def _digest_of_ends(file: Path) -> str:
 
 def read_beginning(folder: Path) -> dict | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
-    record = read_json(folder / RECORD, default={}).get(BEGAN_WITH) or read_json(folder / NAME, default={})
+    record = read_json(folder / RECORD, default={}).get(BEGAN_WITH) or read_json(
+        folder / NAME, default={}
+    )
     parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
-    if all(isinstance(record.get(name), part) for name, part in parts.items()) and "sha256" in record["shards"]:
+    if (
+        all(isinstance(record.get(name), part) for name, part in parts.items())
+        and "sha256" in record["shards"]
+    ):
         return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """Returns a line for each difference between the record of a run's start and that of its resumption."""
+    """Returns a line for each difference between the record of a run's start and that of its
+    resumption."""
     was, given = before["options"], now["options"]
-    # Older records leave out what was not given; a record of another OpenCLIP may lack the option itself.
-    same_openclip = before["versions"].get("open_clip_torch") == now["versions"].get("open_clip_torch")
-    compared = [name for name in given if name in was or (same_openclip and not name.startswith("superclip_"))]
+    # Older records leave out what was not given; a record of another OpenCLIP may lack the option
+    # itself.
+    same_openclip = before["versions"].get("open_clip_torch") == now["versions"].get(
+        "open_clip_torch"
+    )
+    compared = [
+        name
+        for name in given
+        if name in was or (same_openclip and not name.startswith("superclip_"))
+    ]
     lines = [
         f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
         for name in dict.fromkeys([*compared, "superclip_slices"])  # recorded only if given
         if was.get(name) != given.get(name)
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
-        lines.append(f"the global batch was {before['global_batch_size']:,} and is {now['global_batch_size']:,}")
+        lines.append(
+            f"the global batch was {before['global_batch_size']:,} and is "
+            f"{now['global_batch_size']:,}"
+        )
     if before.get("tokenizer") not in (None, now["tokenizer"]):
         was, is_now = _shown(before["tokenizer"]), _shown(now["tokenizer"])
         lines.append(f"the tokenizer of --model was {was} and is {is_now}")
@@ -209,12 +301,13 @@ def _shown(value) -> str:
 
 
 def check_beginning(folder: Path, now: dict, accept: str) -> None:
-    """Raises InputError if there are differences from the start of the run; the flag `accept` would accept them."""
+    """Raises InputError if there are differences from the start of the run; the flag `accept`
+    would accept them."""
     before = read_beginning(folder)
     if before is not None and (lines := differences(before, now)):
         raise InputError(
-            f"{folder} was started with other settings: {'; '.join(lines)}; use the same settings, train into another "
-            f"folder, or pass {accept}, which records the change"
+            f"{folder} was started with other settings: {'; '.join(lines)}; use the same "
+            f"settings, train into another folder, or pass {accept}, which records the change"
         )
 
 
@@ -227,7 +320,13 @@ def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
     if before is None or lines or not before["versions"]:  # else the record is up to date
         changes = (before or {}).get("changes", [])
         if lines:
-            changes = [*changes, {"when": datetime.now().astimezone().isoformat(timespec="seconds"), "changed": lines}]
+            changes = [
+                *changes,
+                {
+                    "when": datetime.now().astimezone().isoformat(timespec="seconds"),
+                    "changed": lines,
+                },
+            ]
         write_json(folder / NAME, {**now, "changes": changes})
     return lines
 
@@ -239,8 +338,13 @@ class Resumed(NamedTuple):
     damaged: tuple[str, ...] = ()
 
     def set_damaged_aside(self) -> None:
-        """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the right one."""
-        resumes = f"resumes from {os.path.normpath(self.file)}" if self.file else "starts from the beginning"
+        """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the
+        right one."""
+        resumes = (
+            f"resumes from {os.path.normpath(self.file)}"
+            if self.file
+            else "starts from the beginning"
+        )
         for path in self.damaged:
             os.rename(path, f"{path}.damaged")
             renamed = f"is incomplete and was renamed to {os.path.normpath(path)}.damaged"
@@ -251,11 +355,14 @@ class Resumed(NamedTuple):
                 os.replace(f"{path}.part", path)
 
 
-def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bool, is_ours: bool = True) -> Resumed:
+def resumed_checkpoint(
+    resume: str | None, run_folder: str, save_most_recent: bool, is_ours: bool = True
+) -> Resumed:
     """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
-    Raises InputError for a file that does not exist or cannot be read. `run_folder` is LOGS/NAME. If `is_ours`,
-    `latest` must be one of the run's checkpoints; OpenCLIP also takes other files from folders of similar names.
+    Raises InputError for a file that does not exist or cannot be read. `run_folder` is LOGS/NAME.
+    If `is_ours`, `latest` must be one of the run's checkpoints; OpenCLIP also takes other files
+    from folders of similar names.
     """
     if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
@@ -265,29 +372,44 @@ def resumed_checkpoint(resume: str | None, run_folder: str, save_most_recent: bo
         if save_most_recent:
             files = list(map(str, own)) if os.path.exists(own[0]) else []
         elif is_ours and set("*?[") & set(run_folder):
-            raise InputError(f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? and [")
+            raise InputError(
+                f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without "
+                "*, ? and ["
+            )
         damaged = tuple(itertools.takewhile(is_damaged, files))
-        own.append(folder / "tmp.pt")  # which OpenCLIP renames to epoch_latest.pt when it is complete
-        if is_ours and (others := [file for file in files[: len(damaged) + 1] if Path(file) not in own]):
-            raise InputError(f"--resume latest would use {others[0]}, which the run has not saved: move it elsewhere")
+        # which OpenCLIP renames to epoch_latest.pt when it is complete
+        own.append(folder / "tmp.pt")
+        if is_ours and (
+            others := [file for file in files[: len(damaged) + 1] if Path(file) not in own]
+        ):
+            raise InputError(
+                f"--resume latest would use {others[0]}, which the run has not saved: move it "
+                "elsewhere"
+            )
         file = files[len(damaged)] if len(damaged) < len(files) else None
         if file and not is_complete(file):
-            raise InputError(f"--resume: {file} cannot be read: make it readable, or rename or remove it")
+            raise InputError(
+                f"--resume: {file} cannot be read: make it readable, or rename or remove it"
+            )
         return Resumed(file, damaged)
     if not os.path.isfile(resume):
         problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
-        raise InputError(f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest")
+        raise InputError(
+            f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest"
+        )
     return Resumed(resume)
 
 
-def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, has_tasks: bool | None = None) -> None:
+def check_kind(
+    file: str, with_head: bool, with_ddp: bool | None, model: str, has_tasks: bool | None = None
+) -> None:
     """Raises InputError if a run of this kind cannot resume from `file`.
 
     Without --superclip, unreadable files are left to OpenCLIP.
 
     Args:
-        with_ddp: whether the run uses torch.distributed; None for a single process, which can resume from both kinds.
-        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+        with_ddp: whether the run uses torch.distributed; None for a single process, which can
+        resume from both kinds. has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
     from .checkpoint import check_values, read_checkpoint
 
@@ -306,7 +428,10 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
         kind = "with --superclip: add --superclip"
     elif has_tasks is not None and checkpoint.of_tasks != has_tasks:
         other = 4 if checkpoint.of_tasks else 3
-        kind = f"on OpenCLIP {other}, with other parameter groups of the optimizer: resume it with OpenCLIP {other}"
+        kind = (
+            f"on OpenCLIP {other}, with other parameter groups of the optimizer: resume it "
+            f"with OpenCLIP {other}"
+        )
     elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
         ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
         kind = f"of {ranks}, with other names of the weights: resume it with those"
@@ -315,4 +440,6 @@ def check_kind(file: str, with_head: bool, with_ddp: bool | None, model: str, ha
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
     instead = None if with_head else model_for_pretrained(model)
     start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
-    raise InputError(f"--resume: {file} is of a run {kind}; to start from its weights, give {start}")
+    raise InputError(
+        f"--resume: {file} is of a run {kind}; to start from its weights, give {start}"
+    )

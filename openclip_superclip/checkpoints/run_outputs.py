@@ -14,24 +14,38 @@ from ..flags import is_idf_file
 
 # Options to record in averaged checkpoints and exported heads, because they define the model.
 KEPT = (
-    "model", "pretrained", "force_quick_gelu", "force_naflex_vision", "force_image_size", "force_context_length",
-    "image_mean", "image_std", "image_interpolation", "image_resize_mode", "superclip_idf", "superclip_special_tokens",
-)  # fmt: skip
+    "model",
+    "pretrained",
+    "force_quick_gelu",
+    "force_naflex_vision",
+    "force_image_size",
+    "force_context_length",
+    "image_mean",
+    "image_std",
+    "image_interpolation",
+    "image_resize_mode",
+    "superclip_idf",
+    "superclip_special_tokens",
+)
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
 RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
 
 def run_options(checkpoint) -> dict:
-    """Returns the run's options, by attribute name of the parsed command line; {} if they are unknown.
+    """Returns the run's options, by attribute name of the parsed command line; {} if they are
+    unknown.
 
     They are read from the file of the Checkpoint itself, else from its run's folder.
     """
     path = checkpoint.path.absolute()
-    return checkpoint.options or (read_options(path.parent.parent) if path.parent.name == "checkpoints" else {})
+    return checkpoint.options or (
+        read_options(path.parent.parent) if path.parent.name == "checkpoints" else {}
+    )
 
 
 def options_to_keep(checkpoint) -> dict:
-    """Returns the options to record in files made from a Checkpoint, with absolute paths to the model and IDF file."""
+    """Returns the options to record in files made from a Checkpoint, with absolute paths to the
+    model and IDF file."""
     options = run_options(checkpoint)
     kept = {name: value for name, value in options.items() if name in KEPT}
     if model := trained_model(checkpoint.path, options):
@@ -42,15 +56,19 @@ def options_to_keep(checkpoint) -> dict:
 
 
 def idf_file(checkpoint: Path, options: dict) -> Path | None:
-    """Returns the absolute path of the file of --superclip-idf, None if the run has none or is unknown."""
+    """Returns the absolute path of the file of --superclip-idf, None if the run has none or is
+    unknown."""
     idf = str(options.get("superclip_idf", "online"))
     if not is_idf_file(idf):
         return None
-    return Path(os.path.abspath(training_folder(checkpoint.absolute().parent.parent, options) / idf))
+    return Path(
+        os.path.abspath(training_folder(checkpoint.absolute().parent.parent, options) / idf)
+    )
 
 
 def trained_model(checkpoint: Path, options: dict) -> str:
-    """Returns the --model of an export or of a run's checkpoint, "" if unknown; a path in it is absolute."""
+    """Returns the --model of an export or of a run's checkpoint, "" if unknown; a path in it is
+    absolute."""
     if (checkpoint / "open_clip_config.json").is_file():
         return f"local-dir:{checkpoint.resolve()}"
     model = str(options.get("model") or "")
@@ -79,7 +97,8 @@ def _value(text: str) -> object:
 def training_folder(run: Path, options: dict) -> Path:
     """Returns the working directory of a run's training, to resolve its relative paths.
 
-    `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is this process's.
+    `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is
+    this process's.
     """
     recorded = read_json(run / RECORD, default={}).get("cwd")
     if isinstance(recorded, str):
@@ -91,17 +110,22 @@ def training_folder(run: Path, options: dict) -> Path:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Returns the checkpoints in a run's folder `checkpoints` by epoch, oldest first."""
-    names = ((re.fullmatch(r"epoch_(\d+)\.pt", path.name), path) for path in folder.glob("epoch_*.pt"))
+    names = (
+        (re.fullmatch(r"epoch_(\d+)\.pt", path.name), path) for path in folder.glob("epoch_*.pt")
+    )
     return dict(sorted((int(name[1]), path) for name, path in names if name))
 
 
 def newest(folder: Path) -> int:
     """Returns the epoch of the newest complete checkpoint, or 0 if there is none."""
-    return next((epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0)
+    return next(
+        (epoch for epoch, path in reversed(checkpoints(folder).items()) if is_complete(path)), 0
+    )
 
 
 def latest_checkpoints(folder: str | Path) -> list[str]:
-    """Returns the checkpoints of a folder, newest first in the order of OpenCLIP's `--resume latest`."""
+    """Returns the checkpoints of a folder, newest first in the order of OpenCLIP's `--resume
+    latest`."""
 
     def natural_key(path: str) -> list[str | int]:  # sorts epoch_10 after epoch_9
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.lower())]
@@ -110,12 +134,14 @@ def latest_checkpoints(folder: str | Path) -> list[str]:
 
 
 def own_checkpoints(folder: Path) -> list[Path]:
-    """Returns the names of what OpenCLIP has saved in a run's folder `checkpoints`, newest first in its order."""
+    """Returns the names of what OpenCLIP has saved in a run's folder `checkpoints`, newest first
+    in its order."""
     return [folder / LATEST, *reversed(checkpoints(folder).values())]
 
 
 def is_complete(path: str | Path, checksums: bool = False) -> bool:
-    """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of contents.
+    """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of
+    contents.
 
     With `checksums`, reads the whole file and returns whether they are correct, too.
     """
@@ -130,7 +156,8 @@ is_whole = functools.partial(is_complete, checksums=True)
 
 
 def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> bool:
-    """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be complete."""
+    """Returns whether a checkpoint can be read to its end and is not good; otherwise it may be
+    complete."""
     try:
         if is_good(path):
             return False
@@ -143,9 +170,11 @@ def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> boo
 
 
 def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None) -> list[Path]:
-    """Renames the newest checkpoints until one is good, or cannot be read, so that `--resume latest` uses that one.
+    """Renames the newest checkpoints until one is good, or cannot be read, so that `--resume
+    latest` uses that one.
 
-    Without a `suffix` for their new names, removes them. Returns the new names or the removed checkpoints.
+    Without a `suffix` for their new names, removes them. Returns the new names or the removed
+    checkpoints.
     """
     bad = []
     for path in reversed(checkpoints(folder).values()):

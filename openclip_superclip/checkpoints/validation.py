@@ -25,24 +25,31 @@ class BestEpoch:
     score: float  # percent
 
     def __str__(self) -> str:
-        return f"best epoch on the validation data: {self.epoch}, with {self.score:.1f} % {self.measure}"
+        return (
+            f"best epoch on the validation data: {self.epoch}, with {self.score:.1f} % "
+            f"{self.measure}"
+        )
 
 
 def validation_rows(run: Path) -> list[dict]:
-    """Returns the lines of OpenCLIP's results.jsonl in a run's folder; {} for a line that was cut."""
+    """Returns the lines of OpenCLIP's results.jsonl in a run's folder; {} for a line that was
+    cut."""
     file, rows = run / "checkpoints" / "results.jsonl", []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
-            rows.append(json.loads("{" + line.rpartition("{")[2]))  # a crash may have cut an object before this one
+            # a crash may have cut an object before this one
+            rows.append(json.loads("{" + line.rpartition("{")[2]))
         except ValueError:
             rows.append({})
     return rows
 
 
 def best_epoch(run: Path) -> BestEpoch | None:
-    """Returns the epoch with the highest mean R@1 of both directions, without retrieval the highest ImageNet accuracy.
+    """Returns the epoch with the highest mean R@1 of both directions, without retrieval the highest
+    ImageNet accuracy.
 
-    Of equal epochs, the one with the lowest validation loss. None for a run that has measured neither.
+    Of equal epochs, the one with the lowest validation loss. None for a run that has measured
+    neither.
     """
     by_epoch: dict[int, dict] = {}
     for row in validation_rows(run):
@@ -51,7 +58,9 @@ def best_epoch(run: Path) -> BestEpoch | None:
     for measure, pattern in MEASURES.items():
         scored = []
         for epoch, row in by_epoch.items():
-            values = [value for name, value in row.items() if pattern.match(name) and math.isfinite(value)]
+            values = [
+                value for name, value in row.items() if pattern.match(name) and math.isfinite(value)
+            ]
             if values:
                 loss = row.get("clip_val_loss", math.inf)
                 scored.append((statistics.mean(values), -loss, -epoch))
@@ -66,14 +75,14 @@ def best_checkpoint(run: Path) -> Path:
     best = best_epoch(run)
     if best is None:
         raise InputError(
-            f"--best: {run} has no validation scores; expected the folder of a run that was trained with --val-data or "
-            "--val-fraction"
+            f"--best: {run} has no validation scores; expected the folder of a run that was "
+            "trained with --val-data or --val-fraction"
         )
     there = checkpoints(run / "checkpoints")
     file = there.get(best.epoch)
     if file is None or not is_complete(file):
         raise InputError(
-            f"--best: {best}, but its checkpoint was not saved (--save-frequency) or removed; give one of "
-            f"{listed(map(str, there.values())) or 'another run'}"
+            f"--best: {best}, but its checkpoint was not saved (--save-frequency) or removed; "
+            f"give one of {listed(map(str, there.values())) or 'another run'}"
         )
     return file

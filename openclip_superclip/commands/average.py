@@ -9,15 +9,17 @@ from ..errors import InputError, Parser
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip average",
-        description="Writes the mean of the weights of several checkpoints of one model, with the caption counts of "
-        "the checkpoint that has seen the most captions.",
+        description="Writes the mean of the weights of several checkpoints of one model, with "
+        "the caption counts of the checkpoint that has seen the most captions.",
         epilog="example: superclip average epoch_4.pt epoch_5.pt --out ../mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="two or more files or folders")
     add_output(parser)
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:
-        raise InputError(f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more")
+        raise InputError(
+            f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more"
+        )
     from ..checkpoints.averaging import average
     from ..checkpoints.checkpoint import OPTIONS, read_checkpoint, save_weights
     from ..checkpoints.run_outputs import options_to_keep

@@ -1,4 +1,5 @@
-"""superclip benchmark: the cost of the class head on this machine, relative to alternatives; the record of a GPU."""
+"""superclip benchmark: the cost of the class head on this machine, relative to alternatives; the
+record of a GPU."""
 
 from pathlib import Path
 
@@ -8,25 +9,66 @@ from ..errors import InputError, Parser, at_least
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip benchmark",
-        description="Times the class loss and its gradients, the three matrix products that every implementation "
-        "needs, and other implementations; then a training step with and without the class head. The measurements "
-        "alternate in one process.",
+        description="Times the class loss and its gradients, the three matrix products that "
+        "every implementation "
+        "needs, and other implementations; then a training step with and without the class "
+        "head. The measurements alternate in one process.",
         epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
     )
     add = parser.add_argument
     add("--device", help="device to measure on (default: cuda if there is a GPU)")
-    add("--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="(default: %(default)s)")
-    add("--head-batch", type=int, default=1024, help="batch size of the class loss (default: %(default)s)")
-    add("--width", type=int, default=768, help="input width of the class head (default: %(default)s)")
-    add("--vocab", type=int, default=49408, help="output width of the class head (default: %(default)s)")
+    add(
+        "--precision",
+        choices=("fp32", "amp", "amp_bf16"),
+        default="fp32",
+        help="(default: %(default)s)",
+    )
+    add(
+        "--head-batch",
+        type=int,
+        default=1024,
+        help="batch size of the class loss (default: %(default)s)",
+    )
+    add(
+        "--width",
+        type=int,
+        default=768,
+        help="input width of the class head (default: %(default)s)",
+    )
+    add(
+        "--vocab",
+        type=int,
+        default=49408,
+        help="output width of the class head (default: %(default)s)",
+    )
     add("--model", default="ViT-B-16", help="model of the training step (default: %(default)s)")
     about = "batch size of the training step (default: %(default)s)"
-    add("--batch-size", "--local-batch", dest="local_batch", type=int, default=64, metavar="N", help=about)
-    add("--repeats", type=int, default=7, help="repetitions of the class loss (default: %(default)s)")
+    add(
+        "--batch-size",
+        "--local-batch",
+        dest="local_batch",
+        type=int,
+        default=64,
+        metavar="N",
+        help=about,
+    )
+    add(
+        "--repeats",
+        type=int,
+        default=7,
+        help="repetitions of the class loss (default: %(default)s)",
+    )
     about = "repetitions of the training step; 0 to skip it (default: %(default)s)"
     add("--step-repeats", type=int, default=3, help=about)
-    add("--grad-checkpointing", action="store_true", help="use gradient checkpointing in the training step")
-    about = "measure a record of this GPU instead, with sizes of its own, and check its results: about ten minutes"
+    add(
+        "--grad-checkpointing",
+        action="store_true",
+        help="use gradient checkpointing in the training step",
+    )
+    about = (
+        "measure a record of this GPU instead, with sizes of its own, and check its "
+        "results: about ten minutes"
+    )
     add("--card", action="store_true", help=about)
     add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -44,8 +86,13 @@ def _measure_card(parser: Parser, options) -> int:
     """Prints the record of a card; returns 1 if a check of its results fails."""
     for action in parser._actions:
         name = action.dest
-        if name not in ("help", "card", "device", "out") and getattr(options, name) != action.default:
-            raise InputError(f"{action.option_strings[0]} has no effect with --card, which has sizes of its own")
+        if (
+            name not in ("help", "card", "device", "out")
+            and getattr(options, name) != action.default
+        ):
+            raise InputError(
+                f"{action.option_strings[0]} has no effect with --card, which has sizes of its own"
+            )
     from ..lab.benchmark.card import card_table, measure_card
 
     record = measure_card(options)

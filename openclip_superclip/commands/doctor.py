@@ -13,15 +13,18 @@ from .. import __version__
 from ..errors import InputError, Parser, reason
 
 EXTRAS = {  # with the packages that each installs
-    "report": ("matplotlib", "scipy"), "eval": ("clip_benchmark", "requests"), "serve": ("starlette", "uvicorn"),
+    "report": ("matplotlib", "scipy"),
+    "eval": ("clip_benchmark", "requests"),
+    "serve": ("starlette", "uvicorn"),
     "horovod": ("horovod",),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str]) -> int:
     Parser(
         prog="superclip doctor",
-        description="Prints ten lines to paste into an issue: versions, devices, extras, free disk space and SLURM.",
+        description="Prints ten lines to paste into an issue: versions, devices, extras, free "
+        "disk space and SLURM.",
         epilog="example: superclip doctor",
     ).parse_args(argv)
     lines = {
@@ -29,10 +32,15 @@ def main(argv: list[str]) -> int:
         "Python": f"{platform.python_version()} ({sys.executable}), {platform.platform()}",
         "OpenCLIP": _openclip(),
         "PyTorch": _torch(),
-        "other packages": ", ".join(f"{name} {_version(name)}" for name in ("timm", "webdataset", "pandas", "numpy")),
-        "plugins": ", ".join(sorted({entry.name for entry in importlib.metadata.entry_points(group="open_clip")})),
+        "other packages": ", ".join(
+            f"{name} {_version(name)}" for name in ("timm", "webdataset", "pandas", "numpy")
+        ),
+        "plugins": ", ".join(
+            sorted({entry.name for entry in importlib.metadata.entry_points(group="open_clip")})
+        ),
         "extras": ", ".join(
-            name if all(map(importlib.util.find_spec, packages)) else f"no {name}" for name, packages in EXTRAS.items()
+            name if all(map(importlib.util.find_spec, packages)) else f"no {name}"
+            for name, packages in EXTRAS.items()
         ),
         "CPU": f"{os.cpu_count()} cores",
         "disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:,.0f} GB free in {Path.cwd()}",

@@ -1,4 +1,5 @@
-"""superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without this package."""
+"""superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without
+this package."""
 
 from pathlib import Path
 
@@ -9,23 +10,39 @@ from ..errors import Parser
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip export",
-        description="Writes a folder with the model, its preprocessing, its tokenizer and a model card. Stock OpenCLIP "
-        "opens it as local-dir:FOLDER, or transformers as CLIPModel, with the same features.",
+        description="Writes a folder with the model, its preprocessing, its tokenizer and a "
+        "model card. Stock OpenCLIP opens it as local-dir:FOLDER, or transformers as "
+        "CLIPModel, with the same features.",
         epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
     add = parser.add_argument
     add(
-        "checkpoint", type=Path, help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder"
+        "checkpoint",
+        type=Path,
+        help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder",
     )
-    about = "of the folder of a run, the checkpoint with the best validation scores (default: the last one)"
+    about = (
+        "of the folder of a run, the checkpoint with the best validation scores (default: "
+        "the last one)"
+    )
     add("--best", action="store_true", help=about)
     add("--out", type=Path, required=True, help="folder to write")
-    about = "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the run's params.txt)"
+    about = (
+        "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
+        "run's params.txt)"
+    )
     add("--model", "--architecture", help=about)
     about = "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)"
     add("--format", choices=("openclip", "hf"), default="openclip", help=about)
-    add("--with-head", action="store_true", help=f"keep the class head and the counts in {HEAD_NAME}")
-    about = "the repository on the Hugging Face hub to which you will upload the folder: OpenCLIP then opens it as "
+    add(
+        "--with-head",
+        action="store_true",
+        help=f"keep the class head and the counts in {HEAD_NAME}",
+    )
+    about = (
+        "the repository on the Hugging Face hub to which you will upload the folder: "
+        "OpenCLIP then opens it as "
+    )
     about += "hf-hub:OWNER/NAME, also if the model has its own tokenizer"
     add("--hub", metavar="OWNER/NAME", help=about)
     add("--overwrite", action="store_true", help="replace an existing folder")
@@ -46,7 +63,14 @@ def main(argv: list[str]) -> int:
     if file.parent.parent == options.checkpoint:
         which = f", {file.name} of {options.checkpoint}"
     model, usage = export(
-        file, options.out, options.model, options.format, options.with_head, options.overwrite, options.hub, tag
+        file,
+        options.out,
+        options.model,
+        options.format,
+        options.with_head,
+        options.overwrite,
+        options.hub,
+        tag,
     )
     print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

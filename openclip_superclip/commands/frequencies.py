@@ -1,4 +1,5 @@
-"""superclip frequencies: counts the captions of a data set that contain each token, for --superclip-idf FILE."""
+"""superclip frequencies: counts the captions of a data set that contain each token, for
+--superclip-idf FILE."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +21,9 @@ def main(argv: list[str]) -> int:
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
-    tokenizer = model.with_options({"force_context_length": options.context}).tokenizer("--tokenizer-of")
+    tokenizer = model.with_options({"force_context_length": options.context}).tokenizer(
+        "--tokenizer-of"
+    )
     columns, shards = columns_of(options, options.data), [options.data]
     if is_table(options.data):
         no_effect(options, options.data, "text_key")
@@ -28,7 +31,9 @@ def main(argv: list[str]) -> int:
         columns, shards = None, sorted(set(expand(options.data, "DATA")))
     try:
         config = Config(captions=options.captions, long_caption=options.long_caption)
-        counter = CaptionCounter(config, tokenizer, options.seed, columns, options.text_key or "txt")
+        counter = CaptionCounter(
+            config, tokenizer, options.seed, columns, options.text_key or "txt"
+        )
         make_folder(options.out.parent, "--out")
         frequencies, unreadable = counter.count(shards, options.workers, options.unreadable_max)
     except InputError as error:  # which names the flags of training
@@ -37,7 +42,9 @@ def main(argv: list[str]) -> int:
     where = options.data if columns else f"{len(shards):,} shards"
     if unreadable:
         where = f"{len(shards) - len(unreadable):,} of {where}"
-    print(f"{options.out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}")
+    print(
+        f"{options.out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}"
+    )
     if num_missing := counter.reader.counts.so_far()[1]:
         print(f"{num_missing:,} samples have no long caption: the short one was counted")
     if unreadable:
@@ -48,20 +55,34 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip frequencies",
-        description="Counts the captions with each token, in one pass over WebDataset shards or a table, without "
-        "reading images. --superclip-idf FILE then weights words by the whole data set from the first step on.",
-        epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
+        description="Counts the captions with each token, in one pass over WebDataset shards "
+        "or a table, without "
+        "reading images. --superclip-idf FILE then weights words by the whole data set from "
+        "the first step on.",
+        epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out "
+        "df.safetensors",
     )
     add = parser.add_argument
-    about = "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv"
+    about = (
+        "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv"
+    )
     add("data", metavar="DATA", help=about)
     add_columns(parser)
     add("--text-key", metavar="KEY", help="member with captions (default: txt)")
     add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
     about = "captions of the class loss: short, long, dual or mixed:P (default: %(default)s)"
     add("--captions", default="short", help=about)
-    add("--long-caption", default="", metavar="KEY", help="location of the long caption: long.txt, json:a.b, a column")
-    add("--context", type=int, help="number of tokens per caption to read (default: the text tower's)")
+    add(
+        "--long-caption",
+        default="",
+        metavar="KEY",
+        help="location of the long caption: long.txt, json:a.b, a column",
+    )
+    add(
+        "--context",
+        type=int,
+        help="number of tokens per caption to read (default: the text tower's)",
+    )
     add("--seed", type=int, default=0, help="seed of mixed:P (default: %(default)s)")
     add("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
     about = "fail if a larger fraction of the shards is missing or broken (default: %(default)s)"

@@ -1,4 +1,5 @@
-"""superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for --superclip."""
+"""superclip import: converts a checkpoint of the SuperCLIP authors' code to a folder for
+--superclip."""
 
 import shlex
 import sys
@@ -10,9 +11,10 @@ from ..errors import Parser, at_least
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip import",
-        description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with the same features, "
-        "class logits and scale. --superclip --model local-dir:FOLDER continues the training, and superclip export "
-        "converts it to plain CLIP.",
+        description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder "
+        "with the same features, "
+        "class logits and scale. --superclip --model local-dir:FOLDER continues the training, "
+        "and superclip export converts it to plain CLIP.",
         epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
     )
     add = parser.add_argument
@@ -21,10 +23,12 @@ def main(argv: list[str]) -> int:
     add("--model", "--architecture", required=True, help=about)
     add("--out", type=Path, required=True, help="folder to write")
     add(
-        "--global-batch", type=int, default=16_384,
-        help="captions per step of the run, over all GPUs, to convert its running means to counts (default: "
-        "%(default)s, as in the released runs)",
-    )  # fmt: skip
+        "--global-batch",
+        type=int,
+        default=16_384,
+        help="captions per step of the run, over all GPUs, to convert its running means to "
+        "counts (default: %(default)s, as in the released runs)",
+    )
     add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)
@@ -35,13 +39,15 @@ def main(argv: list[str]) -> int:
     )
     if not is_whole:
         print(
-            f"warning: --global-batch {options.global_batch} does not give integer counts, which were rounded: the "
-            "run used another global batch size, or several",
+            f"warning: --global-batch {options.global_batch} does not give integer counts, "
+            "which were rounded: the run used another global batch size, or several",
             file=sys.stderr,
         )
     print(
-        f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} captions\n"
-        f"continue:      superclip train --superclip --model {shlex.quote(f'local-dir:{options.out}')} …\n"
-        f"to plain CLIP: superclip export {shlex.quote(str(options.out))} --out FOLDER"
+        f"{options.out}: {options.model} with its class head and the counts of "
+        f"{num_captions:,} captions\n"
+        "continue:      superclip train --superclip --model "
+        f"{shlex.quote(f'local-dir:{options.out}')} …\nto plain CLIP: superclip export "
+        f"{shlex.quote(str(options.out))} --out FOLDER"
     )
     return 0

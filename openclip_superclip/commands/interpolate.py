@@ -1,4 +1,5 @@
-"""superclip interpolate: interpolates between released and fine-tuned weights, to reduce forgetting."""
+"""superclip interpolate: interpolates between released and fine-tuned weights, to reduce
+forgetting."""
 
 from pathlib import Path
 
@@ -9,14 +10,23 @@ from .average import add_output
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip interpolate",
-        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class head, TUNED's is kept.",
+        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class "
+        "head, TUNED's is kept.",
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     add = parser.add_argument
-    about = "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG"
+    about = (
+        "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG"
+    )
     add("released", metavar="RELEASED", help=about)
     add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
-    add("--alpha", type=float, default=0.5, metavar="α", help="weight of TUNED, 0 to 1 (default: %(default)s)")
+    add(
+        "--alpha",
+        type=float,
+        default=0.5,
+        metavar="α",
+        help="weight of TUNED, 0 to 1 (default: %(default)s)",
+    )
     add_output(parser)
     options = parser.parse_args(argv)
     if not 0 <= options.alpha <= 1:
@@ -29,9 +39,15 @@ def main(argv: list[str]) -> int:
     from ..files import check_out, whole_output
 
     check_out(options.out, options.overwrite, [options.released, options.tuned], {"": OPTIONS})
-    released, tuned = read_checkpoint(released_file(options.released, "RELEASED")), read_checkpoint(options.tuned)
+    released, tuned = (
+        read_checkpoint(released_file(options.released, "RELEASED")),
+        read_checkpoint(options.tuned),
+    )
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, options.overwrite) as file:
         save_weights(weights, file, options_to_keep(tuned))
-    print(f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of {options.tuned}")
+    print(
+        f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of "
+        f"{options.tuned}"
+    )
     return 0

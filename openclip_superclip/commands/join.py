@@ -1,4 +1,5 @@
-"""superclip join: makes one model of an image tower and a text tower that were trained separately."""
+"""superclip join: makes one model of an image tower and a text tower that were trained
+separately."""
 
 import shlex
 from pathlib import Path
@@ -9,22 +10,34 @@ from ..errors import InputError, Parser, at_least, listed
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip join",
-        description="Writes an OpenCLIP model folder with the weights, the preprocessing and the tokenizer of two "
-        "pretrained towers, and with random projections. Nothing is downloaded if the image tower has a file.",
+        description="Writes an OpenCLIP model folder with the weights, the preprocessing and "
+        "the tokenizer of two "
+        "pretrained towers, and with random projections. Nothing is downloaded if the image "
+        "tower has a file.",
         epilog="example: superclip join --image timm:resnet50=resnet50.pth --text bert --out start",
     )
     add = parser.add_argument
-    about = "a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a file, timm downloads them"
+    about = (
+        "a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a "
+        "file, timm downloads them"
+    )
     add("--image", required=True, metavar="timm:NAME[=FILE]", help=about)
-    about = "folder or zip file of a Hugging Face text model, also in the layout of sentence-transformers"
+    about = (
+        "folder or zip file of a Hugging Face text model, also in the layout of "
+        "sentence-transformers"
+    )
     add("--text", type=Path, required=True, metavar="FOLDER", help=about)
     add("--out", type=Path, required=True, help="folder to write")
     about = "match the image tower's weights by order and shape, if the file has other names"
     add("--by-order", action="store_true", help=about)
-    add("--embed-dim", type=int, default=256, help="width of the projections (default: %(default)s)")
+    add(
+        "--embed-dim", type=int, default=256, help="width of the projections (default: %(default)s)"
+    )
     add("--image-size", type=int, help="pixels (default: the image tower's own)")
     for name in ("mean", "std"):
-        about = f"{name} of the channels that the image tower expects, from 0 to 1 (default: timm's)"
+        about = (
+            f"{name} of the channels that the image tower expects, from 0 to 1 (default: timm's)"
+        )
         add(f"--image-{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=about)
     about = "tokens of a caption (default: the text tower's own length; a shorter one is faster)"
     add("--context-length", type=int, help=about)
@@ -36,7 +49,9 @@ def main(argv: list[str]) -> int:
     if schema != "timm" or not name:
         raise InputError(f"--image is {options.image}; expected timm:NAME=FILE or timm:NAME")
     if options.by_order and not file:
-        raise InputError("--by-order matches the tensors of a file: expected --image timm:NAME=FILE")
+        raise InputError(
+            "--by-order matches the tensors of a file: expected --image timm:NAME=FILE"
+        )
     from ..checkpoints.joining import ImageSource, join
 
     source = ImageSource(
@@ -47,12 +62,19 @@ def main(argv: list[str]) -> int:
         mean=options.image_mean,
         std=options.image_std,
     )
-    joined = join(source, options.text, options.out, options.embed_dim, options.context_length, options.overwrite)
+    joined = join(
+        source,
+        options.text,
+        options.out,
+        options.embed_dim,
+        options.context_length,
+        options.overwrite,
+    )
     model = shlex.quote(f"local-dir:{options.out}")
     print(
-        f"{options.out}: {name} ({joined.image_size} px) and {options.text} ({joined.context_length} tokens, "
-        f"{joined.pooler}), {joined.num_parameters / 1e6:.1f} M parameters\n"
-        f"not used of the image tower: {listed(joined.unused_image) or 'nothing'}\n"
+        f"{options.out}: {name} ({joined.image_size} px) and {options.text} "
+        f"({joined.context_length} tokens, {joined.pooler}), {joined.num_parameters / 1e6:.1f} "
+        f"M parameters\nnot used of the image tower: {listed(joined.unused_image) or 'nothing'}\n"
         f"not used of the text tower:  {listed(joined.unused_text) or 'nothing'}\n"
         f"random, to be trained:       the projections of both towers\n"
         f"train: superclip train --superclip --model {model} …"

@@ -1,4 +1,5 @@
-"""superclip patch: applies or reverts a patch that makes OpenCLIP's training command accept the plugins' flags."""
+"""superclip patch: applies or reverts a patch that makes OpenCLIP's training command accept the
+plugins' flags."""
 
 import argparse
 import sys
@@ -16,8 +17,9 @@ def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip patch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Patches OpenCLIP so that python -m open_clip_train.main finds the installed plugins and accepts\n"
-        f"their flags. There are patches for open_clip_torch {', '.join(patching.patches())}.",
+        description="Patches OpenCLIP so that python -m open_clip_train.main finds the "
+        "installed plugins and accepts\ntheir flags. There are patches for open_clip_torch "
+        f"{', '.join(patching.patches())}.",
         epilog="actions:\n"
         "  apply   apply the patch; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
@@ -28,9 +30,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))
     parser.add_argument(
-        "--source", type=Path, metavar="DIR",
+        "--source",
+        type=Path,
+        metavar="DIR",
         help="a checkout or an unpacked wheel (default: the installed OpenCLIP)",
-    )  # fmt: skip
+    )
     options = parser.parse_args(argv)
     try:
         openclip = find_installation(options.source)
@@ -41,7 +45,9 @@ def main(argv: list[str]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
     if not done:
-        print(f"{openclip}: {'already applied' if options.action == 'apply' else 'not patched, nothing to revert'}")
+        is_applied = options.action == "apply"
+        state = "already applied" if is_applied else "not patched, nothing to revert"
+        print(f"{openclip}: {state}")
         return 0
     print(f"{openclip}: {'applied' if options.action == 'apply' else 'reverted'}")
     print(*(f"  {what} {path}" for path, what in done.items()), sep="\n")

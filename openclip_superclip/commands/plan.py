@@ -34,7 +34,12 @@ def main(argv: list[str]) -> int:
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
     checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
-        print(json.dumps({**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked}, indent=1))
+        print(
+            json.dumps(
+                {**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked},
+                indent=1,
+            )
+        )
     else:
         print(plan_text(run, cost, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
@@ -43,20 +48,39 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip plan",
-        description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, FLOPs, hours and checkpoints. "
-        "With --data, it also checks the data.",
-        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
+        description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
+        "FLOPs, hours and checkpoints. With --data, it also checks the data.",
+        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 "
+        "--gpus-per-node 8",
     )
     add = parser.add_argument
     add_recipe_options(parser, here=False)
     add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
-    add("--gpus-per-node", type=int, default=1, metavar="N", help="GPUs per node (default: %(default)s)")
+    add(
+        "--gpus-per-node",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs per node (default: %(default)s)",
+    )
     about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
     add("--check", action="store_true", help=about)
-    add("--gpu", choices=GPU_TFLOPS, default="A100", help="type of the GPUs, for the hours (default: %(default)s)")
+    add(
+        "--gpu",
+        choices=GPU_TFLOPS,
+        default="A100",
+        help="type of the GPUs, for the hours (default: %(default)s)",
+    )
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--samples-per-second", type=float, metavar="S", help="measured throughput of all GPUs together")
-    speed.add_argument("--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json")
+    speed.add_argument(
+        "--samples-per-second",
+        type=float,
+        metavar="S",
+        help="measured throughput of all GPUs together",
+    )
+    speed.add_argument(
+        "--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json"
+    )
     add("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     speed = options.samples_per_second
@@ -71,41 +95,78 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
     rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
     accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
     slice_minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
-    in_head = f", {cost['head_parameters']:,} of them in the class head" if cost["head_parameters"] else ""
+    in_head = (
+        f", {cost['head_parameters']:,} of them in the class head"
+        if cost["head_parameters"]
+        else ""
+    )
     paper = "reproduces none of its values"
     if recipe.paper:
-        values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items())
-        paper = f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+        values = ", ".join(
+            f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items()
+        )
+        paper = (
+            f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
+        )
     rehearsal = []
     if rehearsed:
         hours, memory = rehearsed["hours"], rehearsed["memory"]
-        rehearsal = [("rehearsed", (
-            f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, without validation; "
-            f"peak memory of a {memory['of']} {bytes_text(memory['peak'])}; bottleneck: {rehearsed['limit']}"
-        ))]  # fmt: skip
+        rehearsal = [
+            (
+                "rehearsed",
+                (
+                    f"{significant(hours['low'])} to {significant(hours['high'])} hours with "
+                    "checkpoints, without validation; "
+                    f"peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
+                    f"bottleneck: {rehearsed['limit']}"
+                ),
+            )
+        ]
     passes = significant(run.samples / recipe.data_samples)
     pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
         ("paper", paper),
-        ("batch", f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × {run.world_size} {ranks} "
-                  f"({run.nodes} × {run.gpus_per_node})"),
-        ("steps", f"{run.steps:,}: {run.samples:,} samples, {passes} × the data set; "
-                  f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up"),
-        ("slices", f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-                   f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses"),
+        (
+            "batch",
+            f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
+            f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})",
+        ),
+        (
+            "steps",
+            f"{run.steps:,}: {run.samples:,} samples, {passes} × the data set; "
+            f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up",
+        ),
+        (
+            "slices",
+            f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
+            f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses",
+        ),
         ("compute", _compute(run, cost)),
         ("model", f"{cost['parameters']:,} parameters{in_head}"),
         *rehearsal,
-        ("checkpoint", f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
-                       f"newest, one of every {run.kept_every}{pass_ends}: at most {bytes_text(cost['disk_bytes'])}"),
+        (
+            "checkpoint",
+            f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps "
+            "the two "
+            f"newest, one of every {run.kept_every}{pass_ends}: at most "
+            f"{bytes_text(cost['disk_bytes'])}",
+        ),
         *(("warning", warning) for warning in run.warnings),
         *_data(run, checked),
-    ]  # fmt: skip
+    ]
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
-        intro = f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the first node:"
-    title = f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} samples of {recipe.data}"
-    wrapper = textwrap.TextWrapper(118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
+        intro = (
+            f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the "
+            "first node:"
+        )
+    title = (
+        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} "
+        f"samples of {recipe.data}"
+    )
+    wrapper = textwrap.TextWrapper(
+        118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
+    )
     lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
     return "\n".join([title, *lines, "", intro, command_text(run)])
 
@@ -116,8 +177,12 @@ def command_text(run: Run) -> str:
     if run.world_size > 1:
         nodes = "--standalone"
         if run.nodes > 1:
-            nodes = f"--nnodes {run.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
-        launcher = f"torchrun {nodes} --nproc-per-node {run.gpus_per_node} -m openclip_superclip train --"
+            nodes = (
+                f"--nnodes {run.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
+            )
+        launcher = (
+            f"torchrun {nodes} --nproc-per-node {run.gpus_per_node} -m openclip_superclip train --"
+        )
     arguments = [*run.openclip_arguments(), "--logs", "runs", "--name", run.recipe.name]
     lines = [launcher]
     for flag in re.split(r" (?=--)", shlex.join(arguments)):
@@ -141,31 +206,43 @@ def _compute(run: Run, cost: dict) -> str:
     if run.device == "cpu":
         low, high = CORE_GFLOPS
         return (
-            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as measured in two small "
-            "models; superclip rehearse measures it"
+            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as "
+            "measured in two small models; superclip rehearse measures it"
         )
     low, high = cost["utilization"]
     halved = ", the slow end halved because no run on this GPU is published"
     return (
-        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in OpenCLIP's published runs "
-        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse measures it"
+        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in "
+        "OpenCLIP's published runs "
+        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse "
+        "measures it"
     )
 
 
 def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
     """Returns rows on the data: contents, warnings, and bad files."""
     if checked is None:
-        return [("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")]
+        return [
+            ("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")
+        ]
     if run.is_table:
         facts = [
-            f"a table of {checked['rows']:,} pairs; {'all' if checked['full'] else 'up to 10,000'} images were checked"
+            f"a table of {checked['rows']:,} pairs; "
+            f"{'all' if checked['full'] else 'up to 10,000'} images were checked"
         ]
     elif checked["found"] is None:
         facts = []
     else:
-        facts = [f"{checked['found']:,} of {checked['shards']:,} shards exist, {bytes_text(checked['bytes'])}"]
+        facts = [
+            f"{checked['found']:,} of {checked['shards']:,} shards exist, "
+            f"{bytes_text(checked['bytes'])}"
+        ]
         facts += [f"{checked['samples']:,} samples counted"] if checked["full"] else []
-        facts += [f"{checked['samples_listed']:,} samples by sizes.json"] if checked["samples_listed"] else []
+        facts += (
+            [f"{checked['samples_listed']:,} samples by sizes.json"]
+            if checked["samples_listed"]
+            else []
+        )
         facts += ["all were read" if checked["full"] else "the first and the last were opened"]
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in checked["warnings"]]

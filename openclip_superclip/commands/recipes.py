@@ -1,10 +1,20 @@
-"""superclip recipes: a table of all recipes, one complete recipe, or a description of the fields."""
+"""superclip recipes: a table of all recipes, one complete recipe, or a description of the
+fields."""
 
 import json
 
 from ..errors import InputError, Parser, no_effect
 from ..pages import markdown_table
-from ..runs.recipe import FIELDS, KINDS, METHODS, REQUIRED, Recipe, kind_of, read_recipe, shipped_recipes
+from ..runs.recipe import (
+    FIELDS,
+    KINDS,
+    METHODS,
+    REQUIRED,
+    Recipe,
+    kind_of,
+    read_recipe,
+    shipped_recipes,
+)
 
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
@@ -12,14 +22,22 @@ HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's va
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip recipes",
-        description="Lists the recipes for superclip plan, run and submit, or prints one of them as YAML. "
-        "≈: read off a figure.",
+        description="Lists the recipes for superclip plan, run and submit, or prints one of "
+        "them as YAML. ≈: read off a figure.",
         epilog="example: superclip recipes datacomp1b vit-b-16_512m",
     )
     add = parser.add_argument
-    add("words", nargs="*", type=str.lower, metavar="WORD", help="the name of a recipe, or words contained in its name")
+    add(
+        "words",
+        nargs="*",
+        type=str.lower,
+        metavar="WORD",
+        help="the name of a recipe, or words contained in its name",
+    )
     add("--json", action="store_true", help="print all fields as JSON")
-    add("--fields", action="store_true", help="print the fields of a recipe, explained, in Markdown")
+    add(
+        "--fields", action="store_true", help="print the fields of a recipe, explained, in Markdown"
+    )
     options = parser.parse_args(argv)
     if options.words or options.json:
         no_effect(options, "WORD or --json", "fields")
@@ -28,14 +46,27 @@ def main(argv: list[str]) -> int:
         for name, field in FIELDS.items():
             expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
             required = "yes" if name in REQUIRED else ""
-            rows.append([f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected])
+            rows.append(
+                [f"`{name}`", KINDS[kind_of(name)], required, field.metadata["help"] + expected]
+            )
         print(markdown_table(["field", "type", "required", "meaning"], rows))
         return 0
-    found = {name: read_recipe(name) for name in shipped_recipes() if all(word in name for word in options.words)}
+    found = {
+        name: read_recipe(name)
+        for name in shipped_recipes()
+        if all(word in name for word in options.words)
+    }
     if not found:
-        raise InputError(f"no recipe name contains {' and '.join(options.words)}; superclip recipes lists all")
+        raise InputError(
+            f"no recipe name contains {' and '.join(options.words)}; superclip recipes lists all"
+        )
     exact = [name for name in found if options.words in ([name], [name.partition("/")[2]])]
-    recipes = dict(sorted(found.items(), key=lambda item: (item[0].rpartition("_bs")[0], item[1].global_batch_size)))
+    recipes = dict(
+        sorted(
+            found.items(),
+            key=lambda item: (item[0].rpartition("_bs")[0], item[1].global_batch_size),
+        )
+    )
     if options.json:
         print(json.dumps({name: recipe.as_dict() for name, recipe in recipes.items()}, indent=1))
     elif len(exact) == 1:
@@ -43,7 +74,11 @@ def main(argv: list[str]) -> int:
     else:
         rows = [HEAD]
         for name, recipe in recipes.items():
-            method, batch, samples = METHODS[recipe.method], f"{recipe.global_batch_size:,}", f"{recipe.samples:,}"
+            method, batch, samples = (
+                METHODS[recipe.method],
+                f"{recipe.global_batch_size:,}",
+                f"{recipe.samples:,}",
+            )
             rows.append((name, method, recipe.model, recipe.data, batch, samples, _score(recipe)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         print("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
@@ -55,6 +90,8 @@ def _score(recipe: Recipe) -> str:
     if recipe.paper is None:
         return "–"
     values = recipe.paper["values"]
-    measure = next(name for name in ("imagenet_zero_shot", "average_of_38", *values) if name in values)
+    measure = next(
+        name for name in ("imagenet_zero_shot", "average_of_38", *values) if name in values
+    )
     about = "≈ " if recipe.paper["read_off"] else ""
     return f"{measure.replace('_', ' ')} {about}{values[measure]} ({recipe.paper['source']})"

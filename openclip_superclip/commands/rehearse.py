@@ -1,4 +1,5 @@
-"""superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole run."""
+"""superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole
+run."""
 
 import sys
 from pathlib import Path
@@ -13,27 +14,41 @@ from .options import add_recipe_options, add_settings, opened_run
 def main(argv: list[str]) -> int:
     """Rehearses, prints an estimate of the whole run and writes rehearsal.json.
 
-    Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted one.
+    Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted
+    one.
     """
     parser = Parser(
         prog="superclip rehearse",
-        description="Trains a recipe for a few minutes with the batch, precision, data and ranks of the whole run. "
-        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, and prints the hours of "
-        "the whole run, its bottleneck and what to change. Under srun, with one task per node, it uses all nodes.",
-        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
+        description="Trains a recipe for a few minutes with the batch, precision, data and "
+        "ranks of the whole run. "
+        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, "
+        "and prints the hours of "
+        "the whole run, its bottleneck and what to change. Under srun, with one task per node, "
+        "it uses all nodes.",
+        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu "
+        "--steps 8",
     )
     add_recipe_options(parser, here=True)
     add_settings(parser, "engine")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)")
     parser.add_argument(
-        "--steps", type=int, default=100, metavar="N",
+        "--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=100,
+        metavar="N",
         help="steps of each of two slices, which are trained twice (default: %(default)s)",
-    )  # fmt: skip
+    )
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
     placement = find_placement()
     run, out = opened_run(options, parser, placement)
-    folder = out.path if options.out or Path(options.recipe).is_dir() else Path("runs", f"{run.recipe.name}-rehearsal")
+    folder = (
+        out.path
+        if options.out or Path(options.recipe).is_dir()
+        else Path("runs", f"{run.recipe.name}-rehearsal")
+    )
     from ..runs.progress import refuse_bad_files
     from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
 
@@ -47,15 +62,25 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         if placement.node:
             return 1
-        print(f"superclip rehearse: stopped by {stop}; remove {folder} to start again", file=sys.stderr)
-        return 1 if stop.before_time_is_up else stop.exit_code  # a requeued job would have no more time
+        print(
+            f"superclip rehearse: stopped by {stop}; remove {folder} to start again",
+            file=sys.stderr,
+        )
+        # a requeued job would have no more time
+        return 1 if stop.before_time_is_up else stop.exit_code
     if code or placement.node:
         return code
     summary = report(run, rehearsal)
     rehearsal.remove_checkpoints()
     write_json(folder / "rehearsal.json", summary)
-    print(f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {folder}/rehearsal.json uses this estimate")
+    print(
+        f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal "
+        f"{folder}/rehearsal.json uses this estimate"
+    )
     if other := other_training(summary):
-        print(f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}", file=sys.stderr)
+        print(
+            f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}",
+            file=sys.stderr,
+        )
         return 1
     return 0

@@ -1,4 +1,5 @@
-"""superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes of the job."""
+"""superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes
+of the job."""
 
 import argparse
 import dataclasses
@@ -17,20 +18,25 @@ from .options import add_run_options, opened_run
 
 
 def main(argv: list[str]) -> int:
-    """Trains and returns the exit code: 0 finished, 75 try again, other codes stop: 128 + n stopped by signal n.
+    """Trains and returns the exit code: 0 finished, 75 try again, other codes stop: 128 + n stopped
+    by signal n.
 
-    Of several nodes, only the first decides: srun's exit code is the largest, and the others end with 0 or 1.
+    Of several nodes, only the first decides: srun's exit code is the largest, and the others end
+    with 0 or 1.
     """
     parser = Parser(
         prog="superclip run",
-        description="Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this machine or, "
-        "under srun with one task per node, of all nodes of the job. To resume a run, give its folder instead of a "
-        "recipe.",
+        description="Trains a recipe into a folder, or resumes it. Starts a process for each "
+        "GPU of this machine or, "
+        "under srun with one task per node, of all nodes of the job. To resume a run, give its "
+        "folder instead of a recipe.",
         epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the batch, the steps and OpenCLIP's command; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the batch, the steps and OpenCLIP's command; train nothing",
     )
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
@@ -40,12 +46,17 @@ def main(argv: list[str]) -> int:
             try:
                 return _run(options, parser, placement)
             finally:
-                if placement.num_nodes > 1:  # srun's signal after another node has ended must not change the exit code
+                # srun's signal after another node has ended must not change the exit code
+                if placement.num_nodes > 1:
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except Stopped as stop:
         if placement.node:
             return 1
-        print(f"superclip run: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
+        print(
+            f"superclip run: stopped by {stop}; the same command resumes",
+            file=sys.stderr,
+            flush=True,
+        )
         return stop.exit_code
 
 
@@ -61,12 +72,15 @@ def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> i
 
 
 def _train(run: Run, placement: Placement, folder: RunFolder) -> int:
-    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose script does."""
+    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose
+    script does."""
     while True:
         code = NodeTraining(run, placement, folder).train()
         if code != EXIT_AGAIN or placement.step is not None:
             return code
-        run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, accept_changes=False))
+        run = dataclasses.replace(
+            run, settings=dataclasses.replace(run.settings, accept_changes=False)
+        )
 
 
 def _print_plan(run: Run, folder: RunFolder, placement: Placement) -> None:
@@ -74,9 +88,11 @@ def _print_plan(run: Run, folder: RunFolder, placement: Placement) -> None:
         return
     run.warnings.extend(run.check_shards())
     print(
-        f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × {run.world_size} × "
-        f"{run.accum_freq} accumulated = {run.global_batch_size} samples per step",
-        f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into {folder.path}",
+        f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × "
+        f"{run.world_size} × {run.accum_freq} accumulated = {run.global_batch_size} samples "
+        "per step",
+        f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into "
+        f"{folder.path}",
         *(f"warning: {warning}" for warning in run.warnings),
         shlex.join(["superclip", "train", *run.openclip_arguments()]),
         sep="\n",

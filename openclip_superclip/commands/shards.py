@@ -11,29 +11,55 @@ from .options import add_columns, columns_of
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip shards",
-        description="Converts images and captions to WebDataset shards: a training and a validation "
-        "split, each with sizes.json, and data sets for superclip evaluate. Images that OpenCLIP "
-        "would read rotated, nearly white or with hidden colours are converted. Pairs that cannot "
-        "be read are listed and left out.",
+        description="Converts images and captions to WebDataset shards: a training and a "
+        "validation split, each with sizes.json, and data sets for superclip evaluate. Images "
+        "that OpenCLIP would read rotated, nearly white or with hidden colours are converted. "
+        "Pairs that cannot be read are listed and left out.",
         epilog="example: superclip shards pairs.csv shards",
     )
     add = parser.add_argument
-    about = "a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's captions (.json)"
+    about = (
+        "a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's "
+        "captions (.json)"
+    )
     add("source", metavar="SOURCE", help=about)
     add("out", type=Path, metavar="OUT", help="a new folder for the shards")
     add_columns(parser, of_json=True)
-    add("--label-key", default="", metavar="KEY", help="column or field with a class, for zero-shot and linear probe")
-    add("--long-key", default="", metavar="KEY", help="column or field with a longer caption, which becomes long.txt")
+    add(
+        "--label-key",
+        default="",
+        metavar="KEY",
+        help="column or field with a class, for zero-shot and linear probe",
+    )
+    add(
+        "--long-key",
+        default="",
+        metavar="KEY",
+        help="column or field with a longer caption, which becomes long.txt",
+    )
     add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
     about = "fraction of the pairs for validation; no image and no caption is in both splits "
     about += "(default: %(default)s)"
     add("--val-share", type=float, default=0.1, metavar="FRACTION", help=about)
-    add("--shard-size", type=int, metavar="N", help="pairs per shard (default: 16 to 10,000, for 32 shards)")
+    add(
+        "--shard-size",
+        type=int,
+        metavar="N",
+        help="pairs per shard (default: 16 to 10,000, for 32 shards)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of the order (default: %(default)s)")
-    add("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core)")
+    add(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: one per core)",
+    )
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:
-        raise InputError(f"--val-share is {options.val_share}; expected a fraction from 0 to below 1")
+        raise InputError(
+            f"--val-share is {options.val_share}; expected a fraction from 0 to below 1"
+        )
     at_least(options, shard_size=1, jobs=1)
     if not options.source.endswith(".json"):
         no_effect(options, options.source, "images")
@@ -42,9 +68,13 @@ def main(argv: list[str]) -> int:
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
     written = write_pair_shards(
-        read_pairs(options.source, keys, options.images), out := options.out,
-        val_share=options.val_share, shard_size=options.shard_size, seed=options.seed, jobs=options.jobs,
-    )  # fmt: skip
+        read_pairs(options.source, keys, options.images),
+        out := options.out,
+        val_share=options.val_share,
+        shard_size=options.shard_size,
+        seed=options.seed,
+        jobs=options.jobs,
+    )
     for split, pattern in written.patterns.items():
         print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
     if written.converted:
@@ -57,6 +87,11 @@ def main(argv: list[str]) -> int:
         print(shlex.join(["superclip", "evaluate", "MODEL", *sets]))
         data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
         size = written.sizes["train"]
-        smaller = ["--set", f"global_batch_size={max(1, size // 4)}"] if size < 64 else []  # than own_data's 64
-        print(shlex.join(["superclip", "study", "own_data", *data, "--set", f"data_samples={size}", *smaller]))
+        # than own_data's 64
+        smaller = ["--set", f"global_batch_size={max(1, size // 4)}"] if size < 64 else []
+        print(
+            shlex.join(
+                ["superclip", "study", "own_data", *data, "--set", f"data_samples={size}", *smaller]
+            )
+        )
     return 0

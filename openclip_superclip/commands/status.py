@@ -25,17 +25,25 @@ HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip status",
-        description="Prints a table of runs: state, progress, samples per second, expected end and SLURM job. A run "
-        "without a heartbeat for two minutes is lost. A run not started has a job that ended before superclip run.",
+        description="Prints a table of runs: state, progress, samples per second, expected end "
+        "and SLURM job. A run "
+        "without a heartbeat for two minutes is lost. A run not started has a job that ended "
+        "before superclip run.",
         epilog="example: superclip status runs studies/one_batch",
     )
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="folders of runs, or folders that contain runs (default: "
-        "runs and studies)",
-    )  # fmt: skip
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="folders of runs, or folders that contain runs (default: runs and studies)",
+    )
     parser.add_argument(
-        "--state", action="append", choices=STATES, help="show only runs in this state; may be repeated",
-    )  # fmt: skip
+        "--state",
+        action="append",
+        choices=STATES,
+        help="show only runs in this state; may be repeated",
+    )
     options = parser.parse_args(argv)
     given = options.runs
     queue = my_jobs() or {}
@@ -46,10 +54,14 @@ def main(argv: list[str]) -> int:
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:
             problem = "contains no run" if folder.is_dir() else "is not a folder"
-            raise InputError(f"{folder} {problem}: expected state.json in it or in a folder below it")
+            raise InputError(
+                f"{folder} {problem}: expected state.json in it or in a folder below it"
+            )
         found |= here
     if not found:
-        raise InputError(f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs")
+        raise InputError(
+            f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs"
+        )
     for run in found:
         row, note = run_status(run, queue)
         counts[row[0]] += 1
@@ -57,13 +69,17 @@ def main(argv: list[str]) -> int:
             continue
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
-    total = f"{len(found)} runs: {', '.join(f'{number} {state}' for state, number in counts.most_common())}"
+    total = (
+        f"{len(found)} runs: "
+        f"{', '.join(f'{number} {state}' for state, number in counts.most_common())}"
+    )
     print("\n".join([markdown_table(HEADS, rows), *notes, total]), flush=True)
     return 0
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
-    report = functools.partial(print, "superclip status:", file=sys.stderr)  # a folder that cannot be read
+    # a folder that cannot be read
+    report = functools.partial(print, "superclip status:", file=sys.stderr)
     for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
         is_run, depth = not set(FILES).isdisjoint(files), len(Path(place).relative_to(folder).parts)
         if is_run:
@@ -77,7 +93,10 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     submitted = read_json(run / "submitted.json", default={}).get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
-    speed, end = (values.get(name) if state == RUNNING else None for name in ("samples_per_second", "expected_end"))
+    speed, end = (
+        values.get(name) if state == RUNNING else None
+        for name in ("samples_per_second", "expected_end")
+    )
     progress = ""
     if values.get("steps"):
         percent = 100 * values.get("step", 0) / values["steps"]
@@ -87,10 +106,16 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
         progress,
         f"{speed:,.0f}" if speed else "",
         f"{datetime.fromisoformat(end).astimezone():%Y-%m-%d %H:%M}" if end else "",
-        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}" if job else "",
+        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}"
+        if job
+        else "",
     ]
     if refused := values.get("refused"):
         return row, f"the start at {refused['since']} was refused: {refused['error']}"
     if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):
-        return row, f"job {submitted} has ended before superclip run started: see the end of {run}/slurm-*.out"
+        return (
+            row,
+            f"job {submitted} has ended before superclip run started: see the end of "
+            f"{run}/slurm-*.out",
+        )
     return row, values.get("error") or ""

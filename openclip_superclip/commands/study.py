@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 VAL_FRACTION = 0.2
 
 OF_SLURM = (  # options that need --slurm
-    "nodes", "gpus_per_node", "gpu_type", *shared.NAMED, "cpus_per_node", "sbatch", "setup", "skip_data_check",
-    "gpu_batch_max", "workers",
-)  # fmt: skip
+    "nodes",
+    "gpus_per_node",
+    "gpu_type",
+    *shared.NAMED,
+    "cpus_per_node",
+    "sbatch",
+    "setup",
+    "skip_data_check",
+    "gpu_batch_max",
+    "workers",
+)
 
 
 def main(argv: list[str]) -> int:
-    """Trains, measures, prints the table and writes the results, or submits jobs that do; returns the exit code."""
+    """Trains, measures, prints the table and writes the results, or submits jobs that do;
+    returns the exit code."""
     options = _parse(argv)
     from ..lab.studies.study import read_study, study_call, study_files
 
@@ -38,9 +47,15 @@ def main(argv: list[str]) -> int:
     require("superclip study", "report", "matplotlib", "scipy")
 
     call_with_data = functools.partial(
-        study_call, options.study, options.out, options.seeds, device, set_=shared.all_settings(options),
-        runs_in=options.runs, settings=settings,
-    )  # fmt: skip
+        study_call,
+        options.study,
+        options.out,
+        options.seeds,
+        device,
+        set_=shared.all_settings(options),
+        runs_in=options.runs,
+        settings=settings,
+    )
     if not _splits(options):
         return _run(call_with_data(data=options.data, val_data=options.val_data), options)
     whole = call_with_data(data=options.data, val_data=options.data)
@@ -57,7 +72,8 @@ def main(argv: list[str]) -> int:
 
 
 def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
-    """Returns the split of --data in the study's folder; InputError, before it is written, for a table with errors."""
+    """Returns the split of --data in the study's folder; InputError, before it is written, for a
+    table with errors."""
     columns = call.study.first_recipe(call.set).columns
     if not options.only:
         table = check_table(options.data, columns, Config(), 1, 1, "--data")
@@ -67,23 +83,31 @@ def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
     split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
     place = "" if options.dry_run else f": {split.train}, {split.val}"
     print(
-        f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for validation{place}",
+        f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
+        f"validation{place}",
         file=sys.stderr,
     )
     return split
 
 
 def _splits(options: argparse.Namespace) -> bool:
-    """Returns whether the command splits --data; InputError for --val-fraction where it does not."""
-    has_validation = options.val_data or any(setting.startswith("flags.val-data=") for setting in options.set)
+    """Returns whether the command splits --data; InputError for --val-fraction where it does
+    not."""
+    has_validation = options.val_data or any(
+        setting.startswith("flags.val-data=") for setting in options.set
+    )
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
     if not 0 < options.val_fraction < 1:
-        raise InputError(f"--val-fraction is {options.val_fraction}; expected a fraction above 0 and below 1")
+        raise InputError(
+            f"--val-fraction is {options.val_fraction}; expected a fraction above 0 and below 1"
+        )
     if has_validation:
         raise InputError("--val-fraction splits validation data off --data: leave out --val-data")
     if not is_table(options.data):
-        raise InputError(f"--val-fraction splits a table, and --data is {options.data}: expected a .csv or .tsv")
+        raise InputError(
+            f"--val-fraction splits a table, and --data is {options.data}: expected a .csv or .tsv"
+        )
     return True
 
 
@@ -93,8 +117,14 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
         from ..lab.studies.study_jobs import StudySubmission
 
         request = shared.slurm_request(options)
-        submission = StudySubmission(call, request, options.jobs or 0, options.gpu_batch_max, options.workers)
-        print(submission.dry_run() if options.dry_run else submission.submit(not options.skip_data_check))
+        submission = StudySubmission(
+            call, request, options.jobs or 0, options.gpu_batch_max, options.workers
+        )
+        print(
+            submission.dry_run()
+            if options.dry_run
+            else submission.submit(not options.skip_data_check)
+        )
         return 0
     from ..lab.studies.training import StudyTraining, run_study
     from ..runs.process import Stopped, stopped_by_signals
@@ -106,18 +136,27 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
         with stopped_by_signals():
             results = run_study(call, 0 if options.only else options.jobs or 1)
     except Stopped as stop:
-        print(f"superclip study: stopped by {stop}; the same command resumes", file=sys.stderr, flush=True)
+        print(
+            f"superclip study: stopped by {stop}; the same command resumes",
+            file=sys.stderr,
+            flush=True,
+        )
         return stop.exit_code
-    print(f"\n{results.tables()}\n\nMore in {call.out}: study.png, study.csv, study.json, and the folders of the runs")
+    print(
+        f"\n{results.tables()}\n\nMore in {call.out}: study.png, study.csv, study.json, and "
+        "the folders of the runs"
+    )
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip study",
-        description="Trains the arms of a study with paired seeds (the same initial weights of the towers, the same "
-        "order of the data, the same crops), evaluates them, and prints each difference with its 95 % interval. The "
-        "same command resumes a study that was stopped or submitted to SLURM.",
+        description="Trains the arms of a study with paired seeds (the same initial weights of "
+        "the towers, the same "
+        "order of the data, the same crops), evaluates them, and prints each difference with "
+        "its 95 % interval. The same command resumes a study that was stopped or submitted to "
+        "SLURM.",
         epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
     )
     add = parser.add_argument
@@ -127,23 +166,35 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm, no limit)")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
-    about = "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of the demo's scenes"
+    about = (
+        "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
+        "the demo's scenes"
+    )
     add("--val-data", metavar="DATA", help=about)
-    about = "without --val-data: the fraction of a table's pairs that is split off for it, so that no image and no "
+    about = (
+        "without --val-data: the fraction of a table's pairs that is split off for it, so "
+        "that no image and no "
+    )
     about += f"caption is on both sides (default: {VAL_FRACTION})"
     add("--val-fraction", type=float, metavar="FRACTION", help=about)
-    add("--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)")
+    add(
+        "--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)"
+    )
     about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
     add("--runs", type=Path, metavar="DIR", help=about)
     add("--only", choices=("report",), help="only evaluate and report finished runs")
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
-    slurm.add_argument("--slurm", action="store_true", help="submit the unfinished runs as an array of jobs")
+    slurm.add_argument(
+        "--slurm", action="store_true", help="submit the unfinished runs as an array of jobs"
+    )
     shared.add_slurm_options(slurm, gpus_per_node=1)
     shared.add_split_options(slurm)
     options = parser.parse_args(argv)
     if not options.study and not options.list:
-        raise InputError("superclip study: expected a STUDY, a file or a name from superclip study --list")
+        raise InputError(
+            "superclip study: expected a STUDY, a file or a name from superclip study --list"
+        )
     at_least(options, seeds=1, jobs=1)
     given = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
     if given and not options.slurm:

@@ -16,22 +16,27 @@ from .options import add_run_options, add_slurm_options, planned_run, run_settin
 
 
 def main(argv: list[str]) -> int:
-    """Writes the job's script into the run's folder, submits it and prints how to watch it; returns the exit code."""
+    """Writes the job's script into the run's folder, submits it and prints how to watch it;
+    returns the exit code."""
     parser = Parser(
         prog="superclip submit",
-        description="Trains a recipe as a SLURM job, which resumes after a time limit, a preemption or the failure of "
-        "a node. For several runs, see superclip study --slurm.",
+        description="Trains a recipe as a SLURM job, which resumes after a time limit, a "
+        "preemption or the failure of a node. For several runs, see superclip study --slurm.",
         epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
-    parser.add_argument("--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal"
+    )
     options = parser.parse_args(argv)
 
     request = slurm_request(options)
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
-    folder = RunFolder(options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}"))
+    folder = RunFolder(
+        options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}")
+    )
     folder.check_is_own()
     _check_folder(folder, run)
     if options.rehearse:
@@ -54,7 +59,8 @@ def main(argv: list[str]) -> int:
         number = job.submit()
         folder.note_submission(number)
     print(
-        f"job {number} is in the queue: {folder.path}, {request.nodes} × {request.gpus_per_node} processes; {job.file}",
+        f"job {number} is in the queue: {folder.path}, {request.nodes} × "
+        f"{request.gpus_per_node} processes; {job.file}",
         f"  squeue --jobs {number}",
         f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}",
         f"  superclip status {shlex.quote(str(folder.path))}",
@@ -74,7 +80,8 @@ def _check_folder(folder: RunFolder, run: Run) -> None:
 
 
 def _fetch_pretrained(run: Run) -> None:
-    """Downloads released weights into the cache, since compute nodes may have no internet; prints why it cannot."""
+    """Downloads released weights into the cache, since compute nodes may have no internet;
+    prints why it cannot."""
     flags = run.recipe.flags
     tag = flags.get("pretrained")
     if not tag or os.path.exists(tag):
@@ -84,18 +91,24 @@ def _fetch_pretrained(run: Run) -> None:
     try:
         released_file(f"{run.recipe.model}:{tag}", "pretrained", flags.get("cache-dir"))
     except InputError as error:
-        print(f"superclip submit: {error}; the job needs them in its cache", file=sys.stderr, flush=True)
+        print(
+            f"superclip submit: {error}; the job needs them in its cache",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _long_slice(run: Run, request: SlurmRequest) -> str:
-    """Returns a warning if a slice takes longer than the job's time limit, after which it is lost, else ""."""
+    """Returns a warning if a slice takes longer than the job's time limit, after which it is
+    lost, else ""."""
     limit = os.environ.get("SBATCH_TIMELIMIT") or request.time
     minutes = 60 * estimate_cost(run)["hours_range"][0] / run.num_slices
     allowed = minutes_of(limit)
     if run.device == "cpu" or allowed is None or minutes < allowed:
         return ""
     return (
-        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's published runs on A100, and "
-        f"--time is {limit}: a job that ends before a slice does trains nothing; give more --time or nodes, or the "
-        "recipe more slices (--set slices=N)"
+        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's "
+        "published runs on A100, and "
+        f"--time is {limit}: a job that ends before a slice does trains nothing; give more "
+        "--time or nodes, or the recipe more slices (--set slices=N)"
     )

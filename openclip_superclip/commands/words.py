@@ -1,4 +1,5 @@
-"""superclip words: lists the words that a class head finds in images, and shows when a run learned them."""
+"""superclip words: lists the words that a class head finds in images, and shows when a run
+learned them."""
 
 import argparse
 import json
@@ -14,7 +15,8 @@ SKIPPED = 3  # exit code if some images could not be read
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command and returns its exit code, which is SKIPPED if some images could not be read."""
+    """Runs the command and returns its exit code, which is SKIPPED if some images could not be
+    read."""
     options = _parse(argv)
     if options.course:
         return _course(options)
@@ -35,35 +37,58 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip words",
-        description="Lists the words that the class head finds in images. The score of a word is its probability: the "
-        "head was trained to predict the words of the caption, weighted by IDF.",
+        description="Lists the words that the class head finds in images. The score of a word "
+        "is its probability: the head was trained to predict the words of the caption, "
+        "weighted by IDF.",
         epilog="example: superclip words images/ --model logs/superclip --heatmap",
     )
     add = parser.add_argument
     add("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
     add(
-        "--model", type=Path,
-        help="a model with a class head: the folder of a run, a training checkpoint, or a folder of superclip export "
-        "--with-head or of superclip import",
-    )  # fmt: skip
+        "--model",
+        type=Path,
+        help="a model with a class head: the folder of a run, a training checkpoint, or a "
+        "folder of superclip export --with-head or of superclip import",
+    )
     add(
-        "--course", nargs="+", type=Path, metavar="RUN",
-        help="show when each word was learned, for one run or two side by side, given as folders of runs with "
-        "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and .png)",
-    )  # fmt: skip
+        "--course",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="show when each word was learned, for one run or two side by side, given as "
+        "folders of runs with "
+        "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and "
+        ".png)",
+    )
     about = "serve a web page: drop an image to see its words and their locations, or type a word"
     add("--serve", action="store_true", help=about)
     add("--port", type=int, help="port of --serve (default: 8000); 0 means any free one")
-    add("--architecture", help="the name of the OpenCLIP model, if it is not recorded with the weights")
-    add("--words", help="words and phrases to show, separated by commas, or a file with one per line")
-    add("--top", type=int, metavar="K", help="the K most likely words of an image (default: 10, or all of --words)")
-    add("--heatmap", action="store_true", help="draw a heat map of each word, one PNG per image in --out")
+    add(
+        "--architecture",
+        help="the name of the OpenCLIP model, if it is not recorded with the weights",
+    )
+    add(
+        "--words",
+        help="words and phrases to show, separated by commas, or a file with one per line",
+    )
+    add(
+        "--top",
+        type=int,
+        metavar="K",
+        help="the K most likely words of an image (default: 10, or all of --words)",
+    )
+    add(
+        "--heatmap",
+        action="store_true",
+        help="draw a heat map of each word, one PNG per image in --out",
+    )
     add("--json", action="store_true", help="print one line of JSON per image instead of tables")
     add(
-        "--out", type=Path,
-        help="folder for index.html, words.jsonl and heat maps (default: words, for folders and heat maps; otherwise "
-        "nothing is written)",
-    )  # fmt: skip
+        "--out",
+        type=Path,
+        help="folder for index.html, words.jsonl and heat maps (default: words, for folders "
+        "and heat maps; otherwise nothing is written)",
+    )
     add("--device", help="device of the model (default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
@@ -72,7 +97,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if bool(options.images) + options.serve + (options.course is not None) != 1:
         raise InputError("expected one of IMAGE, --serve and --course")
     if len(options.course or ()) > 2:
-        raise InputError(f"--course has {len(options.course)} runs; expected one, or two to compare")
+        raise InputError(
+            f"--course has {len(options.course)} runs; expected one, or two to compare"
+        )
     if not options.course and options.model is None:
         expected = "the folder of a run or of superclip export --with-head, or a checkpoint"
         raise InputError(f"--model is missing: expected {expected}")
@@ -81,7 +108,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
-    no_effect(options, "--course", "model", "architecture", "words", "top", "heatmap", "json", "device", "port")
+    no_effect(
+        options,
+        "--course",
+        "model",
+        "architecture",
+        "words",
+        "top",
+        "heatmap",
+        "json",
+        "device",
+        "port",
+    )
     require("--course", "report", "matplotlib")
     from ..checkpoints.epoch_words import find_course
     from ..lab.words.learning import MARK, NAME, course_text, word_course, write_word_courses
@@ -90,7 +128,9 @@ def _course(options: argparse.Namespace) -> int:
     out = options.out or Path(NAME)
     check_results(out, "--out", [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
     names = run_names(options.course)
-    courses = [word_course(name, find_course(run)) for name, run in zip(names, options.course, strict=True)]
+    courses = [
+        word_course(name, find_course(run)) for name, run in zip(names, options.course, strict=True)
+    ]
     make_folder(out, "--out")
     write_word_courses(out, courses)
     for course in courses:
@@ -106,8 +146,8 @@ def _tagger(options: argparse.Namespace):
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
         raise InputError(
-            f"--heatmap: the class head of {options.model} reads the pooled vector, not patches: leave the flag "
-            "out, or train with --superclip-head-input both or patches"
+            f"--heatmap: the class head of {options.model} reads the pooled vector, not "
+            "patches: leave the flag out, or train with --superclip-head-input both or patches"
         )
     chosen = None
     if options.words is not None:
@@ -131,7 +171,9 @@ def _tag(options: argparse.Namespace) -> int:
         make_folder(out, "--out")
     tagged = tag_images(paths, tagger, out if options.heatmap else None)
     if writes_folder:
-        tagged = tqdm(write_folder(out, tagged, options.model), total=len(paths), unit=" images", disable=None)
+        tagged = tqdm(
+            write_folder(out, tagged, options.model), total=len(paths), unit=" images", disable=None
+        )
     num_skipped = 0
     for one in tagged:
         num_skipped += one.words is None
@@ -142,5 +184,8 @@ def _tag(options: argparse.Namespace) -> int:
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
     if writes_folder and not options.json:
-        print(f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, {out}/words.jsonl")
+        print(
+            f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, "
+            f"{out}/words.jsonl"
+        )
     return SKIPPED if num_skipped else 0

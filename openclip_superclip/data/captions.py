@@ -1,4 +1,5 @@
-"""Tokens of training samples: the short caption, the long caption, a random one of the two, or one for each loss."""
+"""Tokens of training samples: the short caption, the long caption, a random one of the two, or
+one for each loss."""
 
 import hashlib
 import json
@@ -26,7 +27,10 @@ END_OF_WORD = "</w>"  # of CLIP's tokens
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
     """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
     if isinstance(tokenizer, SimpleTokenizer):
-        texts = {id: _text_of_clip(token, tokenizer.decode([id])) for token, id in vocabulary(tokenizer).items()}
+        texts = {
+            id: _text_of_clip(token, tokenizer.decode([id]))
+            for token, id in vocabulary(tokenizer).items()
+        }
     else:
         inner = tokenizer.tokenizer
         mark = _word_mark(inner.tokenize("a a"))
@@ -37,7 +41,8 @@ def token_texts(tokenizer, vocab_size: int) -> list[str]:
 def _word_mark(tokens: list[str]) -> str:
     """Returns how the tokens of "a a" show where words begin or end.
 
-    CLIP's tokens mark the ends of words, SentencePiece and byte-level BPE the starts, and WordPiece the other parts.
+    CLIP's tokens mark the ends of words, SentencePiece and byte-level BPE the starts, and WordPiece
+    the other parts.
     """
     if all(token.endswith(END_OF_WORD) for token in tokens):
         return END_OF_WORD
@@ -47,9 +52,13 @@ def _word_mark(tokens: list[str]) -> str:
 def _text(token: str, mark: str, inner) -> str:
     """Returns the text of a token of a Hugging Face tokenizer."""
     if mark == END_OF_WORD:
-        return _text_of_clip(token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)]))
+        return _text_of_clip(
+            token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
+        )
     is_part = token.startswith(mark) if mark == "##" else not token.startswith((mark, "<"))
-    text = inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
+    text = (
+        inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
+    )
     return "-" * is_part + (text or token)
 
 
@@ -59,14 +68,16 @@ def _text_of_clip(token: str, decoded: str) -> str:
 
 
 def vocabulary(tokenizer) -> dict[str, int]:
-    """Returns the tokens and their ids, which are the same for OpenCLIP's own tokenizer and for its export."""
+    """Returns the tokens and their ids, which are the same for OpenCLIP's own tokenizer and for
+    its export."""
     if isinstance(tokenizer, SimpleTokenizer):
         return tokenizer.encoder
     return {token: id for token, id in tokenizer.tokenizer.get_vocab().items() if token != PADDING}
 
 
 class TokenizerIdentity(NamedTuple):
-    """A display name (class and cleaning) and a hash of the vocabulary; the location of the files does not matter."""
+    """A display name (class and cleaning) and a hash of the vocabulary; the location of the
+    files does not matter."""
 
     name: str
     vocabulary: str
@@ -82,7 +93,8 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
     return TokenizerIdentity(name, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-NUM_WITHOUT = 10_000  # samples, about one shard: without a long caption in these, the data is assumed to have none
+# samples, about one shard: without a long caption in these, the data is assumed to have none
+NUM_WITHOUT = 10_000
 
 
 class Captions(NamedTuple):
@@ -96,16 +108,18 @@ class Captions(NamedTuple):
 class CaptionTokens:
     """Tokenizes training samples in the workers of the data loader.
 
-    A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table. The text tower
-    always gets the same text as in stock OpenCLIP: 'nan' if a table has no short caption. The class loss gets no words
-    then. pandas treats empty cells, NA, None, null and the like as missing.
+    A sample is a dict: WebDataset's members by extension, decoded or as bytes, or a row of a table.
+    The text tower always gets the same text as in stock OpenCLIP: 'nan' if a table has no short
+    caption. The class loss gets no words then. pandas treats empty cells, NA, None, null and the
+    like as missing.
 
     Args:
         caption_key, sample_key: keys of the short caption and of the sample's name.
         rank: the rank of this process; None if each sample is read once per epoch, on any rank.
         epoch: its `get_value()` returns the current epoch, in the workers as well.
-        found_long: whether the data is known to have long captions; if not, the run fails after NUM_WITHOUT samples.
-        separate_words: whether each loss has its own tokens: in the mode *dual*, and if a table lacks captions.
+        found_long: whether the data is known to have long captions; if not, the run fails after
+        NUM_WITHOUT samples. separate_words: whether each loss has its own tokens: in the mode
+        *dual*, and if a table lacks captions.
     """
 
     config: Config
@@ -125,17 +139,22 @@ class CaptionTokens:
         self.counts = CaptionCounts(self.config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
-        """Returns the tokens [L], or with `separate_words` the text tower's tokens followed by the class loss's.
+        """Returns the tokens [L], or with `separate_words` the text tower's tokens followed by the
+        class loss's.
 
-        Returns None for a sample to skip. Raises InputError for a missing long caption if --superclip-missing-long is
-        error, or if all long captions are missing.
+        Returns None for a sample to skip. Raises InputError for a missing long caption if
+        --superclip-missing-long is error, or if all long captions are missing.
         """
         captions = self.captions(sample)
         if captions is None:
             return None
         length = self.config.long_context or self.tokenizer.context_length
         words = self.tokenizer([captions.words], context_length=length)[0]
-        return torch.cat([self.tokenizer([captions.contrastive])[0], words]) if self.separate_words else words
+        return (
+            torch.cat([self.tokenizer([captions.contrastive])[0], words])
+            if self.separate_words
+            else words
+        )
 
     def captions(self, sample: dict) -> Captions | None:
         """Returns the sample's captions according to the mode, or None to skip the sample."""
@@ -150,7 +169,8 @@ class CaptionTokens:
         if not long:
             if self.config.missing_long == "error":
                 raise InputError(
-                    f"--superclip-missing-long: sample {key} has no long caption, '{self.config.long_caption}'"
+                    f"--superclip-missing-long: sample {key} has no long caption, "
+                    f"'{self.config.long_caption}'"
                 )
             num_samples, num_missing = self.counts.so_far()
             if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
@@ -173,7 +193,9 @@ class CaptionTokens:
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError if a pass over a worker's shards kept less than one batch."""
         skips = self.config.missing_long == "skip"
-        check_batch(num_kept, self.batch_size, "--superclip-missing-long skip" if skips else "--train-data")
+        check_batch(
+            num_kept, self.batch_size, "--superclip-missing-long skip" if skips else "--train-data"
+        )
 
     def _read(self, sample: dict) -> tuple[str, str, str] | None:
         """Returns the short caption as stock OpenCLIP reads it, its words and the long caption.
@@ -186,12 +208,15 @@ class CaptionTokens:
             long = long_caption(sample, key) if (key := self.config.long_caption_key) else ""
         except ValueError as error:  # not UTF-8 or not JSON: OpenCLIP warns and continues
             key = sample.get(self.sample_key)
-            logging.warning(f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})")
+            logging.warning(
+                f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})"
+            )
             return None
         return stock, "" if is_empty(short) else stock.strip(), long
 
     def _draw(self, name: str) -> float:
-        """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the sample."""
+        """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the
+        sample."""
         worker = get_worker_info()
         place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
         text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
@@ -208,7 +233,8 @@ class CaptionCounts:
     def __init__(self, missing_long: str):
         self._handled = HANDLED[missing_long]
         self._counts = Array("q", 2)  # shared between workers
-        Finalize(None, self.report, exitpriority=10)  # runs at the end of a forked process too, unlike atexit
+        # runs at the end of a forked process too, unlike atexit
+        Finalize(None, self.report, exitpriority=10)
 
     def so_far(self) -> tuple[int, int]:
         """Returns the numbers of samples and of missing long captions."""
@@ -227,4 +253,7 @@ class CaptionCounts:
         num_samples, num_missing = self.so_far()
         if num_samples:
             handled = self._handled if num_missing else ""
-            logging.info(f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption{handled}")
+            logging.info(
+                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long "
+                f"caption{handled}"
+            )

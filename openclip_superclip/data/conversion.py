@@ -1,4 +1,5 @@
-"""Converts images and captions to WebDataset shards: training and validation splits, and evaluation data sets."""
+"""Converts images and captions to WebDataset shards: training and validation splits, and
+evaluation data sets."""
 
 import functools
 import hashlib
@@ -46,7 +47,8 @@ class Pair(NamedTuple):
 
 
 def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
-    """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`; InputError for none."""
+    """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`;
+    InputError for none."""
     place = Path(path)
     if is_table(path):
         pairs = list(pairs_of_table(path, keys))
@@ -57,10 +59,14 @@ def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
     else:
         missing = "" if place.exists() else ": there is no such file or folder"
         raise InputError(
-            f"SOURCE is {path}{missing}; expected a table (.csv, .tsv), a folder of images or COCO's .json"
+            f"SOURCE is {path}{missing}; expected a table (.csv, .tsv), a folder of images or "
+            "COCO's .json"
         )
     if not pairs:
-        raise InputError(f"{path} holds no pair" + ": expected images beside their .txt or .json" * place.is_dir())
+        raise InputError(
+            f"{path} holds no pair"
+            + ": expected images beside their .txt or .json" * place.is_dir()
+        )
     for name, key in (("label", keys.label), ("long", keys.long)):
         if key and not any(getattr(pair, name) for pair in pairs):
             raise InputError(f"--{name}-key: no pair of {path} has a '{key}'")
@@ -90,9 +96,14 @@ def _pairs_of_coco(file: Path, images: Path) -> list[Pair]:
     try:
         names = {image["id"]: str(images / image["file_name"]) for image in content["images"]}
         annotations = enumerate(content["annotations"], 1)
-        return [Pair(f"annotation {n}", names[one["image_id"]], text_of(one["caption"])) for n, one in annotations]
+        return [
+            Pair(f"annotation {n}", names[one["image_id"]], text_of(one["caption"]))
+            for n, one in annotations
+        ]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{file} does not have the format of COCO's captions ({error!r})") from error
+        raise InputError(
+            f"{file} does not have the format of COCO's captions ({error!r})"
+        ) from error
 
 
 def _texts(row: dict, keys: Keys) -> Iterator[str]:
@@ -132,7 +143,8 @@ def stored_image(path: str) -> StoredImage:
 
 @dataclass(frozen=True)
 class Written:
-    """The written shards: pattern and number of pairs of each split, skipped pairs, and evaluation data sets."""
+    """The written shards: pattern and number of pairs of each split, skipped pairs, and
+    evaluation data sets."""
 
     patterns: dict[str, str]
     sizes: dict[str, int]
@@ -187,7 +199,10 @@ def write_pair_shards(
     write_text(out / "left_out.csv", csv_text(lines))
     for split, listed_sizes in sizes.items():
         if rows[split] and not sum(listed_sizes.values()):
-            raise InputError(f"no pair of the split {split} is left: {reasons(left_out)}; {out}/left_out.csv lists all")
+            raise InputError(
+                f"no pair of the split {split} is left: {reasons(left_out)}; "
+                f"{out}/left_out.csv lists all"
+            )
         write_json(out / split / "sizes.json", listed_sizes)
     patterns = {}
     for split, listed_sizes in sizes.items():
@@ -288,7 +303,10 @@ def _write_evaluation(
         labelled += [(pair, labels[pair.label]) for pair in with_label[:1]]
     if not labelled:
         return ["retrieval"]
-    names = {"classnames.txt": "\n".join(labels), "zeroshot_classification_templates.txt": "a photo of a {c}."}
+    names = {
+        "classnames.txt": "\n".join(labels),
+        "zeroshot_classification_templates.txt": "a photo of a {c}.",
+    }
     write_data_set(classes, _samples(labelled, "cls"), names)
     if train:
         (classes / "train").mkdir()
@@ -305,7 +323,9 @@ def _samples(members: list[tuple[Pair, str | int]], extension: str) -> Iterator[
         yield {"__key__": f"{number:09}", image.extension: image.content, extension: member}
 
 
-def write_data_set(folder: Path, samples: Iterable[dict], texts: dict[str, str], split: str = "test") -> None:
+def write_data_set(
+    folder: Path, samples: Iterable[dict], texts: dict[str, str], split: str = "test"
+) -> None:
     """Writes a split of one shard in CLIP_benchmark's layout, and text files by their names."""
     (folder / split).mkdir(parents=True, exist_ok=True)
     for name, text in (texts | {f"{split}/nshards.txt": "1"}).items():

@@ -37,7 +37,8 @@ BATCH = 1024  # captions tokenized at a time
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Numbers of captions per token, and what was counted; captions without any token are not counted."""
+    """Numbers of captions per token, and what was counted; captions without any token are not
+    counted."""
 
     document_frequency: Tensor = field(repr=False)  # int64 [V], captions that contain each token
     num_captions: int
@@ -52,18 +53,23 @@ class Frequencies:
         identity = tokenizer_identity(tokenizer)
         if (self.tokenizer, self.vocabulary) != identity:
             raise InputError(
-                f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer, {identity.name}, has others: count again with superclip frequencies "
-                "--tokenizer-of this model"
+                f"{what} counts the tokens of {self.tokenizer} "
+                f"({len(self.document_frequency):,} of them), but the "
+                f"model's tokenizer, {identity.name}, has others: count again with superclip "
+                "frequencies --tokenizer-of this model"
             )
         if not self.num_captions:
             raise InputError(f"{what} counts no caption at all")
 
-    def check_captions(self, config: Config, context: int, is_table: bool, what: str, command: str) -> None:
-        """Raises InputError if the class loss reads other captions than the file counts, or more or fewer tokens.
+    def check_captions(
+        self, config: Config, context: int, is_table: bool, what: str, command: str
+    ) -> None:
+        """Raises InputError if the class loss reads other captions than the file counts, or more or
+        fewer tokens.
 
-        `context` is the number of tokens that the class loss reads. The keys of long captions are compared if both the
-        file and the run read shards. `command` counts the captions; the flags that choose them are added to it.
+        `context` is the number of tokens that the class loss reads. The keys of long captions are
+        compared if both the file and the run read shards. `command` counts the captions; the flags
+        that choose them are added to it.
         """
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table))
@@ -73,15 +79,20 @@ class Frequencies:
         found = self.captions if self.context is None else f"{self.captions}, {self.context} tokens"
         wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
         mode = wanted.partition(" ")[0]
-        flags = f" --captions {mode} --long-caption {config.long_caption}" if mode != "short" else ""
+        flags = (
+            f" --captions {mode} --long-caption {config.long_caption}" if mode != "short" else ""
+        )
         raise InputError(
-            f"{what} counts the captions '{found}', but the class loss reads '{wanted}, {context} tokens': count these "
-            f"with {command}{flags} --context {context} --out FILE"
+            f"{what} counts the captions '{found}', but the class loss reads '{wanted}, "
+            f"{context} tokens': count these with {command}{flags} --context {context} --out FILE"
         )
 
     def write(self, path: Path) -> None:
         """Writes the safetensors file."""
-        tensors = {"document_frequency": self.document_frequency, "num_captions": torch.tensor(self.num_captions)}
+        tensors = {
+            "document_frequency": self.document_frequency,
+            "num_captions": torch.tensor(self.num_captions),
+        }
         about = {name: getattr(self, name) for name in ("tokenizer", "vocabulary", "captions")}
         about |= {"ignored_tokens": json.dumps(self.ignored_tokens)}
         if self.context is not None:
@@ -90,27 +101,39 @@ class Frequencies:
 
 
 def read_frequencies(path: str | Path) -> Frequencies:
-    """Returns the counts in a file that `superclip frequencies` wrote; InputError for any other file."""
+    """Returns the counts in a file that `superclip frequencies` wrote; InputError for any other
+    file."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             found = Frequencies(
-                file.get_tensor("document_frequency"), int(file.get_tensor("num_captions")), about["tokenizer"],
-                about["vocabulary"], about["captions"], tuple(json.loads(about["ignored_tokens"])),
+                file.get_tensor("document_frequency"),
+                int(file.get_tensor("num_captions")),
+                about["tokenizer"],
+                about["vocabulary"],
+                about["captions"],
+                tuple(json.loads(about["ignored_tokens"])),
                 int(about["context"]) if "context" in about else None,
-            )  # fmt: skip
+            )
         counts = found.document_frequency
-        if counts.dtype != torch.int64 or counts.ndim != 1 or (counts < 0).any() or (counts > found.num_captions).any():
+        if (
+            counts.dtype != torch.int64
+            or counts.ndim != 1
+            or (counts < 0).any()
+            or (counts > found.num_captions).any()
+        ):
             raise ValueError(f"its counts are not integers from 0 to {found.num_captions:,}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path} is not a file of token frequencies that superclip frequencies wrote ({reason(error)})"
+            f"{path} is not a file of token frequencies that superclip frequencies wrote "
+            f"({reason(error)})"
         ) from error
     return found
 
 
 def counted_captions(config: Config, is_table: bool) -> str:
-    """Returns the captions of the class loss as a file records them, such as `short` and `mixed:0.8 json:re_caption`.
+    """Returns the captions of the class loss as a file records them, such as `short` and `mixed:0.8
+    json:re_caption`.
 
     The column of a table is not recorded, because the same captions have another key in shards.
     """
@@ -118,35 +141,53 @@ def counted_captions(config: Config, is_table: bool) -> str:
 
 
 def _kind(captions: str) -> tuple[float, str]:
-    """Returns the probability of the short caption, and the key of the long one, "" if it is not read or recorded.
+    """Returns the probability of the short caption, and the key of the long one, "" if it is not
+    read or recorded.
 
     For the class loss, `dual` is `long`.
     """
     mode, _, key = captions.replace("dual", "long", 1).partition(" ")
-    probability = 1.0 if mode == "short" else Config(captions=mode, long_caption=key or "-").short_probability
+    probability = (
+        1.0 if mode == "short" else Config(captions=mode, long_caption=key or "-").short_probability
+    )
     return probability, "" if probability == 1 else caption_place(key)
 
 
 class CaptionCounter:
-    """Counts the class loss's captions in shards, or in a table, which has `columns` and counts as one shard.
+    """Counts the class loss's captions in shards, or in a table, which has `columns` and counts as
+    one shard.
 
-    `member` is the extension of a sample's short caption, and `seed` seeds the choice of the mode *mixed*.
+    `member` is the extension of a sample's short caption, and `seed` seeds the choice of the mode
+    *mixed*.
     """
 
-    def __init__(self, config: Config, tokenizer, seed: int = 0, columns: Columns | None = None, member: str = "txt"):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer,
+        seed: int = 0,
+        columns: Columns | None = None,
+        member: str = "txt",
+    ):
         self.config, self.tokenizer, self.columns, self.member = config, tokenizer, columns, member
         self.vocab_size = 1 + max(vocabulary(tokenizer).values())
         self.reader = CaptionTokens(
-            config, tokenizer, caption_key=columns.caption if columns else member,
-            sample_key=columns.image if columns else "__key__", seed=seed, rank=None,
-            found_long=True, epoch=SimpleNamespace(get_value=lambda: 0),
-        )  # fmt: skip
+            config,
+            tokenizer,
+            caption_key=columns.caption if columns else member,
+            sample_key=columns.image if columns else "__key__",
+            seed=seed,
+            rank=None,
+            found_long=True,
+            epoch=SimpleNamespace(get_value=lambda: 0),
+        )
 
     def count_shard(self, shard: str) -> tuple[Tensor, Tensor, int, str]:
-        """Returns the counts of a shard, up to its first defect, sparse so that little is sent to the parent process.
+        """Returns the counts of a shard, up to its first defect, sparse so that little is sent to
+        the parent process.
 
-        They are the token ids that occur, int64 [K], their document frequency, int64 [K], the number of captions, and
-        why the shard could not be read to its end, or "".
+        They are the token ids that occur, int64 [K], their document frequency, int64 [K], the
+        number of captions, and why the shard could not be read to its end, or "".
         """
         statistics = TokenStatistics(self.vocab_size, special_token_ids(self.tokenizer))
         problems = []
@@ -157,8 +198,12 @@ class CaptionCounter:
                     samples = rows_of(shard, self.columns, "DATA")
                 else:
                     wanted = {self.member, caption_member(self.config.long_caption_key)}
-                    samples = (one for one in read_members(shard, wanted) if is_trained(one, self.member))
-                yield from (found.words for found in map(self.reader.captions, samples) if found is not None)
+                    samples = (
+                        one for one in read_members(shard, wanted) if is_trained(one, self.member)
+                    )
+                yield from (
+                    found.words for found in map(self.reader.captions, samples) if found is not None
+                )
             except BROKEN as error:
                 problems.append(why_broken(error))
 
@@ -185,7 +230,9 @@ class CaptionCounter:
         _check_readable(problems, len(shards), unreadable_max)
         document_frequency, num_captions = torch.zeros(self.vocab_size, dtype=torch.int64), 0
         counted = (
-            work_on(self.count_shard, shards, workers, "--workers") if workers > 1 else map(self.count_shard, shards)
+            work_on(self.count_shard, shards, workers, "--workers")
+            if workers > 1
+            else map(self.count_shard, shards)
         )
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
             for shard, (tokens, counts, num_counted, problem) in zip(shards, counted, strict=True):
@@ -198,13 +245,21 @@ class CaptionCounter:
                 progress.set_postfix_str(f"{num_captions:,} captions")
         num_samples, num_missing = self.reader.counts.so_far()
         if num_missing and num_missing == num_samples:
-            raise InputError(f"--long-caption: no text at '{self.config.long_caption}' in {num_samples:,} samples")
+            raise InputError(
+                f"--long-caption: no text at '{self.config.long_caption}' in {num_samples:,} "
+                "samples"
+            )
         if not num_captions:
-            raise InputError(f"DATA: no caption could be read from {shards[0]}" + " and the others" * (len(shards) > 1))
+            raise InputError(
+                f"DATA: no caption could be read from {shards[0]}"
+                + " and the others" * (len(shards) > 1)
+            )
         captions = counted_captions(self.config, is_table=self.columns is not None)
         identity, ignored = tokenizer_identity(self.tokenizer), special_token_ids(self.tokenizer)
         context = self.tokenizer.context_length
-        return Frequencies(document_frequency, num_captions, *identity, captions, ignored, context), problems
+        return Frequencies(
+            document_frequency, num_captions, *identity, captions, ignored, context
+        ), problems
 
 
 def _check_readable(problems: dict[str, str], num_shards: int, unreadable_max: float) -> None:

@@ -12,14 +12,30 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..errors import reason
 
-# Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded at every size.
+# Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded
+# at every size.
 FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
-SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in folders
-MAX_ASPECT = 100  # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
+# in folders
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+# longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
+MAX_ASPECT = 100
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Returns the images in a folder and the folders below it; links are followed, each folder is read once."""
+    """Returns the images in a folder and the folders below it; links are followed, each folder
+    is read once."""
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
@@ -40,21 +56,26 @@ def check_regular(path: str | Path) -> None:
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """Opens an image from its file or content, reading only the header.
 
-    Raises OSError, ValueError or another of Pillow's errors for a file that is not an image in one of FORMATS, and
-    ValueError for an aspect ratio so large that preprocessing would run out of memory.
+    Raises OSError, ValueError or another of Pillow's errors for a file that is not an image in one
+    of FORMATS, and ValueError for an aspect ratio so large that preprocessing would run out of
+    memory.
     """
     if isinstance(source, str | Path):
         check_regular(source)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses twice as many pixels
+        # Pillow refuses twice as many pixels
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         Image.init()
         formats = tuple(FORMATS & Image.OPEN.keys())  # Pillow may be built without some of them
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        image = Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats
+        )
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         image.close()
         raise ValueError(
-            f"it has {width:,} × {height:,} pixels: expected a longer side of at most {MAX_ASPECT} times the shorter"
+            f"it has {width:,} × {height:,} pixels: expected a longer side of at most "
+            f"{MAX_ASPECT} times the shorter"
         )
     return image
 
@@ -67,7 +88,8 @@ def unreadable(error: Exception) -> str:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values, mostly to white."""
+    """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values,
+    mostly to white."""
     return image.mode.startswith(("I", "F"))
 
 
@@ -112,8 +134,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
-def read_image(source: str | Path | bytes, convert: Callable[[Image.Image], Any]) -> tuple[Any, str]:
-    """Returns what `convert` makes of an opened image, and ""; or None and the reason why it cannot be read."""
+def read_image(
+    source: str | Path | bytes, convert: Callable[[Image.Image], Any]
+) -> tuple[Any, str]:
+    """Returns what `convert` makes of an opened image, and ""; or None and the reason why it
+    cannot be read."""
     try:
         with open_image(source) as image:
             return convert(image), ""

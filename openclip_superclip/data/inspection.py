@@ -21,7 +21,8 @@ NUM_MORE = 3  # shards to try before all are assumed to be broken
 NUM_DECODED = 100  # images of a shard
 NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
-TOLERANCE = 0.02  # of the number of samples: downloads of the same data set at different times differ
+# of the number of samples: downloads of the same data set at different times differ
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def inspect_shard(
     found = listed(members) or "nothing"
     if not problem and not num_samples:
         problem = (
-            f"no sample has an image (.{', .'.join(tar.IMAGES)}) and a caption (.{caption}); its members are {found}"
+            f"no sample has an image (.{', .'.join(tar.IMAGES)}) and a caption "
+            f"(.{caption}); its members are {found}"
         )
     elif not problem and not has_caption:
         problem = f"all of its captions (.{caption}) are empty or not UTF-8"
@@ -123,11 +125,13 @@ def inspect(
 ) -> Inspection:
     """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
 
-    Raises InputError if no shard of a source exists, or if the inspected shards contain no training samples.
+    Raises InputError if no shard of a source exists, or if the inspected shards contain no training
+    samples.
 
     Args:
         long_caption: the key of the long caption; "" if it is not used.
-        full: read all shards, with a process per core, instead of the beginnings of the first and the last one and, if
+        full: read all shards, with a process per core, instead of the beginnings of the first and
+        the last one and, if
             these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
@@ -150,7 +154,9 @@ def inspect(
     )
     if full:
         reports = tar.work_on(read, there, os.cpu_count() or 1, "--check")
-        found.reports = list(tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None))
+        found.reports = list(
+            tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None)
+        )
     else:
         found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
         for shard in there[1:-1][:NUM_MORE]:
@@ -163,16 +169,16 @@ def inspect(
     num_long = sum(report.num_long for report in found.reports)
     if long_caption and not num_long:
         raise InputError(
-            f"{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its members are "
-            f"{first.members}"
+            f"{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its "
+            f"members are {first.members}"
         )
     problems = {report.shard: report.problem for report in found.reports if report.problem}
     problems |= {shard: "no such file" for shard, size in sizes.items() if size is None}
     found.bad = {shard: problems[shard] for shard in found.shards if shard in problems}
     if found.bad:
         found.warnings.append(
-            f"{flag}: {len(found.bad):,} of {len(sizes):,} shards are missing or broken, the first is "
-            f"{next(iter(found.bad))}: training skips them"
+            f"{flag}: {len(found.bad):,} of {len(sizes):,} shards are missing or broken, the "
+            f"first is {next(iter(found.bad))}: training skips them"
         )
     ignored = sum((report.ignored for report in found.reports), Counter())
     num_decoded = sum(report.num_decoded for report in found.reports)
@@ -203,19 +209,26 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
 
 
 def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
-    """Returns the numbers of samples in the sizes.json files beside the shards; InputError if one cannot be read."""
+    """Returns the numbers of samples in the sizes.json files beside the shards; InputError if
+    one cannot be read."""
     numbers = {}
     for folder, names in itertools.groupby(shards, key=lambda shard: Path(shard).parent):
         if (folder / "sizes.json").exists():
             sizes = read_json(folder / "sizes.json", flag=flag, advice="remove it")
             numbers |= {name: sizes[Path(name).name] for name in names if Path(name).name in sizes}
-    if wrong := [shard for shard, number in numbers.items() if not isinstance(number, int) or number < 0]:
-        raise InputError(f"{flag}: sizes.json gives {wrong[0]} {numbers[wrong[0]]!r} samples: correct or remove it")
+    if wrong := [
+        shard for shard, number in numbers.items() if not isinstance(number, int) or number < 0
+    ]:
+        raise InputError(
+            f"{flag}: sizes.json gives {wrong[0]} {numbers[wrong[0]]!r} samples: correct or "
+            "remove it"
+        )
     return numbers
 
 
 def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__` of the only folder."""
+    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__`
+    of the only folder."""
     if len({os.path.dirname(shard) for shard in shards}) > 1:
         return None
     numbers = listed_samples(shards, "--train-data")
@@ -227,11 +240,17 @@ def total_samples(shards: list[str]) -> int | None:
 
 
 def check_shards(
-    pattern: str, split: Split, expected: int | None = None, full: bool = False, *, long_caption: str = ""
+    pattern: str,
+    split: Split,
+    expected: int | None = None,
+    full: bool = False,
+    *,
+    long_caption: str = "",
 ) -> dict:
     """Returns a report on the shards of --data, for JSON; InputError if training could not start.
 
-    With `full` all shards are read; otherwise only the first and the last. The recipe assumes `expected` samples.
+    With `full` all shards are read; otherwise only the first and the last. The recipe assumes
+    `expected` samples.
     """
     split.check()
     found = inspect(pattern, split.flag, long_caption, full=full)
@@ -240,34 +259,49 @@ def check_shards(
     num_listed, is_counted = sum(numbers.values()), full and was_read
     global_batch_size = (split.batch_size or 1) * split.world_size
     is_listed = split.slice_samples and len(numbers) == len(found.shards)
-    if is_listed and more_than_a_slice(split.slice_samples, num_listed, split.slices, global_batch_size):
+    if is_listed and more_than_a_slice(
+        split.slice_samples, num_listed, split.slices, global_batch_size
+    ):
         raise InputError(
-            f"{split.flag}: sizes.json lists {num_listed:,} samples, too few for {split.slices} slices of "
-            f"{split.slice_samples:,}: --set data_samples={num_listed} plans with those"
+            f"{split.flag}: sizes.json lists {num_listed:,} samples, too few for "
+            f"{split.slices} slices of {split.slice_samples:,}: --set "
+            f"data_samples={num_listed} plans with those"
         )
     warnings = found.warnings
     if num_remote := sum(map(tar.is_remote, found.shards)):
-        warnings.append(f"{num_remote:,} of {len(found.shards):,} shards are URLs or pipes, which are not checked")
+        warnings.append(
+            f"{num_remote:,} of {len(found.shards):,} shards are URLs or pipes, which are not "
+            "checked"
+        )
     if is_counted:
         numbers = {report.shard: report.num_samples for report in found.reports}
     samples = sum(numbers.values())
     if expected and samples and abs(samples - expected) > TOLERANCE * expected:
         where = "the shards hold" if is_counted else "sizes.json lists"
         warnings.append(
-            f"{where} {samples:,} samples, and the recipe assumes {expected:,}: --set data_samples={samples} plans "
-            "with those"
+            f"{where} {samples:,} samples, and the recipe assumes {expected:,}: --set "
+            f"data_samples={samples} plans with those"
         )
     if not numbers and expected:
         numbers = dict(zip(found.shards, equal_sizes(expected, len(found.shards)), strict=True))
     if split.slice_samples and split.batch_size and numbers:
         mean = round(sum(numbers.values()) / len(numbers))
-        warnings += split.check_sizes([0 if s in found.bad else numbers.get(s, mean) for s in found.shards])
+        warnings += split.check_sizes(
+            [0 if s in found.bad else numbers.get(s, mean) for s in found.shards]
+        )
     return {
-        "data": pattern, "shards": len(found.shards), "found": len(found.sizes) if was_read else None,
-        "bytes": sum(found.sizes.values()) if was_read else None, "full": is_counted,
+        "data": pattern,
+        "shards": len(found.shards),
+        "found": len(found.sizes) if was_read else None,
+        "bytes": sum(found.sizes.values()) if was_read else None,
+        "full": is_counted,
         "num_checked": len(found.shards),
-        "samples": samples if is_counted else None, "samples_listed": num_listed or None, "samples_expected": expected,
+        "samples": samples if is_counted else None,
+        "samples_listed": num_listed or None,
+        "samples_expected": expected,
         "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
-        "good": tar.contract([shard for shard in found.shards if shard not in found.bad]) if found.bad else None,
+        "good": tar.contract([shard for shard in found.shards if shard not in found.bad])
+        if found.bad
+        else None,
         "warnings": warnings,
-    }  # fmt: skip
+    }

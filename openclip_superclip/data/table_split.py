@@ -50,20 +50,24 @@ class TableSplit:
 def split_table(
     table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
 ) -> TableSplit:
-    """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is there.
+    """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is
+    there.
 
-    ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for validation, so that the same
-    call finds the same tables. Several processes may write them at once.
+    ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
+    validation, so that the same call finds the same tables. Several processes may write them at
+    once.
 
     Raises InputError, naming --val-fraction, `data_flag` or `out_flag`, before anything is written.
     """
     if not is_table(table) or is_remote(table):
         raise InputError(
-            f"--val-fraction splits a table on this machine, and {data_flag} is {table}; expected a .csv or .tsv, or "
-            "--val-data"
+            f"--val-fraction splits a table on this machine, and {data_flag} is {table}; "
+            "expected a .csv or .tsv, or --val-data"
         )
     if len(columns.separator) > 1:
-        raise InputError(f"--val-fraction needs one character as the separator; it is {columns.separator!r}")
+        raise InputError(
+            f"--val-fraction needs one character as the separator; it is {columns.separator!r}"
+        )
     rows = list(rows_of(table, columns, data_flag, dtype=str))
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
     folder = parent / f"split-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
@@ -74,7 +78,13 @@ def split_table(
     captions = ["" if is_empty(row[columns.caption]) else row[columns.caption] for row in rows]
     digests = image_digests(images)
     sides = held_out([digests[image] for image in images], captions, fraction, "--val-fraction")
-    split = TableSplit(folder, sides.count(False), sides.count(True), is_new=True, is_parent_new=not parent.exists())
+    split = TableSplit(
+        folder,
+        sides.count(False),
+        sides.count(True),
+        is_new=True,
+        is_parent_new=not parent.exists(),
+    )
     make_folder(parent, out_flag)
     part = parent / f"split-{uuid.uuid4().hex}.part"
     part.mkdir()
@@ -82,8 +92,14 @@ def split_table(
         for name, is_val in ((split.train, False), (split.val, True)):
             chosen = [row for row, side in zip(rows, sides, strict=True) if side == is_val]
             _write_rows(part / Path(name).name, chosen, columns.separator)
-        record = {"table": os.path.abspath(table), "fraction": fraction, "columns": columns._asdict()}
-        write_json(part / RECORD, {**record, "num_train": split.num_train, "num_val": split.num_val})
+        record = {
+            "table": os.path.abspath(table),
+            "fraction": fraction,
+            "columns": columns._asdict(),
+        }
+        write_json(
+            part / RECORD, {**record, "num_train": split.num_train, "num_val": split.num_val}
+        )
         os.rename(part, folder)
     except OSError:
         if not (folder / RECORD).exists():  # another process was not faster

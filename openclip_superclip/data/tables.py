@@ -19,7 +19,8 @@ from .images import check_image, ignored_warning
 from .tar_shards import has_long_caption, is_empty, is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
-NAMES = (("filepath", "title"), ("image", "caption"))  # OpenCLIP's defaults, then the most common names
+# OpenCLIP's defaults, then the most common names
+NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
@@ -37,21 +38,29 @@ class Columns(NamedTuple):
     @property
     def description(self) -> str:
         separator = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
-        return f"images in column '{self.image}', captions in '{self.caption}', separated by {separator}"
+        return (
+            f"images in column '{self.image}', captions in '{self.caption}', separated by "
+            f"{separator}"
+        )
 
 
 def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
     """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
 
-    If neither the name nor the type decides, returns "" or, given the `flag` of the data, raises InputError.
+    If neither the name nor the type decides, returns "" or, given the `flag` of the data, raises
+    InputError.
     """
     if flag and dataset_type == "webdataset" and data.endswith((".csv", ".tsv")):
-        raise InputError(f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto")
+        raise InputError(
+            f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto"
+        )
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
     found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(str(data).rpartition(".")[2], "")
     if flag and not found:
-        raise InputError(f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type")
+        raise InputError(
+            f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
+        )
     return found
 
 
@@ -60,23 +69,32 @@ def is_table(data: str | None, dataset_type: str = "auto") -> bool:
     return bool(data) and kind(data, dataset_type) == "table"
 
 
-def detect_columns(path: str, separator: str | None, image: str | None, caption: str | None, flag: str) -> Columns:
-    """Returns the columns of a table, detected if None; InputError if the table cannot be read or several are possible.
+def detect_columns(
+    path: str, separator: str | None, image: str | None, caption: str | None, flag: str
+) -> Columns:
+    """Returns the columns of a table, detected if None; InputError if the table cannot be read or
+    several are possible.
 
-    They are (filepath, title), else (image, caption), else the only column of existing image files and the only other
-    column that can be the caption.
+    They are (filepath, title), else (image, caption), else the only column of existing image files
+    and the only other column that can be the caption.
     """
     lines: list[str] = []
     if not is_remote(path):
         with _readable(path, flag), open(path, encoding="utf-8-sig", newline="") as file:
             lines = [line for line, _ in zip(file, range(NUM_LOOKED_AT), strict=False)]
     header = lines[0].rstrip("\r\n") if lines else ""
-    separators = [separator] if separator else sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
+    separators = (
+        [separator]
+        if separator
+        else sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
+    )
     separators = separators or [","]
     with _readable(path, flag):
         tables = [(separator, _rows(lines, separator)) for separator in separators]
     found = [
-        Columns(separator, *names) for separator, rows in tables for names in _possible_columns(rows, image, caption)
+        Columns(separator, *names)
+        for separator, rows in tables
+        for names in _possible_columns(rows, image, caption)
     ]
     if len(found) == 1:
         return found[0]
@@ -94,13 +112,18 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
     return list(csv.reader(lines, delimiter=separator))
 
 
-def _possible_columns(rows: list[list[str]], image: str | None, caption: str | None) -> list[tuple[str, str]]:
-    """Returns the possible names of the columns of images and captions, given the first rows of a table."""
+def _possible_columns(
+    rows: list[list[str]], image: str | None, caption: str | None
+) -> list[tuple[str, str]]:
+    """Returns the possible names of the columns of images and captions, given the first rows of
+    a table."""
     names, *values = rows or [[]]
     for pair in NAMES:
         if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
             return [pair]
-    images, captions = ([known for known in kind if known in names] for kind in zip(*NAMES, strict=True))
+    images, captions = (
+        [known for known in kind if known in names] for kind in zip(*NAMES, strict=True)
+    )
     if image or not images:
         files = [name for place, name in enumerate(names) if _are_files(values, place)]
         images = [image] if image in names else [] if image else files
@@ -124,7 +147,8 @@ class TableReport:
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
     num_decoded: int = 0  # images
-    bad: list[tuple[int, str, str]] = field(default_factory=list)  # row from 1, image, and why it cannot be read
+    # row from 1, image, and why it cannot be read
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
     ignored: Counter = field(default_factory=Counter)  # numbers of images by what OpenCLIP ignores
     bad_text: str = ""  # the same in a message
     warnings: list[str] = field(default_factory=list)  # of `check_table`
@@ -133,13 +157,19 @@ class TableReport:
         """Returns the warnings; InputError if an image is missing or damaged."""
         if self.bad:
             raise InputError(
-                f"{self.bad_text}; paths are relative to {os.getcwd()}, and superclip shards leaves such rows out"
+                f"{self.bad_text}; paths are relative to {os.getcwd()}, and superclip shards "
+                "leaves such rows out"
             )
         return self.warnings
 
     def num_trained(self, config: Config) -> int:
-        """Returns the number of rows that training uses: only those with a long caption if the others are skipped."""
-        return self.num_long if config.long_caption_key and config.missing_long == "skip" else self.num_rows
+        """Returns the number of rows that training uses: only those with a long caption if the
+        others are skipped."""
+        return (
+            self.num_long
+            if config.long_caption_key and config.missing_long == "skip"
+            else self.num_rows
+        )
 
 
 def check_table(
@@ -152,7 +182,8 @@ def check_table(
     max_decoded: int | None = MAX_DECODED,
     accum_freq: int = 1,
 ) -> TableReport:
-    """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not checked.
+    """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not
+    checked.
 
     Raises InputError, naming `flag`, for missing columns or captions, or fewer rows than one step
     needs. Missing and damaged images are warnings; `refuse_bad` makes them an error.
@@ -173,29 +204,36 @@ def check_table(
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     if config.long_caption_key and not table.num_long:
         raise InputError(
-            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its columns are "
-            f"{listed(table.names)}"
+            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
+            f"columns are {listed(table.names)}"
         )
     num_kept = table.num_trained(config)
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if num_kept < needed:
-        skips = f" of {table.num_rows:,} that --superclip-missing-long skip keeps" * (num_kept < table.num_rows)
+        skips = f" of {table.num_rows:,} that --superclip-missing-long skip keeps" * (
+            num_kept < table.num_rows
+        )
         accumulated = f" with --accum-freq {accum_freq}" * (accum_freq > 1)
         raise InputError(
-            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size {batch_size:,}{accumulated} on "
-            f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller batch"
+            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size "
+            f"{batch_size:,}{accumulated} on "
+            f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller "
+            "batch"
         )
     if table.num_empty:
         table.warnings.append(
-            f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no caption: the text tower "
-            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip shards leaves such rows "
-            "out"
+            f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no "
+            "caption: the text tower "
+            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip "
+            "shards leaves such rows out"
         )
     table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
     return table
 
 
-def read_table(path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0) -> TableReport:
+def read_table(
+    path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0
+) -> TableReport:
     """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
@@ -227,29 +265,39 @@ def read_table(path: str, columns: Columns, config: Config, flag: str, max_decod
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
     """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
-    return any(any(map(is_empty, rows[columns.caption])) for rows in _chunks(path, columns, "--train-data"))
+    return any(
+        any(map(is_empty, rows[columns.caption])) for rows in _chunks(path, columns, "--train-data")
+    )
 
 
 def rows_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator[dict]:
-    """Yields the rows of a table as dicts, with exact texts if `dtype` is str; InputError if it cannot be read."""
+    """Yields the rows of a table as dicts, with exact texts if `dtype` is str; InputError if it
+    cannot be read."""
     for rows in _chunks(path, columns, flag, dtype):
         yield from rows.to_dict("records")
 
 
 def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
     """Yields the rows of a table as data frames, after checking the header."""
-    import pandas as pd  # as in OpenCLIP: any separator, encoding and compression that pandas supports
+    # as in OpenCLIP: any separator, encoding and compression that pandas supports
+    import pandas as pd
 
     with _readable(path, flag):
-        header = pd.read_csv(path, sep=columns.separator, header=None, nrows=1, dtype=str, keep_default_na=False)
-        names = header.iloc[0].tolist()  # as in the file: pandas renames the second of two equal names
+        header = pd.read_csv(
+            path, sep=columns.separator, header=None, nrows=1, dtype=str, keep_default_na=False
+        )
+        # as in the file: pandas renames the second of two equal names
+        names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        with pd.read_csv(path, sep=columns.separator, chunksize=ROWS_AT_ONCE, dtype=dtype) as chunks:
+        with pd.read_csv(
+            path, sep=columns.separator, chunksize=ROWS_AT_ONCE, dtype=dtype
+        ) as chunks:
             for rows in chunks:
-                if not isinstance(rows.index, pd.RangeIndex):  # pandas takes extra values for row names
+                # pandas takes extra values for row names
+                if not isinstance(rows.index, pd.RangeIndex):
                     raise InputError(
-                        f"{flag}: rows of {path} hold more values than its {len(rows.columns)} columns; expected "
-                        f"quotes around a value that holds {columns.separator!r}"
+                        f"{flag}: rows of {path} hold more values than its {len(rows.columns)} "
+                        f"columns; expected quotes around a value that holds {columns.separator!r}"
                     )
                 yield rows
 
@@ -266,21 +314,29 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise InputError(f"{flag}: there is no file {path}") from None
     except (OSError, ValueError, csv.Error) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise InputError(f"{flag}: {path} is not a readable table ({reason(error)}){advice}") from error
+        raise InputError(
+            f"{flag}: {path} is not a readable table ({reason(error)}){advice}"
+        ) from error
 
 
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing, with another separator if there is one column."""
+    """Raises InputError for equal names, or if a column is missing, with another separator if
+    there is one column."""
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue
-        others = [separator for separator in SEPARATORS if separator != columns.separator and separator in names[0]]
+        others = [
+            separator
+            for separator in SEPARATORS
+            if separator != columns.separator and separator in names[0]
+        ]
         if len(names) == 1 and others:
             separator = SEPARATORS[max(others, key=names[0].count)]
             raise InputError(
-                f"{path} has one column, {names[0]!r}: give --csv-separator {separator}, which applies to all tables"
+                f"{path} has one column, {names[0]!r}: give --csv-separator {separator}, which "
+                "applies to all tables"
             )
         raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")

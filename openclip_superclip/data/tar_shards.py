@@ -20,18 +20,24 @@ from ..errors import InputError, reason
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
-    """Expands one or several patterns joined by `::`; InputError for a pattern that OpenCLIP does not support."""
+    """Expands one or several patterns joined by `::`; InputError for a pattern that OpenCLIP
+    does not support."""
     try:
         names = [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
     except ValueError as error:
         raise InputError(
-            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern such as "
-            "'x/{00000..00041}.tar', in quotes"
+            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern "
+            "such as 'x/{00000..00041}.tar', in quotes"
         ) from None
     if not is_remote(names[0]) and os.path.isdir(names[0]):
-        raise InputError(f"{flag}: {names[0]} is a folder; expected its shards, '{names[0]}/{{00000..00099}}.tar'")
+        raise InputError(
+            f"{flag}: {names[0]} is a folder; expected its shards, "
+            f"'{names[0]}/{{00000..00099}}.tar'"
+        )
     if not is_remote(names[0]) and "*" in names[0]:
-        raise InputError(f"{flag}: {names[0]} has a *; expected braces, such as '{{00000..00099}}.tar'")
+        raise InputError(
+            f"{flag}: {names[0]} has a *; expected braces, such as '{{00000..00099}}.tar'"
+        )
     return names
 
 
@@ -49,10 +55,15 @@ def is_remote(shard: str) -> bool:
 
 
 def contract(names: Sequence[str]) -> str:
-    """Returns a pattern that expands to these names in this order, with consecutive numbers in braces."""
+    """Returns a pattern that expands to these names in this order, with consecutive numbers in
+    braces."""
     split = (re.fullmatch(r"(.*?)(\d*)(\D*)", name, flags=re.DOTALL).groups() for name in names)
-    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))  # the text around the last number
-    return "::".join(before + _braces(number for _, number, _ in group) + after for (before, after), group in groups)
+    # the text around the last number
+    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))
+    return "::".join(
+        before + _braces(number for _, number, _ in group) + after
+        for (before, after), group in groups
+    )
 
 
 def _braces(numbers: Iterable[str]) -> str:
@@ -75,7 +86,8 @@ def why_broken(error: Exception) -> str:
     """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return f"broken tar file ({str(error).partition(':')[0]})"  # tarfile lists every format it tried
+    # tarfile lists every format it tried
+    return f"broken tar file ({str(error).partition(':')[0]})"
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -94,7 +106,9 @@ class StrictTarInfo(tarfile.TarInfo):
             problem = f"it was cut at byte {tar.offset:,}, without an end marker"
             raise tarfile.ReadError(problem) from error
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(f"what should be a member at byte {tar.offset:,} is none") from error
+            raise tarfile.ReadError(
+                f"what should be a member at byte {tar.offset:,} is none"
+            ) from error
 
 
 def is_trained(sample: dict, caption: str) -> bool:
@@ -113,7 +127,8 @@ def caption_member(long_caption: str) -> str:
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
-    """Yields all samples as OpenCLIP groups them, by extension (b"" if not `wanted`); may raise one of BROKEN."""
+    """Yields all samples as OpenCLIP groups them, by extension (b"" if not `wanted`); may raise
+    one of BROKEN."""
     stream = None
     if is_remote(shard):
         from webdataset import gopen
@@ -138,7 +153,8 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
 
 
 def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarfile.TarInfo]]:
-    """Yields the number and key of the sample, as OpenCLIP groups them, and extension and header of each file."""
+    """Yields the number and key of the sample, as OpenCLIP groups them, and extension and header
+    of each file."""
     number, key, extensions = -1, None, set()
     for member in tar:
         tar.members.clear()  # otherwise tarfile keeps every header in memory
@@ -153,14 +169,18 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
 
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-_of_this_process: dict[str, Callable] = {}  # a fork inherits what cannot be pickled: a data set and its reader
+# a fork inherits what cannot be pickled: a data set and its reader
+_of_this_process: dict[str, Callable] = {}
 
 
-def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str) -> Iterator[Result]:
+def work_on(
+    work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str
+) -> Iterator[Result]:
     """Yields `work(item)` of each item, in order, computed in parallel processes.
 
-    Closing the generator ends the processes. `work` need not be picklable. Raises InputError, naming the `flag` that
-    starts the workers, if one of them is killed, for example for lack of memory.
+    Closing the generator ends the processes. `work` need not be picklable. Raises InputError,
+    naming the `flag` that starts the workers, if one of them is killed, for example for lack of
+    memory.
     """
     num_workers = min(num_workers, len(items))
     if num_workers < 1:
@@ -171,8 +191,8 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
         yield from pool.map(_work, items)
     except BrokenProcessPool:
         raise InputError(
-            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory ran out: use fewer of "
-            "them or a machine with more memory"
+            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory "
+            "ran out: use fewer of them or a machine with more memory"
         ) from None
     finally:
         workers = set(multiprocessing.active_children()) - before
@@ -185,7 +205,8 @@ def work_on(work: Callable[[Item], Result], items: Sequence[Item], num_workers: 
 
 def _begin(work: Callable) -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers
+    # Ctrl-C reaches all processes; the parent ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _of_this_process["work"] = work
 
 
@@ -194,7 +215,8 @@ def _work(item):
 
 
 def long_caption(sample: dict, place: str) -> str:
-    """Returns the caption at `place`, an extension, a column or a JSON field `json:a.b`; "" if missing."""
+    """Returns the caption at `place`, an extension, a column or a JSON field `json:a.b`; "" if
+    missing."""
     if not place.startswith("json:"):
         return text_of(sample.get(place, sample.get(caption_place(place))))
     value = sample.get("json")
@@ -214,12 +236,14 @@ def has_long_caption(sample: dict, place: str) -> bool:
 
 
 def is_empty(value) -> bool:
-    """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the word 'nan'."""
+    """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the
+    word 'nan'."""
     return isinstance(value, float | str | bytes) and not text_of(value)
 
 
 def text_of(value) -> str:
-    """Returns a stripped string, or a number as text; "" for anything else, such as an empty cell."""
+    """Returns a stripped string, or a number as text; "" for anything else, such as an empty
+    cell."""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
@@ -229,5 +253,6 @@ def text_of(value) -> str:
 
 
 def pickle_as_bytes(name: str, content: bytes) -> bytes | None:
-    """Returns the content of a member that webdataset would unpickle, and None for others, which it decodes."""
+    """Returns the content of a member that webdataset would unpickle, and None for others, which
+    it decodes."""
     return content if name.endswith((".pickle", ".pth", ".pyd")) else None

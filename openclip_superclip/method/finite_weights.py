@@ -18,7 +18,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Returns the name of the first tensor with NaN or infinity, or None. FSDP's shards are left out."""
+    """Returns the name of the first tensor with NaN or infinity, or None.
+
+    FSDP's shards are left out."""
     whole = ((name, tensor) for name, tensor in tensors if not hasattr(tensor, "to_local"))
     return next((name for name, tensor in whole if not is_finite(tensor.detach())), None)
 
@@ -26,8 +28,8 @@ def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 def is_finite_on_all_ranks(model: nn.Module) -> bool:
     """Returns whether the parameters and buffers that a checkpoint contains are finite.
 
-    Collective: each rank may have only a shard of them, and all return the same, so that none waits for another one
-    that has stopped.
+    Collective: each rank may have only a shard of them, and all return the same, so that none waits
+    for another one that has stopped.
     """
     tensors = [tensor.detach() for tensor in model.state_dict().values()]
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)

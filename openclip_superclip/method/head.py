@@ -15,13 +15,14 @@ from .loss import class_loss
 class ClassHead(nn.Module):
     """LayerNorm and a linear map from the tower's width to the vocabulary (paper, section 3).
 
-    Called with captions, it returns one loss per caption and never materializes all logits. Gains and biases are 1-d,
-    so OpenCLIP does not apply weight decay to them.
+    Called with captions, it returns one loss per caption and never materializes all logits. Gains
+    and biases are 1-d, so OpenCLIP does not apply weight decay to them.
 
     Args:
         width: W, the width of its input.
         vocab_size: V, the number of token ids.
-        reads: its input, one of HEAD_INPUTS. Inputs other than the paper's are recorded in a buffer, and so in
+        reads: its input, one of HEAD_INPUTS. Inputs other than the paper's are recorded in a
+        buffer, and so in
             checkpoints.
     """
 
@@ -34,50 +35,71 @@ class ClassHead(nn.Module):
         if reads != "patches":
             self.register_buffer("input", torch.tensor(HEAD_INPUTS.index(reads)))
 
-    def forward(self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V].
+    def forward(
+        self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0
+    ) -> Tensor:
+        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L]
+        and idf [V].
 
-        Take their sum or mean: RuntimeError in the backward pass if their upstream gradients differ. `scale` may be
-        [B], a weight of each caption.
+        Take their sum or mean: RuntimeError in the backward pass if their upstream gradients
+        differ. `scale` may be [B], a weight of each caption.
         """
         features = self._normalise(head_input)
         return class_loss(features, self.weight, self.bias, tokens, idf, scale, uniform=True)
 
     def logits(self, head_input: Tensor) -> Tensor:
-        """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to [..., V]."""
+        """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to
+        [..., V]."""
         features = self._normalise(head_input)
         return F.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
     def _normalise(self, head_input: Tensor) -> Tensor:
-        # In float32 at any precision of the model: the mean of many tokens is the small difference of large numbers.
-        return F.layer_norm(head_input.float(), self.ln.normalized_shape, self.ln.weight.float(), self.ln.bias.float())
+        # In float32 at any precision of the model: the mean of many tokens is the small difference
+        # of large numbers.
+        return F.layer_norm(
+            head_input.float(),
+            self.ln.normalized_shape,
+            self.ln.weight.float(),
+            self.ln.bias.float(),
+        )
 
 
 def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
-    """Returns the input of the class head in a model's weights; InputError if it is not one of HEAD_INPUTS."""
+    """Returns the input of the class head in a model's weights; InputError if it is not one of
+    HEAD_INPUTS."""
     recorded = weights.get(f"{prefix}class_head.input")
     if recorded is None:
         return "patches"
-    if recorded.numel() != 1 or recorded.is_floating_point() or not 0 < int(recorded) < len(HEAD_INPUTS):
+    if (
+        recorded.numel() != 1
+        or recorded.is_floating_point()
+        or not 0 < int(recorded) < len(HEAD_INPUTS)
+    ):
         raise InputError(
-            f"the weights' class_head.input is {recorded.tolist()}; expected 1 or 2: the file is damaged, or a later "
-            "version of openclip-superclip wrote it"
+            f"the weights' class_head.input is {recorded.tolist()}; expected 1 or 2: the file "
+            "is damaged, or a later version of openclip-superclip wrote it"
         )
     return HEAD_INPUTS[int(recorded)]
 
 
-HEAD_PREFIXES = ("class_head.", "statistics.", "fixed_idf.")  # names of the tensors that OpenCLIP's models lack
+# names of the tensors that OpenCLIP's models lack
+HEAD_PREFIXES = ("class_head.", "statistics.", "fixed_idf.")
 FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with a new one"
 
 
 def without_class_head(model_class: type) -> type:
-    """Returns a subclass of the same name that ignores a class head in the weights that it loads."""
+    """Returns a subclass of the same name that ignores a class head in the weights that it
+    loads."""
 
     def __init__(self, *args, **kwargs):
         model_class.__init__(self, *args, **kwargs)
         self._register_load_state_dict_pre_hook(_leave_head_out)
 
-    return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
+    return type(
+        model_class.__name__,
+        (model_class,),
+        {"__init__": __init__, "__module__": model_class.__module__},
+    )
 
 
 def _leave_head_out(state_dict, prefix, *_) -> None:
@@ -85,24 +107,31 @@ def _leave_head_out(state_dict, prefix, *_) -> None:
     for name in head:
         del state_dict[name]
     if head:
-        logging.info("SuperCLIP: the weights contain a class head, which is ignored without --superclip")
+        logging.info(
+            "SuperCLIP: the weights contain a class head, which is ignored without --superclip"
+        )
 
 
 def keep_fresh_head(module, state_dict, prefix, *_) -> None:
-    """Allows loading weights without a head, which keeps the model's head and statistics, and logs what was loaded.
+    """Allows loading weights without a head, which keeps the model's head and statistics, and logs
+    what was loaded.
 
     Raises InputError for weights of the authors' code and for non-finite ones.
     """
     if name := first_non_finite(state_dict.items()):
-        raise InputError(f"{name} of the weights contains NaN or infinity: start from other weights")
+        raise InputError(
+            f"{name} of the weights contains NaN or infinity: start from other weights"
+        )
     for name in [name for name in state_dict if "_orig_mod." in name]:  # torch.compile's prefix
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
     if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
         raise InputError(
-            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE --model MODEL --out FOLDER "
-            "makes it a folder, which --model local-dir:FOLDER opens"
+            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE "
+            "--model MODEL --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
         )
-    ours = {f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(HEAD_PREFIXES)}
+    ours = {
+        f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(HEAD_PREFIXES)
+    }
     stored_head, module.stored_head = module.stored_head or {}, None
     if not ours.keys() & state_dict.keys():
         state_dict.update({f"{prefix}{name}": tensor for name, tensor in stored_head.items()})
@@ -114,16 +143,22 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     reads = head_input_of(state_dict, prefix)
     if reads != module.class_head.reads:
         raise InputError(
-            f"--superclip-head-input is {module.class_head.reads}, and the weights' class head reads {reads}: give "
-            f"--superclip-head-input {reads}, or weights without a head, as superclip export writes them, for a new one"
+            f"--superclip-head-input is {module.class_head.reads}, and the weights' class head "
+            f"reads {reads}: give "
+            f"--superclip-head-input {reads}, or weights without a head, as superclip export "
+            "writes them, for a new one"
         )
     num_captions = state_dict.get(f"{prefix}statistics.num_captions")
     if num_captions is not None:  # otherwise torch reports the missing key
-        logging.info(f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} captions")
+        logging.info(
+            f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} "
+            "captions"
+        )
 
 
 def _keep_fixed_idf(state_dict, prefix: str, ours: dict[str, Tensor]) -> None:
-    """Replaces the counts of --superclip-idf FILE in the weights by those of this run, which may have none."""
+    """Replaces the counts of --superclip-idf FILE in the weights by those of this run, which may
+    have none."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         del state_dict[name]
     state_dict.update({name: counts for name, counts in ours.items() if name.startswith(prefix)})

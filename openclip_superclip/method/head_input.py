@@ -1,4 +1,5 @@
-"""The class head's input from OpenCLIP's vision towers, through their own `forward_intermediates`."""
+"""The class head's input from OpenCLIP's vision towers, through their own
+`forward_intermediates`."""
 
 from typing import NamedTuple
 
@@ -23,20 +24,31 @@ class PatchTokens(NamedTuple):
 
 
 def patch_tokens(visual: nn.Module) -> PatchTokens:
-    """Returns how to read the patch tokens of an OpenCLIP vision tower; InputError if it has none."""
+    """Returns how to read the patch tokens of an OpenCLIP vision tower; InputError if it has
+    none."""
     if isinstance(visual, VisionTransformer):
-        # An attentional pooler comes before the last norm, which then applies to pooled tokens: [B, queries, E].
+        # An attentional pooler comes before the last norm, which then applies to pooled tokens: [B,
+        # queries, E].
         pooled_before_norm = visual.attn_pool is not None and visual.attn_pool_contrastive is None
-        norm = "before the attentional pooler" if pooled_before_norm else "after the final LayerNorm"
-        return PatchTokens(visual.transformer.width, "NLC", not pooled_before_norm, f"ViT patch tokens {norm}")
+        norm = (
+            "before the attentional pooler" if pooled_before_norm else "after the final LayerNorm"
+        )
+        return PatchTokens(
+            visual.transformer.width, "NLC", not pooled_before_norm, f"ViT patch tokens {norm}"
+        )
     if isinstance(visual, ModifiedResNet):
-        return PatchTokens(visual.attnpool.k_proj.in_features, "NCHW", False, "ResNet's last feature map")
+        return PatchTokens(
+            visual.attnpool.k_proj.in_features, "NCHW", False, "ResNet's last feature map"
+        )
     trunk = getattr(visual, "trunk", None)
     has_features = hasattr(trunk, "forward_intermediates") and getattr(trunk, "feature_info", None)
     if isinstance(visual, TimmModel) and has_features:
         layout = "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
         has_final_norm = type(trunk).__name__ not in NEVER_NORMALISED
-        what = f"last features of timm's {type(trunk).__name__}{'' if has_final_norm else ', not normalised'}"
+        what = (
+            "last features of timm's "
+            f"{type(trunk).__name__}{'' if has_final_norm else ', not normalised'}"
+        )
         return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, has_final_norm, what)
     tower = type(visual if trunk is None else trunk).__name__
     raise InputError(
@@ -46,25 +58,32 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
 
 
 def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
-    """Returns the width of the class head's input, one of HEAD_INPUTS; InputError if the tower does not have it."""
+    """Returns the width of the class head's input, one of HEAD_INPUTS; InputError if the tower
+    does not have it."""
     if head_input == "patches":
         return tokens.width
-    if isinstance(visual, VisionTransformer) and not (visual.attn_pool is None and visual.pool_type == "none"):
+    if isinstance(visual, VisionTransformer) and not (
+        visual.attn_pool is None and visual.pool_type == "none"
+    ):
         width = visual.proj.shape[0]
     elif isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
         width = getattr(visual.trunk, "head_hidden_size", None) or visual.trunk.num_features
     else:
         reason = "as its attention pool projects too: leave the flag out, or use a ViT"
         if isinstance(visual, VisionTransformer) and visual.pool_type == "none":
-            reason = "as its pool_type is none: leave the flag out, or use a model with pool_type tok or avg"
+            reason = (
+                "as its pool_type is none: leave the flag out, or use a model with "
+                "pool_type tok or avg"
+            )
         raise InputError(
-            f"--superclip-head-input {head_input}: {type(visual).__name__} has no pooled vector before the projection, "
-            f"{reason}"
+            f"--superclip-head-input {head_input}: {type(visual).__name__} has no pooled "
+            f"vector before the projection, {reason}"
         )
     if head_input == "both" and width != tokens.width:
         raise InputError(
-            f"--superclip-head-input both adds the pooled vector, of width {width}, to the mean patch token, of width "
-            f"{tokens.width}, which differ in this model: give patches or pooled"
+            f"--superclip-head-input both adds the pooled vector, of width {width}, to the "
+            f"mean patch token, of width {tokens.width}, which differ in this model: give "
+            "patches or pooled"
         )
     return width
 
@@ -81,8 +100,11 @@ def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
     return output["image_intermediates"][-1]
 
 
-def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str) -> Tensor:
-    """Returns the class head's input at each patch, [B, W, h, w]; the mean is its input for the whole image.
+def head_input_map(
+    visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str
+) -> Tensor:
+    """Returns the class head's input at each patch, [B, W, h, w]; the mean is its input for the
+    whole image.
 
     For "pooled" there is a single vector, h = w = 1.
     """
@@ -94,7 +116,8 @@ def head_input_map(visual: nn.Module, tokens: PatchTokens, image: Tensor, head_i
 
 
 class Reading:
-    """Receives the class head's input when passed, with the image, to a tower changed by `make_readable`.
+    """Receives the class head's input when passed, with the image, to a tower changed by
+    `make_readable`.
 
     A plain object instead of a list or dict, because wrappers such as FSDP would copy these.
     """
@@ -105,17 +128,22 @@ class Reading:
 
 
 class _Readable:
-    """A vision tower that also accepts a `Reading`. The output is unchanged, for hooks and wrappers."""
+    """A vision tower that also accepts a `Reading`.
+
+    The output is unchanged, for hooks and wrappers."""
 
     def forward(self, image: Tensor, reading: Reading | None = None):
         if reading is None:
             return super().forward(image)
-        features, pooled_tokens, reading.vector = encode_image(self, reading.tokens, image, reading.head_input)
+        features, pooled_tokens, reading.vector = encode_image(
+            self, reading.tokens, image, reading.head_input
+        )
         return (features, pooled_tokens) if getattr(self, "output_tokens", False) else features
 
 
 def make_readable(visual: nn.Module) -> None:
-    """Makes an OpenCLIP vision tower accept a `Reading` in addition to the image; without one, nothing changes."""
+    """Makes an OpenCLIP vision tower accept a `Reading` in addition to the image; without one,
+    nothing changes."""
     kind = type(visual)
     visual.__class__ = type(kind.__name__, (_Readable, kind), {"__module__": kind.__module__})
 
@@ -123,11 +151,12 @@ def make_readable(visual: nn.Module) -> None:
 def encode_image(
     visual: nn.Module, tokens: PatchTokens, image: Tensor | dict, head_input: str = "patches"
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns the outputs of a tower, exactly those of `visual(image)`, and the class head's input, float32 [B, W].
+    """Returns the outputs of a tower, exactly those of `visual(image)`, and the class head's input,
+    float32 [B, W].
 
-    The outputs are image features [B, E] and CoCa's pooled tokens [B, Q, E], if the tower has them. The
-    features are computed last because FSDP gathers the tower's weights when their gradient enters the tower, and
-    autograd starts with the latest results.
+    The outputs are image features [B, E] and CoCa's pooled tokens [B, Q, E], if the tower has them.
+    The features are computed last because FSDP gathers the tower's weights when their gradient
+    enters the tower, and autograd starts with the latest results.
     """
     if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
         return _read_vit(visual, tokens, image, head_input)
@@ -141,7 +170,9 @@ def encode_image(
     return output["image_features"], None, _mean(output["image_intermediates"][-1], tokens.layout)
 
 
-def _read_vit(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> tuple[Tensor, Tensor, Tensor]:
+def _read_vit(
+    visual, tokens: PatchTokens, image: Tensor, head_input: str
+) -> tuple[Tensor, Tensor, Tensor]:
     output = visual.forward_intermediates(
         image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
     )
@@ -153,7 +184,9 @@ def _read_vit(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> tu
     return pooled if visual.proj is None else pooled @ visual.proj, pooled_tokens, vector
 
 
-def _read_timm(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> tuple[Tensor, None, Tensor]:
+def _read_timm(
+    visual, tokens: PatchTokens, image: Tensor, head_input: str
+) -> tuple[Tensor, None, Tensor]:
     trunk = visual.trunk
     final, (patches,) = trunk.forward_intermediates(
         image, indices=1, norm=tokens.has_final_norm, output_fmt=tokens.layout
@@ -165,15 +198,20 @@ def _read_timm(visual, tokens: PatchTokens, image: Tensor, head_input: str) -> t
 
 
 def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Tensor]:
-    """Supports the patches of OpenCLIP 4's NaFlex, with images of different shapes: the mean excludes padding."""
+    """Supports the patches of OpenCLIP 4's NaFlex, with images of different shapes: the mean
+    excludes padding."""
     trunk = visual.trunk
-    read = trunk.forward_features(image["patches"], patch_coord=image["patch_coord"], patch_valid=image["patch_valid"])
+    read = trunk.forward_features(
+        image["patches"], patch_coord=image["patch_coord"], patch_valid=image["patch_valid"]
+    )
     tokens, valid = read["patches"], read["patch_valid"]  # [B, prefix + N, W], [B, N]
     patches = tokens[:, trunk.num_prefix_tokens :]
     num_patches = valid.sum(dim=1, keepdim=True).clamp_min(1)
     patch_mean = (patches.float() * valid.unsqueeze(2)).sum(dim=1) / num_patches
     pooled = trunk.forward_head(tokens, pre_logits=True, patch_valid=valid)
-    features = visual.head(trunk.forward_head(tokens, patch_valid=valid) if trunk.num_classes else pooled)
+    features = visual.head(
+        trunk.forward_head(tokens, patch_valid=valid) if trunk.num_classes else pooled
+    )
     return features, None, _head_input(head_input, pooled, patch_mean)
 
 

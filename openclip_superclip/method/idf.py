@@ -1,4 +1,5 @@
-"""Document frequencies of the tokens, their IDF weights, and how well the class head predicts each word."""
+"""Document frequencies of the tokens, their IDF weights, and how well the class head predicts
+each word."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -19,7 +20,8 @@ def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
 
     Args:
         document_frequency: int64 [V], number of captions that contain the token.
-        num_captions: |D|; online, the number of captions so far plus one, so that no weight is negative.
+        num_captions: |D|; online, the number of captions so far plus one, so that no weight is
+        negative.
     """
     ratio = num_captions / (document_frequency + 1).to(_dtype(document_frequency))
     return ratio.log().clamp_min(0).float()
@@ -30,8 +32,9 @@ class FixedIDF(nn.Module):
 
     `document_frequency`, int64 [V], is the number of captions that contain each token.
 
-    The counts are int64 buffers: they are saved with the model, so that its commands weight words as training did, and
-    casts of the model do not change them. A run reads them from its file at every start.
+    The counts are int64 buffers: they are saved with the model, so that its commands weight words
+    as training did, and casts of the model do not change them. A run reads them from its file at
+    every start.
     """
 
     def __init__(self, document_frequency: Tensor, num_captions: int | Tensor, counted: Tensor):
@@ -39,10 +42,12 @@ class FixedIDF(nn.Module):
         num_tokens, vocab_size = len(document_frequency), len(counted)
         if document_frequency[vocab_size:].any():
             raise InputError(
-                f"--superclip-idf: the file counts {num_tokens:,} tokens; the text tower's vocabulary ends at "
-                f"{vocab_size - 1}"
+                f"--superclip-idf: the file counts {num_tokens:,} tokens; the text tower's "
+                f"vocabulary ends at {vocab_size - 1}"
             )
-        padded = nn.functional.pad(document_frequency[:vocab_size], (0, max(0, vocab_size - num_tokens)))
+        padded = nn.functional.pad(
+            document_frequency[:vocab_size], (0, max(0, vocab_size - num_tokens))
+        )
         self.register_buffer("num_captions", torch.as_tensor(num_captions, device=padded.device))
         self.register_buffer("document_frequency", padded)
         self.register_buffer("counted", counted.clone(), persistent=False)
@@ -54,15 +59,19 @@ class FixedIDF(nn.Module):
 class Update(NamedTuple):
     """The counts of one batch, while they are summed over the ranks."""
 
-    message: Tensor  # int64 [V + 2]: captions per token, captions with any token, captions in the batch
-    finish: Callable[[], Tensor] | None  # waits for the sum over the ranks and returns it; None for a single rank
+    # int64 [V + 2]: captions per token, captions with any token, captions in the batch
+    message: Tensor
+    # waits for the sum over the ranks and returns it; None for a single rank
+    finish: Callable[[], Tensor] | None
 
 
 class TokenStatistics(nn.Module):
-    """Counts the captions that contain each token of the vocabulary (document frequency), over all ranks.
+    """Counts the captions that contain each token of the vocabulary (document frequency), over all
+    ranks.
 
-    The counts are int64 buffers: they are saved with the model, exact, and unchanged by casts of the model. Ids in
-    `ignored_tokens` are not counted and have weight 0; captions that contain only such ids are not counted.
+    The counts are int64 buffers: they are saved with the model, exact, and unchanged by casts of
+    the model. Ids in `ignored_tokens` are not counted and have weight 0; captions that contain only
+    such ids are not counted.
 
     Args:
         vocab_size: V, the number of token ids.
@@ -82,16 +91,18 @@ class TokenStatistics(nn.Module):
         self._checked_ids = False
 
     def update(self, tokens: Tensor) -> Tensor:
-        """Adds a batch of captions, tokens [B, L], and returns the number of captions on all ranks (int64 scalar).
+        """Adds a batch of captions, tokens [B, L], and returns the number of captions on all ranks
+        (int64 scalar).
 
-        Collective with torch.distributed or Horovod: every rank must call it; batch sizes may differ. Raises InputError
-        for an id outside the vocabulary.
+        Collective with torch.distributed or Horovod: every rank must call it; batch sizes may
+        differ. Raises InputError for an id outside the vocabulary.
         """
         return self.finish(self.begin(tokens))
 
     def begin(self, tokens: Tensor) -> Update:
         """Counts tokens [B, L] on this rank and starts the sum over the ranks; `finish` adds it."""
-        if not torch.compiler.is_compiling():  # in a graph, the text tower's embedding refuses wrong ids
+        # in a graph, the text tower's embedding refuses wrong ids
+        if not torch.compiler.is_compiling():
             self._check_ids(tokens)
         tokens, _ = tokens.long().sort(dim=1)
         counts = self.counted[tokens]  # [B, L]
@@ -104,21 +115,24 @@ class TokenStatistics(nn.Module):
         return Update(message, ranks.begin_sum(message, "token counts") if several else None)
 
     def finish(self, update: Update) -> Tensor:
-        """Adds the counts of all ranks and returns the number of captions on all ranks (int64 scalar)."""
+        """Adds the counts of all ranks and returns the number of captions on all ranks (int64
+        scalar)."""
         message = update.message if update.finish is None else update.finish()
         self.document_frequency += message[:-2]
         self.num_captions += message[-2]
         return message[-1]
 
     def idf(self) -> Tensor:
-        """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper, eq. 4, online form).
+        """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper,
+        eq. 4, online form).
 
         Equals the authors' running means in float64, computed from integer counts.
         """
         return idf(self.document_frequency, self.num_captions + 1) * self.counted
 
     def _check_ids(self, tokens: Tensor) -> None:
-        """Raises InputError for an id outside the vocabulary; on accelerators, only the first batch is checked."""
+        """Raises InputError for an id outside the vocabulary; on accelerators, only the first
+        batch is checked."""
         if self._checked_ids and tokens.device.type != "cpu":
             return
         self._checked_ids = True
@@ -126,27 +140,33 @@ class TokenStatistics(nn.Module):
         if wrong.any():
             caption, position = wrong.nonzero()[0].tolist()
             raise InputError(
-                f"caption {caption} of the batch holds token id {tokens[caption, position].item()}, but the text "
-                f"tower's vocabulary ends at {self.vocab_size - 1}: tokenizer and text_cfg.vocab_size do not match"
+                f"caption {caption} of the batch holds token id "
+                f"{tokens[caption, position].item()}, but the text "
+                f"tower's vocabulary ends at {self.vocab_size - 1}: tokenizer and "
+                "text_cfg.vocab_size do not match"
             )
 
 
 def special_token_ids(tokenizer) -> tuple[int, ...]:
-    """Returns the ids that an OpenCLIP tokenizer adds to every caption: start, end, padding and the like.
+    """Returns the ids that an OpenCLIP tokenizer adds to every caption: start, end, padding and the
+    like.
 
-    0 is always included: OpenCLIP's own tokenizer pads with it (there it is also the token "!"), and so does OpenCLIP's
-    wrapper of Hugging Face tokenizers if it strips the separator.
+    0 is always included: OpenCLIP's own tokenizer pads with it (there it is also the token "!"),
+    and so does OpenCLIP's wrapper of Hugging Face tokenizers if it strips the separator.
     """
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrappers
     return tuple(sorted({0, *inner.all_special_ids}))
 
 
 class EpochWords(NamedTuple):
-    """Statistics of every token over the observed captions of an epoch; probabilities are softmax outputs."""
+    """Statistics of every token over the observed captions of an epoch; probabilities are
+    softmax outputs."""
 
     captions: Tensor  # int64 [V], observed captions that contain the token
-    share_where_label: Tensor  # float32 [V], mean probability over their images; NaN if there are none
-    share_where_not: Tensor  # float32 [V], mean probability over all other images; NaN if there are none
+    # float32 [V], mean probability over their images; NaN if there are none
+    share_where_label: Tensor
+    # float32 [V], mean probability over all other images; NaN if there are none
+    share_where_not: Tensor
     num_captions: int  # observed captions that contain a word
     num_trained: int  # captions of the epoch that contain a word
 
@@ -154,14 +174,16 @@ class EpochWords(NamedTuple):
 class WordKnowledge:
     """Sums the head's probabilities over the steps of an epoch, on the device.
 
-    The sums are not buffers of the model: they are not saved, which is not needed as runs resume at the start of an
-    epoch, and casts of the model do not change them. They are float64 because a rare word's 1e-8 would be lost in a
-    large float32 sum. `counted`, bool [V], is whether each token is a word.
+    The sums are not buffers of the model: they are not saved, which is not needed as runs resume at
+    the start of an epoch, and casts of the model do not change them. They are float64 because a
+    rare word's 1e-8 would be lost in a large float32 sum. `counted`, bool [V], is whether each
+    token is a word.
     """
 
     def __init__(self, counted: Tensor):
         self.counted = counted
-        self.sums = None  # float64 [3 * V + 2]: captions, probabilities where label, where not; observed, trained
+        # float64 [3 * V + 2]: captions, probabilities where label, where not; observed, trained
+        self.sums = None
 
     @torch.no_grad()
     def observe(self, head: nn.Module, head_input: Tensor, tokens: Tensor) -> None:
@@ -169,16 +191,25 @@ class WordKnowledge:
         self.counted = self.counted.to(tokens.device)
         has_word = self.counted[tokens].any(dim=1)  # [B]
         observed = has_word[:SAMPLE]
-        probabilities = head.logits(head_input[:SAMPLE]).float().softmax(dim=1) * observed.unsqueeze(1)  # [S, V]
-        labels = torch.zeros_like(probabilities).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
+        # [S, V]
+        probabilities = head.logits(head_input[:SAMPLE]).float().softmax(
+            dim=1
+        ) * observed.unsqueeze(1)
+        labels = (
+            torch.zeros_like(probabilities).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
+        )
         of_labels = (probabilities * labels).sum(dim=0)
-        of_others = (probabilities * (1.0 - labels)).sum(dim=0)  # exactly 0 for a token of every caption
+        # exactly 0 for a token of every caption
+        of_others = (probabilities * (1.0 - labels)).sum(dim=0)
         totals = torch.stack([observed.sum(), has_word.sum()]).float()
-        sums = torch.cat([labels.sum(dim=0), of_labels, of_others, totals]).to(_dtype(probabilities))
+        sums = torch.cat([labels.sum(dim=0), of_labels, of_others, totals]).to(
+            _dtype(probabilities)
+        )
         self.sums = sums if self.sums is None else self.sums.add_(sums)
 
     def take(self, device: torch.device) -> EpochWords | None:
-        """Returns the means over all ranks since the last call and resets the sums; None if no caption was observed.
+        """Returns the means over all ranks since the last call and resets the sums; None if no
+        caption was observed.
 
         Collective: each rank must call it, at the end of an epoch, with its model's device.
         """
@@ -193,8 +224,11 @@ class WordKnowledge:
         if not num_captions:
             return None
         captions, of_labels, of_others = sums[:-2].view(3, -1)
-        where_label, where_not = of_labels / captions, of_others / (num_captions - captions)  # 0 / 0 is NaN
-        return EpochWords(captions.long(), where_label.float(), where_not.float(), num_captions, num_trained)
+        # 0 / 0 is NaN
+        where_label, where_not = of_labels / captions, of_others / (num_captions - captions)
+        return EpochWords(
+            captions.long(), where_label.float(), where_not.float(), num_captions, num_trained
+        )
 
 
 def _dtype(counts: Tensor) -> torch.dtype:

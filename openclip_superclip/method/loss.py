@@ -1,4 +1,5 @@
-"""The class loss of SuperCLIP: softmax cross-entropy against the IDF-weighted words of the caption."""
+"""The class loss of SuperCLIP: softmax cross-entropy against the IDF-weighted words of the
+caption."""
 
 import math
 
@@ -8,18 +9,25 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# Size of a chunk's logits. Every chunk reads and writes the weight's gradient (152 MB at B/16): small chunks are slow,
-# large ones use more memory. Accelerators need many rows for efficient matrix products.
+# Size of a chunk's logits. Every chunk reads and writes the weight's gradient (152 MB at B/16):
+# small chunks are slow, large ones use more memory. Accelerators need many rows for efficient
+# matrix products.
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 
-# Probabilities of rare words lie below float16's normal range; a small power of two lifts them without overflow.
+# Probabilities of rare words lie below float16's normal range; a small power of two lifts them
+# without overflow.
 FLOAT16_SCALE = 16.0
 
-NOT_UNIFORM = "the class losses have different upstream gradients: weight captions by class_loss(scale=...)"
+NOT_UNIFORM = (
+    "the class losses have different upstream gradients: weight captions by class_loss(scale=...)"
+)
 
 
-def plain_class_loss(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
-    """Returns the class loss of each caption, float32 [B], computed directly from its definition (paper, section 3).
+def plain_class_loss(
+    features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor
+) -> Tensor:
+    """Returns the class loss of each caption, float32 [B], computed directly from its definition
+    (paper, section 3).
 
     Args:
         features: [B, W], the head's normalised input.
@@ -44,34 +52,54 @@ def class_loss(
     chunk_size: int | None = None,
     uniform: bool = False,
 ) -> Tensor:
-    """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a [B, V] tensor.
+    """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without
+    a [B, V] tensor.
 
-    Differentiable in the first three. The captions are processed in chunks: each chunk's logits are computed once, and
-    loss and gradients are computed from them immediately, so that the backward pass only scales the gradients. This
-    requires that all losses have the same upstream gradient, as with a mean; otherwise the backward pass computes the
-    chunks again.
+    Differentiable in the first three. The captions are processed in chunks: each chunk's logits are
+    computed once, and loss and gradients are computed from them immediately, so that the backward
+    pass only scales the gradients. This requires that all losses have the same upstream gradient,
+    as with a mean; otherwise the backward pass computes the chunks again.
 
     The first five arguments are those of `plain_class_loss`.
 
     Args:
         scale: a factor of every loss: a number, a tensor with one element, or [B].
         chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
-        uniform: whether all losses will have the same upstream gradient. The device checks it and fails otherwise, and
-            the backward pass never waits for the device. Without it, the host compares the gradients.
+        uniform: whether all losses will have the same upstream gradient. The device checks it and
+        fails otherwise, and
+            the backward pass never waits for the device. Without it, the host compares the
+            gradients.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
         chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
-    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    needs_grad = [torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)]
-    problem = features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad
+    compute_dtype = (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    )
+    needs_grad = [
+        torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)
+    ]
+    problem = (
+        features,
+        weight,
+        bias,
+        labels,
+        target,
+        row_scale,
+        chunk_size,
+        compute_dtype,
+        needs_grad,
+    )
     losses, *_ = torch.ops.superclip.class_loss(*problem, uniform)
     return losses
 
 
-def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row factors [B].
+def _sparse_target(
+    tokens: Tensor, idf: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row
+    factors [B].
 
     If all weights of a caption are 0, its target and factor are 0: no loss and no gradient.
     """
@@ -84,15 +112,26 @@ def _sparse_target(tokens: Tensor, idf: Tensor, scale: float | Tensor) -> tuple[
 
 
 def losses_and_gradients(
-    features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, uniform
+    features,
+    weight,
+    bias,
+    labels,
+    target,
+    row_scale,
+    chunk_size,
+    compute_dtype,
+    needs_grad,
+    uniform,
 ) -> tuple[Tensor, ...]:
-    """Returns the losses, float32 [B], and the gradients of their sum for the three inputs (empty if not needed)."""
+    """Returns the losses, float32 [B], and the gradients of their sum for the three inputs
+    (empty if not needed)."""
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
     # On a CPU, first-touch page faults cost as much as the softmax: all chunks share one buffer.
     in_place = features.device.type == "cpu" and compute_dtype == torch.float32
-    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None  # [C, V]
+    # [C, V]
+    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None
     losses = features.new_empty(len(features), dtype=torch.float32)
     grad_features = torch.empty_like(features) if needs_grad[0] else None
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
@@ -105,16 +144,19 @@ def losses_and_gradients(
             rows = slice(start, start + chunk_size)
             x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
             memory = buffer[: len(x)] if in_place else None
-            logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)  # [C, V]
+            # [C, V]
+            logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)
             label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
             highest = logits.amax(dim=1).float()
             probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
-            # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second exponential.
+            # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a
+            # second exponential.
             logsumexp = highest - probabilities.amax(dim=1).log()
             losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
             if not any(needs_grad):
                 continue
-            residual = probabilities.scatter_add_(1, labels[rows], -target[rows])  # [C, V], d loss / d logits
+            # [C, V], d loss / d logits
+            residual = probabilities.scatter_add_(1, labels[rows], -target[rows])
             if grad_bias is not None:
                 grad_bias.addmv_(residual.T, scale)
             residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
@@ -122,26 +164,33 @@ def losses_and_gradients(
             if needs_grad[0]:
                 grad_features[rows] = (residual @ compute_weight).float() * scale
             if needs_grad[1]:
-                _add_product(grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0)
+                _add_product(
+                    grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0
+                )
     grads = grad_features, grad_weight, grad_bias
     inputs = features, weight, bias
-    return losses, *(i.new_empty(0) if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True))
+    return losses, *(
+        i.new_empty(0) if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)
+    )
 
 
 def scale_gradients(gradients: list[Tensor], upstream: Tensor, *problem) -> None:
-    """Multiplies the gradients of the losses' sum, in place, by the upstream gradient [B]; computes them again if it
-    differs between the losses."""
+    """Multiplies the gradients of the losses' sum, in place, by the upstream gradient [B]; computes
+    them again if it differs between the losses."""
     if bool(_is_uniform(upstream)):
         _multiplied(gradients, upstream)
         return
     *inputs, row_scale, chunk_size, compute_dtype, needs_grad = problem
-    _, *computed = losses_and_gradients(*inputs, row_scale * upstream, chunk_size, compute_dtype, needs_grad, False)
+    _, *computed = losses_and_gradients(
+        *inputs, row_scale * upstream, chunk_size, compute_dtype, needs_grad, False
+    )
     for gradient, again in zip(gradients, computed, strict=True):
         gradient.copy_(again)
 
 
 def _multiplied(gradients: list[Tensor], upstream: Tensor) -> list[Tensor]:
-    """Returns the gradients times the first upstream gradient: in place, unless torch traces and needs both."""
+    """Returns the gradients times the first upstream gradient: in place, unless torch traces and
+    needs both."""
     if len(upstream) == 0:
         return gradients
     factor = upstream[0]
@@ -151,11 +200,13 @@ def _multiplied(gradients: list[Tensor], upstream: Tensor) -> list[Tensor]:
 
 
 def _is_uniform(upstream: Tensor) -> Tensor:
-    """Returns whether all losses have the same upstream gradient [B], on its device; NaN equals NaN."""
+    """Returns whether all losses have the same upstream gradient [B], on its device; NaN equals
+    NaN."""
     return torch.isclose(upstream, upstream[:1], rtol=0, atol=0, equal_nan=True).all()
 
 
-# Operators of torch: torch.compile traces a training step as one graph, and calls these instead of tracing them.
+# Operators of torch: torch.compile traces a training step as one graph, and calls these instead of
+# tracing them.
 PROBLEM = (
     "Tensor features, Tensor weight, Tensor bias, Tensor labels, Tensor target, Tensor row_scale, "
     "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad"
@@ -175,10 +226,23 @@ _scale_gradients = torch.library.custom_op(
 
 
 @_class_loss.register_fake
-def _empty_results(features, weight, bias, labels, target, row_scale, chunk_size, compute_dtype, needs_grad, uniform):
+def _empty_results(
+    features,
+    weight,
+    bias,
+    labels,
+    target,
+    row_scale,
+    chunk_size,
+    compute_dtype,
+    needs_grad,
+    uniform,
+):
     losses = features.new_empty(len(features), dtype=torch.float32)
     inputs = zip((features, weight, bias), needs_grad, strict=True)
-    return losses, *(torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in inputs)
+    return losses, *(
+        torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in inputs
+    )
 
 
 @_scale_gradients.register_fake
@@ -197,17 +261,23 @@ def _keep_gradients(ctx, inputs, output) -> None:
 @torch.autograd.function.once_differentiable
 def _backward(ctx, upstream, *_):  # upstream [B]
     *options, uniform = ctx.options
-    gradients, ctx.gradients = ctx.gradients, None  # returned below; a second backward pass computes its own
+    # returned below; a second backward pass computes its own
+    gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:
         *inputs, row_scale = ctx.saved_tensors
-        _, *gradients = torch.ops.superclip.class_loss(*inputs, row_scale * upstream, *options, uniform)
+        _, *gradients = torch.ops.superclip.class_loss(
+            *inputs, row_scale * upstream, *options, uniform
+        )
     elif uniform:
         torch._assert_async(_is_uniform(upstream), NOT_UNIFORM)
         gradients = _multiplied(gradients, upstream)
     else:
         torch.ops.superclip.scale_gradients(gradients, upstream, *ctx.saved_tensors, *options)
     needs_grad = options[-1]
-    needed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs_grad, strict=True))
+    needed = (
+        gradient if is_needed else None
+        for gradient, is_needed in zip(gradients, needs_grad, strict=True)
+    )
     return *needed, *[None] * 7
 
 
@@ -225,14 +295,16 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> Non
 
 
 class SuperCLIPLoss(nn.Module):
-    """Adds `class_loss` = weight * mean of the class losses to the output of an OpenCLIP loss (paper, section 3).
+    """Adds `class_loss` = weight * mean of the class losses to the output of an OpenCLIP loss
+    (paper, section 3).
 
     Args:
         contrastive: OpenCLIP's loss: ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss.
         weight: λ.
-        gradient_scale: multiplies the class loss's gradient but not its value. OpenCLIP's ClipLoss gathers features
-            without gradients by default; each rank's gradient is then 1 / world_size of the loss's, and λ
-            keeps its meaning only if the class loss's is, too.
+        gradient_scale: multiplies the class loss's gradient but not its value. OpenCLIP's ClipLoss
+        gathers features
+            without gradients by default; each rank's gradient is then 1 / world_size of the loss's,
+            and λ keeps its meaning only if the class loss's is, too.
     """
 
     def __init__(self, contrastive: nn.Module, weight: float = 1.0, gradient_scale: float = 1.0):
@@ -243,21 +315,25 @@ class SuperCLIPLoss(nn.Module):
         self.weight = weight
         self.gradient_scale = gradient_scale
 
-    def forward(self, *, class_losses: Tensor | None = None, output_dict: bool = False, **outputs: Tensor):
+    def forward(
+        self, *, class_losses: Tensor | None = None, output_dict: bool = False, **outputs: Tensor
+    ):
         """Returns the weighted losses, a dict or a tuple according to `output_dict`.
 
         Args:
-            class_losses: [B], from the model in training mode. Without them InputError is raised, unless this module is
+            class_losses: [B], from the model in training mode. Without them InputError is raised,
+            unless this module is
                 in evaluation mode: then there is no class_loss.
             outputs: the model's other outputs, passed to the OpenCLIP loss.
         """
         if class_losses is None and self.training:
             raise InputError(
                 "SuperCLIPLoss got no class_losses: create the model with "
-                "openclip_superclip.create_model_and_transforms and keep it in training mode, or call eval() on the "
-                "loss for the contrastive loss alone"
+                "openclip_superclip.create_model_and_transforms and keep it in training mode, "
+                "or call eval() on the loss for the contrastive loss alone"
             )
-        if {"logits", "labels"} <= outputs.keys():  # OpenCLIP 4 takes CoCa's labels from the tokens of both captions
+        # OpenCLIP 4 takes CoCa's labels from the tokens of both captions
+        if {"logits", "labels"} <= outputs.keys():
             outputs["labels"] = outputs["labels"][:, : outputs["logits"].shape[1]]
         losses = self.contrastive(**outputs, output_dict=True)
         if class_losses is not None:

@@ -22,20 +22,24 @@ LOADS_TOWER = {"vision_cfg": "timm_model_pretrained", "text_cfg": "hf_model_pret
 
 
 class _WithClassHead:
-    """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to its training outputs.
+    """Adds the class head and token statistics to an OpenCLIP model, and `class_losses` [B] to its
+    training outputs.
 
-    The head is not used in evaluation mode, or if only an image or a text is given. State-dict keys are OpenCLIP's,
-    `class_head.*` and `statistics.*`; weights without the latter two can be loaded and leave the head unchanged.
+    The head is not used in evaluation mode, or if only an image or a text is given. State-dict keys
+    are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two can be loaded
+    and leave the head unchanged.
 
     Args:
-        superclip: options of the head: `idf` ("online", "off" or the name of the file of `frequencies`), `frequencies`
-            (of a whole data set: document frequency, int64 [V], and number of captions), `ignored_tokens` (ids that are
-            not words), `accum_freq` (OpenCLIP's --accum-freq), `head_warmup` (number of captions during which the class
-            loss trains only the head), `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course`
-            (whether to record how well the head predicts each word, for `take_epoch_words`), `text_length` (number of
-            leading tokens for the text tower in training; the rest are for the class loss), `stored_head` (head and
-            counts of an export, used when weights without a head are loaded for the first time) and `load` (called with
-            the model to load initial weights).
+        superclip: options of the head: `idf` ("online", "off" or the name of the file of
+        `frequencies`), `frequencies`
+            (of a whole data set: document frequency, int64 [V], and number of captions),
+            `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's --accum-freq),
+            `head_warmup` (number of captions during which the class loss trains only the head),
+            `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether
+            to record how well the head predicts each word, for `take_epoch_words`), `text_length`
+            (number of leading tokens for the text tower in training; the rest are for the class
+            loss), `stored_head` (head and counts of an export, used when weights without a head are
+            loaded for the first time) and `load` (called with the model to load initial weights).
 
     Other arguments are passed to the OpenCLIP model.
     """
@@ -43,14 +47,18 @@ class _WithClassHead:
     reads_tower_tokens = False  # whether the OpenCLIP model supports towers with output_tokens
 
     def __init__(self, *args, superclip: dict, **kwargs):
-        towers = {tower: kwargs[tower] for tower in LOADS_TOWER if isinstance(kwargs.get(tower), dict)}
+        towers = {
+            tower: kwargs[tower] for tower in LOADS_TOWER if isinstance(kwargs.get(tower), dict)
+        }
         loads_tower = any(cfg.get(LOADS_TOWER[tower]) for tower, cfg in towers.items())
         try:
             super().__init__(*args, **kwargs)
         except (OSError, RuntimeError, ValueError) as error:  # of timm and transformers
             if not loads_tower:
                 raise
-            raise InputError(f"a tower's own weights cannot be loaded ({reason(error)[:300]})") from error
+            raise InputError(
+                f"a tower's own weights cannot be loaded ({reason(error)[:300]})"
+            ) from error
         if loads_tower and (name := first_non_finite(self.state_dict().items())):
             raise InputError(f"{name} of a tower's own weights contains NaN or infinity")
         options = dict(superclip)
@@ -84,32 +92,48 @@ class _WithClassHead:
         self.placebo = placebo
         self.text_length = text_length
         self.stored_head = stored_head
-        self.class_head = ClassHead(head_width(self.visual, self.patch_tokens, head_input), vocab_size, head_input)
+        self.class_head = ClassHead(
+            head_width(self.visual, self.patch_tokens, head_input), vocab_size, head_input
+        )
         self.statistics = TokenStatistics(vocab_size, ignored_tokens)
         self.word_knowledge = WordKnowledge(self.statistics.counted) if word_course else None
-        self.fixed_idf = FixedIDF(*frequencies, self.statistics.counted) if frequencies is not None else None
+        self.fixed_idf = (
+            FixedIDF(*frequencies, self.statistics.counted) if frequencies is not None else None
+        )
         # All ranks have the same counts: DDP need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_buffers() if name.startswith(("statistics.", "fixed_idf.", "class_head."))
+            name
+            for name, _ in self.named_buffers()
+            if name.startswith(("statistics.", "fixed_idf.", "class_head."))
         ]
-        self._waiting = deque(maxlen=accum_freq)  # micro-batches that are counted but not yet trained on
+        # micro-batches that are counted but not yet trained on
+        self._waiting = deque(maxlen=accum_freq)
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
-        patches, pooled = f"the mean of {self.patch_tokens.description}", "the pooled vector before the projection"
+        patches, pooled = (
+            f"the mean of {self.patch_tokens.description}",
+            "the pooled vector before the projection",
+        )
         read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
         head = sum(p.numel() for p in self.class_head.parameters())
-        rest = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("class_head."))
+        rest = sum(
+            p.numel() for name, p in self.named_parameters() if not name.startswith("class_head.")
+        )
         logging.info(
-            f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special tokens left out); "
-            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in training only; "
-            f"it reads {read[head_input]}, width {self.class_head.weight.shape[1]}; IDF {idf}"
+            f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special "
+            "tokens left out); "
+            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in "
+            f"training only; it reads {read[head_input]}, width "
+            f"{self.class_head.weight.shape[1]}; IDF {idf}"
         )
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
-        """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over ranks is the loss.
+        """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over
+        ranks is the loss.
 
-        With --accum-freq above 1, OpenCLIP runs every micro-batch twice, first without gradients. The first run counts
-        the captions, so that all gradients use the IDF of the whole batch, and returns zeros; the second run returns
-        the losses. Micro-batches left over at the end of an epoch are counted although OpenCLIP does not train on them.
+        With --accum-freq above 1, OpenCLIP runs every micro-batch twice, first without gradients.
+        The first run counts the captions, so that all gradients use the IDF of the whole batch, and
+        returns zeros; the second run returns the losses. Micro-batches left over at the end of an
+        epoch are counted although OpenCLIP does not train on them.
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
@@ -127,19 +151,27 @@ class _WithClassHead:
             head_input = head_input.detach()
         elif self.placebo == "class-loss-only":
             features = outputs["image_features"]
-            outputs["image_features"] = features.detach() + 0 * features  # DDP needs a gradient for each parameter
+            # DDP needs a gradient for each parameter
+            outputs["image_features"] = features.detach() + 0 * features
         outputs["class_losses"] = self._class_losses(head_input, words, update, outputs)
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
-        """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only the head."""
+        """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only
+        the head."""
         super().lock_image_tower(unlocked_groups, freeze_bn_stats)
-        beyond_head = ("proj", "head.", *(("attn_pool",) if self.class_head.reads == "patches" else ()))
-        below_head = [p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)]
+        beyond_head = (
+            "proj",
+            "head.",
+            *(("attn_pool",) if self.class_head.reads == "patches" else ()),
+        )
+        below_head = [
+            p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)
+        ]
         if not any(parameter.requires_grad for parameter in below_head):
             raise InputError(
-                f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only its own head to train: "
-                "unlock more groups, or leave out --superclip"
+                f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only "
+                "its own head to train: unlock more groups, or leave out --superclip"
             )
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
@@ -149,8 +181,11 @@ class _WithClassHead:
         outputs["image_features"] = F.normalize(image_features, dim=-1)
         return outputs
 
-    def _class_losses(self, head_input: Tensor, text: Tensor, update, outputs: dict[str, Tensor]) -> Tensor:
-        """Returns the class losses, float32 [B], scaled so that their mean over ranks is right for unequal batches."""
+    def _class_losses(
+        self, head_input: Tensor, text: Tensor, update, outputs: dict[str, Tensor]
+    ) -> Tensor:
+        """Returns the class losses, float32 [B], scaled so that their mean over ranks is right
+        for unequal batches."""
         scale = 1.0
         if update is not None:
             num_captions = self.statistics.finish(update)
@@ -165,13 +200,16 @@ class _WithClassHead:
             idf = self.fixed_idf()
         else:
             idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
-        if self.head_warmup:  # selected on the device: no synchronization, and the same graph for DDP
+        # selected on the device: no synchronization, and the same graph for DDP
+        if self.head_warmup:
             warming_up = self.statistics.num_captions <= self.head_warmup
             head_input = torch.where(warming_up, head_input.detach(), head_input)
         if self.placebo == "constant-target":
             target = self.statistics.document_frequency * idf
             target = (target / target.sum().clamp(min=1e-9)).expand(len(text), -1)  # [B, V]
-            losses = scale * F.cross_entropy(self.class_head.logits(head_input).float(), target, reduction="none")
+            losses = scale * F.cross_entropy(
+                self.class_head.logits(head_input).float(), target, reduction="none"
+            )
         elif self.placebo == "second-contrastive":
             losses = scale * self._second_contrastive(head_input, outputs)
         else:
@@ -183,9 +221,12 @@ class _WithClassHead:
         return losses
 
     def _second_contrastive(self, head_input: Tensor, outputs: dict[str, Tensor]) -> Tensor:
-        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project head_input [B, W]."""
+        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project head_input
+        [B, W]."""
         texts = outputs["text_features"]
-        images = F.normalize(self.class_head.logits(head_input)[:, : texts.shape[1]].float(), dim=-1)
+        images = F.normalize(
+            self.class_head.logits(head_input)[:, : texts.shape[1]].float(), dim=-1
+        )
         logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
         return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
@@ -206,17 +247,28 @@ class SuperCoCa(_WithClassHead, CoCa):
 
     def _add_head(self, **options) -> None:
         # OpenCLIP never calls `init_parameters`: the memory is uninitialized and may contain NaN.
-        torch.nn.init.normal_(self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5)
+        torch.nn.init.normal_(
+            self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5
+        )
         super()._add_head(**options)
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
         image_features, image_embs = self.visual(image, reading)
-        return CoCa.forward(self, image, text, image_latent=F.normalize(image_features, dim=-1), image_embs=image_embs)
+        return CoCa.forward(
+            self,
+            image,
+            text,
+            image_latent=F.normalize(image_features, dim=-1),
+            image_embs=image_embs,
+        )
 
 
 def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
-    """Returns a model's word statistics since the last call, over all ranks (collective); None if there are none."""
-    with_head = next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
+    """Returns a model's word statistics since the last call, over all ranks (collective); None
+    if there are none."""
+    with_head = next(
+        (module for module in model.modules() if isinstance(module, _WithClassHead)), None
+    )
     if with_head is None or with_head.word_knowledge is None:
         return None
     return with_head.word_knowledge.take(with_head.class_head.weight.device)

@@ -1,8 +1,9 @@
 """Sums over the ranks, and DistributedDataParallel with fixed gradient buckets.
 
-torch rebuilds the buckets after the first step of a process, in the order in which the gradients were computed. With
-three or more ranks, rounding depends on the position of a gradient in its bucket: the first step of a resumed run would
-differ in the last bits from that of an uninterrupted run.
+torch rebuilds the buckets after the first step of a process, in the order in which the gradients
+were computed. With three or more ranks, rounding depends on the position of a gradient in its
+bucket: the first step of a resumed run would differ in the last bits from that of an uninterrupted
+run.
 """
 
 import functools
@@ -28,11 +29,14 @@ def world_size() -> int:
 def begin_sum(tensor: Tensor, name: str) -> Callable[[], Tensor]:
     """Starts a sum of `tensor` over the ranks; returns a function that waits for it and returns it.
 
-    Collective. `name` distinguishes it from other sums in progress. torch.compile traces it, except with Horovod.
+    Collective. `name` distinguishes it from other sums in progress. torch.compile traces it, except
+    with Horovod.
     """
     horovod = _horovod()
     if horovod is not None:
-        return functools.partial(horovod.synchronize, horovod.allreduce_async_(tensor, name=name, op=horovod.Sum))
+        return functools.partial(
+            horovod.synchronize, horovod.allreduce_async_(tensor, name=name, op=horovod.Sum)
+        )
     return functools.partial(funcol.wait_tensor, funcol.all_reduce(tensor, "sum", dist.group.WORLD))
 
 
@@ -64,4 +68,5 @@ def _init_with_final_buckets(self, *args, **kwargs):
 
 def _last_parameters_first(self):
     parameters, are_sparse = _original[1](self)
-    return parameters[::-1], are_sparse[::-1]  # last gradients first: sums overlap with the backward
+    # last gradients first: sums overlap with the backward
+    return parameters[::-1], are_sparse[::-1]

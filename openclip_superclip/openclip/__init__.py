@@ -1,4 +1,5 @@
-"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py are for one generation each."""
+"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py are for one
+generation each."""
 
 import functools
 import importlib.util
@@ -10,7 +11,8 @@ trained = SimpleNamespace(model=None)  # the model of this process's training, o
 
 @functools.cache
 def current() -> ModuleType:
-    """Returns the module for the installed OpenCLIP, without importing it: v4 if it has tasks, else v3."""
+    """Returns the module for the installed OpenCLIP, without importing it: v4 if it has tasks,
+    else v3."""
     from . import v3, v4
 
     package = importlib.util.find_spec("open_clip")
@@ -29,4 +31,5 @@ def retrieval_metrics(image_features, text_features) -> dict[str, float]:
     """Returns OpenCLIP's retrieval metrics of image_features [N, E] and text_features [N, E]."""
     from open_clip_train.train import get_clip_metrics
 
-    return get_clip_metrics(image_features, text_features, logit_scale=1.0)  # the scale does not affect ranks
+    # the scale does not affect ranks
+    return get_clip_metrics(image_features, text_features, logit_scale=1.0)

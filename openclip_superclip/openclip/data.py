@@ -1,4 +1,5 @@
-"""OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot be read."""
+"""OpenCLIP's training data with the plugins' order and tokens, and a log of samples that cannot
+be read."""
 
 import contextlib
 import functools
@@ -47,7 +48,9 @@ def _get_dataset(get_dataset, *given, **options):
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
     if is_pass:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
-    caption_tokens = hook.open_clip_caption_tokens(args=args, tokenizer=tokenizer, shared_epoch=shared_epoch)
+    caption_tokens = hook.open_clip_caption_tokens(
+        args=args, tokenizer=tokenizer, shared_epoch=shared_epoch
+    )
     names = {}  # of OpenCLIP's data module, and what replaces them
     if order is not None or caption_tokens is not None:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
@@ -82,7 +85,8 @@ class _WithoutPickles:
 
 
 class _Tokenized:
-    """A tokenizer for captions that are already tokens; OpenCLIP uses those of the first caption."""
+    """A tokenizer for captions that are already tokens; OpenCLIP uses those of the first
+    caption."""
 
     def __init__(self, tokenizer):
         self.context_length = getattr(tokenizer, "context_length", None)
@@ -128,15 +132,20 @@ class _Images(CsvDataset):
 class _Table(_Images):
     """The same with the plugins' tokens for text."""
 
-    def __init__(self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs):
-        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)  # a picklable function
+    def __init__(
+        self, caption_tokens, input_filename, *args, sep, tokenizer, variable_text=False, **kwargs
+    ):
+        # a picklable function
+        super().__init__(input_filename, *args, sep=sep, tokenizer=list, **kwargs)
         table = pd.read_csv(input_filename, sep=sep)
         self.columns = {name: table[name].tolist() for name in table}
         self.caption_tokens = caption_tokens
         self.kept = range(len(table))
         if hasattr(caption_tokens, "keeps"):
             self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
-            logging.info(f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin")
+            logging.info(
+                f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin"
+            )
 
     def _row(self, row: int) -> dict:
         return {name: values[row] for name, values in self.columns.items()}
@@ -147,17 +156,19 @@ class _Table(_Images):
     def read(self, index):
         row = self.kept[index]
         loaded, tokens = super().read(row), self.caption_tokens(self._row(row))
-        return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)  # OpenCLIP 4's, 3's
+        # OpenCLIP 4's, 3's
+        return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)
 
 
 @contextlib.contextmanager
 def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str], str] = str):
     """A context in which everything that training skips is appended to `file`, in lines of JSON.
 
-    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample": true, "why": …}.
-    Truncated tar files are listed too, which tarfile would otherwise ignore, and tables return the
-    next row instead of one with an unreadable image. `name` returns the original name of a shard
-    that was read. Data-loading workers that are not forked unpickle `epoch` when they start.
+    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample":
+    true, "why": …}. Truncated tar files are listed too, which tarfile would otherwise ignore, and
+    tables return the next row instead of one with an unreadable image. `name` returns the original
+    name of a shard that was read. Data-loading workers that are not forked unpickle `epoch` when
+    they start.
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data
@@ -182,10 +193,16 @@ class _Unreadable:
     def shard(self, error: Exception) -> bool:
         shard = error.args[-1] if error.args else None
         key = (self.epoch(), shard)
-        if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:  # webdataset has added the name
+        # webdataset has added the name
+        if isinstance(shard, str) and len(error.args) > 1 and key not in self.listed:
             self.listed.add(key)
             why = getattr(error, "strerror", None) or error.args[0]
-            self._write({"shard": self.name(shard), "why": f"{type(error).__name__}: {why}, on {socket.gethostname()}"})
+            self._write(
+                {
+                    "shard": self.name(shard),
+                    "why": f"{type(error).__name__}: {why}, on {socket.gethostname()}",
+                }
+            )
         return log_and_continue(error)
 
     def sample(self, error: Exception) -> bool:

@@ -11,7 +11,12 @@ from open_clip.model import CLIPTextCfg
 
 from ..checkpoints import pretrained as weights
 from ..checkpoints.checkpoint import file_of_weights
-from ..checkpoints.model_files import holds_text_tower, open_tokenizer, read_configuration, register_model
+from ..checkpoints.model_files import (
+    holds_text_tower,
+    open_tokenizer,
+    read_configuration,
+    register_model,
+)
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
 from ..flags import Config, is_idf_file
@@ -32,24 +37,29 @@ def create_model_and_transforms(
     """Returns OpenCLIP's (model, preprocess_train, preprocess_val) with a class head on the model.
 
     Args:
-        model_name: as for `open_clip.create_model_and_transforms`, like `pretrained` and the keywords not listed here.
-        pretrained: a tag or a file, or None.
+        model_name: as for `open_clip.create_model_and_transforms`, like `pretrained` and the
+        keywords not listed here. pretrained: a tag or a file, or None.
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
-        special_tokens: whether start, end and padding tokens count as words, as in the authors' code.
-        head_warmup: number of captions during which the class loss trains only the head.
-        head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector before the
+        special_tokens: whether start, end and padding tokens count as words, as in the authors'
+        code. head_warmup: number of captions during which the class loss trains only the head.
+        head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector
+        before the
             projection; or "both", their sum.
     """
     model_name, cache_dir = register_model(model_name, "model_name"), kwargs.get("cache_dir")
     read_configuration(model_name, "model_name", cache_dir)
-    config = Config(idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input)
+    config = Config(
+        idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
+    )
     loading, load = weights.how_to_load(model_name, pretrained)
     superclip = head_options(model_name, pretrained, config, cache_dir=cache_dir, load=load)
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
-            model_name, pretrained, **{"output_dict": True, **loading, **kwargs, "superclip": superclip}
+            model_name,
+            pretrained,
+            **{"output_dict": True, **loading, **kwargs, "superclip": superclip},
         )
 
 
@@ -66,7 +76,8 @@ def head_options(
 ) -> dict:
     """Returns the model's `superclip` argument, `options` included.
 
-    The tokenizer determines which ids are not words and, with `separate_words`, the length of the text tower's tokens.
+    The tokenizer determines which ids are not words and, with `separate_words`, the length of the
+    text tower's tokens.
     """
     tokenizer = open_tokenizer(model_name, context_length, cache_dir)
     frequencies = None
@@ -87,9 +98,14 @@ def head_options(
 def check_models(options: argparse.Namespace) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    `options` are those of training. The weights of models on a hub are checked when they are loaded.
+    `options` are those of training. The weights of models on a hub are checked when they are
+    loaded.
     """
-    pretrained, teacher, given = options.pretrained, options.distill_model, options.distill_pretrained
+    pretrained, teacher, given = (
+        options.pretrained,
+        options.distill_model,
+        options.distill_pretrained,
+    )
     model = check_model(options.model, pretrained, "--model", "--pretrained", options.cache_dir)
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
@@ -103,12 +119,19 @@ def check_models(options: argparse.Namespace) -> None:
         schema, place = parse_model_name(teacher)
         if schema == "local-dir" and given is not None:
             if given not in (teacher, place):
-                raise InputError(f"--distill-pretrained {given} has no effect: OpenCLIP uses the weights in {place}")
+                raise InputError(
+                    f"--distill-pretrained {given} has no effect: OpenCLIP uses the weights in "
+                    f"{place}"
+                )
             file_of_weights(Path(place))
 
 
 def check_model(
-    model: str, pretrained: str | None, flag: str, pretrained_flag: str, cache_dir: str | None = None
+    model: str,
+    pretrained: str | None,
+    flag: str,
+    pretrained_flag: str,
+    cache_dir: str | None = None,
 ) -> str:
     """Returns the name under which OpenCLIP finds the model.
 
@@ -116,44 +139,58 @@ def check_model(
     """
     schema, name = parse_model_name(model)[0], register_model(model, flag)
     if read_configuration(name, flag, cache_dir) is None:
-        near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(name, open_clip.list_models())
+        near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(
+            name, open_clip.list_models()
+        )
         near = near or ["one of open_clip.list_models()"]
-        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?")
+        raise InputError(
+            f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?"
+        )
     if schema == "local-dir":
         _check_place(Path(parse_model_name(model)[1]), open_clip.get_model_config(model), flag)
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):
             raise InputError(
-                f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for {name}"
-                f": expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
+                f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights "
+                f"that OpenCLIP has for {name}: expected a file, or one of its tags: "
+                f"{listed(tags, 30) or 'it has none'}"
             )
     return name
 
 
 def _check_place(folder: Path, model_cfg: dict, flag: str) -> None:
-    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that it was written to."""
+    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that
+    it was written to."""
     if not holds_text_tower(folder, model_cfg):
         return
     written_to = model_cfg["text_cfg"]["hf_model_name"]
     if Path(written_to).resolve() != folder.resolve():
         raise InputError(
-            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write it again with superclip "
-            f"export {folder} --out FOLDER, or change hf_model_name in its open_clip_config.json"
+            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write "
+            f"it again with superclip export {folder} --out FOLDER, or change hf_model_name in "
+            "its open_clip_config.json"
         )
 
 
 def _check_text_tower(model: str, options: argparse.Namespace) -> None:
-    """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's vocabulary."""
+    """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's
+    vocabulary."""
     text_cfg = read_configuration(model, "--model", options.cache_dir)[0]["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
     if options.lock_text and not options.lock_text_freeze_layer_norm:
-        raise InputError(f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it")
+        raise InputError(
+            f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it"
+        )
     tokenizer = open_tokenizer(model, options.force_context_length, options.cache_dir)
-    largest, vocab_size = int(tokenizer([""]).max()), text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
+    largest, vocab_size = (
+        int(tokenizer([""]).max()),
+        text_cfg.get("vocab_size", CLIPTextCfg.vocab_size),
+    )
     if largest >= vocab_size:
         raise InputError(
-            f"--model: the tokenizer of {model} gives every caption token id {largest}, and its text_cfg has "
-            f"vocab_size {vocab_size}: expected at least {largest + 1}, or another tokenizer"
+            f"--model: the tokenizer of {model} gives every caption token id {largest}, and "
+            f"its text_cfg has vocab_size {vocab_size}: expected at least {largest + 1}, or "
+            "another tokenizer"
         )

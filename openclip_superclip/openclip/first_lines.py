@@ -1,4 +1,5 @@
-"""What a training with --superclip prints before its first step, and what only its log file contains."""
+"""What a training with --superclip prints before its first step, and what only its log file
+contains."""
 
 import logging
 from pathlib import Path
@@ -7,7 +8,8 @@ from .options import Training
 
 
 def log_first_lines(training: Training, start: str) -> None:
-    """Logs model, starting weights, data, steps and the place of the logs; the head logs its own line."""
+    """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
+    line."""
     options = training.options
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
@@ -28,7 +30,8 @@ def _steps(training: Training) -> str:
 
 
 def keep_dumps_off_the_terminal() -> None:
-    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there is a log file."""
+    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
+    is a log file."""
     handlers = logging.root.handlers
     if any(isinstance(handler, logging.FileHandler) for handler in handlers):
         for handler in handlers:

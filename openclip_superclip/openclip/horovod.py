@@ -1,7 +1,9 @@
-"""Fixes for OpenCLIP's --horovod, so that it trains as with torchrun; checks.py refuses what cannot be fixed.
+"""Fixes for OpenCLIP's --horovod, so that it trains as with torchrun; checks.py refuses what cannot
+be fixed.
 
-Four functions of Horovod are replaced, and none of OpenCLIP. One of them also starts a process group, from which the
-data loaders get their rank: WebDataset then splits the shards, and tables and synthetic data use distributed samplers.
+Four functions of Horovod are replaced, and none of OpenCLIP. One of them also starts a process
+group, from which the data loaders get their rank: WebDataset then splits the shards, and tables and
+synthetic data use distributed samplers.
 """
 
 import functools
@@ -40,7 +42,9 @@ def _init(init, *args, **options) -> None:
     host = "127.0.0.1" if on_one_host else os.environ.get("MASTER_ADDR", socket.gethostname())
     store = None
     if rank == 0:
-        store = dist.TCPStore(host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+        store = dist.TCPStore(
+            host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False
+        )
     place = (host, store.port) if store else None
     host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
     try:
@@ -48,16 +52,19 @@ def _init(init, *args, **options) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except RuntimeError as error:
         raise InputError(
-            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to {host}: "
-            f"{reason(error)}; set MASTER_ADDR to an address of rank 0 that the others can reach, and "
-            "HOROVOD_GLOO_IFACE to the network interface, such as eth0"
+            f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to "
+            f"{host}: "
+            f"{reason(error)}; set MASTER_ADDR to an address of rank 0 that the others can "
+            "reach, and HOROVOD_GLOO_IFACE to the network interface, such as eth0"
         ) from error
 
 
 def _allgather(allgather, tensor, *args, **options):
-    """Also gathers bfloat16, and sums the ranks' gradients, as torch.distributed does, instead of averaging.
+    """Also gathers bfloat16, and sums the ranks' gradients, as torch.distributed does, instead of
+    averaging.
 
-    Horovod's optimizer averages once more; otherwise the gradient of gathered features would be scaled by 1 / size.
+    Horovod's optimizer averages once more; otherwise the gradient of gathered features would be
+    scaled by 1 / size.
     """
     import horovod.torch as hvd
     import torch
@@ -70,7 +77,8 @@ def _allgather(allgather, tensor, *args, **options):
 
 
 def _broadcast_object(broadcast_object, obj, root_rank=0, name="object", **options):
-    """Broadcasts under one name instead of the object's type, as OpenCLIP's `--resume latest` would deadlock.
+    """Broadcasts under one name instead of the object's type, as OpenCLIP's `--resume latest` would
+    deadlock.
 
     There rank 0 passes a file name, and the others pass None.
     """
@@ -78,7 +86,8 @@ def _broadcast_object(broadcast_object, obj, root_rank=0, name="object", **optio
 
 
 def _broadcast_optimizer_state(broadcast_optimizer_state, optimizer, *args, **options):
-    """Skips a fresh optimizer: Horovod would make a step, which decays weights and advances Adam's counter."""
+    """Skips a fresh optimizer: Horovod would make a step, which decays weights and advances
+    Adam's counter."""
     if optimizer.state:
         broadcast_optimizer_state(optimizer, *args, **options)
 
@@ -87,7 +96,8 @@ _kept_open = []  # the stores and the rendezvous server of rank 0, kept alive wi
 
 
 def join_ranks() -> None:
-    """Sets Horovod's variables if torchrun, srun or mpirun, and not horovodrun, started the processes.
+    """Sets Horovod's variables if torchrun, srun or mpirun, and not horovodrun, started the
+    processes.
 
     Collective. Raises InputError if the ranks cannot connect.
     """
@@ -97,8 +107,9 @@ def join_ranks() -> None:
         return
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise InputError(
-            f"--horovod: this is rank {rank} of {size}, and rank 0's address is unknown: set MASTER_ADDR (rank "
-            "0's host) and MASTER_PORT (a free port there), or start them with horovodrun"
+            f"--horovod: this is rank {rank} of {size}, and rank 0's address is unknown: set "
+            "MASTER_ADDR (rank 0's host) and MASTER_PORT (a free port there), or start them "
+            "with horovodrun"
         )
     os.environ.update(_meet(rank, size))
 
@@ -113,7 +124,9 @@ def _meet(rank: int, size: int) -> dict[str, str]:
     try:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=PATIENCE))
         store.set(f"host of {rank}", socket.gethostname())
-        hosts = [name.decode() for name in store.multi_get([f"host of {other}" for other in range(size)])]
+        hosts = [
+            name.decode() for name in store.multi_get([f"host of {other}" for other in range(size)])
+        ]
         if rank == 0:
             server = RendezvousServer()
             port = server.start()
@@ -128,12 +141,14 @@ def _meet(rank: int, size: int) -> dict[str, str]:
         }
     except (DistError, OSError) as error:
         raise InputError(
-            f"--horovod: rank {rank} of {size} cannot reach the others at MASTER_ADDR {master}: {reason(error)}"
+            f"--horovod: rank {rank} of {size} cannot reach the others at MASTER_ADDR "
+            f"{master}: {reason(error)}"
         ) from error
 
 
 def slots(hosts: list[str]) -> list:
-    """Returns each rank's SlotInfo, given the ranks' hosts: Horovod numbers the ranks of a host, and across hosts."""
+    """Returns each rank's SlotInfo, given the ranks' hosts: Horovod numbers the ranks of a host,
+    and across hosts."""
     from horovod.runner.common.util.hosts import SlotInfo
 
     local_ranks = [hosts[:rank].count(host) for rank, host in enumerate(hosts)]

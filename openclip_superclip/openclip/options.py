@@ -1,4 +1,5 @@
-"""The parsed command line of a training, read once; the checks take this object instead of OpenCLIP's args."""
+"""The parsed command line of a training, read once; the checks take this object instead of
+OpenCLIP's args."""
 
 import functools
 import os
@@ -21,7 +22,8 @@ class Training:
         self.options = args
         self.config: Config | None = config_from(vars(args))  # None without --superclip
         self.data_config: DataConfig = data_config_from(vars(args))
-        self.only_options: bool = getattr(args, "only_options", False)  # without the model and the data
+        # without the model and the data
+        self.only_options: bool = getattr(args, "only_options", False)
         self.resumed = Resumed(None)  # the checkpoint of --resume
         self.num_steps = 0  # of the run, as the check of the data has counted; 0 if unknown
 
@@ -42,29 +44,46 @@ class Training:
 
     @property
     def columns(self) -> Columns:
-        return Columns(self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key)
+        return Columns(
+            self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key
+        )
 
     def find_columns(self) -> None:
         """Sets OpenCLIP's options for the columns of a table that still have its defaults."""
-        if not (self.is_ours and self.is_table) or self.only_options or is_remote(self.options.train_data):
+        if (
+            not (self.is_ours and self.is_table)
+            or self.only_options
+            or is_remote(self.options.train_data)
+        ):
             return
-        given = [None if value == default else value for value, default in zip(self.columns, Columns(), strict=True)]
+        given = [
+            None if value == default else value
+            for value, default in zip(self.columns, Columns(), strict=True)
+        ]
         columns = detect_columns(self.options.train_data, *given, "--train-data")
         if columns != self.columns and launched()[0] == 0:
             print(f"superclip: {self.options.train_data}: {columns.description}", file=sys.stderr)
         self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key = columns
 
     def hold_out(self) -> None:
-        """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for both parts."""
+        """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for
+        both parts."""
         options, fraction = self.options, self.data_config.val_fraction
         if fraction is None:
             return
-        split = split_table(options.train_data, self.columns, fraction, Path(options.logs), "--train-data", "--logs")
+        split = split_table(
+            options.train_data, self.columns, fraction, Path(options.logs), "--train-data", "--logs"
+        )
         try:
             check_table(
-                split.train, self.columns, self.config or Config(), options.batch_size, launched()[1],
-                max_decoded=0, accum_freq=options.accum_freq,
-            )  # fmt: skip
+                split.train,
+                self.columns,
+                self.config or Config(),
+                options.batch_size,
+                launched()[1],
+                max_decoded=0,
+                accum_freq=options.accum_freq,
+            )
         except InputError:
             split.remove()
             raise
@@ -83,7 +102,8 @@ class Training:
         return given | {name: value for name, value in defaults.items() if given[name] is None}
 
     def leaves_head_out(self) -> bool:
-        """Returns whether a model without a class head, student or teacher, loads weights with one."""
+        """Returns whether a model without a class head, student or teacher, loads weights with
+        one."""
         from ..checkpoints.pretrained import starts_with_head
 
         options = self.options
@@ -103,7 +123,8 @@ class Training:
 
     @property
     def separates_words(self) -> bool:
-        """Whether each loss has its own tokens: of another caption, or none for a missing caption."""
+        """Whether each loss has its own tokens: of another caption, or none for a missing
+        caption."""
         return self.config.captions == "dual" or self.has_empty_captions
 
     @functools.cached_property
@@ -115,8 +136,11 @@ class Training:
 
 
 def launched() -> tuple[int, int]:
-    """Returns this process's rank and the number of ranks by the variables of horovodrun, torchrun, srun or mpirun."""
+    """Returns this process's rank and the number of ranks by the variables of horovodrun,
+    torchrun, srun or mpirun."""
     from open_clip_train.distributed import world_info_from_env
 
     _, rank, world_size = world_info_from_env()
-    return int(os.environ.get("HOROVOD_RANK", rank)), int(os.environ.get("HOROVOD_SIZE", world_size))
+    return int(os.environ.get("HOROVOD_RANK", rank)), int(
+        os.environ.get("HOROVOD_SIZE", world_size)
+    )

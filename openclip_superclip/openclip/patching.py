@@ -1,7 +1,8 @@
 """Applies and reverts patches of OpenCLIP on disk: atomic per file, and idempotent.
 
-A patch is a git diff. Its headers contain the blob ids of each file before and after. These ids determine the state of
-every file, so that an interrupted run can be completed or reverted without a journal.
+A patch is a git diff. Its headers contain the blob ids of each file before and after. These ids
+determine the state of every file, so that an interrupted run can be completed or reverted without a
+journal.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ NO_FILE = "0" * 40  # git's id of a missing file
 
 
 class Installation(NamedTuple):
-    """`root` is the folder with open_clip/ and open_clip_train/: site-packages, an unpacked wheel, a checkout's src."""
+    """`root` is the folder with open_clip/ and open_clip_train/: site-packages, an unpacked
+    wheel, a checkout's src."""
 
     root: Path
     version: str
@@ -46,9 +48,13 @@ def find_installation(source: Path | None = None) -> Installation:
             raise InputError(f"OpenCLIP is not installed: {INSTALL}, or use --source")
         root = Path(package.origin).parent.parent
     else:
-        roots = [root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()]
+        roots = [
+            root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()
+        ]
         if not roots:
-            raise InputError(f"--source {source} has no OpenCLIP: expected open_clip/ or src/open_clip/ there")
+            raise InputError(
+                f"--source {source} has no OpenCLIP: expected open_clip/ or src/open_clip/ there"
+            )
         root = roots[0]
     version_file = root / "open_clip/version.py"
     text = version_file.read_text(errors="replace") if version_file.is_file() else ""
@@ -61,7 +67,8 @@ def find_installation(source: Path | None = None) -> Installation:
 def patches() -> dict[str, bytes]:
     """Returns the patch for each release of OpenCLIP, from the files in patches/.
 
-    The first lines of a file list its releases, and the blob ids that differ from those in its diffs:
+    The first lines of a file list its releases, and the blob ids that differ from those in its
+    diffs:
 
         release 3.3.0
         release 3.2.0
@@ -92,23 +99,32 @@ class Patch:
     """A git diff with full blob ids; `before` and `after` map each path to its blob id."""
 
     def __init__(self, text: bytes):
-        self.diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text.decode())}
+        self.diffs = {
+            diff.header.new_path: diff for diff in whatthepatch.parse_patch(text.decode())
+        }
         self.before = {path: diff.header.old_version for path, diff in self.diffs.items()}
         self.after = {path: diff.header.new_version for path, diff in self.diffs.items()}
 
     def change(self, path: str, content: bytes | None, reverse: bool = False) -> bytes | None:
-        """Returns a file's content with the patch or, with `reverse`, without it; None is no file."""
+        """Returns a file's content with the patch or, with `reverse`, without it; None is no
+        file."""
         if reverse and self.before[path] == NO_FILE:
             return None
         lines = (content or b"").decode().split("\n")
-        for _, changes in itertools.groupby(self.diffs[path].changes, key=lambda change: change.hunk):
+        for _, changes in itertools.groupby(
+            self.diffs[path].changes, key=lambda change: change.hunk
+        ):
             changes = list(changes)
             old = [change.line for change in changes if change.old is not None]
             new = [change.line for change in changes if change.new is not None]
             if reverse:
                 old, new = new, old
             # At any position in the file, as line numbers differ between releases.
-            places = [start for start in range(len(lines) - len(old) + 1) if lines[start : start + len(old)] == old]
+            places = [
+                start
+                for start in range(len(lines) - len(old) + 1)
+                if lines[start : start + len(old)] == old
+            ]
             assert len(places) == 1 or not old
             lines[places[0] : places[0] + len(old)] = new
         changed = "\n".join(lines).encode()
@@ -122,14 +138,22 @@ class Status:
     def __init__(self, openclip: Installation):
         known = patches()
         if openclip.version not in known:
-            raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
+            raise InputError(
+                f"there is no patch for {openclip}; there is one for {', '.join(known)}"
+            )
         self.patch = Patch(known[openclip.version])
         self.contents = {path: openclip.read(path) for path in self.patch.diffs}
         self.files = {}
         for path, content in self.contents.items():
-            known_ids = {NO_FILE: "missing", self.patch.after[path]: PATCHED, self.patch.before[path]: NOT_PATCHED}
+            known_ids = {
+                NO_FILE: "missing",
+                self.patch.after[path]: PATCHED,
+                self.patch.before[path]: NOT_PATCHED,
+            }
             self.files[path] = known_ids.get(blob_id(content), "edited, or of another version")
-        self.unknown = [path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)]
+        self.unknown = [
+            path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)
+        ]
         states = {*self.files.values()}
         self.state = states.pop() if len(states) == 1 and not self.unknown else MODIFIED
 
@@ -140,12 +164,16 @@ def apply(openclip: Installation) -> dict[str, str]:
 
 
 def revert(openclip: Installation) -> dict[str, str]:
-    """Restores the release's files. Returns what was done to each file, nothing if there was no patch."""
+    """Restores the release's files.
+
+    Returns what was done to each file, nothing if there was no patch."""
     steps = _steps(openclip)
     done = _write(openclip, {path: before for path, (before, _) in reversed(steps.items())})
     for path, (before, _) in steps.items():
         if before is None:
-            for cached in (openclip.root / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
+            for cached in (openclip.root / path).parent.glob(
+                f"__pycache__/{Path(path).stem}.*.pyc"
+            ):
                 cached.unlink()
     return done
 
@@ -153,31 +181,42 @@ def revert(openclip: Installation) -> dict[str, str]:
 def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None]]:
     """Returns each file's content without and with the patch, in the order in which to apply it.
 
-    RECORD comes first, so that pip removes the added file. That file comes last: without open_clip/hooks.py, a patched
-    file refuses to run. Raises InputError if a file is neither the release's nor the patched one.
+    RECORD comes first, so that pip removes the added file. That file comes last: without
+    open_clip/hooks.py, a patched file refuses to run. Raises InputError if a file is neither the
+    release's nor the patched one.
     """
     status = Status(openclip)
     if status.unknown:
         files = ", ".join(f"{path} ({status.files[path]})" for path in status.unknown)
         raise InputError(
-            f"{openclip}: {files}; expected the release's file or the patched one; nothing was changed. Undo the edit, "
-            f"reinstall with pip install --force-reinstall --no-deps open_clip_torch=={openclip.version}, or, in a "
-            f"checkout, git checkout v{openclip.version}"
+            f"{openclip}: {files}; expected the release's file or the patched one; nothing was "
+            "changed. Undo the edit, "
+            "reinstall with pip install --force-reinstall --no-deps "
+            f"open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
+            f"v{openclip.version}"
         )
     patch, steps = status.patch, {}
-    for path, content in sorted(status.contents.items(), key=lambda item: patch.before[item[0]] == NO_FILE):
+    for path, content in sorted(
+        status.contents.items(), key=lambda item: patch.before[item[0]] == NO_FILE
+    ):
         if status.files[path] == PATCHED:
             steps[path] = patch.change(path, content, reverse=True), content
         else:
             steps[path] = content, patch.change(path, content)
     record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
     if (content := openclip.read(record)) is not None:
-        steps = {record: _records(content, [path for path, (before, _) in steps.items() if before is None]), **steps}
+        steps = {
+            record: _records(
+                content, [path for path, (before, _) in steps.items() if before is None]
+            ),
+            **steps,
+        }
     return steps
 
 
 def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
-    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls these files too."""
+    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls
+    these files too."""
     lines = record.splitlines(keepends=True)
     rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
     end = b"\r\n" if b"\r\n" in rest else b"\n"
@@ -185,10 +224,14 @@ def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
 
 
 def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict[str, str]:
-    """Writes `contents` (None: no file), and returns what was done to each file; InputError if one is not writable."""
+    """Writes `contents` (None: no file), and returns what was done to each file; InputError if
+    one is not writable."""
     held = {path: openclip.read(path) for path in contents}
     changed = {path: content for path, content in contents.items() if content != held[path]}
-    parts = {path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part") for path in contents}
+    parts = {
+        path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part")
+        for path in contents
+    }
     done = {}
     try:
         for path, content in changed.items():
@@ -201,10 +244,18 @@ def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict
                 (openclip.root / path).unlink()
             else:
                 os.replace(parts[path], openclip.root / path)
-            done[path] = "removed" if content is None else "added" if held[path] is None else "changed"
+            done[path] = (
+                "removed" if content is None else "added" if held[path] is None else "changed"
+            )
     except OSError as error:
-        so_far = f"changed so far: {', '.join(done)}; run this again, or undo it" if done else "nothing was changed"
-        raise InputError(f"cannot write {openclip.root / path}: {error.strerror}; {so_far}") from None
+        so_far = (
+            f"changed so far: {', '.join(done)}; run this again, or undo it"
+            if done
+            else "nothing was changed"
+        )
+        raise InputError(
+            f"cannot write {openclip.root / path}: {error.strerror}; {so_far}"
+        ) from None
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)  # including those of a killed run

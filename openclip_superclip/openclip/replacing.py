@@ -1,7 +1,7 @@
 """Makes an unpatched OpenCLIP call the hooks by replacing a few of its functions.
 
-The calls are the same as in the patch; a patched OpenCLIP is not changed. Code for only one generation of OpenCLIP is
-in v3.py and v4.py.
+The calls are the same as in the patch; a patched OpenCLIP is not changed. Code for only one
+generation of OpenCLIP is in v3.py and v4.py.
 """
 
 import argparse
@@ -19,7 +19,10 @@ from ..errors import InputError, explained
 from . import current, trained
 from .patching import INSTALL
 
-PATCHED_FILES = ("open_clip/factory.py", *(f"open_clip_train/{name}.py" for name in ("data", "main", "params")))
+PATCHED_FILES = (
+    "open_clip/factory.py",
+    *(f"open_clip_train/{name}.py" for name in ("data", "main", "params")),
+)
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 REPLACED = (  # in both generations, besides the WRAPPERS of each
     "open_clip_train.params.argparse",
@@ -27,42 +30,54 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "open_clip_train.main.create_model_and_transforms",
     *(f"open_clip.factory.{name}" for name in MODEL_CLASSES),
     "open_clip_train.data.get_dataset_fn",
-    *(f"open_clip_train.data.{name}" for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")),
+    *(
+        f"open_clip_train.data.{name}"
+        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
+    ),
     "torch.nn.parallel.DistributedDataParallel",
 )
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
 def is_patched() -> bool:
-    """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError if only a part does."""
+    """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError
+    if only a part does."""
     package = importlib.util.find_spec("open_clip")
     if package is None:
         raise InputError(f"OpenCLIP is not installed: {INSTALL}")
-    if importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations) is not None:
+    if (
+        importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations)
+        is not None
+    ):
         return True
     for path in PATCHED_FILES:
         file = Path(package.origin).parent.parent / path
         if file.exists() and "plugin_manager" in file.read_text():
-            raise InputError(f"{file} is patched, but open_clip/hooks.py is missing: run superclip patch apply")
+            raise InputError(
+                f"{file} is patched, but open_clip/hooks.py is missing: run superclip patch apply"
+            )
     return False
 
 
 def hooks_module() -> types.ModuleType:
-    """Returns the hooks that OpenCLIP calls: its own if it is patched; otherwise ours, which plugins then import."""
+    """Returns the hooks that OpenCLIP calls: its own if it is patched; otherwise ours, which
+    plugins then import."""
     if is_patched():
         return importlib.import_module("open_clip.hooks")
     return sys.modules.setdefault("open_clip.hooks", hooks)
 
 
 def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespace:
-    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by them.
+    """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by
+    them.
 
-    Raises InputError if OpenCLIP cannot parse it, and what the plugins raise. With `only_options`, models and data are
-    not checked.
+    Raises InputError if OpenCLIP cannot parse it, and what the plugins raise. With `only_options`,
+    models and data are not checked.
     """
     from open_clip_train import params
 
-    hook, patched = hooks_module().plugin_manager().hook, is_patched()  # a patched OpenCLIP calls the hooks itself
+    # a patched OpenCLIP calls the hooks itself
+    hook, patched = hooks_module().plugin_manager().hook, is_patched()
 
     class Parser(argparse.ArgumentParser):
         def __init__(self):
@@ -81,12 +96,15 @@ def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespac
         def error(self, message):  # without OpenCLIP's long usage
             raise InputError(explained(message, self))
 
-    with replaced(params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})):
+    with replaced(
+        params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})
+    ):
         return params.parse_args(argv)
 
 
 def install(args: argparse.Namespace) -> None:
-    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class and loss."""
+    """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class
+    and loss."""
     student = iter([args])  # the first model; a second one is the teacher of a distillation
 
     def with_model_kwargs(create):
@@ -114,9 +132,14 @@ def install(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def plugins_model_class():
-    """A context in which OpenCLIP's factory calls the plugins for the model class. One thread at a time."""
+    """A context in which OpenCLIP's factory calls the plugins for the model class.
+
+    One thread at a time."""
     factory = importlib.import_module("open_clip.factory")
-    with FACTORY_LOCK, replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}):
+    with (
+        FACTORY_LOCK,
+        replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}),
+    ):
         if not is_patched():
             for name in MODEL_CLASSES:
                 _replace(f"open_clip.factory.{name}", _ModelSelector)
@@ -124,7 +147,8 @@ def plugins_model_class():
 
 
 class _ModelSelector:
-    """Replaces a model class in OpenCLIP's factory; a call creates a model of the class that the plugins select."""
+    """Replaces a model class in OpenCLIP's factory; a call creates a model of the class that the
+    plugins select."""
 
     def __init__(self, model_class: type):
         self.model_class = model_class
@@ -132,14 +156,17 @@ class _ModelSelector:
 
     def __call__(self, *args, **model_cfg):
         hook = hooks.plugin_manager().hook
-        selected = hook.open_clip_select_model_class(model_class=self.model_class, model_cfg=model_cfg)
+        selected = hook.open_clip_select_model_class(
+            model_class=self.model_class, model_cfg=model_cfg
+        )
         return (selected or self.model_class)(*args, **model_cfg)
 
 
 def _with_cpu_ranks(ddp: type) -> type:
     class DistributedDataParallel(ddp):
         def __init__(self, module, device_ids=None, **kwargs):
-            on_cpu = next(module.parameters()).device.type == "cpu"  # torch accepts no device_ids there
+            # torch accepts no device_ids there
+            on_cpu = next(module.parameters()).device.type == "cpu"
             super().__init__(module, device_ids=None if on_cpu else device_ids, **kwargs)
 
     return DistributedDataParallel

@@ -1,4 +1,5 @@
-"""OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded before renaming."""
+"""OpenCLIP 3: the training loop receives the loss; batches are tuples; samples are decoded
+before renaming."""
 
 import functools
 import inspect
@@ -65,7 +66,8 @@ WRAPPERS = {  # names to replace, and what makes the replacement
 
 
 class WebDataset:
-    """The webdataset package with the plugins' order of samples, and their tokens as the text, made on renaming."""
+    """The webdataset package with the plugins' order of samples, and their tokens as the text,
+    made on renaming."""
 
     def __init__(self, args, order, caption_tokens):
         self.order, self.caption_tokens = order, caption_tokens

@@ -1,4 +1,5 @@
-"""OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are decoded last."""
+"""OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are
+decoded last."""
 
 import inspect
 
@@ -34,10 +35,12 @@ def with_plugins_task(create):
 
 
 def with_every_output(build):
-    """Returns a `_build_loss_inputs` of CoCa's task that passes all model outputs to its loss, not five by name."""
+    """Returns a `_build_loss_inputs` of CoCa's task that passes all model outputs to its loss,
+    not five by name."""
 
     def build_loss_inputs(model_out, batch):
-        others = {name: value for name, value in model_out.items() if name != "logit_bias"}  # CoCaLoss takes none
+        # CoCaLoss takes none
+        others = {name: value for name, value in model_out.items() if name != "logit_bias"}
         return others | build(model_out, batch)
 
     return build_loss_inputs
@@ -51,7 +54,9 @@ def with_epoch_end(train):
         given = v3.arguments(train, args, kwargs)
         state = next(iter(given.values()))
         hook = hooks.plugin_manager().hook
-        hook.open_clip_epoch_end(args=given["args"], model=state.task.trainable_module, epoch=state.epoch)
+        hook.open_clip_epoch_end(
+            args=given["args"], model=state.task.trainable_module, epoch=state.epoch
+        )
 
     return train_one_epoch
 
@@ -72,7 +77,9 @@ class WebDataset(v3.WebDataset):
         self.text_keys = data._split_wds_keys(args.text_key or "txt")
         self.read_json = None
         if args.json_text_key:
-            self.read_json = data.JsonCaptionExtractor(args.json_text_key, sample_probs=args.json_text_key_probs)
+            self.read_json = data.JsonCaptionExtractor(
+                args.json_text_key, sample_probs=args.json_text_key_probs
+            )
         self.is_trained_on = data.FilterNonEmptyText("txt")
 
     def with_caption(self, sample: dict) -> dict | None:

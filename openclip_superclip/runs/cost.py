@@ -6,9 +6,11 @@ import os
 from ..errors import InputError
 from .run import Run
 
-# OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the backward pass is two,
-# gradient checkpointing one), and the samples per second of each A100 of 40 GB, of the slowest and the fastest run.
-# From OpenCLIP's README (LAION-400M) and the table of trained models of huggingface.co/laion/scaling-laws-openclip.
+# OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
+# backward pass is two, gradient checkpointing one), and the samples per second of each A100 of 40
+# GB, of the slowest and the fastest run.
+# From OpenCLIP's README (LAION-400M) and the table of trained models of
+# huggingface.co/laion/scaling-laws-openclip.
 PUBLISHED = {
     "ViT-B-32": (7.4, 3, 412, 850),
     "ViT-B-16": (20.5, 3, 310, 396),
@@ -18,23 +20,30 @@ A100_TFLOPS = 312.0  # in bfloat16
 OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
 CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of two bytes
-GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}  # in bfloat16, dense; data sheets
+# in bfloat16, dense; data sheets
+GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
 
 
 def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
-    """Returns the range of a GPU's utilization in published runs of the model that is nearest in size."""
-    gmacs, passes, slow, fast = min(PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs)))
+    """Returns the range of a GPU's utilization in published runs of the model that is nearest in
+    size."""
+    gmacs, passes, slow, fast = min(
+        PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs))
+    )
     low, high = (2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12) for speed in (slow, fast))
     return (low if gpu_tflops == A100_TFLOPS else OTHER_GPU * low), high
 
 
-def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None) -> dict:
+def estimate_cost(
+    run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None
+) -> dict:
     """Returns the plan's costs, for JSON; `hours` and `gpu_hours` are upper ends of their ranges.
 
-    FLOPs are those of the towers and the head, two per multiplication with addition: the backward pass is two forward
-    ones, gradient checkpointing and accumulation are one more each, of the towers. The contrastive loss's own products,
-    0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and
-    `samples_per_second` the measured throughput of all GPUs together.
+    FLOPs are those of the towers and the head, two per multiplication with addition: the backward
+    pass is two forward ones, gradient checkpointing and accumulation are one more each, of the
+    towers. The contrastive loss's own products,
+    0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops`
+    is a GPU's peak, and `samples_per_second` the measured throughput of all GPUs together.
     """
     from ..checkpoints.architecture import count_gmacs  # OpenCLIP takes seconds to import
 
@@ -70,10 +79,12 @@ def estimate_cost(run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second:
 
 
 def build_model(run: Run) -> tuple[dict, object, dict]:
-    """Returns the plan's numbers of parameters and the bytes of a checkpoint, its model without weights, and its head.
+    """Returns the plan's numbers of parameters and the bytes of a checkpoint, its model without
+    weights, and its head.
 
-    A checkpoint contains the weights, AdamW's two moments of each, and counts. The head is tensors by name, empty
-    without the class loss. Raises InputError for a model that OpenCLIP does not have.
+    A checkpoint contains the weights, AdamW's two moments of each, and counts. The head is tensors
+    by name, empty without the class loss. Raises InputError for a model that OpenCLIP does not
+    have.
     """
     from ..checkpoints.architecture import expected_head, read_architecture
 
@@ -88,11 +99,14 @@ def build_model(run: Run) -> tuple[dict, object, dict]:
     of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
     parameters = dict(model.named_parameters()) | of_head
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    buffers = [tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters]
+    buffers = [
+        tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters
+    ]
     num_bytes = 2 if recipe.precision in HALF else 4
     counts = {
         "parameters": num_parameters,
         "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
-        "checkpoint_bytes": 3 * num_bytes * num_parameters + sum(tensor.nbytes for tensor in buffers),
+        "checkpoint_bytes": 3 * num_bytes * num_parameters
+        + sum(tensor.nbytes for tensor in buffers),
     }
     return counts, model, head

@@ -26,19 +26,24 @@ def is_running(pid: int | None) -> bool:
 
 
 @contextmanager
-def lock(path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out") -> Iterator[None]:
+def lock(
+    path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out"
+) -> Iterator[None]:
     """Holds the lock; raises InputError, naming the owner, if another one is alive.
 
-    The file is created with O_EXCL, so that one of several processes gets it on every file system. A second file is
-    locked with flock, which the kernel releases when the process ends; without flock, the owner's number is looked up.
-    squeue shows whether an owner on another machine is alive. `folder` is what is locked, by default the file's folder,
-    and `flag` names it.
+    The file is created with O_EXCL, so that one of several processes gets it on every file system.
+    A second file is locked with flock, which the kernel releases when the process ends; without
+    flock, the owner's number is looked up. squeue shows whether an owner on another machine is
+    alive. `folder` is what is locked, by default the file's folder, and `flag` names it.
     """
     make_folder(path.parent, flag)
     owner = {
-        "job": placement.job, "restarts": placement.restarts, "host": socket.gethostname(), "pid": os.getpid(),
+        "job": placement.job,
+        "restarts": placement.restarts,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
     with open(f"{path}.flock", "a") as held:
         has_flock = True
         try:
@@ -66,7 +71,8 @@ def _taken(path: Path, owner: dict, placement: Placement, has_flock: bool) -> bo
 
 
 def _created(path: Path, owner: dict) -> bool:
-    """Returns whether this process has created the file, which did not exist, and nobody has taken it since."""
+    """Returns whether this process has created the file, which did not exist, and nobody has
+    taken it since."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -104,7 +110,8 @@ def _is_alive(owner: dict, placement: Placement, has_flock: bool) -> bool:
     if not owner:
         return False
     same_job = owner["job"] is not None and owner["job"] == placement.job
-    if same_job and owner["restarts"] < placement.restarts:  # SLURM ended that start before this one
+    # SLURM ended that start before this one
+    if same_job and owner["restarts"] < placement.restarts:
         return False
     if owner["host"] == socket.gethostname():
         return not has_flock and is_running(owner["pid"])
@@ -120,6 +127,6 @@ def _refusal(path: Path, folder: Path | None, flag: str) -> InputError:
         job = f"job {owner['job']}, " if owner["job"] else ""
         who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}"
     return InputError(
-        f"{folder or path.parent} belongs to another run: {who}; wait for it, end it, or give {flag} another folder; "
-        f"if it has ended, remove {path}*"
+        f"{folder or path.parent} belongs to another run: {who}; wait for it, end it, or give "
+        f"{flag} another folder; if it has ended, remove {path}*"
     )

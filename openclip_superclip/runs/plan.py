@@ -13,7 +13,8 @@ from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
 from .stage import check_stage
 
-MAX_ROUNDING = 1.5  # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
+# maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
+MAX_ROUNDING = 1.5
 
 
 def make_run(
@@ -27,31 +28,51 @@ def make_run(
     settings: Settings = DEFAULTS,
     set_: Mapping[str, str] | None = None,
 ) -> Run:
-    """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch cannot be split.
+    """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch
+    cannot be split.
 
-    `data` and `workers` are by default the recipe's; a batch above `gpu_batch_max` per GPU is accumulated.
+    `data` and `workers` are by default the recipe's; a batch above `gpu_batch_max` per GPU is
+    accumulated.
     """
     workers = recipe.workers if workers is None else workers
-    given = Namespace(nodes=nodes, gpus_per_node=gpus_per_node, workers=workers, gpu_batch_max=gpu_batch_max)
+    given = Namespace(
+        nodes=nodes, gpus_per_node=gpus_per_node, workers=workers, gpu_batch_max=gpu_batch_max
+    )
     at_least(given, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
     batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
     data, world_size = recipe.shards if data is None else data, nodes * gpus_per_node
     if is_table(data):
-        slice_samples, num_slices = recipe.data_samples, math.ceil(round(recipe.samples / recipe.data_samples, 6))
-        # OpenCLIP distributes the rows to the ranks, rounding up, and drops the rest of the last batch.
+        slice_samples, num_slices = (
+            recipe.data_samples,
+            math.ceil(round(recipe.samples / recipe.data_samples, 6)),
+        )
+        # OpenCLIP distributes the rows to the ranks, rounding up, and drops the rest of the last
+        # batch.
         slice_steps = -(-slice_samples // world_size) // batch_size // accum_freq
         if not slice_steps:
             raise InputError(
-                f"--data: the {recipe.data_samples:,} rows of {data} are fewer than one global batch of "
-                f"{recipe.global_batch_size:,}: lower it with --set global_batch_size=N"
+                f"--data: the {recipe.data_samples:,} rows of {data} are fewer than one global "
+                f"batch of {recipe.global_batch_size:,}: lower it with --set global_batch_size=N"
             )
     else:
         num_slices, slice_samples = cut(recipe)
         slice_steps = openclip_steps(slice_samples, batch_size, world_size, workers, accum_freq)
     run = Run(
-        recipe, nodes, gpus_per_node, device, data, workers, batch_size, accum_freq, slice_samples, num_slices,
-        slice_steps, gpu_batch_max=gpu_batch_max, settings=settings, set=dict(set_ or {}),
-    )  # fmt: skip
+        recipe,
+        nodes,
+        gpus_per_node,
+        device,
+        data,
+        workers,
+        batch_size,
+        accum_freq,
+        slice_samples,
+        num_slices,
+        slice_steps,
+        gpu_batch_max=gpu_batch_max,
+        settings=settings,
+        set=dict(set_ or {}),
+    )
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_command(run.openclip_arguments())
@@ -65,23 +86,39 @@ def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
     if (run.nodes, run.gpus_per_node) == (nodes, gpus_per_node):
         return run
     return make_run(
-        run.recipe, nodes, gpus_per_node, run.data, run.gpu_batch_max, run.workers, run.device, run.settings, run.set
+        run.recipe,
+        nodes,
+        gpus_per_node,
+        run.data,
+        run.gpu_batch_max,
+        run.workers,
+        run.device,
+        run.settings,
+        run.set,
     )
 
 
-def split(global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None) -> tuple[int, int]:
-    """Returns batch size per GPU and accumulation; times the number of GPUs, they give `global_batch`.
+def split(
+    global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None
+) -> tuple[int, int]:
+    """Returns batch size per GPU and accumulation; times the number of GPUs, they give
+    `global_batch`.
 
-    Raises InputError, with the nearest possible numbers of GPUs, if the batch cannot be divided among them.
+    Raises InputError, with the nearest possible numbers of GPUs, if the batch cannot be divided
+    among them.
     """
     world_size = nodes * gpus_per_node
     if global_batch % world_size:
         sizes = divisors(global_batch)
-        nearest = [*[n for n in sizes if n < world_size][-1:], *[n for n in sizes if n > world_size][:1]]
+        nearest = [
+            *[n for n in sizes if n < world_size][-1:],
+            *[n for n in sizes if n > world_size][:1],
+        ]
         raise InputError(
-            f"--nodes {nodes} --gpus-per-node {gpus_per_node} (--nproc of superclip run): a global batch of "
-            f"{global_batch:,} does not divide among {world_size} GPUs; the nearest numbers that do are "
-            f"{' and '.join(map(str, nearest))}"
+            f"--nodes {nodes} --gpus-per-node {gpus_per_node} (--nproc of superclip run): a "
+            "global batch of "
+            f"{global_batch:,} does not divide among {world_size} GPUs; the nearest numbers "
+            f"that do are {' and '.join(map(str, nearest))}"
         )
     per_gpu = global_batch // world_size
     batch_size = max(size for size in divisors(per_gpu) if size <= (gpu_batch_max or per_gpu))
@@ -97,8 +134,8 @@ def divisors(number: int) -> list[int]:
 def cut(recipe: Recipe) -> tuple[int, int]:
     """Returns the number of slices to train, and the --train-num-samples of each.
 
-    This is the smallest number of slices that gives exactly the recipe's steps. If it exceeds the smallest possible
-    number by more than 50 %, that number is used, and the steps are rounded up.
+    This is the smallest number of slices that gives exactly the recipe's steps. If it exceeds the
+    smallest possible number by more than 50 %, that number is used, and the steps are rounded up.
     """
     steps = math.ceil(recipe.samples / recipe.global_batch_size)
     fewest = math.ceil(recipe.samples * recipe.slices / recipe.data_samples)
@@ -107,11 +144,13 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
 
 
-def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int) -> int:
+def openclip_steps(
+    num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int
+) -> int:
     """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards.
 
-    OpenCLIP gives every data-loading worker the same number of batches, rounded up. Batches that do not complete an
-    accumulation are read, but make no step.
+    OpenCLIP gives every data-loading worker the same number of batches, rounded up. Batches that do
+    not complete an accumulation are read, but make no step.
     """
     num_workers = max(1, workers)
     num_batches = math.ceil(num_samples / (batch_size * world_size))
@@ -119,7 +158,8 @@ def openclip_steps(num_samples: int, batch_size: int, world_size: int, workers: 
 
 
 def _rounding(run: Run) -> list[str]:
-    """Returns a warning if OpenCLIP will not run exactly the recipe's steps; InputError if the numbers differ much."""
+    """Returns a warning if OpenCLIP will not run exactly the recipe's steps; InputError if the
+    numbers differ much."""
     recipe, exact = run.recipe, run.recipe.samples / run.recipe.global_batch_size
     if run.is_table:
         if run.num_slices * recipe.data_samples == recipe.samples:
@@ -128,23 +168,25 @@ def _rounding(run: Run) -> list[str]:
         return [f"a table is trained in whole passes: {passes}, not {recipe.samples:,} samples"]
     if run.steps > MAX_ROUNDING * math.ceil(exact):
         raise InputError(
-            f"slices: OpenCLIP rounds the steps of each of {recipe.slices:,} slices per pass up to a multiple of the "
-            f"{max(1, run.workers):,} workers, so the run would have {run.steps:,} steps instead of the recipe's "
-            f"{math.ceil(exact):,}; use fewer --set slices=N or --workers"
+            f"slices: OpenCLIP rounds the steps of each of {recipe.slices:,} slices per pass "
+            "up to a multiple of the "
+            f"{max(1, run.workers):,} workers, so the run would have {run.steps:,} steps "
+            f"instead of the recipe's {math.ceil(exact):,}; use fewer --set slices=N or --workers"
         )
     if run.steps == exact:
         return []
     return [
-        f"OpenCLIP will run {run.steps:,} steps ({run.samples:,} samples) instead of the recipe's {exact:,.10g} "
-        f"({recipe.samples:,})"
+        f"OpenCLIP will run {run.steps:,} steps ({run.samples:,} samples) instead of the "
+        f"recipe's {exact:,.10g} ({recipe.samples:,})"
     ]
 
 
 def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> dict[str, str]:
-    """Returns the fields that a table determines (number of pairs, one slice per pass, columns); {} for shards.
+    """Returns the fields that a table determines (number of pairs, one slice per pass, columns); {}
+    for shards.
 
-    `name` is a recipe's file or shipped name, and `data` replaces its data. Raises InputError if the table cannot be
-    read, or if `set_` contains a different number of pairs.
+    `name` is a recipe's file or shipped name, and `data` replaces its data. Raises InputError if
+    the table cannot be read, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
     path = data or recipe.shards
@@ -157,8 +199,12 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     found = {"data_samples": str(rows), "slices": "1"}
     for field, value in found.items():
         if set_.get(field, value) != value:
-            raise InputError(f"--set {field}={set_[field]}: the table {path} sets it to {value}; leave it out")
+            raise InputError(
+                f"--set {field}={set_[field]}: the table {path} sets it to {value}; leave it out"
+            )
     detected = zip(COLUMN_FLAGS, columns, given, strict=True)
     return found | {
-        f"flags.{flag}": json.dumps(name, ensure_ascii=False) for flag, name, old in detected if old is None
+        f"flags.{flag}": json.dumps(name, ensure_ascii=False)
+        for flag, name, old in detected
+        if old is None
     }

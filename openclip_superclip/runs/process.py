@@ -26,8 +26,10 @@ STOPPED_BY = {
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
 POLLS = 10  # of the ranks per second
 FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-}  # fmt: skip
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
 
 
 class Stopped(BaseException):
@@ -41,9 +43,11 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until the process ends."""
+    """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until the process
+    ends."""
     before = {each: signal.getsignal(each) for each in STOPPED_BY}
-    heard = [each for each, handler in before.items() if handler != signal.SIG_IGN]  # nohup ignores SIGHUP
+    # nohup ignores SIGHUP
+    heard = [each for each, handler in before.items() if handler != signal.SIG_IGN]
 
     def stop(signum, _):
         for each in heard:
@@ -61,7 +65,8 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
-    """Runs this node's ranks to their end, and returns the failures, which are also written; none if all succeeded.
+    """Runs this node's ranks to their end, and returns the failures, which are also written; none
+    if all succeeded.
 
     If one fails, or `each_second` raises an exception, all are ended.
     """
@@ -72,7 +77,10 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
         for poll in itertools.count(1):
             codes = {rank: process.poll() for rank, process in processes.items()}
             if failed := {rank: code for rank, code in codes.items() if code}:
-                return [_failure(start.logs / f"rank_{rank}.error.json", rank, code) for rank, code in failed.items()]
+                return [
+                    _failure(start.logs / f"rank_{rank}.error.json", rank, code)
+                    for rank, code in failed.items()
+                ]
             if None not in codes.values():
                 return []
             if poll % POLLS == 0:
@@ -83,7 +91,8 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
 
 
 def _failure(file: Path, rank: int, exit_code: int) -> Failure:
-    """Returns the failure that a rank has written or, for one that could not, writes what its exit code shows."""
+    """Returns the failure that a rank has written or, for one that could not, writes what its
+    exit code shows."""
     if file.exists():
         return Failure.read(file)
     failure = exit_failure(rank, exit_code)
@@ -97,25 +106,37 @@ def exit_failure(rank: int, exit_code: int) -> Failure:
     if exit_code > 0:
         return Failure.here(f"rank {rank}", f"it ended with exit code {exit_code}")
     name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
-    if -exit_code in (signal.SIGTERM, signal.SIGABRT):  # of SLURM, and of NCCL's watchdog when another rank is gone
+    # of SLURM, and of NCCL's watchdog when another rank is gone
+    if -exit_code in (signal.SIGTERM, signal.SIGABRT):
         return Failure.here(f"rank {rank}", f"it was ended by {name}", kind=CONNECTION)
     return Failure.here(f"rank {rank}", f"it was ended from outside: {name}", kind=KILLED)
 
 
 def _start_rank(start: Start, rank: int) -> subprocess.Popen:
-    """Starts a rank in a session of its own, which signals of a terminal do not reach; its output goes into a file."""
+    """Starts a rank in a session of its own, which signals of a terminal do not reach; its
+    output goes into a file."""
     environment = {
         **({"OMP_NUM_THREADS": "1"} if start.run.gpus_per_node > 1 else {}),  # as torchrun does
-        **FLIGHT_RECORDER, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_", **os.environ,
-        "RANK": str(rank), "WORLD_SIZE": str(start.run.world_size),
-        "LOCAL_RANK": str(rank - start.ranks[0]), "LOCAL_WORLD_SIZE": str(start.run.gpus_per_node),
-        "MASTER_ADDR": start.master_addr, "MASTER_PORT": str(start.master_port),
-    }  # fmt: skip
+        **FLIGHT_RECORDER,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_",
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(start.run.world_size),
+        "LOCAL_RANK": str(rank - start.ranks[0]),
+        "LOCAL_WORLD_SIZE": str(start.run.gpus_per_node),
+        "MASTER_ADDR": start.master_addr,
+        "MASTER_PORT": str(start.master_port),
+    }
     with open(start.logs / f"rank_{rank}.log", "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", "openclip_superclip.runs.rank", str(start.file)], env=environment,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent,
-        )  # fmt: skip
+            [sys.executable, "-u", "-m", "openclip_superclip.runs.rank", str(start.file)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:
@@ -135,18 +156,24 @@ def _end(processes: Iterable[subprocess.Popen]) -> None:
 def run_superclip(
     arguments: Sequence[str], output: Path, one_thread: bool, is_to_stop: Callable[[], bool]
 ) -> tuple[int, float]:
-    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its own processes.
+    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its
+    own processes.
 
-    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when this process ends,
-    or when `is_to_stop`, which is called twice a second, returns True. Its output goes to the file `output`.
+    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
+    this process ends, or when `is_to_stop`, which is called twice a second, returns True. Its
+    output goes to the file `output`.
     """
     threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
     with open(output, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "openclip_superclip", *arguments], env={**os.environ, **threads},
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            [sys.executable, "-m", "openclip_superclip", *arguments],
+            env={**os.environ, **threads},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             preexec_fn=lambda: end_with_parent(signal.SIGTERM),
-        )  # fmt: skip
+        )
     ended = 0
     try:
         while not ended:
@@ -194,6 +221,7 @@ def describe(failure: Failure, logs: Path) -> str:
 
 
 def refresh(logs: Path) -> None:
-    """Makes NFS, which caches the list of a folder's files for a minute, look for new files of other nodes."""
+    """Makes NFS, which caches the list of a folder's files for a minute, look for new files of
+    other nodes."""
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass

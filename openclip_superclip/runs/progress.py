@@ -1,4 +1,5 @@
-"""What node 0 watches while a run trains: its steps, its log, and the data that its ranks could not read."""
+"""What node 0 watches while a run trains: its steps, its log, and the data that its ranks could
+not read."""
 
 import contextlib
 import functools
@@ -51,7 +52,8 @@ class Progress:
             self.seen.popleft()
 
     def has_stalled(self, minutes: float) -> bool:
-        """Returns whether there was no step for so many minutes, 0 for never; the first one may take half an hour."""
+        """Returns whether there was no step for so many minutes, 0 for never; the first one may
+        take half an hour."""
         allowed = minutes if self.seen else max(minutes, FIRST_STEP)
         return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed + STACKS
 
@@ -64,10 +66,12 @@ class Progress:
             speed = (after - before) / (ended - began)
             end = datetime.now().astimezone() + timedelta(seconds=(self.run.steps - step) / speed)
         return {
-            "slices": self.run.num_slices, "step": step, "steps": self.run.steps,
+            "slices": self.run.num_slices,
+            "step": step,
+            "steps": self.run.steps,
             "samples_per_second": round(speed * self.run.global_batch_size, 3) if speed else None,
             "expected_end": end.isoformat(timespec="seconds") if end else None,
-        }  # fmt: skip
+        }
 
 
 class AddedLines:
@@ -77,9 +81,11 @@ class AddedLines:
         self.offsets = Counter()
 
     def read(self, file: Path) -> bytes:
-        """Returns the complete lines that were added since the last call; b"" if there is no file."""
+        """Returns the complete lines that were added since the last call; b"" if there is no
+        file."""
         with contextlib.suppress(FileNotFoundError):
-            if file.stat().st_size > self.offsets[file]:  # do not open unchanged files: a run may have a thousand
+            # do not open unchanged files: a run may have a thousand
+            if file.stat().st_size > self.offsets[file]:
                 with open(file, "rb") as opened:
                     opened.seek(self.offsets[file])
                     added = opened.read()
@@ -90,9 +96,11 @@ class AddedLines:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples per second.
+    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples
+    per second.
 
-    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are ignored.
+    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are
+    ignored.
     """
     points = []
     for line in log.read_text(errors="replace").splitlines():
@@ -105,11 +113,15 @@ def read_log(log: Path) -> list[dict]:
             points.pop()
         speed, waiting = SPEED.search(line), WAITING.search(line)
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
-        points.append({
-            "samples": samples, **losses, "epoch_samples": of_epoch,
-            "data_seconds": float(waiting[1]) if waiting else None,
-            "samples_per_second": float(speed[1]) if speed else None,
-        })  # fmt: skip
+        points.append(
+            {
+                "samples": samples,
+                **losses,
+                "epoch_samples": of_epoch,
+                "data_seconds": float(waiting[1]) if waiting else None,
+                "samples_per_second": float(speed[1]) if speed else None,
+            }
+        )
     return points
 
 
@@ -136,7 +148,8 @@ class UnreadableData:
                         self.of_slice[line["epoch"]].add(line["shard"])
                 else:
                     self.samples[file.parent.name, line["epoch"]] += 1
-        of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}  # a slice trained twice counts once
+        # a slice trained twice counts once
+        of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}
         return {"shards": len(self.shards), "samples": sum(of_epoch.values())}
 
     def check(self) -> None:
@@ -150,7 +163,8 @@ class UnreadableData:
 
 
 def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
-    """Returns the numbers of shards and samples of a slice that a rank could not read, from its file."""
+    """Returns the numbers of shards and samples of a slice that a rank could not read, from its
+    file."""
     lines = map(json.loads, file.read_bytes().splitlines()) if file.exists() else ()
     found = [line for line in lines if line["epoch"] == epoch]
     shards = [line["shard"] for line in found if "shard" in line]
@@ -158,16 +172,25 @@ def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
 
 
 def too_much_unreadable(
-    run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str] = MappingProxyType({})
+    run: Run,
+    epoch: int,
+    num_shards: int,
+    num_samples: int,
+    shards: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Returns the error if more of a slice cannot be read than --unreadable-max allows, else ""; `shards` are named."""
+    """Returns the error if more of a slice cannot be read than --unreadable-max allows, else "";
+    `shards` are named."""
     limit = run.settings.unreadable_max
     if num_shards and num_shards > limit * num_shards_of_slice(run):
         return _too_much(
-            f"{num_shards:,} of the {num_shards_of_slice(run):,} shards of slice {epoch + 1}", shards, limit
+            f"{num_shards:,} of the {num_shards_of_slice(run):,} shards of slice {epoch + 1}",
+            shards,
+            limit,
         )
     if num_samples > limit * run.slice_samples:
-        return _too_much(f"{num_samples:,} of the {run.slice_samples:,} samples of slice {epoch + 1}", {}, limit)
+        return _too_much(
+            f"{num_samples:,} of the {run.slice_samples:,} samples of slice {epoch + 1}", {}, limit
+        )
     return ""
 
 
@@ -184,8 +207,9 @@ def _num_shards(data: str) -> int:
 def _too_much(found: str, shards: Mapping[str, str], limit: float) -> str:
     named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
     return (
-        f"{found} cannot be read, more than --unreadable-max {limit:g} allows{': ' if named else ''}{named}; "
-        "superclip plan --check finds all bad files, and prints a pattern of the other shards"
+        f"{found} cannot be read, more than --unreadable-max {limit:g} "
+        f"allows{': ' if named else ''}{named}; superclip plan --check finds all bad files, "
+        "and prints a pattern of the other shards"
     )
 
 

@@ -1,4 +1,5 @@
-"""One rank of a run: trains as `superclip train`, counts its steps, and ends if the loss is not finite.
+"""One rank of a run: trains as `superclip train`, counts its steps, and ends if the loss is not
+finite.
 
 python -m openclip_superclip.runs.rank LOGS/node_0.json
 """
@@ -36,7 +37,8 @@ class Refused(Exception):
 
 
 def main(file: str) -> int:
-    """Trains as the file of a Start describes, and returns the exit code; an exception is first written to a file."""
+    """Trains as the file of a Start describes, and returns the exit code; an exception is first
+    written to a file."""
     end_with_parent()
     faulthandler.enable()
     start, rank = Start.open(file), int(os.environ["RANK"])
@@ -52,7 +54,8 @@ def main(file: str) -> int:
 
 
 def dump_stacks_after(minutes: float, first: bool = False) -> None:
-    """Makes this process write the Python stacks of its threads after so many minutes, unless it is called again."""
+    """Makes this process write the Python stacks of its threads after so many minutes, unless it
+    is called again."""
     if minutes:
         faulthandler.dump_traceback_later(60 * (max(minutes, FIRST_STEP) if first else minutes))
 
@@ -102,12 +105,20 @@ def measured(start: Start, rank: int) -> int:
     with replaced(torch, save=timed_save):
         code = train(start.arguments)
     if not code:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        memory = {"of": "process", "name": None, "peak": peak, "total": None}  # without data-loading workers
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
+        # without data-loading workers
+        memory = {"of": "process", "name": None, "peak": peak, "total": None}
         if torch.cuda.is_initialized():
-            card, peak = torch.cuda.get_device_properties(torch.cuda.current_device()), torch.cuda.max_memory_reserved()
+            card, peak = (
+                torch.cuda.get_device_properties(torch.cuda.current_device()),
+                torch.cuda.max_memory_reserved(),
+            )
             memory = {"of": "GPU", "name": card.name, "peak": peak, "total": card.total_memory}
-        write_json(start.logs / f"rank_{rank}.measures.json", {"memory": memory, "checkpoints": saved})
+        write_json(
+            start.logs / f"rank_{rank}.measures.json", {"memory": memory, "checkpoints": saved}
+        )
     return code
 
 
@@ -122,8 +133,8 @@ class NonFiniteLoss(Exception):
 class StepCounter:
     """An OpenCLIP plugin that monitors the data and the loss.
 
-    Rank 0 writes the number of completed steps into the folder of logs, every rank the data that it could not read.
-    Staged copies of shards are read instead of the shards.
+    Rank 0 writes the number of completed steps into the folder of logs, every rank the data that it
+    could not read. Staged copies of shards are read instead of the shards.
     """
 
     def __init__(self, start: Start, rank: int):
@@ -170,12 +181,19 @@ class StepCounter:
             epoch = self.epoch.count
         steps_file = self.logs / STEPS if self.rank == 0 else None
         return LossMonitor(
-            loss or create_loss(args), epoch, run.slice_steps, run.accum_freq, steps_file, self._check_data,
+            loss or create_loss(args),
+            epoch,
+            run.slice_steps,
+            run.accum_freq,
+            steps_file,
+            self._check_data,
             lambda: dump_stacks_after(run.settings.stall_minutes),
-        )  # fmt: skip
+        )
 
     def _check_data(self, epoch: int, device: torch.device) -> None:
-        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice. Collective."""
+        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.
+
+        Collective."""
         counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
         if world_size() > 1:
             counts = begin_sum(counts, "unreadable")()
@@ -211,17 +229,31 @@ class CountedEpoch:
 class LossMonitor:
     """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
-    A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of an epoch is checked
-    at once, and so is the epoch's data, because a checkpoint follows. `each_step` is called first.
+    A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of
+    an epoch is checked at once, and so is the epoch's data, because a checkpoint follows.
+    `each_step` is called first.
     """
 
     def __init__(
-        self, loss, epoch, steps_per_epoch: int, accum_freq: int, steps_file: Path | None,
-        check_data=lambda *_: None, each_step=lambda: None,
-    ):  # fmt: skip
-        self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = loss, epoch, steps_per_epoch, accum_freq
+        self,
+        loss,
+        epoch,
+        steps_per_epoch: int,
+        accum_freq: int,
+        steps_file: Path | None,
+        check_data=lambda *_: None,
+        each_step=lambda: None,
+    ):
+        self.loss, self.epoch, self.steps_per_epoch, self.accum_freq = (
+            loss,
+            epoch,
+            steps_per_epoch,
+            accum_freq,
+        )
         self.check_data, self.each_step = check_data, each_step
-        self.file = None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.file = (
+            None if steps_file is None else os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+        )
         self.of_epoch, self.calls = None, 0
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
 
@@ -234,13 +266,16 @@ class LossMonitor:
         step = epoch * self.steps_per_epoch + self.calls // self.accum_freq
         self.calls += 1
         if self.file is not None:
-            with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
+            # on a full disk, which the rank that fills it reports
+            with contextlib.suppress(OSError):
                 os.pwrite(self.file, f"{step:>20}".encode(), 0)
         self._check_pending()
         total = sum(losses.values()) if isinstance(losses, dict) else losses
         value, copied = total.detach(), None
         if value.is_cuda:  # copied without waiting: the event marks its completion
-            value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+            value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(
+                value, non_blocking=True
+            )
             copied = torch.cuda.Event()
             copied.record()
         self.pending = step + 1, value, copied

@@ -1,4 +1,5 @@
-"""Recipes: their fields, the allowed values, and the shipped recipe files, each with a base and several runs."""
+"""Recipes: their fields, the allowed values, and the shipped recipe files, each with a base and
+several runs."""
 
 import copy
 import dataclasses
@@ -20,14 +21,22 @@ from ..files import shipped_folder
 from ..flags import Config, is_idf_file
 
 METHODS = {  # with the paper's names
-    "clip": "CLIP", "superclip": "SuperCLIP", "siglip": "SigLIP", "supersiglip": "SuperSigLIP", "flip": "FLIP",
+    "clip": "CLIP",
+    "superclip": "SuperCLIP",
+    "siglip": "SigLIP",
+    "supersiglip": "SuperSigLIP",
+    "flip": "FLIP",
     "superflip": "SuperFLIP",
-}  # fmt: skip
+}
 SCHEDULES = ("cosine", "const", "const-cooldown")
 
 
-def _field(help: str, holds: Callable | None = None, expected: str = "", **default) -> dataclasses.Field:
-    return dataclasses.field(metadata={"help": help, "holds": holds, "expected": expected}, **default)
+def _field(
+    help: str, holds: Callable | None = None, expected: str = "", **default
+) -> dataclasses.Field:
+    return dataclasses.field(
+        metadata={"help": help, "holds": holds, "expected": expected}, **default
+    )
 
 
 def _one_of(help: str, names) -> dataclasses.Field:
@@ -46,10 +55,18 @@ class Recipe:
     method: str = _one_of("the objective, with or without the class loss", METHODS)
     model: str = _field("OpenCLIP's --model: a name, local-dir:FOLDER, hf-hub:REPO or a JSON file")
     data: str = _field("name of the data set")
-    shards: str = _field("default of --data: a brace pattern of shards, or a table (.csv, .tsv); {seed} is the seed")
-    data_samples: int = _number("number of pairs in the data set; for a table, its rows are counted", 1, 10**13)
-    samples: int = _number("total samples seen: a number, or passes over the data set, such as '20 passes'", 1, 10**13)
-    global_batch_size: int = _number("samples per step, over all GPUs and accumulated batches", 1, 10**9)
+    shards: str = _field(
+        "default of --data: a brace pattern of shards, or a table (.csv, .tsv); {seed} is the seed"
+    )
+    data_samples: int = _number(
+        "number of pairs in the data set; for a table, its rows are counted", 1, 10**13
+    )
+    samples: int = _number(
+        "total samples seen: a number, or passes over the data set, such as '20 passes'", 1, 10**13
+    )
+    global_batch_size: int = _number(
+        "samples per step, over all GPUs and accumulated batches", 1, 10**9
+    )
     lr: float = _field("peak learning rate", lambda x: 0 < x < math.inf, "a number above 0")
     warmup: int = _number("steps of linear warm-up", 0)
     schedule: str = _one_of("learning rate schedule after the warm-up", SCHEDULES)
@@ -59,32 +76,53 @@ class Recipe:
     wd: float = _field("weight decay", lambda x: 0 <= x < math.inf, "0 or more")
     precision: str = _field("OpenCLIP's --precision")
     seed: int = _number("random seed of the weights and of the data order", 0)
-    slices: int = _number("slices per pass over the shards, with a checkpoint after each; 1 for a table", 1, 10**9)
+    slices: int = _number(
+        "slices per pass over the shards, with a checkpoint after each; 1 for a table", 1, 10**9
+    )
     workers: int = _number("data-loading processes per GPU", 0)
     flags: Mapping = _field("OpenCLIP's other flags, without dashes")
     superclip: Mapping | None = _field(
-        "the flags of --superclip, by the names below; required for methods with the class loss", default=None
+        "the flags of --superclip, by the names below; required for methods with the class loss",
+        default=None,
     )
     paper: Mapping | None = _field(
-        "source, read_off (whether read off a figure) and values; absent if the paper has no such run", default=None
+        "source, read_off (whether read off a figure) and values; absent if the paper has no "
+        "such run",
+        default=None,
     )
-    chosen: Mapping = _field("the reason for every value that neither the paper nor the released configuration gives")
+    chosen: Mapping = _field(
+        "the reason for every value that neither the paper nor the released configuration gives"
+    )
     note: str | None = _field("remarks about this run", default=None)
     name: str = ""
     file: str = dataclasses.field(default="", compare=False)  # for messages
-    values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)  # as given: "20 passes"
+    # as given: "20 passes"
+    values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(values: dict, file: str, name: str) -> "Recipe":
-        """Returns the recipe with the values of a file; InputError, with file and field, for invalid ones."""
+        """Returns the recipe with the values of a file; InputError, with file and field, for
+        invalid ones."""
         for field in values:
             if field not in FIELDS:
-                run = "; superclip recipes NAME prints one run as a recipe" if field in ("base", "runs") else ""
-                raise InputError(f"{file}: there is no field '{field}'; a recipe's fields are {', '.join(FIELDS)}{run}")
+                run = (
+                    "; superclip recipes NAME prints one run as a recipe"
+                    if field in ("base", "runs")
+                    else ""
+                )
+                raise InputError(
+                    f"{file}: there is no field '{field}'; a recipe's fields are "
+                    f"{', '.join(FIELDS)}{run}"
+                )
         for field in REQUIRED:
             if field not in values:
-                raise InputError(f"{file}: {field} is missing; a recipe needs {', '.join(REQUIRED)}")
-        typed = {field: _typed(field, value, file) for field, value in _with_samples(values, file).items()}
+                raise InputError(
+                    f"{file}: {field} is missing; a recipe needs {', '.join(REQUIRED)}"
+                )
+        typed = {
+            field: _typed(field, value, file)
+            for field, value in _with_samples(values, file).items()
+        }
         typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
         recipe = Recipe(**typed, name=name, file=file, values=values)
         check(RULES, recipe)
@@ -105,7 +143,9 @@ class Recipe:
     @property
     def columns(self) -> Columns:
         """The columns of the recipe's tables."""
-        return Columns(*(str(self.flags.get(*flag)) for flag in zip(COLUMN_FLAGS, Columns(), strict=True)))
+        return Columns(
+            *(str(self.flags.get(*flag)) for flag in zip(COLUMN_FLAGS, Columns(), strict=True))
+        )
 
     @property
     def caption_config(self) -> Config:
@@ -119,17 +159,43 @@ REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclass
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 KINDS = {int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
-CAPTION_FIELDS = ("captions", "long_caption", "missing_long")  # fields of `superclip` that select the captions
+# fields of `superclip` that select the captions
+CAPTION_FIELDS = ("captions", "long_caption", "missing_long")
 KEEPS_PAPER_VALUES = ("seed", "data_samples")  # the paper's values still apply if these change
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
-# OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a run sets.
+# OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a
+# run sets.
 RESERVED = (
-    "model", "train-data", "dataset-type", "train-num-samples", "batch-size", "accum-freq", "epochs", "lr", "beta1",
-    "beta2", "eps", "wd", "warmup", "lr-scheduler", "precision", "seed", "workers", "device", "logs", "name", "resume",
-    "dataset-resampled", "horovod", "save-frequency", "save-most-recent", "delete-previous-checkpoint", "remote-sync",
+    "model",
+    "train-data",
+    "dataset-type",
+    "train-num-samples",
+    "batch-size",
+    "accum-freq",
+    "epochs",
+    "lr",
+    "beta1",
+    "beta2",
+    "eps",
+    "wd",
+    "warmup",
+    "lr-scheduler",
+    "precision",
+    "seed",
+    "workers",
+    "device",
+    "logs",
+    "name",
+    "resume",
+    "dataset-resampled",
+    "horovod",
+    "save-frequency",
+    "save-most-recent",
+    "delete-previous-checkpoint",
+    "remote-sync",
     "val-fraction",
-)  # fmt: skip
+)
 
 
 def kind_of(field: str) -> type:
@@ -139,13 +205,16 @@ def kind_of(field: str) -> type:
 
 
 def _wrong_superclip(recipe: Recipe) -> str:
-    """Returns what is wrong in `superclip`, or ""; a frequency file need not exist on this machine."""
+    """Returns what is wrong in `superclip`, or ""; a frequency file need not exist on this
+    machine."""
     options = recipe.superclip or {}
     for field, value in options.items():
         if field not in CONFIG_FIELDS:
             return f"superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}"
         kind = CONFIG_FIELDS[field].type
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+        if isinstance(value, bool) != (kind is bool) or not isinstance(
+            value, (int, float) if kind is float else kind
+        ):
             return f"superclip.{field} is {value!r}; expected a {kind.__name__}"
     idf = options.get("idf", "online")
     try:
@@ -159,63 +228,90 @@ RULES = [
     *(
         Rule(
             f"{{file}}: {name} is {{{name}!r}}; expected {field.metadata['expected']}",
-            lambda recipe, name=name, holds=field.metadata["holds"]: not holds(getattr(recipe, name)),
+            lambda recipe, name=name, holds=field.metadata["holds"]: (
+                not holds(getattr(recipe, name))
+            ),
         )
-        for name, field in FIELDS.items() if field.metadata["holds"]
+        for name, field in FIELDS.items()
+        if field.metadata["holds"]
     ),
     Rule(
         "{file}: samples is {samples:,}; expected at least one global batch, {global_batch_size:,}",
         lambda recipe: recipe.samples < recipe.global_batch_size,
     ),
     Rule(
-        "{file}: flags contains {found[0]}; expected only flags of OpenCLIP that neither a field of the recipe nor the "
-        "run sets",
+        "{file}: flags contains {found[0]}; expected only flags of OpenCLIP that neither a "
+        "field of the recipe nor the run sets",
         lambda recipe: [
-            flag for flag in map(str, recipe.flags) if flag in RESERVED or not re.match("(?!superclip)[a-z]", flag)
+            flag
+            for flag in map(str, recipe.flags)
+            if flag in RESERVED or not re.match("(?!superclip)[a-z]", flag)
         ],
     ),
     Rule(
-        "{file}: OpenCLIP ignores flags.pretrained with model {model}, so {method} would not start from "
-        "{flags[pretrained]}: use --set model={found}",
-        lambda recipe: recipe.flags.get("pretrained") and recipe.superclip is None
-        and model_for_pretrained(recipe.model),
+        "{file}: OpenCLIP ignores flags.pretrained with model {model}, so {method} would not "
+        "start from {flags[pretrained]}: use --set model={found}",
+        lambda recipe: (
+            recipe.flags.get("pretrained")
+            and recipe.superclip is None
+            and model_for_pretrained(recipe.model)
+        ),
     ),
     *(
         Rule(
             f"{{file}}: flags.{flag} is {{found[0]}}, which contradicts method {{method}}",
-            lambda recipe, flag=flag, objective=objective: [recipe.flags.get(flag, False)]
-            if bool(recipe.flags.get(flag)) != (recipe.method.removeprefix("super") == objective) else [],
+            lambda recipe, flag=flag, objective=objective: (
+                [recipe.flags.get(flag, False)]
+                if bool(recipe.flags.get(flag))
+                != (recipe.method.removeprefix("super") == objective)
+                else []
+            ),
         )
         for objective, flag in (("siglip", "siglip"), ("flip", "force-patch-dropout"))
     ),
     Rule("{file}: {found}", _wrong_superclip),
     Rule(
-        "{file}: method is {method}; expected superclip with a weight above 0 for the methods with the class loss, and "
-        "no superclip, or weight 0 to select the captions only, for the others",
-        lambda recipe: recipe.method.startswith("super") != bool((recipe.superclip or {"weight": 0}).get("weight", 1)),
-    ),
-    Rule(
-        "{file}: paper is {paper}; expected source, read_off and values, a mapping",
-        lambda recipe: recipe.paper and not (
-            recipe.paper.keys() == {"source", "read_off", "values"} and isinstance(recipe.paper["values"], dict)
+        "{file}: method is {method}; expected superclip with a weight above 0 for the methods "
+        "with the class loss, and no superclip, or weight 0 to select the captions only, for "
+        "the others",
+        lambda recipe: (
+            recipe.method.startswith("super")
+            != bool((recipe.superclip or {"weight": 0}).get("weight", 1))
         ),
     ),
     Rule(
-        "{file}: flags.fsdp-checkpoint is sharded, but superclip run only supports single-file checkpoints: leave it "
-        "out",
+        "{file}: paper is {paper}; expected source, read_off and values, a mapping",
+        lambda recipe: (
+            recipe.paper
+            and not (
+                recipe.paper.keys() == {"source", "read_off", "values"}
+                and isinstance(recipe.paper["values"], dict)
+            )
+        ),
+    ),
+    Rule(
+        "{file}: flags.fsdp-checkpoint is sharded, but superclip run only supports single-file "
+        "checkpoints: leave it out",
         lambda recipe: recipe.flags.get("fsdp-checkpoint") == "sharded",
     ),
-]  # fmt: skip
+]
 
 
 def _with_samples(values: dict, file: str) -> dict:
-    """Returns the values with passes over the data set ("20 passes") converted to a number of samples."""
+    """Returns the values with passes over the data set ("20 passes") converted to a number of
+    samples."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
     if not found:
         if "pass" in str(values["samples"]):
-            raise InputError(f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 passes'")
+            raise InputError(
+                f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 "
+                "passes'"
+            )
         return values
-    return {**values, "samples": round(float(found[1]) * _typed("data_samples", values["data_samples"], file))}
+    return {
+        **values,
+        "samples": round(float(found[1]) * _typed("data_samples", values["data_samples"], file)),
+    }
 
 
 def _typed(field: str, value, file: str):
@@ -237,9 +333,11 @@ def _typed(field: str, value, file: str):
 
 
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
-    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes a flag.
+    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes a
+    flag.
 
-    `chosen` records each as given with --set. The paper's values are dropped if the run differs from the paper's.
+    `chosen` records each as given with --set. The paper's values are dropped if the run differs
+    from the paper's.
     """
     values = copy.deepcopy(values)
     for key, value in set_.items():
@@ -247,14 +345,18 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
         if name not in FIELDS or name in WORDS:
             expected = ", ".join(field for field in FIELDS if field not in WORDS)
             problem = f"there is no field '{name}' to set; expected one of {expected}"
-            raise InputError(f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME")
+            raise InputError(
+                f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME"
+            )
         if bool(inner) != (kind_of(name) is dict):
             expected = f"{name}.KEY=VALUE" if kind_of(name) is dict else f"{name}=VALUE"
             raise InputError(f"--set {key}={value}: expected --set {expected}")
         if inner:
             if not isinstance(values.get(name), dict):
                 values[name] = {}
-            values[name][inner] = _parsed(CONFIG_FIELDS.get(inner) if name == "superclip" else None, value)
+            values[name][inner] = _parsed(
+                CONFIG_FIELDS.get(inner) if name == "superclip" else None, value
+            )
             if name == "flags" and values[name][inner] is None:
                 del values[name][inner]
         else:
@@ -266,7 +368,9 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
             elif given.get("captions", "short") == "short":
                 values.pop("superclip", None)
             else:  # the same captions without the class loss
-                values["superclip"] = {"weight": 0} | {key: given[key] for key in CAPTION_FIELDS if key in given}
+                values["superclip"] = {"weight": 0} | {
+                    key: given[key] for key in CAPTION_FIELDS if key in given
+                }
         if isinstance(values.get("chosen"), dict):
             if key not in KEEPS_PAPER_VALUES and key not in values["chosen"]:
                 values.pop("paper", None)
@@ -275,7 +379,8 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
 
 
 def _parsed(field: dataclasses.Field | None, value: str):
-    """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or "1.0"."""
+    """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or
+    "1.0"."""
     if field is not None and field.type is str:
         return value
     try:
@@ -287,23 +392,32 @@ def _parsed(field: dataclasses.Field | None, value: str):
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
     """Returns the recipe of a file, or a shipped recipe by its name with or without its folder.
 
-    `set_` are new values of fields (`lr`, `superclip.weight`). Raises InputError, with file and field, for missing,
-    unknown or invalid values.
+    `set_` are new values of fields (`lr`, `superclip.weight`). Raises InputError, with file and
+    field, for missing, unknown or invalid values.
     """
     if Path(path_or_name).is_file():
         path = Path(path_or_name)
         file, values = path_or_name, read_yaml(path, "a recipe")
-        name = path.absolute().parent.name if path.name == "recipe.yaml" else path.stem  # of a run's folder
+        # of a run's folder
+        name = path.absolute().parent.name if path.name == "recipe.yaml" else path.stem
     else:
-        known, wanted = shipped_recipes(), path_or_name.removesuffix(".yaml").removeprefix("recipes/")
+        known, wanted = (
+            shipped_recipes(),
+            path_or_name.removesuffix(".yaml").removeprefix("recipes/"),
+        )
         found = [full for full in known if wanted in (full, full.partition("/")[2])]
         if len(found) > 1:
-            raise InputError(f"there are several recipes '{path_or_name}': give one of {', '.join(found)}")
+            raise InputError(
+                f"there are several recipes '{path_or_name}': give one of {', '.join(found)}"
+            )
         if not found:
-            near = difflib.get_close_matches(wanted, [*known, *(full.partition("/")[2] for full in known)])
+            near = difflib.get_close_matches(
+                wanted, [*known, *(full.partition("/")[2] for full in known)]
+            )
             near_names = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
             raise InputError(
-                f"there is no file and no recipe '{path_or_name}'{near_names}; superclip recipes lists all"
+                f"there is no file and no recipe '{path_or_name}'{near_names}; superclip "
+                "recipes lists all"
             )
         (file,) = found
         name, values = file.partition("/")[2], shipped_recipes()[file]
@@ -316,22 +430,32 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
 def shipped_recipes() -> dict[str, dict]:
     """Returns the values of every shipped recipe by its full name, FILE/RUN.
 
-    A file contains the common fields (`base`) and those of each run (`runs`). A run with `like` also inherits the
-    fields of that run, except the paper's values. Mappings are merged by key; null removes a field. The base's
-    `superclip` only applies to methods with the class loss.
+    A file contains the common fields (`base`) and those of each run (`runs`). A run with `like`
+    also inherits the fields of that run, except the paper's values. Mappings are merged by key;
+    null removes a field. The base's `superclip` only applies to methods with the class loss.
     """
     recipes = {}
     for file in sorted(shipped_folder("recipes").glob("*.yaml")):
         content = read_yaml(file, "a file of recipes")
         own: dict[str, dict] = {}
         for name, run in content["runs"].items():
-            like = {field: value for field, value in own.get(run.pop("like", ""), {}).items() if field != "paper"}
+            like = {
+                field: value
+                for field, value in own.get(run.pop("like", ""), {}).items()
+                if field != "paper"
+            }
             own[name] = _merged(like, run, keep_null=True)
             base = content["base"]
             if not own[name]["method"].startswith("super"):
-                base = {**base, "superclip": None, "chosen": {
-                    field: why for field, why in base["chosen"].items() if not field.startswith("superclip.")
-                }}  # fmt: skip
+                base = {
+                    **base,
+                    "superclip": None,
+                    "chosen": {
+                        field: why
+                        for field, why in base["chosen"].items()
+                        if not field.startswith("superclip.")
+                    },
+                }
             recipes[f"{file.stem}/{name}"] = _merged(_merged({}, base), own[name])
     return recipes
 
@@ -340,7 +464,9 @@ def _merged(below: dict, above: dict, keep_null: bool = False) -> dict:
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, dict):
-            merged[key] = _merged(merged[key] if isinstance(merged.get(key), dict) else {}, value, keep_null)
+            merged[key] = _merged(
+                merged[key] if isinstance(merged.get(key), dict) else {}, value, keep_null
+            )
         elif value is None and not keep_null:
             merged.pop(key, None)
         else:

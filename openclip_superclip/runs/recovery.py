@@ -1,4 +1,5 @@
-"""How a run continues after a failure: which failure caused the others, and a decision, a pure function."""
+"""How a run continues after a failure: which failure caused the others, and a decision, a pure
+function."""
 
 import re
 import socket
@@ -23,9 +24,11 @@ STALL = "stall"  # no progress
 CONNECTION = "connection"  # another rank is gone, which has its own reason
 LOST = "lost"  # nothing is known about another node
 FOR_THE_USER = (USER, DATA, LOSS)
-LIKELY = ((KILLED, DATA, LOSS), (USER, STALL), (HARDWARE,), (CONNECTION,))  # the kinds of causes, likeliest first
+# the kinds of causes, likeliest first
+LIKELY = ((KILLED, DATA, LOSS), (USER, STALL), (HARDWARE,), (CONNECTION,))
 OF_CONNECTIONS = re.compile(
-    r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process exited|Timed? ?out|timed out"
+    r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process "
+    r"exited|Timed? ?out|timed out"
 )
 OF_HARDWARE = re.compile(
     r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
@@ -48,7 +51,9 @@ class Failure:
     @staticmethod
     def here(who: str, message: str, traceback: str = "", kind: str = USER) -> "Failure":
         """Returns a failure on this machine, now."""
-        return Failure(f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind, this_host())
+        return Failure(
+            f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind, this_host()
+        )
 
     @property
     def text(self) -> str:
@@ -71,10 +76,11 @@ def kind_of(message: str) -> str:
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
-    """Returns the failure that caused the others, given in the order of the ranks; None without one.
+    """Returns the failure that caused the others, given in the order of the ranks; None without
+    one.
 
-    Other ranks' ends cannot cause some kinds of failures, and a closed connection always has another cause. Clocks are
-    only compared on one machine.
+    Other ranks' ends cannot cause some kinds of failures, and a closed connection always has
+    another cause. Clocks are only compared on one machine.
     """
     for kinds in LIKELY:
         if likely := [failure for failure in failures if failure.kind in kinds]:
@@ -127,7 +133,8 @@ def decide(
 def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
     """Returns how many starts in a row, including the last one, have not saved a slice.
 
-    Earlier starts count if the run was started again after them, or if SLURM has requeued their job since.
+    Earlier starts count if the run was started again after them, or if SLURM has requeued their job
+    since.
     """
     if not attempts:
         return 0

@@ -32,7 +32,8 @@ UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the re
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
-SPEEDS = {"low": "high", "median": "median", "high": "low"}  # of samples per second, by the hours that follow
+# of samples per second, by the hours that follow
+SPEEDS = {"low": "high", "median": "median", "high": "low"}
 
 
 def _setup(run: Run) -> dict:
@@ -45,70 +46,110 @@ def _setup(run: Run) -> dict:
 def read_rehearsal(file: str, run: Run) -> dict:
     """Returns the content of a rehearsal.json, with the hours of `run`.
 
-    Raises InputError if the file is invalid, or measured with another model, precision, batch, device or machines.
+    Raises InputError if the file is invalid, or measured with another model, precision, batch,
+    device or machines.
     """
     summary = read_json(Path(file), flag="--rehearsal")
     try:
         summary |= whole_hours(run, summary["samples_per_second"], summary["checkpoint"]["seconds"])
-        different = {name: (summary[name], value) for name, value in _setup(run).items() if summary[name] != value}
+        different = {
+            name: (summary[name], value)
+            for name, value in _setup(run).items()
+            if summary[name] != value
+        }
     except (TypeError, KeyError, ZeroDivisionError):
-        raise InputError(f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse") from None
+        raise InputError(
+            f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
+        ) from None
     for name, (there, here) in different.items():
-        raise InputError(f"--rehearsal: {file} was measured with {name} {there}, not {here}: rehearse again")
+        raise InputError(
+            f"--rehearsal: {file} was measured with {name} {there}, not {here}: rehearse again"
+        )
     return summary
 
 
-def whole_hours(run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float) -> dict[str, dict]:
-    """Returns `hours` and `gpu_hours` with checkpoints and without validation, each low, median and high."""
+def whole_hours(
+    run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float
+) -> dict[str, dict]:
+    """Returns `hours` and `gpu_hours` with checkpoints and without validation, each low, median
+    and high."""
     saving = run.num_slices * checkpoint_seconds
-    hours = {name: (run.samples / samples_per_second[speed] + saving) / 3600 for name, speed in SPEEDS.items()}
-    return {"hours": hours, "gpu_hours": {name: number * run.world_size for name, number in hours.items()}}
+    hours = {
+        name: (run.samples / samples_per_second[speed] + saving) / 3600
+        for name, speed in SPEEDS.items()
+    }
+    return {
+        "hours": hours,
+        "gpu_hours": {name: number * run.world_size for name, number in hours.items()},
+    }
 
 
 class Rehearsal:
-    """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see. A requeued job starts over."""
+    """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see.
+
+    A requeued job starts over."""
 
     def __init__(self, run: Run, placement: Placement, folder: Path):
         self.run, self.placement, self.folder = run, placement, folder
         self.logs = {}  # of the ranks, by the part of the rehearsal
 
     def check_folder(self) -> None:
-        """Raises InputError if the folder contains a rehearsal that is not of an earlier start of this job."""
-        attempts, here = RunFolder(self.folder / UNINTERRUPTED).record().get("attempts"), self.placement
-        if attempts and not (0 < here.restarts <= MAX_RESTARTS and attempts[0].get("job") == here.job):
-            raise InputError(f"--out: {self.folder} contains a rehearsal: remove it, or give --out another folder")
+        """Raises InputError if the folder contains a rehearsal that is not of an earlier start
+        of this job."""
+        attempts, here = (
+            RunFolder(self.folder / UNINTERRUPTED).record().get("attempts"),
+            self.placement,
+        )
+        if attempts and not (
+            0 < here.restarts <= MAX_RESTARTS and attempts[0].get("job") == here.job
+        ):
+            raise InputError(
+                f"--out: {self.folder} contains a rehearsal: remove it, or give --out another "
+                "folder"
+            )
 
     def train(self) -> int:
-        """Trains, trains again until SIGUSR1, and resumes; returns the exit code, 0 if all went well."""
+        """Trains, trains again until SIGUSR1, and resumes; returns the exit code, 0 if all went
+        well."""
         if code := self._train(UNINTERRUPTED, 0):
             return code
         code = self._train(INTERRUPTED, 1, stopped=True)
-        if code and self.placement.node == 0:  # other nodes fail when the ranks of the first one are stopped
+        # other nodes fail when the ranks of the first one are stopped
+        if code and self.placement.node == 0:
             return code
         if code == 0 or run_outputs.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
-            raise InputError("--steps: training ended before SIGUSR1 could stop its second slice; give more")
+            raise InputError(
+                "--steps: training ended before SIGUSR1 could stop its second slice; give more"
+            )
         return self._train(INTERRUPTED, 2)
 
     def differences(self) -> dict:
-        """Returns the number and size of differences in loss between the resumed and the uninterrupted training.
+        """Returns the number and size of differences in loss between the resumed and the
+        uninterrupted training.
 
         `repeats` is whether losses and weights were equal before the interruption.
         """
         ours, theirs = self._losses(INTERRUPTED), self._losses(UNINTERRUPTED)
         gaps = {
-            samples: max((abs(a - b) for a, b in zip(ours[samples], theirs[samples], strict=True)), default=0)
+            samples: max(
+                (abs(a - b) for a, b in zip(ours[samples], theirs[samples], strict=True)), default=0
+            )
             for samples in theirs
             if samples in ours
         }
         first_slice = [gap for samples, gap in gaps.items() if samples <= self.run.slice_samples]
         return {
-            "steps": len(theirs), "different": sum(map(bool, gaps.values())), "missing": len(theirs) - len(gaps),
-            "largest": max(gaps.values(), default=0), "equal_weights": self._equal_weights(SLICES),
+            "steps": len(theirs),
+            "different": sum(map(bool, gaps.values())),
+            "missing": len(theirs) - len(gaps),
+            "largest": max(gaps.values(), default=0),
+            "equal_weights": self._equal_weights(SLICES),
             "repeats": not any(first_slice) and self._equal_weights(1),
-        }  # fmt: skip
+        }
 
     def speeds(self) -> list[tuple[float, float]]:
-        """Returns samples a second and the fraction of time spent waiting for data, of the uninterrupted steps.
+        """Returns samples a second and the fraction of time spent waiting for data, of the
+        uninterrupted steps.
 
         The first quarter of each slice, in which workers and GPUs warm up, is left out.
         """
@@ -126,7 +167,9 @@ class Rehearsal:
             shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / (f"{name}-{self.placement.restarts}" if self.placement.restarts else name)
+        return self.folder / (
+            f"{name}-{self.placement.restarts}" if self.placement.restarts else name
+        )
 
     def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""
@@ -158,13 +201,21 @@ class Rehearsal:
 
     def _equal_weights(self, epoch: int) -> bool:
         file = f"checkpoints/epoch_{epoch}.pt"
-        ours, theirs = (read_checkpoint(self._path(name) / file).weights for name in (INTERRUPTED, UNINTERRUPTED))
-        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        ours, theirs = (
+            read_checkpoint(self._path(name) / file).weights
+            for name in (INTERRUPTED, UNINTERRUPTED)
+        )
+        return ours.keys() == theirs.keys() and all(
+            torch.equal(ours[name], theirs[name]) for name in ours
+        )
 
 
 def report(run: Run, rehearsal: Rehearsal) -> dict:
     """Returns the content of rehearsal.json; `run` is the whole one."""
-    ranks = [read_json(rehearsal.logs[UNINTERRUPTED] / f"rank_{rank}.measures.json") for rank in range(run.world_size)]
+    ranks = [
+        read_json(rehearsal.logs[UNINTERRUPTED] / f"rank_{rank}.measures.json")
+        for rank in range(run.world_size)
+    ]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
     low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))
@@ -193,13 +244,13 @@ def _limit(run: Run, waiting: float, memory: dict) -> str:
     """Returns the bottleneck, and what to change."""
     if waiting > MAX_WAITING:
         return (
-            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers than {run.workers} "
-            "if there are CPUs for them, or faster storage"
+            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers "
+            f"than {run.workers} if there are CPUs for them, or faster storage"
         )
     if run.accum_freq > 1 and memory["total"] and memory["peak"] < LOW_MEMORY * memory["total"]:
         return (
-            f"accumulation: {memory['peak'] / memory['total']:.0%} of a GPU's memory is used; try --gpu-batch-max "
-            f"{2 * run.batch_size}"
+            f"accumulation: {memory['peak'] / memory['total']:.0%} of a GPU's memory is used; "
+            f"try --gpu-batch-max {2 * run.batch_size}"
         )
     return "computing, not the data"
 
@@ -215,23 +266,33 @@ def report_text(summary: dict) -> str:
     lines = {
         "speed": f"{significant(speed['median'], 4)} samples/s, {significant(speed['low'], 4)} to "
         f"{significant(speed['high'], 4)} in 8 of 10 steps",
-        "data": "unknown with --accum-freq" if waiting is None else f"{waiting:.1%} of the time waiting for it",
+        "data": "unknown with --accum-freq"
+        if waiting is None
+        else f"{waiting:.1%} of the time waiting for it",
         "memory": f"{bytes_text(memory['peak'])}{of}, the peak of a {memory['of']}",
         "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; "
-        f"{checkpoint['at_most']} need {bytes_text(needed)}, and {bytes_text(summary['disk_free'])} are free",
+        f"{checkpoint['at_most']} need {bytes_text(needed)}, and "
+        f"{bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
-        "whole run": f"{significant(hours['median'])} hours without validation ({significant(hours['low'])} to "
-        f"{significant(hours['high'])}), {significant(summary['gpu_hours']['median'])} "
+        "whole run": f"{significant(hours['median'])} hours without validation "
+        f"({significant(hours['low'])} to {significant(hours['high'])}), "
+        f"{significant(summary['gpu_hours']['median'])} "
         f"{'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
         "bottleneck": summary["limit"],
-    }  # fmt: skip
+    }
     if needed > summary["disk_free"]:
         lines["warning"] = "the disk will be full before the run ends"
-    return "\n".join([f"rehearsal of {summary['recipe']}:", *(f"  {name:<12}{text}" for name, text in lines.items())])
+    return "\n".join(
+        [
+            f"rehearsal of {summary['recipe']}:",
+            *(f"  {name:<12}{text}" for name, text in lines.items()),
+        ]
+    )
 
 
 def other_training(summary: dict) -> str:
-    """Returns the differences of the resumed training from the uninterrupted one if they are an error, else "".
+    """Returns the differences of the resumed training from the uninterrupted one if they are an
+    error, else "".
 
     On a GPU with nondeterministic kernels they appear before the interruption, and prove nothing.
     """
@@ -243,26 +304,47 @@ def other_training(summary: dict) -> str:
 
 def _differences(resumed: dict) -> str:
     steps, different = resumed["steps"], resumed["different"]
-    losses = f"other losses in {different} of {steps} steps, by up to {resumed['largest']:.2g}" if different else ""
+    losses = (
+        f"other losses in {different} of {steps} steps, by up to {resumed['largest']:.2g}"
+        if different
+        else ""
+    )
     return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
 
 
 def _resumed(summary: dict) -> str:
     if differences := _differences(summary["resumed"]):
-        return f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels are not deterministic"
-    return f"after SIGUSR1, with equal losses in all {summary['resumed']['steps']} steps and equal weights"
+        return (
+            f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels are not "
+            "deterministic"
+        )
+    return (
+        f"after SIGUSR1, with equal losses in all {summary['resumed']['steps']} steps and "
+        "equal weights"
+    )
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:
-    """Returns the run shortened to two slices of about `steps` steps, with the same batch, ranks, workers and data."""
+    """Returns the run shortened to two slices of about `steps` steps, with the same batch,
+    ranks, workers and data."""
     if run.is_table:
-        raise InputError(f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal needs shards")
+        raise InputError(
+            f"--data: {run.data} is a table, which is trained in whole passes; a rehearsal "
+            "needs shards"
+        )
     values = with_settings(run.recipe.values, {"flags.log-every-n-steps": "1"})
     recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
-    slice_steps = openclip_steps(slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq)
+    slice_steps = openclip_steps(
+        slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq
+    )
     return dataclasses.replace(
-        run, recipe=recipe, slice_samples=slice_samples, slice_steps=slice_steps, num_slices=SLICES, warnings=[]
+        run,
+        recipe=recipe,
+        slice_samples=slice_samples,
+        slice_steps=slice_steps,
+        num_slices=SLICES,
+        warnings=[],
     )
 
 

@@ -30,11 +30,14 @@ def _setting(default, help: str, **argparse_options) -> dataclasses.Field:
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `superclip run` that do not affect the trained model. InputError for an invalid value."""
+    """Options of `superclip run` that do not affect the trained model.
+
+    InputError for an invalid value."""
 
     unreadable_max: float = _setting(
         0.01,
-        "fail if a larger fraction of a slice's shards or samples cannot be read (default: %(default)s)",
+        "fail if a larger fraction of a slice's shards or samples cannot be read (default: "
+        "%(default)s)",
         type=float,
         metavar="FRACTION",
     )
@@ -51,7 +54,8 @@ class Settings:
     )
     stage: str | None = _setting(
         None,
-        "folder on each node's own disk, to which the shards of a slice are copied while the previous one trains",
+        "folder on each node's own disk, to which the shards of a slice are copied while the "
+        "previous one trains",
         metavar="DIR",
     )
     engine: str = _setting(
@@ -93,13 +97,15 @@ class Run:
     num_slices: int  # that are trained
     slice_steps: int  # that OpenCLIP runs in a slice
     warnings: list[str] = field(default_factory=list)
-    gpu_batch_max: int | None = None  # the largest batch size per GPU, to split the batch on other machines
+    # the largest batch size per GPU, to split the batch on other machines
+    gpu_batch_max: int | None = None
     settings: Settings = DEFAULTS
     set: dict = field(default_factory=dict)  # values of --set, already applied to the recipe
 
     @staticmethod
     def open(folder: Path) -> "Run":
-        """Returns the run of a folder; InputError if its description cannot be read or has other fields."""
+        """Returns the run of a folder; InputError if its description cannot be read or has other
+        fields."""
         file, advice = folder / RECORD, "give superclip run the recipe and --out again"
         values = read_json(file, default={}).get("run")
         if values is None:
@@ -108,7 +114,9 @@ class Run:
         try:
             return Run.of_json(values, str(file))
         except (KeyError, TypeError) as error:
-            raise InputError(f"{file} is of another version of this package ({reason(error)}): {advice}") from error
+            raise InputError(
+                f"{file} is of another version of this package ({reason(error)}): {advice}"
+            ) from error
 
     @staticmethod
     def of_json(values: dict, file: str) -> "Run":
@@ -151,7 +159,8 @@ class Run:
 
     @property
     def kept_every(self) -> int:
-        """The number of slices between kept checkpoints, in addition to the newest and those at the ends of passes."""
+        """The number of slices between kept checkpoints, in addition to the newest and those at
+        the ends of passes."""
         slices = self.num_slices if self.is_table else self.recipe.slices
         return min(slices, math.ceil(self.num_slices / NUM_KEPT_LONG))
 
@@ -164,13 +173,17 @@ class Run:
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after this number of slices is kept permanently."""
-        ends_pass = not self.is_table and epoch % self.recipe.slices == 0  # every epoch of a table is a pass
+        # every epoch of a table is a pass
+        ends_pass = not self.is_table and epoch % self.recipe.slices == 0
         return epoch % self.kept_every == 0 or ends_pass
 
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        of_shards = {"train-num-samples": self.slice_samples, "superclip-slices": self.recipe.slices}
+        of_shards = {
+            "train-num-samples": self.slice_samples,
+            "superclip-slices": self.recipe.slices,
+        }
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
             "model": openclip_name(recipe.model),
@@ -184,12 +197,17 @@ class Run:
             "lr": recipe.lr,
             "warmup": recipe.warmup,
             "lr-scheduler": recipe.schedule,
-            **{name: getattr(recipe, name) for name in ("beta1", "beta2", "eps", "wd", "precision", "seed")},
+            **{
+                name: getattr(recipe, name)
+                for name in ("beta1", "beta2", "eps", "wd", "precision", "seed")
+            },
             "device": self.device,
             "horovod": self.settings.engine == "horovod",
             **recipe.flags,
         }
-        arguments = [argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)]
+        arguments = [
+            argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)
+        ]
         if recipe.superclip is not None:
             arguments.append("--superclip")
             for name, value in recipe.superclip.items():
@@ -197,7 +215,8 @@ class Run:
         return arguments
 
     def check_shards(self) -> list[str]:
-        """Returns warnings about the pattern of shards, reading none; InputError for too few shards or samples."""
+        """Returns warnings about the pattern of shards, reading none; InputError for too few
+        shards or samples."""
         if self.is_table:
             return []
         split = self._split()
@@ -213,9 +232,14 @@ class Run:
         config = self.recipe.caption_config
         if self.is_table:
             table = check_table(
-                self.data, self.recipe.columns, config, self.batch_size, self.world_size, "--data",
+                self.data,
+                self.recipe.columns,
+                config,
+                self.batch_size,
+                self.world_size,
+                "--data",
                 max_decoded=None if full else MAX_DECODED,
-            )  # fmt: skip
+            )
             bad = []
             for row, image, problem in table.bad:
                 bad.append({"shard": image, "row": row, "problem": problem})
@@ -244,7 +268,8 @@ class Run:
         return Split(*machines, self.recipe.slices, self.slice_samples, self.batch_size)
 
     def check_validation(self) -> list[str]:
-        """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate on it."""
+        """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate
+        on it."""
         val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
             table = check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
@@ -257,15 +282,29 @@ class Run:
         """Returns the plan for JSON and for run.json."""
         recipe = self.recipe
         return {
-            "recipe": recipe.name, "method": recipe.method, "model": recipe.model, "data": self.data,
-            "device": self.device, "nodes": self.nodes, "gpus_per_node": self.gpus_per_node,
-            "world_size": self.world_size, "global_batch_size": self.global_batch_size, "batch_size": self.batch_size,
-            "accum_freq": self.accum_freq, "workers": self.workers, "samples": self.samples,
-            "recipe_samples": recipe.samples, "steps": self.steps, "slices": self.recipe.slices,
-            "epochs": self.num_slices, "passes": self.num_slices / self.recipe.slices,
-            "slice_samples": self.slice_samples, "slice_steps": self.slice_steps, "warnings": self.warnings,
+            "recipe": recipe.name,
+            "method": recipe.method,
+            "model": recipe.model,
+            "data": self.data,
+            "device": self.device,
+            "nodes": self.nodes,
+            "gpus_per_node": self.gpus_per_node,
+            "world_size": self.world_size,
+            "global_batch_size": self.global_batch_size,
+            "batch_size": self.batch_size,
+            "accum_freq": self.accum_freq,
+            "workers": self.workers,
+            "samples": self.samples,
+            "recipe_samples": recipe.samples,
+            "steps": self.steps,
+            "slices": self.recipe.slices,
+            "epochs": self.num_slices,
+            "passes": self.num_slices / self.recipe.slices,
+            "slice_samples": self.slice_samples,
+            "slice_steps": self.slice_steps,
+            "warnings": self.warnings,
             "command": self.openclip_arguments(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -296,7 +335,9 @@ class Start:
     @staticmethod
     def open(file: str) -> "Start":
         values = read_json(Path(file))
-        return Start(**{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])})
+        return Start(
+            **{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])}
+        )
 
 
 def _argument(flag: str, value) -> list[str]:

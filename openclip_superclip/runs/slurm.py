@@ -1,4 +1,5 @@
-"""SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in, or one command."""
+"""SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in, or
+one command."""
 
 import operator
 import os
@@ -18,16 +19,26 @@ from ..errors import InputError
 from ..files import make_folder, shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
-NAMED = ("partition", "account", "qos", "time", "constraint")  # options of sbatch that are passed on unchanged
+# options of sbatch that are passed on unchanged
+NAMED = ("partition", "account", "qos", "time", "constraint")
 OF_JOB = re.compile(r"SLURM_(?!CONF|JWT|SACK)")  # variables of the job in which a job is submitted
 TIME = "24:00:00"  # the default of --time
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 OURS = {  # options of sbatch that the scripts set, and how to change them
-    "nodes": "--nodes", "gpus-per-node": "--gpus-per-node", "gpus": "--nodes and --gpus-per-node",
-    "cpus-per-task": "--cpus-per-node", "ntasks": "--nodes", "ntasks-per-node": "--gpus-per-node",
-    "array": "superclip study --slurm", "job-name": "--out", "output": "--out", "chdir": "cd DIR before the command",
-    **dict.fromkeys(("signal", "requeue", "no-requeue", "open-mode"), "a copy of slurm/train.sbatch"),
-}  # fmt: skip
+    "nodes": "--nodes",
+    "gpus-per-node": "--gpus-per-node",
+    "gpus": "--nodes and --gpus-per-node",
+    "cpus-per-task": "--cpus-per-node",
+    "ntasks": "--nodes",
+    "ntasks-per-node": "--gpus-per-node",
+    "array": "superclip study --slurm",
+    "job-name": "--out",
+    "output": "--out",
+    "chdir": "cd DIR before the command",
+    **dict.fromkeys(
+        ("signal", "requeue", "no-requeue", "open-mode"), "a copy of slurm/train.sbatch"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,21 @@ class Placement:
     gpus: int | None = None  # of this node, if set by SLURM
 
     def name_of_start(self, num_earlier: int) -> str:
-        """Returns the name of this start of a run, equal on all nodes, given the number of earlier starts.
+        """Returns the name of this start of a run, equal on all nodes, given the number of earlier
+        starts.
 
-        Earlier starts only count on a single node, because a shell there can start the run again within the same step.
+        Earlier starts only count on a single node, because a shell there can start the run again
+        within the same step.
         """
-        return f"local-{num_earlier}" if self.num_nodes == 1 else f"{self.job}.{self.step}-{self.restarts}"
+        return (
+            f"local-{num_earlier}"
+            if self.num_nodes == 1
+            else f"{self.job}.{self.step}-{self.restarts}"
+        )
 
     def num_processes(self, device: str) -> int:
-        """Returns the number of training processes here: one per GPU, or one on CPUs; InputError without a GPU."""
+        """Returns the number of training processes here: one per GPU, or one on CPUs; InputError
+        without a GPU."""
         if device == "cpu":
             return 1
         gpus = self.gpus
@@ -76,18 +94,24 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
         if num_nodes > 1:
             raise InputError(
-                f"job {job} has {num_nodes} nodes, and this process would use one of them: start it with "
-                "srun --ntasks-per-node=1, as slurm/train.sbatch does"
+                f"job {job} has {num_nodes} nodes, and this process would use one of them: "
+                "start it with srun --ntasks-per-node=1, as slurm/train.sbatch does"
             )
         return Placement(job=job, restarts=restarts, gpus=gpus)
-    num_nodes, num_tasks = int(environment["SLURM_STEP_NUM_NODES"]), int(environment["SLURM_STEP_NUM_TASKS"])
+    num_nodes, num_tasks = (
+        int(environment["SLURM_STEP_NUM_NODES"]),
+        int(environment["SLURM_STEP_NUM_TASKS"]),
+    )
     if num_tasks != num_nodes:
         raise InputError(
-            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one per node (--ntasks-per-node=1), "
-            "which starts a process for each GPU itself"
+            f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one per node "
+            "(--ntasks-per-node=1), which starts a process for each GPU itself"
         )
     if num_nodes > 1 and "MASTER_ADDR" not in environment:
-        raise InputError("MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch exports it")
+        raise InputError(
+            "MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch "
+            "exports it"
+        )
     return Placement(
         num_nodes=num_nodes,
         node=int(environment["SLURM_NODEID"]),
@@ -101,7 +125,8 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
 
 
 def minutes_of(time: str) -> float | None:
-    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for another text."""
+    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
+    another text."""
     days, is_with_days, rest = time.rpartition("-")
     try:
         numbers = [int(number) for number in rest.split(":")]
@@ -118,12 +143,15 @@ def time_left(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Returns the names of the run's nodes; SLURM's compressed list if scontrol is missing, as in a container."""
+    """Returns the names of the run's nodes; SLURM's compressed list if scontrol is missing, as
+    in a container."""
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return [socket.gethostname()]
     try:
-        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return [nodes]
     return listed.stdout.split()
@@ -139,7 +167,8 @@ class QueuedJob(NamedTuple):
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
-    """Returns this user's jobs by number and by ARRAY_TASK; {} without squeue, and None if it does not answer."""
+    """Returns this user's jobs by number and by ARRAY_TASK; {} without squeue, and None if it
+    does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -152,12 +181,19 @@ def my_jobs() -> dict[str, QueuedJob] | None:
 
 
 def has_job(job: str) -> bool:
-    """Returns whether SLURM has a job, of any user, in its queue; also true if SLURM does not answer."""
+    """Returns whether SLURM has a job, of any user, in its queue; also true if SLURM does not
+    answer."""
     try:
-        asked = subprocess.run(["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True)
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True
+        )
     except OSError:
         return True
-    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
+    return (
+        bool(asked.stdout.strip())
+        if asked.returncode == 0
+        else "Invalid job id" not in asked.stderr
+    )
 
 
 def this_host() -> str:
@@ -185,9 +221,13 @@ class SlurmJob:
         write_text(self.file, self.text)
         if shutil.which("sbatch") is None:
             file = shlex.quote(str(self.file))
-            raise InputError(f"sbatch was not found here: submit on a login node, with sbatch {file}")
+            raise InputError(
+                f"sbatch was not found here: submit on a login node, with sbatch {file}"
+            )
         environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
-        done = subprocess.run(self.command(dependency), capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            self.command(dependency), capture_output=True, text=True, env=environment
+        )
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
@@ -195,7 +235,8 @@ class SlurmJob:
 
 @dataclass(frozen=True)
 class SlurmRequest:
-    """The SLURM options that `superclip submit` and `superclip study --slurm` share, by their names there."""
+    """The SLURM options that `superclip submit` and `superclip study --slurm` share, by their
+    names there."""
 
     device: str
     nodes: int
@@ -220,17 +261,29 @@ class SlurmRequest:
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""
-    ) -> SlurmJob:  # fmt: skip
-        """Returns a job that trains or rehearses runs, given as folders with descriptions, or an array of such jobs.
+    ) -> SlurmJob:
+        """Returns a job that trains or rehearses runs, given as folders with descriptions, or an
+        array of such jobs.
 
         The folder of the script `file` contains the job's output and the copy of --setup.
         """
-        options = self._options(file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j")
-        options |= {"cpus-per-task": str(self.cpus_per_node)} if self.cpus_per_node else {"exclusive": "", "mem": "0"}
+        options = self._options(
+            file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j"
+        )
+        options |= (
+            {"cpus-per-task": str(self.cpus_per_node)}
+            if self.cpus_per_node
+            else {"exclusive": "", "mem": "0"}
+        )
         options |= {"array": array} if array else {}
         run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
         lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
-        lines = [*self._setup(file.parent), *lines, f"run={run}", f'command=("${{superclip[@]}}" {command} "$run")']
+        lines = [
+            *self._setup(file.parent),
+            *lines,
+            f"run={run}",
+            f'command=("${{superclip[@]}}" {command} "$run")',
+        ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(options)), ("command", lines)):
             before, _, rest = text.partition(f"# <{mark}>\n")
@@ -238,37 +291,60 @@ class SlurmRequest:
         return SlurmJob(file, text)
 
     def command(self, file: Path, name: str, arguments: Sequence[str]) -> SlurmJob:
-        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the partition has GPUs."""
-        options = self._options(file, name, 1, 1, "%j") | {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
+        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the
+        partition has GPUs."""
+        options = self._options(file, name, 1, 1, "%j") | {
+            "cpus-per-task": "1",
+            "requeue": "",
+            "open-mode": "append",
+        }
         lines = [
             "#!/bin/bash",
             *self._directives(options),
             *self._setup(file.parent),
             'eval "container=(${SUPERCLIP_CONTAINER:-})"',
-            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" "${superclip[@]}" '
-            + shlex.join(arguments),
+            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" '
+            '"${superclip[@]}" ' + shlex.join(arguments),
         ]
         return SlurmJob(file, "\n".join(lines) + "\n")
 
     def _options(self, file: Path, name: str, nodes: int, gpus: int, number: str) -> dict[str, str]:
         """Returns the common sbatch options of all jobs."""
-        # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's % as well.
+        # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's
+        # % as well.
         folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
         options = {"job-name": name, "nodes": str(nodes), "time": TIME}
-        options |= {"output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out", "chdir": str(Path.cwd())}
-        if self.device == "cuda" and "gres" not in self.sbatch:  # on clusters without --gpus-per-node
+        options |= {
+            "output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out",
+            "chdir": str(Path.cwd()),
+        }
+        # on clusters without --gpus-per-node
+        if self.device == "cuda" and "gres" not in self.sbatch:
             options["gpus-per-node"] = f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
-        if any(name.startswith("mem-per-") for name in self.sbatch):  # beside which sbatch refuses --mem
+        # beside which sbatch refuses --mem
+        if any(name.startswith("mem-per-") for name in self.sbatch):
             options = {name: value for name, value in options.items() if name != "mem"}
         given = {**options, **self.sbatch}.items()
-        return [f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}" for name, value in given]
+        return [
+            f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}"
+            for name, value in given
+        ]
 
     def _setup(self, folder: Path) -> list[str]:
-        """Returns the lines that set up the job and find `superclip`; in a container, on its own PATH."""
+        """Returns the lines that set up the job and find `superclip`; in a container, on its own
+        PATH."""
         setup = shlex.quote(f"{folder}/{SETUP}")
-        lines = [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'] if self.setup else []
+        lines = (
+            [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}']
+            if self.setup
+            else []
+        )
         superclip = f"{shlex.quote(sys.executable)} -m openclip_superclip"
-        return [*lines, f"superclip=({superclip})", '[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)']
+        return [
+            *lines,
+            f"superclip=({superclip})",
+            '[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)',
+        ]

@@ -1,4 +1,5 @@
-"""--stage: copies the shards that a node's ranks read to the node's own disk, a slice ahead of them."""
+"""--stage: copies the shards that a node's ranks read to the node's own disk, a slice ahead of
+them."""
 
 import contextlib
 import hashlib
@@ -53,20 +54,23 @@ CHUNK = 8 << 20  # bytes
 def check_stage(run: Run) -> None:
     """Raises InputError if the run's data cannot be copied shard by shard."""
     if run.is_table:
-        raise InputError(f"--stage copies shards, and --data {run.data} is a table: leave --stage out")
+        raise InputError(
+            f"--stage copies shards, and --data {run.data} is a table: leave --stage out"
+        )
     remote = next(filter(is_remote, expand(run.data)), None)
     if remote:
         raise InputError(
-            f"--stage copies files, and --data holds '{remote}', which each rank streams itself: give --data shards on "
-            "a file system that the nodes share, or leave --stage out"
+            f"--stage copies files, and --data holds '{remote}', which each rank streams "
+            "itself: give --data shards on a file system that the nodes share, or leave --stage out"
         )
 
 
 class Staging:
     """A context in which one node's shards are copied; the copies are removed at the end.
 
-    A node copies the shards that its own ranks read, of the current slice and the next one, to the folder `stage` on
-    its disk, which may contain environment variables: $TMPDIR. Copies of a killed start are removed.
+    A node copies the shards that its own ranks read, of the current slice and the next one, to the
+    folder `stage` on its disk, which may contain environment variables: $TMPDIR. Copies of a killed
+    start are removed.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):
@@ -82,11 +86,12 @@ class Staging:
         self.has_failed = False
 
     def __enter__(self) -> "Staging":
-        """Removes old copies, checks the disk, and starts to copy; InputError if the disk is missing or too small."""
+        """Removes old copies, checks the disk, and starts to copy; InputError if the disk is
+        missing or too small."""
         if not self.disk.is_dir() or not os.access(self.disk, os.W_OK):
             raise InputError(
-                f"--stage is {self.disk} on {this_host()}; expected a folder there that can be written to, such as "
-                "/local or $TMPDIR in quotes"
+                f"--stage is {self.disk} on {this_host()}; expected a folder there that can be "
+                "written to, such as /local or $TMPDIR in quotes"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.epoch = run_outputs.newest(self.checkpoints)
@@ -100,15 +105,22 @@ class Staging:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _copy_slices(self) -> None:
-        """Copies the current slice and the next one, and another one whenever a slice is trained."""
+        """Copies the current slice and the next one, and another one whenever a slice is
+        trained."""
         try:
             for epoch in range(self.epoch, self.run.num_slices):
                 while self.epoch < epoch - 1:
                     if self.stop.wait(1):
                         return
                     self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
-                wanted = {self.staged.copy_of(shard) for one in range(self.epoch, epoch) for shard in self._shards(one)}
-                for copy in [path for path in self.folder.rglob("*") if path.is_file() and path not in wanted]:
+                wanted = {
+                    self.staged.copy_of(shard)
+                    for one in range(self.epoch, epoch)
+                    for shard in self._shards(one)
+                }
+                for copy in [
+                    path for path in self.folder.rglob("*") if path.is_file() and path not in wanted
+                ]:
                     copy.unlink(missing_ok=True)
                 with ThreadPoolExecutor(COPIES) as pool:
                     list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
@@ -119,15 +131,17 @@ class Staging:
             self.first.set()  # even after an error: the ranks then read the originals
 
     def _shards(self, epoch: int) -> list[str]:
-        """Returns the shards of a slice that this node's ranks read, in their order; none after the last slice."""
+        """Returns the shards of a slice that this node's ranks read, in their order; none after
+        the last slice."""
         if epoch >= self.run.num_slices:
             return []
         run, of_node = self.run, self.placement.node
         places = slice_of(len(self.names), run.recipe.slices, run.recipe.seed, epoch)
         return [
-            self.names[index] for place, index in enumerate(places)
+            self.names[index]
+            for place, index in enumerate(places)
             if place % run.world_size // run.gpus_per_node == of_node
-        ]  # fmt: skip
+        ]
 
     def _check_disk(self) -> None:
         needed = 0
@@ -137,8 +151,10 @@ class Staging:
         free = shutil.disk_usage(self.disk).free
         if free < needed:
             raise InputError(
-                f"--stage: the disk of {self.disk} on {this_host()} has {bytes_text(free)} free, and two slices of its "
-                f"ranks' shards take {bytes_text(needed)}: give a larger disk, more nodes, or the recipe more slices"
+                f"--stage: the disk of {self.disk} on {this_host()} has {bytes_text(free)} "
+                "free, and two slices of its "
+                f"ranks' shards take {bytes_text(needed)}: give a larger disk, more nodes, or "
+                "the recipe more slices"
             )
 
     def _copy(self, shard: str) -> None:
@@ -159,9 +175,11 @@ class Staging:
         except OSError as error:
             if not self.has_failed:
                 print(
-                    f"superclip run: --stage: {shard} is read from its original path, because copying failed "
-                    f"({error.strerror or error}); others are not reported", file=sys.stderr, flush=True,
-                )  # fmt: skip
+                    f"superclip run: --stage: {shard} is read from its original path, because "
+                    f"copying failed ({error.strerror or error}); others are not reported",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self.has_failed = True
         finally:
             with contextlib.suppress(OSError):

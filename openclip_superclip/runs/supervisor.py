@@ -1,4 +1,5 @@
-"""Supervises a run on one of its nodes: checks, training, how it continues after a failure, the recorded state."""
+"""Supervises a run on one of its nodes: checks, training, how it continues after a failure, the
+recorded state."""
 
 import contextlib
 import os
@@ -10,7 +11,14 @@ from dataclasses import replace
 from datetime import datetime
 
 from ..checkpoints import run_outputs
-from ..checkpoints.resume import BEGAN_WITH, beginning, check_beginning, differences, read_beginning, resumed_checkpoint
+from ..checkpoints.resume import (
+    BEGAN_WITH,
+    beginning,
+    check_beginning,
+    differences,
+    read_beginning,
+    resumed_checkpoint,
+)
 from ..checkpoints.validation import best_epoch
 from ..errors import InputError
 from ..files import make_folder
@@ -39,26 +47,41 @@ class Stalled(Exception):
 class NodeTraining:
     """Trains a run on this node, into a folder.
 
-    Every node runs its ranks, and ends with an error when one of them fails: srun then ends the other nodes. Only the
-    first node writes to the folder; the others write the failures of their ranks beside the ranks' logs.
+    Every node runs its ranks, and ends with an error when one of them fails: srun then ends the
+    other nodes. Only the first node writes to the folder; the others write the failures of their
+    ranks beside the ranks' logs.
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, measures: bool = False):
         settings = run.settings
         self.accept_changes = settings.accept_changes and not _accepted_before(placement, folder)
-        run = replace(run, settings=replace(settings, accept_changes=False))  # later starts accept no changes
+        # later starts accept no changes
+        run = replace(run, settings=replace(settings, accept_changes=False))
         self.run, self.placement, self.folder = run, placement, folder
         num_local = len(list(folder.path.glob("ranks/local-*")))
         self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
-        arguments = [*run.openclip_arguments(), "--logs", str(folder.path.parent), "--name", folder.path.name]
+        arguments = [
+            *run.openclip_arguments(),
+            "--logs",
+            str(folder.path.parent),
+            "--name",
+            folder.path.name,
+        ]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
-        arguments += ["--superclip-accept-changes"] if self.accept_changes and not run.is_table else []
+        arguments += (
+            ["--superclip-accept-changes"] if self.accept_changes and not run.is_table else []
+        )
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
-            run, self.logs, arguments, placement.node, placement.master_addr,
+            run,
+            self.logs,
+            arguments,
+            placement.node,
+            placement.master_addr,
             placement.master_port if placement.num_nodes > 1 else process.free_port(),
-            str(self.staging.folder) if self.staging else None, measures,
-        )  # fmt: skip
+            str(self.staging.folder) if self.staging else None,
+            measures,
+        )
         self.progress = Progress(run, self.logs)
         self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
         self.last_beat = 0.0
@@ -79,7 +102,9 @@ class NodeTraining:
             with contextlib.suppress(OSError):
                 found[0].write(self.logs / f"node_{self.placement.node}.error.json")
         if found:  # the first node prints the traceback of the failure that caused the others
-            print(f"superclip run: {recovery.first_failure(found).text}", file=sys.stderr, flush=True)
+            print(
+                f"superclip run: {recovery.first_failure(found).text}", file=sys.stderr, flush=True
+            )
         return 1 if found else 0
 
     def _is_finished(self) -> bool:
@@ -96,19 +121,32 @@ class NodeTraining:
             values = self._checked()
             for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
-            folder.start(self.run, self.placement, self.start.arguments, self.logs.name, self.accept_changes, **values)
+            folder.start(
+                self.run,
+                self.placement,
+                self.start.arguments,
+                self.logs.name,
+                self.accept_changes,
+                **values,
+            )
             try:
                 self._check_starts()
                 self._check_disk()
                 folder.note(data_check=accepted_data(self.run, "run"))
                 return self._end(self._train())
             except Stopped as stop:
-                folder.end(PREEMPTED, f"stopped by {stop}", Requeue() if stop.before_time_is_up else None)
+                folder.end(
+                    PREEMPTED, f"stopped by {stop}", Requeue() if stop.before_time_is_up else None
+                )
                 if failure := self._failure_before(stop):
                     return self._end(failure)
                 raise
             except Exception as error:
-                text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                text = (
+                    str(error)
+                    if isinstance(error, InputError)
+                    else f"{type(error).__name__}: {error}"
+                )
                 folder.end(FAILED, f"{text}{self._full_disk()}")
                 raise
 
@@ -119,7 +157,8 @@ class NodeTraining:
             self.folder.check_plan("give --out another folder", data=self.run.data)
 
     def _checked(self) -> dict:
-        """Returns what this start adds to run.json; InputError if it may not train into the folder."""
+        """Returns what this start adds to run.json; InputError if it may not train into the
+        folder."""
         folder = self.folder
         with self._noted():
             if not self.accept_changes:
@@ -134,8 +173,14 @@ class NodeTraining:
                 check_beginning(folder.path, now, "--accept-changes")
         changes = folder.record().get("changes", [])
         if changed:
-            changes = [*changes, {"when": _now(), "start": len(folder.attempts), "changed": changed}]
-        return {BEGAN_WITH: now if changed or not before["versions"] else before, "changes": changes}
+            changes = [
+                *changes,
+                {"when": _now(), "start": len(folder.attempts), "changed": changed},
+            ]
+        return {
+            BEGAN_WITH: now if changed or not before["versions"] else before,
+            "changes": changes,
+        }
 
     @contextlib.contextmanager
     def _noted(self):
@@ -182,11 +227,14 @@ class NodeTraining:
         self._beat(at_once=True)
         each_second()
         if run_outputs.newest(self.folder.checkpoints) < run.num_slices:
-            return Failure("the training", f"it ended without checkpoints/epoch_{run.num_slices}.pt")
+            return Failure(
+                "the training", f"it ended without checkpoints/epoch_{run.num_slices}.pt"
+            )
         return None
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
-        """Runs this node's ranks to their end, after staging the first slice; returns their failures."""
+        """Runs this node's ranks to their end, after staging the first slice; returns their
+        failures."""
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
         with self.staging or contextlib.nullcontext():
@@ -197,7 +245,8 @@ class NodeTraining:
             return process.run_ranks(self.start, each_second)
 
     def _cause(self, patience: float) -> Failure | None:
-        """Returns the failure that caused the others, for which another node may need some seconds; None without one.
+        """Returns the failure that caused the others, for which another node may need some seconds;
+        None without one.
 
         If only connections were closed, the nodes that have not reported a failure are lost.
         """
@@ -220,7 +269,8 @@ class NodeTraining:
         if stop.before_time_is_up:
             return None
         failure = self._cause(PATIENCE_AT_STOP) if self.placement.num_nodes > 1 else None
-        if failure and failure.kind == CONNECTION and not self.failures:  # other nodes have stopped a moment before
+        # other nodes have stopped a moment before
+        if failure and failure.kind == CONNECTION and not self.failures:
             return None
         return failure
 
@@ -229,9 +279,15 @@ class NodeTraining:
         self._beat(at_once=True)
         if failure is None:
             folder.end(FINISHED)
-            print(f"superclip run: finished; {folder.checkpoints}/epoch_{self.run.num_slices}.pt", flush=True)
+            print(
+                f"superclip run: finished; {folder.checkpoints}/epoch_{self.run.num_slices}.pt",
+                flush=True,
+            )
             if best := best_epoch(folder.path):
-                print(f"superclip run: {best}; superclip export {folder.path} --best exports it", flush=True)
+                print(
+                    f"superclip run: {best}; superclip export {folder.path} --best exports it",
+                    flush=True,
+                )
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
         if failure.kind == LOSS:
@@ -262,10 +318,13 @@ class NodeTraining:
         self.last_beat = now
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = run_outputs.newest(self.folder.checkpoints)
-            self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch))
+            self.folder.beat(
+                epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch)
+            )
 
     def _make_room(self) -> None:
-        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be recorded."""
+        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
+        recorded."""
         self._full_disk()
         run_outputs.quarantine(self.folder.checkpoints, run_outputs.is_complete, None)
 
@@ -277,16 +336,19 @@ class NodeTraining:
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""
         if (
-            recovery.starts_without_slice(self.folder.attempts, run_outputs.newest(self.folder.checkpoints))
+            recovery.starts_without_slice(
+                self.folder.attempts, run_outputs.newest(self.folder.checkpoints)
+            )
             > MAX_STARTS
         ):
             raise InputError(
-                f"the run was started {MAX_STARTS} times and stopped before a slice was trained: give the job more "
-                "--time, or the recipe more slices"
+                f"the run was started {MAX_STARTS} times and stopped before a slice was "
+                "trained: give the job more --time, or the recipe more slices"
             )
 
     def _check_disk(self) -> None:
-        """Raises InputError, with the free and the needed bytes, if the disk is too small; quotas are not read."""
+        """Raises InputError, with the free and the needed bytes, if the disk is too small;
+        quotas are not read."""
         folder, there = self.folder, run_outputs.checkpoints(self.folder.checkpoints)
         if max(there, default=0) >= self.run.num_slices:
             return
@@ -296,8 +358,10 @@ class NodeTraining:
         free, needed = shutil.disk_usage(folder.path).free, num_more * size
         if free < needed:
             raise InputError(
-                f"--out: the disk of {folder.path} has {bytes_text(free)} free, and {num_more} more checkpoints of "
-                f"{bytes_text(size)} need {bytes_text(needed)}: free some space, or give --out another folder"
+                f"--out: the disk of {folder.path} has {bytes_text(free)} free, and {num_more} "
+                "more checkpoints of "
+                f"{bytes_text(size)} need {bytes_text(needed)}: free some space, or give --out "
+                "another folder"
             )
 
     def _log(self, text: str) -> None:

@@ -1,4 +1,5 @@
-"""Horovod's ranks train as torch.distributed's do, whoever starts them; what --horovod breaks is refused."""
+"""Horovod's ranks train as torch.distributed's do, whoever starts them; what --horovod breaks is
+refused."""
 
 import json
 import os
@@ -31,8 +32,12 @@ SLURM = Path(__file__).parents[2] / "slurm"
 EQUAL = {  # what trains the same under Horovod
     "a table": "--superclip",
     "gathered features": "--superclip --gather-with-grad",
-    "the released recipe": "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16",
-    "shards, mixed captions": "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt",
+    "the released recipe": (
+        "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16"
+    ),
+    "shards, mixed captions": (
+        "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt"
+    ),
     "shards, plain CLIP": "{scenes}",
 }
 
@@ -55,15 +60,31 @@ class Horovod(NamedTuple):
         return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
     def horovodrun(self, command: list[str], cwd: Path, *first: Path) -> None:
-        """Runs a command on two ranks; packages in the folders of `first` hide others of their name."""
-        horovodrun = [sys.executable, self.folder / "bin/horovodrun", "-np", "2", "--gloo", *command]
-        done = subprocess.run(horovodrun, env=self.environment(*first), cwd=cwd, capture_output=True, text=True)
+        """Runs a command on two ranks; packages in the folders of `first` hide others of their
+        name."""
+        horovodrun = [
+            sys.executable,
+            self.folder / "bin/horovodrun",
+            "-np",
+            "2",
+            "--gloo",
+            *command,
+        ]
+        done = subprocess.run(
+            horovodrun, env=self.environment(*first), cwd=cwd, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     def run(self, jobs: dict, folder: Path) -> dict[str, list[Run]]:
         """Returns what the jobs of horovod_interpreter.py left behind."""
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        command = [sys.executable, "-m", "support.horovod_interpreter", folder / "jobs.json", folder / "runs.json"]
+        command = [
+            sys.executable,
+            "-m",
+            "support.horovod_interpreter",
+            folder / "jobs.json",
+            folder / "runs.json",
+        ]
         tests = Path(__file__).parents[1]
         done = subprocess.run(command, env=self.environment(tests), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -80,19 +101,22 @@ def build_wheel(**variables: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def wheel(pytestconfig, tmp_path_factory) -> str:
-    """Horovod for this PyTorch, built the quickest way, without optimisation, or kept from before."""
+    """Horovod for this PyTorch, built the quickest way, without optimisation, or kept from
+    before."""
     if not shutil.which("g++"):
         pytest.skip("Horovod is built, which needs g++")
     folder = tmp_path_factory.mktemp("compiler")
     compiler, gloo = folder / "g++", folder / "gloo.cmake"
     compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')
     compiler.chmod(0o755)
-    gloo.write_text("set(CMAKE_UNITY_BUILD_BATCH_SIZE 4)\n")  # in other groups, names of its files clash
+    # in other groups, names of its files clash
+    gloo.write_text("set(CMAKE_UNITY_BUILD_BATCH_SIZE 4)\n")
     several_files_at_once = "-DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=10"
     built = build_wheel(
-        CXX=str(compiler), XDG_CACHE_HOME=str(pytestconfig.cache.mkdir("horovod")),
+        CXX=str(compiler),
+        XDG_CACHE_HOME=str(pytestconfig.cache.mkdir("horovod")),
         CMAKE_ARGS=f"{several_files_at_once} -DCMAKE_PROJECT_gloo_INCLUDE={gloo}",
-    )  # fmt: skip
+    )
     assert built.returncode == 0, built.stderr
     return built.stdout.strip()
 
@@ -100,7 +124,9 @@ def wheel(pytestconfig, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def horovod(wheel, tmp_path_factory) -> Horovod:
     folder = tmp_path_factory.mktemp("horovod")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True
+    )
     return Horovod(folder)
 
 
@@ -115,10 +141,21 @@ def scenes(tmp_path_factory) -> str:
 def flags_of(shards, scenes, small_model, train_flags):
     """A function that returns the flags of a short run, given those that it is about."""
     webdataset = "--dataset-type webdataset --train-num-samples 64 --train-data"
-    data = {"shards": f"{webdataset} {shards}", "scenes": f"{webdataset} {scenes} --superclip-slices 2"}
+    data = {
+        "shards": f"{webdataset} {shards}",
+        "scenes": f"{webdataset} {scenes} --superclip-slices 2",
+    }
 
     def flags(text: str) -> list[str]:
-        short = ["--model", small_model, "--batch-size", "10", "--precision", "fp32", *WHOLE_PICTURES]
+        short = [
+            "--model",
+            small_model,
+            "--batch-size",
+            "10",
+            "--precision",
+            "fp32",
+            *WHOLE_PICTURES,
+        ]
         return [*train_flags, *short, *text.format(**data).split()]
 
     return flags
@@ -143,7 +180,12 @@ def runs(horovod, folder, flags_of) -> dict[str, list[Run]]:
         "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
     }
     jobs = {
-        name: [function, ranks, f"{folder}/{'resumed' if name == 'stopped' else name}", flags_of(flags)]
+        name: [
+            function,
+            ranks,
+            f"{folder}/{'resumed' if name == 'stopped' else name}",
+            flags_of(flags),
+        ]
         for name, (function, ranks, flags) in train.items()
     }
     return horovod.run(jobs, folder)
@@ -156,7 +198,9 @@ def test_the_wheel_is_built_once_for_each_pytorch(wheel):
 
 
 @pytest.mark.parametrize(("name", "flags"), EQUAL.items(), ids=EQUAL)
-def test_training_under_horovod_equals_ddp_bit_for_bit(name, flags, runs, folder, flags_of, tmp_path):
+def test_training_under_horovod_equals_ddp_bit_for_bit(
+    name, flags, runs, folder, flags_of, tmp_path
+):
     assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
     ddp = completed(superclip_train, *flags_of(flags), world_size=2, cwd=tmp_path)
     assert len(ddp[0].losses()) >= 3
@@ -170,7 +214,9 @@ def test_a_run_under_horovod_resumes_to_the_weights_of_one_that_never_stopped(ru
     for name in ("unbroken", "stopped", "resumed"):
         assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
     assert "resuming checkpoint" in runs["resumed"][1].output
-    unbroken, resumed = (load(folder / name / "logs" / name, epoch=2) for name in ("unbroken", "resumed"))
+    unbroken, resumed = (
+        load(folder / name / "logs" / name, epoch=2) for name in ("unbroken", "resumed")
+    )
     for part in ("state_dict", "optimizer"):
         torch.testing.assert_close(resumed[part], unbroken[part], rtol=0, atol=0)
 
@@ -183,14 +229,19 @@ def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_dig
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_horovod_breaks_is_refused_before_anything_is_loaded(flags, reason, train_flags, monkeypatch, refusal):
+def test_what_horovod_breaks_is_refused_before_anything_is_loaded(
+    flags, reason, train_flags, monkeypatch, refusal
+):
     monkeypatch.setattr(checks, "check_horovod", lambda: None)
     assert reason in refusal(*train_flags, "--precision", "fp32", "--horovod", *flags.split())
 
 
 def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
     few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
-    recipe, settings = read_recipe("demo/superclip_demo-model_8k_bs64", few), Settings(engine="horovod")
+    recipe, settings = (
+        read_recipe("demo/superclip_demo-model_8k_bs64", few),
+        Settings(engine="horovod"),
+    )
     with pytest.raises(InputError, match="--horovod does not work with --accum-freq 2"):
         make_run(recipe, data=scenes, gpu_batch_max=32, device="cpu", settings=settings)
 
@@ -210,9 +261,15 @@ def test_without_horovod_the_error_names_the_script_that_builds_it(train_flags, 
 # Other processes that start the ranks
 
 
-def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(horovod, runs, folder, flags_of, tmp_path):
+def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(
+    horovod, runs, folder, flags_of, tmp_path
+):
     installed = Path(open_clip.__file__).parent.parent
-    for part in ("open_clip", "open_clip_train", f"open_clip_torch-{version('open_clip_torch')}.dist-info"):
+    for part in (
+        "open_clip",
+        "open_clip_train",
+        f"open_clip_torch-{version('open_clip_torch')}.dist-info",
+    ):
         shutil.copytree(installed / part, tmp_path / "patched" / part)
     assert superclip_main(["patch", "apply", "--source", str(tmp_path / "patched")]) == 0
     train = [sys.executable, "-m", "open_clip_train.main", *flags_of("--superclip --horovod")]
@@ -225,26 +282,34 @@ def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(horovod
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """A recipe of one pass over 12 shards, in slices."""
-    return write_recipe(tmp_path_factory.mktemp("recipe"), passes=1, eps=1e-5)  # 1e-6 shows how sums are rounded
+    # 1e-6 shows how sums are rounded
+    return write_recipe(tmp_path_factory.mktemp("recipe"), passes=1, eps=1e-5)
 
 
 def train_with_ddp(recipe: Path, world_size: int) -> tuple[list[str], dict]:
-    """Returns the recipe's command for so many ranks, and the weights that torch.distributed's train."""
+    """Returns the recipe's command for so many ranks, and the weights that torch.distributed's
+    train."""
     plan = make_run(read_recipe(str(recipe)), gpus_per_node=world_size, device="cpu")
     name = f"ddp{world_size}"
     argv = [*plan.openclip_arguments(), "--name", name]
     completed(superclip_train, *argv, world_size=world_size, cwd=recipe.parent)
-    return plan.openclip_arguments(), load(recipe.parent / "logs" / name, epoch=SLICES)["state_dict"]
+    return plan.openclip_arguments(), load(recipe.parent / "logs" / name, epoch=SLICES)[
+        "state_dict"
+    ]
 
 
 @pytest.mark.slurm
-def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(cluster, horovod, recipe):
+def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(
+    cluster, horovod, recipe
+):
     variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"]}
     submit = ["superclip", "submit", recipe, "--engine", "horovod", "--device", "cpu"]
     nodes = ["--nodes", "2", "--gpus-per-node", "1", "--out", "runs/submitted"]
     printed = cluster.call(*submit, *nodes, cwd=recipe.parent, **variables)
     job, run = printed.split()[1], recipe.parent / "runs/submitted"
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()[-4000:]
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()[
+        -4000:
+    ]
     assert state(run)["state"] == "finished"
     assert json.loads((run / "run.json").read_text())["hosts"] == ["node1", "node2"]
     assert "Running in horovod mode" in (run / "out.log").read_text()

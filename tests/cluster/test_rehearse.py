@@ -1,4 +1,5 @@
-"""`superclip rehearse`: two ranks that are stopped and resumed, what they measure, and what a plan makes of it."""
+"""`superclip rehearse`: two ranks that are stopped and resumed, what they measure, and what a
+plan makes of it."""
 
 import json
 import re
@@ -33,7 +34,9 @@ def rehearsed(tmp_path_factory) -> dict:
     slow = write_slow_loss(folder / "slow", 0.1)
     (out / "uninterrupted").mkdir(parents=True)
     write_json(out / "uninterrupted/run.json", {"attempts": [{"job": "17"}]})
-    code = run_superclip(command, folder / "printed", folder, PYTHONPATH=str(slow), **job("17", "1"))
+    code = run_superclip(
+        command, folder / "printed", folder, PYTHONPATH=str(slow), **job("17", "1")
+    )
     printed = (folder / "printed").read_text()
     assert code == 0, printed
     summary = json.loads((out / "rehearsal.json").read_text())
@@ -47,8 +50,13 @@ def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
         ("finished", None),
     ]
     assert rehearsed["summary"]["resumed"] == {
-        "steps": 24, "different": 0, "missing": 0, "largest": 0, "equal_weights": True, "repeats": True,
-    }  # fmt: skip
+        "steps": 24,
+        "different": 0,
+        "missing": 0,
+        "largest": 0,
+        "equal_weights": True,
+        "repeats": True,
+    }
     assert "with equal losses in all 24 steps and equal weights" in rehearsed["printed"]
 
 
@@ -72,8 +80,8 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     disturbed = (
         "def disturbed(**features):\n"
         "    time.sleep(0.1)  # the signal must come before the last step\n"
-        "    return {name: (2 if args.resume else 1) * value for name, value in loss(**features).items()}\n"
-        "return disturbed\n"
+        "    return {name: (2 if args.resume else 1) * value for name, value in "
+        "loss(**features).items()}\nreturn disturbed\n"
     )
     plugin = write_plugin(tmp_path / "plugin", disturbed)
     recipe, out = write_recipe(tmp_path, batch=4), tmp_path / "out"
@@ -90,22 +98,51 @@ def test_a_plan_uses_it(rehearsed, capsys):
     command = ["plan", str(rehearsed["recipe"]), *HERE, "--gpus-per-node", "2"]
     assert main([*command, "--rehearsal", str(rehearsed["out"] / "rehearsal.json"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["cost"]["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
+    assert (
+        printed["cost"]["samples_per_second"]
+        == rehearsed["summary"]["samples_per_second"]["median"]
+    )
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, job("18", "1"), job("17", "0"), job("17", "3")], ids=["shell", "other job", "step", "restarts"]
+    "environment",
+    [{}, job("18", "1"), job("17", "0"), job("17", "3")],
+    ids=["shell", "other job", "step", "restarts"],
 )
-def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(environment, rehearsed, monkeypatch, capsys):
+def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(
+    environment, rehearsed, monkeypatch, capsys
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert main(["rehearse", str(rehearsed["recipe"]), *HERE, "--nproc", "2", "--out", str(rehearsed["out"])]) == 1
-    assert "contains a rehearsal: remove it, or give --out another folder" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "rehearse",
+                str(rehearsed["recipe"]),
+                *HERE,
+                "--nproc",
+                "2",
+                "--out",
+                str(rehearsed["out"]),
+            ]
+        )
+        == 1
+    )
+    assert (
+        "contains a rehearsal: remove it, or give --out another folder" in capsys.readouterr().err
+    )
 
 
-def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued(rehearsed, tmp_path):
-    plugin = write_plugin(tmp_path / "plugin", f"os.kill(os.getppid(), {signal.SIGUSR1:d})\nreturn loss\n")
-    command, printed = ["rehearse", rehearsed["recipe"], *HERE, "--out", tmp_path / "out"], tmp_path / "printed"
+def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued(
+    rehearsed, tmp_path
+):
+    plugin = write_plugin(
+        tmp_path / "plugin", f"os.kill(os.getppid(), {signal.SIGUSR1:d})\nreturn loss\n"
+    )
+    command, printed = (
+        ["rehearse", rehearsed["recipe"], *HERE, "--out", tmp_path / "out"],
+        tmp_path / "printed",
+    )
     assert run_superclip(command, printed, rehearsed["recipe"].parent, PYTHONPATH=str(plugin)) == 1
     assert "superclip rehearse: stopped by SIGUSR1" in printed.read_text()
 

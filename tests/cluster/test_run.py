@@ -37,20 +37,26 @@ def start(recipe: Path, run: Path, *arguments, **variables: str) -> subprocess.P
     """Starts `superclip run` beside the recipe, its output in a file beside the folder."""
     command = [SUPERCLIP, "run", str(recipe), "--out", str(run), *(arguments or TWO_PROCESSES)]
     with open(run.with_suffix(".output"), "a") as output:
-        return subprocess.Popen(command, cwd=recipe.parent, stdout=output, stderr=output, env=os.environ | variables)
+        return subprocess.Popen(
+            command, cwd=recipe.parent, stdout=output, stderr=output, env=os.environ | variables
+        )
 
 
 def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str]:
     """Runs it to its end, and returns its exit code and output."""
     if "PYTHONPATH" in variables:
         variables["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
-    command, output = ["run", recipe, "--out", run, *(arguments or TWO_PROCESSES)], run.with_suffix(".output")
+    command, output = (
+        ["run", recipe, "--out", run, *(arguments or TWO_PROCESSES)],
+        run.with_suffix(".output"),
+    )
     code = run_superclip(command, output, recipe.parent, **variables)
     return code, output.read_text()
 
 
 def start_in_slice(recipe: Path, run: Path, number: int, *arguments) -> subprocess.Popen:
-    """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks stopped there."""
+    """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks
+    stopped there."""
     before = num_begun(run)
     process = start(recipe, run, *arguments)
     stop_in_slice(process, run, before + number)
@@ -67,10 +73,14 @@ def stop_in_slice(process: subprocess.Popen, run: Path, number: int) -> None:
     """Stops the ranks of `superclip run` once the folder's `number`-th slice is begun."""
     deadline = time.monotonic() + 300
     while num_begun(run) < number:
-        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(
+            ".output"
+        ).read_text()
         time.sleep(0.02)
     while len(ranks(run)) < 2:  # a process is not found while it is being started
-        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(".output").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(
+            ".output"
+        ).read_text()
     signal_ranks(run, signal.SIGSTOP)
 
 
@@ -85,8 +95,12 @@ def ranks(run: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             command = (process / "cmdline").read_text().split("\0")
-            if "openclip_superclip.runs.rank" in command and any(word.startswith(f"{run}/ranks/") for word in command):
-                variables = dict(one.partition("=")[::2] for one in (process / "environ").read_text().split("\0"))
+            if "openclip_superclip.runs.rank" in command and any(
+                word.startswith(f"{run}/ranks/") for word in command
+            ):
+                variables = dict(
+                    one.partition("=")[::2] for one in (process / "environ").read_text().split("\0")
+                )
                 alive[variables.get("RANK", "")] = int(process.name)
     return [alive[rank] for rank in sorted(alive)]
 
@@ -97,7 +111,8 @@ def assert_no_rank_is_left(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("run"), batch=4)  # many steps: time to kill a rank in the midst of them
+    # many steps: time to kill a rank in the midst of them
+    return write_recipe(tmp_path_factory.mktemp("run"), batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +126,24 @@ def undisturbed(recipe) -> Path:
 def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     found = state(undisturbed)
     assert found.pop("samples_per_second") > 0
-    assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(found.pop("heartbeat"))
+    assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(
+        found.pop("heartbeat")
+    )
     assert found == {
-        "state": "finished", "job": None, "error": None, "restarts": 0, "epoch": 6, "slices": 6, "step": 96,
-        "steps": 96, "expected_end": None, "unreadable": {"shards": 0, "samples": 0}, "next": None, "without": None,
+        "state": "finished",
+        "job": None,
+        "error": None,
+        "restarts": 0,
+        "epoch": 6,
+        "slices": 6,
+        "step": 96,
+        "steps": 96,
+        "expected_end": None,
+        "unreadable": {"shards": 0, "samples": 0},
+        "next": None,
+        "without": None,
         "requeues": 0,
-    }  # fmt: skip
+    }
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
     assert (described := Run.open(undisturbed)).recipe.wd == 0.1
@@ -128,31 +155,51 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     assert record["data_check"]["found"] == 12
     assert record["versions"]["open_clip_torch"]
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
-    assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [("finished", 2 * SLICES)]
+    assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [
+        ("finished", 2 * SLICES)
+    ]
     assert "wd: 0.1" in (undisturbed / "params.txt").read_text()
     assert len(list(undisturbed.glob("ranks/*/rank_[01].log"))) == 2
 
 
-def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_ends_of_passes(undisturbed):
+def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_ends_of_passes(
+    undisturbed,
+):
     kept = {path.name for path in (undisturbed / "checkpoints").iterdir()}
     assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
-def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undisturbed, recipe, capsys):
+def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(
+    undisturbed, recipe, capsys
+):
     before = (undisturbed / "run.json").read_bytes()
     assert main(["run", str(undisturbed)]) == 0
     assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
     assert (undisturbed / "run.json").read_bytes() == before
     assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
-    assert f"--set: the options of the run {undisturbed} are in its run.json" in capsys.readouterr().err
-    other = ["run", str(recipe), "--out", str(undisturbed), "--set", "wd=0.3", "--device", "cpu", "--accept-changes"]
+    assert (
+        f"--set: the options of the run {undisturbed} are in its run.json"
+        in capsys.readouterr().err
+    )
+    other = [
+        "run",
+        str(recipe),
+        "--out",
+        str(undisturbed),
+        "--set",
+        "wd=0.3",
+        "--device",
+        "cpu",
+        "--accept-changes",
+    ]
     assert main(other) == 1
     assert "wd is 0.1 there and 0.3 here; give --out another folder" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def troubled(recipe) -> dict:
-    """One run that is stopped, killed and damaged in every slice, and what was seen of it each time.
+    """One run that is stopped, killed and damaged in every slice, and what was seen of it each
+    time.
 
     Its shards are copied to a disk that no other run has.
     """
@@ -207,12 +254,22 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     assert troubled["after Ctrl-C"] == (128 + signal.SIGINT, "preempted", "stopped by SIGINT")
     code, lost, error = troubled["after kill -9"]
     assert (code, lost) == (-signal.SIGKILL, "lost")
-    assert re.match(r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", error)
+    assert re.match(
+        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", error
+    )
     output = troubled["after a rank was killed"]
-    assert f"rank 1 on {host} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
+    assert (
+        f"rank 1 on {host} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
+    )
     assert "superclip run: starts again from the last checkpoint\n" in output
     starts = json.loads((run / "run.json").read_text())["attempts"]
-    assert [one["state"] for one in starts] == ["preempted", "lost", "preempted", "preempted", "finished"]
+    assert [one["state"] for one in starts] == [
+        "preempted",
+        "lost",
+        "preempted",
+        "preempted",
+        "finished",
+    ]
     assert troubled["last"] == (0, "finished", 4)
     cut, log = troubled["cut"], (run / "out.log").read_text()
     assert (run / "checkpoints" / f"{cut}.damaged").exists()
@@ -225,16 +282,24 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
 
 def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(recipe, monkeypatch):
     run, once = recipe.parent / "standing still", recipe.parent / "it stood still"
-    sleeps = f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
+    sleeps = (
+        f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
+    )
     plugin = write_disturbed_loss(recipe.parent / "sleeping", 5, sleeps)
-    code, output = end(recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin))
+    code, output = end(
+        recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin)
+    )
     assert code == 0, output
     starts = json.loads((run / "run.json").read_text())["attempts"]
-    found = [(one["state"], one["error"]) for one in starts]  # on a busy machine it may stand still once more
+    # on a busy machine it may stand still once more
+    found = [(one["state"], one["error"]) for one in starts]
     assert len(found) > 1
     stacks = (run / "ranks/local-0/rank_0.log").read_text()
     assert "Timeout (0:00:09" in stacks and "in disturbed" in stacks
-    assert (set(found[:-1]), found[-1]) == ({("preempted", "no step for 0.15 minutes")}, ("finished", None))
+    assert (set(found[:-1]), found[-1]) == (
+        {("preempted", "no step for 0.15 minutes")},
+        ("finished", None),
+    )
 
     run = recipe.parent / "always failing"
     assert recovery.MAX_STARTS == 3
@@ -252,20 +317,27 @@ def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
     code, output = end(recipe, run, PYTHONPATH=str(write_failing_plugin(recipe.parent / "plugin")))
     assert code == 1
     first = output[output.index("Traceback") :]
-    assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
+    assert (
+        re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0]
+        == "RuntimeError: the lens of rank 1 is cracked"
+    )
     said = f"rank 1 on {os.uname().nodename}: RuntimeError: the lens of rank 1 is cracked"
     assert (state(run)["state"], state(run)["error"]) == ("failed", said)
     assert_no_rank_is_left(run)
 
 
-def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began_unless_changes_are_accepted(
+def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began(
     recipe,
 ):
     ruined = recipe.parent / "no number"
-    plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")  # the last step of a slice
+    # the last step of a slice
+    plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")
     code, output = end(recipe, ruined, "--device", "cpu", PYTHONPATH=str(plugin))
     assert code == 1
-    assert (state(ruined)["state"], state(ruined)["error"]) == ("failed", "loss is nan since step 64")
+    assert (state(ruined)["state"], state(ruined)["error"]) == (
+        "failed",
+        "loss is nan since step 64",
+    )
     assert "loss is nan since step 64\n" in output  # a rank may have ended within a line of its log
     assert list(checkpoints(ruined / "checkpoints"))[-2:] == [2, 3]
     half = f"{recipe.parent}/shards/{{000000..000005}}.tar"
@@ -276,16 +348,27 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
     code, output = end(as_run, ruined, "--device", "cpu")
     assert code == 1
-    assert "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out another" in output
+    assert (
+        "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out another"
+        in output
+    )
     assert state(ruined)["error"] == "loss is nan since step 64"  # nothing was written
 
     shard = recipe.parent / "shards/000003.tar"
-    size, dies = shard.stat().st_size, f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))"
+    size, dies = (
+        shard.stat().st_size,
+        f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))",
+    )
     plugin = write_disturbed_loss(recipe.parent / "dies", 1, dies)
-    code, output = end(as_run, ruined, "--device", "cpu", "--accept-changes", PYTHONPATH=str(plugin))
+    code, output = end(
+        as_run, ruined, "--device", "cpu", "--accept-changes", PYTHONPATH=str(plugin)
+    )
     os.truncate(shard, size)
     assert code == 1
-    assert f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same settings" in output
+    assert (
+        f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same settings"
+        in output
+    )
 
     code, output = end(as_run, ruined, "--device", "cpu")  # the learning rate was accepted
     assert code == 0, output
@@ -307,16 +390,28 @@ def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
     found = state(tmp_path / "run")
     assert found["state"] == "failed"
     assert re.match(
-        r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ", found["error"]
+        r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ",
+        found["error"],
     )
     assert output.endswith(f"error: {found['error']}\n")
 
-    code, output = end(recipe, tmp_path / "run", "--device", "cpu", "--unreadable-max", "1", "--stage", str(tmp_path))
+    code, output = end(
+        recipe,
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--unreadable-max",
+        "1",
+        "--stage",
+        str(tmp_path),
+    )
     assert code == 0, output
     found = state(tmp_path / "run")
     assert (found["state"], found["unreadable"]["shards"]) == ("finished", 3)
     assert found["unreadable"]["samples"] >= 1
-    listed = "".join(file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl"))
+    listed = "".join(
+        file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl")
+    )
     for shard in (shards[3], shards[5], shards[7]):
         assert str(shard) in listed
 
@@ -333,7 +428,9 @@ def spoil(shard: Path, member: int, header: bool) -> None:
 def test_what_the_user_has_to_fix_is_one_line(recipe):
     run = recipe.parent / "plain"
     (run / "checkpoints").mkdir(parents=True)
-    torch.save({"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt")
+    torch.save(
+        {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt"
+    )
     code, output = end(recipe, run, "--device", "cpu")
     assert code == 1
     assert "Traceback" not in output
@@ -341,19 +438,31 @@ def test_what_the_user_has_to_fix_is_one_line(recipe):
     assert f"failed first:\n{state(run)['error'].partition(': ')[2]}\n" in output
 
 
-@pytest.mark.skipif(not may_unshare(), reason="a disk that becomes full is mounted, which needs root (CAP_SYS_ADMIN)")
-def test_a_disk_that_is_too_small_is_refused_at_the_start_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
+@pytest.mark.skipif(
+    not may_unshare(),
+    reason="a disk that becomes full is mounted, which needs root (CAP_SYS_ADMIN)",
+)
+def test_a_small_disk_is_refused_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
     recipe, tmp_path
 ):
     # The disk is seen through a process that ends with this one, and its mount with that.
-    mount = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1g tmpfs "$0" && echo && exec cat', tmp_path]
+    mount = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=1g tmpfs "$0" && echo && exec cat',
+        tmp_path,
+    ]
     with subprocess.Popen(mount, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline()
         disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
         leave_free(disk, 5_000_000)
         code, output = end(recipe, disk / "run")
         assert code == 1
-        assert re.search(r"--out: the disk of .*/run has \S+ MB free, and 6 more checkpoints of ", output)
+        assert re.search(
+            r"--out: the disk of .*/run has \S+ MB free, and 6 more checkpoints of ", output
+        )
         assert state(disk / "run")["state"] == "failed"
 
         (disk / "filler").unlink()

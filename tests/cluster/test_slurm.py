@@ -41,7 +41,8 @@ def recipe(work) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_steps(work) -> Path:
-    """A setup file: each slice takes four seconds, so that all is noticed within the one in which it happens."""
+    """A setup file: each slice takes four seconds, so that all is noticed within the one in
+    which it happens."""
     plugin = write_slow_loss(work / "slow", 0.25)
     (work / "slow steps").write_text(f"export PYTHONPATH='{plugin}'\n")
     return work / "slow steps"
@@ -54,7 +55,9 @@ def submit(cluster: Cluster, work: Path, *arguments, cwd: Path | None = None) ->
     """
     output = work / "submitted"
     output.unlink(missing_ok=True)
-    code = run_superclip(["submit", *arguments], output, cwd or work, **cluster.environment, SBATCH_EXPORT="NONE")
+    code = run_superclip(
+        ["submit", *arguments], output, cwd or work, **cluster.environment, SBATCH_EXPORT="NONE"
+    )
     printed = output.read_text()
     assert code == 0, printed
     return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1], printed
@@ -81,7 +84,9 @@ def wait_for_slice(cluster: Cluster, run: Path, start: int, number: int) -> None
 def undisturbed(cluster, work, recipe) -> Path:
     """A run on both nodes that nothing has disturbed."""
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", "runs/undisturbed")
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (work / f"runs/undisturbed/slurm-{job}.out").read_text()
+    assert cluster.wait(job)["JobState"] == "COMPLETED", (
+        work / f"runs/undisturbed/slurm-{job}.out"
+    ).read_text()
     return work / "runs/undisturbed"
 
 
@@ -94,14 +99,17 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
     (start,) = record["attempts"]
     assert sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log")) == [
-        "rank_0.log", "rank_1.log",
-    ]  # fmt: skip
+        "rank_0.log",
+        "rank_1.log",
+    ]
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
 def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe, slow_steps):
     folder = work / "runs/rehearsal"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--rehearse", "--setup", slow_steps, "--out", folder)
+    job, _ = submit(
+        cluster, work, recipe, *ON_CPUS, "--rehearse", "--setup", slow_steps, "--out", folder
+    )
     assert cluster.wait(job)["JobState"] == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
     summary = json.loads((folder / "rehearsal.json").read_text())
     assert (summary["nodes"], summary["world_size"]) == (2, 2)
@@ -114,26 +122,36 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
     run = work / "runs/troubled"
     seen = {
         "run": run,
-        "port": 20000 + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
+        "port": 20000
+        + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
     }
-    listens = f"import socket, time; s = socket.create_server(('', {seen['port']})); print(flush=True); time.sleep(600)"
+    listens = (
+        f"import socket, time; s = socket.create_server(('', {seen['port']})); "
+        "print(flush=True); time.sleep(600)"
+    )
     shim = work / "scontrol and srun that fail at times"
     shim.mkdir()
     first = "$1$2 =~ requeue|showjob && -z $SLURM_RESTART_COUNT"
     for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [14]"):
         failed = f'"{shim}/failed {command} $1 $SLURM_RESTART_COUNT"'
         fails = f'[[ {when} ]] && mkdir {failed} 2>/dev/null && exit "${{SLURM_EXIT_ERROR:-1}}"'
-        (shim / command).write_text(f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n')
+        (shim / command).write_text(
+            f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n'
+        )
         (shim / command).chmod(0o755)
     (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:  # the port of the first start is taken
+    # the port of the first start is taken
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
         assert listening.stdout.readline()
-        job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim", "--stage", "/dev/shm")
+        job, _ = submit(
+            cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim", "--stage", "/dev/shm"
+        )
         wait_for_slice(cluster, run, 0, 2)
         listening.kill()
     seen["copies"] = [
-        len(cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines()) for node in ("node1", "node2")
+        len(cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines())
+        for node in ("node1", "node2")
     ]
     cluster.call("scancel", "--signal=USR1", "--batch", job)  # as a minute before the time is up
 
@@ -144,7 +162,8 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
     wait_for_slice(cluster, run, 2, 2)
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
 
-    # A node whose connections break, and of which nothing more is heard: its ranks die, and `superclip run` is silent.
+    # A node whose connections break, and of which nothing more is heard: its ranks die, and
+    # `superclip run` is silent.
     wait_for_slice(cluster, run, 3, 1)
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "openclip_superclip run")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
@@ -175,17 +194,21 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
         ("preempted", "lost contact with node2"),
         ("preempted", "stopped by SIGTERM"),
         ("finished", None),
-    ]  # fmt: skip
+    ]
     assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
 
 
-def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(troubled):
+def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(
+    troubled,
+):
     output, port = troubled["output"], troubled["port"]
     assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
     for command in ("requeue", "show job"):
-        assert re.search(rf"^train\.sbatch: scontrol {command} failed; \w+ again$", output, flags=re.MULTILINE)
+        assert re.search(
+            rf"^train\.sbatch: scontrol {command} failed; \w+ again$", output, flags=re.MULTILINE
+        )
     unstarted = "superclip did not start on every node, or was killed: exit code 76"
     assert output.count(f"train.sbatch: {unstarted}\n") == 2
     assert output.count("train.sbatch: starting again on the same nodes") == 3
@@ -195,23 +218,33 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
 
 
 def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
-    assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])  # its own ranks' of two slices
+    # its own ranks' of two slices
+    assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])
     assert "copying failed" not in troubled["output"]
     assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
 
 
 def test_a_rank_that_fails_twice_on_its_node_starts_on_another(cluster, work, recipe):
     killed = "value if 'SLURM_RESTART_COUNT' in os.environ else os.kill(os.getpid(), 9)"
-    (work / "deadly").write_text(f"export PYTHONPATH='{write_disturbed_loss(work / 'killing', 1, killed)}'\n")
-    run, one_node = work / "runs/killed rank", ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"]
+    (work / "deadly").write_text(
+        f"export PYTHONPATH='{write_disturbed_loss(work / 'killing', 1, killed)}'\n"
+    )
+    run, one_node = (
+        work / "runs/killed rank",
+        ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"],
+    )
     setup = ["--setup", work / "deadly", "--set", "samples=1 passes"]
-    job, _ = submit(cluster, work, recipe, *one_node, "--out", run, *setup, cwd=Path("/proc"))  # nothing can be written
+    # nothing can be written
+    job, _ = submit(cluster, work, recipe, *one_node, "--out", run, *setup, cwd=Path("/proc"))
     ended = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
     (first,), (again,), (other,) = (one["hosts"] for one in attempts(run))
     assert first == again != other
     assert [one["state"] for one in attempts(run)] == ["preempted", "preempted", "finished"]
-    assert attempts(run)[0]["error"] == f"rank 0 on {first}: it was ended from outside: Signal 9 (SIGKILL)"
+    assert (
+        attempts(run)[0]["error"]
+        == f"rank 0 on {first}: it was ended from outside: Signal 9 (SIGKILL)"
+    )
     assert f"from the last checkpoint, without {first}" in (run / f"slurm-{job}.out").read_text()
 
 
@@ -221,10 +254,14 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "setup")
     assert cluster.wait(job)["JobState"] == "FAILED"
     assert (state(run)["state"], state(run)["error"]) == (
-        "failed", "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked",
-    )  # fmt: skip
+        "failed",
+        "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked",
+    )
     first = (run / f"slurm-{job}.out").read_text().partition("Traceback")[2]
-    assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == "RuntimeError: the lens of rank 1 is cracked"
+    assert (
+        re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0]
+        == "RuntimeError: the lens of rank 1 is cracked"
+    )
 
     # A start that is refused on the first node does not count as an interruption of the others.
     refused = [recipe, "--out", run, "--device", "cpu", "--set", "lr=1"]
@@ -232,25 +269,36 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     job = cluster.call("sbatch", "--parsable", *script, *refused, cwd=work).strip()
     ended, printed = cluster.wait(job), (work / "refused").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), printed
-    assert f"error: {run} contains a run of another recipe: lr is 0.001 there and 1.0 here" in printed
+    assert (
+        f"error: {run} contains a run of another recipe: lr is 0.001 there and 1.0 here" in printed
+    )
     assert "the same command resumes" not in printed and "Traceback" not in printed
     assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
 
 
-def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(cluster, work, recipe, undisturbed):
+def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
+    cluster, work, recipe, undisturbed
+):
     (folder := work / "links").mkdir()
     shards = sorted((work / "shards").glob("*.tar"))
     first_of_rank_1 = shards[slice_of(len(shards), SLICES, 0, 0)[1]]
     for shard in shards:
-        (folder / shard.name).symlink_to("/dev/shm/shard.tar" if shard == first_of_rank_1 else shard)
+        (folder / shard.name).symlink_to(
+            "/dev/shm/shard.tar" if shard == first_of_rank_1 else shard
+        )
     run, data = work / "runs/torn", f"{folder}/{{000000..{len(shards) - 1:06}}}.tar"
     command = [recipe, *ON_CPUS, "--out", run, "--data", data, "--skip-data-check"]
     try:
         cluster.call("on", "node1", "cp", first_of_rank_1, "/dev/shm/shard.tar")
         job, _ = submit(cluster, work, *command)
         assert cluster.wait(job)["JobState"] == "FAILED"
-        lost = f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or directory, on node2)"
-        allowed = "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows"
+        lost = (
+            f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or "
+            "directory, on node2)"
+        )
+        allowed = (
+            "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows"
+        )
         assert state(run)["error"].startswith(f"{allowed}: {lost}; superclip plan --check ")
         assert f"error: {allowed}: {lost}" in (run / f"slurm-{job}.out").read_text()
         assert (state(run)["state"], [*run.glob("checkpoints/*.pt")]) == ("failed", [])
@@ -281,22 +329,39 @@ def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_b
     assert_equal_weights(run, undisturbed)
 
 
-def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(cluster, work, recipe, undisturbed):
-    (work / "slower").write_text(f"export PYTHONPATH='{write_slow_loss(work / 'slower steps', 1.5)}'\n")
+def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(
+    cluster, work, recipe, undisturbed
+):
+    (work / "slower").write_text(
+        f"export PYTHONPATH='{write_slow_loss(work / 'slower steps', 1.5)}'\n"
+    )
     run = work / "runs/limited"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "slower", "--time", "3")
+    job, _ = submit(
+        cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "slower", "--time", "3"
+    )
     ended = cluster.wait(job)
     assert ended["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()
     *limited, last = attempts(run)
     assert {one["error"] for one in limited} == {"stopped by SIGUSR1"}
-    assert last["state"] == "finished" and int(ended["Restarts"]) == len(limited) == last["restarts"]
+    assert (
+        last["state"] == "finished" and int(ended["Restarts"]) == len(limited) == last["restarts"]
+    )
     assert_equal_weights(run, undisturbed)
 
 
 def test_a_job_that_is_submitted_within_another_inherits_nothing_of_it(cluster, work, recipe):
-    run, options = work / "runs/inner", ["--device", "cpu", "--gpus-per-node", "1", "--set", "samples=1 passes"]
+    run, options = (
+        work / "runs/inner",
+        ["--device", "cpu", "--gpus-per-node", "1", "--set", "samples=1 passes"],
+    )
     inner = shlex.join(map(str, ["superclip", "submit", recipe, *options, "--out", run]))
-    outer = ["--ntasks=1", "--cpus-per-task=1", "--mem-per-cpu=100", "--output=outer", f"--wrap={inner}"]
+    outer = [
+        "--ntasks=1",
+        "--cpus-per-task=1",
+        "--mem-per-cpu=100",
+        "--output=outer",
+        f"--wrap={inner}",
+    ]
     job = cluster.call("sbatch", "--parsable", *outer, cwd=work).strip()
     assert cluster.wait(job)["JobState"] == "COMPLETED", (work / "outer").read_text()
     job = json.loads((run / "submitted.json").read_text())["job"]
@@ -310,42 +375,78 @@ def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
     (slow / "sbatch").chmod(0o755)
     command = ["superclip", "submit", recipe, *ON_CPUS, "--out", "runs/twice"]
     environment = cluster.environment | {"PATH": f"{slow}:{cluster.environment['PATH']}"}
-    options = {"cwd": work, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {
+        "cwd": work,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
     cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")
     try:
         started = [subprocess.Popen([*map(str, command)], **options) for _ in range(2)]
         printed = [process.communicate()[0] for process in started]
         assert sorted(process.returncode for process in started) == [0, 1], printed
-        assert re.search(r"^error: runs/twice belongs to another run: process ", "".join(printed), flags=re.MULTILINE)
+        assert re.search(
+            r"^error: runs/twice belongs to another run: process ",
+            "".join(printed),
+            flags=re.MULTILINE,
+        )
         (job,) = cluster.call("squeue", "--noheader", "--format=%A").split()
         cluster.call("scancel", job)
     finally:
         cluster.call("scontrol", "update", "partition=gpu", "state=UP")
 
 
-def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(cluster, work, recipe):
+def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(
+    cluster, work, recipe
+):
     arms = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}
     set_ = {"samples": 192, "global_batch_size": 16, "flags.val-num-samples": 32}
     values = {
-        "question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1,
-        "measures": "validation", "arms": arms, "choose": {"lr": [1e-3, 1e-4], "seeds": 1},
-    }  # fmt: skip
+        "question": "which?",
+        "primary": "image_to_text_R@1",
+        "recipe": str(recipe),
+        "seeds": 1,
+        "measures": "validation",
+        "arms": arms,
+        "choose": {"lr": [1e-3, 1e-4], "seeds": 1},
+    }
     YAML().dump(values, work / "which.yaml")
     sets = [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
     one_cpu = ["--slurm", "--device", "cpu", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
-    study = ["superclip", "study", "which.yaml", "--out", "the study", "--val-data", write_shards(work / "val", 2),
-             *sets, *one_cpu]  # fmt: skip
-    cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")  # jobs wait, so that none has ended yet
-    (trials,) = re.findall(r"^job (\d+) trains 2 trials", cluster.call(*study, cwd=work), flags=re.MULTILINE)
+    study = [
+        "superclip",
+        "study",
+        "which.yaml",
+        "--out",
+        "the study",
+        "--val-data",
+        write_shards(work / "val", 2),
+        *sets,
+        *one_cpu,
+    ]
+    # jobs wait, so that none has ended yet
+    cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")
+    (trials,) = re.findall(
+        r"^job (\d+) trains 2 trials", cluster.call(*study, cwd=work), flags=re.MULTILINE
+    )
     assert "nothing was submitted" in cluster.call(*study, cwd=work)
     table = cluster.call("superclip", "status", "the study", cwd=work)
-    assert len(re.findall(rf"^\| the study/runs/.* {trials}_[01] PENDING", table, flags=re.MULTILINE)) == 2
+    assert (
+        len(re.findall(rf"^\| the study/runs/.* {trials}_[01] PENDING", table, flags=re.MULTILINE))
+        == 2
+    )
     cluster.call("scontrol", "update", "partition=gpu", "state=UP")
-    assert [cluster.wait(f"{trials}_{task}", 600)["JobState"] for task in (0, 1)] == ["COMPLETED"] * 2
+    assert [cluster.wait(f"{trials}_{task}", 600)["JobState"] for task in (0, 1)] == [
+        "COMPLETED"
+    ] * 2
     printed = cluster.call(*study, cwd=work)
     (report,) = re.findall(r"^job (\d+) measures", printed, flags=re.MULTILINE)
     assert "trains 2 runs" in printed
-    assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (work / f"the study/slurm-{report}.out").read_text()
+    assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (
+        work / f"the study/slurm-{report}.out"
+    ).read_text()
     rows = list(csv.DictReader((work / "the study/study.csv").read_text().splitlines()))
     assert [row["arm"] for row in rows] == ["CLIP", "SuperCLIP"]
     chosen = json.loads((work / "the study/chosen.json").read_text())
@@ -361,16 +462,27 @@ def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done
 
 
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
-    """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are accumulated."""
+    """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are
+    accumulated."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
     script = shutil.copytree(SLURM, work / "my scripts") / "train.sbatch"
     options = ["--gpu-batch-max", "512", "--dry-run"]
     job = cluster.call(
-        "sbatch", "--parsable", "--nodes=2", "--gpus-per-node=4", script, name, shards, *options, cwd=work
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--gpus-per-node=4",
+        script,
+        name,
+        shards,
+        *options,
+        cwd=work,
     )
     assert cluster.wait(job.strip())["JobState"] == "COMPLETED"
     summary, steps, command = (work / f"slurm-{job.strip()}.out").read_text().splitlines()
-    assert summary == "2 × 4 processes: 512 samples each × 8 × 4 accumulated = 16384 samples per step"
+    assert (
+        summary == "2 × 4 processes: 512 samples each × 8 × 4 accumulated = 16384 samples per step"
+    )
     assert steps.startswith("31250 steps")
     assert "--batch-size 512 --accum-freq 4 " in command
     assert f"--train-data '{shards}'" in command
@@ -378,10 +490,27 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
     write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
-    options = ["--data", "scenes", "--datasets", "demo_objects", "--device", "cpu", "--workers", "0"]
-    script = ["--gpus-per-node=0", "--cpus-per-task=1", SLURM / "evaluate.sbatch", "runs/undisturbed", *options]
+    options = [
+        "--data",
+        "scenes",
+        "--datasets",
+        "demo_objects",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    script = [
+        "--gpus-per-node=0",
+        "--cpus-per-task=1",
+        SLURM / "evaluate.sbatch",
+        "runs/undisturbed",
+        *options,
+    ]
     job = cluster.call("sbatch", "--parsable", *script, cwd=work).strip()
     assert cluster.wait(job)["JobState"] == "COMPLETED", (work / f"evaluate-{job}.out").read_text()
-    (result,) = map(json.loads, (path.read_text() for path in (undisturbed / "evaluation").glob("*.json")))
+    (result,) = map(
+        json.loads, (path.read_text() for path in (undisturbed / "evaluation").glob("*.json"))
+    )
     assert result["checkpoint"].endswith(f"epoch_{2 * SLICES}.pt")
     assert 0 <= result["metrics"]["acc1"] <= 1

@@ -1,4 +1,5 @@
-"""Records of graphics cards follow their schema, and the table of docs/benchmark.md is made from them."""
+"""Records of graphics cards follow their schema, and the table of docs/benchmark.md is made from
+them."""
 
 import json
 import re
@@ -15,23 +16,49 @@ from openclip_superclip.lab.benchmark.checks import run_checks
 
 RECORDS = sorted((ROOT / "docs/results/cards").glob("*.json"))
 VALID = {
-    "version": 1, "date": "2026-11-29", "device": "A card", "memory_bytes": 2**34, "precision": "amp_bf16",
-    "versions": {"python": "3.11.7", "openclip-superclip": "0.2.0", "open_clip_torch": "3.3.0", "torch": "2.13.0"},
+    "version": 1,
+    "date": "2026-11-29",
+    "device": "A card",
+    "memory_bytes": 2**34,
+    "precision": "amp_bf16",
+    "versions": {
+        "python": "3.11.7",
+        "openclip-superclip": "0.2.0",
+        "open_clip_torch": "3.3.0",
+        "torch": "2.13.0",
+    },
     "steps": [
-        {"model": "ViT-B-32", "batch": 128, "openclip_seconds": 0.1, "superclip_seconds": 0.102,
-         "openclip_peak_bytes": 2**33, "superclip_peak_bytes": 2**33 + 2**28},
-        {"model": "ViT-L-14", "batch": 64, "openclip_seconds": None, "superclip_seconds": None,
-         "openclip_peak_bytes": None, "superclip_peak_bytes": None},
+        {
+            "model": "ViT-B-32",
+            "batch": 128,
+            "openclip_seconds": 0.1,
+            "superclip_seconds": 0.102,
+            "openclip_peak_bytes": 2**33,
+            "superclip_peak_bytes": 2**33 + 2**28,
+        },
+        {
+            "model": "ViT-L-14",
+            "batch": 64,
+            "openclip_seconds": None,
+            "superclip_seconds": None,
+            "openclip_peak_bytes": None,
+            "superclip_peak_bytes": None,
+        },
     ],
-    "checks": {"class loss, fp32": "passed", "features": "the cosine similarity of image features is 0.9"},
+    "checks": {
+        "class loss, fp32": "passed",
+        "features": "the cosine similarity of image features is 0.9",
+    },
     "seconds": 512.3,
-}  # fmt: skip
+}
 
 
 def test_every_record_is_valid_and_the_page_has_their_table():
     table = card_table(read_card(path) for path in RECORDS)
     shown = re.search(
-        r"<!-- table of cards -->\n(.*)\n<!-- end of table of cards -->", PAGES["docs/benchmark.md"], re.S
+        r"<!-- table of cards -->\n(.*)\n<!-- end of table of cards -->",
+        PAGES["docs/benchmark.md"],
+        re.S,
     )
     assert shown[1] == table
 
@@ -46,7 +73,10 @@ DAMAGED = {  # what is changed: what the error says
     "of another schema": ({"version": 2}, "version is 2; expected 1"),
     "a missing field": ({"checks": None}, "checks is None; expected dict"),
     "another field": ({"speed": 1.0}, "the record has the fields "),
-    "a step without a batch": ({"steps": [{"model": "ViT-B-32"}]}, r"steps\[0\]. ?has the fields \['model'\]"),
+    "a step without a batch": (
+        {"steps": [{"model": "ViT-B-32"}]},
+        r"steps\[0\]. ?has the fields \['model'\]",
+    ),
     "seconds as text": (
         {"steps": [VALID["steps"][0] | {"openclip_seconds": "0.1"}]},
         r"steps\[0\].openclip_seconds is '0.1'; expected float",
@@ -75,7 +105,9 @@ def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, capsys, monk
 
 def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
     plain = card.run_checks.__globals__["plain_class_loss"]
-    monkeypatch.setitem(run_checks.__globals__, "plain_class_loss", lambda *inputs: 1.1 * plain(*inputs))
+    monkeypatch.setitem(
+        run_checks.__globals__, "plain_class_loss", lambda *inputs: 1.1 * plain(*inputs)
+    )
     monkeypatch.setitem(run_checks.__globals__, "training_learns", lambda *_, **__: None)
     results = run_checks("cpu")
     assert results.pop("class loss, fp32").startswith("losses differ by 9.1e-02, more than 1e-04")
@@ -86,10 +118,13 @@ def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("flags", "error"), {
-    "": "--card measures a GPU, and torch finds none here: --device cpu",
-    "--device cuda": "--device is cuda, which torch cannot use here",
-    "--device cpu --vocab 100": "--vocab has no effect with --card",
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    {
+        "": "--card measures a GPU, and torch finds none here: --device cpu",
+        "--device cuda": "--device is cuda, which torch cannot use here",
+        "--device cpu --vocab 100": "--vocab has no effect with --card",
+    }.items(),
+)
 def test_a_card_that_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
     assert error in refused(tmp_path, "benchmark", "--card", *flags.split(), "--out", ".")

@@ -1,4 +1,5 @@
-"""The evidence pages state what the records of the studies hold, and no verdict contradicts its CSV."""
+"""The evidence pages state what the records of the studies hold, and no verdict contradicts its
+CSV."""
 
 import csv
 import importlib.util
@@ -52,22 +53,36 @@ def results(name: str) -> StudyResults:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_seeds_than_planned(name):
+def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_seeds_than_planned(
+    name,
+):
     found, folder = results(name), RECORDED[name].parent
     file = folder / "decision.yaml"  # of the study `ideas`, which is not shipped
     shipped = read_study(str(file) if file.exists() else name)
     assert f"{found.tables()}\n" == (folder / "study.md").read_text()
     assert found.csv() == (folder / "study.csv").read_text()
     assert (folder / "study.png").stat().st_size > 1000
-    for field in ("question", "primary", "recipe", "arms", "measures", "choose", "pairs", "cell_values"):
+    for field in (
+        "question",
+        "primary",
+        "recipe",
+        "arms",
+        "measures",
+        "choose",
+        "pairs",
+        "cell_values",
+    ):
         assert getattr(found.study, field) == getattr(shipped, field), field
     page = " ".join((folder / "README.md").read_text().split())
     assert f"n = {found.study.seeds} paired seeds" in page
     assert found.study.seeds <= shipped.seeds
-    assert ("seeds were planned" in page and "computing time" in page) == (found.study.seeds < shipped.seeds)
+    assert ("seeds were planned" in page and "computing time" in page) == (
+        found.study.seeds < shipped.seeds
+    )
 
 
-# An independent derivation from the CSV files alone: {(study, comparison, measure): (arm's scores, baseline's scores)}
+# An independent derivation from the CSV files alone: {(study, comparison, measure): (arm's scores,
+# baseline's scores)}
 
 
 def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[float]]]]:
@@ -80,7 +95,9 @@ def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[f
                 if measure not in ("arm", "seed", "cpu_seconds", "checkpoint", swept):
                     at = f", {swept} {row[swept]}" if swept else ""
                     name = file.parent.relative_to(STUDIES).as_posix()
-                    found.setdefault((name, row["arm"], at, measure), {})[int(row["seed"])] = float(value)
+                    found.setdefault((name, row["arm"], at, measure), {})[int(row["seed"])] = float(
+                        value
+                    )
     for row in csv.DictReader((DOCS / "audit/train_again.csv").read_text().splitlines()):
         key = "train_again", row["trained on"], f", {row['method']}", row["measure"]
         found.setdefault(key, {})[int(row["seed"])] = float(row["percent"])
@@ -88,24 +105,37 @@ def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[f
 
 
 def differences_by_csv(one) -> tuple[list[float], list[float]]:
-    """The scores of a comparison's arms; of a sweep's mean or slope, the combined differences and zeros."""
+    """The scores of a comparison's arms; of a sweep's mean or slope, the combined differences
+    and zeros."""
     where = one.name.removeprefix(f"{one.arm} − {one.baseline}")
     if (one.study, one.arm, where, one.measure) in SCORES:
-        ours, theirs = (SCORES[one.study, arm, where, one.measure] for arm in (one.arm, one.baseline))
+        ours, theirs = (
+            SCORES[one.study, arm, where, one.measure] for arm in (one.arm, one.baseline)
+        )
         assert ours.keys() == theirs.keys()
         return [ours[seed] for seed in sorted(ours)], [theirs[seed] for seed in sorted(ours)]
-    values = [key[2] for key in SCORES if (key[0], key[1], key[3]) == (one.study, one.arm, one.measure)]
+    values = [
+        key[2] for key in SCORES if (key[0], key[1], key[3]) == (one.study, one.arm, one.measure)
+    ]
     points = [float(value.rpartition(" ")[2]) for value in values]
     if where == ", mean up to CLIP's best rate":
         weights = [0.5 if point <= 5e-4 else 0 for point in points]
     elif where == ", mean":
         weights = [1 / len(points)] * len(points)
     else:  # the least-squares slope over log2
-        logs = [math.log2(point) - statistics.mean(math.log2(p) for p in points) for point in points]
+        logs = [
+            math.log2(point) - statistics.mean(math.log2(p) for p in points) for point in points
+        ]
         weights = [log / sum(other**2 for other in logs) for log in logs]
-    arms = [[SCORES[one.study, arm, value, one.measure] for value in values] for arm in (one.arm, one.baseline)]
+    arms = [
+        [SCORES[one.study, arm, value, one.measure] for value in values]
+        for arm in (one.arm, one.baseline)
+    ]
     seeds = sorted(arms[0][0])
-    combined = [sum(w * (ours[s] - theirs[s]) for w, ours, theirs in zip(weights, *arms, strict=True)) for s in seeds]
+    combined = [
+        sum(w * (ours[s] - theirs[s]) for w, ours, theirs in zip(weights, *arms, strict=True))
+        for s in seeds
+    ]
     return combined, [0.0] * len(seeds)
 
 
@@ -122,7 +152,9 @@ def test_mean_interval_n_and_p_of_each_comparison_follow_from_its_csv():
             continue
         test = ttest_rel(ours, theirs)
         interval = test.confidence_interval(0.95)
-        assert one.mean == pytest.approx(statistics.mean(ours) - statistics.mean(theirs), abs=0.01), one
+        assert one.mean == pytest.approx(
+            statistics.mean(ours) - statistics.mean(theirs), abs=0.01
+        ), one
         assert one.interval == pytest.approx((interval.low, interval.high), abs=0.02), one
         assert one.p == pytest.approx(test.pvalue, rel=0.1), one
 
@@ -139,11 +171,14 @@ def test_exactly_the_comparisons_that_holms_procedure_rejects_by_the_csv_are_sig
         for family in of_all + of_study:
             families.setdefault(family, {}).setdefault(key, []).append(one)
     by_all = rejected({"all studies": families.pop("all studies")})
-    assert {id(one) for one in FOUND if one.holm_of_all is not None and one.holm_of_all <= 0.05} == by_all
+    assert {
+        id(one) for one in FOUND if one.holm_of_all is not None and one.holm_of_all <= 0.05
+    } == by_all
     assert {id(one) for one in FOUND if one.holm <= 0.05} == rejected(families)
     assert {one.study for one in FOUND if one.is_primary} == {
-        *(file.parent.relative_to(STUDIES).as_posix() for file in STUDIES.rglob("study.csv")), "train_again",
-    }  # fmt: skip
+        *(file.parent.relative_to(STUDIES).as_posix() for file in STUDIES.rglob("study.csv")),
+        "train_again",
+    }
 
 
 def rejected(families) -> set[int]:
@@ -158,11 +193,17 @@ def rejected(families) -> set[int]:
     return significant
 
 
-EVIDENCE_ROW = re.compile(r"\| \[(.+)\]\((.+)\) \| .*? \| .*? \| (.*?)(\S+ \[\S+, \S+\]) \| (\d+) \| (.+) \|")
+EVIDENCE_ROW = re.compile(
+    r"\| \[(.+)\]\((.+)\) \| .*? \| .*? \| (.*?)(\S+ \[\S+, \S+\]) \| (\d+) \| (.+) \|"
+)
 
 
 def test_each_verdict_of_the_evidence_page_follows_from_its_csv():
-    rows = [EVIDENCE_ROW.fullmatch(line) for line in PAGES["docs/evidence.md"].splitlines() if line.startswith("| [")]
+    rows = [
+        EVIDENCE_ROW.fullmatch(line)
+        for line in PAGES["docs/evidence.md"].splitlines()
+        if line.startswith("| [")
+    ]
     claims = [claim for claim in verdicts.CLAIMS if verdicts.tested(claim, FOUND)]
     for claim, row in zip(claims, rows, strict=True):
         title, link, means, difference, n, verdict = row.groups()
@@ -173,7 +214,9 @@ def test_each_verdict_of_the_evidence_page_follows_from_its_csv():
         mean = statistics.mean(ours) - statistics.mean(theirs)
         if any(theirs):
             shown = [float(value) for value in re.findall(r"[\d.]+", means)]
-            assert shown == pytest.approx([statistics.mean(theirs), statistics.mean(ours)], abs=0.06)
+            assert shown == pytest.approx(
+                [statistics.mean(theirs), statistics.mean(ours)], abs=0.06
+            )
         numbers = [float(value) for value in re.findall(r"[+-][\d.]+", difference)]
         interval = ttest_rel(ours, theirs).confidence_interval(0.95) if ours != theirs else (0, 0)
         assert numbers == pytest.approx([mean, *interval], abs=0.07)
@@ -194,12 +237,15 @@ def test_the_tables_of_the_pages_and_the_list_of_verdicts_are_the_computed_ones(
     for page, tables in verdicts.blocks(FOUND).items():
         for name, content in tables.items():
             assert f"<!-- {name} -->\n{content}\n<!-- end of {name} -->" in page.read_text(), page
-    assert list(csv.reader((STUDIES / "verdicts.csv").read_text().splitlines())) == verdicts.verdicts_csv(FOUND)
+    assert list(
+        csv.reader((STUDIES / "verdicts.csv").read_text().splitlines())
+    ) == verdicts.verdicts_csv(FOUND)
 
 
 def test_holms_correction_and_power_of_examples():
     assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    draws = np.random.default_rng(0).normal(3.2, 4.1, (4000, 20))  # the rate at which simulated studies exclude zero
+    # the rate at which simulated studies exclude zero
+    draws = np.random.default_rng(0).normal(3.2, 4.1, (4000, 20))
     rate = (ttest_1samp(draws, 0, axis=1).pvalue <= 0.05).mean()
     assert rate == pytest.approx(verdicts.power(3.2, 4.1, 20), abs=0.02)
     assert verdicts.power(2, 4.1, 34) < 0.8 <= verdicts.power(2, 4.1, 35)
@@ -218,10 +264,14 @@ def test_the_handicap_of_unequal_rates_is_what_the_learning_rate_study_recorded(
 
 
 def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_measure():
-    (table,) = re.findall(r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["docs/demo.md"], flags=re.DOTALL)
+    (table,) = re.findall(
+        r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["docs/demo.md"], flags=re.DOTALL
+    )
     assert table.strip() in results("demo").tables()
     assert results("demo").study.seeds == read_study("demo").seeds
-    (row,) = re.findall(r"\| zero shot \(primary\) \| (\S+) ± .*? \| (\S+) ± .*? \| (.+?) \|", table)
+    (row,) = re.findall(
+        r"\| zero shot \(primary\) \| (\S+) ± .*? \| (\S+) ± .*? \| (.+?) \|", table
+    )
     readme = " ".join(PAGES["README.md"].split())
     assert "rises from {} % to {} % (mean difference {}).".format(*row) in readme
     assert f"zero-shot {row[2]}" in readme
@@ -229,13 +279,27 @@ def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_
 
 def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpus():
     (table,) = re.findall(
-        r"<!-- results -->\n(.*?)\n<!-- end", (DOCS / "results/README.md").read_text(), flags=re.DOTALL
+        r"<!-- results -->\n(.*?)\n<!-- end",
+        (DOCS / "results/README.md").read_text(),
+        flags=re.DOTALL,
     )
     assert table == script("results/table.py").table()
     folders = [path for path in (DOCS / "results/runs").iterdir() if path.is_dir()]
-    assert len(folders) == sum(f"]({path.relative_to(DOCS / 'results')}/record.json)" in table for path in folders)
+    assert len(folders) == sum(
+        f"]({path.relative_to(DOCS / 'results')}/record.json)" in table for path in folders
+    )
     for folder in folders:
-        fields = {"recipe", "settings", "versions", "device", "ranks", "processor", "gpu", "scores", "code"}
+        fields = {
+            "recipe",
+            "settings",
+            "versions",
+            "device",
+            "ranks",
+            "processor",
+            "gpu",
+            "scores",
+            "code",
+        }
         assert fields <= recorded(f"results/runs/{folder.name}/record.json").keys()
     wanted = re.findall(r"\*yours:\* `(.*?)`", table)
     assert all(read_recipe(recipe) for recipe in wanted)
@@ -243,27 +307,50 @@ def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpu
 
 def test_the_demos_pictures_are_described_as_the_code_describes_them():
     """Of the second one, whose scores are only in its description, the words are compared."""
-    described = {name: Image.open(DOCS / name).info["Description"] for name in ("demo.png", "demo-images.png")}
+    described = {
+        name: Image.open(DOCS / name).info["Description"]
+        for name in ("demo.png", "demo-images.png")
+    }
     assert described["demo.png"] == figures.demo_text(results("demo"))
     pattern = (
-        r"(\d+) of ([\d,]+) .* seed (\d+): CLIP is right in (\d+), SuperCLIP in (\d+); .*, ([\d.]+) % and ([\d.]+) %"
+        r"(\d+) of ([\d,]+) .* seed (\d+): CLIP is right in (\d+), SuperCLIP in (\d+); "
+        r".*, ([\d.]+) % and ([\d.]+) %"
     )
     shown, of_all, seed, *right = re.match(pattern, described["demo-images.png"]).groups()
-    counts = {"CLIP": (int(right[0]), float(right[2])), "SuperCLIP": (int(right[1]), float(right[3]))}
+    counts = {
+        "CLIP": (int(right[0]), float(right[2])),
+        "SuperCLIP": (int(right[1]), float(right[3])),
+    }
     text = figures.demo_images_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
     assert described["demo-images.png"] == text
-    assert all(abs(100 * count / int(shown) - accuracy) <= 100 / int(shown) for count, accuracy in counts.values())
+    assert all(
+        abs(100 * count / int(shown) - accuracy) <= 100 / int(shown)
+        for count, accuracy in counts.values()
+    )
     for page, folder in {"docs/demo.md": "", "README.md": "docs/"}.items():
         content = " ".join(PAGES[page].split()).replace("\\[", "[").replace("\\]", "]")
         for name, text in described.items():
             assert f"![{text}]({folder}{name})" in content
 
 
-@pytest.mark.parametrize(("page", "tables"), [
-    ("forgetting", lambda: script("forgetting/measure.py").table(DOCS / "forgetting/forgetting.csv")),
-    ("audit/planted", lambda: script("audit/measure.py").tables(recorded("audit/planted.json")["measured"])),
-    ("audit/train_again", lambda: script("audit/train_again.py").tables(recorded("audit/train_again.json"))),
-    ("benchmark", lambda: head_cost_tables(recorded("benchmark.json"))),
-], ids=["forgetting", "planted errors", "training again", "benchmark"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("page", "tables"),
+    [
+        (
+            "forgetting",
+            lambda: script("forgetting/measure.py").table(DOCS / "forgetting/forgetting.csv"),
+        ),
+        (
+            "audit/planted",
+            lambda: script("audit/measure.py").tables(recorded("audit/planted.json")["measured"]),
+        ),
+        (
+            "audit/train_again",
+            lambda: script("audit/train_again.py").tables(recorded("audit/train_again.json")),
+        ),
+        ("benchmark", lambda: head_cost_tables(recorded("benchmark.json"))),
+    ],
+    ids=["forgetting", "planted errors", "training again", "benchmark"],
+)
 def test_the_tables_of_a_page_are_what_its_script_or_command_measured(page, tables):
     assert tables() in (DOCS / f"{page}.md").read_text()

@@ -11,9 +11,16 @@ from support.models import write_bert, write_image_tower, write_model, write_wei
 from support.pages import PAGES, ROOT, blocks, commands
 from support.training_runs import SMALL, run_superclip
 
-SMALL_DEMO = {"--quick": "--quick --samples 320", "epoch_20": "epoch_1", "samples 2048": "samples 256"}
-SMALL_STUDY = "--seeds 1 --set model=local-dir:tiny --set global_batch_size=16 --set 'samples=1 passes'"
-EXPECTED = {  # page: what is exchanged for less of the same, and what is there afterwards; of other pages nothing
+SMALL_DEMO = {
+    "--quick": "--quick --samples 320",
+    "epoch_20": "epoch_1",
+    "samples 2048": "samples 256",
+}
+SMALL_STUDY = (
+    "--seeds 1 --set model=local-dir:tiny --set global_batch_size=16 --set 'samples=1 passes'"
+)
+# page: what is exchanged for less of the same, and what is there afterwards; of other pages nothing
+EXPECTED = {
     "audit": (
         {
             "ViT-B-32 --pretrained laion2b_s34b_b79k": "local-dir:tiny",
@@ -31,7 +38,8 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "ViT-B-32:laion2b_s34b_b79k": "tiny",
             "samples=5 passes": "samples=1 passes",
             "--seeds 3": "--seeds 1 --set global_batch_size=16 --jobs 2",
-            "tf_efficientnet_lite0=efficientnet-lite0.pth --by-order": "test_efficientnet=image.pth",
+            "tf_efficientnet_lite0=efficientnet-lite0.pth": "test_efficientnet=image.pth",
+            " --by-order": "",
             "--text all-MiniLM-L6-v2": "--text text",
             "--context-length 32": "--context-length 16",
             "--epochs 2": "--epochs 2 --workers 0",
@@ -48,30 +56,49 @@ EXPECTED = {  # page: what is exchanged for less of the same, and what is there 
             "between.pt",
         ],
     ),
-    "cluster": ({"superclip run demo/": "superclip run --set samples=512 demo/"}, ["report/report.html"]),
-    "logging": ({"--epochs 2": "--epochs 1", "samples 2048": "samples 256"}, ["logs/logged/tensorboard"]),
+    "cluster": (
+        {"superclip run demo/": "superclip run --set samples=512 demo/"},
+        ["report/report.html"],
+    ),
+    "logging": (
+        {"--epochs 2": "--epochs 1", "samples 2048": "samples 256"},
+        ["logs/logged/tensorboard"],
+    ),
     "shards": (
-        {"{000000..000031}": "{000000..000001}", "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32"},
+        {
+            "{000000..000031}": "{000000..000001}",
+            "--set data_samples=1600": f"{SMALL_STUDY} --set data_samples=32",
+        },
         ["shards/left_out.csv", "answer-of-shards/study.csv"],
     ),
     "report": ({"--device cpu": "--device cpu --set samples=512"}, ["report/report.html"]),
-    "slices": ({"--epochs 4": "--epochs 1", "samples 2048": "samples 256"}, ["logs/slices/checkpoints/epoch_1.pt"]),
+    "slices": (
+        {"--epochs 4": "--epochs 1", "samples 2048": "samples 256"},
+        ["logs/slices/checkpoints/epoch_1.pt"],
+    ),
     "tagging": (SMALL_DEMO, ["scene.png", "words"]),
-    "weights": (SMALL_DEMO, ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"]),
+    "weights": (
+        SMALL_DEMO,
+        ["plain/open_clip_config.json", "between.pt", "tuned/open_clip_config.json"],
+    ),
 }
 ON_THE_DEMO = ("demo", "evaluation", "tagging", "weights")
 ON_ITS_SCENES = ("captions", "cluster", "logging", "report", "slices")
 WHOLE = ("own-data",)  # whose later blocks go on from the first
 ON_OWN_DATA = ("own-data", "audit", "shards")
-ELSEWHERE = (  # the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
-    "horovod", "contributing", "install",
+# the script by tests/cluster/test_horovod.py, the tests and the installation by whoever runs this
+ELSEWHERE = (
+    "horovod",
+    "contributing",
+    "install",
     "forgetting",  # an hour of training
     "openclip-main",  # needs a checkout
     "plugins",  # all of it by test_plugins.py
-    "glossary", "upstream",  # no command
+    "glossary",
+    "upstream",  # no command
     "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
-)  # fmt: skip
+)
 EXIT_CODES = {"patching": (0, 1)}  # patched or not
 HERE = sorted({Path(page).stem for page in PAGES if page.startswith("docs/")} - set(ELSEWHERE))
 
@@ -80,7 +107,8 @@ pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.slow) if page in EXPECTED else page for page in HERE]
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page in EXPECTED else page for page in HERE],
 )
 def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_data, request):
     exchanged, written = EXPECTED.get(page, ({}, []))
@@ -115,6 +143,8 @@ def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_
         else:
             with open(output, "a") as file:
                 command = [program, *arguments]
-                code = subprocess.call(command, cwd=folder, env=environment, stdout=file, stderr=file)
+                code = subprocess.call(
+                    command, cwd=folder, env=environment, stdout=file, stderr=file
+                )
         assert code in EXIT_CODES.get(page, (0,)), output.read_text()[-4000:]
     assert [name for name in written if not (tmp_path / name).exists()] == []

@@ -9,17 +9,25 @@ from support.pages import ROOT, commands
 from support.training_runs import completed, run_superclip
 
 NOTEBOOK = ROOT / "docs/quickstart.ipynb"
-LESS = {"samples=12 passes": "samples=1 passes", "epoch_12": "epoch_1", "--seeds 2": "--seeds 1", " | tail -3": ""}
+LESS = {
+    "samples=12 passes": "samples=1 passes",
+    "epoch_12": "epoch_1",
+    "--seeds 2": "--seeds 1",
+    " | tail -3": "",
+}
 CODES = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
 
 
 def run_cells(cells: list[str], folder: Path) -> None:
-    """Runs cells as Jupyter does, but the `superclip` of their shell commands in forks of this process."""
+    """Runs cells as Jupyter does, but the `superclip` of their shell commands in forks of this
+    process."""
     shell = InteractiveShell.instance(ipython_dir=str(folder))
 
     def system(line: str) -> None:
         for _, *arguments in commands(shell.var_expand(line), folder):
-            assert run_superclip(arguments, folder / "printed", Path.cwd()) == 0, (folder / "printed").read_text()
+            assert run_superclip(arguments, folder / "printed", Path.cwd()) == 0, (
+                folder / "printed"
+            ).read_text()
 
     shell.system = system
     for cell in cells:
@@ -42,4 +50,6 @@ def test_the_notebook_was_saved_with_what_it_printed():
     assert [cell.execution_count for cell in CODES] == list(range(1, len(CODES) + 1))
     outputs = [output for cell in CODES for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert "transformers gives the same probabilities" in "".join(output.get("text", "") for output in outputs)
+    assert "transformers gives the same probabilities" in "".join(
+        output.get("text", "") for output in outputs
+    )

@@ -1,4 +1,5 @@
-"""The commands of pages and of --help are taken by the real parsers; the pages' flags, links and file names exist."""
+"""The commands of pages and of --help are taken by the real parsers; the pages' flags, links and
+file names exist."""
 
 import re
 import shlex
@@ -6,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import tomllib
-from support.pages import FILES, PAGES, ROOT, blocks, code_spans, commands, parse_superclip, superclip_parser
+from support.pages import (
+    FILES,
+    PAGES,
+    ROOT,
+    blocks,
+    code_spans,
+    commands,
+    parse_superclip,
+    superclip_parser,
+)
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from openclip_superclip.__main__ import COMMANDS
@@ -14,15 +24,31 @@ from openclip_superclip.runs.recipe import read_recipe
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 NOT_OURS = {  # flags of other programs that the pages' sentences name
-    "--gpus-per-node", "--exclusive", "--mem", "--cpus-per-task", "--signal", "--gres", "--nproc-per-node", "--requeue",
-    "--cpu-bind", "--logdir",
+    "--gpus-per-node",
+    "--exclusive",
+    "--mem",
+    "--cpus-per-task",
+    "--signal",
+    "--gres",
+    "--nproc-per-node",
+    "--requeue",
+    "--cpu-bind",
+    "--logdir",
     # OpenCLIP's main branch
-    "--fsdp", "--fsdp-checkpoint", "--use-naflex", "--json-text-key", "--json-text-key-probs", "--text-key",
-    "--opt-fallback-list", "--torchcompile-strategy",
-}  # fmt: skip
+    "--fsdp",
+    "--fsdp-checkpoint",
+    "--use-naflex",
+    "--json-text-key",
+    "--json-text-key-probs",
+    "--text-key",
+    "--opt-fallback-list",
+    "--torchcompile-strategy",
+}
 each_page = pytest.mark.parametrize("page", PAGES)
 WITH_PLUGINS = "docs/plugins.md"  # whose flags are those of plugins; test_plugins.py runs all of it
-each_page_on_ours = pytest.mark.parametrize("page", [page for page in PAGES if page != WITH_PLUGINS])
+each_page_on_ours = pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != WITH_PLUGINS]
+)
 
 
 @each_page_on_ours
@@ -46,7 +72,10 @@ def assert_taken(command: list[str], monkeypatch) -> None:
         case "torchrun", _:
             options = torchrun_parser().parse_args(arguments)
             assert options.module
-            assert_taken(["python", "-m", options.training_script, *options.training_script_args], monkeypatch)
+            assert_taken(
+                ["python", "-m", options.training_script, *options.training_script_args],
+                monkeypatch,
+            )
         case "python", ["-m", "open_clip_train.main", *flags]:
             assert_taken(["superclip", "train", *flags], monkeypatch)
         case "python", ["-m", "openclip_superclip", *ours]:
@@ -84,8 +113,14 @@ def assert_taken(command: list[str], monkeypatch) -> None:
 @each_page_on_ours
 def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
     parsers = [superclip_parser(name, monkeypatch) for name in COMMANDS]
-    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
-    named = {flag for span in code_spans(PAGES[page]) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    known = {
+        flag for parser in parsers for action in parser._actions for flag in action.option_strings
+    }
+    named = {
+        flag
+        for span in code_spans(PAGES[page])
+        for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
+    }
     assert named <= known | NOT_OURS
 
 
@@ -98,7 +133,8 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(file):
         if heading:
             prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
             titles = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
-            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]  # as GitHub's
+            # as GitHub's
+            anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in anchors, target
 
 
@@ -109,7 +145,9 @@ def test_every_source_file_that_it_names_exists(page):
     names = {"params.py", "main.py", "data.py"}  # OpenCLIP's
     names |= {path.name for tree in trees for path in tree.rglob("*")}
     for span in code_spans(PAGES[page]):
-        if re.fullmatch(r"[\w./-]+\.py|(tests|openclip_superclip|recipes|slurm|docs)/[\w./-]*", span):
+        if re.fullmatch(
+            r"[\w./-]+\.py|(tests|openclip_superclip|recipes|slurm|docs)/[\w./-]*", span
+        ):
             exists = (ROOT / span).exists() or (ROOT / "openclip_superclip" / span).exists()
             assert exists or span in names or span.startswith("open_clip/"), span
 

@@ -1,4 +1,5 @@
-"""The page on plugins: its files train, its commands run, and its excerpts are the examples' text."""
+"""The page on plugins: its files train, its commands run, and its excerpts are the examples'
+text."""
 
 import os
 import re
@@ -12,10 +13,14 @@ from support.pages import PAGES, ROOT, commands
 from support.training_runs import completed, train_with
 
 PAGE = PAGES["docs/plugins.md"]
-BLOCKS = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', PAGE, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(
+    r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', PAGE, flags=re.DOTALL | re.MULTILINE
+)
 EXCERPTS = [(title, text) for _, title, text in BLOCKS if title.startswith("examples/")]
 OWN_DATA = {
-    "ViT-B-32": "ViT-Ti-16-96 --batch-size 16 --workers 0 --device cpu --epochs 1 --log-every-n-steps 1",
+    "ViT-B-32": (
+        "ViT-Ti-16-96 --batch-size 16 --workers 0 --device cpu --epochs 1 --log-every-n-steps 1"
+    ),
     "{00000..00031}": "{0..1}",
     "320000": "64",
 }
@@ -33,8 +38,11 @@ def test_its_files_and_commands_work_in_their_order(shards, tmp_path, tmp_path_f
     installed = tmp_path / "installed"
     environment = os.environ | {
         "PYTHONPATH": str(installed),
-        "PIP_TARGET": str(installed), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0",
-    }  # fmt: skip
+        "PIP_TARGET": str(installed),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+    }
     losses, printed = [], ""
     for language, title, text in BLOCKS:
         if language != "bash":
@@ -52,7 +60,9 @@ def test_its_files_and_commands_work_in_their_order(shards, tmp_path, tmp_path_f
                 losses.append(set(re.findall(r"(\w*[Ll]oss): ", "\n".join(run.losses()))))
             else:
                 command = [sys.executable, *(["-m", "pip"] if program == "pip" else []), *arguments]
-                done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+                done = subprocess.run(
+                    command, cwd=tmp_path, env=environment, capture_output=True, text=True
+                )
                 assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
                 printed += done.stdout
     assert losses == [

@@ -1,4 +1,5 @@
-"""README and the pages say what the code does: their tables are the commands' output, their lists are complete."""
+"""README and the pages say what the code does: their tables are the commands' output, their
+lists are complete."""
 
 import dataclasses
 import re
@@ -25,18 +26,23 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
     assert set(re.findall(r"--(?:superclip|val)-[\w-]+", page)) == flags
     (table,) = re.findall(r"^\| flag \| default \|.*?\n\n", page, flags=re.DOTALL | re.MULTILINE)
     for field in fields:
-        (default,) = re.findall(rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE)
+        (default,) = re.findall(
+            rf"^\| `{field.metadata['flag']}\b.*?` \| *(.*?) *\|", table, flags=re.MULTILINE
+        )
         shown = "" if field.default is None else str(field.default)
         assert default == ("off" if field.default is False else shown)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "options"), [
-    ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "RTX4090"]),
-    ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
-    ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
-    ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "RTX4090"]),
+        ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
+        ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
+        ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8"]),
+    ],
+)
 def test_readmes_costs_are_what_plan_computes(recipe, options, capsys):
     (row,) = [line for line in README.splitlines() if f"`superclip run {recipe}`" in line]
     hours, disk = re.findall(r"\| ([\d.]+(?: to [\d.]+)? (?:h|GB)) ᶜ", row)
@@ -56,8 +62,12 @@ def test_the_python_snippet_runs(tiny_model):
 
 
 def test_a_page_lists_every_extra_and_a_missing_one_is_named_by_what_asks_for_it():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (table,) = re.findall(r"^\| extra \| for \|\n.*?\n\n", PAGES["docs/install.md"], flags=re.DOTALL | re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (table,) = re.findall(
+        r"^\| extra \| for \|\n.*?\n\n", PAGES["docs/install.md"], flags=re.DOTALL | re.MULTILINE
+    )
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, flags=re.MULTILINE))
     assert rows.keys() == extras.keys()
     required = [

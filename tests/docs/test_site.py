@@ -1,4 +1,5 @@
-"""The site builds without a warning, and its own search finds a question first where a guide answers it."""
+"""The site builds without a warning, and its own search finds a question first where a guide
+answers it."""
 
 import functools
 import http.server
@@ -51,7 +52,10 @@ def test_the_site_builds_without_a_warning_and_its_navigation_holds_every_page(s
 
 
 def test_the_search_leaves_out_pages_of_records_which_the_site_holds(site):
-    searched = {entry["location"] for entry in json.loads((site / "search/search_index.json").read_text())["docs"]}
+    searched = {
+        entry["location"]
+        for entry in json.loads((site / "search/search_index.json").read_text())["docs"]
+    }
     assert (site / "studies/natural/protocol.html").exists()
     records = ("studies/", "audit/", "results/", "word-course/")
     assert not [page for page in searched if page.startswith(records)]
@@ -59,7 +63,10 @@ def test_the_search_leaves_out_pages_of_records_which_the_site_holds(site):
 
 
 def test_a_flag_stays_in_one_line_and_a_cell_of_a_wide_table_names_its_column(site):
-    assert '<code><span class="flag">--superclip-weight</span> λ</code>' in (site / "flags.html").read_text()
+    assert (
+        '<code><span class="flag">--superclip-weight</span> λ</code>'
+        in (site / "flags.html").read_text()
+    )
     assert "data-label" not in (site / "flags.html").read_text()
     rows = re.findall(r"<tr>.*?</tr>", (site / "evidence.html").read_text(), flags=re.DOTALL)
     labels = ["claim", "paper", "drawings, captions", "here", "n", "verdict"]
@@ -86,11 +93,15 @@ def test_the_search_finds_a_question_first_where_a_guide_answers_it(site, tmp_pa
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/driver.html"
     command = [BROWSER, *WITHOUT_NETWORK, f"--user-data-dir={tmp_path}/profile", address]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"HOME": str(tmp_path)}) as browser:
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=os.environ | {"HOME": str(tmp_path)}
+    ) as browser:
         try:
             pages = found.get(timeout=120)
         finally:
             browser.terminate()
             server.shutdown()
     first = {question: pages[question][0] for question in QUESTIONS}
-    assert [question for question, section in QUESTIONS.items() if section not in first[question]] == [], first
+    assert [
+        question for question, section in QUESTIONS.items() if section not in first[question]
+    ] == [], first

@@ -1,4 +1,5 @@
-"""superclip patch: the patches themselves; apply, check and revert, interrupted or given bad input; and pip."""
+"""superclip patch: the patches themselves; apply, check and revert, interrupted or given bad
+input; and pip."""
 
 import csv
 import itertools
@@ -12,7 +13,18 @@ from pathlib import Path
 
 import pytest
 import whatthepatch
-from support.openclip_trees import CHANGED, HOOKS, PATCH, PIP, RELEASES, ROOT, copy, each_release, held, metadata
+from support.openclip_trees import (
+    CHANGED,
+    HOOKS,
+    PATCH,
+    PIP,
+    RELEASES,
+    ROOT,
+    copy,
+    each_release,
+    held,
+    metadata,
+)
 from support.training_runs import on_a_full_disk, run_ranks
 
 import openclip_superclip
@@ -44,7 +56,7 @@ def superclip_patch(capsys):
 # The patches
 
 
-def test_there_is_a_patch_for_each_of_the_releases_and_for_the_main_branch_that_does_not_mention_superclip():
+def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_superclip():
     assert list(patching.patches()) == [*RELEASES, "4.2.0.dev0"]
     for release, more in {"3.3.0": [], "4.2.0.dev0": ["open_clip/task/coca_task.py"]}.items():
         text = patching.patches()[release]
@@ -71,7 +83,9 @@ def test_git_and_the_patch_program_give_what_the_command_gives(released, patched
 
 
 @each_release
-def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(release, released, superclip_patch, tmp_path):
+def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(
+    release, released, superclip_patch, tmp_path
+):
     copied, info = copy(released[release], tmp_path / "copy"), metadata(release)
     before, about = held(copied), f"open_clip_torch {release} in {copied}"
     code, output = superclip_patch("apply", "--source", copied)
@@ -97,7 +111,10 @@ def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(release, rele
 
 def listed(folder: Path, release: str = "3.3.0") -> set[str]:
     """What pip would remove, each once."""
-    paths = [row[0] for row in csv.reader((folder / metadata(release) / "RECORD").read_text().splitlines())]
+    paths = [
+        row[0]
+        for row in csv.reader((folder / metadata(release) / "RECORD").read_text().splitlines())
+    ]
     assert len(paths) == len({*paths})
     return {*paths}
 
@@ -132,14 +149,18 @@ def test_check_prints_the_state_and_exits_with_its_code(wheel, superclip_patch):
     with open(wheel / CHANGED[1], "a") as file:
         file.write("# mine\n")
     assert check() == (4, f"modified: open_clip_torch 3.3.0 in {wheel}")
-    assert f"  {CHANGED[1]}: edited, or of another version\n" in superclip_patch("check", "--source", wheel)[1]
+    assert (
+        f"  {CHANGED[1]}: edited, or of another version\n"
+        in superclip_patch("check", "--source", wheel)[1]
+    )
 
 
 # Interrupted
 
 
 def killed(steps: int, action: str, folder: Path) -> int:
-    """`superclip patch`, killed before it writes, renames or removes a file after `steps` such times."""
+    """`superclip patch`, killed before it writes, renames or removes a file after `steps` such
+    times."""
     left = itertools.count(steps, -1)
 
     def counted(function, last_breath=lambda *args: None):
@@ -159,8 +180,13 @@ def killed(steps: int, action: str, folder: Path) -> int:
 
 
 @pytest.mark.parametrize(("action", "then"), [("apply", "revert"), ("revert", "apply")])
-def test_the_next_run_completes_or_undoes_a_killed_one(action, then, released, patched, superclip_patch, tmp_path):
-    release, patch = copy(released["3.3.0"], tmp_path / "released"), copy(patched["3.3.0"], tmp_path / "patched")
+def test_the_next_run_completes_or_undoes_a_killed_one(
+    action, then, released, patched, superclip_patch, tmp_path
+):
+    release, patch = (
+        copy(released["3.3.0"], tmp_path / "released"),
+        copy(patched["3.3.0"], tmp_path / "patched"),
+    )
     start = release if action == "apply" else patch
     ends = {"apply": held(patch), "revert": held(release)}
     num_interrupted = 0
@@ -171,7 +197,9 @@ def test_the_next_run_completes_or_undoes_a_killed_one(action, then, released, p
             assert held(folder) == ends[action]
             break
         assert run.returncode == -signal.SIGKILL
-        assert {path for path in held(folder) if not path.endswith(".superclip-part")} <= listed(folder)
+        assert {path for path in held(folder) if not path.endswith(".superclip-part")} <= listed(
+            folder
+        )
         code, output = superclip_patch("check", "--source", folder)
         assert (code == 4) == ("was interrupted: run either of them again" in output)
         num_interrupted += code == 4
@@ -186,7 +214,9 @@ def test_the_next_run_completes_or_undoes_a_killed_one(action, then, released, p
 
 @pytest.mark.parametrize("path", [CHANGED[0], HOOKS])
 @pytest.mark.parametrize("action", ["apply", "revert"])
-def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(action, path, wheel, superclip_patch):
+def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(
+    action, path, wheel, superclip_patch
+):
     if action == "revert":
         superclip_patch("apply", "--source", wheel)
     with open(wheel / path, "a") as file:
@@ -259,7 +289,9 @@ def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp
     assert held(site_packages) == empty
 
 
-def test_our_wheel_holds_the_patches_and_patches_the_installed_openclip_without_torch(wheel, tmp_path):
+def test_our_wheel_holds_the_patches_and_patches_the_installed_openclip_without_torch(
+    wheel, tmp_path
+):
     subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", tmp_path / "dist", ROOT], check=True)
     (ours,) = (tmp_path / "dist").iterdir()
     zipfile.ZipFile(ours).extractall(tmp_path / "ours")

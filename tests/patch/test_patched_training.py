@@ -1,4 +1,5 @@
-"""What a patched OpenCLIP trains: what the launcher does on an unpatched one, and stock without the flag."""
+"""What a patched OpenCLIP trains: what the launcher does on an unpatched one, and stock without
+the flag."""
 
 import functools
 import importlib
@@ -10,22 +11,40 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.openclip_trees import each_release, enter, openclip_train, openclip_train_without_plugins
+from support.openclip_trees import (
+    each_release,
+    enter,
+    openclip_train,
+    openclip_train_without_plugins,
+)
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import install_plugin
 from support.training_runs import Run, completed, error_of, in_one_order
 
-openclip_train_in_one_order, superclip_train_in_one_order = in_one_order(openclip_train), in_one_order(superclip_train)
+openclip_train_in_one_order, superclip_train_in_one_order = (
+    in_one_order(openclip_train),
+    in_one_order(superclip_train),
+)
 
 
 @pytest.fixture(scope="session")
 def losses(train_flags, tmp_path_factory):
-    """What a training printed of the losses, a string a step; each is run once, and must succeed."""
+    """What a training printed of the losses, a string a step; each is run once, and must
+    succeed."""
 
     @functools.cache
     def losses(train, tree, flags="", world_size=1):
-        argv = [*train_flags, "--batch-size", str(32 // world_size), "--logs", "none", *flags.split()]
-        runs = completed(train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run"))
+        argv = [
+            *train_flags,
+            "--batch-size",
+            str(32 // world_size),
+            "--logs",
+            "none",
+            *flags.split(),
+        ]
+        runs = completed(
+            train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run")
+        )
         assert len(runs[0].losses()) == 2
         return runs[0].losses()
 
@@ -33,7 +52,9 @@ def losses(train_flags, tmp_path_factory):
 
 
 @each_release
-def test_patched_and_unpatched_losses_are_equal_and_stock_without_flag_or_plugins(release, released, patched, losses):
+def test_patched_and_unpatched_losses_are_equal_and_stock_without_flag_or_plugins(
+    release, released, patched, losses
+):
     expected = losses(superclip_train, released[release], "--superclip")
     assert all("Class_loss" in line for line in expected)
     assert losses(openclip_train, patched[release], "--superclip") == expected
@@ -46,17 +67,32 @@ WEBDATASET = "--dataset-type webdataset --train-data {shards} --train-num-sample
 EQUAL = {  # release, flags, ranks
     "SigLIP": ("3.3.0", "--superclip --siglip", 1),
     "accumulation": ("3.3.0", "--superclip --accum-freq 2 --batch-size 16", 1),
-    "distillation": ("3.3.0", "--superclip --distill-model {teacher} --distill-pretrained {teacher}", 1),
+    "distillation": (
+        "3.3.0",
+        "--superclip --distill-model {teacher} --distill-pretrained {teacher}",
+        1,
+    ),
     "two ranks": ("3.3.0", "--superclip", 2),
-    "two captions": ("3.3.0", "--superclip --superclip-captions dual --superclip-long-caption filepath "
-                     "--superclip-long-context 30", 1),
+    "two captions": (
+        "3.3.0",
+        "--superclip --superclip-captions dual --superclip-long-caption filepath "
+        "--superclip-long-context 30",
+        1,
+    ),
     "WebDataset without the flag": ("3.3.0", f"{WEBDATASET} 64", 1),
     "WebDataset": ("3.3.0", f"--superclip {WEBDATASET} 64", 1),
-    "WebDataset, two captions": ("3.3.0", f"--superclip --superclip-captions dual --superclip-long-caption txt "
-                                 f"{WEBDATASET} 64", 1),
+    "WebDataset, two captions": (
+        "3.3.0",
+        f"--superclip --superclip-captions dual --superclip-long-caption txt {WEBDATASET} 64",
+        1,
+    ),
     "slices of CLIP": ("3.3.0", f"--superclip-slices 2 --epochs 2 {WEBDATASET} 32", 1),
-    "slices": ("3.0.0", f"--superclip --superclip-slices 2 --epochs 2 --workers 1 {WEBDATASET} 32", 1),
-}  # fmt: skip
+    "slices": (
+        "3.0.0",
+        f"--superclip --superclip-slices 2 --epochs 2 --workers 1 {WEBDATASET} 32",
+        1,
+    ),
+}
 
 
 @pytest.mark.parametrize(("release", "flags", "world_size"), EQUAL.values(), ids=EQUAL)
@@ -84,7 +120,9 @@ def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(released, patched, losses, tmp_path):
+def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
+    released, patched, losses, tmp_path
+):
     flags = "--global-contrastive-size 100000 --sub-captions 2 --superclip"
     found = []
     for train, tree in ((openclip_train, patched["3.3.0"]), (superclip_train, released["3.3.0"])):
@@ -103,7 +141,9 @@ def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> R
     return Run(done.returncode, done.stderr)
 
 
-def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched, train_flags, losses, tmp_path):
+def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(
+    patched, train_flags, losses, tmp_path
+):
     flags = [*train_flags, "--batch-size", "32", "--superclip"]
     run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
     assert run.returncode == 0, run.output[-2000:]
@@ -111,7 +151,9 @@ def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(patched,
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
-def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, train_flags, tmp_path):
+def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(
+    patched, train_flags, tmp_path
+):
     tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
     (tree / "open_clip/hooks.py").unlink()
     run = in_a_process_of_its_own(tree, "openclip_superclip train", *train_flags, cwd=tmp_path)
@@ -121,6 +163,8 @@ def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, t
 
 
 def test_what_superclip_refuses_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
-    error = error_of(openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path)
+    error = error_of(
+        openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path
+    )
     assert error.startswith("error: --trace cannot save a model with the class head")
     assert not (tmp_path / "logs").exists()

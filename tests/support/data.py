@@ -1,4 +1,5 @@
-"""Small data sets: noise with captions, colours with classes, and coloured squares that a model can learn to name."""
+"""Small data sets: noise with captions, colours with classes, and coloured squares that a model
+can learn to name."""
 
 import csv
 import io
@@ -15,7 +16,12 @@ from . import WORDS
 NUM_SHARDS, SHARD_SIZE = 16, 16
 PATTERN = "{000000..000015}.tar"
 CLASSES = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
-COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 170, 60), "yellow": (240, 220, 40)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "blue": (30, 60, 220),
+    "green": (30, 170, 60),
+    "yellow": (240, 220, 40),
+}
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
 Image.effect_noise((32, 32), 9).save(noise := io.BytesIO(), "png")
 IMAGE = noise.getvalue()
@@ -32,21 +38,30 @@ def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
         with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
             for sample in range(SHARD_SIZE):
                 image = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(image, "png")
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
+                    image, "png"
+                )
                 caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
-                tar.write({"__key__": f"{shard:06}{sample:03}", "png": image.getvalue(), "txt": caption})
+                tar.write(
+                    {"__key__": f"{shard:06}{sample:03}", "png": image.getvalue(), "txt": caption}
+                )
     return pattern
 
 
 def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
-    """Writes 48 noisy images a split of three colours, a separable data set in CLIP_benchmark's layout."""
+    """Writes 48 noisy images a split of three colours, a separable data set in CLIP_benchmark's
+    layout."""
     rng = np.random.default_rng(0)
     for split in splits:
         (folder / split).mkdir(parents=True)
         with webdataset.TarWriter(str(folder / split / "0.tar")) as tar:
             for index in range(48):
                 label = index % len(CLASSES)
-                pixels = rng.normal(list(CLASSES.values())[label], 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+                pixels = (
+                    rng.normal(list(CLASSES.values())[label], 20, (32, 32, 3))
+                    .clip(0, 255)
+                    .astype(np.uint8)
+                )
                 tar.write({"__key__": f"{index:03d}", "png": Image.fromarray(pixels), "cls": label})
         (folder / split / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(CLASSES))
@@ -77,7 +92,13 @@ def write_images(folder: Path, number: int, seed: int) -> list[tuple[Path, str]]
     folder.mkdir(parents=True)
     for index in range(number):
         num_squares = rng.choice([1, 2])
-        placed = dict(zip(rng.sample(list(COLOURS), num_squares), rng.sample(CORNERS, num_squares), strict=True))
+        placed = dict(
+            zip(
+                rng.sample(list(COLOURS), num_squares),
+                rng.sample(CORNERS, num_squares),
+                strict=True,
+            )
+        )
         squares(placed).save(folder / f"{index}.png")
         pairs.append((folder / f"{index}.png", " ".join(placed)))
     return pairs

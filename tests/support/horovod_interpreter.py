@@ -1,8 +1,10 @@
-"""Trains in an interpreter that has Horovod, which pytest's own must not have: OpenCLIP uses it wherever it finds it.
+"""Trains in an interpreter that has Horovod, which pytest's own must not have: OpenCLIP uses it
+wherever it finds it.
 
     python -m support.horovod_interpreter JOBS RUNS
 
-JOBS holds {name: [function of FUNCTIONS, number of ranks, folder, arguments]}, and RUNS gets {name: [run, …]}.
+JOBS holds {name: [function of FUNCTIONS, number of ranks, folder, arguments]}, and RUNS gets {name:
+[run, …]}.
 """
 
 import json
@@ -31,9 +33,13 @@ FUNCTIONS = (superclip_train, superclip_train_in_one_order, stock_train_under_ho
 def main(jobs: str, runs: str) -> None:
     functions = {function.__name__: function for function in FUNCTIONS}
     done = {}
-    for name, (function, world_size, folder, arguments) in json.loads(Path(jobs).read_text()).items():
+    for name, (function, world_size, folder, arguments) in json.loads(
+        Path(jobs).read_text()
+    ).items():
         Path(folder).mkdir(exist_ok=True)
-        done[name] = run_ranks(functions[function], *arguments, world_size=world_size, cwd=Path(folder))
+        done[name] = run_ranks(
+            functions[function], *arguments, world_size=world_size, cwd=Path(folder)
+        )
     Path(runs).write_text(json.dumps(done))
 
 

@@ -1,4 +1,5 @@
-"""A Hugging Face hub on this machine, which serves the files of a folder and counts its requests."""
+"""A Hugging Face hub on this machine, which serves the files of a folder and counts its
+requests."""
 
 import contextlib
 import hashlib
@@ -12,7 +13,8 @@ COMMIT = "0" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves ROOT/OWNER/NAME as the repositories of a hub; `requests` are the paths that were asked for."""
+    """Serves ROOT/OWNER/NAME as the repositories of a hub; `requests` are the paths that were
+    asked for."""
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -41,7 +43,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("api/models/"):
             repository = path.removeprefix("api/models/").partition("/revision/")[0]
             folder = self.server.root / repository
-            files = [{"rfilename": str(one.relative_to(folder))} for one in folder.rglob("*") if one.is_file()]
+            files = [
+                {"rfilename": str(one.relative_to(folder))}
+                for one in folder.rglob("*")
+                if one.is_file()
+            ]
             facts = {"id": repository, "modelId": repository, "sha": COMMIT, "siblings": files}
             return self._send(json.dumps(facts).encode(), 200 if files else 404, with_body)
         if not file or not place.is_file():
@@ -51,7 +57,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, body: bytes, status: int, with_body: bool, **headers: str) -> None:
         self.send_response(status)
         etag = f'"{hashlib.sha1(body).hexdigest()}"'
-        for name, value in {"X-Repo-Commit": COMMIT, "ETag": etag, "Content-Length": len(body), **headers}.items():
+        for name, value in {
+            "X-Repo-Commit": COMMIT,
+            "ETag": etag,
+            "Content-Length": len(body),
+            **headers,
+        }.items():
             self.send_header(name, str(value))
         self.end_headers()
         if with_body:

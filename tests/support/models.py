@@ -20,7 +20,8 @@ from . import GOLDEN, WORDS
 VOCAB_SIZE = 4096
 SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
 LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *WORDS]
-AUTHORS, AUTHORS_CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"  # their small checkpoint
+# their small checkpoint
+AUTHORS, AUTHORS_CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
 
 
 def write_vocabulary(folder: Path) -> Path:
@@ -29,28 +30,50 @@ def write_vocabulary(folder: Path) -> Path:
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         lines = file.read().splitlines()
     with whole_file(vocabulary) as file:  # the first line is a comment
-        file.write(gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0))
+        file.write(
+            gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0)
+        )
     return vocabulary
 
 
-def write_model(folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg) -> str:
+def write_model(
+    folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg
+) -> str:
     """Writes a small OpenCLIP model configuration and returns the value of --model that opens it.
 
-    Its vocabulary is CLIP's, truncated to VOCAB_SIZE tokens, unless `text` contains a vocab_size or a tokenizer.
+    Its vocabulary is CLIP's, truncated to VOCAB_SIZE tokens, unless `text` contains a vocab_size or
+    a tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = dict(text or {})
     if not {"vocab_size", "hf_tokenizer_name"} & text.keys():
-        text |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": {"bpe_path": str(write_vocabulary(folder))}}
+        text |= {
+            "vocab_size": VOCAB_SIZE,
+            "tokenizer_kwargs": {"bpe_path": str(write_vocabulary(folder))},
+        }
     config = {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8, **(vision or {})},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 2,
+            "width": 64,
+            "head_width": 32,
+            "patch_size": 8,
+            **(vision or {}),
+        },
         "text_cfg": {
-            "context_length": 20, "vocab_size": 49408, "width": 48, "heads": 3, "layers": 2, **text,
+            "context_length": 20,
+            "vocab_size": 49408,
+            "width": 48,
+            "heads": 3,
+            "layers": 2,
+            **text,
         },
         **model_cfg,
-    }  # fmt: skip
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    }
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
+    )
     return f"local-dir:{folder}"
 
 
@@ -69,25 +92,47 @@ MODELS = {
     "one-layer": {"vision": {"layers": 1}, "text": {"layers": 1}},
     "output-tokens": {"vision": {"output_tokens": True}},
     "avg-pool": {"vision": {"pool_type": "avg"}},
-    "attentional-pool": {"vision": {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}},
+    "attentional-pool": {
+        "vision": {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
+    },
     "norm-after-pool": {"vision": {"final_ln_after_pool": True, "pool_type": "avg"}},
     "custom-block": {"vision": {"qk_norm": True, "scale_attn": True}},
     "resnet": {"vision": {"layers": [1, 1, 1, 1], "width": 16}},
-    "timm-vit": {"vision": {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}},
-    "timm-vit-map": {"vision": {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": ""}},
+    "timm-vit": {
+        "vision": {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}
+    },
+    "timm-vit-map": {
+        "vision": {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": ""}
+    },
     "timm-convnext": {"vision": {"timm_model_name": "test_convnext", "image_size": 64}},
     "timm-efficientnet": {"vision": {"timm_model_name": "test_efficientnet", "image_size": 64}},
     "timm-resnet": {"vision": {"timm_model_name": "test_resnet", "image_size": 64}},
     "timm-attn-pool": {
-        "vision": {"timm_model_name": "resnet10t", "image_size": 64, "timm_pool": "rot_attn", "timm_proj": ""},
+        "vision": {
+            "timm_model_name": "resnet10t",
+            "image_size": 64,
+            "timm_pool": "rot_attn",
+            "timm_proj": "",
+        },
     },
     "coca": {
-        "vision": {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2, "output_tokens": True},
+        "vision": {
+            "attentional_pool": True,
+            "attn_pooler_queries": 5,
+            "attn_pooler_heads": 2,
+            "output_tokens": True,
+        },
         "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
-        "multimodal_cfg": {"context_length": 20, "vocab_size": VOCAB_SIZE, "width": 32, "heads": 2, "layers": 1},
+        "multimodal_cfg": {
+            "context_length": 20,
+            "vocab_size": VOCAB_SIZE,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+        },
         "custom_text": True,
     },
-}  # fmt: skip
+}
 
 
 def write_weights(model: str) -> None:
@@ -109,10 +154,13 @@ def write_random_model(folder: Path, **cfg) -> list[str]:
 def random_weights(model_name: str, **options) -> dict[str, torch.Tensor]:
     """Returns small normally distributed weights for a model, different for each tensor."""
     with torch.device("meta"):
-        model = open_clip.create_model(model_name, load_weights=False, device="meta", pretrained_text=False, **options)
+        model = open_clip.create_model(
+            model_name, load_weights=False, device="meta", pretrained_text=False, **options
+        )
     pool = torch.randn(2**20 + 997, generator=torch.Generator().manual_seed(len(model_name))) * 0.03
     return {
-        name: _drawn_from(pool, tensor, index, name) for index, (name, tensor) in enumerate(model.state_dict().items())
+        name: _drawn_from(pool, tensor, index, name)
+        for index, (name, tensor) in enumerate(model.state_dict().items())
     }
 
 
@@ -134,7 +182,8 @@ def plain_model(model_name: str, weights: dict[str, torch.Tensor], **options) ->
 
 
 def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -> None:
-    """Moves files into the cache of huggingface_hub, as after a download, and marks missing files as absent."""
+    """Moves files into the cache of huggingface_hub, as after a download, and marks missing
+    files as absent."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
@@ -147,35 +196,55 @@ def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -
         shutil.move(file, snapshot / file.name)
 
 
-def write_tokenizer(folder: Path, list_of_words: list[str] = LIST_OF_WORDS, mark: str = "") -> list[Path]:
-    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its files.
+def write_tokenizer(
+    folder: Path, list_of_words: list[str] = LIST_OF_WORDS, mark: str = ""
+) -> list[Path]:
+    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its
+    files.
 
-    With a `mark`, Ġ or ▁, a word after a space begins with it, and one at the start of a caption does not.
+    With a `mark`, Ġ or ▁, a word after a space begins with it, and one at the start of a caption
+    does not.
     """
-    splits = {"": Whitespace(), "Ġ": ByteLevel(add_prefix_space=False), "▁": Metaspace(prepend_scheme="never")}
+    splits = {
+        "": Whitespace(),
+        "Ġ": ByteLevel(add_prefix_space=False),
+        "▁": Metaspace(prepend_scheme="never"),
+    }
     words = {word: index for index, word in enumerate(list_of_words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer, tokenizer.decoder = splits[mark], tokenizers.decoders.ByteLevel()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(*((end, words[end]) for end in ("[SEP]", "[CLS]")))
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(
+        *((end, words[end]) for end in ("[SEP]", "[CLS]"))
+    )
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     ).save_pretrained(folder)
     return list(folder.iterdir())
 
 
 def write_bert(folder: Path, num_layers: int = 2) -> Path:
-    """Writes a BERT of random weights with its tokenizer, as transformers saves them, and returns its folder."""
+    """Writes a BERT of random weights with its tokenizer, as transformers saves them, and
+    returns its folder."""
     write_tokenizer(folder)
     config = transformers.BertConfig(
-        vocab_size=len(LIST_OF_WORDS), hidden_size=48, num_hidden_layers=num_layers, num_attention_heads=3,
-        intermediate_size=96, max_position_embeddings=20,
-    )  # fmt: skip
+        vocab_size=len(LIST_OF_WORDS),
+        hidden_size=48,
+        num_hidden_layers=num_layers,
+        num_attention_heads=3,
+        intermediate_size=96,
+        max_position_embeddings=20,
+    )
     transformers.BertModel(config).save_pretrained(folder)
     return folder
 
 
 def write_image_tower(file: Path, name: str = "test_efficientnet") -> torch.nn.Module:
-    """Writes the weights of a timm model, random ones and statistics, and returns the model in evaluation mode."""
+    """Writes the weights of a timm model, random ones and statistics, and returns the model in
+    evaluation mode."""
     torch.manual_seed(1)
     model = timm.create_model(name).eval()
     for tensor in model.state_dict().values():
@@ -186,15 +255,21 @@ def write_image_tower(file: Path, name: str = "test_efficientnet") -> torch.nn.M
 
 
 def write_hf_text_model(folder: Path) -> str:
-    """Writes the configuration of a model with a BERT of random weights as its text tower, and returns its --model."""
+    """Writes the configuration of a model with a BERT of random weights as its text tower, and
+    returns its --model."""
     write_tokenizer(folder)
     tower = write_bert(folder / "tower")
-    text = {"hf_model_name": str(tower), "hf_tokenizer_name": str(folder), "hf_pooler_type": "cls_pooler"}
+    text = {
+        "hf_model_name": str(tower),
+        "hf_tokenizer_name": str(folder),
+        "hf_pooler_type": "cls_pooler",
+    }
     return write_model(folder, text=text)
 
 
 def altered_authors(folder: Path, **changes: torch.Tensor | None) -> Path:
-    """Writes the authors' checkpoint with some tensors replaced, or removed if None, and returns its file."""
+    """Writes the authors' checkpoint with some tensors replaced, or removed if None, and returns
+    its file."""
     checkpoint = torch.load(AUTHORS, weights_only=True)
     state = checkpoint["state_dict"] | {f"module.{name}": value for name, value in changes.items()}
     checkpoint["state_dict"] = {name: value for name, value in state.items() if value is not None}

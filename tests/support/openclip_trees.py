@@ -1,4 +1,5 @@
-"""Folders that hold an OpenCLIP: the releases that a patch is for, and training with the one of a folder."""
+"""Folders that hold an OpenCLIP: the releases that a patch is for, and training with the one of
+a folder."""
 
 import importlib
 import importlib.metadata
@@ -14,8 +15,11 @@ ROOT = Path(__file__).parents[2]
 PATCH = ROOT / "patches/open_clip-3.patch"
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
 CHANGED = [
-    "open_clip/factory.py", "open_clip_train/main.py", "open_clip_train/params.py", "open_clip_train/data.py",
-]  # fmt: skip
+    "open_clip/factory.py",
+    "open_clip_train/main.py",
+    "open_clip_train/params.py",
+    "open_clip_train/data.py",
+]
 HOOKS = "open_clip/hooks.py"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
@@ -23,13 +27,18 @@ each_release = pytest.mark.parametrize("release", RELEASES)
 
 
 def copy(source: Path, folder: Path) -> Path:
-    """Copies an OpenCLIP without its model configurations and vocabulary to `folder`, and returns it."""
+    """Copies an OpenCLIP without its model configurations and vocabulary to `folder`, and
+    returns it."""
     return shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model_configs", "*.gz"))
 
 
 def held(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` and its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def metadata(release: str) -> str:
@@ -39,7 +48,12 @@ def metadata(release: str) -> str:
 def enter(tree: Path) -> None:
     """Makes `tree` the OpenCLIP of this process, which has torch imported already."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("open_clip", "open_clip_train", "openclip_superclip", "pluggy"):
+        if name.partition(".")[0] in (
+            "open_clip",
+            "open_clip_train",
+            "openclip_superclip",
+            "pluggy",
+        ):
             del sys.modules[name]
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(tree))
@@ -48,7 +62,8 @@ def enter(tree: Path) -> None:
 def openclip_train(tree: Path, *argv: str) -> None:
     """`python -m open_clip_train.main` of the OpenCLIP in `tree`."""
     enter(tree)
-    warnings.filterwarnings("error", r"Argument\(s\) .* declared in the hookspec")  # a call that leaves some out
+    # a call that leaves some out
+    warnings.filterwarnings("error", r"Argument\(s\) .* declared in the hookspec")
     sys.argv = ["open_clip_train.main", *argv]
     runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
     assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
@@ -57,7 +72,9 @@ def openclip_train(tree: Path, *argv: str) -> None:
 def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
     """The same where no distribution has named a plugin."""
     find = importlib.metadata.entry_points
-    importlib.metadata.entry_points = lambda **which: () if which.get("group") == "open_clip" else find(**which)
+    importlib.metadata.entry_points = lambda **which: (
+        () if which.get("group") == "open_clip" else find(**which)
+    )
     openclip_train(tree, *argv)
 
 

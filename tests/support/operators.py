@@ -1,4 +1,5 @@
-"""The package's operators of torch, opened: a dispatch mode sees one call of each, and not what it computes."""
+"""The package's operators of torch, opened: a dispatch mode sees one call of each, and not what
+it computes."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +13,8 @@ KERNELS = {
 
 
 class SeesOperators(TorchDispatchMode):
-    """A dispatch mode whose `observe` gets every function of torch with its results, those of our operators too."""
+    """A dispatch mode whose `observe` gets every function of torch with its results, those of
+    our operators too."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in KERNELS:
@@ -20,7 +22,9 @@ class SeesOperators(TorchDispatchMode):
                 return KERNELS[function](*args, **(kwargs or {}))
         outputs = function(*args, **(kwargs or {}))
         tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
-        self.observe(function, args, [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)])
+        self.observe(
+            function, args, [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        )
         return outputs
 
     def observe(self, function, args, results: list[torch.Tensor]) -> None:

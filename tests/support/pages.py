@@ -17,9 +17,20 @@ FILES = {"README.md": ROOT / "README.md", "slurm/README.md": ROOT / "slurm/READM
 FILES |= {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {name: path.read_text() for name, path in FILES.items()}
 PROGRAMS = (  # what a page may call
-    "superclip", "python", "python3", "torchrun", "horovodrun", "sbatch", "bash", "pip", "lint-imports", "hf",
-    ".venv/bin/pip", ".venv/bin/superclip", ".venv/bin/pytest",
-)  # fmt: skip
+    "superclip",
+    "python",
+    "python3",
+    "torchrun",
+    "horovodrun",
+    "sbatch",
+    "bash",
+    "pip",
+    "lint-imports",
+    "hf",
+    ".venv/bin/pip",
+    ".venv/bin/superclip",
+    ".venv/bin/pytest",
+)
 
 
 def blocks(text: str, language: str = "bash") -> list[str]:
@@ -34,26 +45,35 @@ def code_spans(text: str) -> Iterator[str]:
 
 
 def commands(block: str, folder: Path) -> list[list[str]]:
-    """Returns the commands of a block as bash would start them, its loops and quotes resolved; none is run.
+    """Returns the commands of a block as bash would start them, its loops and quotes resolved; none
+    is run.
 
-    Each of PROGRAMS is a recorder, and bash finds no other program. `…`, "and other flags", is left out.
+    Each of PROGRAMS is a recorder, and bash finds no other program. `…`, "and other flags", is left
+    out.
     """
     recorder = folder / "recorder"
     recorder.write_text('#!/bin/bash\nprintf \'%s\\n\' "${0#$PROGRAMS/}" "$@" \'\' >>"$RECORD"\n')
     recorder.chmod(0o755)
     for program in PROGRAMS:
-        for path in (folder / "programs" / program, folder / program):  # by PATH, and from the folder
+        # by PATH, and from the folder
+        for path in (folder / "programs" / program, folder / program):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 path.symlink_to(recorder)
     record = folder / "record"
     record.write_text("")
-    environment = {"PATH": f"{folder}/programs", "PROGRAMS": f"{folder}/programs", "RECORD": str(record)}
+    environment = {
+        "PATH": f"{folder}/programs",
+        "PROGRAMS": f"{folder}/programs",
+        "RECORD": str(record),
+    }
     shell = ["/bin/bash", "-eu", "-c", block]
     done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}\n{block}"
     return [
-        [part for part in command.split("\n") if part != "…"] for command in record.read_text().split("\n\n") if command
+        [part for part in command.split("\n") if part != "…"]
+        for command in record.read_text().split("\n\n")
+        if command
     ]
 
 
@@ -79,7 +99,8 @@ def superclip_parser(command: str, monkeypatch) -> argparse.ArgumentParser:
 
 
 def parse_superclip(argv: list[str], monkeypatch) -> argparse.Namespace:
-    """Returns what the real parser makes of `superclip` arguments; it exits where it refuses them."""
+    """Returns what the real parser makes of `superclip` arguments; it exits where it refuses
+    them."""
     command, *arguments = argv
     parser = superclip_parser(command, monkeypatch)
     return argparse.ArgumentParser.parse_args(parser, arguments[arguments[:1] == ["--"] :])

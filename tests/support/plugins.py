@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def install_plugin(folder, name, source):
-    """Writes a plugin with the metadata of an installed distribution; the folder has to be on sys.path."""
+    """Writes a plugin with the metadata of an installed distribution; the folder has to be on
+    sys.path."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (folder / f"{name}_module.py").write_text(source)
@@ -28,15 +29,21 @@ def write_plugin(folder: Path, create_loss: str) -> Path:
 
 
 def write_slow_loss(folder: Path, seconds: float) -> Path:
-    """Writes a plugin that makes each step take so many seconds more, so that a run can be disturbed in its midst."""
+    """Writes a plugin that makes each step take so many seconds more, so that a run can be
+    disturbed in its midst."""
     return write_plugin(
-        folder, f"def slow(**features):\n    time.sleep({seconds})\n    return loss(**features)\nreturn slow\n"
+        folder,
+        f"def slow(**features):\n    time.sleep({seconds})\n    return "
+        "loss(**features)\nreturn slow\n",
     )
 
 
 def write_failing_plugin(folder: Path) -> Path:
     """Writes a plugin that fails on rank 1 once the model is made."""
-    fails = "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is cracked')\nreturn loss\n"
+    fails = (
+        "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is "
+        "cracked')\nreturn loss\n"
+    )
     return write_plugin(folder, fails)
 
 
@@ -47,6 +54,6 @@ def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
         "steps = itertools.count(1)\n"
         "def disturbed(**features):\n"
         "    losses, step = loss(**features), next(steps)\n"
-        f"    return {{name: {what} if step == {step} else value for name, value in losses.items()}}\n"
-        "return disturbed\n",
+        f"    return {{name: {what} if step == {step} else value for name, value in "
+        "losses.items()}\nreturn disturbed\n",
     )

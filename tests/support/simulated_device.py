@@ -1,4 +1,5 @@
-"""A simulated accelerator: tensors without values, on a device of their own, which torch's CPU build accepts."""
+"""A simulated accelerator: tensors without values, on a device of their own, which torch's CPU
+build accepts."""
 
 import contextlib
 import sys
@@ -6,18 +7,31 @@ from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
 
 from .operators import SeesOperators
 
 DEVICE = "npy"
 ROOT = str(Path(__file__).parents[2])
-IN_LOWER_PRECISION = ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "conv2d", "scaled_dot_product_attention")
+IN_LOWER_PRECISION = (
+    "linear",
+    "matmul",
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "conv2d",
+    "scaled_dot_product_attention",
+)
 IN_FLOAT32 = ("layer_norm", "softmax.int", "log_softmax.int", "cross_entropy_loss")
 
 
 class _Backend(_DummyBackendModule):
-    """What torch asks a device's module for: autocast, and the state of random numbers for checkpointing."""
+    """What torch asks a device's module for: autocast, and the state of random numbers for
+    checkpointing."""
 
     def get_amp_supported_dtype(self):
         return [torch.float16, torch.bfloat16]
@@ -61,7 +75,9 @@ def _in_precision(name: str, in_float32: bool):
             is_floating = isinstance(value, torch.Tensor) and value.is_floating_point()
             return value.to(dtype) if is_floating and value.device.type == DEVICE else value
 
-        guard = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1))
+        guard = torch._C._ExcludeDispatchKeyGuard(
+            torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+        )
         with guard:
             return function(*map(cast, args), **{key: cast(value) for key, value in kwargs.items()})
 
@@ -69,13 +85,18 @@ def _in_precision(name: str, in_float32: bool):
 
 
 class Watch(SeesOperators):
-    """Refuses results on the CPU that are computed from the device's tensors, or by a function of this project."""
+    """Refuses results on the CPU that are computed from the device's tensors, or by a function
+    of this project."""
 
     def observe(self, function, args, results):
         if all(result.device.type == DEVICE for result in results):
             return
-        tensors = [one for one in torch.utils._pytree.tree_leaves(args) if isinstance(one, torch.Tensor)]
-        assert not any(one.device.type == DEVICE for one in tensors), f"{function} copies a tensor to the host"
+        tensors = [
+            one for one in torch.utils._pytree.tree_leaves(args) if isinstance(one, torch.Tensor)
+        ]
+        assert not any(one.device.type == DEVICE for one in tensors), (
+            f"{function} copies a tensor to the host"
+        )
         assert not _is_called_by_us(), f"{function} makes a tensor on the host"
 
 
@@ -93,19 +114,27 @@ def _is_called_by_us() -> bool:
 
 @contextlib.contextmanager
 def simulation():
-    """A context in which tensors have no values; reading one on DEVICE raises. Returns torch's mode."""
+    """A context in which tensors have no values; reading one on DEVICE raises.
+
+    Returns torch's mode."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, Watch():
         yield mode
 
 
 def move(module: torch.nn.Module) -> None:
-    """Replaces parameters and buffers by those of the device, in the same layout. Call it within `simulation`."""
+    """Replaces parameters and buffers by those of the device, in the same layout.
+
+    Call it within `simulation`."""
     for part in module.modules():
         for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
             if tensor is None:
                 continue
-            moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
+            moved = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE
+            )
             if name in part._parameters:
-                part._parameters[name] = torch.nn.Parameter(moved, requires_grad=tensor.requires_grad)
+                part._parameters[name] = torch.nn.Parameter(
+                    moved, requires_grad=tensor.requires_grad
+                )
             else:
                 part._buffers[name] = moved

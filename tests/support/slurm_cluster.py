@@ -17,31 +17,52 @@ import pytest
 from .training_runs import processes_in
 
 START = Path(__file__).parent / "slurm/start.sh"
-FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+FINAL = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+}
 CANNOT_BE_INSTALLED = 77  # start.sh's exit code
 
 
 def may_unshare(*namespaces: str) -> bool:
     """Tells whether this user may make such namespaces, and mount in them."""
     try:
-        return subprocess.run(["unshare", "--mount", *namespaces, "true"], capture_output=True).returncode == 0
+        return (
+            subprocess.run(
+                ["unshare", "--mount", *namespaces, "true"], capture_output=True
+            ).returncode
+            == 0
+        )
     except FileNotFoundError:
         return False
 
 
 class Cluster:
-    """Starts with `with` and ends with it, whatever happens; skips the test where this machine cannot hold it."""
+    """Starts with `with` and ends with it, whatever happens; skips the test where this machine
+    cannot hold it."""
 
     def __init__(self):
         if not may_unshare("--net", "--uts", "--ipc", "--pid", "--fork"):
-            pytest.skip("a SLURM cluster lives in namespaces of this machine, which need root (CAP_SYS_ADMIN)")
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: sockets lie in it
+            pytest.skip(
+                "a SLURM cluster lives in namespaces of this machine, which need root "
+                "(CAP_SYS_ADMIN)"
+            )
+        # short: sockets lie in it
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         settings = {"SLURM_TEST_DIR": str(self.folder), "SLURM_TEST_OWNER": str(os.getpid())}
         self.environment = {**os.environ, **settings, "PATH": path}
 
     def __enter__(self) -> "Cluster":
-        started = subprocess.run(["bash", START], env=self.environment, capture_output=True, text=True)
+        started = subprocess.run(
+            ["bash", START], env=self.environment, capture_output=True, text=True
+        )
         if started.returncode == CANNOT_BE_INSTALLED:
             pytest.skip(started.stderr.strip())
         assert started.returncode == 0, started.stderr
@@ -55,7 +76,9 @@ class Cluster:
     def call(self, *command, cwd: Path | None = None, **variables: str) -> str:
         """Runs a command where SLURM's are, and returns what it printed."""
         environment = self.environment | variables
-        done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -64,12 +87,15 @@ class Cluster:
         return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", number)))
 
     def wait_until(self, condition: Callable[[], bool], run: Path, what: str) -> None:
-        """Returns when the condition holds; an AssertionError, with its output, when the run's job has ended first."""
+        """Returns when the condition holds; an AssertionError, with its output, when the run's
+        job has ended first."""
 
         def holds() -> bool:
             if condition():
                 return True
-            submitted = next(folder for folder in (run, run.parent) if (folder / "submitted.json").exists())
+            submitted = next(
+                folder for folder in (run, run.parent) if (folder / "submitted.json").exists()
+            )
             job = json.loads((submitted / "submitted.json").read_text())["job"]
             if self.job(job)["JobState"] in FINAL and not condition():
                 output = (submitted / f"slurm-{job}.out").read_text()
@@ -85,7 +111,8 @@ class Cluster:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str, each: float = 0.1) -> None:
-    """Returns when the condition holds; an AssertionError when it does not within so many seconds."""
+    """Returns when the condition holds; an AssertionError when it does not within so many
+    seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"

@@ -25,15 +25,25 @@ def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.randn(num_captions, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tokens
 
 
-def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float) -> dict:
-    """Trains on one global batch of 16 and returns losses, first gradients, counts, weights and what is known of words.
+def train_three_steps(
+    model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float
+) -> dict:
+    """Trains on one global batch of 16 and returns losses, first gradients, counts, weights and
+    what is known of words.
 
-    The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their size.
+    The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their
+    size.
     """
     torch.manual_seed(0)
     kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if flags.get("siglip") else {}
     model, _, _ = superclip.create_model_and_transforms(model_name, **kwargs)
-    defaults = {"superclip": True, "distill": False, "siglip": False, "horovod": False, "loss_dist_impl": None}
+    defaults = {
+        "superclip": True,
+        "distill": False,
+        "siglip": False,
+        "horovod": False,
+        "loss_dist_impl": None,
+    }
     gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
     data = {"dataset_type": "webdataset"}
     args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
@@ -50,7 +60,8 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
         optimizer.zero_grad()
         sum(losses.values()).backward()
         for name, parameter in module.named_parameters():
-            if name != "logit_scale":  # every rank has its whole gradient, whatever the features' is
+            # every rank has its whole gradient, whatever the features' is
+            if name != "logit_scale":
                 parameter.grad /= gradient_scale
         if step == 0:
             results["gradients"] = {name: p.grad.clone() for name, p in module.named_parameters()}
@@ -62,14 +73,16 @@ def train_three_steps(model_name: str, rank: int, world_size: int, flags: dict, 
 
 
 def assert_same_gradients(ours: dict, expected: dict) -> None:
-    """Within the rounding of float32, parameter by parameter: a common bound would say little on small gradients."""
+    """Within the rounding of float32, parameter by parameter: a common bound would say little on
+    small gradients."""
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
 
 
 def results_of(function, world_size: int, folder: Path) -> list[dict]:
-    """What `function(rank, world_size)` returns in each process of run_ranks, saved there as rank0.pt, rank1.pt."""
+    """What `function(rank, world_size)` returns in each process of run_ranks, saved there as
+    rank0.pt, rank1.pt."""
 
     def in_rank():
         rank = 0

@@ -13,18 +13,37 @@ from support.training_runs import load
 NUM_SHARDS, SLICES, BATCH = 12, 3, 16
 
 
-def write_recipe(folder: Path, method: str = "superclip", batch: int = BATCH, passes: int = 2, **values) -> Path:
-    """Writes a recipe with its model and its shards, and returns its file, METHOD_tiny_SAMPLES_bsBATCH.yaml."""
+def write_recipe(
+    folder: Path, method: str = "superclip", batch: int = BATCH, passes: int = 2, **values
+) -> Path:
+    """Writes a recipe with its model and its shards, and returns its file,
+    METHOD_tiny_SAMPLES_bsBATCH.yaml."""
     shards = write_shards(folder / "shards", NUM_SHARDS)
     num_samples = NUM_SHARDS * SHARD_SIZE
     small = {"layers": 1, "width": 32}
     recipe = {
-        "method": method, "model": write_model(folder / "model", small, {**small, "heads": 2}), "data": "noise",
-        "shards": shards, "data_samples": num_samples, "samples": num_samples * passes,
-        "global_batch_size": batch, "lr": 1e-3, "warmup": 4, "schedule": "cosine", "beta1": 0.9, "beta2": 0.98,
-        "eps": 1e-6, "wd": 0.2, "precision": "fp32", "seed": 0, "slices": SLICES, "workers": 0,
-        "flags": {"log-every-n-steps": 1}, "chosen": {"lr": "for a test"}, **values,
-    }  # fmt: skip
+        "method": method,
+        "model": write_model(folder / "model", small, {**small, "heads": 2}),
+        "data": "noise",
+        "shards": shards,
+        "data_samples": num_samples,
+        "samples": num_samples * passes,
+        "global_batch_size": batch,
+        "lr": 1e-3,
+        "warmup": 4,
+        "schedule": "cosine",
+        "beta1": 0.9,
+        "beta2": 0.98,
+        "eps": 1e-6,
+        "wd": 0.2,
+        "precision": "fp32",
+        "seed": 0,
+        "slices": SLICES,
+        "workers": 0,
+        "flags": {"log-every-n-steps": 1},
+        "chosen": {"lr": "for a test"},
+        **values,
+    }
     if method.startswith("super"):
         recipe["superclip"] = {"weight": 1.0, "idf": "online", "captions": "short"}
     path = folder / f"{method}_tiny_{num_samples}_bs{batch}.yaml"
@@ -39,7 +58,8 @@ def state(run: Path) -> dict:
 
 
 def weights(run: Path, epoch: int = 2 * SLICES) -> dict[str, torch.Tensor]:
-    """The weights, counts included, of a run's checkpoint, without what data parallelism puts before their names."""
+    """The weights, counts included, of a run's checkpoint, without what data parallelism puts
+    before their names."""
     return load(run, epoch)["state_dict"]
 
 

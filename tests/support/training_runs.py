@@ -48,7 +48,11 @@ class Run(NamedTuple):
 
     def metrics(self) -> list[str]:
         """What OpenCLIP printed of each evaluation."""
-        return [line.partition("Eval Epoch")[2] for line in self.output.splitlines() if "Eval Epoch" in line]
+        return [
+            line.partition("Eval Epoch")[2]
+            for line in self.output.splitlines()
+            if "Eval Epoch" in line
+        ]
 
     def errors(self) -> list[str]:
         """The lines that tell the user of a mistake."""
@@ -56,25 +60,30 @@ class Run(NamedTuple):
 
 
 def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
-    """Calls `function(*args)` in `world_size` forks that torch.distributed can join, and returns their runs."""
+    """Calls `function(*args)` in `world_size` forks that torch.distributed can join, and returns
+    their runs."""
     cwd, port = Path(cwd or "."), free_port()
     outputs = [cwd / f"rank{rank}-{port}.txt" for rank in range(world_size)]
     address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = []
     for rank, output in enumerate(outputs):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if world_size > 1 else {}
+        variables = (
+            {"RANK": str(rank), "LOCAL_RANK": str(rank), **address} if world_size > 1 else {}
+        )
         children.append(fork(lambda: function(*args), output, cwd, variables))
     codes = [_exit_code(child, 300) for child in children]
     return [Run(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
 
 def run_superclip(arguments, output: Path, cwd: Path, **variables: str) -> int:
-    """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its exit code."""
+    """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its
+    exit code."""
     return _exit_code(fork(lambda: main([*map(str, arguments)]), output, cwd, variables), 600)
 
 
 def fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
-    """Starts `function()` in a fork: imports are made once, and what training replaces or logs stays in the child."""
+    """Starts `function()` in a fork: imports are made once, and what training replaces or logs
+    stays in the child."""
 
     def child():
         with open(output, "a") as file:
@@ -141,7 +150,9 @@ def load(run_folder: Path, epoch: int = 1) -> dict:
     """A run's checkpoint; what the ranks' wrapper adds to the names is left out."""
     checkpoint = torch.load(run_folder / f"checkpoints/epoch_{epoch}.pt")
     weights = checkpoint["state_dict"].items()
-    return checkpoint | {"state_dict": {name.removeprefix("module."): value for name, value in weights}}
+    return checkpoint | {
+        "state_dict": {name.removeprefix("module."): value for name, value in weights}
+    }
 
 
 def bits(run_folder: Path, epoch: int) -> dict[str, bytes]:
@@ -154,10 +165,12 @@ def bits(run_folder: Path, epoch: int) -> dict[str, bytes]:
 
 
 def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_train) -> int:
-    """Compares what `superclip train` and stock OpenCLIP print to the last digit, and returns the number of steps."""
+    """Compares what `superclip train` and stock OpenCLIP print to the last digit, and returns
+    the number of steps."""
     both = (("ours", superclip_train), ("stock", stock))
     ours, theirs = (
-        completed(in_one_order(train), *argv, "--name", name, world_size=world_size, cwd=cwd)[0] for name, train in both
+        completed(in_one_order(train), *argv, "--name", name, world_size=world_size, cwd=cwd)[0]
+        for name, train in both
     )
     assert ours.losses() == theirs.losses()
     assert ours.metrics() == theirs.metrics()
@@ -236,7 +249,8 @@ def in_one_order(train):
 
 
 def on_a_full_disk(function, size: int = 65536):
-    """`function` with a limit on the size of files in bytes, at which writing fails as on a full disk."""
+    """`function` with a limit on the size of files in bytes, at which writing fails as on a full
+    disk."""
 
     def limited(*args):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -259,10 +273,11 @@ def processes_in(out) -> list[str]:
 
 @contextlib.contextmanager
 def in_forks() -> Iterator[None]:
-    """Makes what studies, runs and the benchmark start forks: a new process takes five seconds to import OpenCLIP.
+    """Makes what studies, runs and the benchmark start forks: a new process takes five seconds to
+    import OpenCLIP.
 
-    A study trains its runs one after the other, because only a process of one thread can fork safely. The demo measures
-    and writes 50 scenes of each kind instead of up to 3,000.
+    A study trains its runs one after the other, because only a process of one thread can fork
+    safely. The demo measures and writes 50 scenes of each kind instead of up to 3,000.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
@@ -272,12 +287,17 @@ def in_forks() -> Iterator[None]:
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
         patch.setattr("openclip_superclip.lab.benchmark.head_cost.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
-            few = (min(value, 50) if isinstance(value, int) else value for value in function.__defaults__)
+            few = (
+                min(value, 50) if isinstance(value, int) else value
+                for value in function.__defaults__
+            )
             patch.setattr(function, "__defaults__", tuple(few))
         yield
 
 
-def fork_python(command: list[str], stdout, preexec_fn, env: dict[str, str], **_) -> multiprocessing.Process:
+def fork_python(
+    command: list[str], stdout, preexec_fn, env: dict[str, str], **_
+) -> multiprocessing.Process:
     """`subprocess.Popen` of `python -m MODULE`, for the modules that studies and runs start."""
     module, *arguments = command[command.index("-m") + 1 :]
 

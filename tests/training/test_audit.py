@@ -1,4 +1,5 @@
-"""`superclip audit` with a trained model: worst pairs, the page, kept pairs, interruptions and errors."""
+"""`superclip audit` with a trained model: worst pairs, the page, kept pairs, interruptions and
+errors."""
 
 import csv
 import io
@@ -33,8 +34,14 @@ def work(squares_run, tmp_path_factory) -> Path:
     work = tmp_path_factory.mktemp("audit")
     (work / "run").symlink_to(squares_run)
     shown = write_images(work / "images", NUM, 1)
-    wrong = [" ".join(sorted(set(COLOURS) - set(caption.split()))[: len(caption.split())]) for _, caption in shown]
-    pairs = [(path, wrong[row] if row < SWAPPED else caption) for row, (path, caption) in enumerate(shown)]
+    wrong = [
+        " ".join(sorted(set(COLOURS) - set(caption.split()))[: len(caption.split())])
+        for _, caption in shown
+    ]
+    pairs = [
+        (path, wrong[row] if row < SWAPPED else caption)
+        for row, (path, caption) in enumerate(shown)
+    ]
     with TarWriter(str(work / "0.tar")) as first, TarWriter(str(work / "1.tar")) as second:
         for row, (path, caption) in enumerate(pairs):
             members = {"png": path.read_bytes(), "txt": caption, "json": {"row": row}}
@@ -63,17 +70,28 @@ def audited(work, tmp_path_factory) -> tuple[Path, str]:
     return out, printed.getvalue()
 
 
-def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_suggested(work, audited):
+def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_suggested(
+    work, audited
+):
     out, printed = audited
     records = scores(out)
     assert [record["where"] for record in records] == [f"row {row + 1}" for row in range(NUM)]
-    problems = {row: record["problem"].partition(" (")[0] for row, record in enumerate(records) if "problem" in record}
+    problems = {
+        row: record["problem"].partition(" (")[0]
+        for row, record in enumerate(records)
+        if "problem" in record
+    }
     assert problems == BAD
     good = [record for record in records if "problem" not in record]
     for name, sign in (("class_loss", -1), ("support", 1), ("clip_score", 1)):
         worst = sorted(good, key=lambda record: sign * record[name])[:SWAPPED]
-        assert len([record for record in worst if record["place"][1] < SWAPPED]) >= SWAPPED - 2, name
-    doubts = [[word["support"] < 0 for record in some for word in record["words"]] for some in (good[:12], good[12:])]
+        assert len([record for record in worst if record["place"][1] < SWAPPED]) >= SWAPPED - 2, (
+            name
+        )
+    doubts = [
+        [word["support"] < 0 for record in some for word in record["words"]]
+        for some in (good[:12], good[12:])
+    ]
     assert np.mean(doubts[0]) > 0.8 and np.mean(doubts[1]) < 0.4  # six passes over 256 images
     offered = {record["offered"][0]["word"] for record in records[:SWAPPED]}
     assert offered <= {*COLOURS, "low"}  # in this vocabulary, "yellow" has two tokens
@@ -87,7 +105,10 @@ def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_
 
 
 def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited, run, tmp_path):
-    out, whole = tmp_path / "out", (audited[0] / "scores.jsonl").read_bytes().replace(b"row 1", b"Row 1", 1)
+    out, whole = (
+        tmp_path / "out",
+        (audited[0] / "scores.jsonl").read_bytes().replace(b"row 1", b"Row 1", 1),
+    )
     out.mkdir()
     (out / "audit.json").write_bytes((audited[0] / "audit.json").read_bytes())
     (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the middle of a line
@@ -134,28 +155,53 @@ def wrong(work) -> Path:
     return work
 
 
-@pytest.mark.parametrize(("argv", "reason"), [
-    ("elsewhere.csv", "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative"),
-    ("none.csv", "DATA: none.csv has no rows"),
-    ("pairs.csv --csv-img-key file", "pairs.csv has no column 'file'; its columns are image, "),
-    ("nix.csv", "DATA: there is no file nix.csv"),
-    ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
-    ("pairs.csv --model plain --by class-loss", "--by class-loss needs a class head, and"),
-    ("0.tar --csv-caption-key long.txt", "--csv-caption-key has no effect with 0.tar: leave one of them out"),
-    ("pairs.csv --keep nan", "--keep is nan; expected a fraction above 0 and below 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (
+            "elsewhere.csv",
+            "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative",
+        ),
+        ("none.csv", "DATA: none.csv has no rows"),
+        ("pairs.csv --csv-img-key file", "pairs.csv has no column 'file'; its columns are image, "),
+        ("nix.csv", "DATA: there is no file nix.csv"),
+        ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
+        ("pairs.csv --model plain --by class-loss", "--by class-loss needs a class head, and"),
+        (
+            "0.tar --csv-caption-key long.txt",
+            "--csv-caption-key has no effect with 0.tar: leave one of them out",
+        ),
+        ("pairs.csv --keep nan", "--keep is nan; expected a fraction above 0 and below 1"),
+    ],
+)
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, wrong, refused):
     assert reason in refused(wrong, "audit", "--model", "run", "--out", "nowhere", *argv.split())
 
 
 def test_a_model_without_a_head_gives_only_clip_scores(wrong, tmp_path, capsys):
-    assert call("audit", wrong / "pairs.csv", "--model", wrong / "plain", "--out", tmp_path / "out", "--keep", 0.5) == 0
+    assert (
+        call(
+            "audit",
+            wrong / "pairs.csv",
+            "--model",
+            wrong / "plain",
+            "--out",
+            tmp_path / "out",
+            "--keep",
+            0.5,
+        )
+        == 0
+    )
     assert "no class head: only the CLIP score" in capsys.readouterr().out
-    assert not any({"class_loss", "words", "offered"} & record.keys() for record in scores(tmp_path / "out"))
+    assert not any(
+        {"class_loss", "words", "offered"} & record.keys() for record in scores(tmp_path / "out")
+    )
     assert "CLIP score (cosine)" in (tmp_path / "out/report.html").read_text()
 
 
-def test_a_head_that_has_learned_nothing_suggests_nothing_and_is_warned_about(work, tmp_path, capsys):
+def test_a_head_that_has_learned_nothing_suggests_nothing_and_is_warned_about(
+    work, tmp_path, capsys
+):
     name = f"local-dir:{(work / 'run').resolve().parents[1]}/model"
     torch.manual_seed(0)
     model, _, _ = superclip.create_model_and_transforms(name)
@@ -186,15 +232,20 @@ def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path, caps
 def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, capsys):
     with TarWriter(str(tmp_path / "0.tar")) as tar:
         for number, caption in enumerate(["...", "red", "!!!", "blue"]):
-            Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(file := io.BytesIO(), "PNG")
+            Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(
+                file := io.BytesIO(), "PNG"
+            )
             image = file.getvalue()
             tar.write({"__key__": "same" if number < 3 else "other", "png": image, "txt": caption})
         tar.write({"__key__": "broken", "png": b"no image", "txt": "red"})
     flags = [tmp_path / "0.tar", *run, "--out", tmp_path / "out"]
     assert call("audit", *flags) == 0
-    assert scores(tmp_path / "out")[-1]["problem"] == "no readable image (cannot identify image file)"
+    assert (
+        scores(tmp_path / "out")[-1]["problem"] == "no readable image (cannot identify image file)"
+    )
     page = (tmp_path / "out/report.html").read_text()
-    assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4  # three samples of one key, each its own image
+    # three samples of one key, each its own image
+    assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4
     assert call("audit", *flags, "--keep", 0.9, "--by", "support") == 0
     assert "2 pairs without support are neither shown nor kept" in capsys.readouterr().out
     shard = (tmp_path / "0.tar").read_bytes()
@@ -206,19 +257,42 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, ca
     assert "could be scored (DATA has none)" in capsys.readouterr().err
     with TarWriter(str(tmp_path / "1.tar")) as tar:
         tar.write({"__key__": "0", "png": image, "txt": "..."})
-    assert call("audit", tmp_path / "1.tar", *run, "--out", tmp_path / "one", "--by", "support", "--keep", 0.5) == 1
-    assert "--by support: no caption contains a word that the head has learned: give --by" in capsys.readouterr().err
+    assert (
+        call(
+            "audit",
+            tmp_path / "1.tar",
+            *run,
+            "--out",
+            tmp_path / "one",
+            "--by",
+            "support",
+            "--keep",
+            0.5,
+        )
+        == 1
+    )
+    assert (
+        "--by support: no caption contains a word that the head has learned: give --by"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize(("argv", "reason"), [
-    ("data.csv --csv-caption-key words", "--csv-caption-key: "),
-    ("twice.csv", "has several columns 'caption': rename all but one"),
-    ("data.csv --out busy", "--out: busy is not empty and holds no audit"),
-])  # fmt: skip
-def test_the_table_and_the_folder_are_checked_before_the_model_is_read(argv, reason, tmp_path, refused):
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        ("data.csv --csv-caption-key words", "--csv-caption-key: "),
+        ("twice.csv", "has several columns 'caption': rename all but one"),
+        ("data.csv --out busy", "--out: busy is not empty and holds no audit"),
+    ],
+)
+def test_the_table_and_the_folder_are_checked_before_the_model_is_read(
+    argv, reason, tmp_path, refused
+):
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy/notes.txt").touch()
     (tmp_path / "a.png").touch()
     (tmp_path / "data.csv").write_text("image,caption\na.png,a cat\n")
     (tmp_path / "twice.csv").write_text("image,caption,caption\na.png,a cat,a dog\n")
-    assert reason in refused(tmp_path, "audit", "--model", "nowhere.pt", "--out", "out", *argv.split())
+    assert reason in refused(
+        tmp_path, "audit", "--model", "nowhere.pt", "--out", "out", *argv.split()
+    )

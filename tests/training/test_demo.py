@@ -36,7 +36,9 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
         assert np.asarray(picture.convert("L")).std() > 20  # not blank
 
 
-def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(demo, tmp_path, capsys, refused):
+def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(
+    demo, tmp_path, capsys, refused
+):
     run = next((demo / "runs").glob("superclip_*"))
     lines = (run / "out.log").read_text().splitlines(keepends=True)
     steps = [line for line in lines if "Train Epoch" in line]
@@ -48,8 +50,12 @@ def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(dem
     assert main(["report", str(run), "--record", str(tmp_path / "records")]) == 0
     file = tmp_path / "records" / run.name / "record.json"
     assert capsys.readouterr().out == f"{file}\n"
-    record, measured = json.loads(file.read_text()), json.loads((run / "demo-test.json").read_text())
-    assert set(measured["measures"].values()) <= set(record["scores"].values())  # others may have measured it, too
+    record, measured = (
+        json.loads(file.read_text()),
+        json.loads((run / "demo-test.json").read_text()),
+    )
+    # others may have measured it, too
+    assert set(measured["measures"].values()) <= set(record["scores"].values())
     assert record["settings"]["method"] == "superclip"
     assert "shards" not in record["settings"]
     assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
@@ -64,23 +70,38 @@ def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(dem
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):
-    stopped = "openclip_superclip.commands.demo.run_study", lambda *_: signal.raise_signal(signal.SIGTERM)
+    stopped = (
+        "openclip_superclip.commands.demo.run_study",
+        lambda *_: signal.raise_signal(signal.SIGTERM),
+    )
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
 
 
-def test_data_need_no_seeds_and_the_folder_of_the_recipes_a_command(tmp_path, monkeypatch, capsys, refused):
-    assert "--seeds has no effect with --data-only" in refused(tmp_path, "demo", "--data-only", "--quick")
+def test_data_need_no_seeds_and_the_folder_of_the_recipes_a_command(
+    tmp_path, monkeypatch, capsys, refused
+):
+    assert "--seeds has no effect with --data-only" in refused(
+        tmp_path, "demo", "--data-only", "--quick"
+    )
     monkeypatch.setattr(data, "write_training_data", lambda out: ("model", "shards"))
-    printed = [main(["demo", "--data-only", "--out", out]) or capsys.readouterr().out for out in ("demo", "other")]
-    assert [": superclip run demo/superclip_demo-model_8k_bs64 --device" in line for line in printed] == [True, False]
+    printed = [
+        main(["demo", "--data-only", "--out", out]) or capsys.readouterr().out
+        for out in ("demo", "other")
+    ]
+    assert [
+        ": superclip run demo/superclip_demo-model_8k_bs64 --device" in line for line in printed
+    ] == [True, False]
 
 
 LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}
 ARMS = {
     "constant target": {"superclip.placebo": "constant-target", **LONG},
-    "second contrastive": {"superclip.placebo": "second-contrastive", "superclip.head_input": "both"},
+    "second contrastive": {
+        "superclip.placebo": "second-contrastive",
+        "superclip.head_input": "both",
+    },
 }
 
 
@@ -97,10 +118,19 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
     few = measures.measure_natural
     monkeypatch.setattr(measures, "measure_natural", measure_few)
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
-    YAML().dump({
-        "question": "which?", "primary": "zero_shot", "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
-        "set": fields, "arms": ARMS, "seeds": 2, "first_seed": 4, "measures": "natural",
-    }, tmp_path / "few.yaml")  # fmt: skip
+    YAML().dump(
+        {
+            "question": "which?",
+            "primary": "zero_shot",
+            "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
+            "set": fields,
+            "arms": ARMS,
+            "seeds": 2,
+            "first_seed": 4,
+            "measures": "natural",
+        },
+        tmp_path / "few.yaml",
+    )
     level = logging.getLogger().level
     results = run_study(study_call("few.yaml", None, None, "cpu", None, None, {}), jobs=2)
     logging.getLogger().setLevel(level)
@@ -108,7 +138,9 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
     assert len(results.records) == 4
     for record in results.records:
         folder = tmp_path / "studies/few/runs" / record["run"]
-        assert read_recipe(str(folder / "recipe.yaml")).shards.startswith(f"demo/data/natural-{record['seed']}/")
+        assert read_recipe(str(folder / "recipe.yaml")).shards.startswith(
+            f"demo/data/natural-{record['seed']}/"
+        )
         assert "natural" not in record["run"]
         assert list(record["measures"]) == list(data.natural.MEASURES)
         log = json.loads((folder / "natural-test.json").read_text())

@@ -1,4 +1,5 @@
-"""The plugins in examples/ train what their formulas say: alone, together, and beside --superclip."""
+"""The plugins in examples/ train what their formulas say: alone, together, and beside
+--superclip."""
 
 import argparse
 import functools
@@ -15,7 +16,14 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip_train.data import SharedEpoch
 from support.three_steps import results_of
-from support.training_runs import WHOLE_PICTURES, assert_resumes, completed, in_one_order, superclip_train, train_with
+from support.training_runs import (
+    WHOLE_PICTURES,
+    assert_resumes,
+    completed,
+    in_one_order,
+    superclip_train,
+    train_with,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
@@ -37,7 +45,8 @@ SCALE = 3.0
 
 
 def plain_loss(image, text, scale, slots, u, gamma, eps):
-    """The value, and a sum whose gradient is the loss's: of grad g / (eps + u). Updates `u`, a dict by slot.
+    """The value, and a sum whose gradient is the loss's: of grad g / (eps + u). Updates `u`, a dict
+    by slot.
 
     `g` is g_i and h_i of the docstring, over the samples given, in float64 and one term at a time.
     """
@@ -50,7 +59,8 @@ def plain_loss(image, text, scale, slots, u, gamma, eps):
         ]
         old = u.get(slot)
         u[slot] = tuple(
-            new.item() if old is None else (1 - gamma) * old[side] + gamma * new.item() for side, new in enumerate(g)
+            new.item() if old is None else (1 - gamma) * old[side] + gamma * new.item()
+            for side, new in enumerate(g)
         )
         for side in range(2):
             value += math.log(eps + u[slot][side]) / 2 / len(slots)
@@ -91,8 +101,12 @@ def test_without_memory_the_global_contrastive_loss_is_openclips():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("local_loss", "gather_with_grad"), [(False, False), (False, True), (True, True)])
-def test_two_ranks_have_the_gradients_and_the_estimates_of_one(local_loss, gather_with_grad, tmp_path):
+@pytest.mark.parametrize(
+    ("local_loss", "gather_with_grad"), [(False, False), (False, True), (True, True)]
+)
+def test_two_ranks_have_the_gradients_and_the_estimates_of_one(
+    local_loss, gather_with_grad, tmp_path
+):
     def steps(rank, world_size):
         gather = {"local_loss": local_loss, "gather_with_grad": gather_with_grad}
         loss = GlobalContrastiveLoss(9, 0.5, 1e-14, rank=rank, world_size=world_size, **gather)
@@ -100,28 +114,39 @@ def test_two_ranks_have_the_gradients_and_the_estimates_of_one(local_loss, gathe
             rows = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
             image, text = (one.detach()[rows].requires_grad_() for one in features(4, seed))
             loss(image, text, torch.tensor(SCALE), torch.tensor(slots)[rows]).backward()
-        # DDP takes the mean over ranks; without gradients through the exchange, ClipLoss's are 1 / world_size, too
+        # DDP takes the mean over ranks; without gradients through the exchange, ClipLoss's are 1 /
+        # world_size, too
         shrunk = world_size if gather_with_grad else 1
         return {"image": image.grad / shrunk, "text": text.grad / shrunk, "bits": loss.bits}
 
     (one,) = results_of(steps, 1, tmp_path / "one")
     two = results_of(steps, 2, tmp_path / "two")
     for name in ("image", "text"):
-        torch.testing.assert_close(torch.cat([rank[name] for rank in two]), one[name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            torch.cat([rank[name] for rank in two]), one[name], rtol=1e-5, atol=1e-7
+        )
     for rank in two:
-        torch.testing.assert_close(rank["bits"].view(torch.float32), one["bits"].view(torch.float32), equal_nan=True)
+        torch.testing.assert_close(
+            rank["bits"].view(torch.float32), one["bits"].view(torch.float32), equal_nan=True
+        )
     assert torch.equal(two[0]["bits"], two[1]["bits"])
 
 
 # Sub-captions
 
 
-@pytest.mark.parametrize(("caption", "parts"), [
-    ("A dog runs. It is brown, and wet; rain falls", ["A dog runs", "It is brown", "and wet", "rain falls"]),
-    ("A dog", ["A dog"]),
-    ("at 3.5 km, 10:30", ["at 3.5 km", "10:30"]),
-    ("", [""]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("caption", "parts"),
+    [
+        (
+            "A dog runs. It is brown, and wet; rain falls",
+            ["A dog runs", "It is brown", "and wet", "rain falls"],
+        ),
+        ("A dog", ["A dog"]),
+        ("at 3.5 km, 10:30", ["at 3.5 km", "10:30"]),
+        ("", [""]),
+    ],
+)
 def test_sub_captions_are_sentences_and_clauses(caption, parts):
     assert sub_captions(caption) == parts
 
@@ -144,7 +169,14 @@ def test_the_sub_caption_loss_is_the_mean_contrastive_loss_over_sub_captions(con
             expected -= sum(logits[i, i] - logits[i].logsumexp(0) for i in range(5)) / 5 / 2
             expected -= sum(logits[i, i] - logits[:, i].logsumexp(0) for i in range(5)) / 5 / 2
         else:
-            expected -= sum(F.logsigmoid(logits[i, j] * (1 if i == j else -1)) for i in range(5) for j in range(5)) / 5
+            expected -= (
+                sum(
+                    F.logsigmoid(logits[i, j] * (1 if i == j else -1))
+                    for i in range(5)
+                    for j in range(5)
+                )
+                / 5
+            )
     assert losses.keys() == {"contrastive_loss", "sub_caption_loss"}
     torch.testing.assert_close(losses["sub_caption_loss"], 0.7 * expected.float() / 3)
     assert losses["contrastive_loss"] == contrastive()(text_features=text, **outputs)
@@ -159,7 +191,16 @@ def installed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site-packages")
     for name in NAMES:
         copy = shutil.copytree(EXAMPLES / name, tmp_path_factory.mktemp("source") / name)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+        ]
         subprocess.run([*pip, "--no-compile", "--target", folder, copy], check=True, timeout=100)
     return folder
 
@@ -210,10 +251,13 @@ def test_accumulated_steps_are_those_of_the_large_batch(train):
     for name in ("Contrastive_loss", "Sub_caption_loss", "Class_loss"):
         ours, theirs = accumulated.values(name), large.values(name)
         assert ours[:2] == pytest.approx(theirs[:2], rel=2e-4)
-        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-3)  # AdamW amplifies rounding from step to step
+        # AdamW amplifies rounding from step to step
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-3)
 
 
-def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards, train_flags, tmp_path):
+def test_a_resumed_run_ends_where_one_that_never_stopped_ends(
+    installed, shards, train_flags, tmp_path
+):
     data = ["--dataset-type", "webdataset", "--train-data", shards, "--superclip-slices", "1"]
     argv = [*train_flags, *data, "--train-num-samples", "64", *ALL, *WHOLE_PICTURES]
     assert_resumes(functools.partial(train_with, installed), *argv, folder=tmp_path)
@@ -221,8 +265,12 @@ def test_a_resumed_run_ends_where_one_that_never_stopped_ends(installed, shards,
 
 def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():
     epoch = SharedEpoch()
-    args = argparse.Namespace(sub_captions=2, sub_captions_key="long.txt", csv_caption_key="title", seed=0)
-    tokens = TokensWithSubCaptions(None, lambda texts: torch.tensor([[len(text)] for text in texts]), args, epoch)
+    args = argparse.Namespace(
+        sub_captions=2, sub_captions_key="long.txt", csv_caption_key="title", seed=0
+    )
+    tokens = TokensWithSubCaptions(
+        None, lambda texts: torch.tensor([[len(text)] for text in texts]), args, epoch
+    )
     sample = {"__key__": "0", "txt": "four", "long.txt": "a. aa. aaa. aaaa. aaaaa"}
     drawn = []
     for value in [*range(8), 0]:

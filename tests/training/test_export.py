@@ -1,4 +1,5 @@
-"""Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without this package."""
+"""Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without
+this package."""
 
 import os
 import re
@@ -17,7 +18,15 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file
 from support import GOLDEN
-from support.models import MODELS, VOCAB_SIZE, copy_model, plain_model, random_weights, write_model, write_vocabulary
+from support.models import (
+    MODELS,
+    VOCAB_SIZE,
+    copy_model,
+    plain_model,
+    random_weights,
+    write_model,
+    write_vocabulary,
+)
 from support.training_runs import call, completed, error_of, on_a_full_disk, superclip_train
 
 import openclip_superclip as superclip
@@ -31,8 +40,12 @@ from openclip_superclip.errors import InputError
 TEXTS = ["a red cat", "a blue dog and a house"]
 KINDS = ["attentional-pool", "custom-block", "resnet", "timm-vit-map", "timm-convnext", "coca"]
 ALWAYS = {  # files of a model with its own vocabulary
-    "README.md", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-}  # fmt: skip
+    "README.md",
+    "open_clip_config.json",
+    "open_clip_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
@@ -56,9 +69,14 @@ def trained(train_flags, tmp_path_factory):
     """The checkpoint of a run with image size and preprocessing from the command line."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model")
-    flags = "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash --image-interpolation bilinear"
+    flags = (
+        "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash "
+        "--image-interpolation bilinear"
+    )
     flags += " --force-quick-gelu --force-context-length 16"
-    completed(superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder)
+    completed(
+        superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder
+    )
     return folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"
 
 
@@ -68,7 +86,9 @@ def exports(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     assert call("export", trained, "--out", folder / "openclip") == 0
     for name, format in {"with-head": "openclip", "hf": "hf"}.items():
-        assert call("export", trained, "--out", folder / name, "--format", format, "--with-head") == 0
+        assert (
+            call("export", trained, "--out", folder / name, "--format", format, "--with-head") == 0
+        )
     return folder
 
 
@@ -89,7 +109,8 @@ for folder in sys.argv[2:]:
     image = preprocess(Image.open("image.png"))[None]
     text = open_clip.get_tokenizer(name)(%r)
     with torch.no_grad():
-        opened[folder.split("/")[-1]] = [image, text, model.encode_image(image), model.encode_text(text)]
+        features = [model.encode_image(image), model.encode_text(text)]
+        opened[folder.split("/")[-1]] = [image, text, *features]
 torch.save(opened, sys.argv[1])
 assert not [name for name in sys.modules if name.startswith("openclip_superclip.")]
 """
@@ -99,17 +120,22 @@ assert not [name for name in sys.modules if name.startswith("openclip_superclip.
 def opened(exports, tmp_path_factory):
     """Stock models with their tokens, and the pixels, tokens and features of their exports.
 
-    The latter come from a process without this package, after the exports were moved and their sources deleted.
+    The latter come from a process without this package, after the exports were moved and their
+    sources deleted.
     """
     folder = tmp_path_factory.mktemp("opened")
     sources = {name: write_model(folder / "sources" / name, **MODELS[name]) for name in KINDS}
-    sources["OpenCLIP's vocabulary"] = write_model(folder / "sources" / "vit", text={"vocab_size": 49408, "width": 12})
+    sources["OpenCLIP's vocabulary"] = write_model(
+        folder / "sources" / "vit", text={"vocab_size": 49408, "width": 12}
+    )
     stock = {}
     for name, model in sources.items():
         weights = random_weights(model)
         compiled = {f"module._orig_mod.{k}": v for k, v in (weights | head_of(8, 100)).items()}
         torch.save({"epoch": 1, "state_dict": compiled}, folder / "run.pt")
-        assert call("export", folder / "run.pt", "--model", model, "--out", folder / "out" / name) == 0
+        assert (
+            call("export", folder / "run.pt", "--model", model, "--out", folder / "out" / name) == 0
+        )
         stock[name] = plain_model(model, weights), open_clip.get_tokenizer(model)(TEXTS)
     shutil.rmtree(folder / "sources")
     (folder / "moved").mkdir()
@@ -136,13 +162,21 @@ def test_stock_openclip_opens_an_export_with_bit_equal_features_and_its_own_toke
 
 
 @pytest.mark.parametrize("name", ["openclip", "with-head"])
-def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(name, opened, exports, trained):
+def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(
+    name, opened, exports, trained
+):
     head = {"superclip_head.safetensors"} if name == "with-head" else set()
     assert {path.name for path in (exports / name).iterdir()} == ALWAYS | head
     model, _, preprocess = superclip.create_model_and_transforms(
-        f"local-dir:{trained.parents[3]}/model", load_weights=False, force_image_size=24, force_quick_gelu=True,
-        force_context_length=16, image_mean=(0.1, 0.2, 0.3), image_resize_mode="squash", image_interpolation="bilinear",
-    )  # fmt: skip
+        f"local-dir:{trained.parents[3]}/model",
+        load_weights=False,
+        force_image_size=24,
+        force_quick_gelu=True,
+        force_context_length=16,
+        image_mean=(0.1, 0.2, 0.3),
+        image_resize_mode="squash",
+        image_interpolation="bilinear",
+    )
     model.load_state_dict(torch.load(trained, weights_only=True)["state_dict"])
     pixels, tokens, *features = opened[1][name]
     assert torch.equal(preprocess(image())[None], pixels)
@@ -157,11 +191,14 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
     for folder in ("files", "again", "and again"):
         (tmp_path / folder).mkdir()
         save_tokenizer(tokenizer, tmp_path / folder)
-        ours = HFTokenizer(str(tmp_path / folder), context_length=12, clean=clean, strip_sep_token=True)
+        ours = HFTokenizer(
+            str(tmp_path / folder), context_length=12, clean=clean, strip_sep_token=True
+        )
         tokenizer = ours.tokenizer
         assert tokenizer.pad_token_id == 0  # the padding id of OpenCLIP 4
     texts = st.one_of(
-        st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),  # unassigned characters differ by library
+        # unassigned characters differ by library
+        st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30),
         st.text("abcdestl23 I!!?,.-'éİſK<>_\n\t", max_size=60),
         st.sampled_from(["<start_of_text> x <end_of_text>", "it's I'LL 2024 &amp; 年", ""]),
     )
@@ -180,9 +217,15 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_data):
     card = (exports / "openclip" / "README.md").read_text()
     assert not any(absent in card for absent in ("None", str(exports), str(csv_data.parent)))
-    options = {"pretrained": "<script>alert(1)</script>", "lr": "1\n\n# A heading", "train_data": "/me/a.tar::/b/c.tar"}
+    options = {
+        "pretrained": "<script>alert(1)</script>",
+        "lr": "1\n\n# A heading",
+        "train_data": "/me/a.tar::/b/c.tar",
+    }
     plain = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
-    assert not any(absent in plain for absent in ("captions seen", "<script>", "\n# A heading", "/me/"))
+    assert not any(
+        absent in plain for absent in ("captions seen", "<script>", "\n# A heading", "/me/")
+    )
 
 
 # The class head of an export
@@ -192,7 +235,9 @@ def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_
 def test_with_head_saves_the_head_next_to_the_model(name, exports, trained):
     state = torch.load(trained, weights_only=True)["state_dict"]
     kept = load_file(exports / name / "superclip_head.safetensors")
-    assert kept.keys() == {name for name in state if name.startswith(("class_head.", "statistics."))}
+    assert kept.keys() == {
+        name for name in state if name.startswith(("class_head.", "statistics."))
+    }
     assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
 
 
@@ -205,15 +250,25 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
     assert call("export", first, "--with-head", "--out", second) == 0
     for command in ("average", "interpolate"):
         assert call(command, first, second, "--out", f"{tmp_path}/{command}.pt") == 0
-    files = [second, tmp_path / "average.pt", tmp_path / "interpolate.pt", first / "open_clip_model.safetensors"]
+    files = [
+        second,
+        tmp_path / "average.pt",
+        tmp_path / "interpolate.pt",
+        first / "open_clip_model.safetensors",
+    ]
     read = [read_checkpoint(file) for file in files]
     assert {run_options(checkpoint)["superclip_idf"] for checkpoint in read} == {"off"}
     states = [checkpoint.weights for checkpoint in read]
     states.append(superclip.create_model_and_transforms(f"local-dir:{second}")[0].state_dict())
     for state in states:
-        assert all(torch.equal(state[name], tensor) for name, tensor in weights.items() if name.startswith("statis"))
+        assert all(
+            torch.equal(state[name], tensor)
+            for name, tensor in weights.items()
+            if name.startswith("statis")
+        )
         torch.testing.assert_close(state["class_head.weight"], weights["class_head.weight"])
-    assert call("export", tmp_path / "average.pt", "--out", tmp_path / "third") == 0  # the file records its model
+    # the file records its model
+    assert call("export", tmp_path / "average.pt", "--out", tmp_path / "third") == 0
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -221,7 +276,11 @@ def test_equal_content_gives_equal_bytes(suffix, tmp_path):
     """safetensors writes several metadata entries in random order."""
     file, contents = tmp_path / f"weights{suffix}", set()
     for order in (1, -1) * 4:
-        save_weights({"a": torch.ones(2)}, file, dict([("model", "ViT-B-32"), ("superclip_idf", "off")][::order]))
+        save_weights(
+            {"a": torch.ones(2)},
+            file,
+            dict([("model", "ViT-B-32"), ("superclip_idf", "off")][::order]),
+        )
         contents.add(file.read_bytes())
     assert len(contents) == 1
 
@@ -232,15 +291,23 @@ def test_equal_content_gives_equal_bytes(suffix, tmp_path):
 @torch.no_grad()
 def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained):
     options = {"force_image_size": 24, "force_quick_gelu": True, "force_context_length": 16}
-    stock = open_clip.create_model(f"local-dir:{trained.parents[3]}/model", load_weights=False, **options).eval()
+    stock = open_clip.create_model(
+        f"local-dir:{trained.parents[3]}/model", load_weights=False, **options
+    ).eval()
     state = torch.load(trained, weights_only=True)["state_dict"]
-    stock.load_state_dict({k: v for k, v in state.items() if not k.startswith(("class_head.", "statistics."))})
+    stock.load_state_dict(
+        {k: v for k, v in state.items() if not k.startswith(("class_head.", "statistics."))}
+    )
     model = transformers.CLIPModel.from_pretrained(exports / "hf").eval()
     tower = transformers.CLIPVisionModel.from_pretrained(exports / "hf").eval()
     processor = transformers.CLIPProcessor.from_pretrained(exports / "hf")
     captions = ["A red CAT, isn't it?", "two dogs!!"]
-    inputs = processor(images=[image()], text=captions, return_tensors="pt", padding="max_length", truncation=True)
-    texts = open_clip.get_tokenizer(f"local-dir:{trained.parents[3]}/model", context_length=16)(captions)
+    inputs = processor(
+        images=[image()], text=captions, return_tensors="pt", padding="max_length", truncation=True
+    )
+    texts = open_clip.get_tokenizer(f"local-dir:{trained.parents[3]}/model", context_length=16)(
+        captions
+    )
     assert torch.equal(inputs["input_ids"][texts != 0], texts[texts != 0])
     outputs = model(**inputs)
     image_features, text_features, _ = stock(inputs["pixel_values"], texts)
@@ -249,33 +316,57 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
     projected = torch.nn.functional.normalize(seen.pooler_output @ stock.visual.proj, dim=-1)
     patches = seen.last_hidden_state[:, 1:]  # the input of LLaVA-style projects
     for found, expected in (
-        (outputs.image_embeds, image_features), (outputs.text_embeds, text_features), (projected, image_features),
-        (patches, hidden["image_intermediates"][-1]), (model.logit_scale, stock.logit_scale),
-    ):  # fmt: skip
+        (outputs.image_embeds, image_features),
+        (outputs.text_embeds, text_features),
+        (projected, image_features),
+        (patches, hidden["image_intermediates"][-1]),
+        (model.logit_scale, stock.logit_scale),
+    ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_the_processor_gives_openclips_pixels(small, tmp_path):
-    """Pixels are equal with backend="pil"; torchvision, the default, resizes tensors with different rounding.
+    """Pixels are equal with backend="pil"; torchvision, the default, resizes tensors with different
+    rounding.
 
-    OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds down.
+    OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds
+    down.
     """
     model = f"local-dir:{small}/model"
-    assert call("export", small / "plain.pt", "--model", model, "--out", tmp_path / "out", "--format", "hf") == 0
+    assert (
+        call(
+            "export",
+            small / "plain.pt",
+            "--model",
+            model,
+            "--out",
+            tmp_path / "out",
+            "--format",
+            "hf",
+        )
+        == 0
+    )
     _, _, preprocess = open_clip.create_model_and_transforms(model, load_weights=False)
     exact, default = (
-        transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b) for b in ({"backend": "pil"}, {})
+        transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b)
+        for b in ({"backend": "pil"}, {})
     )
     for size in ((60, 40), (80, 200), (32, 32), (400, 300)):
         resized = image().resize(size)
         ours = preprocess(resized)
-        assert torch.equal(exact(images=resized, return_tensors="pt")["pixel_values"][0], ours), size
-        assert (default(images=resized, return_tensors="pt")["pixel_values"][0] - ours).abs().max() < 0.05
+        assert torch.equal(exact(images=resized, return_tensors="pt")["pixel_values"][0], ours), (
+            size
+        )
+        assert (
+            default(images=resized, return_tensors="pt")["pixel_values"][0] - ours
+        ).abs().max() < 0.05
 
 
 def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_refused_by_name():
     expressed = []
-    for name in sorted(file.stem for file in Path(open_clip.__file__).parent.glob("model_configs/*.json")):
+    for name in sorted(
+        file.stem for file in Path(open_clip.__file__).parent.glob("model_configs/*.json")
+    ):
         try:
             config = transformers.CLIPConfig(**clip_config(read_architecture(name)))
         except InputError as error:
@@ -291,7 +382,9 @@ NOT_EXPRESSED = {
     "vision_cfg.pool_type = 'avg'": {"vision": {"pool_type": "avg"}},
     "text_cfg.no_causal_mask = True": {"text": {"no_causal_mask": True}},
     "init_logit_bias": {"init_logit_bias": -10},
-    "text_cfg.tokenizer_kwargs.clean = 'canonicalize'": {"text": {"tokenizer_kwargs": {"clean": "canonicalize"}}},
+    "text_cfg.tokenizer_kwargs.clean = 'canonicalize'": {
+        "text": {"tokenizer_kwargs": {"clean": "canonicalize"}}
+    },
     "vision_cfg.image_size = [32, 48]": {"vision": {"image_size": [32, 48]}},
 }
 
@@ -325,7 +418,9 @@ CHANGES = {  # by file: the tensor to change, and how
 def small(tmp_path_factory):
     """A read-only folder with a small model, its weights, and files that cannot be exported."""
     folder = tmp_path_factory.mktemp("small")
-    model = write_model(folder / "model", {"width": 16, "head_width": 16}, {"width": 12}, init_logit_scale=1.0)
+    model = write_model(
+        folder / "model", {"width": 16, "head_width": 16}, {"width": 12}, init_logit_scale=1.0
+    )
     weights = random_weights(model)
     torch.save(weights, folder / "plain.pt")
     for file, (name, change) in CHANGES.items():
@@ -347,39 +442,57 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
     "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
     "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
-    "meta.pt": "visual.proj is on the meta device, without values; expected a dense tensor of numbers",
+    "meta.pt": (
+        "visual.proj is on the meta device, without values; expected a dense tensor of numbers"
+    ),
     "sparse.pt": "visual.proj is sparse or quantized; expected a dense tensor of numbers",
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
     "code.pt": ".mkdir; only weights are ever loaded",
-    f"{GOLDEN}/reference_tiny.pt": f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER",
+    f"{GOLDEN}/reference_tiny.pt": (
+        f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER"
+    ),
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out model --overwrite --model local-dir:imported": "contains notes.txt, which --overwrite would delete",
+    "plain.pt --out model --overwrite --model local-dir:imported": (
+        "contains notes.txt, which --overwrite would delete"
+    ),
     "plain.pt --out model --overwrite": "model is, contains or is in model, which is an input",
-    "imported --out imported --overwrite": "imported is, contains or is in imported, which is an input",
+    "imported --out imported --overwrite": (
+        "imported is, contains or is in imported, which is an input"
+    ),
     "plain.pt --model my_open_clip_config.json": "--model: my_open_clip_config.json cannot be read",
 }
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
-def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(argv, reason, small, refused):
-    assert reason in refused(small, "export", "--model", "local-dir:model", "--out", "out", *argv.split())
+def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(
+    argv, reason, small, refused
+):
+    assert reason in refused(
+        small, "export", "--model", "local-dir:model", "--out", "out", *argv.split()
+    )
 
 
-def test_of_a_runs_folder_the_newest_complete_checkpoint_is_exported(small, tmp_path, monkeypatch, capsys):
+def test_of_a_runs_folder_the_newest_complete_checkpoint_is_exported(
+    small, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(small)
     assert call("export", "run", "--model", "local-dir:model", "--out", tmp_path / "out") == 0
     assert "as plain CLIP, epoch_10.pt of run\n" in capsys.readouterr().out
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
-    model = superclip.create_model_and_transforms(write_model(tmp_path, text={"vocab_size": 600}))[0]
+    model = superclip.create_model_and_transforms(write_model(tmp_path, text={"vocab_size": 600}))[
+        0
+    ]
     with pytest.raises(InputError, match="superclip import FILE"):
         model.load_state_dict({"cap_fq": torch.zeros(1, 600)})
 
 
-def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(small, tmp_path, capsys):
+def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(
+    small, tmp_path, capsys
+):
     (link := tmp_path / 'my "link"').symlink_to("out")
     argv = ["export", small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", link]
     assert call(*argv) == 0
@@ -394,7 +507,15 @@ def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_cod
 @pytest.mark.parametrize("format", ["openclip", "hf"])
 def test_a_full_disk_leaves_the_earlier_export(format, small, tmp_path):
     (models := tmp_path / "models").mkdir()
-    argv = [small / "plain.pt", "--model", f"local-dir:{small}/model", "--format", format, "--out", models / "out"]
+    argv = [
+        small / "plain.pt",
+        "--model",
+        f"local-dir:{small}/model",
+        "--format",
+        format,
+        "--out",
+        models / "out",
+    ]
     assert call("export", *argv) == 0
     before = {path: path.read_bytes() for path in models.rglob("*.*")}
     error = error_of(on_a_full_disk(call), "export", *argv, "--overwrite", cwd=tmp_path)

@@ -1,4 +1,5 @@
-"""Words and their weights: a run, its checkpoint and its export agree, also on a hub and with --superclip-idf FILE."""
+"""Words and their weights: a run, its checkpoint and its export agree, also on a hub and with
+--superclip-idf FILE."""
 
 import csv
 import json
@@ -27,12 +28,27 @@ from openclip_superclip.lab.words.tagger import open_lexicon, open_with_head
 from openclip_superclip.method.idf import idf
 
 TABLE = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-TRAIN = [*TABLE, "--batch-size", 32, "--epochs", 1, "--workers", 0, "--lr", 3e-3, "--warmup", 1, "--device", "cpu"]
+TRAIN = [
+    *TABLE,
+    "--batch-size",
+    32,
+    "--epochs",
+    1,
+    "--workers",
+    0,
+    "--lr",
+    3e-3,
+    "--warmup",
+    1,
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A run `logs/run` with --superclip-idf df.safetensors, and its export `exported`; not to be changed.
+    """A run `logs/run` with --superclip-idf df.safetensors, and its export `exported`; not to be
+    changed.
 
     The file counts other captions than the run is trained on.
     """
@@ -40,14 +56,29 @@ def work(tmp_path_factory) -> Path:
     model = write_model(work / "model", text={"layers": 1})
     pairs = write_images(work / "images", 64, 0)
     write_table(work / "train.csv", pairs)
-    write_table(work / "counted.csv", [(pairs[0][0], caption) for caption in ["red"] * 90 + ["blue", "low"] * 10])
+    write_table(
+        work / "counted.csv",
+        [(pairs[0][0], caption) for caption in ["red"] * 90 + ["blue", "low"] * 10],
+    )
     flags = ["--tokenizer-of", model, "--out", work / "df.safetensors"]
     assert call("frequencies", work / "counted.csv", *flags) == 0
-    idf_file = ["--superclip", "--superclip-idf", "df.safetensors"]  # relative to the run's working directory
+    # relative to the run's working directory
+    idf_file = ["--superclip", "--superclip-idf", "df.safetensors"]
     train = ["--model", model, "--train-data", "train.csv", *TRAIN, *idf_file, "--name", "run"]
     completed(superclip_train, *train, cwd=work)
     checkpoint = work / "logs/run/checkpoints/epoch_1.pt"
-    assert call("export", checkpoint, "--out", work / "exported", "--with-head", "--hub", "someone/words") == 0
+    assert (
+        call(
+            "export",
+            checkpoint,
+            "--out",
+            work / "exported",
+            "--with-head",
+            "--hub",
+            "someone/words",
+        )
+        == 0
+    )
     return work
 
 
@@ -68,10 +99,21 @@ def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
     assert call("export", exported, "--with-head", "--out", tmp_path / "again") == 0
     shutil.copy(checkpoint, tmp_path / "lone.pt")
     weights = expected_weights(work)
-    (red,), (blue,) = map(open_clip.get_tokenizer(f"local-dir:{work}/model").encode, ("red", "blue"))
+    (red,), (blue,) = map(
+        open_clip.get_tokenizer(f"local-dir:{work}/model").encode, ("red", "blue")
+    )
     assert weights[blue] > 5 * weights[red]  # the run itself saw both equally often
-    for model in (run, checkpoint, exported, tmp_path / "average.pt", tmp_path / "again", tmp_path / "lone.pt"):
-        opened = open_with_head(model, f"local-dir:{work}/model" if model.name == "lone.pt" else None)
+    for model in (
+        run,
+        checkpoint,
+        exported,
+        tmp_path / "average.pt",
+        tmp_path / "again",
+        tmp_path / "lone.pt",
+    ):
+        opened = open_with_head(
+            model, f"local-dir:{work}/model" if model.name == "lone.pt" else None
+        )
         assert torch.equal(opened.token_weights, weights), model
     head = (exported / "superclip_head.safetensors").read_bytes()
     assert b"df.safetensors" not in head  # a published file does not name a path
@@ -86,24 +128,34 @@ def of_version_0_2(work, tmp_path) -> Path:
     file = tmp_path / "logs/run/checkpoints/epoch_1.pt"
     checkpoint = torch.load(file, weights_only=True)
     state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {name: value for name, value in state.items() if "fixed_idf" not in name}
+    checkpoint["state_dict"] = {
+        name: value for name, value in state.items() if "fixed_idf" not in name
+    }
     assert len(checkpoint["state_dict"]) == len(state) - 2
     torch.save(checkpoint, file)
     return tmp_path
 
 
-def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an_error(of_version_0_2, work, refused):
+def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an_error(
+    of_version_0_2, work, refused
+):
     run = of_version_0_2 / "logs/run"
     assert torch.equal(open_with_head(run).token_weights, expected_weights(work))
-    assert call("export", run / "checkpoints/epoch_1.pt", "--out", of_version_0_2 / "out", "--with-head") == 0
+    assert (
+        call(
+            "export", run / "checkpoints/epoch_1.pt", "--out", of_version_0_2 / "out", "--with-head"
+        )
+        == 0
+    )
     (of_version_0_2 / "df.safetensors").unlink()
     assert torch.equal(open_with_head(of_version_0_2 / "out").token_weights, expected_weights(work))
     Image.new("RGB", (32, 32)).save(of_version_0_2 / "image.png")
     shutil.copy(work / "train.csv", of_version_0_2)
     for command in (
-        "words image.png --model logs/run", "audit train.csv --model logs/run --out audited",
+        "words image.png --model logs/run",
+        "audit train.csv --model logs/run --out audited",
         "export logs/run/checkpoints/epoch_1.pt --with-head --out other",
-    ):  # fmt: skip
+    ):
         message = refused(of_version_0_2, *command.split())
         assert f"--superclip-idf {of_version_0_2}/df.safetensors, which does not exist" in message
 
@@ -120,13 +172,27 @@ def test_start_and_end_are_words_if_they_were_in_training(work, tmp_path):
 
 def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
     """Not with those in the weights that it starts from."""
-    run = ["--model", f"local-dir:{work}/exported", "--train-data", work / "train.csv", *TRAIN, "--superclip"]
-    write_table(tmp_path / "other.csv", [(work / "images/0.png", caption) for caption in ["blue"] * 9 + ["red"]])
+    run = [
+        "--model",
+        f"local-dir:{work}/exported",
+        "--train-data",
+        work / "train.csv",
+        *TRAIN,
+        "--superclip",
+    ]
+    write_table(
+        tmp_path / "other.csv",
+        [(work / "images/0.png", caption) for caption in ["blue"] * 9 + ["red"]],
+    )
     flags = ["--tokenizer-of", f"local-dir:{work}/exported", "--out", tmp_path / "df.safetensors"]
     assert call("frequencies", tmp_path / "other.csv", *flags) == 0
-    completed(superclip_train, *run, "--superclip-idf", "df.safetensors", "--name", "with", cwd=tmp_path)
+    completed(
+        superclip_train, *run, "--superclip-idf", "df.safetensors", "--name", "with", cwd=tmp_path
+    )
     completed(superclip_train, *run, "--name", "without", cwd=tmp_path)
-    assert torch.equal(open_with_head(tmp_path / "logs/with").token_weights, expected_weights(tmp_path))
+    assert torch.equal(
+        open_with_head(tmp_path / "logs/with").token_weights, expected_weights(tmp_path)
+    )
     opened = open_with_head(tmp_path / "logs/without")
     assert torch.equal(opened.token_weights, opened.model.statistics.idf())
 
@@ -134,7 +200,9 @@ def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
 # The words of an export
 
 
-def test_words_and_audit_of_a_run_and_its_export_agree(squares_run, squares_export, work, tmp_path, capsys):
+def test_words_and_audit_of_a_run_and_its_export_agree(
+    squares_run, squares_export, work, tmp_path, capsys
+):
     images = [work / f"images/{number}.png" for number in range(16)]
     write_table(tmp_path / "pairs.csv", [(image, "blue") for image in images])
     printed, scores = [], []
@@ -148,22 +216,40 @@ def test_words_and_audit_of_a_run_and_its_export_agree(squares_run, squares_expo
     assert printed[0] == printed[1]
     assert len(printed[0].split("\n\n")[1].splitlines()) == 4  # heads and three words
     assert scores[0] == scores[1]
-    offered = {word["word"] for line in scores[1].splitlines() for word in json.loads(line).get("offered", ())}
+    offered = {
+        word["word"]
+        for line in scores[1].splitlines()
+        for word in json.loads(line).get("offered", ())
+    }
     assert {"red", "green"} <= offered
 
 
 def test_the_word_course_of_a_run_from_an_export_names_the_same_tokens(work, tmp_path):
-    run = ["--model", f"local-dir:{work}/exported", "--train-data", work / "train.csv", *TRAIN, "--superclip"]
+    run = [
+        "--model",
+        f"local-dir:{work}/exported",
+        "--train-data",
+        work / "train.csv",
+        *TRAIN,
+        "--superclip",
+    ]
     completed(superclip_train, *run, "--name", "tuned", cwd=tmp_path)
-    before, after = (folder / "words/tokens.json" for folder in (work / "logs/run", tmp_path / "logs/tuned"))
+    before, after = (
+        folder / "words/tokens.json" for folder in (work / "logs/run", tmp_path / "logs/tuned")
+    )
     assert before.read_bytes() == after.read_bytes()
     assert call("words", "--course", tmp_path / "logs/tuned", "--out", tmp_path / "course") == 0
-    words = {row["word"] for row in csv.DictReader((tmp_path / "course/word_course.csv").read_text().splitlines())}
+    words = {
+        row["word"]
+        for row in csv.DictReader((tmp_path / "course/word_course.csv").read_text().splitlines())
+    }
     assert {"red", "blue", "green"} <= words and not [word for word in words if "</w>" in word]
 
 
 def test_counts_of_the_original_fit_the_export_and_the_reverse(work, tmp_path):
-    tokenizers = [open_clip.get_tokenizer(f"local-dir:{work}/{name}") for name in ("model", "exported")]
+    tokenizers = [
+        open_clip.get_tokenizer(f"local-dir:{work}/{name}") for name in ("model", "exported")
+    ]
     assert isinstance(tokenizers[1], HFTokenizer)
     assert tokenizer_identity(tokenizers[0]) == tokenizer_identity(tokenizers[1])
     flags = ["--tokenizer-of", f"local-dir:{work}/exported", "--out", tmp_path / "df.safetensors"]
@@ -172,7 +258,9 @@ def test_counts_of_the_original_fit_the_export_and_the_reverse(work, tmp_path):
     for counted in (work, tmp_path):
         for tokenizer in tokenizers:
             read_frequencies(counted / "df.safetensors").check(tokenizer, "df")
-    assert torch.equal(*(read_frequencies(f / "df.safetensors").document_frequency for f in (work, tmp_path)))
+    assert torch.equal(
+        *(read_frequencies(f / "df.safetensors").document_frequency for f in (work, tmp_path))
+    )
 
 
 def test_the_tokens_of_clip_have_the_same_texts_in_each_kind_of_tokenizer(tmp_path):
@@ -204,12 +292,15 @@ for name in sys.argv[2:]:
     model, preprocess = open_clip.create_model_from_pretrained(name)
     text = open_clip.get_tokenizer(name)(["a red cat", "blue"])
     with torch.no_grad():
-        opened.append([text, model.eval().encode_text(text), model.encode_image(torch.ones(1, 3, 32, 32))])
+        image = torch.ones(1, 3, 32, 32)
+        opened.append([text, model.eval().encode_text(text), model.encode_image(image)])
 torch.save(opened, sys.argv[1])
 """
 
 
-def test_stock_openclip_opens_an_export_with_its_own_vocabulary_from_a_folder_and_from_a_hub(work, tmp_path):
+def test_stock_openclip_opens_an_export_with_its_own_vocabulary_from_a_folder_and_from_a_hub(
+    work, tmp_path
+):
     shutil.copytree(work / "exported", tmp_path / "uploaded")
     assert 'get_tokenizer("hf-hub:someone/words")' in (work / "exported/README.md").read_text()
     add_to_cache(tmp_path / "cache", "someone/words", *(tmp_path / "uploaded").iterdir())
@@ -227,7 +318,9 @@ def test_stock_openclip_opens_an_export_with_its_own_vocabulary_from_a_folder_an
 @pytest.mark.parametrize("hub", ["words", "someone/words/more", "https://hub/someone/words"])
 def test_a_repository_that_cannot_be_is_refused(hub, work, refused):
     argv = ["logs/run/checkpoints/epoch_1.pt", "--out", "new", "--hub", hub]
-    assert f"--hub is {hub}; expected the name of a repository, OWNER/NAME" in refused(work, "export", *argv)
+    assert f"--hub is {hub}; expected the name of a repository, OWNER/NAME" in refused(
+        work, "export", *argv
+    )
 
 
 def test_an_export_names_no_folder_of_this_machine(work, tmp_path):

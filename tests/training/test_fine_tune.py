@@ -1,4 +1,5 @@
-"""Released weights of every kind start a SuperCLIP run bit-equal, with a fresh head or the one that they bring."""
+"""Released weights of every kind start a SuperCLIP run bit-equal, with a fresh head or the one
+that they bring."""
 
 import json
 import logging
@@ -33,8 +34,12 @@ CONFIG = {
 def tiny_configuration(monkeypatch):
     """A small model with a name and a released tag, as OpenCLIP's own have."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, CONFIG)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, f"{NAME}-quickgelu", {**CONFIG, "quick_gelu": True})
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"ours": {"hf_hub": "someone/model/"}})
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, f"{NAME}-quickgelu", {**CONFIG, "quick_gelu": True}
+    )
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, NAME, {"ours": {"hf_hub": "someone/model/"}}
+    )
     torch.manual_seed(0)
 
 
@@ -50,7 +55,8 @@ def plain(weights):
 
 
 def assert_holds(model, weights):
-    """The model has these weights and a fresh head: rows of the right spread, no bias, and nothing counted."""
+    """The model has these weights and a fresh head: rows of the right spread, no bias, and
+    nothing counted."""
     state, head, width = plain(model.state_dict()), model.class_head, model.patch_tokens.width
     assert state.keys() == weights.keys()
     for name, tensor in weights.items():
@@ -79,7 +85,9 @@ def as_a_file(suffix, model=NAME):
 
 
 def as_a_hub_repository(weights, folder):
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
+    )
     save_file(weights, folder / "open_clip_model.safetensors")
     files = [folder / "open_clip_config.json", folder / "open_clip_model.safetensors"]
     add_to_cache(folder / "cache", "someone/model", *files)
@@ -99,36 +107,60 @@ def test_a_file_of_any_kind_loads_bit_equal_beside_a_fresh_head(kind, tmp_path, 
     weights = random_weights(NAME)
     model, pretrained = FILES[kind](weights, tmp_path)
     with caplog.at_level(logging.INFO):
-        model, *_ = superclip.create_model_and_transforms(model, pretrained, cache_dir=str(tmp_path / "cache"))
+        model, *_ = superclip.create_model_and_transforms(
+            model, pretrained, cache_dir=str(tmp_path / "cache")
+        )
     assert_holds(model, weights)
     assert caplog.messages.count(FRESH) == 1
 
 
 @pytest.mark.parametrize("quick_gelu", [False, True])
 @torch.no_grad()
-def test_a_released_tag_is_exported_to_a_folder_that_opens_without_a_cache(quick_gelu, tmp_path, monkeypatch, capsys):
-    released = {"hf_hub": "someone/model/", "mean": [0.5] * 3, "std": [0.4] * 3, "quick_gelu": quick_gelu}
+def test_a_released_tag_is_exported_to_a_folder_that_opens_without_a_cache(
+    quick_gelu, tmp_path, monkeypatch, capsys
+):
+    released = {
+        "hf_hub": "someone/model/",
+        "mean": [0.5] * 3,
+        "std": [0.4] * 3,
+        "quick_gelu": quick_gelu,
+    }
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"ours": released})
     as_a_released_tag(random_weights(NAME), tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    options = {"pretrained": "ours", "cache_dir": str(tmp_path / "cache"), "force_quick_gelu": quick_gelu}
+    options = {
+        "pretrained": "ours",
+        "cache_dir": str(tmp_path / "cache"),
+        "force_quick_gelu": quick_gelu,
+    }
     expected, _, transform = open_clip.create_model_and_transforms(NAME, **options)
     assert main(["export", f"{NAME}:ours", "--out", str(tmp_path / "start")]) == 0
     shutil.rmtree(tmp_path / "cache")
-    exported, _, exported_transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
-    image, tokens = torch.randn(2, 3, 32, 32), open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")(["a", "a cat"])
+    exported, _, exported_transform = open_clip.create_model_and_transforms(
+        f"local-dir:{tmp_path}/start"
+    )
+    image, tokens = (
+        torch.randn(2, 3, 32, 32),
+        open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")(["a", "a cat"]),
+    )
     assert torch.equal(exported.eval().encode_image(image), expected.eval().encode_image(image))
     assert torch.equal(
-        exported.encode_text(tokens), expected.encode_text(open_clip.get_tokenizer(NAME)(["a", "a cat"]))
+        exported.encode_text(tokens),
+        expected.encode_text(open_clip.get_tokenizer(NAME)(["a", "a cat"])),
     )
     assert str(exported_transform) == str(transform)
     assert main(["export", f"{NAME}:others", "--out", str(tmp_path / "other")]) == 1
-    assert "CHECKPOINT is tiny-for-fine-tuning:others: no file, and no MODEL:TAG" in capsys.readouterr().err
+    assert (
+        "CHECKPOINT is tiny-for-fine-tuning:others: no file, and no MODEL:TAG"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm-vit-map", "a Hugging Face text tower"])
 def test_the_weights_in_a_models_folder_load_bit_equal_beside_a_fresh_head(kind, tmp_path):
-    name = write_model(tmp_path, **MODELS[kind]) if kind in MODELS else write_hf_text_model(tmp_path)
+    name = (
+        write_model(tmp_path, **MODELS[kind]) if kind in MODELS else write_hf_text_model(tmp_path)
+    )
     weights = random_weights(name)
     save_file(weights, tmp_path / "open_clip_model.safetensors")
     model, *_ = superclip.create_model_and_transforms(name)
@@ -138,12 +170,15 @@ def test_the_weights_in_a_models_folder_load_bit_equal_beside_a_fresh_head(kind,
 def test_plain_weights_start_the_logit_bias_of_siglip_at_zero(tmp_path):
     weights = random_weights(NAME)
     torch.save(weights, tmp_path / "plain.pt")
-    model, *_ = superclip.create_model_and_transforms(NAME, str(tmp_path / "plain.pt"), init_logit_bias=-10)
+    model, *_ = superclip.create_model_and_transforms(
+        NAME, str(tmp_path / "plain.pt"), init_logit_bias=-10
+    )
     assert_holds(model, weights | {"logit_bias": torch.zeros(())})
 
 
 def test_openais_archives_load_bit_equal_beside_a_fresh_head(tmp_path, caplog):
-    """TorchScript, most weights in float16, and three numbers among them, as OpenAI released them."""
+    """TorchScript, most weights in float16, and three numbers among them, as OpenAI released
+    them."""
     model = open_clip.create_model(NAME)
     open_clip.model.convert_weights_to_fp16(model)
     weights = model.state_dict()
@@ -172,7 +207,8 @@ def test_a_pickle_disguised_as_torchscript_is_not_taken_for_it(disguise, tmp_pat
 
 
 def reached(model, *micro_batches) -> list[bool]:
-    """Whether the class loss of each micro-batch of a step reaches the vision tower; it always reaches the head."""
+    """Whether the class loss of each micro-batch of a step reaches the vision tower; it always
+    reaches the head."""
     if len(micro_batches) > 1:
         with torch.no_grad():
             for batch in micro_batches:
@@ -190,7 +226,7 @@ def batch(*captions):
     return torch.randn(len(captions), 3, 32, 32), open_clip.get_tokenizer(NAME)(captions)
 
 
-def test_the_heads_warm_up_ends_at_once_for_all_micro_batches_of_a_step_and_continues_after_a_resume():
+def test_the_heads_warm_up_ends_for_all_micro_batches_of_a_step_and_continues_after_a_resume():
     def model():
         return superclip.SuperCLIP(**CONFIG, superclip={"accum_freq": 2, "head_warmup": 8})
 
@@ -232,18 +268,24 @@ def runs(small_flags, tmp_path_factory):
     """A folder with a plain run and a SuperCLIP run under logs/, and files that are none."""
     folder = tmp_path_factory.mktemp("runs")
     for name, flags in {"plain": [], "with-head": ["--superclip"]}.items():
-        completed(superclip_train, *small_flags, "--name", name, "--save-most-recent", *flags, cwd=folder)
+        completed(
+            superclip_train, *small_flags, "--name", name, "--save-most-recent", *flags, cwd=folder
+        )
     torch.save(load(folder / "logs/plain")["state_dict"], folder / "bare.pt")
     (folder / "empty").mkdir()
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
     (folder / "teacher").mkdir()
-    (folder / "teacher" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
+    (folder / "teacher" / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
+    )
     return folder
 
 
 TEACHER = "--superclip --distill-model local-dir:teacher --distill-pretrained"
 REFUSED = {  # flags: what the one line says
-    "--superclip --resume logs/plain/checkpoints/epoch_1.pt": "--pretrained logs/plain/checkpoints/epoch_1.pt",
+    "--superclip --resume logs/plain/checkpoints/epoch_1.pt": (
+        "--pretrained logs/plain/checkpoints/epoch_1.pt"
+    ),
     "--superclip --resume latest --name plain --save-most-recent": "epoch_latest.pt",
     "--superclip --resume corrupt.pt": "corrupt.pt cannot be read",
     "--resume logs/with-head/checkpoints/epoch_1.pt": "add --superclip",
@@ -251,15 +293,25 @@ REFUSED = {  # flags: what the one line says
     f"{TEACHER} bare.pt": "--distill-pretrained bare.pt has no effect: ",
     f"{TEACHER} local-dir:teacher": "error: teacher contains no weights",
     f"{WARM_UP} -1": "error: --superclip-head-warmup is -1; expected 0 or more samples",
-    "--superclip --model ViT-B-23": "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32",
-    "--superclip --model local-dir:nowhere": "error: --model: local-dir:nowhere has no readable open_clip_config.json",
-    "--superclip --model ViT-B-32 --pretrained laion": "error: --pretrained is 'laion', which is neither a file nor",
-    "--superclip --pretrained openai": "error: --pretrained openai cannot be used with --model local-dir:",
+    "--superclip --model ViT-B-23": (
+        "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32"
+    ),
+    "--superclip --model local-dir:nowhere": (
+        "error: --model: local-dir:nowhere has no readable open_clip_config.json"
+    ),
+    "--superclip --model ViT-B-32 --pretrained laion": (
+        "error: --pretrained is 'laion', which is neither a file nor"
+    ),
+    "--superclip --pretrained openai": (
+        "error: --pretrained openai cannot be used with --model local-dir:"
+    ),
 }
 
 
 @pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_start_a_run_is_refused_before_it_begins(flags, reason, runs, small_flags, refusal, monkeypatch):
+def test_what_cannot_start_a_run_is_refused_before_it_begins(
+    flags, reason, runs, small_flags, refusal, monkeypatch
+):
     monkeypatch.chdir(runs)
     before = sorted(runs.rglob("*"))
     assert reason in refusal(*small_flags, *flags.split())
@@ -270,42 +322,76 @@ STILL = ["--lr", "0", "--wd", "0"]  # saves what it started from
 
 
 @pytest.mark.parametrize(("name", "world_size"), [("plain", 1), ("with-head", 2)])
-def test_the_advice_to_start_from_a_runs_weights_works(name, world_size, runs, small_flags, tmp_path):
+def test_the_advice_to_start_from_a_runs_weights_works(
+    name, world_size, runs, small_flags, tmp_path
+):
     """The model is a local-dir:, beside which OpenCLIP ignores --pretrained."""
     shutil.copytree(runs / "logs", tmp_path / "logs")
-    flags, ranks = [*small_flags, "--superclip", *STILL], {"world_size": world_size, "cwd": tmp_path}
+    flags, ranks = (
+        [*small_flags, "--superclip", *STILL],
+        {"world_size": world_size, "cwd": tmp_path},
+    )
     refused = run_ranks(superclip_train, *flags, "--name", name, "--resume", "latest", **ranks)[0]
     (error,) = refused.errors()
     advice = re.search(r"give (--pretrained .+) and a new --name", error)[1]
     completed(superclip_train, *flags, *advice.split(), "--name", "advised", **ranks)
-    found, given = (load(folder)["state_dict"] for folder in (tmp_path / "logs/advised", runs / "logs" / name))
+    found, given = (
+        load(folder)["state_dict"] for folder in (tmp_path / "logs/advised", runs / "logs" / name)
+    )
     torch.testing.assert_close(plain(found), plain(given), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("flags", ["--model local-dir:{folder}", "--superclip --distill-model {name} --model {name} "
-    "--distill-pretrained {folder}/open_clip_pytorch_model.bin"], ids=["model", "teacher"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model local-dir:{folder}",
+        "--superclip --distill-model {name} --model {name} "
+        "--distill-pretrained {folder}/open_clip_pytorch_model.bin",
+    ],
+    ids=["model", "teacher"],
+)
 def test_weights_with_a_class_head_start_a_model_without_one(flags, small_flags, tmp_path):
     weights = superclip.create_model_and_transforms(NAME)[0].state_dict()
     torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}))
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
+    )
     argv = flags.format(name=NAME, folder=tmp_path).split()
     completed(superclip_train, *small_flags, *argv, *STILL, cwd=tmp_path)
     if "distill" not in flags:
-        torch.testing.assert_close(load(tmp_path / "logs/run")["state_dict"], plain(weights), rtol=0, atol=0)
+        torch.testing.assert_close(
+            load(tmp_path / "logs/run")["state_dict"], plain(weights), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("others", [["epoch_1.pt"], []], ids=["a whole one", "no other"])
-def test_a_checkpoint_that_was_cut_is_set_aside_and_the_newest_whole_one_resumed(others, runs, small_flags, tmp_path):
+def test_a_checkpoint_that_was_cut_is_set_aside_and_the_newest_whole_one_resumed(
+    others, runs, small_flags, tmp_path
+):
     place = Path("logs/with-head/checkpoints")
     (tmp_path / place).mkdir(parents=True)
     for name in (*others, "../params.txt"):
         shutil.copy(runs / place / name, tmp_path / place / name)
-    cut, half = tmp_path / place / "epoch_latest.pt", (runs / place / "epoch_1.pt").read_bytes()[:100_000]
+    cut, half = (
+        tmp_path / place / "epoch_latest.pt",
+        (runs / place / "epoch_1.pt").read_bytes()[:100_000],
+    )
     cut.write_bytes(half)
-    argv = ["--superclip", "--name", "with-head", "--resume", "latest", "--epochs", "2", "--save-most-recent"]
+    argv = [
+        "--superclip",
+        "--name",
+        "with-head",
+        "--resume",
+        "latest",
+        "--epochs",
+        "2",
+        "--save-most-recent",
+    ]
     (run,) = completed(superclip_train, *small_flags, *argv, cwd=tmp_path)
     resumes = f"resumes from {place}/epoch_1.pt" if others else "starts from the beginning"
-    assert f"renamed to {place}/{cut.name}.damaged; --resume latest {resumes}" in run.output, run.output[:300]
+    assert f"renamed to {place}/{cut.name}.damaged; --resume latest {resumes}" in run.output, (
+        run.output[:300]
+    )
     assert ("Start epoch 0" in run.output) == (not others)
     assert cut.with_name("epoch_latest.pt.damaged").read_bytes() == half
     assert torch.load(cut)["epoch"] == 2

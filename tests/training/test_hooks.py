@@ -22,14 +22,19 @@ HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "op
 
 
 def test_every_hook_is_documented_and_has_a_test():
-    assert sorted(re.findall(r"^\| `(open_clip_\w+)`", PAGES["docs/plugins.md"], re.MULTILINE)) == HOOKS
+    assert (
+        sorted(re.findall(r"^\| `(open_clip_\w+)`", PAGES["docs/plugins.md"], re.MULTILINE))
+        == HOOKS
+    )
     for name in HOOKS:
         assert len((getattr(hooks, name).__doc__ or "").split()) > 5
         assert any(test.startswith(f"test_{name}_") for test in globals()), name
 
 
 def test_the_contract_imports_nothing_but_pluggy_and_the_standard_library():
-    imported = set(re.findall(r"^\s*(?:from|import) ([\w.]+)", Path(hooks.__file__).read_text(), re.MULTILINE))
+    imported = set(
+        re.findall(r"^\s*(?:from|import) ([\w.]+)", Path(hooks.__file__).read_text(), re.MULTILINE)
+    )
     assert "pluggy" in imported
     assert {name.partition(".")[0] for name in imported - {"pluggy"}} <= sys.stdlib_module_names
 
@@ -51,7 +56,12 @@ def register(monkeypatch):
 
 
 def test_open_clip_add_options_adds_flags_to_openclips_command_line(register, parse_args):
-    register("toy", open_clip_add_options=lambda parser: parser.add_argument("--toy", type=int, default=1) and None)
+    register(
+        "toy",
+        open_clip_add_options=lambda parser: (
+            parser.add_argument("--toy", type=int, default=1) and None
+        ),
+    )
     args = parse_args(["--toy", "3", "--batch-size", "7"])
     assert (args.toy, args.batch_size) == (3, 7)
     assert parse_args([]).toy == 1
@@ -68,7 +78,9 @@ def test_open_clip_check_options_may_refuse_the_command_line(register, parse_arg
     assert parse_args(["--batch-size", "5"]).batch_size == 5
 
 
-def test_open_clip_model_kwargs_of_all_plugins_are_merged_and_one_that_two_set_is_an_error(register):
+def test_open_clip_model_kwargs_of_all_plugins_are_merged_and_one_that_two_set_is_an_error(
+    register,
+):
     register("one", open_clip_model_kwargs=lambda args: {"a": args.value})
     register("two", open_clip_model_kwargs=lambda args: {"b": 2, "c": 3})
     register("three", open_clip_model_kwargs=lambda args: None)
@@ -119,7 +131,15 @@ def train_in_order(shards, train_flags, tmp_path_factory):
 
     @functools.cache
     def train(*flags):
-        argv = [*train_flags, "--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
+        argv = [
+            *train_flags,
+            "--dataset-type",
+            "webdataset",
+            "--train-data",
+            shards,
+            "--train-num-samples",
+            "64",
+        ]
         argv += ["--epochs", "2", "--logs", "none", "--name", f"run{len(flags)}", *flags]
         (run,) = completed(functools.partial(train_with, folder), *argv, cwd=folder)
         assert len(run.losses()) == 8
@@ -132,23 +152,39 @@ def test_open_clip_data_order_replaces_both_of_openclips_shuffles_in_every_epoch
     found = re.findall(r"^shards .*|^samples$", train_in_order().output, re.MULTILINE)
     assert found == ["shards 0 1", "samples", "shards 1 0", "samples"]
     # not asked if shards are drawn with replacement
-    assert not re.search("^shards|^samples", train_in_order("--dataset-resampled").output, re.MULTILINE)
+    assert not re.search(
+        "^shards|^samples", train_in_order("--dataset-resampled").output, re.MULTILINE
+    )
 
 
-def test_open_clip_caption_tokens_makes_the_tokens_of_every_training_sample_and_gets_the_epoch(train_in_order):
+def test_open_clip_caption_tokens_makes_the_tokens_of_every_training_sample_and_gets_the_epoch(
+    train_in_order,
+):
     in_file = [[str(picture) for picture in range(shard, 64, 2)] for shard in range(2)]
     for epoch, expected in enumerate(([*in_file[0], *in_file[1]], [*in_file[1], *in_file[0]])):
-        assert re.findall(rf"^sample {epoch} (\d+)$", train_in_order().output, re.MULTILINE) == expected
+        assert (
+            re.findall(rf"^sample {epoch} (\d+)$", train_in_order().output, re.MULTILINE)
+            == expected
+        )
 
 
 def test_open_clip_epoch_end_is_called_after_the_steps_of_every_epoch(train_in_order):
     found = re.findall(r"Train Epoch: (\d)|ended: epoch (\d) of CLIP", train_in_order().output)
-    assert [step or f"{end} ended" for step, end in dict.fromkeys(found)] == ["0", "0 ended", "1", "1 ended"]
+    assert [step or f"{end} ended" for step, end in dict.fromkeys(found)] == [
+        "0",
+        "0 ended",
+        "1",
+        "1 ended",
+    ]
 
 
-def test_open_clip_select_model_class_gets_the_configuration_and_gives_the_class(register, tiny_model):
+def test_open_clip_select_model_class_gets_the_configuration_and_gives_the_class(
+    register, tiny_model
+):
     asked = []
-    config = json.loads(Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json").read_text())["model_cfg"]
+    config = json.loads(
+        Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json").read_text()
+    )["model_cfg"]
 
     class ToyCLIP(CLIP):
         def __init__(self, *args, toy, **kwargs):
@@ -181,13 +217,20 @@ def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_aroun
     register("b", wrapper=True, open_clip_create_loss=adding("b's"))
     register("c", open_clip_create_loss=lambda args: "c's")
     register("d", wrapper=True, open_clip_create_loss=adding("d's"))
-    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None) == "d's + b's + c's"
+    assert (
+        hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None)
+        == "d's + b's + c's"
+    )
 
 
 BROKEN = {
-    "one whose import fails": ("raise ImportError('first line\\n  second line')", "first line second line"),
+    "one whose import fails": (
+        "raise ImportError('first line\\n  second line')",
+        "first line second line",
+    ),
     "one that asks for an unknown hook": (
-        "from openclip_superclip.hooks import hookimpl\n@hookimpl\ndef open_clip_no_such_hook(args): ...",
+        "from openclip_superclip.hooks import hookimpl\n@hookimpl\ndef "
+        "open_clip_no_such_hook(args): ...",
         "unknown hook 'open_clip_no_such_hook'",
     ),
 }

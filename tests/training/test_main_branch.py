@@ -40,7 +40,9 @@ DISTILLED = "--distill-model {teacher} --distill-pretrained {teacher}"
 
 pytestmark = [
     pytest.mark.main,
-    pytest.mark.skipif("OPENCLIP_SOURCE" not in os.environ, reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP"),
+    pytest.mark.skipif(
+        "OPENCLIP_SOURCE" not in os.environ, reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP"
+    ),
 ]
 
 
@@ -48,7 +50,10 @@ pytestmark = [
 def models(tmp_path_factory) -> dict[str, str]:
     """--model of small models, and of a teacher with weights."""
     root = tmp_path_factory.mktemp("models")
-    models = {name: write_model(root / name, **MODELS[name]) for name in ("vit", "one-layer", "coca", "timm-vit")}
+    models = {
+        name: write_model(root / name, **MODELS[name])
+        for name in ("vit", "one-layer", "coca", "timm-vit")
+    }
     models["teacher"] = write_model(root / "teacher")
     for name in ("teacher", "coca"):  # of CoCa's fresh weights some are what the memory held
         write_weights(models[name])
@@ -71,11 +76,14 @@ def test_the_patch_of_the_proposal_applies_and_is_short():
 
 
 def on_cpu_ranks(train):
-    """`train` with a DDP that takes CPU ranks, to which OpenCLIP gives a device that torch refuses there."""
+    """`train` with a DDP that takes CPU ranks, to which OpenCLIP gives a device that torch
+    refuses there."""
 
     def train_on_cpu_ranks(*argv):
         ddp = torch.nn.parallel.DistributedDataParallel
-        torch.nn.parallel.DistributedDataParallel = lambda module, device_ids=None, **options: ddp(module, **options)
+        torch.nn.parallel.DistributedDataParallel = lambda module, device_ids=None, **options: ddp(
+            module, **options
+        )
         return train(*argv)
 
     return train_on_cpu_ranks
@@ -90,15 +98,20 @@ STOCK = {  # flags, ranks
     "accumulation": ("--accum-freq 2", 1),
     "validation": ("--val-data {csv}", 1),
     "FLIP in amp_bf16": ("--precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5", 1),
-    "a compiled step": ("--model {one-layer} --torchcompile --torchcompile-strategy step "
-                        "--torchcompile-backend eager", 1),
+    "a compiled step": (
+        "--model {one-layer} --torchcompile --torchcompile-strategy step "
+        "--torchcompile-backend eager",
+        1,
+    ),
     "FSDP": ("--fsdp", 2),
     "two ranks": ("", 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("flags", "world_size"), STOCK.values(), ids=STOCK)
-def test_without_the_flag_training_is_stock(flags, world_size, models, shards, csv_data, train_flags, tmp_path):
+def test_without_the_flag_training_is_stock(
+    flags, world_size, models, shards, csv_data, train_flags, tmp_path
+):
     flags = flags.format(shards=shards, csv=csv_data, **models).split()
     argv = [*train_flags, "--batch-size", str(16 // world_size), "--logs", "none", *flags]
     stock = on_cpu_ranks(stock_train) if world_size > 1 and "--fsdp" not in flags else stock_train
@@ -117,26 +130,61 @@ ONE_STEP = {  # --model, flags, ranks on main
     "distillation": ("vit", DISTILLED, 1),
     "accumulation": ("vit", "--accum-freq 2", 1),
     "WebDataset": ("vit", SHARDS, 1),
-    "two captions": ("vit", f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
-                     "--superclip-long-context 30", 1),
-    "CoCa, two captions": ("coca", "--superclip-captions dual --superclip-long-caption filepath --accum-freq 2", 1),
+    "two captions": (
+        "vit",
+        f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
+        "--superclip-long-context 30",
+        1,
+    ),
+    "CoCa, two captions": (
+        "coca",
+        "--superclip-captions dual --superclip-long-caption filepath --accum-freq 2",
+        1,
+    ),
     "two ranks": ("vit", "", 2),
     "FSDP": ("vit", "--fsdp", 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("model", "flags", "world_size"), ONE_STEP.values(), ids=ONE_STEP)
-def test_a_step_has_the_losses_of_the_release(model, flags, world_size, models, shards, train_flags, tmp_path):
+def test_a_step_has_the_losses_of_the_release(
+    model, flags, world_size, models, shards, train_flags, tmp_path
+):
     torch.manual_seed(1)
-    torch.save(superclip.create_model_and_transforms(models[model])[0].state_dict(), tmp_path / "weights.pt")
+    torch.save(
+        superclip.create_model_and_transforms(models[model])[0].state_dict(),
+        tmp_path / "weights.pt",
+    )
     flags = flags.format(shards=shards, **models).split()
     batch_size = 64 // world_size // (2 if "--accum-freq" in flags else 1)
-    argv = [*train_flags, "--model", models[model], "--pretrained", str(tmp_path / "weights.pt"), "--superclip", *flags]
-    argv += ["--batch-size", str(batch_size), "--precision", "fp32", "--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
+    argv = [
+        *train_flags,
+        "--model",
+        models[model],
+        "--pretrained",
+        str(tmp_path / "weights.pt"),
+        "--superclip",
+        *flags,
+    ]
+    argv += [
+        "--batch-size",
+        str(batch_size),
+        "--precision",
+        "fp32",
+        "--aug-cfg",
+        "scale=(1.0,1.0)",
+        "ratio=(1.0,1.0)",
+    ]
     runs = completed(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
-    argv = [*filter(lambda flag: flag != "--fsdp", argv), "--batch-size", str(batch_size * world_size)]
+    argv = [
+        *filter(lambda flag: flag != "--fsdp", argv),
+        "--batch-size",
+        str(batch_size * world_size),
+    ]
     released = released_train(*argv, cwd=tmp_path)
-    names = {"Contrastive_loss", "Class_loss", "Loss"} | ({"Caption_loss"} if model == "coca" else set())
+    names = {"Contrastive_loss", "Class_loss", "Loss"} | (
+        {"Caption_loss"} if model == "coca" else set()
+    )
     assert names <= set(re.findall(r"(\w*oss): ", runs[0].losses()[0]))
     for name in names:
         assert len(released.values(name)) == 1
@@ -147,7 +195,9 @@ def released_train(*argv: str, cwd: Path) -> Run:
     """`superclip train` with the OpenCLIP that is installed, in an interpreter of its own."""
     command = [sys.executable, "-m", "openclip_superclip", "train", *argv, "--name", "released"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "open_clip_train.main.create_loss" in done.stdout
     return Run(0, done.stdout + done.stderr)
@@ -157,18 +207,44 @@ def released_train(*argv: str, cwd: Path) -> Run:
 
 
 def test_every_compile_strategy_trains_with_the_same_losses(models, train_flags, tmp_path):
-    argv = [*train_flags, "--model", models["one-layer"], "--superclip", "--precision", "fp32", "--logs", "none"]
+    argv = [
+        *train_flags,
+        "--model",
+        models["one-layer"],
+        "--superclip",
+        "--precision",
+        "fp32",
+        "--logs",
+        "none",
+    ]
     found = []
     for strategy in ("none", "model", "task", "step"):
-        flags = ["--torchcompile", "--torchcompile-strategy", strategy, "--torchcompile-backend", "aot_eager"]
-        (run,) = completed(superclip_train, *argv, *(flags if found else []), "--name", strategy, cwd=tmp_path)
+        flags = [
+            "--torchcompile",
+            "--torchcompile-strategy",
+            strategy,
+            "--torchcompile-backend",
+            "aot_eager",
+        ]
+        (run,) = completed(
+            superclip_train, *argv, *(flags if found else []), "--name", strategy, cwd=tmp_path
+        )
         found.append(run.values("Class_loss"))
     assert len(found[0]) == 4
     assert found == [pytest.approx(found[0], rel=1e-3)] * 4
 
 
 def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_flags, tmp_path):
-    argv = [*train_flags, "--superclip", "--precision", "fp32", "--batch-size", "32", "--epochs", "2"]
+    argv = [
+        *train_flags,
+        "--superclip",
+        "--precision",
+        "fp32",
+        "--batch-size",
+        "32",
+        "--epochs",
+        "2",
+    ]
     for name, flags in (("ddp", []), ("fsdp", ["--fsdp"])):
         completed(superclip_train, *argv, *flags, "--name", name, world_size=2, cwd=tmp_path)
     files = [tmp_path / f"logs/{name}/checkpoints/epoch_2.pt" for name in ("ddp", "fsdp")]
@@ -182,26 +258,54 @@ def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_fla
     exported = read_checkpoint(tmp_path / "exported")
     assert torch.equal(exported.weights["class_head.weight"], fsdp.weights["class_head.weight"])
     texts = ["a cat!", "!!! (!", "a red dog and a house", ""]
-    tokens = [open_clip.get_tokenizer(name)(texts) for name in (tiny_model, f"local-dir:{tmp_path / 'exported'}")]
+    tokens = [
+        open_clip.get_tokenizer(name)(texts)
+        for name in (tiny_model, f"local-dir:{tmp_path / 'exported'}")
+    ]
     assert torch.equal(*tokens)  # with the padding that the text tower knows
 
 
 def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
     shards = write_shards(tmp_path / "shards", 2)
-    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
-    argv += [str(2 * SHARD_SIZE), "--model", models["vit"], "--superclip", "--use-naflex", "--naflex-patch-sizes", "8"]
+    argv = [
+        *train_flags,
+        "--train-data",
+        shards,
+        "--dataset-type",
+        "webdataset",
+        "--train-num-samples",
+    ]
+    argv += [
+        str(2 * SHARD_SIZE),
+        "--model",
+        models["vit"],
+        "--superclip",
+        "--use-naflex",
+        "--naflex-patch-sizes",
+        "8",
+    ]
     argv += ["--naflex-seq-lens", "9", "16", "--naflex-max-tokens-per-batch", "200"]
     (run,) = completed(superclip_train, *argv, cwd=tmp_path)
     assert run.values("Class_loss")
     checkpoint = tmp_path / "logs/run/checkpoints/epoch_1.pt"
-    assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    assert (
+        main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    )
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
     assert type(model.visual.trunk).__name__ == "NaFlexVit"
 
 
 def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, train_flags, tmp_path):
     imagenet = write_imagenet(csv_data, tmp_path / "imagenet")
-    argv = [*train_flags, "--superclip", "--precision", "fp32", "--imagenet-val", str(imagenet), "--fsdp"]
+    argv = [
+        *train_flags,
+        "--superclip",
+        "--precision",
+        "fp32",
+        "--imagenet-val",
+        str(imagenet),
+        "--fsdp",
+    ]
     runs = completed(train_on_five_classes, *argv, world_size=2, cwd=tmp_path)
     assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
 
@@ -209,7 +313,17 @@ def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, train_fl
 def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(tmp_path):
     recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
     assert main(["plan", str(recipe), "--device", "cpu"]) == 0
-    command = [sys.executable, "-m", "openclip_superclip", "run", str(recipe), "--out", str(out), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "openclip_superclip",
+        "run",
+        str(recipe),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert state(out)["state"] == "finished"
@@ -225,7 +339,11 @@ def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to
 def patched(tmp_path_factory) -> Path:
     """The checkout, patched."""
     tree = tmp_path_factory.mktemp("patched") / "src"
-    shutil.copytree(Path(os.environ["OPENCLIP_SOURCE"]) / "src", tree, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(os.environ["OPENCLIP_SOURCE"]) / "src",
+        tree,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     before = {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()}
     assert main(["patch", "apply", "--source", str(tree.parent)]) == 0
     assert main(["patch", "revert", "--source", str(tree.parent)]) == 0
@@ -238,16 +356,29 @@ PATCHED = {
     "stock": "",
     "CLIP": "--superclip",
     "CoCa": "--superclip --model {coca}",
-    "WebDataset, two captions": f"--superclip {SHARDS} --superclip-captions dual --superclip-long-caption txt",
-    "a table, two captions": "--superclip --superclip-captions dual --superclip-long-caption filepath",
+    "WebDataset, two captions": (
+        f"--superclip {SHARDS} --superclip-captions dual --superclip-long-caption txt"
+    ),
+    "a table, two captions": (
+        "--superclip --superclip-captions dual --superclip-long-caption filepath"
+    ),
     "slices": "--superclip --train-data {shards} --train-num-samples 32 --dataset-type webdataset "
-              "--superclip-slices 2 --epochs 2",
-}  # fmt: skip
+    "--superclip-slices 2 --epochs 2",
+}
 
 
 @pytest.mark.parametrize("flags", PATCHED.values(), ids=PATCHED)
-def test_a_patched_main_branch_has_the_losses_of_the_launcher(flags, patched, models, shards, train_flags, tmp_path):
-    argv = [*train_flags, "--logs", "none", "--precision", "fp32", *flags.format(shards=shards, **models).split()]
+def test_a_patched_main_branch_has_the_losses_of_the_launcher(
+    flags, patched, models, shards, train_flags, tmp_path
+):
+    argv = [
+        *train_flags,
+        "--logs",
+        "none",
+        "--precision",
+        "fp32",
+        *flags.format(shards=shards, **models).split(),
+    ]
     train_patched = functools.partial(openclip_train, patched)
     (ours,) = completed(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
     (theirs,) = completed(in_one_order(train_patched), *argv, "--name", "patched", cwd=tmp_path)
@@ -266,10 +397,28 @@ RESUMED = {
 
 
 @pytest.mark.parametrize(("flags", "world_size"), RESUMED.values(), ids=RESUMED)
-def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(flags, world_size, train_flags, tmp_path):
+def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
+    flags, world_size, train_flags, tmp_path
+):
     shards = write_shards(tmp_path / "shards", 6)
-    argv = [*train_flags, "--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples"]
-    argv += [str(2 * SHARD_SIZE), "--batch-size", "8", "--superclip-slices", "3", "--epochs", "4", *flags.split()]
+    argv = [
+        *train_flags,
+        "--train-data",
+        shards,
+        "--dataset-type",
+        "webdataset",
+        "--train-num-samples",
+    ]
+    argv += [
+        str(2 * SHARD_SIZE),
+        "--batch-size",
+        "8",
+        "--superclip-slices",
+        "3",
+        "--epochs",
+        "4",
+        *flags.split(),
+    ]
     argv += ["--aug-cfg", "scale=(0.3,1.0)", "--resume", "latest"]
     ranks = {"world_size": world_size, "cwd": tmp_path}
     completed(superclip_train, *argv, "--name", "whole", **ranks)

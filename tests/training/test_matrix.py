@@ -1,4 +1,5 @@
-"""Everything that OpenCLIP can train, through real steps of `superclip train`; what cannot be trained is refused."""
+"""Everything that OpenCLIP can train, through real steps of `superclip train`; what cannot be
+trained is refused."""
 
 import copy
 import functools
@@ -20,7 +21,10 @@ import openclip_superclip as superclip
 from openclip_superclip.method.head_input import encode_image
 
 LOCKED_TEXT = "--lock-text --lock-text-freeze-layer-norm"
-RELEASED = "--local-loss --gather-with-grad --ddp-static-graph --grad-checkpointing --precision amp_bfloat16"
+RELEASED = (
+    "--local-loss --gather-with-grad --ddp-static-graph --grad-checkpointing "
+    "--precision amp_bfloat16"
+)
 SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type"
 
 TRAINS = [  # what is trained: --model, further flags, ranks
@@ -41,7 +45,12 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("CoCa", "coca", "", 1),
     ("distillation", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 1),
     ("a locked text tower", "vit", LOCKED_TEXT, 1),
-    ("an image tower locked but for two groups", "vit", "--lock-image --lock-image-unlocked-groups 2", 1),
+    (
+        "an image tower locked but for two groups",
+        "vit",
+        "--lock-image --lock-image-unlocked-groups 2",
+        1,
+    ),
     ("a compiled model", "one-layer", "--torchcompile", 1),
     ("precision amp_bf16", "vit", "--precision amp_bf16", 1),
     ("precision pure_bf16", "vit", "--precision pure_bf16", 1),
@@ -58,12 +67,13 @@ TRAINS = [  # what is trained: --model, further flags, ranks
     ("WebDataset on two ranks", "vit", f"{SHARDS} webdataset", 2),
     ("equal weights", "vit", "--superclip-idf off", 1),
     ("special tokens as words", "vit", "--superclip-special-tokens", 1),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, str]:
-    """--model of each of MODELS, and of a model whose text tower and tokenizer are Hugging Face's."""
+    """--model of each of MODELS, and of a model whose text tower and tokenizer are Hugging
+    Face's."""
     root = tmp_path_factory.mktemp("models")
     models = {name: write_model(root / name, **cfg) for name, cfg in MODELS.items()}
     write_weights(models["coca"])
@@ -91,11 +101,16 @@ def train_and_compose_losses(*argv: str) -> int:
             return forward(images, texts)
 
         model.forward = recorded
-        train_one_epoch(model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options)
+        train_one_epoch(
+            model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options
+        )
         first_step = passes[:1]
-        if args.accum_freq > 1:  # OpenCLIP passes micro-batches twice; it logs the last one's second, the others' first
+        # OpenCLIP passes micro-batches twice; it logs the last one's second, the others' first
+        if args.accum_freq > 1:
             first_step = [*passes[: args.accum_freq - 1], passes[2 * args.accum_freq - 1]]
-        second = passes[args.accum_freq : 2 * args.accum_freq] if args.accum_freq > 1 else first_step
+        second = (
+            passes[args.accum_freq : 2 * args.accum_freq] if args.accum_freq > 1 else first_step
+        )
         losses = _openclip_losses(untrained, first_step, dist_model, create_loss(args), args)
         losses["class_loss"] = _class_loss(untrained, second, args)
         print(json.dumps({"by hand": losses}))
@@ -108,15 +123,26 @@ def train_and_compose_losses(*argv: str) -> int:
 def _openclip_losses(model, passes, dist_model, loss, args) -> dict[str, float]:
     """What OpenCLIP's loss makes of what the OpenCLIP class of the model returns."""
     outputs = []
-    openclip_class = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("open_clip."))
+    openclip_class = next(
+        kind for kind in type(model).__mro__ if kind.__module__.startswith("open_clip.")
+    )
     with get_autocast(args.precision, device_type="cpu")():
         for images, texts, random_state in passes:
             torch.set_rng_state(random_state)
             outputs.append(openclip_class.forward(model.train(), images, texts))
             if args.distill:
-                outputs[-1] |= {f"dist_{name}": value for name, value in dist_model(images, texts).items()}
-        whole = {name: torch.cat([one[name] for one in outputs]) for name in outputs[0] if outputs[0][name].ndim}
-        return {name: value.item() for name, value in loss(**outputs[0] | whole, output_dict=True).items()}
+                outputs[-1] |= {
+                    f"dist_{name}": value for name, value in dist_model(images, texts).items()
+                }
+        whole = {
+            name: torch.cat([one[name] for one in outputs])
+            for name in outputs[0]
+            if outputs[0][name].ndim
+        }
+        return {
+            name: value.item()
+            for name, value in loss(**outputs[0] | whole, output_dict=True).items()
+        }
 
 
 @torch.no_grad()
@@ -130,11 +156,16 @@ def _class_loss(model, passes, args) -> float:
     head = model.class_head.float()
     features = head.ln(torch.cat(patch_means).float())
     tokens = torch.cat([texts for _, texts, _ in passes])
-    return superclip.plain_class_loss(features, head.weight, head.bias, tokens, _idf(model, tokens)).mean().item()
+    return (
+        superclip.plain_class_loss(features, head.weight, head.bias, tokens, _idf(model, tokens))
+        .mean()
+        .item()
+    )
 
 
 def _idf(model, tokens: torch.Tensor) -> torch.Tensor:
-    """log((captions + 1) / (captions that hold the word + 1)) over all ranks' tokens [B, L]; [V]."""
+    """log((captions + 1) / (captions that hold the word + 1)) over all ranks' tokens [B, L];
+    [V]."""
     counted = model.statistics.counted.float()
     if model.idf == "off":
         return counted
@@ -148,10 +179,23 @@ def _idf(model, tokens: torch.Tensor) -> torch.Tensor:
     return ((sum(map(len, ranks)) + 1) / (captions + 1)).log() * counted
 
 
-@pytest.mark.parametrize(("model", "flags", "world_size"), [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS])
-def test_losses_are_those_composed_by_hand(model, flags, world_size, models, teacher, shards, train_flags, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "flags", "world_size"), [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS]
+)
+def test_losses_are_those_composed_by_hand(
+    model, flags, world_size, models, teacher, shards, train_flags, tmp_path
+):
     batch_size = 64 // world_size // (4 if "--accum-freq" in flags else 2)
-    argv = ["--model", models[model], "--batch-size", batch_size, "--precision", "fp32", "--logs", "none"]
+    argv = [
+        "--model",
+        models[model],
+        "--batch-size",
+        batch_size,
+        "--precision",
+        "fp32",
+        "--logs",
+        "none",
+    ]
     flags = [flag.format(teacher=teacher, shards=shards) for flag in flags.split()]
     argv = [*train_flags, *argv, "--superclip", *flags]
     runs = completed(train_and_compose_losses, *argv, world_size=world_size, cwd=tmp_path)
@@ -160,13 +204,19 @@ def test_losses_are_those_composed_by_hand(model, flags, world_size, models, tea
     assert by_hand.keys() >= {"contrastive_loss", "class_loss"}
     for name, value in by_hand.items():
         first, second = runs[0].values(name.capitalize())
-        assert first == pytest.approx(value, rel=1e-2 if "--precision" in flags else 6e-5)  # 5 digits
+        # 5 digits
+        assert first == pytest.approx(value, rel=1e-2 if "--precision" in flags else 6e-5)
         assert math.isfinite(second)
     assert by_hand["class_loss"] > 0
 
 
 def test_openclip_evaluates_during_training(small_model, csv_data, train_flags, tmp_path):
-    evaluated = ["--val-data", str(csv_data), "--imagenet-val", str(write_imagenet(csv_data, tmp_path / "imagenet"))]
+    evaluated = [
+        "--val-data",
+        str(csv_data),
+        "--imagenet-val",
+        str(write_imagenet(csv_data, tmp_path / "imagenet")),
+    ]
     argv = [*train_flags, "--model", small_model, "--logs", "none", "--superclip", *evaluated]
     (run, _) = completed(train_on_five_classes, *argv, world_size=2, cwd=tmp_path)
     assert run.values("Class_loss")
@@ -174,13 +224,20 @@ def test_openclip_evaluates_during_training(small_model, csv_data, train_flags, 
 
 
 @pytest.mark.parametrize("name", [*MODELS, "hf-text"])
-def test_the_class_loss_trains_the_vision_tower_from_its_first_layer_on_and_no_text_tower(name, models):
+def test_the_class_loss_trains_the_vision_tower_from_its_first_layer_on_and_no_text_tower(
+    name, models
+):
     torch.manual_seed(0)
     model = superclip.create_model_and_transforms(models[name])[0].train()
     captions = open_clip.get_tokenizer(models[name])(["a cat", "a red dog"])
     losses = model(torch.randn(2, 3, *to_2tuple(model.visual.image_size)), captions)["class_losses"]
     losses.mean().backward()
-    first = next(p for p in model.visual.parameters() if p.ndim == 4)  # a convolution, or the patches' projection
+    # a convolution, or the patches' projection
+    first = next(p for p in model.visual.parameters() if p.ndim == 4)
     assert first.grad.count_nonzero() > first.numel() / 2
     vision_or_head = ("visual.", "class_head.")
-    assert not [n for n, p in model.named_parameters() if p.grad is not None and not n.startswith(vision_or_head)]
+    assert not [
+        n
+        for n, p in model.named_parameters()
+        if p.grad is not None and not n.startswith(vision_or_head)
+    ]

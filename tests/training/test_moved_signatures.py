@@ -1,4 +1,5 @@
-"""The adapter follows OpenCLIP's signatures, not its versions: a copy whose functions ask for more trains the same."""
+"""The adapter follows OpenCLIP's signatures, not its versions: a copy whose functions ask for
+more trains the same."""
 
 import functools
 import shutil
@@ -16,36 +17,71 @@ from openclip_superclip.openclip import current
 SITE = Path(open_clip.__file__).parent.parent
 MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
     "create_loss requires the model": [
-        ("open_clip/factory.py", "def create_loss(args):\n", "def create_loss(args, model):\n    model.visual\n"),
+        (
+            "open_clip/factory.py",
+            "def create_loss(args):\n",
+            "def create_loss(args, model):\n    model.visual\n",
+        ),
         ("open_clip_train/main.py", "create_loss(args)\n", "create_loss(args, model=model)\n"),
     ],
     "create_loss takes the model first": [
-        ("open_clip/factory.py", "def create_loss(args):\n", "def create_loss(model, args):\n    model.visual\n"),
+        (
+            "open_clip/factory.py",
+            "def create_loss(args):\n",
+            "def create_loss(model, args):\n    model.visual\n",
+        ),
         ("open_clip_train/main.py", "create_loss(args)\n", "create_loss(model, args)\n"),
     ],
     "loaders take model_traits": [
-        ("open_clip_train/data.py", ", epoch=0, tokenizer=None):", ", epoch=0, tokenizer=None, *, model_traits):"),
-        ("open_clip_train/data.py", "floor=False, tokenizer=None):", "floor=False, tokenizer=None, *, model_traits):"),
-        ("open_clip_train/data.py", "is_train=True, epoch=epoch,", "is_train=True, epoch=epoch, model_traits=1,"),
-        ("open_clip_train/data.py", "def get_data(args, preprocess_fns, epoch=0, tokenizer=None, *, model_traits):",
-         "def get_data(args, preprocess_fns, epoch=0, tokenizer=None):"),
+        (
+            "open_clip_train/data.py",
+            ", epoch=0, tokenizer=None):",
+            ", epoch=0, tokenizer=None, *, model_traits):",
+        ),
+        (
+            "open_clip_train/data.py",
+            "floor=False, tokenizer=None):",
+            "floor=False, tokenizer=None, *, model_traits):",
+        ),
+        (
+            "open_clip_train/data.py",
+            "is_train=True, epoch=epoch,",
+            "is_train=True, epoch=epoch, model_traits=1,",
+        ),
+        (
+            "open_clip_train/data.py",
+            "def get_data(args, preprocess_fns, epoch=0, tokenizer=None, *, model_traits):",
+            "def get_data(args, preprocess_fns, epoch=0, tokenizer=None):",
+        ),
     ],
     "loaders take is_train by position": [
-        ("open_clip_train/data.py", "args, preprocess_train, is_train=True, epoch=epoch, tokenizer=tokenizer)",
-         "args, preprocess_train, True, tokenizer=tokenizer, epoch=epoch)"),
+        (
+            "open_clip_train/data.py",
+            "args, preprocess_train, is_train=True, epoch=epoch, tokenizer=tokenizer)",
+            "args, preprocess_train, True, tokenizer=tokenizer, epoch=epoch)",
+        ),
     ],
     "get_dataset_fn takes a third argument": [
-        ("open_clip_train/data.py", "def get_dataset_fn(data_path, dataset_type):",
-         "def get_dataset_fn(data_path, dataset_type, *, model_traits):"),
+        (
+            "open_clip_train/data.py",
+            "def get_dataset_fn(data_path, dataset_type):",
+            "def get_dataset_fn(data_path, dataset_type, *, model_traits):",
+        ),
         ("open_clip_train/data.py", "args.dataset_type)(", "args.dataset_type, model_traits=1)("),
     ],
     "train_one_epoch has another order": [
-        ("open_clip_train/train.py", "def train_one_epoch(model, data, loss, epoch,",
-         "def train_one_epoch(epoch, model, data, loss, "),
-        ("open_clip_train/main.py", "train_one_epoch(model, data, loss, epoch,",
-         "train_one_epoch(epoch, model, data, loss,"),
+        (
+            "open_clip_train/train.py",
+            "def train_one_epoch(model, data, loss, epoch,",
+            "def train_one_epoch(epoch, model, data, loss, ",
+        ),
+        (
+            "open_clip_train/main.py",
+            "train_one_epoch(model, data, loss, epoch,",
+            "train_one_epoch(epoch, model, data, loss,",
+        ),
     ],
-}  # fmt: skip
+}
 
 
 def moved(tree: Path, changes) -> Path:
@@ -69,8 +105,22 @@ def losses(train_flags, shards, tmp_path_factory):
     def losses(changes, plugins: str = ""):
         folder = tmp_path_factory.mktemp("moved")
         tree = moved(folder / "tree", changes)
-        argv = [*train_flags, "--superclip", "--superclip-captions", "dual", "--superclip-long-caption", "txt"]
-        argv += ["--train-data", shards, "--dataset-type", "webdataset", "--train-num-samples", "64"]
+        argv = [
+            *train_flags,
+            "--superclip",
+            "--superclip-captions",
+            "dual",
+            "--superclip-long-caption",
+            "txt",
+        ]
+        argv += [
+            "--train-data",
+            shards,
+            "--dataset-type",
+            "webdataset",
+            "--train-num-samples",
+            "64",
+        ]
         train = in_one_order(functools.partial(train_with_plugins, tree, plugins))
         (run,) = completed(train, *argv, "--logs", "none", cwd=folder)
         return run.losses(), run.output
@@ -108,7 +158,9 @@ def open_clip_create_loss(args, model):
 
 
 @only_3
-def test_a_plugin_may_ask_for_the_model_or_leave_it_out_and_gets_openclips_own_loss(losses, tmp_path):
+def test_a_plugin_may_ask_for_the_model_or_leave_it_out_and_gets_openclips_own_loss(
+    losses, tmp_path
+):
     old = write_plugin(tmp_path, 'print("the loss is a", type(loss).__name__)\nreturn loss\n')
     install_plugin(tmp_path, "with_model", WITH_MODEL)
     ours, output = losses(tuple(MOVED["create_loss requires the model"]), plugins=str(old))

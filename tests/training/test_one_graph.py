@@ -15,11 +15,12 @@ from openclip_superclip.openclip import current, v4
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 20, "vocab_size": 4096, "width": 32, "heads": 2, "layers": 1}
 COCA = {
-    "vision_cfg": VISION | {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2}
+    "vision_cfg": VISION
+    | {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2}
     | {"output_tokens": True},
     "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
     "multimodal_cfg": TEXT,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,8 @@ def captions(tmp_path_factory) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def training_step(model, loss):
-    """The forward pass of OpenCLIP's training: of its task, if it has tasks, as the adapter changes it."""
+    """The forward pass of OpenCLIP's training: of its task, if it has tasks, as the adapter
+    changes it."""
     if not current().HAS_TASKS:
         return lambda images, texts: loss(**model(images, texts), output_dict=True)
     if isinstance(model, SuperCoCa):
@@ -41,7 +43,8 @@ def training_step(model, loss):
 
 
 def two_steps(model, loss, images, texts, **compiled) -> list[dict[str, torch.Tensor]]:
-    """Losses and gradients of two steps, by name; compiled, if options of torch.compile are given."""
+    """Losses and gradients of two steps, by name; compiled, if options of torch.compile are
+    given."""
     torch.compiler.reset()
     step = training_step(model, loss)
     if compiled:
@@ -58,7 +61,9 @@ def two_steps(model, loss, images, texts, **compiled) -> list[dict[str, torch.Te
 
 def clip(superclip: dict, seed: int = 0) -> SuperCLIP:
     torch.manual_seed(seed)
-    return SuperCLIP(16, VISION, TEXT, superclip={"ignored_tokens": (0, 4094, 4095), **superclip}).train()
+    return SuperCLIP(
+        16, VISION, TEXT, superclip={"ignored_tokens": (0, 4094, 4095), **superclip}
+    ).train()
 
 
 def assert_same(ours: list[dict], expected: list[dict], tolerance: float) -> None:
@@ -88,7 +93,9 @@ def test_a_step_is_one_graph_and_computes_the_same(superclip, captions):
     model, compiled = clip(superclip), clip(superclip)
     expected = two_steps(model, loss, images, texts)
     assert_same(two_steps(compiled, loss, images, texts, backend="aot_eager"), expected, 1e-6)
-    torch.testing.assert_close(compiled.statistics.state_dict(), model.statistics.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        compiled.statistics.state_dict(), model.statistics.state_dict(), rtol=0, atol=0
+    )
 
 
 def test_the_words_of_an_epoch_are_recorded_in_the_graph(captions):
@@ -120,7 +127,8 @@ def test_inductor_computes_the_same_within_rounding(captions):
 
 
 def accumulated(model, loss, images, texts, **compiled) -> list[dict[str, torch.Tensor]]:
-    """Two steps as OpenCLIP makes them with --accum-freq 2: each micro-batch without gradients, and then with."""
+    """Two steps as OpenCLIP makes them with --accum-freq 2: each micro-batch without gradients,
+    and then with."""
     torch.compiler.reset()
     forward = torch.compile(model, fullgraph=True, **compiled) if compiled else model
     results = []
@@ -146,11 +154,14 @@ def accumulated(model, loss, images, texts, **compiled) -> list[dict[str, torch.
 def test_accumulation_has_one_graph_for_each_pass(captions):
     loss = SuperCLIPLoss(open_clip.ClipLoss())
     expected = accumulated(clip({"accum_freq": 2}), loss, *captions)
-    assert_same(accumulated(clip({"accum_freq": 2}), loss, *captions, backend="aot_eager"), expected, 1e-6)
+    assert_same(
+        accumulated(clip({"accum_freq": 2}), loss, *captions, backend="aot_eager"), expected, 1e-6
+    )
 
 
 def only_class_loss(*, class_losses, output_dict, **_) -> dict[str, torch.Tensor]:
-    """Without ClipLoss: torch.compile differentiates its gathering of features, which it does without gradients."""
+    """Without ClipLoss: torch.compile differentiates its gathering of features, which it does
+    without gradients."""
     return {"class_loss": class_losses.mean()}
 
 
@@ -159,11 +170,15 @@ def test_two_ranks_sum_their_counts_in_the_graph(captions, tmp_path):
         images, texts = (tensor.chunk(2)[rank] for tensor in captions)
         model = clip({})
         results = two_steps(model, only_class_loss, images, texts, **compiled)
-        gradients = [{name: value for name, value in step.items() if value is not None} for step in results]
+        gradients = [
+            {name: value for name, value in step.items() if value is not None} for step in results
+        ]
         return gradients, model.statistics.state_dict()
 
     eager = results_of(lambda rank, _: train(rank), 2, tmp_path / "eager")
-    compiled = results_of(lambda rank, _: train(rank, backend="aot_eager"), 2, tmp_path / "compiled")
+    compiled = results_of(
+        lambda rank, _: train(rank, backend="aot_eager"), 2, tmp_path / "compiled"
+    )
     for (ours, our_counts), (expected, counts) in zip(compiled, eager, strict=True):
         assert_same(ours, expected, 1e-6)
         torch.testing.assert_close(our_counts, counts, rtol=0, atol=0)

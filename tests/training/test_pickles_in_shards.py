@@ -24,7 +24,9 @@ class Code:
 LONG = ["--superclip-captions", "long", "--superclip-long-caption", "long.txt"]
 
 
-@pytest.mark.parametrize("more", [[], ["--dataset-resampled"], LONG], ids=["pass", "resampled", "long captions"])
+@pytest.mark.parametrize(
+    "more", [[], ["--dataset-resampled"], LONG], ids=["pass", "resampled", "long captions"]
+)
 @pytest.mark.parametrize("member", ["pyd", "meta.pickle"])
 def test_a_pickle_in_a_shard_is_not_loaded_in_training_and_validation(member, more, tmp_path):
     image = io.BytesIO()
@@ -35,11 +37,37 @@ def test_a_pickle_in_a_shard_is_not_loaded_in_training_and_validation(member, mo
             code = pickle.dumps(Code(f"{tmp_path}/ran"))
             shard.write({"__key__": str(number), "png": image.getvalue(), member: code, **texts})
     argv = [
-        "train", "--superclip", "--train-data", f"{tmp_path}/0.tar", "--train-num-samples", "4", "--batch-size", "2",
-        "--val-data", f"{tmp_path}/0.tar", "--val-num-samples", "4", "--dataset-type", "webdataset", "--epochs", "1",
-        "--workers", "0", "--device", "cpu", "--warmup", "1", "--logs", f"{tmp_path}/logs", "--name", "run",
-        "--model", write_model(tmp_path / "model", {"layers": 1, "width": 32}, {"layers": 1, "width": 32, "heads": 2}),
-    ]  # fmt: skip
+        "train",
+        "--superclip",
+        "--train-data",
+        f"{tmp_path}/0.tar",
+        "--train-num-samples",
+        "4",
+        "--batch-size",
+        "2",
+        "--val-data",
+        f"{tmp_path}/0.tar",
+        "--val-num-samples",
+        "4",
+        "--dataset-type",
+        "webdataset",
+        "--epochs",
+        "1",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--warmup",
+        "1",
+        "--logs",
+        f"{tmp_path}/logs",
+        "--name",
+        "run",
+        "--model",
+        write_model(
+            tmp_path / "model", {"layers": 1, "width": 32}, {"layers": 1, "width": 32, "heads": 2}
+        ),
+    ]
     if "--dataset-resampled" in more:
         argv[argv.index("--workers") + 1] = "1"
     call(*argv, *more)

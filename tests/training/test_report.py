@@ -1,4 +1,5 @@
-"""`superclip report`: real runs side by side, the paper beside them, and what is missing, cut or not comparable."""
+"""`superclip report`: real runs side by side, the paper beside them, and what is missing, cut or
+not comparable."""
 
 import base64
 import csv
@@ -49,17 +50,44 @@ def changed_copy(run: Path, to: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shards, train_flags) -> list[Path]:
-    """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured themselves."""
+    """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured
+    themselves."""
     folder = tmp_path_factory.mktemp("trained")
-    model = write_model(folder / "model", vision={"layers": 1, "width": 32}, text={"layers": 1, "context_length": 12})
+    model = write_model(
+        folder / "model",
+        vision={"layers": 1, "width": 32},
+        text={"layers": 1, "context_length": 12},
+    )
 
     for name, batch_size, seed in itertools.product(("clip", "superclip"), BATCH_SIZES, SEEDS):
         completed(
-            superclip_train, *train_flags, "--model", model, "--train-data", shards, "--dataset-type", "webdataset",
-            "--val-data", shards, "--train-num-samples", 64, "--val-num-samples", 64, "--epochs", 2,
-            "--batch-size", batch_size, "--seed", seed, "--precision", "fp32", "--name", f"{name}_{batch_size}_{seed}",
-            *(["--superclip"] if name == "superclip" else []), cwd=folder,
-        )  # fmt: skip
+            superclip_train,
+            *train_flags,
+            "--model",
+            model,
+            "--train-data",
+            shards,
+            "--dataset-type",
+            "webdataset",
+            "--val-data",
+            shards,
+            "--train-num-samples",
+            64,
+            "--val-num-samples",
+            64,
+            "--epochs",
+            2,
+            "--batch-size",
+            batch_size,
+            "--seed",
+            seed,
+            "--precision",
+            "fp32",
+            "--name",
+            f"{name}_{batch_size}_{seed}",
+            *(["--superclip"] if name == "superclip" else []),
+            cwd=folder,
+        )
     return sorted((folder / "logs").iterdir())
 
 
@@ -72,15 +100,30 @@ def whole(trained, tmp_path_factory) -> Path:
 
 
 def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state) -> Path:
-    """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here could train."""
+    """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here
+    could train."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text)
     plan = {"epochs": 25, "world_size": 8, "device": "cuda", "accum_freq": 1}
-    recorded = {"plan": plan, "set": set_ or {}, "versions": {"torch": "2.13.0"}, "hosts": ["gpu7"], "command": ["x"]}
+    recorded = {
+        "plan": plan,
+        "set": set_ or {},
+        "versions": {"torch": "2.13.0"},
+        "hosts": ["gpu7"],
+        "command": ["x"],
+    }
     (folder / "run.json").write_text(json.dumps(recorded))
-    (folder / "state.json").write_text(json.dumps({"state": "finished", "error": None, "epoch": 25, **state}))
+    (folder / "state.json").write_text(
+        json.dumps({"state": "finished", "error": None, "epoch": 25, **state})
+    )
     for (dataset, task), metrics in scores.items():
-        record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics, "epoch": state.get("epoch", 25)}
+        record = {
+            "model": "x",
+            "dataset": dataset,
+            "task": task,
+            "metrics": metrics,
+            "epoch": state.get("epoch", 25),
+        }
         record_file(folder / "evaluation", "x", dataset, task, "x").write_text(json.dumps(record))
     return folder
 
@@ -107,8 +150,12 @@ def test_the_page_holds_no_script_and_escapes_names(trained, tmp_path):
 
 def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missing(trained, whole):
     assert {path.name for path in whole.iterdir()} == {
-        "report.html", "report.md", "runs.csv", "losses.png", "batch_size.png",
-    }  # fmt: skip
+        "report.html",
+        "report.md",
+        "runs.csv",
+        "losses.png",
+        "batch_size.png",
+    }
     page, markdown = (whole / "report.html").read_text(), (whole / "report.md").read_text()
     for figure in ("losses.png", "batch_size.png"):
         assert base64.b64encode((whole / figure).read_bytes()).decode() in page
@@ -128,7 +175,10 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
         measured[run.name] = 100 * last["image_to_text_R@1"]
     markdown = (whole / "report.md").read_text()
     for batch in BATCH_SIZES:
-        ours, theirs = ([measured[f"{method}_{batch}_{seed}"] for seed in SEEDS] for method in ("superclip", "clip"))
+        ours, theirs = (
+            [measured[f"{method}_{batch}_{seed}"] for seed in SEEDS]
+            for method in ("superclip", "clip")
+        )
         for method, values in (("SuperCLIP", ours), ("CLIP", theirs)):
             text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
             assert f"| {method} | {batch} | 2 (seed 0, 1) | {text} |" in markdown
@@ -140,11 +190,17 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
 # Which runs are compared
 
 
-def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_long_as_its_log(trained, tmp_path):
-    others = [changed_copy(run, tmp_path / "other" / run.name, model="ViT-L-14") for run in trained[:2]]
+def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_long_as_its_log(
+    trained, tmp_path
+):
+    others = [
+        changed_copy(run, tmp_path / "other" / run.name, model="ViT-L-14") for run in trained[:2]
+    ]
     on_table = changed_copy(trained[0], tmp_path / "csv", train_num_samples=None, seed=7)
     wide = changed_copy(trained[0], tmp_path / "wide", force_image_size=[48, 64], seed=8)
-    first, second = find_comparisons([read_run(path) for path in (*trained, *others, on_table, wide)])
+    first, second = find_comparisons(
+        [read_run(path) for path in (*trained, *others, on_table, wide)]
+    )
     assert [run.path for run in second.runs] == others and second.model == "ViT-L-14"
     assert {run.path for run in first.runs} == {*trained, on_table, wide}
     assert "CLIP (force-image-size (48, 64))" in [series.name for series in first.series]
@@ -152,18 +208,27 @@ def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_l
 
 
 def test_runs_on_other_data_are_not_seeds_of_each_other(tmp_path):
-    runs = [recipe_run(tmp_path / f"{n}", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(50.0, 70.0)) for n in range(2)]
+    runs = [
+        recipe_run(tmp_path / f"{n}", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(50.0, 70.0))
+        for n in range(2)
+    ]
     with pytest.raises(InputError, match=r"RUN: \S+/0 and \S+/1 have equal settings and seeds"):
         find_comparisons([read_run(run) for run in runs])
     record = json.loads((runs[1] / "run.json").read_text())
-    (runs[1] / "run.json").write_text(json.dumps({**record, "plan": {**record["plan"], "data": "other/0.tar"}}))
+    (runs[1] / "run.json").write_text(
+        json.dumps({**record, "plan": {**record["plan"], "data": "other/0.tar"}})
+    )
     (found,) = find_comparisons([read_run(run) for run in runs])
-    assert [series.name for series in found.series] == ["CLIP (data other/0.tar)", "CLIP (data the recipe's)"]
+    assert [series.name for series in found.series] == [
+        "CLIP (data other/0.tar)",
+        "CLIP (data the recipe's)",
+    ]
 
 
 @pytest.fixture
 def rates(tmp_path):
-    """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns the scores and differences."""
+    """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns the
+    scores and differences."""
 
     def rows(**runs) -> dict[str, float]:
         read, folder = [], tmp_path / str(len(list(tmp_path.iterdir())))
@@ -183,27 +248,51 @@ def rates(tmp_path):
 
 def test_a_difference_is_with_clip_of_the_same_rate_if_there_is_one(rates):
     fast, slow = {"lr": "1e-3"}, {"lr": "5e-4"}
-    assert rates(clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=(fast, 55.0)) == pytest.approx({
-        "CLIP (lr 0.0005)": 40, "CLIP (lr 0.001)": 50, "SuperCLIP (lr 0.001)": 55,
-        "SuperCLIP (lr 0.001) − CLIP (lr 0.001)": 5,
-    })  # fmt: skip
-    assert rates(clip=(slow, 40.0), superclip=(fast, 55.0)) == pytest.approx({
-        "CLIP (lr 0.0005)": 40, "SuperCLIP (lr 0.001)": 55, "SuperCLIP (lr 0.001) − CLIP (lr 0.0005)": 15,
-    })  # fmt: skip
+    assert rates(
+        clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=(fast, 55.0)
+    ) == pytest.approx(
+        {
+            "CLIP (lr 0.0005)": 40,
+            "CLIP (lr 0.001)": 50,
+            "SuperCLIP (lr 0.001)": 55,
+            "SuperCLIP (lr 0.001) − CLIP (lr 0.001)": 5,
+        }
+    )
+    assert rates(clip=(slow, 40.0), superclip=(fast, 55.0)) == pytest.approx(
+        {
+            "CLIP (lr 0.0005)": 40,
+            "SuperCLIP (lr 0.001)": 55,
+            "SuperCLIP (lr 0.001) − CLIP (lr 0.0005)": 15,
+        }
+    )
     of_two = rates(clip_fast=(fast, 50.0), clip_slow=(slow, 40.0), superclip=({"lr": "2e-3"}, 55.0))
-    assert list(of_two) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]  # neither is picked
+    # neither is picked
+    assert list(of_two) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]
 
 
 def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
     flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
     found = rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0))
     clip, ours = (f"{method} (grad clip norm default)" for method in ("CLIP", "SuperCLIP"))
-    assert found == pytest.approx({clip: 50, "CLIP (grad clip norm 1.0)": 30, ours: 55, f"{ours} − {clip}": 5})
-    same, other = ({"seed": "1", "flags.coca-caption-loss-weight": value} for value in ("2", "0"))  # 2 is the default
-    expected = {"CLIP (coca caption loss weight default)": 45, "CLIP (coca caption loss weight 0)": 30}
-    assert rates(clip=({}, 50.0), clip_same=(same, 40.0), clip_other=(other, 30.0)) == pytest.approx(expected)
-    half, most = ({"method": "flip", "flags.force-patch-dropout": value} for value in ("0.5", "0.75"))
-    assert [*rates(clip=(half, 50.0), clip_most=(most, 40.0))] == ["FLIP", "FLIP (force-patch-dropout 0.75)"]
+    assert found == pytest.approx(
+        {clip: 50, "CLIP (grad clip norm 1.0)": 30, ours: 55, f"{ours} − {clip}": 5}
+    )
+    # 2 is the default
+    same, other = ({"seed": "1", "flags.coca-caption-loss-weight": value} for value in ("2", "0"))
+    expected = {
+        "CLIP (coca caption loss weight default)": 45,
+        "CLIP (coca caption loss weight 0)": 30,
+    }
+    assert rates(
+        clip=({}, 50.0), clip_same=(same, 40.0), clip_other=(other, 30.0)
+    ) == pytest.approx(expected)
+    half, most = (
+        {"method": "flip", "flags.force-patch-dropout": value} for value in ("0.5", "0.75")
+    )
+    assert [*rates(clip=(half, 50.0), clip_most=(most, 40.0))] == [
+        "FLIP",
+        "FLIP (force-patch-dropout 0.75)",
+    ]
 
 
 # Which scores count
@@ -214,25 +303,45 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
     (run / "demo-test.json").write_text(json.dumps({"measures": {"zero_shot": 41.5}}))
     scores = {"imagenet_zero_shot": 49.5, "imagenet_linear_probe": 70.0}
     assert read_run(run).scores == pytest.approx(scores | {"demo zero shot": 41.5})
-    other = {"dataset": "imagenet1k", "task": "zeroshot_classification", "metrics": {"acc1": 0.9}, "epoch": 26}
-    (run / "evaluation/other.json").write_text(json.dumps(other | {"source": "../../other/checkpoints/epoch_26.pt"}))
+    other = {
+        "dataset": "imagenet1k",
+        "task": "zeroshot_classification",
+        "metrics": {"acc1": 0.9},
+        "epoch": 26,
+    }
+    (run / "evaluation/other.json").write_text(
+        json.dumps(other | {"source": "../../other/checkpoints/epoch_26.pt"})
+    )
     (run / "checkpoints").mkdir()
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')
     assert read_run(run).scores == pytest.approx(scores)
     for epoch in (None, 5):  # of averaged weights, and before the end
-        other = recipe_run(tmp_path / f"{epoch}", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=epoch)
+        other = recipe_run(
+            tmp_path / f"{epoch}", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=epoch
+        )
         (other / "demo-test.json").write_text('{"measures": {"zero_shot": 41.5, "probe": NaN}}')
         assert read_run(other).scores == {"demo zero shot": 41.5}
-        assert ("its evaluation at epoch 5 of 25 is left out" in read_run(other).note) == (epoch == 5)
+        assert ("its evaluation at epoch 5 of 25 is left out" in read_run(other).note) == (
+            epoch == 5
+        )
 
 
-@pytest.mark.parametrize(("lines", "scores"), [
-    ('{"epoch": 1, "im{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top1": 0.5}\n', [50]),
-    ('[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n', [50]),
-    ('{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top', []),
-])  # fmt: skip
-def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_count(lines, scores, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "scores"),
+    [
+        (
+            '{"epoch": 1, "im{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top1": '
+            "0.5}\n",
+            [50],
+        ),
+        ('[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n', [50]),
+        ('{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top', []),
+    ],
+)
+def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_count(
+    lines, scores, trained, tmp_path
+):
     run = shutil.copytree(trained[0], tmp_path / "run")
     (run / "checkpoints/results.jsonl").write_text(lines)
     assert [*read_run(run).scores.values()] == scores
@@ -242,7 +351,9 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
     shutil.copytree(trained[0], cut := tmp_path / "clip_cut")
     log = (cut / "out.log").read_text()
     third = [match.start() for match in re.finditer("Train Epoch", log)][2]
-    (cut / "out.log").write_text(log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")])
+    (cut / "out.log").write_text(
+        log[: log.index("Contrastive_loss", third) + len("Contrastive_loss: 1.")]
+    )
     assert len(read_log(cut / "out.log")) == 2
     shutil.copytree(trained[1], half := tmp_path / "half")
     options = (half / "params.txt").read_text()
@@ -256,9 +367,13 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
     assert "| CLIP | 16 | 1 (seed 1) |" in markdown  # the other one counts alone
 
 
-@pytest.mark.parametrize(("log", "state", "note"), [
-    ("", "cut short", "out.log is missing or contains no step"), ("nan", "finished", "the loss became non-finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("log", "state", "note"),
+    [
+        ("", "cut short", "out.log is missing or contains no step"),
+        ("nan", "finished", "the loss became non-finite"),
+    ],
+)
 def test_an_empty_log_and_a_non_finite_loss_are_noted(log, state, note, trained, tmp_path):
     run = shutil.copytree(trained[-1], tmp_path / "run")
     text = (run / "out.log").read_text()
@@ -268,8 +383,13 @@ def test_an_empty_log_and_a_non_finite_loss_are_noted(log, state, note, trained,
 
 
 def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_path):
-    """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples, in the same log."""
-    steps = [line for line in (trained[0] / "out.log").read_text().splitlines(keepends=True) if "Train Epoch" in line]
+    """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples,
+    in the same log."""
+    steps = [
+        line
+        for line in (trained[0] / "out.log").read_text().splitlines(keepends=True)
+        if "Train Epoch" in line
+    ]
     stopped = [line.replace("Contrastive_loss: ", "Contrastive_loss: 9") for line in steps[:6]]
     (tmp_path / "out.log").write_text("".join([*stopped, *steps[4:]]))
     points, whole = read_log(tmp_path / "out.log"), read_log(trained[0] / "out.log")
@@ -282,16 +402,29 @@ def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_
 
 
 def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(tmp_path):
-    """Of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated early."""
+    """Of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated
+    early."""
     name, out = "datacomp1b/{}_vit-b-16_512m_bs{}k".format, tmp_path / "out"
     runs = [
         recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
-        recipe_run(tmp_path / "c1b", name("clip", 1), dict([*imagenet(48.5, 0).items()][:1]), {"seed": "1"}),
+        recipe_run(
+            tmp_path / "c1b", name("clip", 1), dict([*imagenet(48.5, 0).items()][:1]), {"seed": "1"}
+        ),
         recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
-        recipe_run(tmp_path / "c2", name("clip", 2), imagenet(60.0, 80.0), state="failed", error="rank 3: no memory"),
+        recipe_run(
+            tmp_path / "c2",
+            name("clip", 2),
+            imagenet(60.0, 80.0),
+            state="failed",
+            error="rank 3: no memory",
+        ),
         recipe_run(tmp_path / "s2", name("superclip", 2), imagenet(30.0, 40.0), epoch=5),
         recipe_run(
-            tmp_path / "short", name("superclip", 4), imagenet(50.0, 60.0), {"samples": "1_024_000"}, state="running"
+            tmp_path / "short",
+            name("superclip", 4),
+            imagenet(50.0, 60.0),
+            {"samples": "1_024_000"},
+            state="running",
         ),
     ]
     os.utime(tmp_path / "short/state.json", (0, 0))  # no heartbeat since then: it was killed
@@ -300,10 +433,13 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
     assert "| CLIP (lr 0.00025) | 1,024 | 2 (seed 0, 1) | 49.0 ± 0.7 | 70.0 (n = 1) |" in markdown
-    assert f"| CLIP (lr 0.00025) | 1,024 | {zero_shot} | 49.0 ± 0.7 | 49.0 | +0.0 | {source} |" in markdown
     assert (
-        f"| SuperCLIP (lr 0.0005) | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here with --set lr=5e-4 |"
+        f"| CLIP (lr 0.00025) | 1,024 | {zero_shot} | 49.0 ± 0.7 | 49.0 | +0.0 | {source} |"
         in markdown
+    )
+    assert (
+        f"| SuperCLIP (lr 0.0005) | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here "
+        "with --set lr=5e-4 |" in markdown
     )
     assert f"| CLIP | 2,048 | {zero_shot} | missing | 54.5 | – | {source} |" in markdown
     assert f"| SuperCLIP | 2,048 | {zero_shot} | missing | 58.7 | – | {source} |" in markdown
@@ -313,8 +449,15 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
-    retrieval = {"image_retrieval_recall@1": 0.3, "text_retrieval_recall@1": 0.5, "text_retrieval_recall@5": 0.9}
-    scores = {(name, "zeroshot_classification"): {"acc1": n / 38, "acc5": 0.9} for n, name in enumerate(THE_38)}
+    retrieval = {
+        "image_retrieval_recall@1": 0.3,
+        "text_retrieval_recall@1": 0.5,
+        "text_retrieval_recall@5": 0.9,
+    }
+    scores = {
+        (name, "zeroshot_classification"): {"acc1": n / 38, "acc5": 0.9}
+        for n, name in enumerate(THE_38)
+    }
     scores |= {(name, "zeroshot_retrieval"): retrieval for name in RETRIEVAL}
     name = "datacomp1b/superclip_vit-b-16_512m_bs16k"
     found = read_run(recipe_run(tmp_path / "all", name, scores)).scores
@@ -330,7 +473,10 @@ def test_a_runs_name_is_text_in_every_file(tmp_path):
     run = recipe_run(tmp_path / name, "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
     assert report(run, "--out", tmp_path / "out", "--title", name) == 0
     assert table(tmp_path / "out/runs.csv")[0]["run"] == f"'{name}"
-    for file, text in (("report.md", r"=\<img src=x onerror=alert(1)\> [a\](b)"), ("report.html", "=&lt;img")):
+    for file, text in (
+        ("report.md", r"=\<img src=x onerror=alert(1)\> [a\](b)"),
+        ("report.html", "=&lt;img"),
+    ):
         written = (tmp_path / "out" / file).read_text()
         assert text in written and "<img src=x" not in written.replace(r"\<", "")
 

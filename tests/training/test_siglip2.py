@@ -1,4 +1,5 @@
-"""The recipe that fine-tunes SigLIP 2 trains a small model of the same kind, whose export opens in stock OpenCLIP."""
+"""The recipe that fine-tunes SigLIP 2 trains a small model of the same kind, whose export opens
+in stock OpenCLIP."""
 
 import json
 from pathlib import Path
@@ -17,12 +18,18 @@ RECIPE = "finetune/supersiglip_vit-b-16-siglip2_512k_bs128"
 
 
 def write_small_siglip2(folder: Path) -> Path:
-    """Writes ViT-B-16-SigLIP2's configuration with few layers and words, and returns its JSON file."""
+    """Writes ViT-B-16-SigLIP2's configuration with few layers and words, and returns its JSON
+    file."""
     write_tokenizer(folder / "tokenizer")
     model_cfg = open_clip.get_model_config("ViT-B-16-SigLIP2")
     model_cfg["embed_dim"] = 64
     model_cfg["vision_cfg"] |= {"image_size": 160, "timm_model_name": "test_vit"}
-    model_cfg["text_cfg"] |= {"width": 48, "heads": 2, "layers": 1, "vocab_size": len(LIST_OF_WORDS)}
+    model_cfg["text_cfg"] |= {
+        "width": 48,
+        "heads": 2,
+        "layers": 1,
+        "vocab_size": len(LIST_OF_WORDS),
+    }
     model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder / "tokenizer")
     (folder / "small.json").write_text(json.dumps(model_cfg))
     return folder / "small.json"
@@ -35,16 +42,37 @@ def test_the_recipe_trains_both_losses_from_released_weights_and_exports(tmp_pat
     weights["logit_scale"].fill_(2)  # training keeps it above 0
     torch.save(weights, tmp_path / "webli.pt")
     changes = {
-        "model": model, "flags.pretrained": tmp_path / "webli.pt", "precision": "fp32", "workers": 0,
-        "global_batch_size": 16, "data_samples": 64, "samples": 128, "warmup": 2, "superclip.head_warmup": 32,
+        "model": model,
+        "flags.pretrained": tmp_path / "webli.pt",
+        "precision": "fp32",
+        "workers": 0,
+        "global_batch_size": 16,
+        "data_samples": 64,
+        "samples": 128,
+        "warmup": 2,
+        "superclip.head_warmup": 32,
         "flags.log-every-n-steps": 1,
-    }  # fmt: skip
+    }
     options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
     data = write_shards(tmp_path / "shards", 4)
-    arguments = ["run", RECIPE, "--data", data, "--device", "cpu", "--out", tmp_path / "run", *options]
-    assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0, (tmp_path / "output").read_text()
+    arguments = [
+        "run",
+        RECIPE,
+        "--data",
+        data,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        *options,
+    ]
+    assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0, (
+        tmp_path / "output"
+    ).read_text()
     points = read_log(tmp_path / "run/out.log")
-    assert len(points) == 8 and all(point["contrastive_loss"] > 0 and point["class_loss"] > 0 for point in points)
+    assert len(points) == 8 and all(
+        point["contrastive_loss"] > 0 and point["class_loss"] > 0 for point in points
+    )
     assert call("export", tmp_path / "run", "--out", tmp_path / "exported") == 0
     exported = open_clip.create_model(f"local-dir:{tmp_path}/exported").state_dict()
     assert exported.keys() == weights.keys() and "logit_bias" in exported

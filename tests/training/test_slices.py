@@ -1,4 +1,5 @@
-"""Slices: every sample of a pass is read once, and a run that was killed ends where one that never stopped ends."""
+"""Slices: every sample of a pass is read once, and a run that was killed ends where one that
+never stopped ends."""
 
 import collections
 import functools
@@ -19,7 +20,14 @@ import webdataset
 from open_clip import get_tokenizer
 from PIL import Image
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
-from support.training_runs import assert_resumes, bits, completed, run_ranks, superclip_train, traced_train
+from support.training_runs import (
+    assert_resumes,
+    bits,
+    completed,
+    run_ranks,
+    superclip_train,
+    traced_train,
+)
 from torch import nn
 from torchvision import transforms
 
@@ -34,7 +42,8 @@ SLICES = 3
 
 
 def write_shards(folder: Path, sizes: list[int]) -> str:
-    """Writes shards of so many images of noise, whose captions number them, and returns --train-data."""
+    """Writes shards of so many images of noise, whose captions number them, and returns
+    --train-data."""
     rng = np.random.default_rng(0)
     captions = iter(caption_names(sizes))
     for shard, size in enumerate(sizes):
@@ -62,7 +71,10 @@ def train_data(tmp_path_factory) -> str:
 def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_shards, slices):
     orders = []
     for pass_ in range(4):
-        drawn = {shard: hashlib.blake2b(f"7\0{pass_}\0{shard}".encode()).digest() for shard in range(num_shards)}
+        drawn = {
+            shard: hashlib.blake2b(f"7\0{pass_}\0{shard}".encode()).digest()
+            for shard in range(num_shards)
+        }
         order = []
         while drawn:  # the shard whose hash is least, as long as there is one
             least = min(drawn, key=drawn.get)
@@ -73,19 +85,27 @@ def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_sha
             assert slice_of(num_shards, slices, seed=7, epoch=pass_ * slices + part) == expected
         orders.append(tuple(order))
     assert num_shards < 5 or len(set(orders)) == 4
-    assert num_shards < 5 or slice_of(num_shards, 1, seed=7, epoch=0) != slice_of(num_shards, 1, seed=8, epoch=0)
+    assert num_shards < 5 or slice_of(num_shards, 1, seed=7, epoch=0) != slice_of(
+        num_shards, 1, seed=8, epoch=0
+    )
 
 
 # What OpenCLIP's data pipeline reads
 
 
 def pipeline(*argv: str, epochs: range) -> int:
-    """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions, and images' digests."""
+    """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions,
+    and images' digests."""
     args = replacing.parse_args([*argv])
     replacing.install(args)
-    args.rank, args.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    args.rank, args.world_size = (
+        int(os.environ.get("RANK", 0)),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )
     crop = transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])
-    data = open_clip_train.data.get_data(args, (crop, crop), epoch=epochs.start, tokenizer=lambda caption: [caption])
+    data = open_clip_train.data.get_data(
+        args, (crop, crop), epoch=epochs.start, tokenizer=lambda caption: [caption]
+    )
     given = {}
     for epoch in epochs:
         data["train"].set_epoch(epoch)
@@ -100,29 +120,48 @@ def pipeline(*argv: str, epochs: range) -> int:
 
 @pytest.fixture
 def read(tmp_path):
-    """Returns what each epoch gave all ranks, the first rank's first: lists of captions and images."""
+    """Returns what each epoch gave all ranks, the first rank's first: lists of captions and
+    images."""
 
     def read(*argv, epochs, world_size=1):
         cwd = tmp_path / str(len([*tmp_path.iterdir()]))
         cwd.mkdir()
         completed(functools.partial(pipeline, epochs=epochs), *argv, world_size=world_size, cwd=cwd)
         ranks = [json.loads((cwd / f"given-{rank}.json").read_text()) for rank in range(world_size)]
-        return {epoch: [sample for rank in ranks for sample in rank[str(epoch)]] for epoch in epochs}
+        return {
+            epoch: [sample for rank in ranks for sample in rank[str(epoch)]] for epoch in epochs
+        }
 
     return read
 
 
 def slice_flags(train_data: str, sizes: list[int] = SHARD_SIZES, slices: int = SLICES) -> list[str]:
     return [
-        "--train-data", train_data, "--dataset-type", "webdataset", "--train-num-samples", str(sum(sizes) // slices),
-        "--superclip-slices", str(slices), "--batch-size", "4",
-    ]  # fmt: skip
+        "--train-data",
+        train_data,
+        "--dataset-type",
+        "webdataset",
+        "--train-num-samples",
+        str(sum(sizes) // slices),
+        "--superclip-slices",
+        str(slices),
+        "--batch-size",
+        "4",
+    ]
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 2)])
 def test_every_pass_reads_every_sample_once(world_size, workers, read, train_data):
-    epochs = read(*slice_flags(train_data), "--workers", str(workers), epochs=range(2 * SLICES), world_size=world_size)
-    passes = [[caption for e in range(p, p + SLICES) for caption, _ in epochs[e]] for p in (0, SLICES)]
+    epochs = read(
+        *slice_flags(train_data),
+        "--workers",
+        str(workers),
+        epochs=range(2 * SLICES),
+        world_size=world_size,
+    )
+    passes = [
+        [caption for e in range(p, p + SLICES) for caption, _ in epochs[e]] for p in (0, SLICES)
+    ]
     for captions in passes:
         assert sorted(captions) == sorted(caption_names(SHARD_SIZES))
     assert passes[0] != passes[1]
@@ -150,16 +189,22 @@ def test_ranks_and_workers_may_change_from_one_slice_to_the_next(read, train_dat
 
 
 @pytest.mark.parametrize(("num_samples", "world_size", "workers"), [(20, 1, 0), (60, 2, 2)])
-def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, world_size, workers, read, tmp_path):
+def test_reads_predicts_what_openclip_leaves_out_and_reads_again(
+    num_samples, world_size, workers, read, tmp_path
+):
     sizes = [5, 9, 4, 5, 12, 6, 7, 8, 10, 4, 6, 5, 9]
     folder = tmp_path / "shards"
     folder.mkdir()
     flags = slice_flags(write_shards(folder, sizes), slices=2)
     flags += ["--train-num-samples", str(num_samples), "--workers", str(workers)]
     epochs = read(*flags, epochs=range(4), world_size=world_size)
-    split = Split(len(sizes), world_size, workers, slices=2, slice_samples=num_samples, batch_size=4)
+    split = Split(
+        len(sizes), world_size, workers, slices=2, slice_samples=num_samples, batch_size=4
+    )
     predicted = [split.reads(sizes, 0, epoch) for epoch in epochs]
-    assert any(epoch.again for epoch in predicted) or any(epoch.held > epoch.once for epoch in predicted)
+    assert any(epoch.again for epoch in predicted) or any(
+        epoch.held > epoch.once for epoch in predicted
+    )
     for epoch, (held, once, again) in zip(epochs, predicted, strict=True):
         times = collections.Counter(caption for caption, _ in epochs[epoch])
         assert times.total() == once + again
@@ -168,14 +213,24 @@ def test_reads_predicts_what_openclip_leaves_out_and_reads_again(num_samples, wo
     assert sum(epoch.held for epoch in predicted) == 2 * sum(sizes)
 
 
-def test_without_our_flags_openclip_reads_shards_as_it_always_does(train_flags, train_data, parse_args, monkeypatch):
+def test_without_our_flags_openclip_reads_shards_as_it_always_does(
+    train_flags, train_data, parse_args, monkeypatch
+):
     read_with, data = [], open_clip_train.data
 
     def get_wds_dataset(args, preprocess_img, is_train, epoch=0, tokenizer=None):
         read_with.append(data.wds)
 
     monkeypatch.setattr(data, "get_wds_dataset", get_wds_dataset)
-    argv = [*train_flags, "--train-data", train_data, "--dataset-type", "webdataset", "--train-num-samples", "48"]
+    argv = [
+        *train_flags,
+        "--train-data",
+        train_data,
+        "--dataset-type",
+        "webdataset",
+        "--train-num-samples",
+        "48",
+    ]
     for flags in ([], ["--superclip"]):
         _get_dataset(data.get_wds_dataset, parse_args([*argv, *flags]), None, is_train=True)
     assert [module is webdataset for module in read_with] == [True, False]
@@ -201,7 +256,9 @@ RESUMED = {
 
 
 @pytest.mark.parametrize(("flags", "world_size"), RESUMED.values(), ids=RESUMED)
-def test_a_killed_run_resumes_bit_for_bit(flags, world_size, train_flags, train_data, tiny_model, tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(
+    flags, world_size, train_flags, train_data, tiny_model, tmp_path
+):
     epochs = SLICES + 1
     argv = [*train_flags, *slice_flags(train_data), *flags.split(), "--epochs", str(epochs)]
     argv += ["--aug-cfg", "scale=(0.3, 1.0)"]
@@ -217,12 +274,18 @@ def test_a_killed_run_resumes_bit_for_bit(flags, world_size, train_flags, train_
         assert "was started with other settings: --seed was 0 and is 1" in refused.errors()[0]
     completed(traced_train, *argv, "--resume", "latest", world_size=world_size, cwd=killed)
     assert bits(killed / "logs/run", epochs) == bits(undisturbed / "logs/run", epochs)
-    records = [json.loads((folder / "logs/run/began_with.json").read_text()) for folder in (undisturbed, killed)]
+    records = [
+        json.loads((folder / "logs/run/began_with.json").read_text())
+        for folder in (undisturbed, killed)
+    ]
     assert records[0] == records[1]
     assert (records[0]["options"]["lr"], records[0]["changes"]) == (1e-3, [])
     seen = trained(killed)
-    times = sum((seen[epoch] for epoch in range(SLICES)), collections.Counter()) - lost[1]  # trained, but not kept
-    assert times == collections.Counter(map(tuple, get_tokenizer(tiny_model)(caption_names(SHARD_SIZES)).tolist()))
+    # trained, but not kept
+    times = sum((seen[epoch] for epoch in range(SLICES)), collections.Counter()) - lost[1]
+    assert times == collections.Counter(
+        map(tuple, get_tokenizer(tiny_model)(caption_names(SHARD_SIZES)).tolist())
+    )
     assert lost[1]
 
 
@@ -241,13 +304,17 @@ def began(train_data, tmp_path) -> Path:
     checkpoint.parent.mkdir(parents=True)
     torch.save({"epoch": 2, "state_dict": {"weight": torch.zeros(1)}}, checkpoint)
     record = {"seed": 0, "superclip_slices": 3, "train_data": train_data, "workers": 1}
-    (tmp_path / "logs/run/params.txt").write_text("".join(f"{name}: {value}\n" for name, value in record.items()))
+    (tmp_path / "logs/run/params.txt").write_text(
+        "".join(f"{name}: {value}\n" for name, value in record.items())
+    )
     return checkpoint
 
 
 OTHERWISE = {  # what is given otherwise: the message
     "--superclip-slices 4 --train-num-samples 12": "--superclip-slices was 3 and is 4",
-    "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": "--train-data was 12 shards (",
+    "--train-data {folder}/{{00..05}}.tar::{folder}/{{07..11}}.tar::{folder}/06.tar": (
+        "--train-data was 12 shards ("
+    ),
     "--lr 1e-2": "--lr was 0.001 and is 0.01",
     "--model {other}": "--model was sha256:",
     "--batch-size 8": "the global batch was 4 and is 8",
@@ -256,11 +323,21 @@ OTHERWISE = {  # what is given otherwise: the message
 
 
 @pytest.mark.parametrize(("flags", "reason"), OTHERWISE.items(), ids=OTHERWISE)
-def test_other_settings_are_refused(flags, reason, began, train_data, train_flags, parse_args, refusal, tmp_path):
-    argv = [*train_flags, *slice_flags(train_data), "--logs", str(tmp_path / "logs"), "--resume", "latest"]
+def test_other_settings_are_refused(
+    flags, reason, began, train_data, train_flags, parse_args, refusal, tmp_path
+):
+    argv = [
+        *train_flags,
+        *slice_flags(train_data),
+        "--logs",
+        str(tmp_path / "logs"),
+        "--resume",
+        "latest",
+    ]
     folder, args = began.parent.parent, vars(parse_args(argv[:-2]))
     write_beginning(folder, beginning(args, world_size=1), resumes=True)
-    parse_args([*argv, "--workers", "2", "--log-every-n-steps", "7"])  # from which no weight follows
+    # from which no weight follows
+    parse_args([*argv, "--workers", "2", "--log-every-n-steps", "7"])
     parse_args([*argv, "--batch-size", "2", "--accum-freq", "2"])
     other = write_model(tmp_path / "other", text={"width": 12})
     argv += flags.format(other=other, folder=Path(train_data).parent).split()
@@ -275,33 +352,53 @@ def test_other_settings_are_refused(flags, reason, began, train_data, train_flag
     parse_args(argv)  # which is what it goes on with now
 
 
-def test_a_flag_without_a_default_that_is_added_or_left_out_is_a_difference(train_flags, train_data, parse_args):
+def test_a_flag_without_a_default_that_is_added_or_left_out_is_a_difference(
+    train_flags, train_data, parse_args
+):
     argv = [*train_flags, *slice_flags(train_data), "--superclip"]
     plain, clipped = (
         beginning(Training(parse_args([*argv, *flags])).options_with_defaults(), world_size=1)
         for flags in ([], ["--grad-clip-norm", "1"])
     )
-    older = {**plain, "options": {name: value for name, value in plain["options"].items() if value is not None}}
+    older = {
+        **plain,
+        "options": {name: value for name, value in plain["options"].items() if value is not None},
+    }
     del older["options"]["superclip_head_input"]  # an option of later versions
     for before in (plain, older):
         assert differences(before, plain) == []
         assert differences(before, clipped) == ["--grad-clip-norm was not given and is 1.0"]
     assert differences(clipped, plain) == ["--grad-clip-norm was 1.0 and is not given"]
-    older["versions"] = {**plain["versions"], "open_clip_torch": "3.0.0"}  # which may not have had the flag
+    # which may not have had the flag
+    older["versions"] = {**plain["versions"], "open_clip_torch": "3.0.0"}
     assert len(differences(older, clipped)) == 1
 
 
-def test_a_refused_resume_renames_no_checkpoint(began, train_data, train_flags, parse_args, refusal, tmp_path):
+def test_a_refused_resume_renames_no_checkpoint(
+    began, train_data, train_flags, parse_args, refusal, tmp_path
+):
     cut = began.with_name("epoch_3.pt")
     cut.write_bytes(began.read_bytes()[:200])
-    argv = [*train_flags, *slice_flags(train_data), "--logs", str(tmp_path / "logs"), "--resume", "latest"]
+    argv = [
+        *train_flags,
+        *slice_flags(train_data),
+        "--logs",
+        str(tmp_path / "logs"),
+        "--resume",
+        "latest",
+    ]
     for flags in (["--seed", "1"], ["--train-data", "nix.tar"], ["--superclip-weight", "1"]):
         assert refusal(*argv, *flags) and cut.exists()
     assert parse_args(argv).resume == "latest"
-    assert [path.name for path in sorted(cut.parent.iterdir())] == ["epoch_2.pt", "epoch_3.pt.damaged"]
+    assert [path.name for path in sorted(cut.parent.iterdir())] == [
+        "epoch_2.pt",
+        "epoch_3.pt.damaged",
+    ]
 
 
-def test_contents_and_versions_are_compared_and_not_paths(train_data, train_flags, tiny_model, parse_args, tmp_path):
+def test_contents_and_versions_are_compared_and_not_paths(
+    train_data, train_flags, tiny_model, parse_args, tmp_path
+):
     args = vars(parse_args([*train_flags, *slice_flags(train_data)]))
     for name in ("idf", "same"):
         (tmp_path / name).write_text("counts")
@@ -344,18 +441,23 @@ def overwrite(file: Path, offset: int) -> None:
 CONTENT = "--train-data: {}.tar had other content of the same size"
 CHANGED_SHARDS = {
     "the first bytes": (lambda folder: overwrite(folder / "1.tar", 0), CONTENT.format(1)),
-    "the end of the first 64 KiB": (lambda folder: overwrite(folder / "0.tar", 65_530), CONTENT.format(0)),
+    "the end of the first 64 KiB": (
+        lambda folder: overwrite(folder / "0.tar", 65_530),
+        CONTENT.format(0),
+    ),
     "the last bytes": (lambda folder: overwrite(folder / "2.tar", 399_990), CONTENT.format(2)),
     "the list of samples": (
         lambda folder: (folder / "sizes.json").write_text('{"1.tar": 99}'),
         "--train-data: 0.tar had 100 samples in sizes.json and has no number of",
     ),
     "other data": (lambda folder: write_fillers(folder, filler=1), CONTENT.format(0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "line"), CHANGED_SHARDS.values(), ids=CHANGED_SHARDS)
-def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(change, line, parse_args, tmp_path):
+def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(
+    change, line, parse_args, tmp_path
+):
     args = vars(parse_args([])) | {"train_data": write_fillers(tmp_path / "shards")}
     before = beginning(args, 1)
     assert differences(before, beginning(args, 1)) == []
@@ -366,9 +468,15 @@ def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(cha
     assert differences(before, beginning(args, 1)) == []
 
 
-def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not(parse_args, tmp_path):
+def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not(
+    parse_args, tmp_path
+):
     folder, same, other = (tmp_path / name for name in ("first", "same", "other"))
-    for tokenizer, words in ((folder, LIST_OF_WORDS), (same, LIST_OF_WORDS), (other, LIST_OF_WORDS[::-1])):
+    for tokenizer, words in (
+        (folder, LIST_OF_WORDS),
+        (same, LIST_OF_WORDS),
+        (other, LIST_OF_WORDS[::-1]),
+    ):
         write_tokenizer(tokenizer, words)
     write_model(tmp_path, text={"hf_tokenizer_name": "", "vocab_size": len(LIST_OF_WORDS)})
     cfg = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
@@ -391,7 +499,9 @@ def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not
     assert differences(before, record(hf_tokenizer_name=str(other))) == []
 
 
-def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(began, train_data, parse_args, refusal):
+def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
+    began, train_data, parse_args, refusal
+):
     folder, sliced = began.parent.parent, [*slice_flags(train_data), "--workers", "0"]
     whole = ["--train-data", train_data, "--train-num-samples", "48", "--resume", str(began)]
     assert parse_args(whole).resume == str(began)  # no run in slices began there
@@ -408,28 +518,40 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(beg
 
 
 @pytest.mark.parametrize("flags", [["--superclip"], ["--superclip-slices", "1"]], ids=" ".join)
-def test_a_pass_that_decodes_less_than_a_batch_ends_the_run(flags, train_flags, train_data, tmp_path):
+def test_a_pass_that_decodes_less_than_a_batch_ends_the_run(
+    flags, train_flags, train_data, tmp_path
+):
     shutil.copytree(Path(train_data).parent, tmp_path / "shards")
-    for shard in sorted((tmp_path / "shards").glob("*.tar"))[1:5]:  # the checks read the first and the last
+    # the checks read the first and the last
+    for shard in sorted((tmp_path / "shards").glob("*.tar"))[1:5]:
         with webdataset.TarWriter(str(shard)) as tar:
             for sample in range(4):
                 tar.write({"__key__": f"{shard.stem}{sample}", "png": b"no image", "txt": "a cat"})
     data = ["--train-data", f"{tmp_path}/shards/{{00..05}}.tar", "--dataset-type", "webdataset"]
     argv = [*train_flags, *data, "--train-num-samples", "16"]
-    (run,) = run_ranks(superclip_train, *argv, "--batch-size", "16", *flags, "--workers", "0", cwd=tmp_path)
+    (run,) = run_ranks(
+        superclip_train, *argv, "--batch-size", "16", *flags, "--workers", "0", cwd=tmp_path
+    )
     assert run.returncode == 1, run.output[-2000:]
     assert "the shards that a worker reads provide" in run.output
     assert "--batch-size is 16; expected a full batch or more" in run.output
 
 
 def order_of_gradients() -> list[int]:
-    """The order in which OpenCLIP's DistributedDataParallel would put the parameters into buckets, of one rank."""
+    """The order in which OpenCLIP's DistributedDataParallel would put the parameters into
+    buckets, of one rank."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(f"{folder}/f", 1), rank=0,
-                                             world_size=1)  # fmt: skip
-        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))))
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.FileStore(f"{folder}/f", 1), rank=0, world_size=1
+        )
+        model = torch.nn.parallel.DistributedDataParallel(
+            torch.nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+        )
         parameters, _ = model._build_params_for_reducer()
-        order = [next(i for i, one in enumerate(model.parameters()) if one is other) for other in parameters]
+        order = [
+            next(i for i, one in enumerate(model.parameters()) if one is other)
+            for other in parameters
+        ]
         del model
         torch.distributed.destroy_process_group()
     return order
@@ -438,7 +560,10 @@ def order_of_gradients() -> list[int]:
 def test_the_buckets_are_fixed_in_the_training_in_slices_whatever_the_process_trained_before(
     train_flags, shards, tmp_path
 ):
-    in_slices = f"--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset".split()
+    in_slices = (
+        f"--superclip-slices 2 --train-num-samples 32 --train-data {shards} "
+        "--dataset-type webdataset"
+    ).split()
 
     def train_in_one_process() -> int:
         orders = []

@@ -1,4 +1,5 @@
-"""Training names the weights that it starts from, and refuses those that it cannot use, before the first batch."""
+"""Training names the weights that it starts from, and refuses those that it cannot use, before
+the first batch."""
 
 import math
 from pathlib import Path
@@ -8,7 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from support.models import MODELS, copy_model, random_weights, write_hf_text_model, write_model, write_weights
+from support.models import (
+    MODELS,
+    copy_model,
+    random_weights,
+    write_hf_text_model,
+    write_model,
+    write_weights,
+)
 from support.training_runs import completed, error_of, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
@@ -45,16 +53,22 @@ def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
     assert error.startswith(f"error: --pretrained: {file}: visual.proj {BAD}")
 
 
-def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(small_model, train_flags, refusal, tmp_path):
+def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(
+    small_model, train_flags, refusal, tmp_path
+):
     copy_model(small_model, folder := tmp_path / "model")
     weights = superclip.create_model_and_transforms(small_model)[0].state_dict()
     bad = with_one(math.nan, weights)
     torch.save({"epoch": 1, "state_dict": bad}, tmp_path / "epoch_1.pt")
-    resumed = refusal(*train_flags, "--superclip", "--model", small_model, "--resume", tmp_path / "epoch_1.pt")
+    resumed = refusal(
+        *train_flags, "--superclip", "--model", small_model, "--resume", tmp_path / "epoch_1.pt"
+    )
     assert resumed.startswith(f"error: --resume: {tmp_path}/epoch_1.pt: visual.proj {BAD}")
     save_file(bad, folder / "open_clip_model.safetensors")
     opened = refusal(*train_flags, "--superclip", "--model", f"local-dir:{folder}")
-    assert opened.startswith(f"error: --model: {folder}/open_clip_model.safetensors: visual.proj {BAD}")
+    assert opened.startswith(
+        f"error: --model: {folder}/open_clip_model.safetensors: visual.proj {BAD}"
+    )
 
 
 def test_weights_that_no_check_has_read_are_refused_when_they_are_loaded(small_model):
@@ -70,7 +84,9 @@ def test_weights_that_no_check_has_read_are_refused_when_they_are_loaded(small_m
 
 @pytest.mark.parametrize("name", ["visual.proj", "visual.trunk.bn1.running_var"])
 def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model, tmp_path):
-    model_name = tiny_model if name == "visual.proj" else write_model(tmp_path, **MODELS["timm-resnet"])
+    model_name = (
+        tiny_model if name == "visual.proj" else write_model(tmp_path, **MODELS["timm-resnet"])
+    )
     model = superclip.create_model_and_transforms(model_name)[0]
     assert is_finite_on_all_ranks(model)
     model.state_dict()[name].view(-1)[0] = math.inf
@@ -78,7 +94,8 @@ def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model
 
 
 def sharded_check() -> None:
-    """Prints whether a sharded model is finite, before and after one rank's shard of one weight is not."""
+    """Prints whether a sharded model is finite, before and after one rank's shard of one weight
+    is not."""
     dist.init_process_group("gloo")
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
@@ -101,10 +118,15 @@ def test_all_ranks_decide_together_if_only_one_has_the_shard_that_is_not_finite(
 def test_each_tower_has_a_start(tiny_model, tmp_path):
     timm = write_model(tmp_path / "timm", **MODELS["timm-vit"])
     hugging_face = write_hf_text_model(tmp_path / "hf")
-    assert start_of_towers(tiny_model, None, False) == "random weights (image) and random weights (text)"
+    assert (
+        start_of_towers(tiny_model, None, False)
+        == "random weights (image) and random weights (text)"
+    )
     assert start_of_towers(timm, None, True) == "timm's test_vit (image) and random weights (text)"
     tower = f"{tmp_path}/hf/tower"
-    assert start_of_towers(hugging_face, None, False) == f"random weights (image) and {tower} (text)"
+    assert (
+        start_of_towers(hugging_face, None, False) == f"random weights (image) and {tower} (text)"
+    )
     assert start_of_towers("ViT-B-32", "openai", False) == "openai"
     assert start_of_towers(hugging_face, "weights.pt", False) == "weights.pt"
     write_weights(timm)
@@ -113,18 +135,24 @@ def test_each_tower_has_a_start(tiny_model, tmp_path):
 
 def test_a_training_logs_the_start_of_its_towers_once(train_flags, tmp_path):
     hugging_face = write_hf_text_model(tmp_path / "hf")
-    (run,) = completed(superclip_train, *train_flags, "--superclip", "--model", hugging_face, cwd=tmp_path)
+    (run,) = completed(
+        superclip_train, *train_flags, "--superclip", "--model", hugging_face, cwd=tmp_path
+    )
     line = f"SuperCLIP: the towers start from random weights (image) and {tmp_path}/hf/tower (text)"
     assert run.output.count("SuperCLIP: the towers start from") == run.output.count(line) == 1
     plain, *_ = completed(superclip_train, *train_flags, "--name", "plain", cwd=tmp_path)
     assert "the towers start from" not in plain.output
 
 
-def test_weights_of_timm_that_openclip_would_not_load_are_refused(tiny_model, train_flags, refusal, tmp_path):
+def test_weights_of_timm_that_openclip_would_not_load_are_refused(
+    tiny_model, train_flags, refusal, tmp_path
+):
     vision = {**MODELS["timm-vit"]["vision"], "timm_model_pretrained": True}
     model = write_model(tmp_path, vision=vision)
     error = refusal(*train_flags, "--superclip", "--model", model)
-    assert error.startswith(f"error: --model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores")
+    assert error.startswith(
+        f"error: --model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores"
+    )
     assert "add --pretrained-image" in error
     error = refusal(*train_flags, "--superclip", "--pretrained-image")
     assert error.startswith("error: --pretrained-image has no effect: the image tower of ")

@@ -54,11 +54,18 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     recipe = write_recipe(folder, passes=1, slices=1)
     arms = {
-        "CLIP": {"method": "clip"}, "SuperCLIP": {}, "head detached": {"superclip.placebo": "detached-head"},
+        "CLIP": {"method": "clip"},
+        "SuperCLIP": {},
+        "head detached": {"superclip.placebo": "detached-head"},
         "captions shuffled": {"superclip.placebo": "shuffled-captions"},
-    }  # fmt: skip
-    values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1,
-              "measures": "validation"}  # fmt: skip
+    }
+    values = {
+        "question": "which?",
+        "primary": "image_to_text_R@1",
+        "recipe": str(recipe),
+        "seeds": 1,
+        "measures": "validation",
+    }
     YAML().dump({**values, "arms": arms}, folder / "which.yaml")
     return folder
 
@@ -66,7 +73,11 @@ def prepared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def studied(prepared):
     """The folder of the finished study, and what it printed."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed, in_forks():
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        in_forks(),
+    ):
         patch.chdir(prepared)
         assert main(arguments(prepared)) == 0
     return prepared, printed.getvalue()
@@ -83,7 +94,10 @@ def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
     assert f"{arms}{pairs}" in printed.splitlines()
     rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
     assert len({row["checkpoint"] for row in rows}) == len(rows) == 4
-    assert "Best epoch on the validation data, the median over the runs: CLIP 1 of 1 (1 to 1), " in studied[1]
+    assert (
+        "Best epoch on the validation data, the median over the runs: CLIP 1 of 1 (1 to 1), "
+        in studied[1]
+    )
 
 
 def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_towers(studied):
@@ -91,14 +105,21 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
     clip, ours, detached, shuffled = (
         weights(run(folder, f"{method}{placebo}"), 1)
         for method, placebo in (
-            ("clip", ""), ("superclip", ""), ("superclip", "_placebo-detached-head"),
+            ("clip", ""),
+            ("superclip", ""),
+            ("superclip", "_placebo-detached-head"),
             ("superclip", "_placebo-shuffled-captions"),
         )
-    )  # fmt: skip
+    )
     assert all(detached[name].equal(tensor) for name, tensor in clip.items())
     assert not all(ours[name].equal(tensor) for name, tensor in clip.items())
     differences = json.loads((folder / "out/study.json").read_text())["differences"]
-    assert all(value == 0 for one in differences if one["arm"] == "head detached" for value in one["values"])
+    assert all(
+        value == 0
+        for one in differences
+        if one["arm"] == "head detached"
+        for value in one["values"]
+    )
     assert not shuffled["visual.conv1.weight"].equal(ours["visual.conv1.weight"])
     assert shuffled["statistics.document_frequency"].equal(ours["statistics.document_frequency"])
 
@@ -107,9 +128,18 @@ def test_a_report_reads_what_the_runs_of_a_study_leave(studied, tmp_path):
     folder, out = studied[0], tmp_path / "out"
     assert main(["report", str(run(folder, "superclip")), "--out", str(out)]) == 0
     (row,) = csv.DictReader((out / "runs.csv").read_text().splitlines())
-    assert [row[name] for name in ("run", "state", "note", "method", "samples", "batch", "seed", "lr")] == [
-        "superclip_seed0", "finished", "", "SuperCLIP", "192", "16", "0", "0.001",
-    ]  # fmt: skip
+    assert [
+        row[name] for name in ("run", "state", "note", "method", "samples", "batch", "seed", "lr")
+    ] == [
+        "superclip_seed0",
+        "finished",
+        "",
+        "SuperCLIP",
+        "192",
+        "16",
+        "0",
+        "0.001",
+    ]
     assert 0 <= float(row["image_to_text_R@1 (training's own)"]) <= 100
 
 
@@ -117,15 +147,26 @@ def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
     folder, printed = studied
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
     assert study_here(folder) == printed
-    assert trained == {path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")}
+    assert trained == {
+        path: path.stat().st_mtime_ns for path in folder.glob("out/runs/*/checkpoints/*.pt")
+    }
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--set", "lr=1e-4"], "lr is 0.001 there and 0.0001 here"), (["--data", "val/{000000..000001}.tar"], "--data"),
-    (["--device", "cuda"], "--device cpu, not cuda"),
-    (["--set", "lr=1e-4", "--out", "another", "--runs", "out/runs"], "lr is 0.001 there and 0.0001 here"),
-])  # fmt: skip
-def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(studied, study_here, more, message):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--set", "lr=1e-4"], "lr is 0.001 there and 0.0001 here"),
+        (["--data", "val/{000000..000001}.tar"], "--data"),
+        (["--device", "cuda"], "--device cpu, not cuda"),
+        (
+            ["--set", "lr=1e-4", "--out", "another", "--runs", "out/runs"],
+            "lr is 0.001 there and 0.0001 here",
+        ),
+    ],
+)
+def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(
+    studied, study_here, more, message
+):
     error = study_here(studied[0], *more, code=1)
     assert error.startswith("error: out/runs/")
     assert message in error
@@ -160,7 +201,9 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(prepared, number, tmp_path):
+def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
+    prepared, number, tmp_path
+):
     more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
     stopped = fork(lambda: main(arguments(prepared, *more)), tmp_path / "printed", prepared, {})
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
@@ -188,17 +231,30 @@ def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_h
 
 
 @pytest.mark.slow
-def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again(tmp_path, csv_data, study_here):
+def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again(
+    tmp_path, csv_data, study_here
+):
     recipe = write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes")
     arms = {"CLIP": {"method": "clip"}, "head detached": {"superclip.placebo": "detached-head"}}
-    values = {"question": "which?", "primary": "image_to_text_R@1", "recipe": str(recipe), "seeds": 1}
+    values = {
+        "question": "which?",
+        "primary": "image_to_text_R@1",
+        "recipe": str(recipe),
+        "seeds": 1,
+    }
     YAML().dump({**values, "measures": "validation", "arms": arms}, tmp_path / "which.yaml")
     with in_forks():
         study_here(tmp_path)
-    clip, detached = (tmp_path / "out/runs" / name for name in ("clip_seed0", "superclip_placebo-detached-head_seed0"))
-    assert all(weights(detached, 2)[name].equal(tensor) for name, tensor in weights(clip, 2).items())
+    clip, detached = (
+        tmp_path / "out/runs" / name
+        for name in ("clip_seed0", "superclip_placebo-detached-head_seed0")
+    )
+    assert all(
+        weights(detached, 2)[name].equal(tensor) for name, tensor in weights(clip, 2).items()
+    )
     before = weights(clip, 2)
-    (clip / "checkpoints/epoch_2.pt").unlink()  # as if stopped after the first pass, whose order would come again
+    # as if stopped after the first pass, whose order would come again
+    (clip / "checkpoints/epoch_2.pt").unlink()
     (clip / "state.json").write_text(json.dumps({"state": "preempted", "epoch": 1}))
     with in_forks():
         study_here(tmp_path)

@@ -35,7 +35,13 @@ from support.training_runs import call
 from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import as_seen, open_image
 from openclip_superclip.lab.words.server import MAX_BYTES, answer_to, words_app
-from openclip_superclip.lab.words.tagger import Tagger, WordProbabilities, lexicon, open_lexicon, open_with_head
+from openclip_superclip.lab.words.tagger import (
+    Tagger,
+    WordProbabilities,
+    lexicon,
+    open_lexicon,
+    open_with_head,
+)
 from openclip_superclip.method.head_input import encode_image
 
 
@@ -62,7 +68,8 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder with images, one of which is upside down without its EXIF data, and a file that is not an image."""
+    """A folder with images, one of which is upside down without its EXIF data, and a file that
+    is not an image."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     turned = squares({"green": (0, 1)})
@@ -86,7 +93,9 @@ def test_the_head_names_the_colours_of_an_image_and_their_quarters(opened):
             assert (row // 2, column // 2) == placed[word.word]
 
 
-def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_export, opened, image, tmp_path, capsys):
+def test_run_checkpoint_and_export_print_the_heads_scores(
+    squares_run, squares_export, opened, image, tmp_path, capsys
+):
     (tmp_path / "lone.pt").symlink_to(squares_run / "checkpoints/epoch_6.pt")
     lone = [tmp_path / "lone.pt", "--architecture", f"local-dir:{squares_run.parents[1]}/model"]
     printed = []
@@ -111,11 +120,14 @@ def test_run_checkpoint_and_export_print_the_heads_scores(squares_run, squares_e
 
 
 def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_words_score():
-    """Its score is Σ p if they are proportional to the weights. Tokens in every caption are ignored."""
+    """Its score is Σ p if they are proportional to the weights.
+
+    Tokens in every caption are ignored."""
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     every = open_lexicon(tokenizer, 49408)
     assert {"cat", "hamburger", "butterfly"} <= set(every.words) and len(every.words) > 30_000
-    assert every.tokens.tolist() == [tokenizer.encode(word) for word in every.words]  # single tokens
+    # single tokens
+    assert every.tokens.tolist() == [tokenizer.encode(word) for word in every.words]
     p, w = torch.zeros(49408), torch.full((49408,), 2.0)
     (cat,), (red,), (the,) = map(tokenizer.encode, ("cat", "red", "the"))
     p[cat], p[red], p[the] = 0.3, 0.2, 0.0
@@ -124,15 +136,26 @@ def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_
     of_words = WordProbabilities(lexicon(words, tokenizer, 49408), w)
     expected = [0.3, 0.2, 0.1 * 3, 0.1 * 3, 0.3, 0.0, 0.0]
     torch.testing.assert_close(of_words.of(p), torch.tensor(expected))
-    torch.testing.assert_close(of_words.of(torch.stack([p, 0 * p])), torch.tensor([expected, [0.0] * 7]))
+    torch.testing.assert_close(
+        of_words.of(torch.stack([p, 0 * p])), torch.tensor([expected, [0.0] * 7])
+    )
 
 
-@pytest.mark.parametrize(("pieces", "mark", "texts"), [
-    ("a cat sun ##flower flower ab", "", "a cat sun -flower flower ab"),
-    ("a Ġa Ġcat cat ##flower Ġflower Ġab ĠcafÃ©", "Ġ", "-a a cat -cat -##flower flower ab café"),
-    ("a ▁a ▁cat cat flower ▁flower ▁ab ▁café", "▁", "-a a cat -cat -flower flower ab café"),
-])  # fmt: skip
-def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_space(pieces, mark, texts, tmp_path):
+@pytest.mark.parametrize(
+    ("pieces", "mark", "texts"),
+    [
+        ("a cat sun ##flower flower ab", "", "a cat sun -flower flower ab"),
+        (
+            "a Ġa Ġcat cat ##flower Ġflower Ġab ĠcafÃ©",
+            "Ġ",
+            "-a a cat -cat -##flower flower ab café",
+        ),
+        ("a ▁a ▁cat cat flower ▁flower ▁ab ▁café", "▁", "-a a cat -cat -flower flower ab café"),
+    ],
+)
+def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_space(
+    pieces, mark, texts, tmp_path
+):
     pieces, texts = [*LIST_OF_WORDS[:4], *pieces.split()], texts.split()
     write_tokenizer(tmp_path, pieces, mark)
     tokenizer = HFTokenizer(str(tmp_path), context_length=8)
@@ -140,14 +163,20 @@ def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_spac
     found = open_lexicon(tokenizer, len(pieces))
     expected = {text: [id] for id, text in enumerate(texts, 4) if text.isalpha() and len(text) > 2}
     assert dict(zip(found.words, found.tokens.tolist(), strict=True)) == expected
-    assert (lexicon(["cat a"], tokenizer, len(pieces)).tokens - 4).tolist() == [[texts.index("cat"), texts.index("a")]]
+    assert (lexicon(["cat a"], tokenizer, len(pieces)).tokens - 4).tolist() == [
+        [texts.index("cat"), texts.index("a")]
+    ]
 
 
 def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_path, capsys):
     (tmp_path / "tags.txt").write_text("red\n\nred blue\nmoon \n")
     many = "red,blue,green,yellow,moon,sun,cat,dog,bird,house,tree,car,boat,rose"
     found = []
-    for flags in (["--words", tmp_path / "tags.txt"], ["--words", many], ["--words", many, "--top", 3]):
+    for flags in (
+        ["--words", tmp_path / "tags.txt"],
+        ["--words", many],
+        ["--words", many, "--top", 3],
+    ):
         assert call("words", image, "--model", squares_export, "--json", *flags) == 0
         found.append([word["word"] for word in json.loads(capsys.readouterr().out)["words"]])
     assert found[0][0] == "red blue"  # the score of a phrase is the sum of its words' scores
@@ -158,7 +187,9 @@ def test_words_from_a_list_or_a_file_are_all_shown(squares_export, image, tmp_pa
 # Output files
 
 
-def test_a_folder_gives_a_self_contained_page_and_json_lines(folder, squares_export, tmp_path, capsys):
+def test_a_folder_gives_a_self_contained_page_and_json_lines(
+    folder, squares_export, tmp_path, capsys
+):
     (folder / "text.jpg").write_text("no image")
     out = tmp_path / "out"
     assert call("words", folder, "--model", squares_export, "--out", out) == 3
@@ -166,7 +197,11 @@ def test_a_folder_gives_a_self_contained_page_and_json_lines(folder, squares_exp
     assert "text.jpg is skipped: no readable image (cannot identify image file" in printed
     assert "2 images, 1 skipped" in printed
     records = [json.loads(line) for line in (out / "words.jsonl").read_text().splitlines()]
-    assert [Path(record["image"]).name for record in records] == ["a <b> & 'c'.jpg", "red.png", "text.jpg"]
+    assert [Path(record["image"]).name for record in records] == [
+        "a <b> & 'c'.jpg",
+        "red.png",
+        "text.jpg",
+    ]
     assert [record["words"][0]["word"] for record in records[:2]] == ["green", "red"]
     assert [len(record["words"]) for record in records[:2]] == [10, 10]
     assert sorted(path.name for path in out.iterdir()) == ["index.html", "words.jsonl"]
@@ -175,7 +210,9 @@ def test_a_folder_gives_a_self_contained_page_and_json_lines(folder, squares_exp
     assert not re.search(r"https?:|<script|<link|@import", page)
 
 
-def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squares_export, tmp_path, capsys):
+def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
+    squares_export, tmp_path, capsys
+):
     for name in ("a/image.png", "b/image-2.png", "b/image.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name)
@@ -188,7 +225,8 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(squa
     assert [Path(record["heatmap"]).name for record in records] == names
     for record in records:
         drawn = np.asarray(Image.open(record["heatmap"]).convert("RGB")).astype(int)
-        panels = np.array_split(drawn[drawn.shape[0] // 3 :], 3, axis=1)  # the image and two words, below their titles
+        # the image and two words, below their titles
+        panels = np.array_split(drawn[drawn.shape[0] // 3 :], 3, axis=1)
         for word, panel in zip(record["words"], panels[1:], strict=True):
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
@@ -227,7 +265,11 @@ def test_words_are_those_of_the_stored_colours_as_in_training(squares_export, tm
     assert call("words", *files, "--model", squares_export, "--json") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["words"] for record in records] == [records[0]["words"]] * 3
-    assert [record.get("ignored") for record in records] == [None, "rotated by EXIF data", "transparent"]
+    assert [record.get("ignored") for record in records] == [
+        None,
+        "rotated by EXIF data",
+        "transparent",
+    ]
     assert call("words", tmp_path, "--model", squares_export, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out/index.html").read_text()
     assert "clear.png (transparent, which the model does not see)" in page
@@ -249,37 +291,72 @@ def models(squares_run, squares_export, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("argv", "reason"), [
-    ("", "expected one of IMAGE, --serve and --course"),
-    ("image.png", "--model is missing"),
-    ("empty --model model", "empty holds no images; expected .avif .bmp"),
-    ("text.pt --model model --words red", "none of the 1 images could be read"),
-    ("image.png --model plain --heatmap", "--model: plain has no class head, which predicts words: train with"),
-    ("image.png --model lone.pt", "--architecture is missing: the model of lone.pt is not recorded"),
-    ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
-    ("image.png --model model --words red,&nbsp;", "--words: the model's tokenizer has no tokens for"),
-    ("image.png --serve --model x", "expected one of IMAGE, --serve and --course"),
-    ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
-    ("--serve --model model --json", "--json has no effect with --serve: leave one of them out"),
-    ("--course a --words red", "--words has no effect with --course: leave one of them out"),
-    ("image.png --model model --port 9", "--port has no effect with IMAGE: leave one of them out"),
-    ("--course a b c", "--course has 3 runs; expected one, or two"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        ("", "expected one of IMAGE, --serve and --course"),
+        ("image.png", "--model is missing"),
+        ("empty --model model", "empty holds no images; expected .avif .bmp"),
+        ("text.pt --model model --words red", "none of the 1 images could be read"),
+        (
+            "image.png --model plain --heatmap",
+            "--model: plain has no class head, which predicts words: train with",
+        ),
+        (
+            "image.png --model lone.pt",
+            "--architecture is missing: the model of lone.pt is not recorded",
+        ),
+        ("image.png --model model --words ,", "--words is ','; expected words separated by commas"),
+        (
+            "image.png --model model --words red,&nbsp;",
+            "--words: the model's tokenizer has no tokens for",
+        ),
+        ("image.png --serve --model x", "expected one of IMAGE, --serve and --course"),
+        ("--serve --model model --port 70000", "--port is 70000; expected 0 to 65535"),
+        (
+            "--serve --model model --json",
+            "--json has no effect with --serve: leave one of them out",
+        ),
+        ("--course a --words red", "--words has no effect with --course: leave one of them out"),
+        (
+            "image.png --model model --port 9",
+            "--port has no effect with IMAGE: leave one of them out",
+        ),
+        ("--course a b c", "--course has 3 runs; expected one, or two"),
+    ],
+)
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(argv, reason, models, refused):
     assert reason in refused(models, "words", *argv.split())
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO"])
-def test_formats_that_run_code_are_not_opened(kind, folder, squares_export, tagger, tmp_path, capsys):
+def test_formats_that_run_code_are_not_opened(
+    kind, folder, squares_export, tagger, tmp_path, capsys
+):
     content = encoded(squares({"red": (0, 0)}, 256), kind)
     (folder / "cat.jpg").write_bytes(content)
-    assert answer_to(tagger, content, "") == {"error": "no readable image (cannot identify image file)"}
-    assert call("words", folder, "--model", squares_export, "--words", "red", "--out", tmp_path / "out") == 3
-    assert "cat.jpg is skipped: no readable image (cannot identify image file" in capsys.readouterr().out
-    (folder / "pairs.csv").write_text(f"image,caption\n{folder}/cat.jpg,cat\n{folder}/red.png,red\n")
+    assert answer_to(tagger, content, "") == {
+        "error": "no readable image (cannot identify image file)"
+    }
+    assert (
+        call(
+            "words", folder, "--model", squares_export, "--words", "red", "--out", tmp_path / "out"
+        )
+        == 3
+    )
+    assert (
+        "cat.jpg is skipped: no readable image (cannot identify image file"
+        in capsys.readouterr().out
+    )
+    (folder / "pairs.csv").write_text(
+        f"image,caption\n{folder}/cat.jpg,cat\n{folder}/red.png,red\n"
+    )
     audit = ["audit", folder / "pairs.csv", "--model", squares_export, "--out", tmp_path / "audit"]
     assert call(*audit) == 0
-    assert "no readable image (cannot identify image file" in (tmp_path / "audit/scores.jsonl").read_text()
+    assert (
+        "no readable image (cannot identify image file"
+        in (tmp_path / "audit/scores.jsonl").read_text()
+    )
 
 
 # The web page
@@ -290,7 +367,8 @@ async function drive(name, words) {
   await ask(await (await fetch("/file/" + name)).blob(), words)
   const lines = [...table.rows].map(line => line.innerText.replace(/\\s+/g, " "))
   if (table.rows.length) table.rows[0].dispatchEvent(new Event("mouseenter"))
-  const canvas = drop.querySelector("canvas"), heat = canvas ? [canvas.dataset.word, canvas.width] : null
+  const canvas = drop.querySelector("canvas")
+  const heat = canvas ? [canvas.dataset.word, canvas.width] : null
   const images = drop.querySelectorAll("img").length
   found[name + words] = {lines, heat, images, error: error.hidden ? "" : error.textContent}
 }
@@ -315,10 +393,14 @@ def served(app) -> str:
     return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
-def fetched(address: str, headers: dict[str, str] | None = None, content: bytes | None = None) -> tuple[int, str]:
+def fetched(
+    address: str, headers: dict[str, str] | None = None, content: bytes | None = None
+) -> tuple[int, str]:
     """Returns the status and the body of an answer."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, content, headers or {})) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, content, headers or {})
+        ) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -329,22 +411,38 @@ def fetched(address: str, headers: dict[str, str] | None = None, content: bytes 
 def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, tmp_path):
     good = encoded(squares({"red": (0, 0), "blue": (1, 1)}))
     files = {
-        "good": good, "broken": b"no image", "cut": good[: len(good) // 2],
-        "bomb": encoded(Image.new("1", (30_000, 30_000))), "thin": encoded(Image.new("1", (1, 200_000))),
-    }  # fmt: skip
+        "good": good,
+        "broken": b"no image",
+        "cut": good[: len(good) // 2],
+        "bomb": encoded(Image.new("1", (30_000, 30_000))),
+        "thin": encoded(Image.new("1", (1, 200_000))),
+    }
     app = words_app(tagger, "a model")
 
     def driver(request):
         answer = next(route.endpoint for route in app.routes if route.path == "/")(request)
         policy = {"Content-Security-Policy": answer.headers["Content-Security-Policy"]}
-        return HTMLResponse(answer.body.decode().replace("</body>", f"{DRIVER}</body>"), headers=policy)
+        return HTMLResponse(
+            answer.body.decode().replace("</body>", f"{DRIVER}</body>"), headers=policy
+        )
 
     app.routes.append(Route("/driver", driver))
-    app.routes.append(Route("/file/{name}", lambda request: Response(files[request.path_params["name"]])))
-    dump = ["--virtual-time-budget=30000", "--dump-dom"]  # the page, once its scripts and requests are done
-    command = [BROWSER, *WITHOUT_NETWORK, f"--user-data-dir={tmp_path}/profile", *dump, f"{served(app)}/driver"]
+    app.routes.append(
+        Route("/file/{name}", lambda request: Response(files[request.path_params["name"]]))
+    )
+    # the page, once its scripts and requests are done
+    dump = ["--virtual-time-budget=30000", "--dump-dom"]
+    command = [
+        BROWSER,
+        *WITHOUT_NETWORK,
+        f"--user-data-dir={tmp_path}/profile",
+        *dump,
+        f"{served(app)}/driver",
+    ]
     environment = os.environ | {"HOME": str(tmp_path)}
-    dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, env=environment).stdout
+    dom = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=120, env=environment
+    ).stdout
     found = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1]))
     assert {line.split()[0] for line in found["good"]["lines"][:2]} == {"red", "blue"}
     assert len(found["good"]["lines"]) == 4
@@ -352,9 +450,11 @@ def test_the_page_shows_words_and_locations_and_clears_them_on_an_error(tagger, 
     assert found["good"]["images"] == 1
     assert [line.split()[0] for line in found["goodgreen, red"]["lines"]] == ["red", "green"]
     refusals = {
-        "broken": "cannot identify image file", "cut": "no readable image", "bomb": "decompression bomb",
+        "broken": "cannot identify image file",
+        "cut": "no readable image",
+        "bomb": "decompression bomb",
         "thin": "expected a longer side of at most 100 times the shorter",
-    }  # fmt: skip
+    }
     for name, reason in refusals.items():
         assert reason in found[name]["error"]
         assert (found[name]["lines"], found[name]["images"]) == ([], 0)
@@ -367,15 +467,25 @@ def test_only_requests_to_this_machine_by_name_are_answered(tagger):
     assert fetched(f"{address}/", {"Host": "localhost:1"})[0] == 200
     assert fetched(f"{address}/", {"Host": "elsewhere.example"})[0] == 400
     status, content = fetched(f"{address}/words", content=b"no image")
-    assert (status, json.loads(content)) == (422, {"error": "no readable image (cannot identify image file)"})
+    assert (status, json.loads(content)) == (
+        422,
+        {"error": "no readable image (cannot identify image file)"},
+    )
 
 
 def test_only_the_servers_own_page_may_send_images(tagger, image):
     address = served(words_app(tagger, "a model"))
     port = address.rpartition(":")[2]
-    for origin, status in ((address, 200), ("https://elsewhere.example", 403), ("null", 403),
-                           (f"https://127.0.0.1:{port}", 403), (f"http://localhost:{port}", 403)):  # fmt: skip
-        assert fetched(f"{address}/words", {"Origin": origin}, image.read_bytes())[0] == status, origin
+    for origin, status in (
+        (address, 200),
+        ("https://elsewhere.example", 403),
+        ("null", 403),
+        (f"https://127.0.0.1:{port}", 403),
+        (f"http://localhost:{port}", 403),
+    ):
+        assert fetched(f"{address}/words", {"Origin": origin}, image.read_bytes())[0] == status, (
+            origin
+        )
     headers = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
     assert fetched(f"{address}/words", headers, image.read_bytes())[0] == 200
 
@@ -384,7 +494,9 @@ def connected(address: str, length: int) -> socket.socket:
     """A connection that has announced an upload of so many bytes."""
     host, _, port = address.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)))
-    connection.sendall(f"POST /words HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode())
+    connection.sendall(
+        f"POST /words HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
     return connection
 
 
@@ -407,7 +519,10 @@ def test_an_upload_that_breaks_off_is_no_error(tagger, capfd):
 
 
 def test_images_with_too_many_pixels_are_refused_before_they_are_decoded(tagger):
-    address, content = served(words_app(tagger, "a model")), encoded(Image.new("L", (13_000, 13_000)))
+    address, content = (
+        served(words_app(tagger, "a model")),
+        encoded(Image.new("L", (13_000, 13_000))),
+    )
     assert len(content) < MAX_BYTES
 
     def send(_) -> tuple[int, str]:
@@ -417,20 +532,48 @@ def test_images_with_too_many_pixels_are_refused_before_they_are_decoded(tagger)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(send, range(6)))
     reason = "it has 13,000 × 13,000 pixels: expected at most 50,000,000 in all"
-    assert answers == [(422, json.dumps({"error": f"no readable image ({reason})"}, ensure_ascii=False,
-                                        separators=(",", ":")))] * 6  # fmt: skip
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB; one decoded image has 169 MB
+    assert (
+        answers
+        == [
+            (
+                422,
+                json.dumps(
+                    {"error": f"no readable image ({reason})"},
+                    ensure_ascii=False,
+                    separators=(",", ":"),
+                ),
+            )
+        ]
+        * 6
+    )
+    # kB; one decoded image has 169 MB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_serve_serves_the_page_and_words_until_ctrl_c(squares_run, image):
-    command = [sys.executable, "-m", "openclip_superclip", "words", "--serve", "--model", squares_run, "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "openclip_superclip",
+        "words",
+        "--serve",
+        "--model",
+        squares_run,
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             started = next(line for line in process.stderr if "running on" in line)
             address = re.search(r"http://127\.0\.0\.1:\d+", started)[0]
             assert "The words of an image" in fetched(f"{address}/")[1]
-            status, content = fetched(f"{address}/words?words=red,green", content=image.read_bytes())
-            assert (status, [seen["word"] for seen in json.loads(content)["words"]]) == (200, ["red", "green"])
+            status, content = fetched(
+                f"{address}/words?words=red,green", content=image.read_bytes()
+            )
+            assert (status, [seen["word"] for seen in json.loads(content)["words"]]) == (
+                200,
+                ["red", "green"],
+            )
             process.send_signal(signal.SIGINT)
             assert "Traceback" not in process.communicate(timeout=60)[1]
         finally:

@@ -16,37 +16,63 @@ import torch
 from support.models import VOCAB_SIZE
 from support.plugins import install_plugin
 from support.slurm_cluster import may_unshare
-from support.training_runs import completed, error_of, fork, on_a_full_disk, run_ranks, superclip_train, train_with
+from support.training_runs import (
+    completed,
+    error_of,
+    fork,
+    on_a_full_disk,
+    run_ranks,
+    superclip_train,
+    train_with,
+)
 
 from openclip_superclip.flags import Config, options_of
 from openclip_superclip.openclip.train import note_begin, remove_unstarted_run
 from openclip_superclip.runs.process import free_port
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
-SLICES = "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
+SLICES = (
+    "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
+)
 
 
 REFUSED = {  # flags: what the error says
     "--superclip --torchscript": "--torchscript cannot save a model with the class head",
     "--superclip --lock-image": "--lock-image leaves only the class head to train",
     "--superclip --superclip-weight -1": "--superclip-weight is -1.0; expected a finite number",
-    "--superclip --superclip-idf bogus": "--superclip-idf is 'bogus'; expected online, off or a file",
+    "--superclip --superclip-idf bogus": (
+        "--superclip-idf is 'bogus'; expected online, off or a file"
+    ),
     "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
     "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
     "--superclip --imagenet-val nowhere": "--imagenet-val: there is no folder nowhere",
-    "--superclip --imagenet-val empty/empty": "--imagenet-val: empty/empty contains no folders; expected one for each",
+    "--superclip --imagenet-val empty/empty": (
+        "--imagenet-val: empty/empty contains no folders; expected one for each"
+    ),
     "--superclip --imagenet-v2 .": "not on PyPI: leave it out, and use superclip evaluate",
     "--superclip --lr -1": "--lr is -1.0; expected 0 or more",
-    "--superclip --lr-scheduler linear": "--lr-scheduler is linear; expected cosine, const or const-cooldown",
+    "--superclip --lr-scheduler linear": (
+        "--lr-scheduler is linear; expected cosine, const or const-cooldown"
+    ),
     "--superclip --log-every-n-steps 0": "--log-every-n-steps is 0; expected 1 or more",
     "--superclip --force-patch-dropout 1": "--force-patch-dropout is 1.0; expected < 1",
-    "--superclip --report-to tensorbord": "--report-to is tensorbord; expected wandb, tensorboard or wandb,tensorboard",
-    "--superclip --report-to wandb,tensorboard": "--report-to wandb,tensorboard needs wandb, which is not installed",
-    "--superclip --use-bnb-linear SwitchBackLinearGlobal": "SwitchBackLinearGlobal needs bitsandbytes, which is not",
+    "--superclip --report-to tensorbord": (
+        "--report-to is tensorbord; expected wandb, tensorboard or wandb,tensorboard"
+    ),
+    "--superclip --report-to wandb,tensorboard": (
+        "--report-to wandb,tensorboard needs wandb, which is not installed"
+    ),
+    "--superclip --use-bnb-linear SwitchBackLinearGlobal": (
+        "SwitchBackLinearGlobal needs bitsandbytes, which is not"
+    ),
     "--superclip --lock-text": "without --lock-text-freeze-layer-norm: add it",
-    "--superclip --model empty/empty": "OpenCLIP has no model 'empty/empty'; did you mean local-dir:empty/empty?",
+    "--superclip --model empty/empty": (
+        "OpenCLIP has no model 'empty/empty'; did you mean local-dir:empty/empty?"
+    ),
     "--superclip --superclip-captions dual": "--superclip-captions",
-    "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": "--superclip-captions",
+    "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": (
+        "--superclip-captions"
+    ),
     "--superclip --superclip-missing-long pass": "--superclip-missing-long",
     "--superclip --superclip-long-caption long.txt": "--superclip-long-caption",
     f"{DUAL} --superclip-long-context -1": "--superclip-long-context",
@@ -57,7 +83,9 @@ REFUSED = {  # flags: what the error says
     "--superclip-slices 2 --train-num-samples 32": "--superclip-slices cuts",
     f"{SLICES} --dataset-resampled": "--dataset-resampled",
     f"{SLICES} --superclip-slices 3": "expected 3",
-    "--superclip-slices 1 --train-data {shards} --dataset-type webdataset": "--train-num-samples is not given",
+    "--superclip-slices 1 --train-data {shards} --dataset-type webdataset": (
+        "--train-num-samples is not given"
+    ),
 }
 
 
@@ -67,32 +95,50 @@ def test_flags_that_cannot_work_are_refused_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty/empty").mkdir(parents=True)
-    monkeypatch.setitem(sys.modules, "wandb", None), monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    (
+        monkeypatch.setitem(sys.modules, "wandb", None),
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None),
+    )
     assert reason in refusal(*train_flags, *flags.format(shards=shards).split())
 
 
 LATE = {  # flags: what the error says
     "--logs file": "--logs: cannot write to file/run: Not a directory",
-    "--lock-image --lock-image-unlocked-groups 1": "--lock-image-unlocked-groups 1 leaves the class loss only",
-    "--superclip-wieght 2": "unrecognized arguments: --superclip-wieght 2; did you mean --superclip-weight?",
-    "--train-num-samples nine": "invalid int value: 'nine' (superclip train --help lists every flag)",
+    "--lock-image --lock-image-unlocked-groups 1": (
+        "--lock-image-unlocked-groups 1 leaves the class loss only"
+    ),
+    "--superclip-wieght 2": (
+        "unrecognized arguments: --superclip-wieght 2; did you mean --superclip-weight?"
+    ),
+    "--train-num-samples nine": (
+        "invalid int value: 'nine' (superclip train --help lists every flag)"
+    ),
 }
 
 
 @pytest.mark.parametrize(("flags", "reason"), LATE.items(), ids=LATE)
-def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(flags, reason, train_flags, tmp_path):
+def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(
+    flags, reason, train_flags, tmp_path
+):
     (tmp_path / "file").touch()
-    assert reason in error_of(superclip_train, *train_flags, "--superclip", *flags.split(), cwd=tmp_path)
+    assert reason in error_of(
+        superclip_train, *train_flags, "--superclip", *flags.split(), cwd=tmp_path
+    )
     assert not (tmp_path / "logs/run").exists()
 
 
 def test_weights_that_are_not_finite_are_not_saved(train_flags, tmp_path):
     error = error_of(superclip_train, *train_flags, "--superclip", "--lr", "inf", cwd=tmp_path)
-    assert "the weights are not finite after epoch 1, which is not saved: resume from an earlier checkpoint" in error
+    assert (
+        "the weights are not finite after epoch 1, which is not saved: resume from an earlier "
+        "checkpoint" in error
+    )
     assert not [*tmp_path.glob("logs/run/checkpoints/*")]
 
 
-def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouched(train_flags, tmp_path):
+def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouched(
+    train_flags, tmp_path
+):
     argv = [*train_flags, "--superclip", "--aug-cfg", "unknown=1"]
     (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
     assert "unexpected keyword argument 'unknown'" in run.output
@@ -131,7 +177,10 @@ def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp
     outputs = [(tmp_path / f"{name}.txt").read_text() for name in ("one", "two")]
     assert sorted(process.exitcode for process in both) == [0, 1], outputs
     (loser,) = (output for output, process in zip(outputs, both, strict=True) if process.exitcode)
-    assert f"error: --name: another process trains into {tmp_path}/logs/run: give another name\n" in loser
+    assert (
+        f"error: --name: another process trains into {tmp_path}/logs/run: give another name\n"
+        in loser
+    )
     assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").is_file()
     assert "Train Epoch" in (tmp_path / "logs/run/out.log").read_text()
 
@@ -149,11 +198,15 @@ def test_a_folder_that_another_process_has_begun_to_fill_is_not_removed(tmp_path
     assert (tmp_path / "mine").is_dir()
 
 
-def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_removed(train_flags, tmp_path):
+def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_removed(
+    train_flags, tmp_path
+):
     argv = [*train_flags, "--superclip", "--resume", "latest", "--workers", "1"]
     completed(superclip_train, *argv, cwd=tmp_path)
     size = (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size
-    error = error_of(on_a_full_disk(superclip_train, size // 2), *argv, "--epochs", "2", cwd=tmp_path)
+    error = error_of(
+        on_a_full_disk(superclip_train, size // 2), *argv, "--epochs", "2", cwd=tmp_path
+    )
     assert error == (
         "error: --logs: logs/run cannot be written (the disk is full, or a limit is reached); "
         "epoch_2.pt was incomplete and is removed"
@@ -161,19 +214,41 @@ def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_re
     assert [path.name for path in (tmp_path / "logs/run/checkpoints").iterdir()] == ["epoch_1.pt"]
 
 
-@pytest.mark.skipif(not may_unshare(), reason="a full disk is mounted, which needs root (CAP_SYS_ADMIN)")
-@pytest.mark.parametrize(("left", "reason"), [
-    (0, "cannot write to logs/run: No space left on device"),
-    (100_000, "logs/run cannot be written (the disk is full, or a limit is reached); epoch_2.pt was incomplete"),
-])  # fmt: skip
+@pytest.mark.skipif(
+    not may_unshare(), reason="a full disk is mounted, which needs root (CAP_SYS_ADMIN)"
+)
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        (0, "cannot write to logs/run: No space left on device"),
+        (
+            100_000,
+            "logs/run cannot be written (the disk is full, or a limit is reached); epoch_2.pt "
+            "was incomplete",
+        ),
+    ],
+)
 def test_a_resume_on_a_disk_without_space_ends_in_one_line(left, reason, train_flags, tmp_path):
-    command = [sys.executable, "-m", "openclip_superclip", "train", *train_flags, "--superclip", "--resume", "latest"]
+    command = [
+        sys.executable,
+        "-m",
+        "openclip_superclip",
+        "train",
+        *train_flags,
+        "--superclip",
+        "--resume",
+        "latest",
+    ]
     fill = f"head -c $(($(df --output=avail -B1 . | tail -1) - {left})) /dev/zero > filler"
     script = (
-        f"mount -t tmpfs -o size=64m tmpfs {tmp_path} && cd {tmp_path} && {shlex.join(command)} >&2 && {fill} && "
-        f"echo resumed >&2; {shlex.join([*command, '--epochs', '2'])}; echo $?; ls logs/run/checkpoints"
+        f"mount -t tmpfs -o size=64m tmpfs {tmp_path} && cd {tmp_path} && "
+        f"{shlex.join(command)} >&2 && {fill} && "
+        f"echo resumed >&2; {shlex.join([*command, '--epochs', '2'])}; echo $?; ls "
+        "logs/run/checkpoints"
     )
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.split()[-2:] == ["1", "epoch_1.pt"]
     _, _, errors = done.stderr.partition("resumed\n")
     assert "Traceback" not in errors and "Logging error" not in errors
@@ -187,28 +262,48 @@ GPU = torch.cuda.is_available()
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused_at_once_with_our_flags_only(train_flags, tmp_path):
     argv = [*train_flags, "--device", "cuda", "--epochs", "1"]
-    error = error_of(superclip_train, *argv, "--superclip", "--train-data", "nowhere.csv", cwd=tmp_path)
+    error = error_of(
+        superclip_train, *argv, "--superclip", "--train-data", "nowhere.csv", cwd=tmp_path
+    )
     assert error == "error: --device is cuda, and PyTorch finds no GPU here: expected --device cpu"
     completed(superclip_train, *argv, cwd=tmp_path)  # OpenCLIP falls back to the CPU
 
 
 @pytest.mark.parametrize("hook", ["open_clip_create_loss", "open_clip_check_options"])
 def test_a_plugin_that_raises_is_named_in_one_line(hook, train_flags, tmp_path):
-    source = f"from open_clip.hooks import hookimpl\n\n@hookimpl\ndef {hook}(args):\n    return args['x']\n"
+    source = (
+        f"from open_clip.hooks import hookimpl\n\n@hookimpl\ndef {hook}(args):\n    "
+        "return args['x']\n"
+    )
     install_plugin(tmp_path / "plugins", "cracked", source)
     error = error_of(train_with, tmp_path / "plugins", *train_flags, "--superclip", cwd=tmp_path)
     assert error == (
-        f"error: open_clip plugin 'cracked' failed in {hook}: TypeError: 'Namespace' object is not subscriptable "
-        f"({tmp_path}/plugins/cracked_module.py:5)"
+        f"error: open_clip plugin 'cracked' failed in {hook}: TypeError: 'Namespace' object is "
+        f"not subscriptable ({tmp_path}/plugins/cracked_module.py:5)"
     )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_training_with_one_line(signum, train_flags, tmp_path):
-    command = [sys.executable, "-m", "openclip_superclip", "train", *train_flags, "--superclip", "--epochs", "1000"]
+    command = [
+        sys.executable,
+        "-m",
+        "openclip_superclip",
+        "train",
+        *train_flags,
+        "--superclip",
+        "--epochs",
+        "1000",
+    ]
     command += ["--workers", "1", "--save-frequency", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                          start_new_session=True) as process:  # fmt: skip
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         try:
             lines = [next(line for line in process.stderr if "Train Epoch: 1" in line)]
             os.killpg(process.pid, signum)  # as a terminal does
@@ -227,10 +322,16 @@ def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
 
 
 @pytest.mark.parametrize("config", [None, Config(weight=2.5, special_tokens=True)])
-def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, train_flags, tmp_path):
-    flags = ["--superclip", "--superclip-weight", "2.5", "--superclip-special-tokens"] if config else []
+def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(
+    config, train_flags, tmp_path
+):
+    flags = (
+        ["--superclip", "--superclip-weight", "2.5", "--superclip-special-tokens"] if config else []
+    )
     (run,) = completed(superclip_train, *train_flags, "--save-frequency", "0", *flags, cwd=tmp_path)
-    options = dict(line.split(": ", 1) for line in (tmp_path / "logs/run/params.txt").read_text().splitlines())
+    options = dict(
+        line.split(": ", 1) for line in (tmp_path / "logs/run/params.txt").read_text().splitlines()
+    )
     ours = {"superclip": True, **options_of(config)} if config else {}
     recorded = {name: value for name, value in options.items() if "superclip" in name}
     assert recorded == {name: str(value) for name, value in ours.items()}
@@ -239,7 +340,11 @@ def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, tr
     lines = re.findall(r"SuperCLIP: (.*)", run.output.partition("Train Epoch")[0])
     assert lines == re.findall(r"SuperCLIP: (.*)", log)
     assert "  batch_size: 16" in log
-    assert ("  batch_size: 16" in run.output) == ("ResidualAttentionBlock" in run.output) == (config is None)
+    assert (
+        ("  batch_size: 16" in run.output)
+        == ("ResidualAttentionBlock" in run.output)
+        == (config is None)
+    )
     if config is None:
         assert lines == []
         return
@@ -257,8 +362,19 @@ def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(config, tr
 def test_it_trains_under_torchrun(train_flags, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     torchrun = [*launcher, "--master-port", str(free_port())]
-    superclip = ["-m", "openclip_superclip", "train", "--", *train_flags, "--batch-size", "16", "--superclip"]
-    done = subprocess.run([*torchrun, *superclip], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    superclip = [
+        "-m",
+        "openclip_superclip",
+        "train",
+        "--",
+        *train_flags,
+        "--batch-size",
+        "16",
+        "--superclip",
+    ]
+    done = subprocess.run(
+        [*torchrun, *superclip], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "local 0), total 2." in done.stderr + done.stdout
     assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2

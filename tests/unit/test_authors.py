@@ -1,4 +1,5 @@
-"""Losses, gradients, counts and imported checkpoints equal those of the authors' code (golden/README.md)."""
+"""Losses, gradients, counts and imported checkpoints equal those of the authors' code
+(golden/README.md)."""
 
 import json
 
@@ -20,13 +21,15 @@ BOTH = pytest.mark.parametrize("function", [class_loss, plain_class_loss])
 
 
 def through_identity(function, logits, tokens, idf):
-    """The losses [B] of given logits [B, V]: a head whose weight is the identity passes them on to the last bit."""
+    """The losses [B] of given logits [B, V]: a head whose weight is the identity passes them on
+    to the last bit."""
     vocab_size = logits.shape[1]
     return function(logits, torch.eye(vocab_size), torch.zeros(vocab_size), tokens, idf)
 
 
 def replay(golden, function):
-    """What one rank of the authors' run computed, recomputed: losses [S, B] and gradients, and the counts."""
+    """What one rank of the authors' run computed, recomputed: losses [S, B] and gradients, and
+    the counts."""
     statistics = TokenStatistics(golden["logits"].shape[-1])
     losses, gradients = [], []
     for tokens, logits in zip(golden["text"], golden["logits"], strict=True):
@@ -39,11 +42,15 @@ def replay(golden, function):
 
 
 def assert_counts_equal(statistics, golden, global_batch):
-    """The authors keep the sum over steps of the batch mean of the labels; times the batch it is a count."""
+    """The authors keep the sum over steps of the batch mean of the labels; times the batch it is
+    a count."""
     cap_fq, num_steps = golden["cap_fq"].squeeze(0), golden["num_samples"].squeeze()
     document_frequency = (cap_fq * global_batch).round()
-    torch.testing.assert_close(cap_fq * global_batch, document_frequency, atol=1e-5, rtol=0)  # a count, but for float32
-    torch.testing.assert_close(statistics.document_frequency, document_frequency.long(), atol=0, rtol=0)
+    # a count, but for float32
+    torch.testing.assert_close(cap_fq * global_batch, document_frequency, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        statistics.document_frequency, document_frequency.long(), atol=0, rtol=0
+    )
     assert statistics.num_captions == num_steps * global_batch
 
 
@@ -81,18 +88,38 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
     config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": custom_text}
     (tmp_path / "m.json").write_text(json.dumps(config))
-    assert call("import", AUTHORS, "--model", tmp_path / "m.json", "--out", tmp_path / "out", "--global-batch", 48) == 0
+    assert (
+        call(
+            "import",
+            AUTHORS,
+            "--model",
+            tmp_path / "m.json",
+            "--out",
+            tmp_path / "out",
+            "--global-batch",
+            48,
+        )
+        == 0
+    )
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
     _, _, patch_mean = encode_image(model.visual, model.patch_tokens, golden["image"])
-    outputs |= {"class_logits": model.class_head.logits(patch_mean), "logit_scale": outputs["logit_scale"].view(1)}
+    outputs |= {
+        "class_logits": model.class_head.logits(patch_mean),
+        "logit_scale": outputs["logit_scale"].view(1),
+    }
     for name in ("image_features", "text_features", "logit_scale", "class_logits"):
         torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
     theirs = torch.load(AUTHORS, weights_only=True)["state_dict"]
     assert model.statistics.num_captions == theirs["module.num_samples"].item() * 48
-    assert torch.equal(model.statistics.document_frequency, (theirs["module.cap_fq"].flatten() * 48).round().long())
-    trained, (vocab_size, _) = model.train()(golden["image"], golden["text"]), model.class_head.weight.shape
+    assert torch.equal(
+        model.statistics.document_frequency, (theirs["module.cap_fq"].flatten() * 48).round().long()
+    )
+    trained, (vocab_size, _) = (
+        model.train()(golden["image"], golden["text"]),
+        model.class_head.weight.shape,
+    )
     logits_as_they_are = golden["class_logits"], torch.eye(vocab_size), torch.zeros(vocab_size)
     losses = superclip.plain_class_loss(*logits_as_they_are, golden["text"], model.statistics.idf())
     for name, expected in {**golden, "class_losses": losses}.items():
@@ -102,13 +129,16 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
 
 @pytest.mark.parametrize("global_batch", [6, 16384, 10000])
 def test_float32_means_restore_every_count(global_batch):
-    """Running means over batches, computed like the authors', with a different frequency for each token."""
+    """Running means over batches, computed like the authors', with a different frequency for
+    each token."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.randint(global_batch + 1, (50, 300), generator=generator)
     means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
     head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
     weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
-    ours = from_authors(weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch)
+    ours = from_authors(
+        weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch
+    )
     assert torch.equal(ours["statistics.document_frequency"], counts.sum(dim=0))
     assert ours["statistics.num_captions"] == 50 * global_batch
 
@@ -116,12 +146,28 @@ def test_float32_means_restore_every_count(global_batch):
 @pytest.mark.parametrize(("given", "is_whole"), [(48, True), (40, False)])
 def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, tmp_path, capsys):
     counts = torch.arange(300) % 47
-    file = altered_authors(tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double())
-    assert call("import", file, "--model", AUTHORS_CONFIG, "--out", tmp_path / "my out", "--global-batch", given) == 0
+    file = altered_authors(
+        tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double()
+    )
+    assert (
+        call(
+            "import",
+            file,
+            "--model",
+            AUTHORS_CONFIG,
+            "--out",
+            tmp_path / "my out",
+            "--global-batch",
+            given,
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     assert f"superclip export '{tmp_path}/my out' --out" in printed.out
     warnings = [line for line in printed.err.splitlines() if "--global-batch" in line]
-    assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [True] * (not is_whole)
+    assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [
+        True
+    ] * (not is_whole)
 
 
 REFUSED = {  # changes to the authors' file, or flags, and the error message
@@ -133,10 +179,18 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
     "cap_fq contains 99; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
     "OpenCLIP has no 'no-such-model'": "--model no-such-model",
     "--model: nowhere.json cannot be read": "--model nowhere.json",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
-def test_mismatches_are_refused_in_one_line_and_nothing_is_written(reason, given, tmp_path, refused):
-    file, flags = (AUTHORS, given.split()) if isinstance(given, str) else (altered_authors(tmp_path, **given), [])
-    assert reason in refused(tmp_path, "import", file, "--model", AUTHORS_CONFIG, "--out", "out", *flags)
+def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
+    reason, given, tmp_path, refused
+):
+    file, flags = (
+        (AUTHORS, given.split())
+        if isinstance(given, str)
+        else (altered_authors(tmp_path, **given), [])
+    )
+    assert reason in refused(
+        tmp_path, "import", file, "--model", AUTHORS_CONFIG, "--out", "out", *flags
+    )

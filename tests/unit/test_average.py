@@ -15,10 +15,13 @@ from openclip_superclip.checkpoints.checkpoint import save_weights
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Three checkpoints of a small ResNet with a class head, after 10, 20 and 30 captions, and a plain one."""
+    """Three checkpoints of a small ResNet with a class head, after 10, 20 and 30 captions, and a
+    plain one."""
     folder = tmp_path_factory.mktemp("checkpoints")
     model = write_model(
-        folder / "model", vision={"layers": [1, 1, 1, 1], "width": 8}, text={"vocab_size": 500, "layers": 1}
+        folder / "model",
+        vision={"layers": [1, 1, 1, 1], "width": 8},
+        text={"vocab_size": 500, "layers": 1},
     )
     for number in (1, 2, 3):
         torch.manual_seed(number)
@@ -29,12 +32,18 @@ def files(tmp_path_factory):
         content = {"epoch": number, "state_dict": {f"module.{k}": v for k, v in state.items()}}
         torch.save(content, folder / f"{number}.pt")
     scale = state["logit_scale"]
-    for name, other in {"nan": scale * float("nan"), "whole": torch.tensor(2), "array": scale.view(1)}.items():
+    for name, other in {
+        "nan": scale * float("nan"),
+        "whole": torch.tensor(2),
+        "array": scale.view(1),
+    }.items():
         old = {"text.transformer.embeddings.position_ids": scale, "logit_scale": other}
         torch.save(state | old, folder / f"{name}.pt")
     for name, reads in {"pooled": 1, "both": 2}.items():
         torch.save(state | {"class_head.input": torch.tensor(reads)}, folder / f"{name}.pt")
-        save_weights(state, folder / f"of_{name}.pt", {"model": model, "force_quick_gelu": reads == 2})
+        save_weights(
+            state, folder / f"of_{name}.pt", {"model": model, "force_quick_gelu": reads == 2}
+        )
     save_file(random_weights(model), folder / "plain.safetensors")
     return folder
 
@@ -47,10 +56,15 @@ def state(file):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(suffix, files, tmp_path):
+def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(
+    suffix, files, tmp_path
+):
     out = tmp_path / f"mean{suffix}"
     assert call("average", files / "1.pt", files / "2.pt", "--out", out) == 0
-    assert call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite") == 0
+    assert (
+        call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite")
+        == 0
+    )
     assert list(tmp_path.iterdir()) == [out]
     mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
     assert mean.keys() == parts[0].keys()
@@ -64,19 +78,30 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
     assert mean["statistics.num_captions"] == 30
 
 
-@pytest.mark.parametrize(("argv", "weights", "counts"), [
-    ("average 2.pt 2.pt", "2.pt", "2.pt"),
-    ("average 3.pt array.pt", "3.pt", "3.pt"),  # OpenCLIP ignores the position_ids of array.pt
-    ("interpolate 1.pt 2.pt --alpha 0", "1.pt", "2.pt"),
-    ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
-    ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),  # without the head
-])  # fmt: skip
-def test_averages_of_equals_and_ends_of_interpolations_are_exact(argv, weights, counts, files, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("argv", "weights", "counts"),
+    [
+        ("average 2.pt 2.pt", "2.pt", "2.pt"),
+        ("average 3.pt array.pt", "3.pt", "3.pt"),  # OpenCLIP ignores the position_ids of array.pt
+        ("interpolate 1.pt 2.pt --alpha 0", "1.pt", "2.pt"),
+        ("interpolate 1.pt 2.pt --alpha 1", "2.pt", "2.pt"),
+        # without the head
+        ("interpolate 2.pt plain.safetensors --alpha 1", "plain.safetensors", "plain.safetensors"),
+    ],
+)
+def test_averages_of_equals_and_ends_of_interpolations_are_exact(
+    argv, weights, counts, files, tmp_path, monkeypatch
+):
     monkeypatch.chdir(files)
     assert call(*argv.split(), "--out", tmp_path / "out.pt") == 0
-    out, floats, others = (state(file) for file in (tmp_path / "out.pt", files / weights, files / counts))
+    out, floats, others = (
+        state(file) for file in (tmp_path / "out.pt", files / weights, files / counts)
+    )
     assert out.keys() == others.keys()
-    assert all(torch.equal(t, (floats if t.is_floating_point() else others)[name]) for name, t in out.items())
+    assert all(
+        torch.equal(t, (floats if t.is_floating_point() else others)[name])
+        for name, t in out.items()
+    )
 
 
 def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, monkeypatch):
@@ -84,9 +109,26 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
     shutil.copy(files / "plain.safetensors", tmp_path / "open_clip_model.safetensors")
     add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}})
-    assert call("interpolate", "tiny:ours", files / "2.pt", "--alpha", 0.25, "--out", tmp_path / "out.pt") == 0
-    out, plain, tuned = state(tmp_path / "out.pt"), state(files / "plain.safetensors"), state(files / "2.pt")
+    monkeypatch.setitem(
+        open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}}
+    )
+    assert (
+        call(
+            "interpolate",
+            "tiny:ours",
+            files / "2.pt",
+            "--alpha",
+            0.25,
+            "--out",
+            tmp_path / "out.pt",
+        )
+        == 0
+    )
+    out, plain, tuned = (
+        state(tmp_path / "out.pt"),
+        state(files / "plain.safetensors"),
+        state(files / "2.pt"),
+    )
     assert out.keys() == tuned.keys()
     for name, tensor in out.items():
         if name in plain and tensor.is_floating_point():
@@ -97,17 +139,25 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
 
 REFUSED = {
     "average 1.pt --out x.pt": "only one checkpoint is given",
-    "average 1.pt plain.safetensors --out x.pt": "plain.safetensors does not match 1.pt: class_head.bias is missing",
+    "average 1.pt plain.safetensors --out x.pt": (
+        "plain.safetensors does not match 1.pt: class_head.bias is missing"
+    ),
     "average 1.pt 2.pt --out 3.pt": "--out: 3.pt exists",
     "average 1.pt 2.pt --out mean.npz": "--out is mean.npz; expected .safetensors: OpenCLIP reads",
     "average 1.pt nan.pt --out x.pt": "nan.pt: logit_scale contains NaN or infinity",
     "average 1.pt whole.pt --out x.pt": "logit_scale is torch.int64, expected torch.float32",
     "average pooled.pt both.pt --out x.pt": "its class head's input is both, expected pooled",
     "average of_pooled.pt of_both.pt --out x.pt": "its quick_gelu is True, expected False",
-    "average 1.pt 2.pt --out 1.pt --overwrite": "1.pt is, contains or is in 1.pt, which is an input",
-    "average 1.pt model --out model/open_clip_config.json --overwrite": "or is in model, which is an input",
+    "average 1.pt 2.pt --out 1.pt --overwrite": (
+        "1.pt is, contains or is in 1.pt, which is an input"
+    ),
+    "average 1.pt model --out model/open_clip_config.json --overwrite": (
+        "or is in model, which is an input"
+    ),
     "average 1.pt 2.pt --out model --overwrite": "model is a folder; expected the name of a file",
-    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --alpha 5 --out x.pt": "--alpha is 5.0; expected 0",
+    "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --alpha 5 --out x.pt": (
+        "--alpha is 5.0; expected 0"
+    ),
     "interpolate local-dir:model 1.pt --out x.pt": "error: model contains no weights",
     "interpolate ViT-B-32:laion2b_s34b_b79k 2.pt --out x.pt": "cannot be downloaded or read",
 }
@@ -122,5 +172,8 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reas
 def test_a_full_disk_is_named_and_nothing_is_left(suffix, files, tmp_path):
     argv = ["average", files / "1.pt", files / "2.pt", "--out", f"out/mean{suffix}"]
     error = error_of(on_a_full_disk(call, 4096), *argv, cwd=tmp_path)
-    assert error == f"error: --out: out/mean{suffix} cannot be written (the disk is full, or a limit is reached)"
+    assert error == (
+        f"error: --out: out/mean{suffix} cannot be written (the disk is full, or a limit is "
+        "reached)"
+    )
     assert not list((tmp_path / "out").iterdir())

@@ -1,4 +1,5 @@
-"""The benchmark: its counts are the paper's, its contenders agree, and the class loss takes little memory."""
+"""The benchmark: its counts are the paper's, its contenders agree, and the class loss takes
+little memory."""
 
 import pytest
 import torch
@@ -16,14 +17,21 @@ from openclip_superclip.lab.benchmark.head_cost import (
 )
 
 
-@pytest.mark.parametrize(("model", "vision", "text", "share", "layers", "width"), [
-    ("ViT-L-16", 59.689, 6.547, 0.00077, 24, 1024),
-    ("ViT-B-16", 16.87, 2.91, 0.0019, 12, 768),
-])  # fmt: skip
-def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(model, vision, text, share, layers, width):
+@pytest.mark.parametrize(
+    ("model", "vision", "text", "share", "layers", "width"),
+    [
+        ("ViT-L-16", 59.689, 6.547, 0.00077, 24, 1024),
+        ("ViT-B-16", 16.87, 2.91, 0.0019, 12, 768),
+    ],
+)
+def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(
+    model, vision, text, share, layers, width
+):
     counts = gmacs_of(model)
-    gmacs, attention = counts["without_attention"], layers * 2 * 197**2 * width / 1e9  # of 197 tokens
-    assert gmacs["vision"] == pytest.approx(vision, rel=2e-3)  # the paper's count holds norms and biases, too
+    # of 197 tokens
+    gmacs, attention = counts["without_attention"], layers * 2 * 197**2 * width / 1e9
+    # the paper's count holds norms and biases, too
+    assert gmacs["vision"] == pytest.approx(vision, rel=2e-3)
     assert gmacs["text"] == pytest.approx(text, rel=2e-3)
     assert gmacs["head"] / (gmacs["vision"] + gmacs["text"]) == pytest.approx(share, rel=0.02)
     assert counts["all"]["vision"] - gmacs["vision"] == pytest.approx(attention, rel=1e-3)
@@ -41,19 +49,33 @@ def test_the_contenders_compute_the_same_gradients():
 
 
 def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
-    make_step(write_model(tmp_path / "small", text={"vocab_size": 101}), True, 2, "cpu", "fp32", False)()
+    make_step(
+        write_model(tmp_path / "small", text={"vocab_size": 101}), True, 2, "cpu", "fp32", False
+    )()
     sizes = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 1}
-    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=22)).save_pretrained(tmp_path / "roberta/tower")
-    text = {"hf_model_name": f"{tmp_path}/roberta/tower", "hf_tokenizer_name": "none", "hf_pooler_type": "cls_pooler"}
+    RobertaModel(RobertaConfig(**sizes, max_position_embeddings=22)).save_pretrained(
+        tmp_path / "roberta/tower"
+    )
+    text = {
+        "hf_model_name": f"{tmp_path}/roberta/tower",
+        "hf_tokenizer_name": "none",
+        "hf_pooler_type": "cls_pooler",
+    }
     make_step(write_model(tmp_path / "roberta", text=text), False, 2, "cpu", "fp32", False)()
 
 
-@pytest.mark.parametrize(("flags", "error"), {
-    "--model coca_ViT-B-32": "--model: coca_ViT-B-32 is a CoCa model",
-    "--model roberta-ViT-B-32": "--model: roberta-ViT-B-32 cannot be created (",  # offline, and before the timing
-    "--head-batch 2000000000000 --step-repeats 0": "--device cpu has too little memory: give a smaller --head-batch",
-    "--vocab 1": "--vocab is 1; expected 2",
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    {
+        "--model coca_ViT-B-32": "--model: coca_ViT-B-32 is a CoCa model",
+        # offline, and before the timing
+        "--model roberta-ViT-B-32": "--model: roberta-ViT-B-32 cannot be created (",
+        "--head-batch 2000000000000 --step-repeats 0": (
+            "--device cpu has too little memory: give a smaller --head-batch"
+        ),
+        "--vocab 1": "--vocab is 1; expected 2",
+    }.items(),
+)
 def test_what_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
     assert error in refused(tmp_path, "benchmark", *flags.split(), "--device", "cpu", "--out", ".")
 
@@ -63,8 +85,12 @@ def allocate(num_bytes):
     return lambda: torch.ones(num_bytes // 4).sum() + kept.sum()
 
 
-def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets(forks):
+def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_of_dense_targets(
+    forks,
+):
     assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
     sizes, names = (512, 16, 49408, "cpu", None), ("dense targets", "class_loss")
-    dense, ours = (peak_memory(head_cost._prepared_head, name, *sizes, device="cpu") for name in names)
+    dense, ours = (
+        peak_memory(head_cost._prepared_head, name, *sizes, device="cpu") for name in names
+    )
     assert ours <= 0.35 * dense

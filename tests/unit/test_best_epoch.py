@@ -1,4 +1,5 @@
-"""The best epoch of a run is the one with the best validation scores; its checkpoint is kept and exported."""
+"""The best epoch of a run is the one with the best validation scores; its checkpoint is kept and
+exported."""
 
 import json
 import shutil
@@ -22,17 +23,30 @@ def write_results(run: Path, *rows: dict) -> Path:
 
 
 def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0) -> dict:
-    return {"epoch": epoch, "image_to_text_R@1": to_text, "text_to_image_R@1": to_image, "clip_val_loss": loss}
+    return {
+        "epoch": epoch,
+        "image_to_text_R@1": to_text,
+        "text_to_image_R@1": to_image,
+        "clip_val_loss": loss,
+    }
 
 
-@pytest.mark.parametrize(("rows", "best"), [
-    ([retrieval(1, 0.1, 0.2), retrieval(2, 0.1, 0.5), retrieval(3, 0.3, 0.2)], (2, "R@1", 30)),
-    ([retrieval(1, 0.3, 0.3, 2.0), retrieval(2, 0.3, 0.3, 1.5), retrieval(3, 0.3, 0.3, 1.5)], (2, "R@1", 30)),
-    ([retrieval(1, 0.4, 0.4), retrieval(2, 0.2, 0.2), retrieval(1, 0.1, 0.1)], (2, "R@1", 20)),  # trained again
-    ([retrieval(0, 0.9, 0.9), retrieval(1, 0.1, float("nan"))], (1, "R@1", 10)),
-    ([{"epoch": 1, "imagenet-zeroshot-val-top1": 0.2}], (1, "ImageNet accuracy", 20)),
-    ([{"epoch": 1, "clip_val_loss": 0.2}], None),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "best"),
+    [
+        ([retrieval(1, 0.1, 0.2), retrieval(2, 0.1, 0.5), retrieval(3, 0.3, 0.2)], (2, "R@1", 30)),
+        (
+            [retrieval(1, 0.3, 0.3, 2.0), retrieval(2, 0.3, 0.3, 1.5), retrieval(3, 0.3, 0.3, 1.5)],
+            (2, "R@1", 30),
+        ),
+        # trained again
+        ([retrieval(1, 0.4, 0.4), retrieval(2, 0.2, 0.2), retrieval(1, 0.1, 0.1)], (2, "R@1", 20)),
+        ([retrieval(0, 0.9, 0.9), retrieval(1, 0.1, float("nan"))], (1, "R@1", 10)),
+        ([{"epoch": 1, "imagenet-zeroshot-val-top1": 0.2}], (1, "ImageNet accuracy", 20)),
+        ([{"epoch": 1, "clip_val_loss": 0.2}], None),
+    ],
+    ids=str,
+)
 def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, tmp_path):
     found = best_epoch(write_results(tmp_path, *rows))
     assert (found and (found.epoch, found.measure, pytest.approx(found.score))) == best
@@ -47,7 +61,9 @@ def test_a_line_that_was_cut_hides_no_other(tmp_path):
 @pytest.fixture
 def run(tmp_path, tiny_model) -> Path:
     """A run of three epochs, the second of which is the best one."""
-    run = write_results(tmp_path / "run", *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in (1, 2, 3)))
+    run = write_results(
+        tmp_path / "run", *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in (1, 2, 3))
+    )
     (run / "params.txt").write_text(f"model: {tiny_model}\n")
     weights = random_weights(tiny_model)
     for epoch in (1, 2, 3):
@@ -57,27 +73,40 @@ def run(tmp_path, tiny_model) -> Path:
 
 
 @pytest.mark.parametrize(("options", "epoch"), [([], 3), (["--best"], 2)], ids=["last", "best"])
-def test_export_of_a_run_takes_the_last_checkpoint_or_the_best_one(run, options, epoch, tmp_path, capsys):
+def test_export_of_a_run_takes_the_last_checkpoint_or_the_best_one(
+    run, options, epoch, tmp_path, capsys
+):
     assert call("export", run, *options, "--out", tmp_path / "exported") == 0
     assert f"as plain CLIP, epoch_{epoch}.pt of {run}" in capsys.readouterr().out
     assert open_clip.create_model(f"local-dir:{tmp_path}/exported").logit_scale == epoch
 
 
-def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(run, tmp_path, refused):
+def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(
+    run, tmp_path, refused
+):
     (run / "checkpoints/epoch_2.pt").unlink()
     line = refused(tmp_path, "export", run, "--best", "--out", "exported")
-    assert "--best: best epoch on the validation data: 2, with 10.0 % R@1, but its checkpoint was not saved" in line
+    assert (
+        "--best: best epoch on the validation data: 2, with 10.0 % R@1, but its checkpoint was "
+        "not saved" in line
+    )
     assert line.endswith(f"give one of {run}/checkpoints/epoch_1.pt, {run}/checkpoints/epoch_3.pt")
     (run / "checkpoints/results.jsonl").unlink()
-    assert f"--best: {run} has no validation scores" in refused(tmp_path, "export", run, "--best", "--out", "exported")
+    assert f"--best: {run} has no validation scores" in refused(
+        tmp_path, "export", run, "--best", "--out", "exported"
+    )
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
-    assert "is a run without a complete checkpoints/epoch_N.pt" in refused(tmp_path, "export", run, "--out", "exported")
+    assert "is a run without a complete checkpoints/epoch_N.pt" in refused(
+        tmp_path, "export", run, "--out", "exported"
+    )
 
 
 def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
     number = NUM_KEPT + 4
-    write_results(tmp_path, *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in range(1, number)))
+    write_results(
+        tmp_path, *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in range(1, number))
+    )
     for epoch in range(1, number + 1):
         torch.save({}, tmp_path / f"checkpoints/epoch_{epoch}.pt")
     monkeypatch.setattr(Run, "keeps", lambda run, epoch: epoch == 1)
@@ -90,7 +119,17 @@ def test_a_run_with_validation_names_its_best_epoch_at_the_end(csv_data, tmp_pat
     changes = ["global_batch_size=16", "samples=2 passes", "warmup=1", f"flags.val-data={csv_data}"]
     options = [part for change in changes for part in ("--set", change)]
     recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    arguments = ["run", recipe, "--data", csv_data, "--device", "cpu", "--out", tmp_path / "run", *options]
+    arguments = [
+        "run",
+        recipe,
+        "--data",
+        csv_data,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+        *options,
+    ]
     assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0
     best = best_epoch(tmp_path / "run")
     line = f"superclip run: {best}; superclip export {tmp_path}/run --best exports it"

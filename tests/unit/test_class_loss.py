@@ -36,7 +36,9 @@ UPSTREAM = {
     "zero": torch.zeros_like,
     "zero for some": lambda losses: (torch.arange(len(losses)) % 2).float(),
 }
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs g++ on a CPU"
+)
 # The type of the weights and that of autocast.
 PRECISIONS = {
     "fp32": (torch.float32, None),
@@ -58,7 +60,8 @@ def cases(**tables):
 
 
 def problem(batch=7, width=16, vocab=101, length=9, dtype=torch.float32):
-    """Leaves (features, weight, bias), tokens with repetitions and an empty caption (all 0), idf (0 for id 0)."""
+    """Leaves (features, weight, bias), tokens with repetitions and an empty caption (all 0), idf
+    (0 for id 0)."""
     rng = torch.Generator().manual_seed(batch * vocab)
     features = torch.randn(batch, width, generator=rng)
     weight = torch.randn(vocab, width, generator=rng)
@@ -73,7 +76,8 @@ def problem(batch=7, width=16, vocab=101, length=9, dtype=torch.float32):
 
 
 def exact_class_loss(features, weight, bias, tokens, idf):
-    """The truth: torch's own cross-entropy against targets by a slow loop over sets of words, in float64."""
+    """The truth: torch's own cross-entropy against targets by a slow loop over sets of words, in
+    float64."""
     target = torch.zeros(len(tokens), len(idf), dtype=torch.float64)
     for row, caption in enumerate(tokens.tolist()):
         parts = {token: idf[token].item() for token in set(caption)}
@@ -84,17 +88,23 @@ def exact_class_loss(features, weight, bias, tokens, idf):
     return nn.CrossEntropyLoss(reduction="none")(logits, target)
 
 
-def losses_and_gradients(function, leaves, *args, upstream=torch.ones_like, autocast=None, **kwargs):
+def losses_and_gradients(
+    function, leaves, *args, upstream=torch.ones_like, autocast=None, **kwargs
+):
     """The losses and the gradients by features, weight and bias, as a list of four."""
     with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
         losses = function(*leaves, *args, **kwargs)
-    gradients = torch.autograd.grad(losses, leaves, upstream(losses.detach().float()).to(losses.dtype))
+    gradients = torch.autograd.grad(
+        losses, leaves, upstream(losses.detach().float()).to(losses.dtype)
+    )
     return [losses.detach(), *gradients]
 
 
 def assert_close(ours, expected, tolerance=1e-5):
     for ours_, expected_ in zip(ours, expected, strict=True):
-        torch.testing.assert_close(ours_, expected_, atol=tolerance, rtol=tolerance, check_dtype=False)
+        torch.testing.assert_close(
+            ours_, expected_, atol=tolerance, rtol=tolerance, check_dtype=False
+        )
 
 
 @cases(sizes=SIZES, idf_of=IDF)
@@ -103,37 +113,52 @@ def test_both_losses_are_cross_entropy_with_soft_targets_made_from_sets(sizes, i
     leaves, tokens, idf = problem(*shape)
     exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf_of(idf))
     assert_close(losses_and_gradients(plain_class_loss, leaves, tokens, idf_of(idf)), exact)
-    assert_close(losses_and_gradients(class_loss, leaves, tokens, idf_of(idf), chunk_size=chunk_size), exact)
+    assert_close(
+        losses_and_gradients(class_loss, leaves, tokens, idf_of(idf), chunk_size=chunk_size), exact
+    )
 
 
 @cases(sizes=SIZES, precision=PRECISIONS, upstream=UPSTREAM)
-def test_the_chunked_loss_errs_little_more_than_the_plain_one_and_both_are_float32(sizes, precision, upstream):
+def test_the_chunked_loss_errs_little_more_than_the_plain_one_and_both_are_float32(
+    sizes, precision, upstream
+):
     *shape, chunk_size = sizes
     dtype, autocast = precision
     leaves, tokens, idf = problem(*shape, dtype=dtype)
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
     options = {"upstream": upstream, "autocast": autocast}
-    truth = losses_and_gradients(exact_class_loss, exact_leaves, tokens, idf.double(), upstream=upstream)
+    truth = losses_and_gradients(
+        exact_class_loss, exact_leaves, tokens, idf.double(), upstream=upstream
+    )
     plain = losses_and_gradients(plain_class_loss, leaves, tokens, idf, **options)
     ours = losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=chunk_size, **options)
-    assert [x.dtype for x in ours] == [x.dtype for x in plain] == [torch.float32, dtype, dtype, dtype]
+    assert (
+        [x.dtype for x in ours] == [x.dtype for x in plain] == [torch.float32, dtype, dtype, dtype]
+    )
     for exact, plain_, ours_ in zip(truth, plain, ours, strict=True):
         error, plain_error = (exact - ours_).norm(), (exact - plain_).norm()
         assert error <= 3 * plain_error + 2 * torch.finfo(ours_.dtype).eps * exact.norm()
 
 
 def error_on_rare_words(function):
-    """Relative error of the weight's gradient in rows of tokens that no caption holds, in float16 with exact logits."""
+    """Relative error of the weight's gradient in rows of tokens that no caption holds, in
+    float16 with exact logits."""
     vocab, rng = 49_999, torch.Generator().manual_seed(0)
     features = torch.randint(-2, 3, (8, 16), generator=rng) / 2
     weight = torch.randint(-2, 3, (vocab, 16), generator=rng) / 4
     bias = torch.randint(-8, 9, (vocab,), generator=rng) / 4
     tokens = torch.randint(0, vocab, (8, 6), generator=rng)
-    args = [x.requires_grad_() for x in (features, weight, bias)], tokens, torch.rand(vocab, generator=rng)
+    args = (
+        [x.requires_grad_() for x in (features, weight, bias)],
+        tokens,
+        torch.rand(vocab, generator=rng),
+    )
     rare = torch.ones(vocab, dtype=torch.bool)
     rare[tokens.unique()] = False
     truth = losses_and_gradients(exact_class_loss, *args, upstream=UPSTREAM["of a mean"])[2][rare]
-    found = losses_and_gradients(function, *args, upstream=UPSTREAM["of a mean"], autocast=torch.float16)[2][rare]
+    found = losses_and_gradients(
+        function, *args, upstream=UPSTREAM["of a mean"], autocast=torch.float16
+    )[2][rare]
     return (found - truth).norm() / truth.norm()
 
 
@@ -145,7 +170,9 @@ def test_float16_keeps_the_gradients_of_rare_words_better_than_the_plain_loss():
 @cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "random")})
 def test_scale_multiplies_losses_and_gradients(scale, upstream):
     leaves, tokens, idf = problem()
-    scaled = losses_and_gradients(class_loss, leaves, tokens, idf, scale=scale, chunk_size=3, upstream=upstream)
+    scaled = losses_and_gradients(
+        class_loss, leaves, tokens, idf, scale=scale, chunk_size=3, upstream=upstream
+    )
     exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=upstream)
     assert_close(scaled, [float(scale) * x for x in exact])
 
@@ -168,11 +195,18 @@ def test_logits_too_large_for_an_exponential_are_no_trouble():
 def test_a_second_backward_may_have_another_upstream_gradient():
     leaves, tokens, idf = problem()
     losses = class_loss(*leaves, tokens, idf)
-    first = torch.autograd.grad(losses, leaves, UPSTREAM["of a mean"](losses.detach()), retain_graph=True)
+    first = torch.autograd.grad(
+        losses, leaves, UPSTREAM["of a mean"](losses.detach()), retain_graph=True
+    )
     first_copies = [x.clone() for x in first]
     second = torch.autograd.grad(losses, leaves, UPSTREAM["random"](losses.detach()))
     for upstream, ours in (("of a mean", first), ("random", second)):
-        assert_close(ours, losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=UPSTREAM[upstream])[1:])
+        assert_close(
+            ours,
+            losses_and_gradients(
+                exact_class_loss, leaves, tokens, idf, upstream=UPSTREAM[upstream]
+            )[1:],
+        )
     assert all(torch.equal(x, copy) for x, copy in zip(first, first_copies, strict=True))
 
 
@@ -201,12 +235,16 @@ class Allocations(SeesOperators):
 def test_no_tensor_has_the_size_of_batch_times_vocabulary(precision, upstream):
     leaves, tokens, idf = problem(64, 8, 1009, 6)
     with Allocations(*leaves, tokens, idf) as made:
-        losses_and_gradients(class_loss, leaves, tokens, idf, chunk_size=4, upstream=upstream, autocast=precision)
+        losses_and_gradients(
+            class_loss, leaves, tokens, idf, chunk_size=4, upstream=upstream, autocast=precision
+        )
     assert made.largest() == 8 * 1009  # the weight's gradient; a chunk's logits are 4 * 1009
 
 
 @pytest.mark.parametrize(("megabytes", "rows"), [(3.5, 3), (0.1, 1), (100, 20)])
-def test_a_chunk_has_as_many_captions_as_fill_the_budget_and_at_least_one(monkeypatch, megabytes, rows):
+def test_a_chunk_has_as_many_captions_as_fill_the_budget_and_at_least_one(
+    monkeypatch, megabytes, rows
+):
     vocab = 2**18
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
     leaves, tokens, idf = problem(20, 2, vocab, 6)
@@ -242,23 +280,36 @@ def test_a_uniform_upstream_gradient_costs_no_second_pass_and_no_memory(uniform)
     assert made.largest() <= 64
 
 
-@cases(upstream={name: UPSTREAM[name] for name in ("of a mean", "of a sum", "zero")}, precision=PRECISIONS)
+@cases(
+    upstream={name: UPSTREAM[name] for name in ("of a mean", "of a sum", "zero")},
+    precision=PRECISIONS,
+)
 def test_uniform_changes_no_bit_of_a_uniform_gradient(upstream, precision):
     dtype, autocast = precision
     leaves, tokens, idf = problem(dtype=dtype)
     options = {"upstream": upstream, "autocast": autocast, "chunk_size": 3}
     asserted, compared = (
-        losses_and_gradients(class_loss, leaves, tokens, idf, uniform=uniform, **options) for uniform in (True, False)
+        losses_and_gradients(class_loss, leaves, tokens, idf, uniform=uniform, **options)
+        for uniform in (True, False)
     )
     torch.testing.assert_close(asserted, compared, rtol=0, atol=0)
 
 
 def test_uniform_refuses_other_gradients_and_nothing_is_wrong_in_silence():
     leaves, tokens, idf = problem()
-    with pytest.raises(RuntimeError, match=r"different upstream gradients: weight captions by class_loss\(scale="):
-        losses_and_gradients(class_loss, leaves, tokens, idf, uniform=True, upstream=UPSTREAM["random"])
+    with pytest.raises(
+        RuntimeError, match=r"different upstream gradients: weight captions by class_loss\(scale="
+    ):
+        losses_and_gradients(
+            class_loss, leaves, tokens, idf, uniform=True, upstream=UPSTREAM["random"]
+        )
     nan = losses_and_gradients(
-        class_loss, leaves, tokens, idf, uniform=True, upstream=lambda losses: losses.new_full((7,), float("nan"))
+        class_loss,
+        leaves,
+        tokens,
+        idf,
+        uniform=True,
+        upstream=lambda losses: losses.new_full((7,), float("nan")),
     )
     assert all(gradient.isnan().all() for gradient in nan[1:])
 
@@ -267,8 +318,12 @@ def test_uniform_refuses_other_gradients_and_nothing_is_wrong_in_silence():
 def test_a_factor_for_each_caption_gives_the_gradient_of_a_weighted_sum(uniform):
     leaves, tokens, idf = problem()
     weights = torch.rand(7, generator=torch.Generator().manual_seed(1))
-    ours = losses_and_gradients(class_loss, leaves, tokens, idf, scale=weights, chunk_size=3, uniform=uniform)
-    exact = losses_and_gradients(exact_class_loss, leaves, tokens, idf, upstream=lambda losses: weights)
+    ours = losses_and_gradients(
+        class_loss, leaves, tokens, idf, scale=weights, chunk_size=3, uniform=uniform
+    )
+    exact = losses_and_gradients(
+        exact_class_loss, leaves, tokens, idf, upstream=lambda losses: weights
+    )
     assert_close(ours[1:], exact[1:])
     assert_close(ours[:1], [weights * exact[0]])
 
@@ -285,7 +340,9 @@ def test_no_captions_have_no_losses_and_no_gradients():
     (features, weight, bias), tokens, idf = problem()
     features = features[:0].detach().requires_grad_()
     for uniform in (False, True):
-        ours = losses_and_gradients(class_loss, (features, weight, bias), tokens[:0], idf, uniform=uniform)
+        ours = losses_and_gradients(
+            class_loss, (features, weight, bias), tokens[:0], idf, uniform=uniform
+        )
         assert [len(one) for one in ours] == [0, 0, 101, 101]
         assert not any(one.any() for one in ours)
 
@@ -310,10 +367,14 @@ def test_torch_finds_no_fault_with_the_operators(dtype, needs_grad):
     leaves = zip(arguments[:3], needs_grad, strict=True)
     gradients = [torch.rand_like(leaf) if needed else leaf.new_empty(0) for leaf, needed in leaves]
     for upstream in (torch.ones(7), torch.arange(7.0)):
-        torch.library.opcheck(torch.ops.superclip.scale_gradients, (gradients, upstream, *arguments))
+        torch.library.opcheck(
+            torch.ops.superclip.scale_gradients, (gradients, upstream, *arguments)
+        )
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])]
+)
 @pytest.mark.parametrize("uniform", [False, True])
 @cases(precision=PRECISIONS)
 def test_a_compiled_function_is_one_graph_and_computes_the_same(backend, uniform, precision):
@@ -323,7 +384,9 @@ def test_a_compiled_function_is_one_graph_and_computes_the_same(backend, uniform
 
     def step(features, weight, bias):
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            return class_loss(features.sin(), weight, bias, tokens, idf, chunk_size=3, uniform=uniform)
+            return class_loss(
+                features.sin(), weight, bias, tokens, idf, chunk_size=3, uniform=uniform
+            )
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend=backend, fullgraph=True)

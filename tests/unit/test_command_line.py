@@ -24,23 +24,41 @@ def call(*command: str) -> subprocess.CompletedProcess:
 
 
 def test_it_answers_without_importing_torch():
-    asked = [["--help"], [], ["--version"], ["train", "--help"], ["plan", "--help"], ["submit", "--help"], ["recipes"]]
+    asked = [
+        ["--help"],
+        [],
+        ["--version"],
+        ["train", "--help"],
+        ["plan", "--help"],
+        ["submit", "--help"],
+        ["recipes"],
+    ]
     plan = ["plan", "datacomp1b/superclip_vit-b-16_512m_bs16k"]
-    refused = [[*plan, *more.split()] for more in ("--nodes 3", "--nodes 128 --gpus-per-node 8", "--set samples=1e30")]
+    refused = [
+        [*plan, *more.split()]
+        for more in ("--nodes 3", "--nodes 128 --gpus-per-node 8", "--set samples=1e30")
+    ]
     asked += [["run", "--help"], *refused]
     program = (
         "import sys; from openclip_superclip.__main__ import main\n"
         f"for argv in {asked!r}:\n try: main(argv)\n except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == len(refused)
     assert done.stdout.count(f"openclip-superclip {__version__}\n") == 1
-    listed = re.findall(r"^  (\w+)  ", done.stdout.partition("usage: superclip train")[0], re.MULTILINE)
+    listed = re.findall(
+        r"^  (\w+)  ", done.stdout.partition("usage: superclip train")[0], re.MULTILINE
+    )
     assert listed == 2 * [*COMMANDS]
     _, _, group = done.stdout.partition("\nSuperCLIP:\n")
-    assert re.findall(r"^  (--[\w-]+)", group.partition("usage: superclip plan")[0], re.MULTILINE) == OUR_FLAGS
+    assert (
+        re.findall(r"^  (--[\w-]+)", group.partition("usage: superclip plan")[0], re.MULTILINE)
+        == OUR_FLAGS
+    )
 
 
 def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_to_install():
@@ -53,16 +71,36 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
     )
     done = call(sys.executable, "-c", program)
     assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr
-    assert "superclip demo needs matplotlib, which is not installed: install the extra [report]" in done.stderr
+    assert (
+        "superclip demo needs matplotlib, which is not installed: install the extra [report]"
+        in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("command", "error"), [
-    ([*SCRIPT, "trian"], "there is no command 'trian': did you mean superclip train? superclip --help lists all"),
-    ([*MODULE, "--lr"], "there is no command '--lr': did you mean superclip train --lr? superclip --help lists all"),
-    ([*SCRIPT, "demo", "--seed", "3"],
-     "unrecognized arguments: --seed 3; did you mean --seeds? (superclip demo --help lists every flag)"),
-    ([*SCRIPT, "plan", "x", "--xyzzy"], "unrecognized arguments: --xyzzy (superclip plan --help lists every flag)"),
-], ids=["command", "no command", "abbreviated flag", "unlike any"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (
+            [*SCRIPT, "trian"],
+            "there is no command 'trian': did you mean superclip train? superclip --help lists all",
+        ),
+        (
+            [*MODULE, "--lr"],
+            "there is no command '--lr': did you mean superclip train --lr? superclip --help "
+            "lists all",
+        ),
+        (
+            [*SCRIPT, "demo", "--seed", "3"],
+            "unrecognized arguments: --seed 3; did you mean --seeds? (superclip demo --help "
+            "lists every flag)",
+        ),
+        (
+            [*SCRIPT, "plan", "x", "--xyzzy"],
+            "unrecognized arguments: --xyzzy (superclip plan --help lists every flag)",
+        ),
+    ],
+    ids=["command", "no command", "abbreviated flag", "unlike any"],
+)
 def test_what_is_unknown_is_named_in_one_line_and_exits_with_2(command, error):
     done = call(*command)
     assert (done.returncode, done.stderr) == (2, f"error: {error}\n")
@@ -71,7 +109,9 @@ def test_what_is_unknown_is_named_in_one_line_and_exits_with_2(command, error):
 @pytest.mark.parametrize("argv", ["--help", "recipes"])
 def test_a_reader_that_has_closed_the_output_is_no_error(argv):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with subprocess.Popen([*SCRIPT, argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as gone:
+    with subprocess.Popen(
+        [*SCRIPT, argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as gone:
         gone.stdout.close()
         assert gone.stderr.read() == b""
     assert gone.returncode == 1
@@ -80,7 +120,10 @@ def test_a_reader_that_has_closed_the_output_is_no_error(argv):
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
         done = subprocess.run([*SCRIPT, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: the output cannot be written (No space left on device)\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the output cannot be written (No space left on device)\n",
+    )
 
 
 def test_doctor_prints_ten_lines(capsys):

@@ -1,4 +1,5 @@
-"""With a damaged file of weights, a command fails with one error line and leaves no incomplete output."""
+"""With a damaged file of weights, a command fails with one error line and leaves no incomplete
+output."""
 
 import shutil
 import sys
@@ -36,12 +37,24 @@ def whole(tmp_path_factory):
     """A folder with one undamaged file of each kind, for very small models."""
     folder = tmp_path_factory.mktemp("whole")
     name = write_model(
-        folder / "model", vision={"layers": 1, "width": 8, "head_width": 8}, text={"layers": 1, "width": 6}
+        folder / "model",
+        vision={"layers": 1, "width": 8, "head_width": 8},
+        text={"layers": 1, "width": 6},
     )
     state = superclip.create_model_and_transforms(name)[0].state_dict()
-    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "run.pt")
+    torch.save(
+        {"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "run.pt"
+    )
     save_file(state, folder / "run.safetensors")
-    argv = ["export", folder / "run.pt", "--model", name, "--with-head", "--out", folder / "exported"]
+    argv = [
+        "export",
+        folder / "run.pt",
+        "--model",
+        name,
+        "--with-head",
+        "--out",
+        folder / "exported",
+    ]
     assert main([*map(str, argv)]) == 0
     shutil.copy(GOLDEN / "reference_tiny.pt", folder / "authors.pt")
     shutil.copy(GOLDEN / "reference_tiny.json", folder / "authors.json")
@@ -51,19 +64,24 @@ def whole(tmp_path_factory):
 DAMAGES = {  # what becomes of a file's content
     "half": lambda content: content[: len(content) // 2],
     "without its beginning": lambda content: content[5:],
-    "zeros": lambda content: content[: len(content) // 3] + bytes(64) + content[len(content) // 3 + 64 :],
+    "zeros": lambda content: (
+        content[: len(content) // 3] + bytes(64) + content[len(content) // 3 + 64 :]
+    ),
 }
 
 
 def is_noticed(file: str, damage: str) -> bool:
-    """Returns whether a damage can be found: values of safetensors have no checksum, and zeros are valid ones."""
+    """Returns whether a damage can be found: values of safetensors have no checksum, and zeros
+    are valid ones."""
     return not (file.endswith(".safetensors") and damage == "zeros")
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(("file", "command"), COMMANDS)
-def test_a_damaged_file_is_one_error_and_leaves_no_part(file, command, damage, whole, tmp_path, monkeypatch, capsys):
+def test_a_damaged_file_is_one_error_and_leaves_no_part(
+    file, command, damage, whole, tmp_path, monkeypatch, capsys
+):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     Path(file).write_bytes(DAMAGES[damage](Path(file).read_bytes()))
@@ -99,11 +117,19 @@ class RunsWhenOpened(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", [
-    "export e.pt --model ViT-B-32 --out out", "average e.pt e.pt --out out.pt", "words e.png --model e.pt",
-    "train --superclip --model ViT-B-32 --pretrained e.pt --dataset-type synthetic --train-num-samples 2",
-])  # fmt: skip
-def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export e.pt --model ViT-B-32 --out out",
+        "average e.pt e.pt --out out.pt",
+        "words e.png --model e.pt",
+        "train --superclip --model ViT-B-32 --pretrained e.pt --dataset-type synthetic "
+        "--train-num-samples 2",
+    ],
+)
+def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(
+    command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     torch.jit.script(RunsWhenOpened()).save("e.pt")
     Path("e.png").touch()

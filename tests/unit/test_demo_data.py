@@ -26,7 +26,14 @@ from openclip_superclip.lab.demo.measures import (
     representative,
 )
 from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
-from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, SECOND_DESIGNERS, different_scenes, names_of, scenes
+from openclip_superclip.lab.demo.scenes import (
+    DESIGNERS,
+    NAMES,
+    SECOND_DESIGNERS,
+    different_scenes,
+    names_of,
+    scenes,
+)
 from openclip_superclip.lab.studies.study import MEASURES
 
 
@@ -65,12 +72,16 @@ class Oracle(nn.Module):
     encode_text = encode_image
 
 
-@pytest.mark.parametrize(("draw", "digest"), [
-    (lambda: scenes(50, seed=3, designers=DESIGNERS), "938f87102b3586fb"),
-    (lambda: scenes(50, seed=3, designers=SECOND_DESIGNERS), "12cc98f78697a429"),
-    (lambda: scenes(50, seed=3, designers=drawn.UNSEEN_DESIGNERS), "fd674cab7b7257ed"),
-    (lambda: map(functools.partial(World(3).scene, "train"), range(50)), "b9da37e368babdc7"),
-], ids=["first", "second", "unseen", "natural"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("draw", "digest"),
+    [
+        (lambda: scenes(50, seed=3, designers=DESIGNERS), "938f87102b3586fb"),
+        (lambda: scenes(50, seed=3, designers=SECOND_DESIGNERS), "12cc98f78697a429"),
+        (lambda: scenes(50, seed=3, designers=drawn.UNSEEN_DESIGNERS), "fd674cab7b7257ed"),
+        (lambda: map(functools.partial(World(3).scene, "train"), range(50)), "b9da37e368babdc7"),
+    ],
+    ids=["first", "second", "unseen", "natural"],
+)
 def test_the_scenes_are_those_of_the_published_studies(draw, digest):
     found = hashlib.sha256()
     for scene in draw():
@@ -83,7 +94,9 @@ def test_no_set_of_objects_is_in_two_splits():
         split: {frozenset(scene.objects) for scene in scenes(700, split=split, num_objects=(2, 3))}
         for split in drawn.SPLITS
     }
-    assert all(drawn.split_of(list(objects)) == split for split in drawn.SPLITS for objects in held[split])
+    assert all(
+        drawn.split_of(list(objects)) == split for split in drawn.SPLITS for objects in held[split]
+    )
     assert len(frozenset().union(*held.values())) == sum(len(sets) for sets in held.values())
     groups = different_scenes(1000, seed=0, split="test")  # for retrieval: all different
     assert len({frozenset(scene.objects) for scene in groups}) == 1000
@@ -97,7 +110,11 @@ def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_pat
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
     monkeypatch.setattr(drawn, "make_scene", None)
-    assert drawn.write_shards(tmp_path / "c", 30, 1, 20) == pattern == f"{tmp_path}/c/{{000000..000001}}.tar"
+    assert (
+        drawn.write_shards(tmp_path / "c", 30, 1, 20)
+        == pattern
+        == f"{tmp_path}/c/{{000000..000001}}.tar"
+    )
     with pytest.raises(ValueError, match="another data set"):
         drawn.write_shards(tmp_path / "c", 30, 2, 20)
 
@@ -106,43 +123,72 @@ def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny):
     _, preprocess, tokenizer = tiny
     pattern = drawn.write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption="short")
     args = SimpleNamespace(val_data=pattern, val_num_samples=30, batch_size=8, workers=0)
-    batches = list(get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader)
+    batches = list(
+        get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader
+    )
     images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
     expected = list(scenes(30))
     assert torch.equal(images, torch.stack([preprocess(scene.image) for scene in expected]))
     assert torch.equal(texts, tokenizer([scene.captions["short"] for scene in expected]))
 
 
-@pytest.mark.parametrize(("scores", "fraction"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)])
+@pytest.mark.parametrize(
+    ("scores", "fraction"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)]
+)
 def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, fraction):
     assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == fraction
 
 
 def test_a_model_that_knows_the_objects_measures_100():
-    known = [*scenes(50, split="tune", num_objects=(1,)), *different_scenes(50, 0, "tune"), *scenes(1000)]
+    known = [
+        *scenes(50, split="tune", num_objects=(1,)),
+        *different_scenes(50, 0, "tune"),
+        *scenes(1000),
+    ]
     singles = [*scenes(6, split="test", num_objects=(1,))]
     known += singles
     oracle = Oracle(NAMES, {scene.image.tobytes(): scene.captions["long"] for scene in known})
-    result = measure((oracle, oracle.preprocess, oracle.tokenizer), "tune", num_scenes=50, num_probe_scenes=1000)
+    result = measure(
+        (oracle, oracle.preprocess, oracle.tokenizer), "tune", num_scenes=50, num_probe_scenes=1000
+    )
     assert result == pytest.approx(
-        {"zero_shot": 100, "image_to_text_R@1": 100, "text_to_image_R@1": 100, "tagging": 100, "linear_probe": 100}
+        {
+            "zero_shot": 100,
+            "image_to_text_R@1": 100,
+            "text_to_image_R@1": 100,
+            "tagging": 100,
+            "linear_probe": 100,
+        }
     )
     predicted = predicted_names((oracle, oracle.preprocess, oracle.tokenizer), singles)
     assert predicted == [scene.objects[0] for scene in singles]
 
 
-@pytest.mark.parametrize(("outcomes", "number", "chosen"), [
-    ("RRRRRRRRRW", 10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
-    ("RRWRRRRRRR", 5, [0, 1, 3, 4, 5]),  # 4.5 and 0.5: the remainders are equal, and R comes first
-    ("WWWRRRRRRR", 4, [0, 3, 4, 5]),
-    ("RW", 1, [0]),
-])  # fmt: skip
-def test_a_representative_choice_has_each_outcomes_fraction_and_its_first_places(outcomes, number, chosen):
+@pytest.mark.parametrize(
+    ("outcomes", "number", "chosen"),
+    [
+        ("RRRRRRRRRW", 10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (
+            "RRWRRRRRRR",
+            5,
+            [0, 1, 3, 4, 5],
+        ),  # 4.5 and 0.5: the remainders are equal, and R comes first
+        ("WWWRRRRRRR", 4, [0, 3, 4, 5]),
+        ("RW", 1, [0]),
+    ],
+)
+def test_a_representative_choice_has_each_outcomes_fraction_and_its_first_places(
+    outcomes, number, chosen
+):
     assert representative([(outcome,) for outcome in outcomes], number) == chosen
 
 
 def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_chance():
-    known = [*scenes(50, 7, "tune", num_objects=(1,)), *different_scenes(50, 7, "tune"), *scenes(1000, 7)]
+    known = [
+        *scenes(50, 7, "tune", num_objects=(1,)),
+        *different_scenes(50, 7, "tune"),
+        *scenes(1000, 7),
+    ]
     unseen = [
         *scenes(50, 7, "tune", num_objects=(1,), designers=drawn.UNSEEN_DESIGNERS),
         *different_scenes(50, 7, "tune", drawn.UNSEEN_DESIGNERS),
@@ -153,7 +199,9 @@ def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_c
     opened = (oracle, oracle.preprocess, oracle.tokenizer)
     found = measure_transfer(opened, "tune", 7, num_scenes=50, num_probe_scenes=1000)
     assert tuple(found) == MEASURES["transfer"]
-    assert min(score for name, score in found.items() if name.startswith("seen_")) == pytest.approx(100)
+    assert min(score for name, score in found.items() if name.startswith("seen_")) == pytest.approx(
+        100
+    )
     assert max(found["zero_shot"], found["tagging"], found["text_to_image_R@1"]) < 15
 
 
@@ -187,10 +235,16 @@ def shown(world):
     return [world.scene("train", index) for index in range(1500)]
 
 
-def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(world, shown, monkeypatch):
+def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(
+    world, shown, monkeypatch
+):
     pairs = []
     draw = natural._paste
-    monkeypatch.setattr(natural, "_paste", lambda image, thing, *more: pairs.append(thing) or draw(image, thing, *more))
+    monkeypatch.setattr(
+        natural,
+        "_paste",
+        lambda image, thing, *more: pairs.append(thing) or draw(image, thing, *more),
+    )
     for index in range(300):
         world.scene("train", index)
     assert not any(thing.colour and world.is_new(thing.concept, thing.colour) for thing in pairs)
@@ -208,7 +262,9 @@ VOCABULARIES = {
 
 
 @pytest.mark.parametrize("kind", VOCABULARIES)
-def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens(kind, shown, tmp_path):
+def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens(
+    kind, shown, tmp_path
+):
     words, *options = VOCABULARIES[kind]
     designers = DESIGNERS if kind == "scenes" else SECOND_DESIGNERS
     captioned = shown[:200] if kind == "natural" else scenes(300, designers=designers)
@@ -238,4 +294,7 @@ def test_a_model_that_finds_objects_and_colours_measures_nearly_100(monkeypatch)
     assert min(found["zero_shot"], found["new_combinations"], found["tagging"]) > 95
     assert found["image_to_long_text_R@1"] > 80
     assert list(found) == list(natural.MEASURES)
-    assert measure_natural((oracle, oracle.preprocess, oracle.tokenizer), "tune", **sizes)["zero_shot"] > 95
+    assert (
+        measure_natural((oracle, oracle.preprocess, oracle.tokenizer), "tune", **sizes)["zero_shot"]
+        > 95
+    )

@@ -1,4 +1,5 @@
-"""Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against slow plain versions."""
+"""Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against
+slow plain versions."""
 
 import json
 import shutil
@@ -14,7 +15,13 @@ from support.models import write_random_model
 from support.training_runs import run_superclip
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.lab.demo.scenes import BACKGROUND_DEPTH, NAMES, pixel_labels, scenes, write_dense_scenes
+from openclip_superclip.lab.demo.scenes import (
+    BACKGROUND_DEPTH,
+    NAMES,
+    pixel_labels,
+    scenes,
+    write_dense_scenes,
+)
 from openclip_superclip.lab.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
@@ -30,9 +37,14 @@ def model(tmp_path_factory) -> list[str]:
 
 
 def write_cells(folder: Path) -> Path:
-    """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has no class."""
+    """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has
+    no class."""
     for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
-        for part in (f"masks/images/{place}", f"masks/annotations/{place}", f"depth/{split}/images"):
+        for part in (
+            f"masks/images/{place}",
+            f"masks/annotations/{place}",
+            f"depth/{split}/images",
+        ):
             (folder / part).mkdir(parents=True)
         (folder / f"depth/{split}/depths").mkdir()
         for index in range(number):
@@ -41,7 +53,9 @@ def write_cells(folder: Path) -> Path:
             classes = np.kron(found, np.ones((CELL, CELL), int)).astype(np.uint8)
             labels = classes + 1
             labels[:2] = 0
-            image = Image.fromarray(COLOURS[classes]).resize((2 * SIZE, SIZE), Image.Resampling.NEAREST)
+            image = Image.fromarray(COLOURS[classes]).resize(
+                (2 * SIZE, SIZE), Image.Resampling.NEAREST
+            )
             image.save(folder / f"masks/images/{place}/{index}.png")
             image.save(folder / f"depth/{split}/images/{index}.png")
             labels = Image.fromarray(labels).resize((2 * SIZE, SIZE), Image.Resampling.NEAREST)
@@ -57,12 +71,19 @@ def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
         classes, depth = pixel_labels(scene)
         counts = np.unique(np.array(scene.image)[classes == 1], axis=0, return_counts=True)[1]
         assert counts.max() > counts.sum() / 2  # one colour, but for the drawings' soft edges
-        assert {NAMES[number - 2] for number in np.unique(classes) if number > 1} == set(scene.objects)
+        assert {NAMES[number - 2] for number in np.unique(classes) if number > 1} == set(
+            scene.objects
+        )
         for layer in scene.layers:
-            assert np.all(depth[classes == 2 + NAMES.index(layer.name)] == round(60_000 / layer.drawing.size[0]))
+            assert np.all(
+                depth[classes == 2 + NAMES.index(layer.name)]
+                == round(60_000 / layer.drawing.size[0])
+            )
         assert ((depth == 1000 * BACKGROUND_DEPTH) == (classes == 1)).all()
     write_dense_scenes(tmp_path, 3, 4)
-    masks, depths = (DenseSet(tmp_path / name, "test", np.asarray) for name in ("demo_masks", "demo_depth"))
+    masks, depths = (
+        DenseSet(tmp_path / name, "test", np.asarray) for name in ("demo_masks", "demo_depth")
+    )
     scene = next(scenes(1, split="test", num_objects=(2, 3, 4)))
     assert np.array_equal(masks.label(0) + 1, pixel_labels(scene)[0])
     assert np.allclose(depths.label(0) * 1000, pixel_labels(scene)[1])
@@ -89,8 +110,20 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
-    flags = ["--datasets", "masks", "depth", "--suite", "dense", "--dense-epochs", 12, "--dense-lr", 0.02]
-    assert evaluate(*model, "--data", write_cells(tmp_path / "data"), "--out", tmp_path, *flags) == 0
+    flags = [
+        "--datasets",
+        "masks",
+        "depth",
+        "--suite",
+        "dense",
+        "--dense-epochs",
+        12,
+        "--dense-lr",
+        0.02,
+    ]
+    assert (
+        evaluate(*model, "--data", write_cells(tmp_path / "data"), "--out", tmp_path, *flags) == 0
+    )
     printed = capsys.readouterr().out
     assert "| mIoU masks | " in printed
     assert "| RMSE depth, cm | " in printed
@@ -127,15 +160,26 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     weights.parent.mkdir(parents=True)
     shutil.copy(model[0], weights)
     (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
-    other = {"model": "run/epoch_1", "dataset": "demo_masks", "task": "segmentation", "metrics": {"miou": -1}}
-    other["source"] = "../../elsewhere/run/checkpoints/epoch_1.pt"  # evaluated into this run's folder
+    other = {
+        "model": "run/epoch_1",
+        "dataset": "demo_masks",
+        "task": "segmentation",
+        "metrics": {"miou": -1},
+    }
+    # evaluated into this run's folder
+    other["source"] = "../../elsewhere/run/checkpoints/epoch_1.pt"
     (tmp_path / "run/evaluation").mkdir()
     (tmp_path / "run/evaluation/z.json").write_text(json.dumps(other))
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
     (tmp_path / "run/evaluation/z.json").unlink()
-    made = {task: record for (_, _, task), record in records(tmp_path / "run" / "evaluation").items()}
+    made = {
+        task: record for (_, _, task), record in records(tmp_path / "run" / "evaluation").items()
+    }
     of_classes, of_depth = made["segmentation"], made["depth"]
-    assert found == {"mIoU": 100 * of_classes["metrics"]["miou"], "depth_RMSE": 100 * of_depth["metrics"]["rmse"]}
+    assert found == {
+        "mIoU": 100 * of_classes["metrics"]["miou"],
+        "depth_RMSE": 100 * of_depth["metrics"]["rmse"],
+    }
     assert of_classes["settings"]["epochs"] == EPOCHS
     shutil.rmtree(tmp_path / "scenes")
     with pytest.raises(InputError, match="failed: error: --data: there is no folder"):

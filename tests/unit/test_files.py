@@ -9,7 +9,14 @@ from matplotlib import font_manager
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
-from openclip_superclip.pages import aligned_table, bytes_text, markdown_table, png, pyplot, significant
+from openclip_superclip.pages import (
+    aligned_table,
+    bytes_text,
+    markdown_table,
+    png,
+    pyplot,
+    significant,
+)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
@@ -18,26 +25,37 @@ def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(t
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert read_json(path, {"b": 2}) == {"b": 2}
-    with pytest.raises(InputError, match=r"^--data: .*a\.json cannot be read \(.*\): remove it$") as error:
+    with pytest.raises(
+        InputError, match=r"^--data: .*a\.json cannot be read \(.*\): remove it$"
+    ) as error:
         read_json(path, flag="--data", advice="remove it")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("error", "is_input_error"), [
-    (OSError(errno.ENOSPC, "No space left on device"), True),
-    (FileNotFoundError(errno.ENOENT, "No such file"), False),
-])  # fmt: skip
-def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(error, is_input_error, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "is_input_error"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+    ],
+)
+def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(
+    error, is_input_error, tmp_path
+):
     with pytest.raises(InputError if is_input_error else FileNotFoundError) as raised:  # noqa: SIM117
         with whole_output(tmp_path / "out", overwrite=True) as part:
             part.mkdir()
             raise error
-    assert not is_input_error or str(raised.value).startswith(f"--out: {tmp_path}/out cannot be written (")
+    assert not is_input_error or str(raised.value).startswith(
+        f"--out: {tmp_path}/out cannot be written ("
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():
-    assert markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"
+    assert (
+        markdown_table(["", "a|b"], [["one\ntwo", ""]]) == "| | a\\|b |\n|---|---|\n| one two | |"
+    )
 
 
 def test_large_numbers_have_no_exponent():
@@ -66,7 +84,9 @@ def drawn(word: str) -> str:
     return axes.get_title()
 
 
-def test_characters_that_the_default_font_lacks_are_drawn_with_another_or_escaped(tmp_path, monkeypatch):
+def test_characters_that_the_default_font_lacks_are_drawn_with_another_or_escaped(
+    tmp_path, monkeypatch
+):
     cat, dog = "\ue732", "\ue72c"  # private characters, which no font of a machine has
     assert drawn(f"a {cat}, {dog}") == "a \\ue732, \\ue72c"
     font = TTFont(font_manager.findfont(font_manager.FontProperties()))

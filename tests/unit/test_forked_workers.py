@@ -14,10 +14,14 @@ from openclip_superclip.errors import InputError
 @pytest.fixture(autouse=True)
 def no_worker_is_left():
     """Fails a test that leaves a worker; workers inherit an ignored SIGTERM."""
-    handler, others = signal.signal(signal.SIGTERM, signal.SIG_IGN), set(multiprocessing.active_children())
+    handler, others = (
+        signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        set(multiprocessing.active_children()),
+    )
     yield
     signal.signal(signal.SIGTERM, handler)
-    for worker in set(multiprocessing.active_children()) - others:  # which the pool's thread may have waited for
+    # which the pool's thread may have waited for
+    for worker in set(multiprocessing.active_children()) - others:
         with pytest.raises(ProcessLookupError):
             os.kill(worker.pid, 0)
 
@@ -28,7 +32,9 @@ def slow_if_even(number):
 
 
 def test_results_come_in_order_and_an_error_of_a_worker_is_raised():
-    assert list(work_on(slow_if_even, range(5), 3, "--jobs")) == [1 / (number - 5) for number in range(5)]
+    assert list(work_on(slow_if_even, range(5), 3, "--jobs")) == [
+        1 / (number - 5) for number in range(5)
+    ]
     assert list(work_on(slow_if_even, [], 3, "--jobs")) == []
     with pytest.raises(ZeroDivisionError):
         list(work_on(slow_if_even, range(9), 3, "--jobs"))

@@ -1,4 +1,5 @@
-"""Word frequencies of a data set: the counts, the weights that follow, and the errors of wrong files."""
+"""Word frequencies of a data set: the counts, the weights that follow, and the errors of wrong
+files."""
 
 import csv
 import math
@@ -39,17 +40,31 @@ def captions(shard: int, index: int) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Four shards of 25 samples with a short caption and a long one, and three things that are no samples."""
+    """Four shards of 25 samples with a short caption and a long one, and three things that are
+    no samples."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(NUM_SHARDS):
         with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
             for index in range(PER_SHARD):
                 short, long = captions(shard, index)
-                sample = {"__key__": f"{shard}{index:03d}", "txt": short, "long.txt": long, "json": {"a": {"b": long}}}
+                sample = {
+                    "__key__": f"{shard}{index:03d}",
+                    "txt": short,
+                    "long.txt": long,
+                    "json": {"a": {"b": long}},
+                }
                 tar.write({**sample, "png": IMAGE})
             tar.write({"__key__": "no caption", "jpg": b"1"})
             tar.write({"__key__": "no image", "txt": "moon"})
-            tar.write({"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"})
+            tar.write(
+                {
+                    "__key__": "not UTF-8",
+                    "txt": b"\xff",
+                    "long.txt": b"\xff",
+                    "json": b"{",
+                    "jpg": b"1",
+                }
+            )
     return folder
 
 
@@ -60,27 +75,39 @@ def pattern(folder) -> str:
 
 def expected(kind: int) -> tuple[Counter, int]:
     """Captions that hold each word, and captions with any."""
-    texts = [captions(shard, index)[kind].split() for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
+    texts = [
+        captions(shard, index)[kind].split()
+        for shard in range(NUM_SHARDS)
+        for index in range(PER_SHARD)
+    ]
     return Counter(word for text in texts for word in set(text)), sum(bool(text) for text in texts)
 
 
 def by_word(counts: torch.Tensor) -> Counter:
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return Counter({tokenizer.decode([id]).strip(): counts[id].item() for id in counts.nonzero().flatten().tolist()})
+    return Counter(
+        {
+            tokenizer.decode([id]).strip(): counts[id].item()
+            for id in counts.nonzero().flatten().tolist()
+        }
+    )
 
 
 def call(*argv) -> None:
     assert main(["frequencies", *map(str, argv)]) == 0
 
 
-@pytest.mark.parametrize(("flags", "kind"), [
-    ([], 0),
-    (["--captions", "long", "--long-caption", "long.txt"], 1),
-    (["--captions", "long", "--long-caption", "json:a.b", "--workers", "2"], 1),
-    (["--captions", "dual", "--long-caption", "long.txt"], 1),
-    (["--captions", "mixed:1", "--long-caption", "long.txt", "--workers", "2"], 0),
-    (["--text-key", "long.txt"], 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ([], 0),
+        (["--captions", "long", "--long-caption", "long.txt"], 1),
+        (["--captions", "long", "--long-caption", "json:a.b", "--workers", "2"], 1),
+        (["--captions", "dual", "--long-caption", "long.txt"], 1),
+        (["--captions", "mixed:1", "--long-caption", "long.txt", "--workers", "2"], 0),
+        (["--text-key", "long.txt"], 1),
+    ],
+)
 def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path, capsys):
     out = tmp_path / "df.safetensors"
     call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", out)
@@ -90,15 +117,33 @@ def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_p
     assert frequencies.document_frequency.dtype == torch.int64
     assert frequencies.num_captions == num_captions
     assert frequencies.ignored_tokens == (0, 49406, 49407)
-    assert capsys.readouterr().out.startswith(f"{out}: {num_captions:,} captions of 4 shards, SimpleTokenizer lower")
+    assert capsys.readouterr().out.startswith(
+        f"{out}: {num_captions:,} captions of 4 shards, SimpleTokenizer lower"
+    )
 
 
-def test_missing_long_captions_are_counted_and_an_absent_key_is_refused(pattern, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 1)  # after which training stops
+def test_missing_long_captions_are_counted_and_an_absent_key_is_refused(
+    pattern, tmp_path, monkeypatch, capsys
+):
+    # after which training stops
+    monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 1)
     flags = ["--tokenizer-of", "ViT-B-32", "--captions", "long", "--workers", "2"]
     call(pattern, *flags, "--long-caption", "long.txt", "--out", tmp_path / "df")
     assert "4 samples have no long caption: the short one was counted" in capsys.readouterr().out
-    assert main(["frequencies", pattern, *flags, "--long-caption", "other.txt", "--out", str(tmp_path / "x")]) == 1
+    assert (
+        main(
+            [
+                "frequencies",
+                pattern,
+                *flags,
+                "--long-caption",
+                "other.txt",
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 1
+    )
     error = capsys.readouterr().err.splitlines()[-1]
     assert "error: --long-caption: no text at 'other.txt' in 100 samples" in error
     assert [path.name for path in tmp_path.iterdir()] == ["df"]
@@ -110,7 +155,9 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path, capsys):
     with open(table, "w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
         writer.writerow(["file", "words", "more"])
-        writer.writerows([f"{number}.png", short, long] for number, (short, long) in enumerate(rows))
+        writer.writerows(
+            [f"{number}.png", short, long] for number, (short, long) in enumerate(rows)
+        )
         writer.writerow(["last.png", "moon", ""])
     flags = ["--tokenizer-of", "ViT-B-32", "--csv-separator", ";", "--csv-img-key", "file"]
     flags += ["--csv-caption-key", "words"]
@@ -121,15 +168,20 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path, capsys):
     assert f"{found.num_captions:,} captions of {table}" in capsys.readouterr().out
     long = ["--captions", "long", "--long-caption"]
     call(table, *flags, *long, "more", "--out", tmp_path / "long")
-    assert by_word(read_frequencies(tmp_path / "long").document_frequency) == expected(1)[0] + Counter(["moon"])
+    assert by_word(read_frequencies(tmp_path / "long").document_frequency) == expected(1)[
+        0
+    ] + Counter(["moon"])
     assert "5 samples have no long caption: the short one was counted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    (lambda counts: counts + 10**6, "its counts are not integers from 0 to"),
-    (lambda counts: counts.float(), "its counts are not integers from 0 to"),
-    (lambda counts: None, "File does not contain tensor document_frequency"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda counts: counts + 10**6, "its counts are not integers from 0 to"),
+        (lambda counts: counts.float(), "its counts are not integers from 0 to"),
+        (lambda counts: None, "File does not contain tensor document_frequency"),
+    ],
+)
 def test_a_file_of_counts_that_cannot_be_is_refused_in_one_line(change, reason, pattern, tmp_path):
     call(pattern, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
     with safe_open(tmp_path / "df", "pt") as file:
@@ -137,7 +189,9 @@ def test_a_file_of_counts_that_cannot_be_is_refused_in_one_line(change, reason, 
     changed = change(tensors.pop("document_frequency"))
     tensors |= {} if changed is None else {"document_frequency": changed}
     save_file(tensors, tmp_path / "odd.safetensors", about)
-    with pytest.raises(superclip.InputError, match=f"odd.safetensors is not a file of token frequencies .*{reason}"):
+    with pytest.raises(
+        superclip.InputError, match=f"odd.safetensors is not a file of token frequencies .*{reason}"
+    ):
         read_frequencies(tmp_path / "odd.safetensors")
 
 
@@ -159,29 +213,50 @@ def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_
     words, num_captions = expected(0)
     weights = torch.zeros(VOCAB_SIZE)
     for word in ("cat", "dog", "red"):
-        weights[open_clip.get_tokenizer(small_model).encode(word)[0]] = math.log(num_captions / (1 + words[word]))
-    assert losses.tolist() == pytest.approx(clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5)
+        weights[open_clip.get_tokenizer(small_model).encode(word)[0]] = math.log(
+            num_captions / (1 + words[word])
+        )
+    assert losses.tolist() == pytest.approx(
+        clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5
+    )
     before = clip.fixed_idf()
     assert clip.to(torch.bfloat16).fixed_idf().equal(before)  # no cast reaches the counts
-    assert clip.state_dict()["fixed_idf.num_captions"] == num_captions  # words and audit need the counts
+    # words and audit need the counts
+    assert clip.state_dict()["fixed_idf.num_captions"] == num_captions
     assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
 
 
 # Bad input
 
 
-@pytest.mark.parametrize(("flags", "named"), [
-    ("{shards} --workers 0", "--workers"),
-    ("{shards} --csv-separator ;", "--csv-separator has no effect with"),
-    ("{shards} --out . --overwrite", "--out: . is a folder; expected the name of a file"),
-    ("{shards} --out a.csv --overwrite", "--out: a.csv was not written by this command; give another name"),
-    ("a.csv --out a.csv --overwrite", "--out: a.csv is, contains or is in a.csv, which is an input"),
-    ("{shards} --captions long", "--captions long needs --long-caption"),
-    ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("{shards} --workers 0", "--workers"),
+        ("{shards} --csv-separator ;", "--csv-separator has no effect with"),
+        ("{shards} --out . --overwrite", "--out: . is a folder; expected the name of a file"),
+        (
+            "{shards} --out a.csv --overwrite",
+            "--out: a.csv was not written by this command; give another name",
+        ),
+        (
+            "a.csv --out a.csv --overwrite",
+            "--out: a.csv is, contains or is in a.csv, which is an input",
+        ),
+        ("{shards} --captions long", "--captions long needs --long-caption"),
+        ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
+    ],
+)
 def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
     (tmp_path / "a.csv").touch()
-    argv = ["frequencies", "--tokenizer-of", "ViT-B-32", "--out", "df", *flags.format(shards=pattern).split()]
+    argv = [
+        "frequencies",
+        "--tokenizer-of",
+        "ViT-B-32",
+        "--out",
+        "df",
+        *flags.format(shards=pattern).split(),
+    ]
     assert named in refused(tmp_path, *argv)
 
 
@@ -199,14 +274,20 @@ def without_end_marker(file: Path) -> bytes:
 
 UNREADABLE = {
     "missing": (None, "no such file", 0),
-    "cut in a member": (lambda file: file.read_bytes()[:40_000], "broken tar file (", PER_SHARD // 2),
+    "cut in a member": (
+        lambda file: file.read_bytes()[:40_000],
+        "broken tar file (",
+        PER_SHARD // 2,
+    ),
     "cut between members": (without_end_marker, "broken tar file (it was cut at byte ", PER_SHARD),
     "empty": (lambda file: b"", "broken tar file (", 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("damaged", "reason", "num_more"), UNREADABLE.values(), ids=UNREADABLE)
-def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(damaged, reason, num_more, folder, tmp_path, capsys):
+def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(
+    damaged, reason, num_more, folder, tmp_path, capsys
+):
     shutil.copy(folder / "0.tar", tmp_path / "0.tar")
     if damaged is not None:
         (tmp_path / "1.tar").write_bytes(damaged(folder / "1.tar"))
@@ -234,32 +315,78 @@ def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
     call(pattern, "--tokenizer-of", model("here"), "--out", tmp_path / "df")
     read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("there")), "df")
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
-        with pytest.raises(superclip.InputError, match=r"df counts the tokens of HFTokenizer whitespace"):
+        with pytest.raises(
+            superclip.InputError, match=r"df counts the tokens of HFTokenizer whitespace"
+        ):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
 
 
-@pytest.mark.parametrize(("counted_with", "trained_with", "error"), [
-    ("--captions long --long-caption long.txt", "long .LONG.txt", None),
-    ("--captions long --long-caption long.txt", "dual long.txt", None),
-    ("--captions dual --long-caption long.txt", "long long.txt", None),
-    ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
-    ("--captions mixed:1.0 --long-caption json:a.b", "", None),
-    ("--captions long --long-caption long.txt --context 30", "dual long.txt 30", None),
-    ("", "long long.txt", "captions 'short, 20 tokens', but the class loss reads 'long long.txt, 20 tokens'"),
-    ("", "dual long.txt", "--captions long --long-caption long.txt --context 20 --out FILE"),
-    ("--captions long --long-caption long.txt", "", "reads 'short, 20 tokens': count these with superclip frequencies"),
-    ("--captions long --long-caption long.txt", "dual json:a.b", "reads 'long json:a.b, 20 tokens'"),
-    ("--captions mixed:0.5 --long-caption long.txt", "mixed:0.8 long.txt", "--captions mixed:0.8 --long-caption"),
-    ("--captions long --long-caption long.txt", "dual long.txt 30", "reads 'long long.txt, 30 tokens'"),
-    ("--context 10", "", "counts the captions 'short, 10 tokens', but the class loss reads 'short, 20 tokens'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("counted_with", "trained_with", "error"),
+    [
+        ("--captions long --long-caption long.txt", "long .LONG.txt", None),
+        ("--captions long --long-caption long.txt", "dual long.txt", None),
+        ("--captions dual --long-caption long.txt", "long long.txt", None),
+        ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
+        ("--captions mixed:1.0 --long-caption json:a.b", "", None),
+        ("--captions long --long-caption long.txt --context 30", "dual long.txt 30", None),
+        (
+            "",
+            "long long.txt",
+            "captions 'short, 20 tokens', but the class loss reads 'long long.txt, 20 tokens'",
+        ),
+        ("", "dual long.txt", "--captions long --long-caption long.txt --context 20 --out FILE"),
+        (
+            "--captions long --long-caption long.txt",
+            "",
+            "reads 'short, 20 tokens': count these with superclip frequencies",
+        ),
+        (
+            "--captions long --long-caption long.txt",
+            "dual json:a.b",
+            "reads 'long json:a.b, 20 tokens'",
+        ),
+        (
+            "--captions mixed:0.5 --long-caption long.txt",
+            "mixed:0.8 long.txt",
+            "--captions mixed:0.8 --long-caption",
+        ),
+        (
+            "--captions long --long-caption long.txt",
+            "dual long.txt 30",
+            "reads 'long long.txt, 30 tokens'",
+        ),
+        (
+            "--context 10",
+            "",
+            "counts the captions 'short, 10 tokens', but the class loss reads 'short, 20 tokens'",
+        ),
+    ],
+)
 def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     counted_with, trained_with, error, pattern, small_model, parse_args, refusal, tmp_path
 ):
     file = tmp_path / "df.safetensors"
     call(pattern, "--tokenizer-of", small_model, *counted_with.split(), "--out", file)
-    argv = ["--model", small_model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
-    argv += ["--train-num-samples", "16", "--batch-size", "4", "--workers", "0", "--superclip-idf", str(file)]
+    argv = [
+        "--model",
+        small_model,
+        "--train-data",
+        pattern,
+        "--dataset-type",
+        "webdataset",
+        "--superclip",
+    ]
+    argv += [
+        "--train-num-samples",
+        "16",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--superclip-idf",
+        str(file),
+    ]
     flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
     argv += [part for pair in zip(flags, trained_with.split(), strict=False) for part in pair]
     if error is None:
@@ -273,9 +400,19 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     assert parse_args(argv).superclip_idf == str(file)
 
 
-def test_files_without_a_number_of_tokens_are_accepted_with_any(pattern, small_model, parse_args, tmp_path):
+def test_files_without_a_number_of_tokens_are_accepted_with_any(
+    pattern, small_model, parse_args, tmp_path
+):
     call(pattern, "--tokenizer-of", small_model, "--context", "10", "--out", tmp_path / "new")
     replace(read_frequencies(tmp_path / "new"), context=None).write(tmp_path / "old")
-    argv = ["--model", small_model, "--train-data", pattern, "--dataset-type", "webdataset", "--superclip"]
+    argv = [
+        "--model",
+        small_model,
+        "--train-data",
+        pattern,
+        "--dataset-type",
+        "webdataset",
+        "--superclip",
+    ]
     argv += ["--train-num-samples", "16", "--batch-size", "4", "--workers", "0"]
     assert parse_args([*argv, "--superclip-idf", f"{tmp_path}/old"]).superclip_captions == "short"

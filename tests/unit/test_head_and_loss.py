@@ -49,9 +49,9 @@ def test_openclip_decays_only_the_heads_weight():
     head = ClassHead(16, 50)
     names = [f"class_head.{name}" for name, _ in head.named_parameters()]
     assert len(names) == 4
-    assert [name for name, p in zip(names, head.parameters(), strict=True) if not excluded(name, p)] == [
-        "class_head.weight"
-    ]
+    assert [
+        name for name, p in zip(names, head.parameters(), strict=True) if not excluded(name, p)
+    ] == ["class_head.weight"]
 
 
 def trained_head(width=16, vocab=50):
@@ -128,7 +128,8 @@ def test_weight_times_the_mean_is_added_to_openclips_own_losses(stock, weight):
 def test_cocas_labels_are_those_of_the_text_towers_caption():
     stock = LOSSES["CoCaLoss"]
     outputs = {**outputs_for(stock), "class_losses": CLASS_LOSSES}
-    of_both = torch.cat([outputs["labels"], torch.randint(1, 50, (4, 6))], dim=1)  # as OpenCLIP 4 gives them
+    # as OpenCLIP 4 gives them
+    of_both = torch.cat([outputs["labels"], torch.randint(1, 50, (4, 6))], dim=1)
     assert SuperCLIPLoss(stock)(**{**outputs, "labels": of_both}) == SuperCLIPLoss(stock)(**outputs)
 
 
@@ -147,16 +148,25 @@ def test_gradient_scale_multiplies_the_class_losss_gradient_and_nothing_else(sca
 
 def test_without_class_losses_the_loss_is_openclips_in_evaluation_and_an_error_in_training():
     features = F.normalize(torch.randn(2, 5, 8), dim=-1)
-    outputs = {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
+    outputs = {
+        "image_features": features[0],
+        "text_features": features[1],
+        "logit_scale": torch.tensor(10.0),
+    }
     loss = SuperCLIPLoss(ClipLoss())
-    with pytest.raises(InputError, match=r"^SuperCLIPLoss got no class_losses: create the model with .*create_model"):
+    with pytest.raises(
+        InputError,
+        match=r"^SuperCLIPLoss got no class_losses: create the model with .*create_model",
+    ):
         loss(**outputs, output_dict=True)
     assert loss.eval()(**outputs, output_dict=True) == ClipLoss()(**outputs, output_dict=True)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan")])
 def test_a_weight_that_is_no_finite_number_of_0_or_more_is_refused(weight):
-    with pytest.raises(InputError, match=f"^weight is {weight}; expected a finite number, 0 or more$"):
+    with pytest.raises(
+        InputError, match=f"^weight is {weight}; expected a finite number, 0 or more$"
+    ):
         SuperCLIPLoss(ClipLoss(), weight)
 
 
@@ -164,11 +174,14 @@ def tiny_model(placebo):
     torch.manual_seed(1)
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
-    return SuperCLIP(8, vision, text, superclip={"placebo": placebo, "ignored_tokens": (0,)}, output_dict=True).train()
+    return SuperCLIP(
+        8, vision, text, superclip={"placebo": placebo, "ignored_tokens": (0,)}, output_dict=True
+    ).train()
 
 
 def trained_on(placebo, loss_name):
-    """The gradient that one of the losses gives the image tower's first layer, and what the model returned."""
+    """The gradient that one of the losses gives the image tower's first layer, and what the
+    model returned."""
     model = tiny_model(placebo)
     images, tokens = torch.randn(4, 3, 16, 16), torch.randint(1, 40, (4, 6))
     outputs = model(images, tokens)
@@ -177,11 +190,19 @@ def trained_on(placebo, loss_name):
     return (0 if gradient is None else gradient.abs().sum().item()), outputs, model
 
 
-@pytest.mark.parametrize(("placebo", "contrastive", "class_loss"), [
-    ("off", True, True), ("detached-head", True, False), ("constant-target", True, True),
-    ("second-contrastive", True, True), ("class-loss-only", False, True),
-])  # fmt: skip
-def test_a_control_takes_from_the_image_tower_the_gradient_that_its_name_says(placebo, contrastive, class_loss):
+@pytest.mark.parametrize(
+    ("placebo", "contrastive", "class_loss"),
+    [
+        ("off", True, True),
+        ("detached-head", True, False),
+        ("constant-target", True, True),
+        ("second-contrastive", True, True),
+        ("class-loss-only", False, True),
+    ],
+)
+def test_a_control_takes_from_the_image_tower_the_gradient_that_its_name_says(
+    placebo, contrastive, class_loss
+):
     assert (trained_on(placebo, "contrastive_loss")[0] > 0) == contrastive
     assert (trained_on(placebo, "class_loss")[0] > 0) == class_loss
 
@@ -193,7 +214,8 @@ def test_a_constant_target_is_the_same_for_every_caption_of_a_batch():
     assert losses.allclose(losses[0].expand(4))
     off = tiny_model("off")(image, tokens)["class_losses"]
     assert not off.allclose(off[0].expand(4))
-    assert losses.mean().isclose(off.mean(), rtol=0.05)  # the mean of the targets is nearly that target
+    # the mean of the targets is nearly that target
+    assert losses.mean().isclose(off.mean(), rtol=0.05)
 
 
 def test_a_second_contrastive_loss_is_clips_on_what_the_head_reads():
@@ -201,5 +223,7 @@ def test_a_second_contrastive_loss_is_clips_on_what_the_head_reads():
     logits = torch.randn(4, 40)
     model.class_head.logits = lambda _: logits
     found = model._second_contrastive(None, outputs).mean()
-    expected = ClipLoss()(F.normalize(logits[:, :8], dim=-1), outputs["text_features"], outputs["logit_scale"])
+    expected = ClipLoss()(
+        F.normalize(logits[:, :8], dim=-1), outputs["text_features"], outputs["logit_scale"]
+    )
     assert found.isclose(expected)

@@ -53,9 +53,17 @@ def test_the_order_of_the_pairs_does_not_matter_and_added_pairs_move_few():
     assert sum(now[pair] != sides[pair] for pair in pairs) < 20
 
 
-@pytest.mark.parametrize(("num_pairs", "fraction", "num_held_out"), [
-    (10, 0.1, 1), (10, 0.001, 1), (10, 0.999, 9), (2, 0.5, 1), (1000, 0.25, 250), (10, 0, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_pairs", "fraction", "num_held_out"),
+    [
+        (10, 0.1, 1),
+        (10, 0.001, 1),
+        (10, 0.999, 9),
+        (2, 0.5, 1),
+        (1000, 0.25, 250),
+        (10, 0, 0),
+    ],
+)
 def test_the_fraction_is_exact_and_both_sides_have_pairs(num_pairs, fraction, num_held_out):
     pairs = [(f"image {number}", f"caption {number}") for number in range(num_pairs)]
     assert sum(split(pairs, fraction)) == num_held_out
@@ -68,18 +76,24 @@ def test_a_large_group_is_left_for_training_and_without_small_ones_the_smallest_
     assert sum(split(large + [(f"other {number}", "a dog") for number in range(40)], 0.1)) == 40
 
 
-@pytest.mark.parametrize("pairs", [
-    [(f"image {number}", "a cat") for number in range(9)],
-    [("image", f"a cat, {number}") for number in range(9)],
-    [("image", "a cat"), ("other", "")],
-], ids=["one caption", "one image", "one pair"])  # fmt: skip
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [(f"image {number}", "a cat") for number in range(9)],
+        [("image", f"a cat, {number}") for number in range(9)],
+        [("image", "a cat"), ("other", "")],
+    ],
+    ids=["one caption", "one image", "one pair"],
+)
 def test_pairs_that_cannot_be_split_are_refused(pairs):
     with pytest.raises(InputError, match=r"--val-fraction is 0.2: the pairs cannot be split"):
         split(pairs)
 
 
 def test_no_pair_with_a_caption_is_an_error_that_says_so():
-    with pytest.raises(InputError, match=r"--val-fraction is 0\.2: there is no pair with a caption to split"):
+    with pytest.raises(
+        InputError, match=r"--val-fraction is 0\.2: there is no pair with a caption to split"
+    ):
         split([("image", ""), ("other", "")])
 
 

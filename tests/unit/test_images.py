@@ -1,4 +1,5 @@
-"""Images of tables and shards: unreadable ones, paths that are no files, and the pixels of training and of a viewer."""
+"""Images of tables and shards: unreadable ones, paths that are no files, and the pixels of
+training and of a viewer."""
 
 import io
 import os
@@ -87,7 +88,10 @@ def test_what_is_no_regular_file_is_bad_and_never_read(name, tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{path}: no readable image (it is not a regular file)" in printed
     assert main(["shards", str(file), str(tmp_path / "out"), "--val-share", "0"]) == 0
-    assert f"{path},no readable image (it is not a regular file)" in (tmp_path / "out/left_out.csv").read_text()
+    assert (
+        f"{path},no readable image (it is not a regular file)"
+        in (tmp_path / "out/left_out.csv").read_text()
+    )
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -116,15 +120,20 @@ PROPERTIES = {
     "upright": (content(SIDEWAYS, "JPEG", exif=exif(1)), ""),
     "16 bits": (content(DEEP), BITS),
     "JPEG": (content(SIDEWAYS, "JPEG"), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("image", "ignored"), PROPERTIES.values(), ids=PROPERTIES)
-def test_what_openclip_ignores_in_an_image_is_recognised_and_converted_by_shards(image, ignored, tmp_path):
+def test_what_openclip_ignores_in_an_image_is_recognised_and_converted_by_shards(
+    image, ignored, tmp_path
+):
     assert check_image(image) == ("", ignored)
     (tmp_path / "image").write_bytes(image)
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{tmp_path}/image,a cat\n")
-    assert main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"]) == 0
+    assert (
+        main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"])
+        == 0
+    )
     (sample,) = webdataset.WebDataset(str(tmp_path / "out/train/000000.tar"), shardshuffle=False)
     stored = next(sample[suffix] for suffix in MEMBERS if suffix in sample)
     assert check_image(stored) == ("", "")
@@ -138,11 +147,24 @@ def test_transparent_pixels_become_white_in_shards_and_images_are_counted_once(t
     for name, image in (("clear", CLEAR), ("opaque", OPAQUE)):
         image.save(tmp_path / f"{name}.png")
     (tmp_path / "side.jpg").write_bytes(PROPERTIES["rotated"][0])
-    rows = [f"{tmp_path}/{name},a cat, {n}" for name in ("clear.png", "opaque.png", "side.jpg") for n in range(2)]
-    (tmp_path / "pairs.csv").write_text("\n".join(["image;caption", *(row.replace(",", ";", 1) for row in rows)]))
-    assert main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"]) == 0
+    rows = [
+        f"{tmp_path}/{name},a cat, {n}"
+        for name in ("clear.png", "opaque.png", "side.jpg")
+        for n in range(2)
+    ]
+    (tmp_path / "pairs.csv").write_text(
+        "\n".join(["image;caption", *(row.replace(",", ";", 1) for row in rows)])
+    )
+    assert (
+        main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"])
+        == 0
+    )
     assert "): 1 × rotated by EXIF data, 1 × transparent\n" in capsys.readouterr().out
-    stored = {sample["png"] for sample in webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar") if "png" in sample}
+    stored = {
+        sample["png"]
+        for sample in webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar")
+        if "png" in sample
+    }
     pixels = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[0] for image in stored]
     assert sorted(row[-1].tolist() for row in pixels) == [[200, 0, 0], [255, 255, 255]]
 
@@ -154,7 +176,9 @@ def test_an_audit_reads_exactly_the_pixels_that_openclip_trains_on(name, tmp_pat
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as tar:
         tar.write({"__key__": "0", "png": PROPERTIES[name][0], "txt": "a cat"})
     preprocess = image_transform_v2(PreprocessCfg(size=12), is_train=False)
-    of_table = CsvDataset(tmp_path / "pairs.csv", preprocess, "filepath", "title", ",", tokenizer=list)
+    of_table = CsvDataset(
+        tmp_path / "pairs.csv", preprocess, "filepath", "title", ",", tokenizer=list
+    )
     samples = webdataset.WebDataset(f"{tmp_path}/0.tar", shardshuffle=False).decode("pilrgb")
     trained = {"pairs.csv": of_table[0][0], "0.tar": preprocess(next(iter(samples))["png"])}
     for file, pixels in trained.items():
@@ -182,8 +206,21 @@ def transparent(tmp_path) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["table", "shards"])
 @pytest.mark.parametrize("full", [[], ["--check"]], ids=["", "full"])
 def test_plan_counts_transparent_images(kind, full, transparent, capsys):
-    settings = [f"--set={one}" for one in ("global_batch_size=8", "slices=1", "data_samples=73", "warmup=1")]
-    argv = ["plan", OWN, "--data", transparent[kind], *settings, "--device", "cpu", "--workers", "1", *full]
+    settings = [
+        f"--set={one}" for one in ("global_batch_size=8", "slices=1", "data_samples=73", "warmup=1")
+    ]
+    argv = [
+        "plan",
+        OWN,
+        "--data",
+        transparent[kind],
+        *settings,
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        *full,
+    ]
     assert main(argv) == 0
     assert WARNING in " ".join(capsys.readouterr().out.split())
 
@@ -191,9 +228,24 @@ def test_plan_counts_transparent_images(kind, full, transparent, capsys):
 @pytest.mark.parametrize("kind", ["table", "shards"])
 def test_training_and_a_study_count_transparent_images(kind, transparent, parse_args, capsys):
     columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-    argv = ["--superclip", "--train-data", transparent[kind], "--train-num-samples", "64", "--batch-size", "8"]
+    argv = [
+        "--superclip",
+        "--train-data",
+        transparent[kind],
+        "--train-num-samples",
+        "64",
+        "--batch-size",
+        "8",
+    ]
     parse_args([*argv, *columns, "--workers", "1"])
     assert WARNING in capsys.readouterr().err
-    data = ["--data", transparent[kind], "--val-data", transparent[kind], "--set", "data_samples=73"]
+    data = [
+        "--data",
+        transparent[kind],
+        "--val-data",
+        transparent[kind],
+        "--set",
+        "data_samples=73",
+    ]
     assert main(["study", "own_data", *data, "--device", "cpu", "--dry-run"]) == 0
     assert WARNING in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Scores and intervals of outcomes, against slow plain versions and scipy's, and averages over data sets."""
+"""Scores and intervals of outcomes, against slow plain versions and scipy's, and averages over
+data sets."""
 
 import csv
 import importlib.util
@@ -43,7 +44,9 @@ LABELS = RNG.integers(0, 7, 400)
 def test_a_score_is_what_sklearn_computes():
     captions = RNG.integers(1, 300, 50)  # more than uint8 can hold
     found = RNG.binomial(captions, 0.9)
-    assert estimate(Outcome(MEAN, found, captions)).value == pytest.approx(found.sum() / captions.sum())
+    assert estimate(Outcome(MEAN, found, captions)).value == pytest.approx(
+        found.sum() / captions.sum()
+    )
     recall = estimate(Outcome(RECALL, HITS, LABELS)).value
     assert recall == pytest.approx(balanced_accuracy_score(LABELS, np.where(HITS, LABELS, -1)))
     scores, relevant = RNG.random((50, 3)), RNG.integers(0, 2, (50, 3))
@@ -58,7 +61,8 @@ def test_an_accuracys_interval_is_wilsons_and_holds_the_score(num_right):
     found = estimate(right(hits))
     assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     assert found.low <= found.value <= found.high
-    assert estimate(right(hits[:1])).high - estimate(right(hits[:1])).low > 0.7  # one image proves little
+    # one image proves little
+    assert estimate(right(hits[:1])).high - estimate(right(hits[:1])).low > 0.7
 
 
 def test_captions_of_one_image_are_no_independent_samples():
@@ -109,14 +113,20 @@ def slow_score(kind: str, scored: np.ndarray, of: np.ndarray) -> float:
 def test_other_measures_are_jackknifed_by_their_values_without_each_image(kind):
     outcome = outcome_of(kind)
     found = intervals._leave_one_out(outcome)
-    slow = [slow_score(kind, *(np.delete(part, row, axis=0) for part in outcome[1:])) for row in range(40)]
+    slow = [
+        slow_score(kind, *(np.delete(part, row, axis=0) for part in outcome[1:]))
+        for row in range(40)
+    ]
     assert found.score == pytest.approx(slow_score(*outcome))
     assert found.without == pytest.approx(slow)
     one, two = outcome, outcome._replace(scored=outcome.scored * np.linspace(0.8, 1, 40)[:, None])
     for interval in (estimate(one), difference(one, two)):
         assert interval.low <= interval.value <= interval.high
     apart = difference(one, two)
-    alone = ((estimate(one).high - estimate(one).low) ** 2 + (estimate(two).high - estimate(two).low) ** 2) ** 0.5
+    alone = (
+        (estimate(one).high - estimate(one).low) ** 2
+        + (estimate(two).high - estimate(two).low) ** 2
+    ) ** 0.5
     assert apart.high - apart.low < alone  # the difference does not contain what both share
     assert difference(one, one).value == 0
 
@@ -128,7 +138,8 @@ def test_the_quantile_of_students_t_is_scipys(freedom):
 
 @pytest.mark.parametrize("measure", ["mAP", "mIoU", "RMSE"])
 def test_intervals_cover_the_true_score_in_nineteen_of_twenty_data_sets(measure):
-    """The percentile bootstrap covered 72, 93 and 88 %. 300 data sets have a standard error of 1.3 points."""
+    """The percentile bootstrap covered 72, 93 and 88 %. 300 data sets have a standard error of
+    1.3 points."""
     data, size, truth = {
         "mAP": (partial(coverage.rankings, classes=20, frequency=0.3, separation=1.0), 100, 0.5833),
         "mIoU": (partial(coverage.masks, classes=5, frequency=0.3, share=0.5), 60, 0.4811),
@@ -142,7 +153,8 @@ def test_intervals_cover_the_true_score_in_nineteen_of_twenty_data_sets(measure)
 def test_too_few_images_of_a_class_or_too_large_a_bias_give_no_interval():
     rng = np.random.default_rng(0)
     few, many = (coverage.rankings(rng, 100, 1, frequency, 1.0)[0] for frequency in (0.05, 0.3))
-    biased = coverage.rankings(rng, 400, 80, 0.05, 1.0)[0]  # the bias of 80 classes does not average out
+    # the bias of 80 classes does not average out
+    biased = coverage.rankings(rng, 400, 80, 0.05, 1.0)[0]
     assert few.of.sum() < 10 <= biased.of.sum(axis=0).max()
     for outcome in (few, biased):
         found = estimate(outcome)
@@ -183,7 +195,11 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     from clip_benchmark.metrics import linear_probe
 
     source = inspect.getsource(linear_probe)
-    for gpu, cpu in {"'cuda'": "'cpu'", ".cuda()": ".cpu()", "torch.cuda.device_count()": "0"}.items():
+    for gpu, cpu in {
+        "'cuda'": "'cpu'",
+        ".cuda()": ".cpu()",
+        "torch.cuda.device_count()": "0",
+    }.items():
         assert gpu in source
         source = source.replace(gpu, cpu)
     own = {"__name__": linear_probe.__name__, "__package__": linear_probe.__package__}
@@ -192,15 +208,33 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     train, test = (Features(torch.randn(n, 12), torch.arange(n) % 7) for n in (60, 30))
     model = torch.nn.Module()
     model.encode_image = torch.nn.Identity()
-    loaders = [list(zip(part.images.split(5), part.targets.split(5), strict=True)) for part in (train, test)]
-    options = {"fewshot_k": -1, "batch_size": 8, "num_workers": 0, "lr": 0.1, "epochs": 2, "model_id": "x"}
-    options |= {"feature_root": str(tmp_path), "amp": amp, "device": "cpu", "normalize": True, "seed": 0}
+    loaders = [
+        list(zip(part.images.split(5), part.targets.split(5), strict=True))
+        for part in (train, test)
+    ]
+    options = {
+        "fewshot_k": -1,
+        "batch_size": 8,
+        "num_workers": 0,
+        "lr": 0.1,
+        "epochs": 2,
+        "model_id": "x",
+    }
+    options |= {
+        "feature_root": str(tmp_path),
+        "amp": amp,
+        "device": "cpu",
+        "normalize": True,
+        "seed": 0,
+    }
     torch.manual_seed(0)
     theirs = own["evaluate"](model, *loaders, **options)
     torch.manual_seed(0)
     settings = Settings("cpu", "amp" if amp else "fp32", 8, 0, 0.1, 2, dense_lr=1.0, dense_epochs=1)
     ours, outcomes = fit_probe(train, test, settings)
-    assert {name: theirs[name] for name in ("lp_acc1", "lp_acc5")} == {k: ours[k] for k in ("lp_acc1", "lp_acc5")}
+    assert {name: theirs[name] for name in ("lp_acc1", "lp_acc5")} == {
+        k: ours[k] for k in ("lp_acc1", "lp_acc5")
+    }
     assert outcomes["lp_acc1"].scored.mean() == pytest.approx(theirs["lp_acc1"])
 
 
@@ -212,7 +246,10 @@ def test_the_interval_of_a_mean_of_four_data_sets_is_half_as_wide():
 
 
 def test_outcomes_are_read_as_they_were_written(tmp_path):
-    written = {"acc1": right(HITS), "mAP": Outcome(PRECISION, RNG.normal(size=(9, 3)), RNG.integers(0, 2, (9, 3)))}
+    written = {
+        "acc1": right(HITS),
+        "mAP": Outcome(PRECISION, RNG.normal(size=(9, 3)), RNG.integers(0, 2, (9, 3))),
+    }
     intervals.write_outcomes(tmp_path / "x.outcomes.npz", written)
     read = intervals.read_outcomes(tmp_path / "x.outcomes.npz")
     assert read.keys() == written.keys()
@@ -227,7 +264,10 @@ def test_outcomes_are_read_as_they_were_written(tmp_path):
 
 
 def results(names: list[str]) -> list[dict]:
-    return [{"dataset": name, "task": "zeroshot_classification", "metrics": {"acc1": 0.5}} for name in names]
+    return [
+        {"dataset": name, "task": "zeroshot_classification", "metrics": {"acc1": 0.5}}
+        for name in names
+    ]
 
 
 def test_an_average_is_over_the_data_sets_that_all_models_share_and_of_two_at_least():

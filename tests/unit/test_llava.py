@@ -4,7 +4,13 @@ import open_clip
 import pytest
 import torch
 from support.models import plain_model, random_weights, write_random_model
-from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from openclip_superclip.__main__ import main
 
@@ -13,21 +19,36 @@ LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
 
 
 @torch.no_grad()
-def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_after_it_is_saved(tmp_path):
-    weights, _, model = write_random_model(tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2})
+def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_after_it_is_saved(
+    tmp_path,
+):
+    weights, _, model = write_random_model(
+        tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2}
+    )
     folder = tmp_path / "out"
     assert main(["export", weights, "--model", model, "--out", str(folder), "--format", "hf"]) == 0
     tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
-    assert all(name.startswith(("text_", "visual_projection", "logit_scale")) for name in loading["unexpected_keys"])
+    assert all(
+        name.startswith(("text_", "visual_projection", "logit_scale"))
+        for name in loading["unexpected_keys"]
+    )
     language = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     config = LlavaConfig(
-        vision_config=tower.config, text_config=language, image_token_index=IMAGE_TOKEN, image_seq_length=PATCHES,
-        vision_feature_layer=LAYER, vision_feature_select_strategy="default",
-    )  # fmt: skip
+        vision_config=tower.config,
+        text_config=language,
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=PATCHES,
+        vision_feature_layer=LAYER,
+        vision_feature_select_strategy="default",
+    )
     llava = LlavaForConditionalGeneration(config).eval()  # before any tower is loaded
     llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
     llava.save_pretrained(tmp_path / "llava")
@@ -39,10 +60,16 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
         assert len(found) == len(expected)
         assert all(map(torch.equal, found, expected))
     stock = plain_model(model, random_weights(model))
-    read = stock.visual.forward_intermediates(images, indices=[0], normalize_intermediates=False, output_fmt="NLC")
-    torch.testing.assert_close(expected[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0)
+    read = stock.visual.forward_intermediates(
+        images, indices=[0], normalize_intermediates=False, output_fmt="NLC"
+    )
+    torch.testing.assert_close(
+        expected[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0
+    )
     words = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5, 6]])
-    answers = [llava(input_ids=words, pixel_values=image).logits[0, -1] for image in images[:, None]]
+    answers = [
+        llava(input_ids=words, pixel_values=image).logits[0, -1] for image in images[:, None]
+    ]
     assert not torch.equal(*answers)  # the language model reads the patches
     processor = CLIPImageProcessor.from_pretrained(folder)
     assert processor.image_mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)

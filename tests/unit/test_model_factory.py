@@ -1,4 +1,5 @@
-"""OpenCLIP's factory makes models with a head, from names and files; weights go in and out; the public names exist."""
+"""OpenCLIP's factory makes models with a head, from names and files; weights go in and out; the
+public names exist."""
 
 import json
 import shutil
@@ -31,7 +32,9 @@ NAME = "superclip-tiny"
 @pytest.fixture(autouse=True)
 def tiny_configuration(tiny_model, monkeypatch):
     """A tiny ViT under a name, as OpenCLIP's own configurations have."""
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, open_clip.get_model_config(tiny_model))
+    monkeypatch.setitem(
+        open_clip.factory._MODEL_CONFIGS, NAME, open_clip.get_model_config(tiny_model)
+    )
     torch.manual_seed(0)
 
 
@@ -44,20 +47,31 @@ def batch(model=NAME):
     return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
-@pytest.mark.parametrize(("options", "model_class", "stock_class"), [
-    ({}, "SuperCLIP", CLIP),
-    ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
-    ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
-    ({"precision": "bf16"}, "SuperCLIP", CLIP),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "model_class", "stock_class"),
+    [
+        ({}, "SuperCLIP", CLIP),
+        ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
+        ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
+        ({"precision": "bf16"}, "SuperCLIP", CLIP),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(options, model_class, stock_class):
-    ours, stock = create(**options).eval(), open_clip.create_model(NAME, **options, output_dict=True).eval()
+def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(
+    options, model_class, stock_class
+):
+    ours, stock = (
+        create(**options).eval(),
+        open_clip.create_model(NAME, **options, output_dict=True).eval(),
+    )
     assert type(ours) is getattr(superclip, model_class) and isinstance(ours, stock_class)
     added = {"class_head.ln.weight", "class_head.ln.bias", "class_head.weight", "class_head.bias"}
     added |= {"statistics.num_captions", "statistics.document_frequency"}
     assert ours.state_dict().keys() == stock.state_dict().keys() | added
-    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
+    stock.load_state_dict(
+        {key: value for key, value in ours.state_dict().items() if key in stock.state_dict()}
+    )
     images, texts = batch()
     images = images.to(ours.visual.conv1.weight.dtype)
     outputs, expected = ours(images, texts), stock(images, texts)
@@ -71,15 +85,21 @@ def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_coun
 @pytest.mark.parametrize("kind", ["vit", "coca"])
 def test_in_training_the_other_outputs_are_openclips_to_the_last_bit(kind, tmp_path):
     name = write_model(tmp_path, **MODELS[kind])
-    ours, stock = superclip.create_model_and_transforms(name)[0], open_clip.create_model(name, output_dict=True)
+    ours, stock = (
+        superclip.create_model_and_transforms(name)[0],
+        open_clip.create_model(name, output_dict=True),
+    )
     images, texts = batch(model=name)
     assert "class_losses" not in ours.train()(image=images)
     if kind == "vit":
         assert "class_losses" not in ours(text=texts)
     else:
         assert (type(ours), type(stock)) == (superclip.SuperCoCa, CoCa)
-        torch.nn.init.normal_(ours.text_decoder.text_projection)  # OpenCLIP leaves in it what the memory held
-    stock.load_state_dict({key: value for key, value in ours.state_dict().items() if key in stock.state_dict()})
+        # OpenCLIP leaves in it what the memory held
+        torch.nn.init.normal_(ours.text_decoder.text_projection)
+    stock.load_state_dict(
+        {key: value for key, value in ours.state_dict().items() if key in stock.state_dict()}
+    )
     assert ours.statistics.num_captions == 0
     outputs, expected = ours(images, texts), stock.train()(images, texts)
     assert outputs.keys() == expected.keys() | {"class_losses"}
@@ -100,14 +120,27 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
 def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, tmp_path):
     released = []
     monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
-    given = {"model": "ViT-B/32", "pretrained": "openai", "distill_model": None, "distill_pretrained": None}
+    given = {
+        "model": "ViT-B/32",
+        "pretrained": "openai",
+        "distill_model": None,
+        "distill_pretrained": None,
+    }
     factory.check_models(
-        Namespace(**given, cache_dir=None, force_context_length=None, lock_text=False, pretrained_image=False)
+        Namespace(
+            **given,
+            cache_dir=None,
+            force_context_length=None,
+            lock_text=False,
+            pretrained_image=False,
+        )
     )
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
     monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})
-    assert head_cost.measure_head_cost(Namespace(model="ViT-B/32", device="cpu", out=tmp_path)) == {"measured": 1}
+    assert head_cost.measure_head_cost(Namespace(model="ViT-B/32", device="cpu", out=tmp_path)) == {
+        "measured": 1
+    }
     argv = ["--model", "ViT-Ti/16-96", "--train-data", str(csv_data)]
     for only_options in (True, False):
         args = parse_args([*argv, "--superclip"], only_options)
@@ -116,8 +149,12 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
 
 
 @pytest.mark.parametrize("has_head", [False, True], ids=["CLIP", "SuperCLIP"])
-@pytest.mark.parametrize("is_checkpoint", [False, True], ids=["weights", "training on several ranks"])
-def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fresh(is_checkpoint, has_head, tmp_path):
+@pytest.mark.parametrize(
+    "is_checkpoint", [False, True], ids=["weights", "training on several ranks"]
+)
+def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fresh(
+    is_checkpoint, has_head, tmp_path
+):
     saved = create() if has_head else open_clip.create_model(NAME)
     saved(*batch())
     state = saved.state_dict()
@@ -147,21 +184,30 @@ def test_every_public_name_can_be_imported_and_no_other():
         _ = superclip.no_such_name
 
 
-@pytest.mark.parametrize(("module", "packages"), [
-    ("openclip_superclip", "torch, open_clip, numpy"), ("openclip_superclip.runs.supervisor", "open_clip, torchvision"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("module", "packages"),
+    [
+        ("openclip_superclip", "torch, open_clip, numpy"),
+        ("openclip_superclip.runs.supervisor", "open_clip, torchvision"),
+    ],
+)
 def test_the_package_loads_no_torch_and_what_watches_a_run_no_openclip(module, packages):
-    code = f"import {module}, sys; print(sorted(set('{packages}'.split(', ')) & sys.modules.keys()))"
+    code = (
+        f"import {module}, sys; print(sorted(set('{packages}'.split(', ')) & sys.modules.keys()))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 def test_special_tokens_count_as_words_only_if_requested(tiny_model):
     tokens = open_clip.get_tokenizer(tiny_model)(["cat", "red dog"])
-    for special_tokens, idf in ((False, "online"), (True, "off")):  # counted whether or not the loss uses the counts
+    # counted whether or not the loss uses the counts
+    for special_tokens, idf in ((False, "online"), (True, "off")):
         model = create(special_tokens=special_tokens, idf=idf)
         model.train()(torch.zeros(2, 3, 32, 32), tokens)
-        assert (model.statistics.document_frequency[SPECIAL_TOKENS] == (2 if special_tokens else 0)).all()
+        assert (
+            model.statistics.document_frequency[SPECIAL_TOKENS] == (2 if special_tokens else 0)
+        ).all()
 
 
 def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(tiny_model):
@@ -172,7 +218,9 @@ def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at
         create(no_such_argument=1)
     assert type(open_clip.create_model(NAME)) is CLIP
     with ThreadPoolExecutor(4) as pool:
-        created = list(pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8)))
+        created = list(
+            pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8))
+        )
     assert all(type(model) is superclip.SuperCLIP for model in created)
     assert open_clip.factory.CLIP is before
 
@@ -194,8 +242,13 @@ def model_file(tmp_path):
 def test_a_small_vit_and_a_small_resnet_ship_and_are_known_by_their_names(csv_data, parse_args):
     shipped = [file.stem for file in CONFIGURATIONS.glob("*.json")]
     for name in shipped:
-        assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
-    assert {type(read_architecture(name).model_cfg["vision_cfg"]["layers"]) for name in shipped} == {int, list}
+        assert (
+            parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model
+            == name
+        )
+    assert {
+        type(read_architecture(name).model_cfg["vision_cfg"]["layers"]) for name in shipped
+    } == {int, list}
 
 
 def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, monkeypatch, capsys):
@@ -211,24 +264,45 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     models.append(read_architecture(name))  # another file of this name
     assert [len(one.tokenizer().encode("AB")) for one in models] == [1, 2]
     assert open_clip.get_tokenizer(name).context_length == model.context_length
-    assert main(["plan", "demo/superclip_demo-model_8k_bs64", "--device", "cpu", "--set", f"model={name}"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "demo/superclip_demo-model_8k_bs64",
+                "--device",
+                "cpu",
+                "--set",
+                f"model={name}",
+            ]
+        )
+        == 0
+    )
     assert name in capsys.readouterr().out
     run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
     monkeypatch.chdir("/")  # the run's model is found from any working directory
-    assert architecture_of(run, {"model": name, "logs": "logs", "name": "run"}).model_cfg["embed_dim"] == 32
+    assert (
+        architecture_of(run, {"model": name, "logs": "logs", "name": "run"}).model_cfg["embed_dim"]
+        == 32
+    )
 
 
-def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model, tmp_path, monkeypatch):
+def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(
+    tiny_model, tmp_path, monkeypatch
+):
     there = tmp_path / "there"
     copy_model(tiny_model, there / "model")
     options = {"model": "local-dir:model", "logs": "logs", "name": "run"}
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy/run.json").write_text(json.dumps({"cwd": str(there)}))
-    checkpoints = [run / "checkpoints/epoch_1.pt" for run in (there / "logs/run", tmp_path / "copy")]
+    checkpoints = [
+        run / "checkpoints/epoch_1.pt" for run in (there / "logs/run", tmp_path / "copy")
+    ]
     for checkpoint in checkpoints:
         assert architecture_of(checkpoint, options).name == f"local-dir:{there}/model"
         checkpoint.parent.mkdir(parents=True)
-        (checkpoint.parent.parent / "params.txt").write_text("".join(f"{key}: {options[key]}\n" for key in options))
+        (checkpoint.parent.parent / "params.txt").write_text(
+            "".join(f"{key}: {options[key]}\n" for key in options)
+        )
         monkeypatch.chdir(checkpoint.parent)
         for path in (checkpoint, Path("epoch_1.pt"), Path("../checkpoints/epoch_1.pt")):
             assert options_to_keep(Checkpoint(path, {})) == {"model": f"local-dir:{there}/model"}
@@ -237,23 +311,42 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(tiny_model
     monkeypatch.chdir(tmp_path)
     assert options_to_keep(Checkpoint(checkpoints[0], {})) == {"model": f"local-dir:{there}/model"}
     shutil.rmtree(there / "model")
-    with pytest.raises(superclip.InputError, match=f"--model is missing: the model of .* is not at {there}/model"):
+    with pytest.raises(
+        superclip.InputError, match=f"--model is missing: the model of .* is not at {there}/model"
+    ):
         architecture_of(checkpoints[0], options)
 
 
-def test_preprocessing_that_training_would_ignore_is_refused(model_file, csv_data, parse_args, refusal):
-    content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": {"mean": [0, 0, 0]}}
+def test_preprocessing_that_training_would_ignore_is_refused(
+    model_file, csv_data, parse_args, refusal
+):
+    content = {
+        "model_cfg": json.loads(model_file.read_text()),
+        "preprocess_cfg": {"mean": [0, 0, 0]},
+    }
     model_file.write_text(json.dumps(content))
     argv = ["--superclip", "--model", str(model_file), "--train-data", str(csv_data)]
     assert "contains a preprocess_cfg, " in refusal(*argv)
-    content["preprocess_cfg"] = {"size": 32, "mean": open_clip.OPENAI_DATASET_MEAN, "resize_mode": "shortest"}
+    content["preprocess_cfg"] = {
+        "size": 32,
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "resize_mode": "shortest",
+    }
     model_file.write_text(json.dumps(content))  # the defaults, as in an export
     assert parse_args(argv).superclip
 
 
-@pytest.mark.parametrize("preprocessing", [
-    {"mean": "x"}, {"mean": [0, 0]}, {"mode": "CMYK"}, {"interpolation": "nearest"}, {"resize_mode": "fill"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        {"mean": "x"},
+        {"mean": [0, 0]},
+        {"mode": "CMYK"},
+        {"interpolation": "nearest"},
+        {"resize_mode": "fill"},
+    ],
+    ids=str,
+)
 def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(
     preprocessing, model_file, tmp_path
 ):

@@ -1,4 +1,5 @@
-"""Outputs: a command replaces only what it has written, and copies of private files stay private."""
+"""Outputs: a command replaces only what it has written, and copies of private files stay
+private."""
 
 import os
 import socket
@@ -24,7 +25,8 @@ from openclip_superclip.runs.slurm import SlurmRequest
 
 TINY = "--model local-dir:model"
 FOREIGN = {  # the command: the file of another program that it would replace
-    "frequencies pairs.csv --tokenizer-of ViT-B-32 --overwrite --out model/w.safetensors": "model/w.safetensors",
+    "frequencies pairs.csv --tokenizer-of ViT-B-32 --overwrite --out "
+    "model/w.safetensors": "model/w.safetensors",
     "average one.pt two.pt --overwrite --out thesis.pt": "thesis.pt",
     "interpolate one.pt two.pt --overwrite --out thesis.safetensors": "thesis.safetensors",
     f"export one.pt {TINY} --overwrite --out theirs": "theirs/open_clip_model.safetensors",
@@ -56,7 +58,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("command", "file"), FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN])
+@pytest.mark.parametrize(
+    ("command", "file"), FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN]
+)
 def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
     place = folder / file
     place.parent.mkdir(exist_ok=True)
@@ -77,7 +81,9 @@ def test_a_file_of_counts_is_replaced_with_overwrite_only(folder, monkeypatch, c
     monkeypatch.chdir(folder)
     argv = ["frequencies", "pairs.csv", "--tokenizer-of", "ViT-B-32", "--out", "df.safetensors"]
     assert [main(argv), main(argv), main([*argv, "--overwrite"])] == [0, 1, 0]
-    assert "--out: df.safetensors exists; give another name, or --overwrite" in capsys.readouterr().err
+    assert (
+        "--out: df.safetensors exists; give another name, or --overwrite" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -93,9 +99,14 @@ def test_what_killed_calls_left_is_removed_and_what_running_calls_write_is_not(t
         ended.wait()
         host = socket.gethostname()
         killed, alive, own, elsewhere = (
-            tmp_path / f"out.{name}.part" for name in
-            (f"{host}-{ended.pid}", f"{host}-{running.pid}", f"{host}-{os.getpid()}", f"other-{ended.pid}")
-        )  # fmt: skip
+            tmp_path / f"out.{name}.part"
+            for name in (
+                f"{host}-{ended.pid}",
+                f"{host}-{running.pid}",
+                f"{host}-{os.getpid()}",
+                f"other-{ended.pid}",
+            )
+        )
         for part in (killed, alive, own, elsewhere):
             part.mkdir()
             (part / "weights").touch()
@@ -108,7 +119,9 @@ def test_what_killed_calls_left_is_removed_and_what_running_calls_write_is_not(t
 def test_a_folder_of_kept_shards_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"--keep: .*kept contains notes\.txt, which it would delete"):
+    with pytest.raises(
+        InputError, match=r"--keep: .*kept contains notes\.txt, which it would delete"
+    ):
         write_kept(tmp_path, AuditedData("a.tar", ["a.tar"], None, None), [], [])
     assert (tmp_path / "kept/notes.txt").read_text() == "mine"
 
@@ -129,4 +142,6 @@ def test_copies_of_private_files_are_as_private(mode, tmp_path):
     finally:
         os.umask(umask)
     assert (tmp_path / "kept.csv").read_text() == "image,caption\na.png,red\n"
-    assert [file.stat().st_mode & 0o777 for file in (tmp_path / "run/setup.sh", tmp_path / "kept.csv")] == [mode, mode]
+    assert [
+        file.stat().st_mode & 0o777 for file in (tmp_path / "run/setup.sh", tmp_path / "kept.csv")
+    ] == [mode, mode]

@@ -1,4 +1,5 @@
-"""superclip shards: images and captions as people keep them become shards that training and evaluation read."""
+"""superclip shards: images and captions as people keep them become shards that training and
+evaluation read."""
 
 import csv
 import io
@@ -41,19 +42,34 @@ def kept(tmp_path_factory) -> Path:
         image.with_suffix(".json").write_text(json.dumps(fields), "utf-8-sig")
         if number % 2:
             image.with_suffix(".txt").write_text(f"{caption}\n", "utf-8-sig")
-    odd = {b"caf\xe9.png": "half an \ud83d", b"empty\xe9.png": "", b"list.png": ["a", "b"], b"cut.png": ""}
+    odd = {
+        b"caf\xe9.png": "half an \ud83d",
+        b"empty\xe9.png": "",
+        b"list.png": ["a", "b"],
+        b"cut.png": "",
+    }
     for name, caption in odd.items():  # the first two cannot be encoded in UTF-8
         image = beside / os.fsdecode(name)
         shutil.copy(folder / "0.png", image)
         image.with_suffix(".json").write_text(json.dumps({"caption": caption}))
     (beside / "cut.json").write_text('{"caption": "a')
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:300])
-    rows += [[str(folder / "cut.png"), "a cut", "", ""], [str(folder / "nix.png"), "nothing", "", ""]]
-    rows += [[str(folder / "3.png"), "", "", ""], [f"{folder}/./3.png", "the same image", "cat", ""]]
+    rows += [
+        [str(folder / "cut.png"), "a cut", "", ""],
+        [str(folder / "nix.png"), "nothing", "", ""],
+    ]
+    rows += [
+        [str(folder / "3.png"), "", "", ""],
+        [f"{folder}/./3.png", "the same image", "cat", ""],
+    ]
     with open(folder / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "caption", "label", "long"], *rows])
     images = [{"id": n, "file_name": Path(rows[n][0]).name} for n in range(NUM)]
-    captions = [{"image_id": n, "caption": f"{rows[n][1]}, {again}"} for n in range(NUM) for again in range(2)]
+    captions = [
+        {"image_id": n, "caption": f"{rows[n][1]}, {again}"}
+        for n in range(NUM)
+        for again in range(2)
+    ]
     captions.append({"image_id": 0, "caption": None})
     (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": captions}))
     return folder
@@ -78,7 +94,18 @@ def samples(pattern: str) -> list[dict]:
 def table(kept, tmp_path_factory):
     """Shards of the table, in shards of eight."""
     out = tmp_path_factory.mktemp("of-table") / "out"
-    flags = ["--label-key", "label", "--long-key", "long", "--shard-size", "8", "--jobs", "2", "--val-share", "0.3"]
+    flags = [
+        "--label-key",
+        "label",
+        "--long-key",
+        "long",
+        "--shard-size",
+        "8",
+        "--jobs",
+        "2",
+        "--val-share",
+        "0.3",
+    ]
     shards(kept / "pairs.csv", out, *flags)
     return out
 
@@ -97,9 +124,17 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
     assert len(captions) == NUM + 1 == len(set(captions))
     assert "a dog, number 1" in captions and "the same image" in captions
     assert len(val) > 5
-    of_3 = [split for split in (train, val) for s in split if s["txt"] in (b"the same image", b"a cat, number 3")]
+    of_3 = [
+        split
+        for split in (train, val)
+        for s in split
+        if s["txt"] in (b"the same image", b"a cat, number 3")
+    ]
     assert of_3[0] is of_3[1]
-    assert {frozenset(s) - {"txt", "cls", "long.txt"} for s in train + val} == {frozenset({"png"}), frozenset({"jpg"})}
+    assert {frozenset(s) - {"txt", "cls", "long.txt"} for s in train + val} == {
+        frozenset({"png"}),
+        frozenset({"jpg"}),
+    }
     numbered = [s for s in train if "cls" in s and b"number" in s["txt"]]
     assert all(s["txt"].decode().startswith(f"a {LABELS[int(s['cls'])]}, ") for s in numbered)
     assert any(s.get("long.txt", b"").endswith(b"at length") for s in train)
@@ -113,7 +148,9 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
     assert reason.startswith("no readable image (") and " at 0x" not in reason
 
 
-def test_deep_and_rotated_images_are_written_as_they_are_seen_and_others_as_they_are(tmp_path, capsys):
+def test_deep_and_rotated_images_are_written_as_they_are_seen_and_others_as_they_are(
+    tmp_path, capsys
+):
     ramp = np.linspace(0, 65535, 32).astype(np.uint16)[None].repeat(16, axis=0)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     wide = Image.new("RGB", (32, 16), "red")
@@ -121,10 +158,15 @@ def test_deep_and_rotated_images_are_written_as_they_are_seen_and_others_as_they
     exif[0x0112] = 6
     wide.save(tmp_path / "side.jpg", exif=exif)
     wide.save(tmp_path / "plain.jpg")
-    rows = "".join(f"{tmp_path}/{name};a cat, {name}\n" for name in ("deep.png", "side.jpg", "plain.jpg"))
+    rows = "".join(
+        f"{tmp_path}/{name};a cat, {name}\n" for name in ("deep.png", "side.jpg", "plain.jpg")
+    )
     (tmp_path / "pairs.csv").write_text(f"image;caption\n{rows}")
     shards(tmp_path / "pairs.csv", tmp_path / "out", "--val-share", "0", "--jobs", "1")
-    found = {sample["txt"].decode().split(", ")[1]: sample for sample in samples(pattern(tmp_path / "out", "train"))}
+    found = {
+        sample["txt"].decode().split(", ")[1]: sample
+        for sample in samples(pattern(tmp_path / "out", "train"))
+    }
     assert found["plain.jpg"]["jpg"] == (tmp_path / "plain.jpg").read_bytes()
     assert Image.open(io.BytesIO(found["side.jpg"]["jpg"])).size == (16, 32)
     grey = np.asarray(Image.open(io.BytesIO(found["deep.png"]["png"])).convert("L")).astype(int)
@@ -136,10 +178,18 @@ def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
     retrieval, labels = (find_data(table / "evaluation", name) for name in ("retrieval", "labels"))
     assert (retrieval.kind, labels.kind) == ("retrieval", "classification")
     val = samples(pattern(table, "val"))
-    texts = [line for s in samples(str(retrieval.folder / "test/0.tar")) for line in s["txt"].decode().splitlines()]
+    texts = [
+        line
+        for s in samples(str(retrieval.folder / "test/0.tar"))
+        for line in s["txt"].decode().splitlines()
+    ]
     assert sorted(texts) == sorted(sample["txt"].decode() for sample in val)
     assert (labels.folder / "classnames.txt").read_text().split() == list(LABELS)
-    assert {sample["cls"] for sample in samples(str(labels.folder / "test/0.tar"))} <= {b"0", b"1", b"2"}
+    assert {sample["cls"] for sample in samples(str(labels.folder / "test/0.tar"))} <= {
+        b"0",
+        b"1",
+        b"2",
+    }
     assert samples(str(labels.folder / "train/0.tar")) == samples(str(table / "train/000000.tar"))
 
 
@@ -185,27 +235,63 @@ def test_a_folder_holds_what_the_same_table_holds(kept, tmp_path):
     found = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
     captions = sorted(f"a {LABELS[n % 3]}, number {n}" for n in range(NUM))
     assert sorted(s["txt"].decode() for s in found) == [*captions, "half an ?"]
-    left_out = [row["image"] for row in csv.DictReader((out / "left_out.csv").read_text().splitlines())]
-    assert left_out == [f"{kept}/beside/deeper/{name}.png" for name in ("cut", "empty\\udce9", "list")]
+    left_out = [
+        row["image"] for row in csv.DictReader((out / "left_out.csv").read_text().splitlines())
+    ]
+    assert left_out == [
+        f"{kept}/beside/deeper/{name}.png" for name in ("cut", "empty\\udce9", "list")
+    ]
     assert sum("cls" in sample for sample in found) == NUM // 2
     assert not (out / "evaluation/labels/train").exists()  # half of its pairs have no class
-    shards(kept / "beside", out := tmp_path / "of", "--csv-caption-key", "caption", "--jobs", "1", "--val-share", "0")
-    assert sum(sample["txt"] == b"of the field" for sample in samples(pattern(out, "train"))) == NUM // 2
+    shards(
+        kept / "beside",
+        out := tmp_path / "of",
+        "--csv-caption-key",
+        "caption",
+        "--jobs",
+        "1",
+        "--val-share",
+        "0",
+    )
+    assert (
+        sum(sample["txt"] == b"of the field" for sample in samples(pattern(out, "train")))
+        == NUM // 2
+    )
 
 
 def test_cells_are_texts_and_any_row_of_an_image_may_name_its_class(kept, tmp_path):
-    rows = [f"{kept}/{n}.{FORMATS[n % 3]},{n},{label}\n" for n in range(NUM) for label in ("", f'"0\n{n % 2}"')]
-    (tmp_path / "pairs.csv").write_text("".join(["image,caption,label\n", f"{kept}/0.png,,\n", *rows]))
-    shards(tmp_path / "pairs.csv", out := tmp_path / "out", "--label-key", "label", "--val-share", "0.3", "--jobs", "1")
+    rows = [
+        f"{kept}/{n}.{FORMATS[n % 3]},{n},{label}\n"
+        for n in range(NUM)
+        for label in ("", f'"0\n{n % 2}"')
+    ]
+    (tmp_path / "pairs.csv").write_text(
+        "".join(["image,caption,label\n", f"{kept}/0.png,,\n", *rows])
+    )
+    shards(
+        tmp_path / "pairs.csv",
+        out := tmp_path / "out",
+        "--label-key",
+        "label",
+        "--val-share",
+        "0.3",
+        "--jobs",
+        "1",
+    )
     assert {int(sample["txt"]) for sample in samples(pattern(out, "train"))} <= {*range(NUM)}
     assert (out / "evaluation/labels/classnames.txt").read_text() == "0 0\n0 1\n"
-    retrieval, labels = (samples(f"{out}/evaluation/{name}/test/0.tar") for name in ("retrieval", "labels"))
+    retrieval, labels = (
+        samples(f"{out}/evaluation/{name}/test/0.tar") for name in ("retrieval", "labels")
+    )
     assert len(labels) == len(retrieval) > 5
 
 
 def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_path, capsys):
     shards(kept / "coco.json", out := tmp_path / "the out", "--val-share", "0.2", "--jobs", "1")
-    assert f"superclip evaluate MODEL --data '{out}/evaluation' --datasets retrieval\n" in capsys.readouterr().out
+    assert (
+        f"superclip evaluate MODEL --data '{out}/evaluation' --datasets retrieval\n"
+        in capsys.readouterr().out
+    )
     both = [sample for split in ("train", "val") for sample in samples(pattern(out, split))]
     assert len(both) == 2 * NUM
     assert f"annotation {2 * NUM + 1},{kept}/0.png,no caption" in (out / "left_out.csv").read_text()
@@ -216,21 +302,51 @@ def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_pat
 
 REFUSED = {
     "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
-    "other columns": ("{kept}/pairs.csv", "OUT --csv-caption-key text", "--csv-caption-key: {kept}/pairs.csv has no"),
+    "other columns": (
+        "{kept}/pairs.csv",
+        "OUT --csv-caption-key text",
+        "--csv-caption-key: {kept}/pairs.csv has no",
+    ),
     "used": ("{kept}/pairs.csv", "{table}", "OUT: {table} is not empty"),
     "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions (KeyError('images'))"),
     "no images": ("{kept}/null.json", "OUT", "the format of COCO's captions (TypeError("),
-    "no class": ("{kept}/beside", "OUT --label-key kind", "--label-key: no pair of {kept}/beside has a 'kind'"),
-    "images of a table": ("{kept}/pairs.csv", "OUT --images DIR", "--images has no effect with {kept}/pairs.csv"),
-    "columns of COCO": ("{kept}/coco.json", "OUT --csv-caption-key a", "--csv-caption-key has no effect with {kept}/c"),
-    "no caption": ("{table}/../empty.csv", "OUT", "--val-share is 0.1: there is no pair with a caption to split"),
-    "a huge cell": ("{table}/../huge.csv", "OUT", "SOURCE: {table}/../huge.csv is not a readable table (field larger"),
-    "only validation": ("{table}/../1.csv", "OUT --val-share 0.999", "--val-share is 0.999: the pairs cannot"),
-}  # fmt: skip
+    "no class": (
+        "{kept}/beside",
+        "OUT --label-key kind",
+        "--label-key: no pair of {kept}/beside has a 'kind'",
+    ),
+    "images of a table": (
+        "{kept}/pairs.csv",
+        "OUT --images DIR",
+        "--images has no effect with {kept}/pairs.csv",
+    ),
+    "columns of COCO": (
+        "{kept}/coco.json",
+        "OUT --csv-caption-key a",
+        "--csv-caption-key has no effect with {kept}/c",
+    ),
+    "no caption": (
+        "{table}/../empty.csv",
+        "OUT",
+        "--val-share is 0.1: there is no pair with a caption to split",
+    ),
+    "a huge cell": (
+        "{table}/../huge.csv",
+        "OUT",
+        "SOURCE: {table}/../huge.csv is not a readable table (field larger",
+    ),
+    "only validation": (
+        "{table}/../1.csv",
+        "OUT --val-share 0.999",
+        "--val-share is 0.999: the pairs cannot",
+    ),
+}
 
 
 @pytest.mark.parametrize(("source", "rest", "reason"), REFUSED.values(), ids=REFUSED)
-def test_wrong_arguments_are_refused_and_nothing_is_written(source, rest, reason, kept, table, tmp_path, refused):
+def test_wrong_arguments_are_refused_and_nothing_is_written(
+    source, rest, reason, kept, table, tmp_path, refused
+):
     (kept / "other.json").write_text("{}")
     (kept / "null.json").write_text('{"images": null}')
     (table.parent / "1.csv").write_text("image,caption\n0.png,a cat\n")

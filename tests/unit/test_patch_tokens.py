@@ -1,4 +1,5 @@
-"""Image features are the tower's own to the last bit, and the patch mean is that of the patches alone."""
+"""Image features are the tower's own to the last bit, and the patch mean is that of the patches
+alone."""
 
 import copy
 
@@ -24,7 +25,8 @@ from openclip_superclip.method.head_input import (
 TEXT = {"context_length": 4, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
-SQUARE = {"width": 32, "head_width": 16}  # OpenCLIP's parallel and cascade pooling need width = embed_dim
+# OpenCLIP's parallel and cascade pooling need width = embed_dim
+SQUARE = {"width": 32, "head_width": 16}
 
 NATIVE = {
     "tok": {},
@@ -41,22 +43,54 @@ NATIVE = {
     "patch dropout": {"patch_dropout": 0.5},
 }
 NONE = "has no pooled vector"
-OTHER = {  # configuration, image size, width of the patch tokens, and width of the pooled vector or the error, if read
-    "ResNet": ({"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64}, 64, 256, NONE),
+# configuration, image size, width of the patch tokens, and width of the pooled vector or the error,
+# if read
+OTHER = {
+    "ResNet": (
+        {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64},
+        64,
+        256,
+        NONE,
+    ),
     "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64, 64),
-    "timm ViT, MLP": ({"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"}, 160, 64, 64),
-    "timm ViT, map": ({"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"}, 160, 96, 96),
+    "timm ViT, MLP": (
+        {"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"},
+        160,
+        64,
+        64,
+    ),
+    "timm ViT, map": (
+        {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"},
+        160,
+        96,
+        96,
+    ),
     "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64, 64),
     "timm ConvNeXt, attention": (
-        {"timm_model_name": "test_convnext", "image_size": 160, "timm_pool": "abs_attn", "timm_proj": ""},
-        160, 64, NONE,
+        {
+            "timm_model_name": "test_convnext",
+            "image_size": 160,
+            "timm_pool": "abs_attn",
+            "timm_proj": "",
+        },
+        160,
+        64,
+        NONE,
     ),
     "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64, 256),
     "timm SAM2's Hiera": (
-        {"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"}, 64, 768, None,
+        {"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"},
+        64,
+        768,
+        None,
     ),
-    "timm Swin": ({"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224}, 224, 768, None),
-}  # fmt: skip
+    "timm Swin": (
+        {"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224},
+        224,
+        768,
+        None,
+    ),
+}
 
 EVERY_NATIVE = pytest.mark.parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
 
@@ -87,11 +121,15 @@ def same_dropout(function, *args):
 @EVERY_NATIVE
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
-def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, training, head_input):
+def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
+    vision_cfg, training, head_input
+):
     visual = native_tower(vision_cfg).train(training)
     tokens = patch_tokens(visual)
     if head_input == "both" and vision_cfg.get("attentional_pool") is True:
-        with pytest.raises(InputError, match="of width 32, to the mean patch token, of width 64, which differ"):
+        with pytest.raises(
+            InputError, match="of width 32, to the mean patch token, of width 64, which differ"
+        ):
             head_width(visual, tokens, head_input)
         return
     features, _, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
@@ -103,7 +141,10 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(vision_cfg, 
     if head_input == "pooled":
         torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
     elif head_input == "both":
-        parts = (same_dropout(encode_image, visual, tokens, images(visual), one)[2] for one in ("pooled", "patches"))
+        parts = (
+            same_dropout(encode_image, visual, tokens, images(visual), one)[2]
+            for one in ("pooled", "patches")
+        )
         assert torch.equal(vector, sum(parts))
 
 
@@ -123,17 +164,28 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
     torch.testing.assert_close(patch_mean, patches.mean(dim=1))
 
 
-READ = [(name, read) for name in OTHER for read in ("patches", "pooled", "both") if read == "patches" or OTHER[name][3]]
+READ = [
+    (name, read)
+    for name in OTHER
+    for read in ("patches", "pooled", "both")
+    if read == "patches" or OTHER[name][3]
+]
 
 
 @pytest.mark.parametrize(("name", "head_input"), READ)
 @torch.no_grad()
-def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(name, head_input):
+def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(
+    name, head_input
+):
     vision_cfg, size, width, pooled = OTHER[name]
     visual = tower(vision_cfg).eval()
     tokens = patch_tokens(visual)
     assert tokens.width == width
-    error = pooled if pooled == NONE else f"of width {pooled}, to the mean patch token, of width {width}"
+    error = (
+        pooled
+        if pooled == NONE
+        else f"of width {pooled}, to the mean patch token, of width {width}"
+    )
     if (head_input != "patches" and pooled == NONE) or (head_input == "both" and pooled != width):
         with pytest.raises(InputError, match=f"^--superclip-head-input {head_input}.*{error}"):
             head_width(visual, tokens, head_input)
@@ -146,7 +198,9 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     if head_input == "patches":
         torch.testing.assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
     else:
-        before_projection = vector - encode_image(visual, tokens, image)[2] if head_input == "both" else vector
+        before_projection = (
+            vector - encode_image(visual, tokens, image)[2] if head_input == "both" else vector
+        )
         torch.testing.assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
 
 
@@ -154,12 +208,16 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
 def test_the_patch_mean_of_a_resnet_and_a_convnext_is_that_of_the_last_feature_map():
     for name, layer in (("ResNet", "layer4"), ("timm ConvNeXt", "trunk.norm_pre")):
         visual, seen = tower(OTHER[name][0]).eval(), []
-        visual.get_submodule(layer).register_forward_hook(lambda module, args, output, seen=seen: seen.append(output))
+        visual.get_submodule(layer).register_forward_hook(
+            lambda module, args, output, seen=seen: seen.append(output)
+        )
         _, _, patch_mean = encode_image(visual, patch_tokens(visual), torch.randn(2, 3, 64, 64))
         torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
 
 
-@pytest.mark.parametrize(("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")])
+@pytest.mark.parametrize(
+    ("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")]
+)
 @torch.no_grad()
 def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name, pool):
     visual = tower({"timm_model_name": name, "image_size": 160, "timm_pool": pool}).eval()
@@ -199,8 +257,11 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     features, pooled = same_dropout(visual, images(visual), reading)
     assert torch.equal(features, own_features)
     assert torch.equal(pooled, own_pooled)
-    _, _, vector = encode_image(visual.eval(), reading.tokens, images(visual))  # without dropout, as a map has none
-    torch.testing.assert_close(patch_map(visual, reading.tokens, images(visual)).mean(dim=(2, 3)), vector)
+    # without dropout, as a map has none
+    _, _, vector = encode_image(visual.eval(), reading.tokens, images(visual))
+    torch.testing.assert_close(
+        patch_map(visual, reading.tokens, images(visual)).mean(dim=(2, 3)), vector
+    )
     visual.train().output_tokens = False
     _, _, expected = same_dropout(encode_image, visual, reading.tokens, images(visual))
     assert torch.equal(reading.vector, expected)
@@ -251,7 +312,13 @@ def naflex_tower(pool: str) -> nn.Module:
     """A tower that takes images of any shape, as OpenCLIP 4's --use-naflex makes it."""
     visual = TimmModel("test_vit", embed_dim=16, image_size=160)
     cfg = NaFlexVitCfg(
-        patch_size=8, embed_dim=32, depth=2, num_heads=2, pos_embed_grid_size=(4, 4), global_pool=pool, class_token=True
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        pos_embed_grid_size=(4, 4),
+        global_pool=pool,
+        class_token=True,
     )
     visual.trunk, visual.head = NaFlexVit(cfg, num_classes=0), nn.Linear(32, 16)
     return visual.eval()
@@ -259,7 +326,12 @@ def naflex_tower(pool: str) -> nn.Module:
 
 def patches_of(image: torch.Tensor, padding: int) -> dict[str, torch.Tensor]:
     """What NaFlex's collator makes of images [B, 3, 32, 32]; the padding holds large numbers."""
-    patches = image.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 3, 5, 1).reshape(len(image), 16, -1)
+    patches = (
+        image.unflatten(3, (4, 8))
+        .unflatten(2, (4, 8))
+        .permute(0, 2, 4, 3, 5, 1)
+        .reshape(len(image), 16, -1)
+    )
     coordinates = torch.cartesian_prod(torch.arange(4), torch.arange(4)).expand(len(image), -1, -1)
     return {
         "patches": nn.functional.pad(patches, (0, 0, 0, padding), value=100.0),
@@ -271,7 +343,9 @@ def patches_of(image: torch.Tensor, padding: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
 @pytest.mark.parametrize("pool", ["avg", "token", "map"])
 @torch.no_grad()
-def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head_reads(pool, head_input):
+def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head_reads(
+    pool, head_input
+):
     visual, image = naflex_tower(pool), torch.randn(3, 3, 32, 32)
     tokens = patch_tokens(visual)
     padded = patches_of(image, padding=5)
@@ -289,6 +363,7 @@ def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head
 def test_a_vit_without_pooling_is_refused_for_its_pool_type():
     visual = native_tower({"pool_type": "none"})
     with pytest.raises(
-        InputError, match=r"has no pooled vector .*, as its pool_type is none: .* pool_type tok or avg$"
+        InputError,
+        match=r"has no pooled vector .*, as its pool_type is none: .* pool_type tok or avg$",
     ):
         head_width(visual, patch_tokens(visual), "pooled")

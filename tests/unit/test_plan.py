@@ -1,4 +1,5 @@
-"""`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that OpenCLIP runs."""
+"""`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that
+OpenCLIP runs."""
 
 import json
 import re
@@ -34,10 +35,18 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
     assert ours.warnings == []
 
 
-@pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max", "batch_size", "accum_freq"), [
-    (1, 8, 2048, 2048, 1), (1, 8, 1000, 512, 4), (2, 4, 512, 512, 4), (16, 8, 100, 64, 2),
-])  # fmt: skip
-def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus, gpu_batch_max, batch_size, accum_freq):
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "gpu_batch_max", "batch_size", "accum_freq"),
+    [
+        (1, 8, 2048, 2048, 1),
+        (1, 8, 1000, 512, 4),
+        (2, 4, 512, 512, 4),
+        (16, 8, 100, 64, 2),
+    ],
+)
+def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(
+    nodes, gpus, gpu_batch_max, batch_size, accum_freq
+):
     ours = plan(nodes=nodes, gpus=gpus, gpu_batch_max=gpu_batch_max)
     assert (ours.batch_size, ours.accum_freq) == (batch_size, accum_freq)
     assert ours.steps == 31_250
@@ -46,15 +55,30 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(nodes, gpus,
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("num_samples", "batch_size", "world_size", "workers", "accum_freq"), [
-    (1000, 10, 1, 1, 1), (1000, 10, 1, 0, 1), (1000, 10, 1, 3, 1),
-    (1001, 10, 2, 4, 1), (999, 16, 4, 3, 2), (64, 4, 2, 5, 3),
-])  # fmt: skip
-def test_the_steps_of_a_slice_are_openclips(num_samples, batch_size, world_size, workers, accum_freq, shards):
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "world_size", "workers", "accum_freq"),
+    [
+        (1000, 10, 1, 1, 1),
+        (1000, 10, 1, 0, 1),
+        (1000, 10, 1, 3, 1),
+        (1001, 10, 2, 4, 1),
+        (999, 16, 4, 3, 2),
+        (64, 4, 2, 5, 3),
+    ],
+)
+def test_the_steps_of_a_slice_are_openclips(
+    num_samples, batch_size, world_size, workers, accum_freq, shards
+):
     args = types.SimpleNamespace(
-        train_data=shards.replace("{0..1}", "{0..29}"), train_num_samples=num_samples, dataset_resampled=False, seed=0,
-        train_data_upsampling_factors=None, batch_size=batch_size, world_size=world_size, workers=workers,
-    )  # fmt: skip
+        train_data=shards.replace("{0..1}", "{0..29}"),
+        train_num_samples=num_samples,
+        dataset_resampled=False,
+        seed=0,
+        train_data_upsampling_factors=None,
+        batch_size=batch_size,
+        world_size=world_size,
+        workers=workers,
+    )
     data = open_clip_train.data.get_wds_dataset(args, None, is_train=True, tokenizer=None)
     expected = data.dataloader.num_batches // accum_freq  # train_one_epoch's num_batches_per_epoch
     assert openclip_steps(num_samples, batch_size, world_size, workers, accum_freq) == expected
@@ -64,18 +88,23 @@ def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
     ours = plan(workers=4)
     assert ours.steps == 25 * 1252  # 4 workers give as many batches each
     assert ours.warnings == [
-        "OpenCLIP will run 31,300 steps (512,819,200 samples) instead of the recipe's 31,250 (512,000,000)"
+        "OpenCLIP will run 31,300 steps (512,819,200 samples) instead of the recipe's 31,250 "
+        "(512,000,000)"
     ]
     (warning,) = plan(set_={"samples": "4096000"}).warnings
     assert warning == "warm-up takes 500 steps, but the run has 250: shorten it with --set warmup=N"
 
 
-@pytest.mark.parametrize(("set_", "num_slices", "slice_steps"), [
-    ({"data_samples": "1228800000"}, 25, 1250),  # 512 M × 60 / 1,228.8 M = 25
-    ({"data_samples": "1200000000"}, 26, 1205),  # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
-    ({"slices": "1"}, 1, 31_250),
-    ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("set_", "num_slices", "slice_steps"),
+    [
+        ({"data_samples": "1228800000"}, 25, 1250),  # 512 M × 60 / 1,228.8 M = 25
+        # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
+        ({"data_samples": "1200000000"}, 26, 1205),
+        ({"slices": "1"}, 1, 31_250),
+        ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
+    ],
+)
 def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_steps):
     ours = plan(set_=set_)
     assert (ours.num_slices, ours.slice_steps) == (num_slices, slice_steps)
@@ -83,11 +112,19 @@ def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_s
     assert bool(ours.warnings) == (ours.samples != ours.recipe.samples)
 
 
-@pytest.mark.parametrize(("name", "kept"), [
-    (RELEASED, 7),  # the two newest, the one that is being written, and four of every fifth of 25
-    ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
-])  # fmt: skip
-def test_the_disk_holds_the_newest_checkpoints_a_few_of_the_run_and_the_last_of_every_pass(name, kept):
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        (
+            RELEASED,
+            7,
+        ),  # the two newest, the one that is being written, and four of every fifth of 25
+        ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
+    ],
+)
+def test_the_disk_holds_the_newest_checkpoints_a_few_of_the_run_and_the_last_of_every_pass(
+    name, kept
+):
     cost = estimate_cost(plan(name))
     assert cost["disk_bytes"] == kept * cost["checkpoint_bytes"]
 
@@ -97,12 +134,20 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
     cost = estimate_cost(plan())
     assert cost["flops_per_sample"] == pytest.approx(2e9 * (4 * towers + 3 * head), rel=1e-3)
     assert cost["flops"] == cost["flops_per_sample"] * 512_000_000
-    assert cost["gpu_hours"] == pytest.approx(cost["flops"] / (cost["utilization"][0] * 312e12 * 3600))
+    assert cost["gpu_hours"] == pytest.approx(
+        cost["flops"] / (cost["utilization"][0] * 312e12 * 3600)
+    )
     assert cost["hours"] == pytest.approx(cost["gpu_hours"] / 32)
     accumulated = estimate_cost(plan(gpu_batch_max=256))
-    assert accumulated["flops_per_sample"] - cost["flops_per_sample"] == pytest.approx(2e9 * towers, rel=1e-3)
+    assert accumulated["flops_per_sample"] - cost["flops_per_sample"] == pytest.approx(
+        2e9 * towers, rel=1e-3
+    )
     measured = estimate_cost(plan(), samples_per_second=64_000)
-    assert measured["hours"] == pytest.approx(512e6 / 64_000 / 3600) == pytest.approx(measured["gpu_hours"] / 32)
+    assert (
+        measured["hours"]
+        == pytest.approx(512e6 / 64_000 / 3600)
+        == pytest.approx(measured["gpu_hours"] / 32)
+    )
     assert measured["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
 
 
@@ -113,22 +158,35 @@ def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_
     assert ours["parameters"] - clip["parameters"] == ours["head_parameters"] == 37_996_288
     assert clip["parameters"] == 149_620_737
     flip = estimate_cost(plan("flip_vit-b-16_512m_bs16k"))
-    assert flip["forward_gmacs"]["vision"] == pytest.approx(ours["forward_gmacs"]["vision"] / 2, rel=0.01)
-    larger = estimate_cost(plan(set_={"flags.force-image-size": "448", "flags.force-context-length": "154"}))
-    assert larger["parameters"] - ours["parameters"] == 3 * 14 * 14 * 768 + 77 * 512  # position embeddings
+    assert flip["forward_gmacs"]["vision"] == pytest.approx(
+        ours["forward_gmacs"]["vision"] / 2, rel=0.01
+    )
+    larger = estimate_cost(
+        plan(set_={"flags.force-image-size": "448", "flags.force-context-length": "154"})
+    )
+    # position embeddings
+    assert larger["parameters"] - ours["parameters"] == 3 * 14 * 14 * 768 + 77 * 512
     assert larger["flops"] > 3.9 * ours["flops"]
     model = write_hf_text_model(tmp_path)
     (tmp_path / "tower" / "model.safetensors").unlink()
     gmacs = estimate_cost(plan(set_={"model": model}))["forward_gmacs"]
-    assert gmacs["text"] == pytest.approx(20 * (2 * (4 * 48**2 + 2 * 48 * 96) + 48**2) / 1e9)  # BERT's linear layers
+    # BERT's linear layers
+    assert gmacs["text"] == pytest.approx(20 * (2 * (4 * 48**2 + 2 * 48 * 96) + 48**2) / 1e9)
 
 
-@pytest.mark.parametrize(("name", "slow", "fast"), [
-    ("datacomp1b/clip_vit-b-16_512m_bs16k", 310, 396), ("finetune/superclip_vit-l-14_51.2m_bs4k", 66, 79),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "slow", "fast"),
+    [
+        ("datacomp1b/clip_vit-b-16_512m_bs16k", 310, 396),
+        ("finetune/superclip_vit-l-14_51.2m_bs4k", 66, 79),
+    ],
+)
 def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
-    """Samples per second and A100; ours recompute the forward pass, which the runs of ViT-B/16 did not."""
-    ours = plan(name, nodes=1, gpus=1, set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {})
+    """Samples per second and A100; ours recompute the forward pass, which the runs of ViT-B/16
+    did not."""
+    ours = plan(
+        name, nodes=1, gpus=1, set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {}
+    )
     speeds = [ours.samples / hours / 3600 for hours in estimate_cost(ours)["hours_range"]]
     assert speeds == [pytest.approx(fast, rel=0.01), pytest.approx(slow, rel=0.01)]
     cost = estimate_cost(ours, gpu_tflops=989)
@@ -137,19 +195,63 @@ def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
     assert cost["hours"] == cost["hours_range"][1]
 
 
-@pytest.mark.parametrize(("nodes", "gpus", "launcher"), [
-    (1, 1, ["superclip", "train"]),
-    (1, 2, ["torchrun", "--standalone", "--nproc-per-node", "2", "-m", "openclip_superclip", "train", "--"]),
-    (4, 8, ["torchrun", "--nnodes", "4", "--node-rank", "$NODE", "--master-addr", "$HEAD", "--master-port", "29500",
-            "--nproc-per-node", "8", "-m", "openclip_superclip", "train", "--"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "launcher"),
+    [
+        (1, 1, ["superclip", "train"]),
+        (
+            1,
+            2,
+            [
+                "torchrun",
+                "--standalone",
+                "--nproc-per-node",
+                "2",
+                "-m",
+                "openclip_superclip",
+                "train",
+                "--",
+            ],
+        ),
+        (
+            4,
+            8,
+            [
+                "torchrun",
+                "--nnodes",
+                "4",
+                "--node-rank",
+                "$NODE",
+                "--master-addr",
+                "$HEAD",
+                "--master-port",
+                "29500",
+                "--nproc-per-node",
+                "8",
+                "-m",
+                "openclip_superclip",
+                "train",
+                "--",
+            ],
+        ),
+    ],
+)
 def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     ours = plan(nodes=nodes, gpus=gpus, data="a folder/{0..9}.tar")
     words = shlex.split(command_text(ours).replace("\\\n", ""))
-    assert words == [*launcher, *ours.openclip_arguments(), "--logs", "runs", "--name", ours.recipe.name]
+    assert words == [
+        *launcher,
+        *ours.openclip_arguments(),
+        "--logs",
+        "runs",
+        "--name",
+        ours.recipe.name,
+    ]
 
 
-@pytest.mark.parametrize("flag", ["report-to=wandb", "use-bnb-linear=SwitchBackLinear", "pretrained=on-nodes.pt"])
+@pytest.mark.parametrize(
+    "flag", ["report-to=wandb", "use-bnb-linear=SwitchBackLinear", "pretrained=on-nodes.pt"]
+)
 def test_what_only_nodes_may_have_is_planned(flag):
     name, value = flag.split("=")
     assert value in plan(set_={f"flags.{name}": value}).openclip_arguments()
@@ -157,11 +259,19 @@ def test_what_only_nodes_may_have_is_planned(flag):
 
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
-    summary = {**_setup(plan(set_={"lr": "1"})), "hours": "of another length", "checkpoint": {"seconds": 36}}
+    summary = {
+        **_setup(plan(set_={"lr": "1"})),
+        "hours": "of another length",
+        "checkpoint": {"seconds": 36},
+    }
     summary["samples_per_second"] = {"low": 1e4, "median": 2e4, "high": 4e4}
     file.write_text(json.dumps(summary))
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
-        {"low": 1.024e9 / 4e4 / 3600 + 0.5, "median": 1.024e9 / 2e4 / 3600 + 0.5, "high": 1.024e9 / 1e4 / 3600 + 0.5}
+        {
+            "low": 1.024e9 / 4e4 / 3600 + 0.5,
+            "median": 1.024e9 / 2e4 / 3600 + 0.5,
+            "high": 1.024e9 / 1e4 / 3600 + 0.5,
+        }
     )
     with pytest.raises(InputError, match=r"measured with nodes 4, not 2: rehearse again"):
         read_rehearsal(str(file), plan(nodes=2, gpus=16))
@@ -171,41 +281,86 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
         read_rehearsal(str(file), longer)
 
 
-@pytest.mark.parametrize(("found", "device", "is_error", "said"), [
-    ((2, 0, 0.5, False, False), "cpu", True, "other losses in 2 of 8 steps, by up to 0.5, other weights"),
-    ((2, 0, 0.5, True, False), "cuda", False, "other losses in 2 of 8 steps, by up to 0.5; they differ"),
-    ((0, 0, 0.0, True, True), "cpu", False, "after SIGUSR1, with equal losses in all 8 steps and equal weights"),
-    ((3, 3, 0.0, False, False), "cpu", True, "3 of 8 steps are missing"),
-])  # fmt: skip
-def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(found, device, is_error, said):
+@pytest.mark.parametrize(
+    ("found", "device", "is_error", "said"),
+    [
+        (
+            (2, 0, 0.5, False, False),
+            "cpu",
+            True,
+            "other losses in 2 of 8 steps, by up to 0.5, other weights",
+        ),
+        (
+            (2, 0, 0.5, True, False),
+            "cuda",
+            False,
+            "other losses in 2 of 8 steps, by up to 0.5; they differ",
+        ),
+        (
+            (0, 0, 0.0, True, True),
+            "cpu",
+            False,
+            "after SIGUSR1, with equal losses in all 8 steps and equal weights",
+        ),
+        ((3, 3, 0.0, False, False), "cpu", True, "3 of 8 steps are missing"),
+    ],
+)
+def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(
+    found, device, is_error, said
+):
     names = ("different", "missing", "largest", "equal_weights", "repeats")
     summary = {"device": device, "resumed": {"steps": 8, **dict(zip(names, found, strict=True))}}
     assert bool(other_training(summary)) == is_error
     assert (other_training(summary) or _resumed(summary)).startswith(said)
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (["--nodes", "0"], "--nodes is 0"),
-    (["--nodes", "3", "--gpus-per-node", "8"], "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global "
-     "batch of 16,384 does not divide among 24 GPUs; the nearest numbers that do are 16 and 32"),
-    (["--nodes", "4096", "--gpus-per-node", "8"], "among 32768 GPUs; the nearest numbers that do are 16384"),
-    (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
-    (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
-    (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
-    (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
-    (["--set", "flags.pretrained=laion9"], "--pretrained is 'laion9', which is neither a file nor weights that"),
-    (["--set", "flags.report-to=tensorbord"], "--report-to is tensorbord; expected wandb, tensorboard or"),
-    (["--set", "flags.log-every-n-steps=0"], "--log-every-n-steps is 0; expected 1 or more"),
-    (["--set", "flags.torchscript=true"], "--torchscript cannot save a model with the class head"),
-    (["--set", "flags.batch=4"], "OpenCLIP refuses them: unrecognized arguments: --batch 4"),
-    (["--set", "epochs=3"], "there is no field 'epochs' to set"),
-    (["--set", "superclip={weight: 2}"], "expected --set superclip.KEY=VALUE"),
-    (["--set", "samples=12"], "expected at least one global batch, 16,384"),
-    (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
-    (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
-    (["--nodes", "128", "--gpus-per-node", "8"], "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers"),
-    (["--set", "slices=1000000"], "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--nodes", "0"], "--nodes is 0"),
+        (
+            ["--nodes", "3", "--gpus-per-node", "8"],
+            "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global "
+            "batch of 16,384 does not divide among 24 GPUs; the nearest numbers that do are 16 "
+            "and 32",
+        ),
+        (
+            ["--nodes", "4096", "--gpus-per-node", "8"],
+            "among 32768 GPUs; the nearest numbers that do are 16384",
+        ),
+        (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
+        (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
+        (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
+        (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
+        (
+            ["--set", "flags.pretrained=laion9"],
+            "--pretrained is 'laion9', which is neither a file nor weights that",
+        ),
+        (
+            ["--set", "flags.report-to=tensorbord"],
+            "--report-to is tensorbord; expected wandb, tensorboard or",
+        ),
+        (["--set", "flags.log-every-n-steps=0"], "--log-every-n-steps is 0; expected 1 or more"),
+        (
+            ["--set", "flags.torchscript=true"],
+            "--torchscript cannot save a model with the class head",
+        ),
+        (["--set", "flags.batch=4"], "OpenCLIP refuses them: unrecognized arguments: --batch 4"),
+        (["--set", "epochs=3"], "there is no field 'epochs' to set"),
+        (["--set", "superclip={weight: 2}"], "expected --set superclip.KEY=VALUE"),
+        (["--set", "samples=12"], "expected at least one global batch, 16,384"),
+        (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
+        (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
+        (
+            ["--nodes", "128", "--gpus-per-node", "8"],
+            "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers",
+        ),
+        (
+            ["--set", "slices=1000000"],
+            "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices",
+        ),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refused):
     assert named in refused(tmp_path, "plan", RELEASED, *arguments)
 
@@ -213,5 +368,7 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refus
 def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops(capsys):
     assert main(["plan", "laion2b/superclip_vit-l-16_12.8b_bs16k", "--gpu", "H100"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split()))
+    assert re.search(
+        r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split())
+    )
     assert "e+" not in text.partition("FLOPs")[2]

@@ -1,4 +1,5 @@
-"""Names and texts from files reach neither the terminal as control characters nor a spreadsheet as formulas."""
+"""Names and texts from files reach neither the terminal as control characters nor a spreadsheet
+as formulas."""
 
 import csv
 import io
@@ -14,7 +15,8 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError, one_line, printable
 from openclip_superclip.pages import csv_text, markdown_text
 
-# A colour, a window's title, a byte that begins a sequence in Latin-1, a return to the line's start, a reversed text.
+# A colour, a window's title, a byte that begins a sequence in Latin-1, a return to the line's
+# start, a reversed text.
 EVIL = "\x1b[31m\x1b]0;title\x07\x9b2J\u202e\rx"
 
 
@@ -26,15 +28,33 @@ def assert_is_one_error(text: str, *parts: str) -> None:
     assert all(part in line for part in (r"\x1b[31m", *parts)), line
 
 
-@pytest.mark.parametrize("command", [
-    "export {} --out out", "average {} {} --out out", "words {} --model x", "evaluate x --data {}", "plan {}",
-    "interpolate {} x --out out", "import {} --model {} --out out", "report {}", "patch apply --source {}",
-    "frequencies x.csv --tokenizer-of {} --out o",
-    "audit {} --model {} --out out", "benchmark --model {} --out out", "submit {} --dry-run", "study {}", "shards {} o",
-])  # fmt: skip
-def test_an_error_shows_the_control_characters_of_an_argument_as_escapes(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export {} --out out",
+        "average {} {} --out out",
+        "words {} --model x",
+        "evaluate x --data {}",
+        "plan {}",
+        "interpolate {} x --out out",
+        "import {} --model {} --out out",
+        "report {}",
+        "patch apply --source {}",
+        "frequencies x.csv --tokenizer-of {} --out o",
+        "audit {} --model {} --out out",
+        "benchmark --model {} --out out",
+        "submit {} --dry-run",
+        "study {}",
+        "shards {} o",
+    ],
+)
+def test_an_error_shows_the_control_characters_of_an_argument_as_escapes(
+    command, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    assert main([part.format(EVIL) for part in command.split()]) == (2 if command.startswith("patch") else 1)
+    assert main([part.format(EVIL) for part in command.split()]) == (
+        2 if command.startswith("patch") else 1
+    )
     assert_is_one_error(capsys.readouterr().err)
 
 
@@ -48,12 +68,32 @@ def test_an_unknown_command_or_flag_is_shown_with_escapes(capsys):
 
 @pytest.mark.parametrize("flag", ["--model", "--train-data", "--pretrained"])
 def test_training_shows_the_name_of_a_model_or_file_with_escapes(flag, refusal, csv_data):
-    table = ["--csv-img-key", "filepath", "--csv-caption-key", "title", "--batch-size", "2", "--workers", "0"]
-    flags = ["--superclip", "--model", "ViT-Ti-16-96", "--train-data", csv_data, "--dataset-type", "csv", *table]
+    table = [
+        "--csv-img-key",
+        "filepath",
+        "--csv-caption-key",
+        "title",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+    ]
+    flags = [
+        "--superclip",
+        "--model",
+        "ViT-Ti-16-96",
+        "--train-data",
+        csv_data,
+        "--dataset-type",
+        "csv",
+        *table,
+    ]
     assert_is_one_error(refusal(*flags, flag, f"{EVIL}.csv"))
 
 
-def test_the_names_of_tensors_and_fields_of_json_are_shown_with_escapes(tmp_path, monkeypatch, capsys):
+def test_the_names_of_tensors_and_fields_of_json_are_shown_with_escapes(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for name in ("a", EVIL):
         torch.save({f"visual.{name}": torch.zeros(1)}, f"{'other' if name == EVIL else 'first'}.pt")
@@ -80,7 +120,10 @@ def test_text_in_any_script_is_shown_as_it_is():
 
 def test_an_error_of_several_lines_is_one_line_and_that_of_a_worker_has_no_traceback():
     assert one_line(InputError("a\nb")) == r"a\nb"
-    worker = 'Caught InputError in DataLoader worker process 0.\nTraceback:\n  File "x"\npackage.InputError: row 3\n'
+    worker = (
+        "Caught InputError in DataLoader worker process 0.\nTraceback:\n  File "
+        '"x"\npackage.InputError: row 3\n'
+    )
     assert one_line(InputError(worker)) == "row 3"
 
 
@@ -101,5 +144,7 @@ def test_markdown_shows_html_and_links_as_text():
 
 
 def test_control_characters_of_names_are_escapes_in_files_that_a_terminal_may_show():
-    assert csv_text([["\x1b]0;title\x07red", "two\nlines"]]) == '\\x1b]0;title\\x07red,"two\nlines"\n'
+    assert (
+        csv_text([["\x1b]0;title\x07red", "two\nlines"]]) == '\\x1b]0;title\\x07red,"two\nlines"\n'
+    )
     assert markdown_text("\x1b[31mred\u202e") == r"\\x1b[31mred\\u202e"

@@ -25,23 +25,30 @@ def test_every_recipe_holds_what_it_held_as_a_file_of_its_own():
     """tests/golden/recipes.json was written from 100 flat files."""
     rows = json.loads((ROOT / "tests/golden/recipes.json").read_text())
     ours = {name: RECIPES[name].as_dict() for name in rows}
-    assert {name: {key: row[key] for key in row if key != "note"} for name, row in ours.items()} == rows
+    assert {
+        name: {key: row[key] for key in row if key != "note"} for name, row in ours.items()
+    } == rows
 
 
 def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     runs, tables = {}, (ROOT / "tests/support/paper.md").read_text()
     for source, table in re.findall(r"^## (\w+ \d+).*\n\n((?:\|.*\n)+)", tables, re.MULTILINE):
-        head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        head, _, *rows = (
+            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
         for name, *values in rows:
             runs.setdefault(name, {})[source] = dict(zip(head[1:], map(float, values), strict=True))
     expected = {}
     for name, sources in runs.items():
         values = {}
-        for numbers in sources.values():  # in the paper's order: what is printed comes before what is read off
+        # in the paper's order: what is printed comes before what is read off
+        for numbers in sources.values():
             values = numbers | values
         expected[f"datacomp1b/{name}"] = {
-            "source": ", ".join(sources), "read_off": list(sources) == ["Figure 4"], "values": values,
-        }  # fmt: skip
+            "source": ", ".join(sources),
+            "read_off": list(sources) == ["Figure 4"],
+            "values": values,
+        }
     assert {name: recipe.paper for name, recipe in RECIPES.items() if recipe.paper} == expected
 
 
@@ -53,12 +60,16 @@ def test_a_recipe_differs_from_its_plain_twin_in_the_class_loss_alone():
         ours, theirs = RECIPES[name].as_dict(), RECIPES[plain].as_dict()
         different = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
         assert different <= {"method", "superclip", *WORDS}, name
-        assert ours["superclip"]["weight"] > 0 == theirs.get("superclip", {"weight": 0})["weight"], name
+        assert (
+            ours["superclip"]["weight"] > 0 == theirs.get("superclip", {"weight": 0})["weight"]
+        ), name
 
 
 def test_fine_tuning_starts_from_weights_that_openclip_knows():
     tuned = [recipe for name, recipe in RECIPES.items() if name.startswith("finetune/")]
-    assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(open_clip.list_pretrained())
+    assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(
+        open_clip.list_pretrained()
+    )
     register_model("ViT-B-16")
     ours = {"local-dir:demo/model", "local-dir:demo/natural-vit"}
     assert {recipe.model for recipe in RECIPES.values()} - ours <= set(open_clip.list_models())
@@ -67,10 +78,23 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
 def test_openclip_reads_from_the_command_what_the_recipe_says():
     for name, recipe in RECIPES.items():
         args = vars(check_command(make_run(recipe, nodes=1, gpus_per_node=8).openclip_arguments()))
-        for field in ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed", "model", "workers"):
+        for field in (
+            "lr",
+            "warmup",
+            "beta1",
+            "beta2",
+            "eps",
+            "wd",
+            "precision",
+            "seed",
+            "model",
+            "workers",
+        ):
             assert args[field] == getattr(recipe, field), (name, field)
         assert args["lr_scheduler"] == recipe.schedule, name
-        assert args.get("superclip_slices") == (None if is_table(recipe.shards) else recipe.slices), name
+        assert args.get("superclip_slices") == (
+            None if is_table(recipe.shards) else recipe.slices
+        ), name
         for flag, value in recipe.flags.items():
             assert args[flag.replace("-", "_")] == value, (name, flag)
         config = config_from(args)
@@ -79,7 +103,9 @@ def test_openclip_reads_from_the_command_what_the_recipe_says():
         ), name
 
 
-@pytest.mark.parametrize(("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)])
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "gpu_batch_max"), [(1, 4, None), (1, 8, 128), (2, 8, 256)]
+)
 def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus, gpu_batch_max):
     for name, recipe in RECIPES.items():
         if is_table(recipe.shards):  # in whole passes, without the last, partial batch
@@ -91,24 +117,42 @@ def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus,
         assert plan.slice_samples <= recipe.data_samples / recipe.slices, name
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    (lambda text: text.replace("lr: 0.0005\n", ""), "lr is missing"),
-    (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
-    (lambda text: text + "seed: 1\n", 'not a readable YAML file: found duplicate key "seed"'),
-    (lambda text: text.replace("lr: 0.0005", "lr: fast"), "lr is 'fast'; expected a number"),
-    (lambda text: text.replace("slices: 4", "slices: 0"), "slices is 0; expected 1 to 1,000,000,000"),
-    (lambda text: text.replace("method: superclip", "method: clip"), "method is clip"),
-    (lambda text: text.replace("method: superclip", "method: supersiglip"), "flags.siglip"),
-    (lambda text: text.replace("  weight: 1.0", "  wait: 1.0"), "superclip has no wait"),
-    (lambda text: text.replace("  weight: 1.0", "  weight: -1.0"), "--superclip-weight is -1.0"),
-    (lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"), "flags contains batch-size"),
-    (
-        lambda text: re.sub(r"\nsuperclip:\n(  .*\n)*", "\n", text)
-        .replace("method: superclip", "method: clip").replace("flags:\n", "flags:\n  pretrained: a.pt\n"),
-        "clip would not start from a.pt: use --set model=demo/model/open_clip_config.json",
-    ),
-    (lambda text: f"base: {{}}\nruns: {{}}\n{text}", "superclip recipes NAME prints one run as a recipe"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda text: text.replace("lr: 0.0005\n", ""), "lr is missing"),
+        (lambda text: text + "epochs: 3\n", "no field 'epochs'"),
+        (lambda text: text + "seed: 1\n", 'not a readable YAML file: found duplicate key "seed"'),
+        (lambda text: text.replace("lr: 0.0005", "lr: fast"), "lr is 'fast'; expected a number"),
+        (
+            lambda text: text.replace("slices: 4", "slices: 0"),
+            "slices is 0; expected 1 to 1,000,000,000",
+        ),
+        (lambda text: text.replace("method: superclip", "method: clip"), "method is clip"),
+        (lambda text: text.replace("method: superclip", "method: supersiglip"), "flags.siglip"),
+        (lambda text: text.replace("  weight: 1.0", "  wait: 1.0"), "superclip has no wait"),
+        (
+            lambda text: text.replace("  weight: 1.0", "  weight: -1.0"),
+            "--superclip-weight is -1.0",
+        ),
+        (
+            lambda text: text.replace("  log-every-n-steps: 4", "  batch-size: 4"),
+            "flags contains batch-size",
+        ),
+        (
+            lambda text: (
+                re.sub(r"\nsuperclip:\n(  .*\n)*", "\n", text)
+                .replace("method: superclip", "method: clip")
+                .replace("flags:\n", "flags:\n  pretrained: a.pt\n")
+            ),
+            "clip would not start from a.pt: use --set model=demo/model/open_clip_config.json",
+        ),
+        (
+            lambda text: f"base: {{}}\nruns: {{}}\n{text}",
+            "superclip recipes NAME prints one run as a recipe",
+        ),
+    ],
+)
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, named, tmp_path):
     path, changed = tmp_path / "edited.yaml", change(RECIPES[DEMO].text)
     assert changed != RECIPES[DEMO].text
@@ -121,7 +165,11 @@ def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(change, 
 
 
 def test_a_name_is_found_with_its_folder_or_alone_if_it_is_the_only_one():
-    assert read_recipe(DEMO) == read_recipe(f"recipes/{DEMO}.yaml") == read_recipe(DEMO.partition("/")[2])
+    assert (
+        read_recipe(DEMO)
+        == read_recipe(f"recipes/{DEMO}.yaml")
+        == read_recipe(DEMO.partition("/")[2])
+    )
     with pytest.raises(InputError, match=r"datacomp1b/.*, laion2b/.*, laion400m/"):
         read_recipe("superclip_vit-b-16_512m_bs16k")
     with pytest.raises(InputError, match="similar: demo/superclip_demo-model_8k_bs64"):
@@ -133,23 +181,48 @@ def test_set_changes_one_field_removes_a_flag_or_keeps_the_captions_and_the_text
     assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
     assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
     ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
-    assert {key for key in ours if ours[key] != before[key]} == {"lr", "superclip", "shards", "chosen"}
-    plain = read_recipe(DEMO, {"superclip.captions": "long", "superclip.long_caption": "a.txt", "method": "clip"})
+    assert {key for key in ours if ours[key] != before[key]} == {
+        "lr",
+        "superclip",
+        "shards",
+        "chosen",
+    }
+    plain = read_recipe(
+        DEMO, {"superclip.captions": "long", "superclip.long_caption": "a.txt", "method": "clip"}
+    )
     assert plain.superclip == {"weight": 0, "captions": "long", "long_caption": "a.txt"}
     for nothing in ("", "null"):  # removes a flag
-        assert read_recipe("demo/superclip_demo-model_40k_bs32", {"flags.log-every-n-steps": nothing}).flags == {}
+        assert (
+            read_recipe(
+                "demo/superclip_demo-model_40k_bs32", {"flags.log-every-n-steps": nothing}
+            ).flags
+            == {}
+        )
 
 
-@pytest.mark.parametrize(("key", "value", "kept"), [
-    ("seed", "1", True), ("data_samples", "1e9", True), ("lr", "3e-4", True), ("slices", "25", True),
-    ("wd", "0.1", False), ("superclip.weight", "2", False), ("flags.grad-clip-norm", "1", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "kept"),
+    [
+        ("seed", "1", True),
+        ("data_samples", "1e9", True),
+        ("lr", "3e-4", True),
+        ("slices", "25", True),
+        ("wd", "0.1", False),
+        ("superclip.weight", "2", False),
+        ("flags.grad-clip-norm", "1", False),
+    ],
+)
 def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, value, kept):
     assert bool(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs1k", {key: value}).paper) == kept
 
 
 def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
-    changed = {"eps": "1e-8", "superclip.idf": "off", "shards": "{0..3}.tar", "samples": "1.5 passes"}
+    changed = {
+        "eps": "1e-8",
+        "superclip.idf": "off",
+        "shards": "{0..3}.tar",
+        "samples": "1.5 passes",
+    }
     for recipe in (*RECIPES.values(), read_recipe(DEMO, changed)):
         (tmp_path / "again.yaml").write_text(recipe.text)
         assert read_recipe(str(tmp_path / "again.yaml")).as_dict() == recipe.as_dict()
@@ -164,7 +237,9 @@ def test_recipes_prints_all_one_or_json(capsys):
         assert capsys.readouterr().out == read_recipe(DEMO).text
     assert main(["recipes", "--json", "cc12m", "bs4k"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == {name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name}
+    assert printed == {
+        name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name
+    }
     assert len(printed) == 2
     assert main(["recipes", "cc12m", "bs5k"]) == 1
     assert "no recipe name contains cc12m and bs5k" in capsys.readouterr().err
@@ -181,15 +256,26 @@ def test_what_is_said_about_slices_is_what_a_plan_trains_and_batch_sizes_read_th
         if is_table(recipe.shards) or recipe.chosen["slices"].startswith("2 shards and "):
             continue
         run = make_run(recipe, nodes=1, gpus_per_node=8, device="cpu")
-        text = re.match(r"(\d+) (?:of them )?are trained\b.*?, ([\d,]+) samples", recipe.chosen["slices"])
+        text = re.match(
+            r"(\d+) (?:of them )?are trained\b.*?, ([\d,]+) samples", recipe.chosen["slices"]
+        )
         number, samples = text.groups()
-        assert (int(number), int(samples.replace(",", ""))) == (run.num_slices, run.slice_samples), name
-        slices.setdefault((recipe.data, recipe.samples), set()).add((recipe.slices, run.slice_samples))
-    assert all(len(slices[data, 512_000_000]) == 1 for data in ("datacomp1b", "laion2b", "laion400m"))
+        assert (int(number), int(samples.replace(",", ""))) == (
+            run.num_slices,
+            run.slice_samples,
+        ), name
+        slices.setdefault((recipe.data, recipe.samples), set()).add(
+            (recipe.slices, run.slice_samples)
+        )
+    assert all(
+        len(slices[data, 512_000_000]) == 1 for data in ("datacomp1b", "laion2b", "laion400m")
+    )
 
 
 def test_a_warm_up_of_500_is_only_the_released_configurations_in_its_own_number_of_samples():
     for name, recipe in RECIPES.items():
         if recipe.samples == 12_800_000_000:
             assert "warmup" not in recipe.chosen["settings"], name
-            assert recipe.chosen["warmup"].startswith("500 as in the released configuration, which is for "), name
+            assert recipe.chosen["warmup"].startswith(
+                "500 as in the released configuration, which is for "
+            ), name

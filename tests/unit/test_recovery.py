@@ -1,4 +1,5 @@
-"""How a run continues after a failure: the cause among the failures of all ranks, and the table of decisions."""
+"""How a run continues after a failure: the cause among the failures of all ranks, and the table
+of decisions."""
 
 import signal
 import socket
@@ -57,21 +58,33 @@ DECISIONS = [  # (kind of failure, attempts, saved slices, seconds left, decisio
         None,
         Stop(THREE),
     ),  # SLURM has requeued the job
-    (KILLED, [start("16", 0), start("16", 1), start("17", 0)], 0, None, Restart()),  # of another job
+    # of another job
+    (KILLED, [start("16", 0), start("16", 1), start("17", 0)], 0, None, Restart()),
     (KILLED, [], 0, None, Restart()),  # run.json was damaged
 ]
 
 
 @pytest.mark.parametrize(("kind", "attempts", "progress", "left", "decision"), DECISIONS)
 def test_a_failure_decides_how_a_run_continues(kind, attempts, progress, left, decision):
-    assert decide(Failure("rank 1", "it failed", kind=kind, host="node2"), attempts, progress, left) == decision
+    assert (
+        decide(Failure("rank 1", "it failed", kind=kind, host="node2"), attempts, progress, left)
+        == decision
+    )
 
 
 def test_starts_in_a_row_count_until_a_slice_is_trained():
-    attempts = [start(again=True), start(again=True), start(), start(again=True), start("17"), start("17", 1)]
+    attempts = [
+        start(again=True),
+        start(again=True),
+        start(),
+        start(again=True),
+        start("17"),
+        start("17", 1),
+    ]
     counted = [starts_without_slice(attempts[: number + 1], 0) for number in range(len(attempts))]
     assert counted == [1, 2, 3, 1, 2, 3]
-    assert starts_without_slice([*attempts, start("17", 1)], 0) == 1  # by hand, in the same allocation
+    # by hand, in the same allocation
+    assert starts_without_slice([*attempts, start("17", 1)], 0) == 1
     assert starts_without_slice(attempts, 1) == 0
 
 
@@ -79,18 +92,23 @@ def failure(kind: str, rank: int, timestamp: float, host: str = "node1") -> Fail
     return Failure(f"rank {rank}", kind, timestamp=timestamp, kind=kind, host=host)
 
 
-@pytest.mark.parametrize(("ranks", "first"), [
-    # A clock that is three minutes ahead does not turn the user's error into a closed connection.
-    ([failure(CONNECTION, 0, 20), failure(USER, 1, 200, "node2")], 1),
-    ([failure(USER, 0, 200), failure(CONNECTION, 1, 20, "node2")], 0),
-    ([failure(CONNECTION, 0, 1), failure(KILLED, 1, 2)], 1),
-    ([failure(USER, 0, 1), failure(KILLED, 1, 2)], 1),
-    ([failure(USER, 0, 2), failure(USER, 1, 1)], 1),
-    ([failure(USER, 0, 2), failure(USER, 1, 1, "node2"), failure(USER, 2, 3)], 0),  # only one machine's clock
-    ([failure(HARDWARE, 0, 1), failure(USER, 1, 2)], 1),
-    ([failure(HARDWARE, 0, 2), failure(CONNECTION, 1, 1)], 0),
-    ([failure(DATA, 0, 2), failure(CONNECTION, 1, 1, "node2")], 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ranks", "first"),
+    [
+        # A clock that is three minutes ahead does not turn the user's error into a closed
+        # connection.
+        ([failure(CONNECTION, 0, 20), failure(USER, 1, 200, "node2")], 1),
+        ([failure(USER, 0, 200), failure(CONNECTION, 1, 20, "node2")], 0),
+        ([failure(CONNECTION, 0, 1), failure(KILLED, 1, 2)], 1),
+        ([failure(USER, 0, 1), failure(KILLED, 1, 2)], 1),
+        ([failure(USER, 0, 2), failure(USER, 1, 1)], 1),
+        # only one machine's clock
+        ([failure(USER, 0, 2), failure(USER, 1, 1, "node2"), failure(USER, 2, 3)], 0),
+        ([failure(HARDWARE, 0, 1), failure(USER, 1, 2)], 1),
+        ([failure(HARDWARE, 0, 2), failure(CONNECTION, 1, 1)], 0),
+        ([failure(DATA, 0, 2), failure(CONNECTION, 1, 1, "node2")], 0),
+    ],
+)
 def test_the_first_failure_is_the_one_that_caused_the_others(ranks, first, tmp_path):
     for rank in ranks:
         rank.write(tmp_path / f"{rank.who.replace(' ', '_')}.error.json")
@@ -105,28 +123,55 @@ def test_failures_are_in_the_order_of_ranks(tmp_path):
     assert [one.who for one in failures(tmp_path)] == ["node_2", "rank_9", "rank_10"]
 
 
-@pytest.mark.parametrize(("exit_code", "message", "kind"), [
-    (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", KILLED),
-    (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", CONNECTION),
-    (-signal.SIGTERM, "it was ended by Signal 15 (SIGTERM)", CONNECTION),
-    (3, "it ended with exit code 3", USER),
-])  # fmt: skip
-def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(exit_code, message, kind):
+@pytest.mark.parametrize(
+    ("exit_code", "message", "kind"),
+    [
+        (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", KILLED),
+        (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", CONNECTION),
+        (-signal.SIGTERM, "it was ended by Signal 15 (SIGTERM)", CONNECTION),
+        (3, "it ended with exit code 3", USER),
+    ],
+)
+def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
+    exit_code, message, kind
+):
     failure = exit_failure(2, exit_code)
-    assert (failure.who, failure.message, failure.kind) == (f"rank 2 on {socket.gethostname()}", message, kind)
+    assert (failure.who, failure.message, failure.kind) == (
+        f"rank 2 on {socket.gethostname()}",
+        message,
+        kind,
+    )
 
 
-@pytest.mark.parametrize(("message", "kind"), [
-    ("DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:268, unhandled system error", HARDWARE),
-    ("DistBackendError: NCCL error in: NCCLUtils.cpp:1, ncclRemoteError: A call failed possibly due to", CONNECTION),
-    ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", HARDWARE),
-    ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.", HARDWARE),
-    ("RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer [192.0.2.2]:4242", CONNECTION),
-    ("RuntimeError: Timed out waiting 1800000ms for recv operation to complete", CONNECTION),
-    ("DistNetworkError: The server socket has failed to listen on any local network address. EADDRINUSE", HARDWARE),
-    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", USER),
-    ("ZeroDivisionError: division by zero", USER),
-    ("FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'", USER),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (
+            "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:268, unhandled system error",
+            HARDWARE,
+        ),
+        (
+            "DistBackendError: NCCL error in: NCCLUtils.cpp:1, ncclRemoteError: A call failed "
+            "possibly due to",
+            CONNECTION,
+        ),
+        ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", HARDWARE),
+        ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.", HARDWARE),
+        (
+            "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer "
+            "[192.0.2.2]:4242",
+            CONNECTION,
+        ),
+        ("RuntimeError: Timed out waiting 1800000ms for recv operation to complete", CONNECTION),
+        (
+            "DistNetworkError: The server socket has failed to listen on any local network "
+            "address. EADDRINUSE",
+            HARDWARE,
+        ),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", USER),
+        ("ZeroDivisionError: division by zero", USER),
+        ("FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'", USER),
+    ],
+)
 def test_a_failure_is_of_the_machines_or_the_users(message, kind):
     assert kind_of(message) == kind

@@ -23,7 +23,13 @@ from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weig
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.folder import PREEMPTED, RUNNING, RunFolder, current_state, recorded_environment
+from openclip_superclip.runs.folder import (
+    PREEMPTED,
+    RUNNING,
+    RunFolder,
+    current_state,
+    recorded_environment,
+)
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.plan import make_run, on_machines
 from openclip_superclip.runs.progress import Progress, UnreadableData
@@ -35,50 +41,97 @@ from openclip_superclip.runs.slurm import Placement, find_placement
 from openclip_superclip.runs.supervisor import NodeTraining
 
 IN_A_STEP = {
-    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_NODEID": "1", "SLURM_GPUS_ON_NODE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "20017",
-}  # fmt: skip
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_GPUS_ON_NODE": "4",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "20017",
+}
 
 
-@pytest.mark.parametrize(("added", "name"), [
-    ({}, "17.0-0"), ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"), ({"SLURM_STEP_ID": "3"}, "17.3-0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("added", "name"),
+    [
+        ({}, "17.0-0"),
+        ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"),
+        ({"SLURM_STEP_ID": "3"}, "17.3-0"),
+    ],
+)
 def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     placement = find_placement(IN_A_STEP | added)
     assert placement.name_of_start(5) == name
-    assert (placement.num_nodes, placement.node, placement.gpus, placement.master_port) == (2, 1, 4, 20017)
+    assert (placement.num_nodes, placement.node, placement.gpus, placement.master_port) == (
+        2,
+        1,
+        4,
+        20017,
+    )
 
 
 def test_a_node_alone_counts_its_starts_for_a_shell_makes_several_within_a_step():
-    placement = find_placement(IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"})
+    placement = find_placement(
+        IN_A_STEP | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+    )
     assert (placement.name_of_start(0), placement.name_of_start(1)) == ("local-0", "local-1")
     alone = find_placement({})
     assert (alone.num_nodes, alone.job, alone.name_of_start(5)) == (1, None, "local-5")
 
 
-@pytest.mark.parametrize(("environment", "said"), [
-    (IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"}, "srun starts 8 processes on 2 nodes; expected one per node"),
-    ({"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4"}, "job 17 has 4 nodes, and this process would use one"),
-    ({k: v for k, v in IN_A_STEP.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        (
+            IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"},
+            "srun starts 8 processes on 2 nodes; expected one per node",
+        ),
+        (
+            {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4"},
+            "job 17 has 4 nodes, and this process would use one",
+        ),
+        ({k: v for k, v in IN_A_STEP.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
+    ],
+)
 def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
     with pytest.raises(InputError, match=said):
         find_placement(environment)
 
 
 def write_owner(path: Path, **owner) -> None:
-    path.write_text(json.dumps({"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon", **owner}))
+    path.write_text(
+        json.dumps(
+            {"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon", **owner}
+        )
+    )
 
 
-@pytest.mark.parametrize(("owner", "placement", "queue", "refusal"), [
-    ({"job": "17"}, {"job": "17", "restarts": 1}, "", ""),  # it was requeued
-    ({"job": "17", "restarts": 1}, {"job": "17", "restarts": 1}, "", "belongs to another run: job 17, process 1 on"),
-    ({"job": "17"}, {"job": "18"}, "17", "belongs to another run: job 17, process 1 on elsewhere"),
-    ({"job": "17"}, {"job": "18"}, "16", ""),  # it has ended
-    ({"job": "17"}, {"job": "18"}, None, "if it has ended, remove"),  # SLURM does not answer
-    ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),  # of a process that died; the number is in use
-])  # fmt: skip
-def test_a_lock_is_taken_over_from_what_is_gone_alone(owner, placement, queue, refusal, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("owner", "placement", "queue", "refusal"),
+    [
+        ({"job": "17"}, {"job": "17", "restarts": 1}, "", ""),  # it was requeued
+        (
+            {"job": "17", "restarts": 1},
+            {"job": "17", "restarts": 1},
+            "",
+            "belongs to another run: job 17, process 1 on",
+        ),
+        (
+            {"job": "17"},
+            {"job": "18"},
+            "17",
+            "belongs to another run: job 17, process 1 on elsewhere",
+        ),
+        ({"job": "17"}, {"job": "18"}, "16", ""),  # it has ended
+        ({"job": "17"}, {"job": "18"}, None, "if it has ended, remove"),  # SLURM does not answer
+        # of a process that died; the number is in use
+        ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),
+    ],
+)
+def test_a_lock_is_taken_over_from_what_is_gone_alone(
+    owner, placement, queue, refusal, tmp_path, monkeypatch
+):
     squeue, path = tmp_path / "squeue", tmp_path / "lock"
     if queue is not None:
         squeue.write_text(
@@ -107,32 +160,40 @@ def without_flock(tmp_path_factory) -> dict[str, str]:
     if compiler is None:
         pytest.skip("a library without flock is compiled")
     (folder / "flock.c").write_text(
-        f"#include <errno.h>\nint flock(int file, int what) {{ errno = {errno.ENOSYS}; return -1; }}\n"
+        f"#include <errno.h>\nint flock(int file, int what) {{ errno = {errno.ENOSYS}; return "
+        "-1; }\n"
     )
     command = [compiler, "-shared", "-fPIC", "-o", folder / "flock.so", folder / "flock.c"]
     subprocess.run(command, check=True)
     return {"LD_PRELOAD": str(folder / "flock.so"), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def hold(path: Path, variables: dict[str, str], *, moment: float = 0, seconds: float = 0) -> subprocess.Popen:
-    """Starts a process that takes the lock at a moment and holds it for so many seconds; it prints how it went."""
+def hold(
+    path: Path, variables: dict[str, str], *, moment: float = 0, seconds: float = 0
+) -> subprocess.Popen:
+    """Starts a process that takes the lock at a moment and holds it for so many seconds; it
+    prints how it went."""
     source = (
         "import sys, time\nfrom pathlib import Path\n"
         "from openclip_superclip.errors import InputError\n"
-        "from openclip_superclip.runs.lock import lock\nfrom openclip_superclip.runs.slurm import Placement\n"
-        f"while time.time() < {moment}:\n    pass\n"
+        "from openclip_superclip.runs.lock import lock\nfrom openclip_superclip.runs.slurm "
+        f"import Placement\nwhile time.time() < {moment}:\n    pass\n"
         "try:\n"
         f"    with lock(Path({str(path)!r}), Placement()):\n"
         f"        print('held', flush=True)\n        time.sleep({seconds})\n"
         "except InputError as error:\n    print(error)\n"
     )
     environment = os.environ | variables
-    return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.mark.parametrize("flock", [True, False])
 @pytest.mark.parametrize("left", ["", "dead owner", "damaged"])
-def test_of_processes_that_start_at_one_moment_one_gets_the_lock(left, flock, without_flock, tmp_path):
+def test_of_processes_that_start_at_one_moment_one_gets_the_lock(
+    left, flock, without_flock, tmp_path
+):
     gone = subprocess.Popen(["true"])
     gone.wait()
     if left == "dead owner":
@@ -142,7 +203,9 @@ def test_of_processes_that_start_at_one_moment_one_gets_the_lock(left, flock, wi
     variables = {"PYTHONPATH": os.pathsep.join(sys.path)} if flock else without_flock
     moment = time.time() + 6
     started = [hold(tmp_path / "lock", variables, moment=moment, seconds=4) for _ in range(4)]
-    printed = sorted(process.communicate()[0].partition(" belongs to another run")[0] for process in started)
+    printed = sorted(
+        process.communicate()[0].partition(" belongs to another run")[0] for process in started
+    )
     assert printed == sorted(["held\n", *[str(tmp_path)] * 3])
     assert not (tmp_path / "lock").exists() and not (tmp_path / "lock.claim").exists()
 
@@ -175,7 +238,9 @@ def write_checkpoints(folder: Path, *epochs: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("other", ["checkpoints/mean.pt", "checkpoints/old/epoch_11.pt", "checkpoints_old/epoch_11.pt"])
+@pytest.mark.parametrize(
+    "other", ["checkpoints/mean.pt", "checkpoints/old/epoch_11.pt", "checkpoints_old/epoch_11.pt"]
+)
 def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     (run := tmp_path / "run[1]").mkdir()
     folder = write_checkpoints(run / "checkpoints", 9, 10, 12)
@@ -186,7 +251,8 @@ def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     assert newest_weights(run) == folder / "epoch_10.pt"
     latest.unlink()
     assert newest_weights(run) == folder / "epoch_10.pt"
-    (folder / "epoch_11.pt").symlink_to("/proc/self/mem")  # an input/output error, which must not hide it
+    # an input/output error, which must not hide it
+    (folder / "epoch_11.pt").symlink_to("/proc/self/mem")
     assert newest_weights(run) == folder / "epoch_11.pt"
     with pytest.raises(InputError, match=r"^--resume latest: .*/run\[1\] is a pattern"):
         resumed_checkpoint("latest", str(run), save_most_recent=False)
@@ -197,13 +263,19 @@ def test_only_without_our_flags_may_latest_be_a_file_that_the_run_has_not_saved(
     folder = write_checkpoints(tmp_path / "checkpoints", 3)
     (tmp_path / other).parent.mkdir(exist_ok=True)
     shutil.copy(folder / "epoch_3.pt", tmp_path / other)
-    with pytest.raises(InputError, match=f"^--resume latest would use .*/{other}, which the run has not saved"):
+    with pytest.raises(
+        InputError, match=f"^--resume latest would use .*/{other}, which the run has not saved"
+    ):
         resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
-    assert resumed_checkpoint("latest", str(tmp_path), False, is_ours=False).file == str(tmp_path / other)
+    assert resumed_checkpoint("latest", str(tmp_path), False, is_ours=False).file == str(
+        tmp_path / other
+    )
     (tmp_path / other).rename(folder / "epoch_latest.pt")
     (folder / "tmp.pt").write_bytes(b"killed while it was saved")
     for save_most_recent in (False, True):
-        assert resumed_checkpoint("latest", str(tmp_path), save_most_recent).file == str(folder / "epoch_latest.pt")
+        assert resumed_checkpoint("latest", str(tmp_path), save_most_recent).file == str(
+            folder / "epoch_latest.pt"
+        )
 
 
 @pytest.mark.parametrize("bit", [1, 128])
@@ -229,7 +301,9 @@ def test_a_checkpoint_that_ends_early_is_not_complete(tmp_path, size):
 
 
 @pytest.mark.parametrize("opens", [False, True])
-def test_a_checkpoint_that_cannot_be_read_is_neither_renamed_nor_removed(tmp_path, monkeypatch, opens):
+def test_a_checkpoint_that_cannot_be_read_is_neither_renamed_nor_removed(
+    tmp_path, monkeypatch, opens
+):
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
     answers = iter([False, True])
     assert quarantine(folder, lambda _: next(answers), None) == []  # a transient error
@@ -276,14 +350,18 @@ def test_a_run_is_what_its_description_holds(tmp_path):
     assert (found, found.recipe.text) == (run, recipe.text)
     assert found.openclip_arguments() == run.openclip_arguments()
     assert on_machines(found, 2, 8) is found
-    assert on_machines(found, 4, 8) == make_run(recipe, 4, 8, found.data, 256, 3, "cuda", settings, {"lr": "2e-3"})
+    assert on_machines(found, 4, 8) == make_run(
+        recipe, 4, 8, found.data, 256, 3, "cuda", settings, {"lr": "2e-3"}
+    )
     begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, "/local/x", True)
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)
     for content in ("{", "{}", json.dumps({"run": run.as_json() | {"cards": 8}})):
         (tmp_path / "run.json").write_text(content)
-        with pytest.raises(InputError, match=r"run.json (cannot be read|is of an.*) \(.*\): give superclip"):
+        with pytest.raises(
+            InputError, match=r"run.json (cannot be read|is of an.*) \(.*\): give superclip"
+        ):
             Run.open(tmp_path)
 
 
@@ -291,15 +369,22 @@ def test_a_run_is_what_its_description_holds(tmp_path):
 def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number):
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
     for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
-        torch.save({"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}}, folder / f"epoch_{epoch}.pt")
-    assert quarantine(folder, holds_numbers, "ruined") == [folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)]
+        torch.save(
+            {"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}},
+            folder / f"epoch_{epoch}.pt",
+        )
+    assert quarantine(folder, holds_numbers, "ruined") == [
+        folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
+    ]
     assert list(run_outputs.checkpoints(folder)) == [1, 2]
 
 
 def test_a_failure_to_read_a_checkpoint_is_not_one_of_its_weights(tmp_path, monkeypatch):
     folder = write_checkpoints(tmp_path / "checkpoints", 1, 2)
     os.truncate(folder / "epoch_2.pt", 1000)
-    with pytest.raises(OSError, match=r"epoch_2\.pt cannot be read: .*; if it is damaged, the same command trains "):
+    with pytest.raises(
+        OSError, match=r"epoch_2\.pt cannot be read: .*; if it is damaged, the same command trains "
+    ):
         holds_numbers(folder / "epoch_2.pt")
     error = OSError(errno.EIO, "Input/output error")
     monkeypatch.setattr(torch, "load", Mock(side_effect=error))
@@ -317,24 +402,37 @@ def test_a_job_that_stops_three_times_before_a_slice_is_trained_has_failed(tmp_p
         training._check_starts()
         folder.end(PREEMPTED, "stopped by SIGUSR1", Requeue())
     start(folder, "17", 3)
-    with pytest.raises(InputError, match="was started 3 times and stopped before a slice was trained"):
+    with pytest.raises(
+        InputError, match="was started 3 times and stopped before a slice was trained"
+    ):
         training._check_starts()
     write_checkpoints(folder.checkpoints, 1)
     training._check_starts()
 
 
-@pytest.mark.parametrize(("then", "expected"), [(None, (None, None)), (Requeue("node2"), ("requeue", "node2"))])
+@pytest.mark.parametrize(
+    ("then", "expected"), [(None, (None, None)), (Requeue("node2"), ("requeue", "node2"))]
+)
 def test_the_state_says_how_a_run_continues_until_it_starts(then, expected, tmp_path):
     folder = RunFolder(tmp_path / "run")
     start(folder, "17", 2)
     folder.end(PREEMPTED, "it failed", then)
-    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (*expected, 2)
+    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (
+        *expected,
+        2,
+    )
     assert folder.attempts[-1]["again"] == (then is not None)
     start(folder, "17", 3)
-    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (None, None, 3)
+    assert (folder.state()["next"], folder.state()["without"], folder.state()["requeues"]) == (
+        None,
+        None,
+        3,
+    )
 
 
-def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(tmp_path, monkeypatch):
+def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(
+    tmp_path, monkeypatch
+):
     folder, path = RunFolder(tmp_path / "run"), str(write_recipe(tmp_path))
     other = read_recipe(path, {"lr": "2e-3"})
     folder.write(make_run(read_recipe(path), device="cpu"))
@@ -342,27 +440,41 @@ def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitt
     monkeypatch.setenv("PATH", str(tmp_path))
     folder.check_recipe(other)  # nothing has been trained, and there is no SLURM
     folder.check_is_free(Placement())
-    (tmp_path / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue
+    # it does not answer: the job may be in the queue
+    (tmp_path / "squeue").symlink_to("/bin/false")
     with pytest.raises(InputError, match="contains a run of another recipe: lr is"):
         folder.check_recipe(other)
-    with pytest.raises(InputError, match=r"job 17 already trains .*; if it has ended, remove .*/run/submitted\.json"):
+    with pytest.raises(
+        InputError,
+        match=r"job 17 already trains .*; if it has ended, remove .*/run/submitted\.json",
+    ):
         folder.check_is_free(Placement())
     (folder.path / "submitted.json").unlink()
     folder.checkpoints.mkdir()
     folder.check_recipe(read_recipe(path, {"lr": "1.0e-3"}))
-    with pytest.raises(InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"):
+    with pytest.raises(
+        InputError, match=r"lr is 0\.001 there and 0\.002 here; give --out another folder"
+    ):
         folder.check_recipe(other)
 
 
 def test_no_secret_is_recorded():
     kept = {"NCCL_DEBUG": "INFO", "SLURM_JOB_ID": "1", "OMP_NUM_THREADS": "1", "MASTER_PORT": "1"}
-    left_out = {"SLURM_JWT": "x", "HF_TOKEN": "x", "TORCH_API_KEY": "x", "HOME": "/root", "WANDB_API_KEY": "x"}
+    left_out = {
+        "SLURM_JWT": "x",
+        "HF_TOKEN": "x",
+        "TORCH_API_KEY": "x",
+        "HOME": "/root",
+        "WANDB_API_KEY": "x",
+    }
     assert recorded_environment(kept | left_out) == dict(sorted(kept.items()))
 
 
 def test_a_loss_that_is_no_number_ends_a_rank_before_a_checkpoint(tmp_path):
     values = iter([1.0, 1.0, math.nan])
-    monitor = LossMonitor(lambda: {"loss": torch.tensor(next(values))}, lambda: 2, 16, 1, tmp_path / "steps")
+    monitor = LossMonitor(
+        lambda: {"loss": torch.tensor(next(values))}, lambda: 2, 16, 1, tmp_path / "steps"
+    )
     monitor()
     monitor()
     with pytest.raises(NonFiniteLoss, match="loss is nan since step 35"):
@@ -395,12 +507,17 @@ def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_p
     unreadable = UnreadableData(run, tmp_path, "a")
     assert unreadable.look() == {"shards": 0, "samples": 0}
     file.parent.mkdir()
-    file.write_text('{"sample": "x", "epoch": 0}\n{"shard": "2.tar", "why": "Stale file handle", "epoch": 0}\n{"sha')
+    file.write_text(
+        '{"sample": "x", "epoch": 0}\n{"shard": "2.tar", "why": "Stale file handle", "epoch": '
+        '0}\n{"sha'
+    )
     assert unreadable.look() == unreadable.look() == {"shards": 1, "samples": 1}
     with open(file, "a") as more:
         more.write('rd": "3.tar", "why": "Stale file handle", "epoch": 0}\n')
     assert unreadable.look() == {"shards": 2, "samples": 1}
-    with pytest.raises(InputError, match=r"2 of the 4 shards of slice 1 .* 2.tar \(Stale file handle\)"):
+    with pytest.raises(
+        InputError, match=r"2 of the 4 shards of slice 1 .* 2.tar \(Stale file handle\)"
+    ):
         unreadable.check()
 
 
@@ -434,8 +551,10 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
         progress.look()
     before = datetime.now().astimezone()
     found = progress.values(epoch=0)
-    assert (found["step"], found["samples_per_second"]) == (3, 8.0)  # 2 steps of 16 samples in 4 seconds
-    assert 17 <= (datetime.fromisoformat(found["expected_end"]) - before).total_seconds() <= 19  # 9 steps
+    # 2 steps of 16 samples in 4 seconds
+    assert (found["step"], found["samples_per_second"]) == (3, 8.0)
+    # 9 steps
+    assert 17 <= (datetime.fromisoformat(found["expected_end"]) - before).total_seconds() <= 19
     assert progress.values(epoch=3)["step"] == 12  # those that a killed start has trained count
     assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [False, False, False]
     clock[0] += 30

@@ -1,4 +1,5 @@
-"""The data check of `superclip plan`: what it finds in shards that are missing, broken, too few or not as expected."""
+"""The data check of `superclip plan`: what it finds in shards that are missing, broken, too few
+or not as expected."""
 
 import json
 import os
@@ -31,7 +32,9 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "shards")
 
 
-def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(None, None), **options):
+def check(
+    folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(None, None), **options
+):
     split = Split(NUM_SHARDS, world_size, workers, slices, *sizes)  # of a slice and of a batch
     return check_shards(f"{folder}/{PATTERN}", split, expected, **options)
 
@@ -43,7 +46,12 @@ def problems(checked) -> dict[str, str]:
 @pytest.mark.parametrize("full", [False, True])
 def test_whole_shards_give_their_number_and_bytes_and_no_warning(full, whole):
     checked = check(whole, full=full, sizes=(64, 16))
-    assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (16, 16, [], [])
+    assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (
+        16,
+        16,
+        [],
+        [],
+    )
     assert checked["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
     assert checked["samples"] == (SAMPLES if full else None)
     json.dumps(checked)
@@ -53,7 +61,9 @@ def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
     for number in (0, 7, 8):
         (folder / f"{number:06}.tar").unlink()
     checked = check(folder)
-    assert problems(checked) == dict.fromkeys(("000000.tar", "000007.tar", "000008.tar"), "no such file")
+    assert problems(checked) == dict.fromkeys(
+        ("000000.tar", "000007.tar", "000008.tar"), "no such file"
+    )
     assert checked["found"] == 13
     assert "3 of 16 shards are missing or broken" in checked["warnings"][0]
     assert checked["good"] == f"{folder}/{{{{000001..000006}},{{000009..000015}}}}.tar"
@@ -104,27 +114,38 @@ def write(path, sample: dict) -> None:
             tar.write({"__key__": f"{path.stem}{number}", **sample})
 
 
-@pytest.mark.parametrize(("sample", "members"), [
-    ({"txt": "a cat"}, "txt"), ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sample", "members"),
+    [
+        ({"txt": "a cat"}, "txt"),
+        ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif"),
+    ],
+)
 def test_a_shard_without_images_or_captions_is_named_with_its_members(sample, members, folder):
     write(folder / "000015.tar", sample)
     assert problems(check(folder))["000015.tar"].endswith(f"its members are {members}")
 
 
-def test_shards_that_all_lack_captions_cannot_be_trained_on_unless_these_are_another_member(tmp_path):
+def test_shards_that_all_lack_captions_cannot_be_trained_on_unless_these_are_another_member(
+    tmp_path,
+):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "cls": b"3"})
-    with pytest.raises(InputError, match=r"000000\.tar: no sample has an image .* its members are cls, png"):
+    with pytest.raises(
+        InputError, match=r"000000\.tar: no sample has an image .* its members are cls, png"
+    ):
         check(tmp_path)
     assert inspect(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == {}
 
 
-@pytest.mark.parametrize(("place", "sample"), [
-    ("long.txt", {"long.txt": "a cat on a mat"}),
-    ("json:re_caption", {"json": {"re_caption": "a cat on a mat"}}),
-    ("json:a.b", {"json": {"a": {"b": "a cat on a mat"}}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("place", "sample"),
+    [
+        ("long.txt", {"long.txt": "a cat on a mat"}),
+        ("json:re_caption", {"json": {"re_caption": "a cat on a mat"}}),
+        ("json:a.b", {"json": {"a": {"b": "a cat on a mat"}}}),
+    ],
+)
 def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample, tmp_path):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "txt": "a cat", **sample})
@@ -132,27 +153,42 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
     checked = check(tmp_path, expected=None, long_caption=place, full=True)
     assert checked["warnings"] == [f"--data: 4 of 64 samples have no long caption '{place}'"]
-    with pytest.raises(InputError, match=r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
+    with pytest.raises(
+        InputError, match=r"no sample of .*000000\.tar holds the long caption 'other\.txt'"
+    ):
         check(tmp_path, long_caption="other.txt")
 
 
-@pytest.mark.parametrize(("world_size", "workers", "reason"), [
-    (2, 3, "16 shards are too few for 4 slices × 2 ranks × 3 workers; expected 24 or more, or --workers 2"),
-    (8, 1, "16 shards are too few for 4 slices .* expected 32 or more, or --set slices=2"),
-    (8, 4, "16 shards are too few for 4 slices .* expected 128 or more, or fewer GPUs"),
-    (4, 1, "provide 16 samples, and --batch-size is 17"),
-])  # fmt: skip
-def test_too_few_shards_or_samples_are_refused_with_what_would_do(world_size, workers, reason, whole):
+@pytest.mark.parametrize(
+    ("world_size", "workers", "reason"),
+    [
+        (
+            2,
+            3,
+            "16 shards are too few for 4 slices × 2 ranks × 3 workers; expected 24 or more, or "
+            "--workers 2",
+        ),
+        (8, 1, "16 shards are too few for 4 slices .* expected 32 or more, or --set slices=2"),
+        (8, 4, "16 shards are too few for 4 slices .* expected 128 or more, or fewer GPUs"),
+        (4, 1, "provide 16 samples, and --batch-size is 17"),
+    ],
+)
+def test_too_few_shards_or_samples_are_refused_with_what_would_do(
+    world_size, workers, reason, whole
+):
     with pytest.raises(InputError, match=reason):
         check(whole, world_size, workers, sizes=(64, 17))
 
 
-@pytest.mark.parametrize(("pattern", "message"), [
-    ("/{000000..{000015}.tar", "unbalanced braces"),
-    ("/{000090..000091}.tar", r"there is no file .*000090\.tar, nor any other of 2 shards"),
-    ("", "is a folder; expected its shards"),
-    ("/*.tar", r"has a \*; expected braces"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("/{000000..{000015}.tar", "unbalanced braces"),
+        ("/{000090..000091}.tar", r"there is no file .*000090\.tar, nor any other of 2 shards"),
+        ("", "is a folder; expected its shards"),
+        ("/*.tar", r"has a \*; expected braces"),
+    ],
+)
 def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
     with pytest.raises(InputError, match=message):
         inspect(f"{whole}{pattern}", "--data")
@@ -168,19 +204,29 @@ def test_urls_and_pipes_are_reported_as_not_checked(pattern):
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):
-    (folder / "sizes.json").write_text(json.dumps({f"{n:06}.tar": SHARD_SIZE for n in range(NUM_SHARDS)}))
+    (folder / "sizes.json").write_text(
+        json.dumps({f"{n:06}.tar": SHARD_SIZE for n in range(NUM_SHARDS)})
+    )
     assert check(folder)["samples_listed"] == SAMPLES
     assert check(folder)["warnings"] == []
     assert check(folder, expected=2 * SAMPLES)["warnings"] == [
-        f"sizes.json lists 256 samples, and the recipe assumes {2 * SAMPLES}: --set data_samples=256 plans with those"
+        f"sizes.json lists 256 samples, and the recipe assumes {2 * SAMPLES}: --set "
+        "data_samples=256 plans with those"
     ]
 
 
-@pytest.mark.parametrize("names", [
-    ["a/1.tar"], ["a/09.tar", "a/10.tar"], ["a/9.tar", "a/10.tar"], ["x1/0.tar", "x2/0.tar"],
-    ["a/00.tar", "a/02.tar", "a/03.tar", "b/00.tar"], ["pipe:cat s3://b/01.tar -", "pipe:cat s3://b/02.tar -"],
-    ["a/3.tar", "a/2.tar"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/1.tar"],
+        ["a/09.tar", "a/10.tar"],
+        ["a/9.tar", "a/10.tar"],
+        ["x1/0.tar", "x2/0.tar"],
+        ["a/00.tar", "a/02.tar", "a/03.tar", "b/00.tar"],
+        ["pipe:cat s3://b/01.tar -", "pipe:cat s3://b/02.tar -"],
+        ["a/3.tar", "a/2.tar"],
+    ],
+)
 def test_a_pattern_made_of_names_is_those_names(names):
     assert expand(contract(names)) == names
 

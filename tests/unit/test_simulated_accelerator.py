@@ -1,7 +1,8 @@
-"""Two steps of OpenCLIP's trainer on a simulated accelerator: nothing is read back, and every gradient arrives.
+"""Two steps of OpenCLIP's trainer on a simulated accelerator: nothing is read back, and every
+gradient arrives.
 
-Each training runs in a process of its own, forked from one that has not called backward: autograd cannot start the
-threads of a device in a fork of one that has.
+Each training runs in a process of its own, forked from one that has not called backward: autograd
+cannot start the threads of a device in a fork of one that has.
 """
 
 import multiprocessing
@@ -26,7 +27,9 @@ from openclip_superclip.method.loss import SuperCLIPLoss, class_loss
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.replacing import parse_args, plugins_model_class
 
-pytestmark = pytest.mark.skipif(current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main")
+pytestmark = pytest.mark.skipif(
+    current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
+)
 BATCH = 4
 CONFIGURATIONS = {  # name: the model and flags
     "fp32": ("vit", "--precision fp32"),
@@ -51,17 +54,26 @@ CONFIGURATIONS = {  # name: the model and flags
     "timm, pooled input in amp": ("timm-vit", "--superclip-head-input pooled --precision amp"),
     "distillation": ("vit", "--distill-model {teacher} --distill-pretrained {teacher}"),
     "a placebo": ("vit", "--superclip-placebo shuffled-captions"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("models")
-    models = {name: write_model(root / name, **MODELS[name]) for name in ("vit", "resnet", "coca", "timm-vit")}
+    models = {
+        name: write_model(root / name, **MODELS[name])
+        for name in ("vit", "resnet", "coca", "timm-vit")
+    }
     models["teacher"] = write_model(root / "teacher")
     write_weights(models["teacher"])
     tokenizer = open_clip.get_tokenizer(models["vit"])
-    counts = torch.arange(4096), 5000, *tokenizer_identity(tokenizer), "short", special_token_ids(tokenizer)
+    counts = (
+        torch.arange(4096),
+        5000,
+        *tokenizer_identity(tokenizer),
+        "short",
+        special_token_ids(tokenizer),
+    )
     Frequencies(*counts).write(root / "frequencies.safetensors")
     return models | {"frequencies": str(root / "frequencies.safetensors")}
 
@@ -100,10 +112,20 @@ class Scaler:
 def train_twice(name: str, flags: str, change=lambda: None) -> int:
     """Trains on the CPU, so that what is done once is done, and then two steps on the device."""
     add_device()
-    data = "--train-data 0.tar --dataset-type webdataset --train-num-samples 64 --workers 0 --device cpu --superclip"
+    data = (
+        "--train-data 0.tar --dataset-type webdataset --train-num-samples 64 --workers 0 "
+        "--device cpu --superclip"
+    )
     args = parse_args(["--model", name, *data.split(), *flags.split()], only_options=True)
-    distributed = {"rank": 1, "local_rank": 1, "world_size": 1, "distributed": False, "horovod": False}
-    vars(args).update(distributed, distill=args.distill_model is not None, logs="logs")  # rank 0 reads losses to log
+    distributed = {
+        "rank": 1,
+        "local_rank": 1,
+        "world_size": 1,
+        "distributed": False,
+        "horovod": False,
+    }
+    # rank 0 reads losses to log
+    vars(args).update(distributed, distill=args.distill_model is not None, logs="logs")
     with plugins_model_class():
         model, teacher = create_models(args)
     if "resnet" in name:
@@ -134,7 +156,9 @@ def train_twice(name: str, flags: str, change=lambda: None) -> int:
         for parameter_name, parameter in model.named_parameters():
             gradient = parameter.grad
             assert gradient is not None, f"{parameter_name} got no gradient"
-            assert (gradient.device.type, gradient.dtype) == (DEVICE, parameter.dtype), parameter_name
+            assert (gradient.device.type, gradient.dtype) == (DEVICE, parameter.dtype), (
+                parameter_name
+            )
             assert gradient.shape == parameter.shape, parameter_name
     assert model.statistics.document_frequency.device.type == DEVICE
     return 0
@@ -145,22 +169,32 @@ def create_models(args):
     if args.siglip:
         kwargs |= {"init_logit_scale": 2.3, "init_logit_bias": -10}
     model = open_clip.create_model(
-        args.model, precision=args.precision, force_patch_dropout=args.force_patch_dropout, output_dict=True, **kwargs
+        args.model,
+        precision=args.precision,
+        force_patch_dropout=args.force_patch_dropout,
+        output_dict=True,
+        **kwargs,
     )
     if args.grad_checkpointing:
         model.set_grad_checkpointing()
     teacher = None
     if args.distill:
-        teacher = open_clip.create_model(args.distill_model, precision=args.precision, output_dict=True)
+        teacher = open_clip.create_model(
+            args.distill_model, precision=args.precision, output_dict=True
+        )
     return model, teacher
 
 
 def run_of(models, model: str, flags: str, mistake: str | None = None) -> Run:
     """The run of a process that trains twice, with one of MISTAKES."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["open_clip_train.main", "openclip_superclip.openclip.replacing", "timm", "pytest"])
+    context.set_forkserver_preload(
+        ["open_clip_train.main", "openclip_superclip.openclip.replacing", "timm", "pytest"]
+    )
     output = Path("output.txt").resolve()
-    process = context.Process(target=_train, args=(models[model], flags.format(**models), mistake, output))
+    process = context.Process(
+        target=_train, args=(models[model], flags.format(**models), mistake, output)
+    )
     process.start()
     process.join(300)
     return Run(process.exitcode, output.read_text())
@@ -196,7 +230,8 @@ def add_to_loss(make):
 
 
 def compare_upstream() -> None:
-    """Makes the head's loss compare its upstream gradients on the host, as for any caller of `class_loss`."""
+    """Makes the head's loss compare its upstream gradients on the host, as for any caller of
+    `class_loss`."""
     head.class_loss = lambda *args, uniform: class_loss(*args, uniform=False)
 
 
@@ -211,13 +246,28 @@ def detach_class_losses() -> None:
 
 MISTAKES = {  # what is put in on purpose: the change, and what the failure says
     "a tensor on the wrong device": (add_to_loss(lambda losses: torch.ones(len(losses))), "ones"),
-    "a number on the wrong device": (add_to_loss(lambda losses: torch.ones(())), "makes a tensor on the host"),
+    "a number on the wrong device": (
+        add_to_loss(lambda losses: torch.ones(())),
+        "makes a tensor on the host",
+    ),
     "an item": (add_to_loss(lambda losses: losses.mean().item()), "_local_scalar_dense"),
-    "a comparison": (add_to_loss(lambda losses: 1.0 if losses.mean() > 0 else 0.0), "_local_scalar_dense|is_nonzero"),
-    "a copy": (add_to_loss(lambda losses: losses.cpu().to(losses.device)), "copies a tensor to the host"),
-    "a shape that depends on values": (add_to_loss(lambda losses: len(losses.nonzero())), "nonzero"),
+    "a comparison": (
+        add_to_loss(lambda losses: 1.0 if losses.mean() > 0 else 0.0),
+        "_local_scalar_dense|is_nonzero",
+    ),
+    "a copy": (
+        add_to_loss(lambda losses: losses.cpu().to(losses.device)),
+        "copies a tensor to the host",
+    ),
+    "a shape that depends on values": (
+        add_to_loss(lambda losses: len(losses.nonzero())),
+        "nonzero",
+    ),
     "a comparison in the backward pass": (compare_upstream, "_local_scalar_dense|is_nonzero"),
-    "a gradient that does not arrive": (detach_class_losses, "AssertionError: class_head.weight got no gradient"),
+    "a gradient that does not arrive": (
+        detach_class_losses,
+        "AssertionError: class_head.weight got no gradient",
+    ),
 }
 
 

@@ -57,7 +57,10 @@ def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_
         wait_for(disk, shards_of(plan, 0) + shards_of(plan, 1))
         for shard in shards_of(plan, 0):
             (read,) = ours.staged.shards([{"url": shard}])
-            assert read["url"].startswith(str(disk)) and Path(read["url"]).read_bytes() == Path(shard).read_bytes()
+            assert (
+                read["url"].startswith(str(disk))
+                and Path(read["url"]).read_bytes() == Path(shard).read_bytes()
+            )
             assert ours.staged.name(read["url"]) == shard
         (run / "checkpoints").mkdir(parents=True)
         torch.save({}, run / "checkpoints/epoch_1.pt")
@@ -73,7 +76,8 @@ def test_each_node_copies_what_its_own_ranks_read(plans, disk):
         shards = shards_of(plan, epoch)
         for node in range(2):
             ours = staging(plan, disk, node)._shards(epoch)
-            assert sorted(ours) == sorted(shards[2 * node :: 4] + shards[2 * node + 1 :: 4])  # as OpenCLIP deals them
+            # as OpenCLIP deals them
+            assert sorted(ours) == sorted(shards[2 * node :: 4] + shards[2 * node + 1 :: 4])
     assert staging(plan, disk)._shards(plan.num_slices) == []
 
 
@@ -90,42 +94,74 @@ def test_copies_of_a_start_that_was_killed_are_removed(plans, disk):
         assert not list(disk.rglob("*.part"))
 
 
-def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(plans, disk, tmp_path, capsys):
+def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(
+    plans, disk, tmp_path, capsys
+):
     plan = plans[1]
     lost = shards_of(plan, 0)[1]
     os.rename(lost, tmp_path / "lost")
     try:
         with staging(plan, disk) as ours:
             wait_until(ours.first.is_set, 30, "the first slice")
-            wait_for(disk, [shard for shard in shards_of(plan, 0) + shards_of(plan, 1) if shard != lost])
+            wait_for(
+                disk, [shard for shard in shards_of(plan, 0) + shards_of(plan, 1) if shard != lost]
+            )
             assert [read["url"] for read in ours.staged.shards([{"url": lost}])] == [lost]
     finally:
         os.rename(tmp_path / "lost", lost)
-    said = f"--stage: {lost} is read from its original path, because copying failed (No such file or directory); others"
+    said = (
+        f"--stage: {lost} is read from its original path, because copying failed (No such "
+        "file or directory); others"
+    )
     assert capsys.readouterr().err.startswith(f"superclip run: {said}")
 
 
 def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypatch):
-    with pytest.raises(InputError, match=r"--stage is .*NOWHERE.*; expected a folder there that can be"):
+    with pytest.raises(
+        InputError, match=r"--stage is .*NOWHERE.*; expected a folder there that can be"
+    ):
         Staging(plans[1], Placement(), RunFolder(disk / "run"), "$NOWHERE/x").__enter__()
     usage = shutil.disk_usage(disk)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    too_small = pytest.raises(InputError, match=r"has 1 kB free, and two slices of its ranks' shards take")
+    too_small = pytest.raises(
+        InputError, match=r"has 1 kB free, and two slices of its ranks' shards take"
+    )
     with too_small, staging(plans[1], disk):
         pass
     assert not list(disk.iterdir())
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    ("pipe:cat x/{0..99}.tar", "--stage copies files, and --data holds 'pipe:cat x/0.tar', which each rank streams"),
-    ("pairs.csv", "--stage copies shards, and --data pairs.csv is a table: leave --stage out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "pipe:cat x/{0..99}.tar",
+            "--stage copies files, and --data holds 'pipe:cat x/0.tar', which each rank streams",
+        ),
+        ("pairs.csv", "--stage copies shards, and --data pairs.csv is a table: leave --stage out"),
+    ],
+)
 def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.csv").write_text("filepath\ttitle\n" + "x.png\ta\n" * 64)
     recipe = str(write_recipe(tmp_path))
     for command in (["run", "--dry-run"], ["submit", "--dry-run", "--gpus-per-node", "1"]):
-        assert main([command[0], recipe, *command[1:], "--device", "cpu", "--data", data, "--stage", "/tmp"]) == 1
+        assert (
+            main(
+                [
+                    command[0],
+                    recipe,
+                    *command[1:],
+                    "--device",
+                    "cpu",
+                    "--data",
+                    data,
+                    "--stage",
+                    "/tmp",
+                ]
+            )
+            == 1
+        )
         assert said in capsys.readouterr().err
 
 

@@ -36,16 +36,20 @@ def runs(tmp_path, monkeypatch):
     write_run(tmp_path / "runs/fast", state="running", heartbeat=ago(1), job="18", submitted="18")
     write_run(tmp_path / "runs/gone", state="running", heartbeat=ago(1000))
     os.utime(tmp_path / "runs/gone/state.json", (time.time() - 1000, time.time() - 1000))
-    write_run(tmp_path / "runs/ahead", state="running", heartbeat=ago(180))  # this clock is three minutes ahead
+    # this clock is three minutes ahead
+    write_run(tmp_path / "runs/ahead", state="running", heartbeat=ago(180))
     write_run(tmp_path / "runs/died", submitted="15")
     write_run(tmp_path / "runs/bad", state="failed", error="loss is nan\nsince step 7")
     refused = {"since": ago(5), "error": "--lr was 1 and is 2"}
-    write_run(tmp_path / "runs/refused", state="preempted", error="stopped by SIGUSR1", refused=refused)
+    write_run(
+        tmp_path / "runs/refused", state="preempted", error="stopped by SIGUSR1", refused=refused
+    )
     write_run(tmp_path / "runs/new")
     write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
     squeue = tmp_path / "squeue"
     squeue.write_text(
-        "#!/bin/bash\n[[ $* != *--jobs* ]] || exit 0\necho '18|18|RUNNING|None'\necho '20|19_0|PENDING|Dependency'\n"
+        "#!/bin/bash\n[[ $* != *--jobs* ]] || exit 0\necho '18|18|RUNNING|None'\necho "
+        "'20|19_0|PENDING|Dependency'\n"
     )
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -54,7 +58,11 @@ def runs(tmp_path, monkeypatch):
 
 def rows_of(printed: str) -> dict[str, list[str]]:
     """Returns the table's rows by their runs."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if line[:1] == "|"
+    ]
     return {row[0]: row[1:] for row in cells[2:]}
 
 
@@ -75,9 +83,14 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert "runs/bad: loss is nan since step 7\n" in printed
     assert re.search(r"runs/refused: the start at \S+ was refused: --lr was 1 and is 2\n", printed)
     assert "runs/gone: no heartbeat" in printed
-    assert "runs/died: job 15 has ended before superclip run started: see the end of runs/died/slurm-*.out\n" in printed
+    assert (
+        "runs/died: job 15 has ended before superclip run started: see the end of "
+        "runs/died/slurm-*.out\n" in printed
+    )
     counts = "8 runs: 2 running, 2 not started, 1 lost, 1 failed, 1 preempted, 1 submitted"
-    assert set(printed.splitlines()[-1].partition(": ")[2].split(", ")) == set(counts.partition(": ")[2].split(", "))
+    assert set(printed.splitlines()[-1].partition(": ")[2].split(", ")) == set(
+        counts.partition(": ")[2].split(", ")
+    )
     assert main(["status", "--state", "failed", "--state", "lost"]) == 0
     filtered = capsys.readouterr().out
     assert rows_of(filtered).keys() == {"runs/bad", "runs/gone"}
@@ -86,12 +99,17 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert rows_of(capsys.readouterr().out).keys() == {"runs/bad", "runs/gone"}
     (runs / "studies/lr").rename(runs / "lr")
     assert [main(["status", *folders]) for folders in ([], ["studies"], ["nowhere"])] == [0, 1, 1]
-    assert re.findall("error: (.*):", capsys.readouterr().err) == ["studies contains no run", "nowhere is not a folder"]
+    assert re.findall("error: (.*):", capsys.readouterr().err) == [
+        "studies contains no run",
+        "nowhere is not a folder",
+    ]
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_hides_no_run(runs, capsys, monkeypatch):
     found = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda of: found("/nowhere" if str(of) == "runs/bad" else of))
+    monkeypatch.setattr(
+        os, "scandir", lambda of: found("/nowhere" if str(of) == "runs/bad" else of)
+    )
     assert main(["status", "runs"]) == 0
     printed = capsys.readouterr()
     names = ("fast", "gone", "ahead", "died", "new", "refused")

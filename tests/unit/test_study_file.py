@@ -18,7 +18,13 @@ from openclip_superclip.lab.demo.data import TRAINING_DATA
 from openclip_superclip.lab.studies.figures import draw_study
 from openclip_superclip.lab.studies.results import StudyResults
 from openclip_superclip.lab.studies.scores import PairedDifference
-from openclip_superclip.lab.studies.study import MEASURES, data_of_scenes, read_study, study_call, study_files
+from openclip_superclip.lab.studies.study import (
+    MEASURES,
+    data_of_scenes,
+    read_study,
+    study_call,
+    study_files,
+)
 from openclip_superclip.lab.studies.study_run import StudyRun, measured
 from openclip_superclip.lab.studies.training import StudyTraining
 from openclip_superclip.runs.folder import RunFolder, lock
@@ -27,9 +33,16 @@ from openclip_superclip.runs.slurm import Placement
 
 RECIPE = "demo/superclip_demo-model_40k_bs32"
 STUDY = {
-    "question": "which?", "primary": "zero_shot", "recipe": RECIPE, "seeds": 3,
-    "arms": {"CLIP": {"method": "clip"}, "SuperCLIP": {}, "CLIP longer": {"like": "CLIP", "samples": 45_056}},
-}  # fmt: skip
+    "question": "which?",
+    "primary": "zero_shot",
+    "recipe": RECIPE,
+    "seeds": 3,
+    "arms": {
+        "CLIP": {"method": "clip"},
+        "SuperCLIP": {},
+        "CLIP longer": {"like": "CLIP", "samples": 45_056},
+    },
+}
 
 
 def write_study(folder, **values):
@@ -45,7 +58,10 @@ def test_every_shipped_study_can_be_read_and_called_and_names_its_primary_measur
         assert study.primary in MEASURES[study.measures]
         if study.is_of_scenes:
             call = study_call(path.stem, None, None, "cpu", None, None, {})
-            data, first = data_of_scenes(call.study), study.settings(next(iter(study.arms)), study.cell_values[0])
+            data, first = (
+                data_of_scenes(call.study),
+                study.settings(next(iter(study.arms)), study.cell_values[0]),
+            )
             trained = read_recipe(study.recipe, first)
             assert data in TRAINING_DATA
             shards = f"demo/{data.shards}".replace("{seed}", f"{trained.seed}")
@@ -59,41 +75,80 @@ def test_the_batch_size_study_trains_the_shipped_recipes():
         for arm, method in (("CLIP", "clip"), ("SuperCLIP", "superclip")):
             ours = read_recipe(study.recipe, study.settings(arm, cell)).as_dict()
             shipped = read_recipe(f"datacomp1b/{method}_vit-b-16_512m_bs{cell // 1024}k").as_dict()
-            assert {name for name in ours | shipped if ours.get(name) != shipped.get(name)} <= {*WORDS}
+            assert {name for name in ours | shipped if ours.get(name) != shipped.get(name)} <= {
+                *WORDS
+            }
 
 
 def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(tmp_path):
     cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
     everywhere = {"wd": 0.1, "flags.grad-checkpointing": True, "flags.pretrained": None}
-    study = read_study(write_study(tmp_path, cells=cells, set=everywhere, choose=None, compare=None))
+    study = read_study(
+        write_study(tmp_path, cells=cells, set=everywhere, choose=None, compare=None)
+    )
     texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
     assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
     assert study.settings("CLIP longer", 32) == {
-        **texts, "global_batch_size": "32", "method": "clip", "samples": "45056",
-    }  # fmt: skip
+        **texts,
+        "global_batch_size": "32",
+        "method": "clip",
+        "samples": "45056",
+    }
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
 
 
 LONGER = {"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}  # in whole steps
 
 
-@pytest.mark.parametrize(("arms", "values", "set_", "names"), [
-    (LONGER, {}, {}, ["clip", "clip_samples-45056"]), (LONGER, {}, {"samples": "100"}, ["clip", "clip_samples-128"]),
-    (LONGER, {}, {"samples": "2048"}, ["clip", "clip_samples-2272"]),
-    ({"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}}, {"set": {"wd": 0.1}}, {},
-     ["superclip_wd-0.2", "superclip", "superclip"]),
-    ({"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}}, {"choose": {"lr": [1e-3], "seeds": 1}}, {},
-     ["superclip_lr-0.001", "superclip_lr-0.004", "superclip_lr-0.001"]),
-    ({"A": {"superclip.weight": 1}, "B": {}}, {}, {}, ["superclip", "superclip"]),
-    ({"A": {"method": "clip"}, "B": {}}, {"cells": {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}}, {},
-     ["clip", "superclip_weight-0.5", "clip", "superclip_weight-2_idf-off"]),
-    ({"A": {"superclip.placebo": "detached-head"}, "B": {"flags.log-every-n-steps": None},
-      "C": {"method": "clip", "lr": 1e-3}, "D": {"lr": 5e-4}, "E": {"flags.val-num-samples": 8}}, {}, {},
-     ["superclip_placebo-detached-head", "superclip_log-every-n-steps-none", "clip_lr-0.001", "superclip",
-      "superclip_val-num-samples-8"]),
-])  # fmt: skip
-def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(arms, values, set_, names, tmp_path):
+@pytest.mark.parametrize(
+    ("arms", "values", "set_", "names"),
+    [
+        (LONGER, {}, {}, ["clip", "clip_samples-45056"]),
+        (LONGER, {}, {"samples": "100"}, ["clip", "clip_samples-128"]),
+        (LONGER, {}, {"samples": "2048"}, ["clip", "clip_samples-2272"]),
+        (
+            {"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}},
+            {"set": {"wd": 0.1}},
+            {},
+            ["superclip_wd-0.2", "superclip", "superclip"],
+        ),
+        (
+            {"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}},
+            {"choose": {"lr": [1e-3], "seeds": 1}},
+            {},
+            ["superclip_lr-0.001", "superclip_lr-0.004", "superclip_lr-0.001"],
+        ),
+        ({"A": {"superclip.weight": 1}, "B": {}}, {}, {}, ["superclip", "superclip"]),
+        (
+            {"A": {"method": "clip"}, "B": {}},
+            {"cells": {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}},
+            {},
+            ["clip", "superclip_weight-0.5", "clip", "superclip_weight-2_idf-off"],
+        ),
+        (
+            {
+                "A": {"superclip.placebo": "detached-head"},
+                "B": {"flags.log-every-n-steps": None},
+                "C": {"method": "clip", "lr": 1e-3},
+                "D": {"lr": 5e-4},
+                "E": {"flags.val-num-samples": 8},
+            },
+            {},
+            {},
+            [
+                "superclip_placebo-detached-head",
+                "superclip_log-every-n-steps-none",
+                "clip_lr-0.001",
+                "superclip",
+                "superclip_val-num-samples-8",
+            ],
+        ),
+    ],
+)
+def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(
+    arms, values, set_, names, tmp_path
+):
     study = write_study(tmp_path, arms=arms, seeds=1, **values)
     tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
     runs = StudyTraining(study_call(study, tmp_path, None, "cpu", None, None, set_)).runs(tuned)
@@ -101,35 +156,63 @@ def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(
 
 
 REFUSED = [  # fields of a study's file, or arguments, and the error message
-    ({"arms": {"CLIP": {}}}, "two or more"), ({"seeds": 0}, "seeds is 0"),
+    ({"arms": {"CLIP": {}}}, "two or more"),
+    ({"seeds": 0}, "seeds is 0"),
     ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like an arm that does not exist"),
-    ({"arms": {"CLIP": {}, "B": {"rate": 1}}}, "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
+    (
+        {"arms": {"CLIP": {}, "B": {"rate": 1}}},
+        "which.yaml, arm 'B': --set rate=1: there is no field 'rate'",
+    ),
     ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
     ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
-    ({"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
-     "would share the folder superclip_pretrained-a-b.pt_seed0 but differ in flags.pretrained: rename"),
-    ({"arms": None}, "arms is missing"), ({"recipe": 3}, "recipe is 3; expected a string"),
-    ({"set": ["lr"]}, "set is ['lr']; expected a mapping"), ({"set": {1: 2}}, "there is no field '1'"),
-    ({"cells": {"lr": []}}, "cells is"), ({"cells": {"lr": {1: 3}}}, "cells is"), ({"compare": ["CLIP"]}, "compare is"),
-    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"), ({"compare": 3}, "compare is 3; expected a list"),
-    ({"choose": {"lr": [1e-3], "seeds": 0}}, "choose is"), ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
+    (
+        {"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
+        "would share the folder superclip_pretrained-a-b.pt_seed0 but differ in "
+        "flags.pretrained: rename",
+    ),
+    ({"arms": None}, "arms is missing"),
+    ({"recipe": 3}, "recipe is 3; expected a string"),
+    ({"set": ["lr"]}, "set is ['lr']; expected a mapping"),
+    ({"set": {1: 2}}, "there is no field '1'"),
+    ({"cells": {"lr": []}}, "cells is"),
+    ({"cells": {"lr": {1: 3}}}, "cells is"),
+    ({"compare": ["CLIP"]}, "compare is"),
+    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
+    ({"compare": 3}, "compare is 3; expected a list"),
+    ({"choose": {"lr": [1e-3], "seeds": 0}}, "choose is"),
+    ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
     ({"arms": {"CLIP": {}, "B": {"samples": "x%"}}}, "arm 'B': "),
-    (["nowhere"], "no file or study 'nowhere'"), ([], "expected a STUDY"),
+    (["nowhere"], "no file or study 'nowhere'"),
+    ([], "expected a STUDY"),
     (["one_batch", "--seeds", "0"], "--seeds is 0"),
     (["one_batch", "--set", "lr=1e-3"], "--set lr: the study varies or tunes this field"),
-    (["one_batch", "--set", "method=clip"], "--set method"), (["placebos", "--set", "seed=3"], "--set seed"),
-    (["placebos", "--set", "samples=many"], "samples"), (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
+    (["one_batch", "--set", "method=clip"], "--set method"),
+    (["placebos", "--set", "seed=3"], "--set seed"),
+    (["placebos", "--set", "samples=many"], "samples"),
+    (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
     (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
-    (["one_batch", "--seeds", "1001"], "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"),
-    (["one_batch", "--only", "report", "--accept-changes"], "--accept-changes has no effect with --only"),
-    (["demo", "--only", "report"], "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)"),
+    (
+        ["one_batch", "--seeds", "1001"],
+        "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999",
+    ),
+    (
+        ["one_batch", "--only", "report", "--accept-changes"],
+        "--accept-changes has no effect with --only",
+    ),
+    (
+        ["demo", "--only", "report"],
+        "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)",
+    ),
     (["demo", "--only", "report", "--jobs", "3"], "expected neither --slurm nor --jobs"),
-    (["one_batch", "--jobs", "0"], "--jobs is 0"), (["one_batch", "--data", "a.tar"], "--val-data"),
-]  # fmt: skip
+    (["one_batch", "--jobs", "0"], "--jobs is 0"),
+    (["one_batch", "--data", "a.tar"], "--val-data"),
+]
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=lambda one: str(one)[:40])
-def test_a_study_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(given, message, tmp_path, refused):
+def test_a_study_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(
+    given, message, tmp_path, refused
+):
     argv = given if isinstance(given, list) else [write_study(tmp_path, **given), "--out", "out"]
     assert message in refused(tmp_path, "study", *argv)
 
@@ -140,7 +223,9 @@ CELLS = [16, 32, 64]
 A_AND_B = {"A": {"method": "clip"}, "B": {}}
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]])
+@pytest.mark.parametrize(
+    "values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]]
+)
 def test_the_interval_is_that_of_students_paired_test(values):
     interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
@@ -157,15 +242,23 @@ def test_one_seed_has_no_interval_and_equal_differences_exclude_zero_unless_they
 def records(**scores: list[float]) -> list[dict]:
     """Records of a seed each for arms A and B."""
     return [
-        {"arm": arm, "cell": None, "seed": seed, "run": f"{arm}_seed{seed}", "checkpoint": f"{arm}{seed}",
-         "cpu_seconds": 60.0 + seed,
-         "measures": {"probe": 50.0 + seed, "zero_shot": score}}
+        {
+            "arm": arm,
+            "cell": None,
+            "seed": seed,
+            "run": f"{arm}_seed{seed}",
+            "checkpoint": f"{arm}{seed}",
+            "cpu_seconds": 60.0 + seed,
+            "measures": {"probe": 50.0 + seed, "zero_shot": score},
+        }
         for arm, values in scores.items()
         for seed, score in enumerate(values)
-    ]  # fmt: skip
+    ]
 
 
-def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_is_nan(tmp_path, monkeypatch):
+def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_is_nan(
+    tmp_path, monkeypatch
+):
     def measured(run, measures, *_):
         score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
@@ -180,7 +273,9 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
         StudyTraining(call).tune()
 
 
-def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(tmp_path):
+def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(
+    tmp_path,
+):
     study = read_study(write_study(tmp_path, arms=A_AND_B))
     results = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
@@ -206,13 +301,24 @@ def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path)
         for place, cell in enumerate(CELLS)
         for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
     ]
-    results = StudyResults(read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found)
+    results = StudyResults(
+        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found
+    )
     over = results.over_cells("B", "A", "zero_shot")
-    assert over["mean"].values == pytest.approx([1.5, 0.0, 2.25])  # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
+    # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
+    assert over["mean"].values == pytest.approx([1.5, 0.0, 2.25])
     assert over["per doubling"].values == pytest.approx([1, 1, 2])
-    assert "| zero shot (primary) | +1.2 [-1.6, +4.1] | +1.3 [-0.1, +2.8] |" in results.tables().splitlines()
-    assert "B − A, per doubling over global_batch_size: not significant in zero shot, probe." in results.sentences()
-    names = read_study(write_study(tmp_path, arms=A_AND_B, cells={"superclip.idf": ["online", "off"]}))
+    assert (
+        "| zero shot (primary) | +1.2 [-1.6, +4.1] | +1.3 [-0.1, +2.8] |"
+        in results.tables().splitlines()
+    )
+    assert (
+        "B − A, per doubling over global_batch_size: not significant in zero shot, probe."
+        in results.sentences()
+    )
+    names = read_study(
+        write_study(tmp_path, arms=A_AND_B, cells={"superclip.idf": ["online", "off"]})
+    )
     assert list(StudyResults(names, found).over_cells("B", "A", "zero_shot")) == ["mean"]
 
 
@@ -230,7 +336,9 @@ def measure(folder) -> dict:
 
 @pytest.mark.parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
-    monkeypatch.setattr("openclip_superclip.lab.studies.study_run._measure", lambda *_: {"zero_shot": 41.5})
+    monkeypatch.setattr(
+        "openclip_superclip.lab.studies.study_run._measure", lambda *_: {"zero_shot": 41.5}
+    )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
@@ -241,10 +349,14 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
         measure(trained)
 
 
-@pytest.mark.parametrize(("after", "reason"), [
-    ({"error": "no disk"}, "no disk"), ({"error": "stopped"}, "as it may"),
-    ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ({"error": "no disk"}, "no disk"),
+        ({"error": "stopped"}, "as it may"),
+        ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
+    ],
+)
 def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
     def train(_, output, *__):
         output.write_text("as it may")
@@ -257,7 +369,9 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
         StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "{0..9}.tar", threading.Event())
 
 
-@pytest.mark.parametrize("trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"])
+@pytest.mark.parametrize(
+    "trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"]
+)
 def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, monkeypatch):
     (trained / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue
     monkeypatch.setenv("PATH", str(trained))

@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 from support.tiny_run import write_recipe
 
-from openclip_superclip.checkpoints.resume import BEGAN_WITH, beginning, read_beginning, write_beginning
+from openclip_superclip.checkpoints.resume import (
+    BEGAN_WITH,
+    beginning,
+    read_beginning,
+    write_beginning,
+)
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -35,7 +40,9 @@ def started(folder: RunFolder, **values) -> int:
 @pytest.mark.parametrize("engine", ["torchrun", "horovod"])
 def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, monkeypatch):
     monkeypatch.setattr(checks, "check_horovod", lambda: None)
-    training = NodeTraining(replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder)
+    training = NodeTraining(
+        replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder
+    )
     options = vars(check_command(training.start.arguments))
     assert training._checked() == {BEGAN_WITH: beginning(options, world_size=1)}
 
@@ -43,22 +50,32 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
 def test_a_file_that_the_run_has_not_saved_is_refused(folder):
     folder.checkpoints.mkdir()
     (folder.checkpoints / "mean.pt").touch()
-    with pytest.raises(InputError, match=r"would use .*/checkpoints/mean\.pt, which the run has not saved: move it"):
+    with pytest.raises(
+        InputError, match=r"would use .*/checkpoints/mean\.pt, which the run has not saved: move it"
+    ):
         started(folder)
     assert folder.state()["refused"]["error"].startswith("--resume latest would use ")
 
 
-@pytest.mark.parametrize(("attempt", "accepts"), [
-    ({"job": "17", "restarts": 0, "step": "0", "accepts": True}, False),  # before it was requeued
-    ({"job": "17", "restarts": 1, "step": "0", "accepts": True}, False),  # before it was started again in the job
-    ({"job": "17", "restarts": 1, "step": "1", "accepts": True}, True),  # this start
-    ({"job": "17", "restarts": 0, "step": "0", "accepts": False}, True),
-    ({"job": "16", "restarts": 0, "step": "0", "accepts": True}, True),
-    ({"job": "17", "restarts": 0, "step": "0"}, True),  # of an earlier version
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("attempt", "accepts"),
+    [
+        (
+            {"job": "17", "restarts": 0, "step": "0", "accepts": True},
+            False,
+        ),  # before it was requeued
+        # before it was started again in the job
+        ({"job": "17", "restarts": 1, "step": "0", "accepts": True}, False),
+        ({"job": "17", "restarts": 1, "step": "1", "accepts": True}, True),  # this start
+        ({"job": "17", "restarts": 0, "step": "0", "accepts": False}, True),
+        ({"job": "16", "restarts": 0, "step": "0", "accepts": True}, True),
+        ({"job": "17", "restarts": 0, "step": "0"}, True),  # of an earlier version
+    ],
+)
 def test_a_job_accepts_changes_unless_an_earlier_start_has(folder, attempt, accepts):
     folder.note(attempts=[attempt])
-    for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):  # a table has no slices
+    # a table has no slices
+    for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):
         run = replace(Run.open(folder.path), data=data)
         training = NodeTraining(run, Placement(job="17", restarts=1, step="1"), folder)
         assert training.accept_changes == accepts
@@ -72,9 +89,14 @@ def test_a_finished_run_of_other_data_is_refused(folder):
     folder.note(plan=Run.open(folder.path).as_dict(), data_check=checked)
     assert started(folder) == 0
     table.write_text("after")
-    with pytest.raises(InputError, match=r"/held\.csv has changed since .*/run was trained on it: give --out another"):
+    with pytest.raises(
+        InputError,
+        match=r"/held\.csv has changed since .*/run was trained on it: give --out another",
+    ):
         started(folder)
-    with pytest.raises(InputError, match=r"with --data .*, not other.tar; give --out another folder"):
+    with pytest.raises(
+        InputError, match=r"with --data .*, not other.tar; give --out another folder"
+    ):
         started(folder, data="other.tar")
 
 
@@ -99,7 +121,9 @@ def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder
     assert read_beginning(folder.path) == now | {"changes": []}
     run = Run.open(folder.path)
     folder.check_recipe(run.recipe)
-    with pytest.raises(InputError, match=r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"):
+    with pytest.raises(
+        InputError, match=r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"
+    ):
         folder.check_recipe(replace(run.recipe, lr=2e-3))
     folder.start(run, Placement(), [], "local-1", began_with=now)
     assert not (folder.path / "description.json").exists()

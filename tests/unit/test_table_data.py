@@ -1,4 +1,5 @@
-"""Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is refused at once."""
+"""Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is
+refused at once."""
 
 import functools
 import json
@@ -32,11 +33,14 @@ NUM_ROWS = 70
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and names.csv."""
+    """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and
+    names.csv."""
     folder = tmp_path_factory.mktemp("own")
     Image.effect_noise((32, 32), 9).save(folder / "0.png")
     captions = ["", *(f"a cat, {row}" for row in range(1, NUM_ROWS))]
-    (folder / "pairs.csv").write_text("image,caption\n" + "".join(f'{folder}/0.png,"{c}"\n' for c in captions))
+    (folder / "pairs.csv").write_text(
+        "image,caption\n" + "".join(f'{folder}/0.png,"{c}"\n' for c in captions)
+    )
     (folder / "names.csv").write_text("path,text\n" + "absent.png,a cat\n" * NUM_ROWS)
     (folder / "tabs.csv").write_text("path\ttext\n" + f"{folder}/0.png\ta cat\n" * NUM_ROWS)
     return folder
@@ -48,13 +52,19 @@ def plan(folder, set_=None, table="pairs.csv", **machines):
     return make_run(recipe, data=data, device="cpu", **machines)
 
 
-@pytest.mark.parametrize(("set_", "machines", "epochs", "steps"), [
-    ({}, {}, 30, 1),
-    ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
-    ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),  # 18 rows a rank, batches of 4
-    ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
-])  # fmt: skip
-def test_a_plan_trains_whole_passes_without_the_last_partial_batch(folder, set_, machines, epochs, steps):
+@pytest.mark.parametrize(
+    ("set_", "machines", "epochs", "steps"),
+    [
+        ({}, {}, 30, 1),
+        ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
+        # 18 rows a rank, batches of 4
+        ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),
+        ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
+    ],
+)
+def test_a_plan_trains_whole_passes_without_the_last_partial_batch(
+    folder, set_, machines, epochs, steps
+):
     made = plan(folder, set_, **machines)
     assert (made.num_slices, made.slice_steps) == (epochs, steps)
     command = " ".join(made.openclip_arguments())
@@ -70,21 +80,42 @@ def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
     tabs = ["--data", f"{folder}/tabs.csv", *columns]
     assert main(["plan", OWN, *tabs, "--device", "cpu", "--json", "--check"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["data_check"]["rows"], [*shown["data_check"]["tables"]]) == (NUM_ROWS, [f"{folder}/tabs.csv"])
+    assert (shown["data_check"]["rows"], [*shown["data_check"]["tables"]]) == (
+        NUM_ROWS,
+        [f"{folder}/tabs.csv"],
+    )
     assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
 
 
 REFUSED = {
     "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
-    "too few rows": ("pairs.csv", {"global_batch_size": "128"}, "rows of pairs.csv are fewer than one global batch"),
-    "another number of rows": ("pairs.csv", {"data_samples": "5"}, "the table pairs.csv sets it to 70"),
-    "other columns": ("names.csv", {}, "--csv-img-key: names.csv has no column 'image'; its columns are path, text"),
-    "no number of passes": ("pairs.csv", {"samples": "9passes"}, "expected a number, or passes: '20 passes'"),
+    "too few rows": (
+        "pairs.csv",
+        {"global_batch_size": "128"},
+        "rows of pairs.csv are fewer than one global batch",
+    ),
+    "another number of rows": (
+        "pairs.csv",
+        {"data_samples": "5"},
+        "the table pairs.csv sets it to 70",
+    ),
+    "other columns": (
+        "names.csv",
+        {},
+        "--csv-img-key: names.csv has no column 'image'; its columns are path, text",
+    ),
+    "no number of passes": (
+        "pairs.csv",
+        {"samples": "9passes"},
+        "expected a number, or passes: '20 passes'",
+    ),
 }
 
 
 @pytest.mark.parametrize(("table", "set_", "reason"), REFUSED.values(), ids=REFUSED)
-def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, set_, reason, folder, monkeypatch):
+def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(
+    table, set_, reason, folder, monkeypatch
+):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     for call in (
@@ -98,16 +129,31 @@ def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(table, se
 
 def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, tmp_path):
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
-    with pytest.raises(InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"):
-        run_study(study_call("own_data", None, None, "cpu", f"{folder}/pairs.csv", f"{tmp_path}/val.csv", {}), 1)
+    with pytest.raises(
+        InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"
+    ):
+        run_study(
+            study_call(
+                "own_data", None, None, "cpu", f"{folder}/pairs.csv", f"{tmp_path}/val.csv", {}
+            ),
+            1,
+        )
     with pytest.raises(InputError, match="which training measures with --val-data"):
         study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
 
 
 def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, capsys):
-    call = ["study", "own_data", *("--data", f"{folder}/pairs.csv", "--val-data", f"{folder}/pairs.csv"), "--dry-run"]
+    call = [
+        "study",
+        "own_data",
+        *("--data", f"{folder}/pairs.csv", "--val-data", f"{folder}/pairs.csv"),
+        "--dry-run",
+    ]
     assert main(call) == 0
-    assert "\nwarning: warm-up takes 50 steps, but the run has 30: shorten it with" in capsys.readouterr().out
+    assert (
+        "\nwarning: warm-up takes 50 steps, but the run has 30: shorten it with"
+        in capsys.readouterr().out
+    )
     for wrong in (["--set", "global_batch_size=128"], ["--val-data", "nix.csv"]):
         assert main([*call, *wrong]) == 1
 
@@ -117,7 +163,8 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     table.write_text((folder / "pairs.csv").read_text().replace(f"{folder}/0.png,", "nix.png,", 1))
     refused = plan(folder, table=table)
     named = (
-        r"1 of 70 images cannot be read, more than --unreadable-max 0\.01 allows: row 1 names nix\.png \(no such file"
+        r"1 of 70 images cannot be read, more than --unreadable-max 0\.01 allows: row 1 "
+        r"names nix\.png \(no such file"
     )
     with pytest.raises(InputError, match=named):
         refuse_bad_files(refused, refused.check_data())
@@ -134,8 +181,12 @@ def short_caption(row: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-@pytest.mark.parametrize("has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"])
-def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(has_tokens, start_method, tmp_path):
+@pytest.mark.parametrize(
+    "has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"]
+)
+def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(
+    has_tokens, start_method, tmp_path
+):
     for name in "ab":
         Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
@@ -154,14 +205,18 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     multiprocessing.set_start_method(start_method, force=True)
     try:
         with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", epoch.get_value):
-            table = functools.partial(adapter._Table, short_caption) if has_tokens else data.CsvDataset
+            table = (
+                functools.partial(adapter._Table, short_caption) if has_tokens else data.CsvDataset
+            )
             with replaced(data, CsvDataset=table):
                 loaded = data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=first_word)
             captions = sorted(caption_of(batch) for batch in loaded.dataloader)
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert captions == ["a", "a", "a", "a", "b"]
-    lines = [json.loads(line) for line in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()
+    ]
     named = Counter(Path(line["why"].split(": ")[1]).stem for line in lines)
     assert named == {"nix": 1, "cut": 2, "pipe": 3}
     assert all(line["epoch"] == 3 and line["sample"] for line in lines)
@@ -188,9 +243,13 @@ def test_a_table_without_any_readable_image_is_an_error(tmp_path):
 def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/pipe.png\ta cat\n")
-    args = parse_args(["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"])
+    args = parse_args(
+        ["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"]
+    )
     args.train_data, args.distributed = f"{tmp_path}/pairs.tsv", False
-    get_dataset = adapter.with_plugins_data(lambda *_: open_clip_train.data.get_csv_dataset)(args.train_data, "csv")
+    get_dataset = adapter.with_plugins_data(lambda *_: open_clip_train.data.get_csv_dataset)(
+        args.train_data, "csv"
+    )
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
     data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=first_word)
     with pytest.raises(OSError, match="it is not a regular file"):

@@ -1,4 +1,5 @@
-"""One table is enough: a study and a training split validation pairs off it, and find its columns."""
+"""One table is enough: a study and a training split validation pairs off it, and find its
+columns."""
 
 import csv
 import json
@@ -15,14 +16,17 @@ from openclip_superclip.errors import InputError
 COLUMNS = Columns(",", "image", "caption")
 
 
-def write_pairs(folder: Path, number: int = 40, header: str = "image,caption", name: str = "pairs.csv") -> Path:
+def write_pairs(
+    folder: Path, number: int = 40, header: str = "image,caption", name: str = "pairs.csv"
+) -> Path:
     """Writes a table of images of one colour each, two rows per image, three rows per caption."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     separator = "," if "," in header else "\t" if "\t" in header else ";"
     rows = [header]
     for index in range(number):
         image = folder / f"images/{index}.png"
-        Image.new("RGB", (32, 32), (6 * (index // 2), 0, 0)).save(image)  # two files of the same content
+        # two files of the same content
+        Image.new("RGB", (32, 32), (6 * (index // 2), 0, 0)).save(image)
         rows.append(f'{image}{separator}"a dog{separator} number ""{index // 3}"""')
     (folder / name).write_text("\n".join(rows) + "\n")
     return folder / name
@@ -42,7 +46,8 @@ def test_no_image_and_no_caption_is_on_both_sides_and_no_row_is_lost(tmp_path):
     assert (len(train), len(val)) == (split.num_train, split.num_val) and 5 <= len(val) <= 10
     for column in (0, 1):
         sides = [
-            {Image.open(row[0]).getpixel((0, 0)) if column == 0 else row[1] for row in rows} for rows in (train, val)
+            {Image.open(row[0]).getpixel((0, 0)) if column == 0 else row[1] for row in rows}
+            for rows in (train, val)
         ]
         assert not sides[0] & sides[1]
     record = json.loads((split.folder / "split.json").read_text())
@@ -55,39 +60,54 @@ def test_the_same_call_finds_the_split_and_another_table_or_fraction_has_another
     first = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
     again = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
     assert first.is_new and not again.is_new
-    assert (again.folder, again.num_train, again.num_val) == (first.folder, first.num_train, first.num_val)
+    assert (again.folder, again.num_train, again.num_val) == (
+        first.folder,
+        first.num_train,
+        first.num_val,
+    )
     again.remove()
     assert first.folder.exists()
     assert split_table(str(table), COLUMNS, 0.5, tmp_path, "--data", "--out").folder != first.folder
     table.write_text(table.read_text() + f"{tmp_path}/images/0.png,another\n")
-    assert split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out").folder != first.folder
+    assert (
+        split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out").folder != first.folder
+    )
     assert not [*tmp_path.glob("*.part")]
 
 
 def test_empty_captions_stay_empty_and_text_stays_as_it_is(tmp_path):
     table = write_pairs(tmp_path)
-    table.write_text(table.read_text() + f'{tmp_path}/images/0.png,\n{tmp_path}/images/2.png,"007\nnew line"\n')
+    table.write_text(
+        table.read_text() + f'{tmp_path}/images/0.png,\n{tmp_path}/images/2.png,"007\nnew line"\n'
+    )
     split = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
     captions = [row[1] for file in (split.train, split.val) for row in read(file)[1:]]
     assert captions.count("") == 1 and captions.count("007\nnew line") == 1
 
 
-@pytest.mark.parametrize(("header", "row", "columns"), [
-    ("filepath\ttitle", "{image}\ta, b", ("\t", "filepath", "title")),
-    ("image;caption", "{image};a", (";", "image", "caption")),
-    ("filepath,caption,label", "{image},a,1", (",", "filepath", "caption")),
-    ("photo|words", "{image}|a", ("|", "photo", "words")),
-    ("words,photo", "a,{image}", (",", "photo", "words")),
-    ("label,text,image", "1,a,{image}", None),
-    ("photo,thumbnail,caption", "{image},{image},a", None),
-    ("photo,caption", "absent.png,a", None),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "row", "columns"),
+    [
+        ("filepath\ttitle", "{image}\ta, b", ("\t", "filepath", "title")),
+        ("image;caption", "{image};a", (";", "image", "caption")),
+        ("filepath,caption,label", "{image},a,1", (",", "filepath", "caption")),
+        ("photo|words", "{image}|a", ("|", "photo", "words")),
+        ("words,photo", "a,{image}", (",", "photo", "words")),
+        ("label,text,image", "1,a,{image}", None),
+        ("photo,thumbnail,caption", "{image},{image},a", None),
+        ("photo,caption", "absent.png,a", None),
+    ],
+    ids=str,
+)
 def test_columns_are_found_if_only_one_answer_is_possible(tmp_path, header, row, columns):
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     table = tmp_path / "pairs.csv"
     table.write_text(f"{header}\n" + f"{row.format(image=tmp_path / 'image.png')}\n" * 3)
     if columns is None:
-        with pytest.raises(InputError, match=r"--csv-(img|caption)-key: .*pairs.csv has no column .*; its columns are"):
+        with pytest.raises(
+            InputError,
+            match=r"--csv-(img|caption)-key: .*pairs.csv has no column .*; its columns are",
+        ):
             detect_columns(str(table), None, None, None, "--data")
     else:
         assert detect_columns(str(table), None, None, None, "--data") == columns
@@ -95,7 +115,18 @@ def test_columns_are_found_if_only_one_answer_is_possible(tmp_path, header, row,
 
 def small_study(table: Path | str, *options) -> list[str]:
     changes = ["--set", "global_batch_size=8", "--set", "samples=1 passes", "--set", "warmup=1"]
-    return ["study", "own_data", "--data", str(table), "--seeds", "2", "--device", "cpu", *changes, *map(str, options)]
+    return [
+        "study",
+        "own_data",
+        "--data",
+        str(table),
+        "--seeds",
+        "2",
+        "--device",
+        "cpu",
+        *changes,
+        *map(str, options),
+    ]
 
 
 def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -109,26 +140,52 @@ def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("options", "problem"), [
-    (["--val-fraction", 0], "--val-fraction is 0.0; expected a fraction above 0 and below 1"),
-    (["--val-fraction", 0.5, "--val-data", "pairs.csv"], "--val-fraction splits validation data off --data: leave out"),
-    (["--data", "{0..1}.tar", "--val-fraction", 0.5], "--val-fraction splits a table, and --data is {0..1}.tar"),
-    (["--data", "absent.csv"], "--data: there is no file absent.csv"),
-    (["--data", "one_caption.csv"], "the pairs cannot be split, because all 20 of them share images or captions"),
-    (["--data", "one_missing.csv"], "1 of 40 images of one_missing.csv cannot be read: row 1 names images/nix.png"),
-    (["--set", "global_batch_size=64"], "samples is 40; expected at least one global batch, 64"),
-], ids=str)  # fmt: skip
-def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(tmp_path, refused, options, problem):
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--val-fraction", 0], "--val-fraction is 0.0; expected a fraction above 0 and below 1"),
+        (
+            ["--val-fraction", 0.5, "--val-data", "pairs.csv"],
+            "--val-fraction splits validation data off --data: leave out",
+        ),
+        (
+            ["--data", "{0..1}.tar", "--val-fraction", 0.5],
+            "--val-fraction splits a table, and --data is {0..1}.tar",
+        ),
+        (["--data", "absent.csv"], "--data: there is no file absent.csv"),
+        (
+            ["--data", "one_caption.csv"],
+            "the pairs cannot be split, because all 20 of them share images or captions",
+        ),
+        (
+            ["--data", "one_missing.csv"],
+            "1 of 40 images of one_missing.csv cannot be read: row 1 names images/nix.png",
+        ),
+        (
+            ["--set", "global_batch_size=64"],
+            "samples is 40; expected at least one global batch, 64",
+        ),
+    ],
+    ids=str,
+)
+def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
+    tmp_path, refused, options, problem
+):
     table = write_pairs(tmp_path)
     text = table.read_text()
-    (tmp_path / "one_missing.csv").write_text(text.replace(f"{tmp_path}/images/0.png", "images/nix.png"))
+    (tmp_path / "one_missing.csv").write_text(
+        text.replace(f"{tmp_path}/images/0.png", "images/nix.png")
+    )
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
     assert problem in refused(tmp_path, *small_study("pairs.csv", *options))
 
 
 def train_flags(*options) -> list:
-    flags = "--model ViT-Ti-16-96 --batch-size 8 --epochs 1 --workers 0 --lr 1e-4 --warmup 1 --device cpu"
+    flags = (
+        "--model ViT-Ti-16-96 --batch-size 8 --epochs 1 --workers 0 --lr 1e-4 --warmup 1 "
+        "--device cpu"
+    )
     return [*flags.split(), "--precision", "fp32", *options]
 
 
@@ -136,33 +193,65 @@ def test_both_methods_train_and_validate_on_the_same_split(tmp_path):
     write_pairs(tmp_path, header="photo;words")
     split = ["--train-data", "pairs.csv", "--val-fraction", 0.2]
     completed(superclip_train, *train_flags(*split, "--superclip", "--name", "ours"), cwd=tmp_path)
-    (run,) = completed(superclip_train, *train_flags(*split, "--name", "clip"), cwd=tmp_path, world_size=1)
-    assert "pairs.csv: images in column 'photo', captions in 'words', separated by ';'" in run.output
+    (run,) = completed(
+        superclip_train, *train_flags(*split, "--name", "clip"), cwd=tmp_path, world_size=1
+    )
+    assert (
+        "pairs.csv: images in column 'photo', captions in 'words', separated by ';'" in run.output
+    )
     (folder,) = tmp_path.glob("logs/split-*")
     for name in ("ours", "clip"):
         params = (tmp_path / f"logs/{name}/params.txt").read_text()
         place = folder.relative_to(tmp_path)
-        assert f"train_data: {place}/train.csv\n" in params and f"val_data: {place}/val.csv\n" in params
+        assert (
+            f"train_data: {place}/train.csv\n" in params
+            and f"val_data: {place}/val.csv\n" in params
+        )
         assert "superclip_val_fraction: 0.2\n" in params
-        measured = json.loads((tmp_path / f"logs/{name}/checkpoints/results.jsonl").read_text().splitlines()[-1])
+        measured = json.loads(
+            (tmp_path / f"logs/{name}/checkpoints/results.jsonl").read_text().splitlines()[-1]
+        )
         assert measured["num_samples"] == 6
 
 
 def test_two_ranks_share_one_split(tmp_path):
     write_pairs(tmp_path)
     options = ["--train-data", "pairs.csv", "--val-fraction", 0.2, "--superclip", "--name", "run"]
-    completed(superclip_train, *train_flags(*options, "--dist-backend", "gloo"), cwd=tmp_path, world_size=2)
+    completed(
+        superclip_train,
+        *train_flags(*options, "--dist-backend", "gloo"),
+        cwd=tmp_path,
+        world_size=2,
+    )
     assert [path.suffix for path in (tmp_path / "logs").glob("split-*")] == [""]
 
 
-@pytest.mark.parametrize(("options", "problem"), [
-    (["--val-fraction", "1"], "--val-fraction is 1.0; expected a fraction of the pairs, above 0 and below 1"),
-    (["--val-fraction", "0.2", "--val-data", "pairs.csv"], "--val-data is pairs.csv: leave one of them out"),
-    (["--val-fraction", "0.9"], "train.csv: 6 rows do not fill --batch-size 8"),
-    (["--val-fraction", "0.2", "--csv-caption-key", "text"], "--csv-caption-key: pairs.csv has no column 'text'"),
-    (["--val-fraction", "0.2", "--train-data", "one_caption.csv"], "the pairs cannot be split, because all 20 of them"),
-], ids=str)  # fmt: skip
-def test_training_refuses_what_it_cannot_split_and_writes_nothing(tmp_path, monkeypatch, refusal, options, problem):
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            ["--val-fraction", "1"],
+            "--val-fraction is 1.0; expected a fraction of the pairs, above 0 and below 1",
+        ),
+        (
+            ["--val-fraction", "0.2", "--val-data", "pairs.csv"],
+            "--val-data is pairs.csv: leave one of them out",
+        ),
+        (["--val-fraction", "0.9"], "train.csv: 6 rows do not fill --batch-size 8"),
+        (
+            ["--val-fraction", "0.2", "--csv-caption-key", "text"],
+            "--csv-caption-key: pairs.csv has no column 'text'",
+        ),
+        (
+            ["--val-fraction", "0.2", "--train-data", "one_caption.csv"],
+            "the pairs cannot be split, because all 20 of them",
+        ),
+    ],
+    ids=str,
+)
+def test_training_refuses_what_it_cannot_split_and_writes_nothing(
+    tmp_path, monkeypatch, refusal, options, problem
+):
     write_pairs(tmp_path)
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
@@ -175,4 +264,6 @@ def test_training_refuses_what_it_cannot_split_and_writes_nothing(tmp_path, monk
 def test_a_recipe_cannot_set_the_fraction(tmp_path, refused):
     table = write_pairs(tmp_path)
     recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    assert "val-fraction" in refused(tmp_path, "plan", recipe, "--data", table, "--set", "flags.val-fraction=0.2")
+    assert "val-fraction" in refused(
+        tmp_path, "plan", recipe, "--data", table, "--set", "flags.val-fraction=0.2"
+    )

@@ -1,4 +1,5 @@
-"""Counts are of captions, exact, and the same on every rank; IDF and the record of each word follow from them."""
+"""Counts are of captions, exact, and the same on every rank; IDF and the record of each word
+follow from them."""
 
 import itertools
 import math
@@ -48,7 +49,9 @@ def test_counts_equal_those_of_python_sets_and_idf_follows_from_them(batch, leng
     assert statistics.idf().dtype == torch.float32
 
 
-@pytest.mark.parametrize("cast", [None, torch.nn.Module.bfloat16, torch.nn.Module.half, torch.nn.Module.double])
+@pytest.mark.parametrize(
+    "cast", [None, torch.nn.Module.bfloat16, torch.nn.Module.half, torch.nn.Module.double]
+)
 def test_counts_stay_exact_beyond_what_a_float_can_hold_after_a_cast_and_in_a_state_dict(cast):
     statistics = TokenStatistics(10)
     statistics.document_frequency.fill_(10**12 + 1)
@@ -69,18 +72,25 @@ def test_counts_stay_exact_beyond_what_a_float_can_hold_after_a_cast_and_in_a_st
 
 
 @pytest.mark.parametrize(("token", "row", "column"), [(50, 0, 0), (-1, 2, 4), (10**9, 5, 1)])
-def test_an_id_outside_the_vocabulary_is_named_with_its_caption_and_the_batch_not_counted(token, row, column):
+def test_an_id_outside_the_vocabulary_is_named_with_its_caption_and_the_batch_not_counted(
+    token, row, column
+):
     statistics, tokens = TokenStatistics(50), captions(6, 9)
     statistics.update(tokens)
     tokens[row, column] = token
-    with pytest.raises(InputError, match=rf"caption {row} of the batch holds token id {token}\b.*ends at 49\b"):
+    with pytest.raises(
+        InputError, match=rf"caption {row} of the batch holds token id {token}\b.*ends at 49\b"
+    ):
         statistics.update(tokens)
     assert statistics.num_captions == 6
 
 
 @pytest.mark.parametrize("batch_sizes", [(4, 4), (1, 7)], ids=str)
 def test_two_ranks_count_what_one_would(batch_sizes, tmp_path):
-    steps = [[captions(size, 9, seed=10 * step + rank) for rank, size in enumerate(batch_sizes)] for step in range(3)]
+    steps = [
+        [captions(size, 9, seed=10 * step + rank) for rank, size in enumerate(batch_sizes)]
+        for step in range(3)
+    ]
 
     def count(rank, world_size):
         statistics = TokenStatistics(50, [0])
@@ -94,7 +104,9 @@ def test_two_ranks_count_what_one_would(batch_sizes, tmp_path):
 
 def test_only_words_of_a_hugging_face_tokenizers_captions_are_counted(tmp_path):
     special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
-    write_tokenizer(tmp_path, ["a", "the", "red", "blue", "cat", *special, "dog", "sits", "on", "mat"])
+    write_tokenizer(
+        tmp_path, ["a", "the", "red", "blue", "cat", *special, "dog", "sits", "on", "mat"]
+    )
     tokenizer = HFTokenizer(str(tmp_path), context_length=8)
     assert special_token_ids(tokenizer) == (0, 5, 6, 7, 8)  # its own, and 0
     statistics = TokenStatistics(13, special_token_ids(tokenizer))
@@ -139,8 +151,12 @@ def test_shares_are_the_softmax_with_and_without_the_word_as_a_label(dtype, auto
     assert torch.equal(words.captions, 2 * labels.sum(dim=0))
     others = trained[:, None] & ~labels
     close = {"rtol": 1e-5, "atol": 1e-9, "equal_nan": True}
-    torch.testing.assert_close(words.share_where_label, (shares * labels).sum(0) / labels.sum(0), **close)
-    torch.testing.assert_close(words.share_where_not, (shares * others).sum(0) / others.sum(0), **close)
+    torch.testing.assert_close(
+        words.share_where_label, (shares * labels).sum(0) / labels.sum(0), **close
+    )
+    torch.testing.assert_close(
+        words.share_where_not, (shares * others).sum(0) / others.sum(0), **close
+    )
     assert knowledge.take(torch.device("cpu")) is None
 
 

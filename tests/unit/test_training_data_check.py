@@ -1,4 +1,5 @@
-"""Training data that OpenCLIP could not train on is refused in one line, before anything is loaded or written."""
+"""Training data that OpenCLIP could not train on is refused in one line, before anything is
+loaded or written."""
 
 import json
 import multiprocessing
@@ -15,30 +16,78 @@ from support.models import VOCAB_SIZE, write_model
 from openclip_superclip.openclip.train import train
 
 REFUSED = {
-    "image column": ("{table} --csv-img-key image", "--csv-img-key: {csv} has no column 'image'; its columns are"),
-    "short table": ("{table} --batch-size 65", "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65"),
-    "no step of a table": ("{table} --accum-freq 5", "do not fill --batch-size 16 with --accum-freq 5 on 1 rank;"),
-    "no step of shards": ("{wds} --accum-freq 5", "--accum-freq is 5, and a rank has 4 batches in an epoch:"),
-    "another separator": ("{table} --csv-separator ;", "{csv} has one column, 'filepath\\ttitle': give --csv"),
-    "workers": ("{wds} --workers 17", "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or"),
+    "image column": (
+        "{table} --csv-img-key image",
+        "--csv-img-key: {csv} has no column 'image'; its columns are",
+    ),
+    "short table": (
+        "{table} --batch-size 65",
+        "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65",
+    ),
+    "no step of a table": (
+        "{table} --accum-freq 5",
+        "do not fill --batch-size 16 with --accum-freq 5 on 1 rank;",
+    ),
+    "no step of shards": (
+        "{wds} --accum-freq 5",
+        "--accum-freq is 5, and a rank has 4 batches in an epoch:",
+    ),
+    "another separator": (
+        "{table} --csv-separator ;",
+        "{csv} has one column, 'filepath\\ttitle': give --csv",
+    ),
+    "workers": (
+        "{wds} --workers 17",
+        "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or",
+    ),
     "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
-    "unknown kind": ("data.parquet", "--train-data: data.parquet does not end in .tar, .csv or .tsv"),
-    "validation images": ("{table} --val-data {folder}/nix.csv", "--val-data: 1 of 1 images of {folder}/nix.csv"),
-    "table as shards": ("{wds} --val-data {folder}/nix.csv --dataset-type webdataset", "nix.csv is a table, and"),
-    "validation shards": ("{wds} --val-data {folder}/{{90..91}}.tar", "--val-data: there is no file {folder}/90.tar"),
-    "no UTF-8": ("{folder}/latin.tar", "latin.tar: all of its captions (.txt) are empty or not UTF-8"),
-    "no readable image": ("{folder}/cut.tar", "cut.tar: none of its 16 images can be read: no readable image (cannot"),
-    "no images": ("{folder}/text.tar", "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a"),
-    "a comma outside quotes": ("{folder}/three.csv {comma}", "more values than its 2 columns; expected quotes"),
-    "equal columns": ("{folder}/twice.csv {comma}", "{folder}/twice.csv has several columns 'title': rename all but"),
+    "unknown kind": (
+        "data.parquet",
+        "--train-data: data.parquet does not end in .tar, .csv or .tsv",
+    ),
+    "validation images": (
+        "{table} --val-data {folder}/nix.csv",
+        "--val-data: 1 of 1 images of {folder}/nix.csv",
+    ),
+    "table as shards": (
+        "{wds} --val-data {folder}/nix.csv --dataset-type webdataset",
+        "nix.csv is a table, and",
+    ),
+    "validation shards": (
+        "{wds} --val-data {folder}/{{90..91}}.tar",
+        "--val-data: there is no file {folder}/90.tar",
+    ),
+    "no UTF-8": (
+        "{folder}/latin.tar",
+        "latin.tar: all of its captions (.txt) are empty or not UTF-8",
+    ),
+    "no readable image": (
+        "{folder}/cut.tar",
+        "cut.tar: none of its 16 images can be read: no readable image (cannot",
+    ),
+    "no images": (
+        "{folder}/text.tar",
+        "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a",
+    ),
+    "a comma outside quotes": (
+        "{folder}/three.csv {comma}",
+        "more values than its 2 columns; expected quotes",
+    ),
+    "equal columns": (
+        "{folder}/twice.csv {comma}",
+        "{folder}/twice.csv has several columns 'title': rename all but",
+    ),
     "commas": (
         "{folder}/three.csv --csv-separator ;",
         "has one column, 'filepath,title': give --csv-separator ',', which applies to",
     ),
     "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
-    "a pipe": ("{folder}/../pipe.csv {comma}", "{folder}/../pipe.csv is not a regular file; expected a table"),
+    "a pipe": (
+        "{folder}/../pipe.csv {comma}",
+        "{folder}/../pipe.csv is not a regular file; expected a table",
+    ),
     "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
-}  # fmt: skip
+}
 COMMA = "--csv-separator , --batch-size 1"
 
 
@@ -51,13 +100,18 @@ def folder(tmp_path_factory):
     (folder / "nix.csv").write_text("filepath\ttitle\nnix.png\ta cat\n")
     (folder / "green.png").write_bytes(IMAGE)
     row = f"{folder}/green.png,grün"
-    for name, rows in {"three": f"{row}, rot\n".encode(), "none": b"", "latin": f"{row}\n".encode("latin-1")}.items():
+    for name, rows in {
+        "three": f"{row}, rot\n".encode(),
+        "none": b"",
+        "latin": f"{row}\n".encode("latin-1"),
+    }.items():
         (folder / f"{name}.csv").write_bytes(b"filepath,title\n" + rows)
     (folder / "twice.csv").write_text(f"filepath,title,,title,\n{folder}/green.png,red,,green,\n")
     broken = {
-        "text": {"txt": b"a cat"}, "latin": {"png": IMAGE, "txt": "grün".encode("latin-1")},
+        "text": {"txt": b"a cat"},
+        "latin": {"png": IMAGE, "txt": "grün".encode("latin-1")},
         "cut": {"png": b"x", "txt": b"a cat"},
-    }  # fmt: skip
+    }
     for name, members in broken.items():
         with webdataset.TarWriter(str(folder / f"{name}.tar")) as tar:
             for number in range(16):
@@ -67,24 +121,42 @@ def folder(tmp_path_factory):
 
 def arguments(train_data: str, csv_data, folder) -> list[str]:
     table, shards = str(csv_data), f"{folder}/{{000000..000015}}.tar"
-    return ["--train-data", *train_data.format(table=table, wds=shards, folder=folder, comma=COMMA).split()]
+    return [
+        "--train-data",
+        *train_data.format(table=table, wds=shards, folder=folder, comma=COMMA).split(),
+    ]
 
 
 @pytest.mark.parametrize(("train_data", "reason"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refusal):
     argv = arguments(train_data, csv_data, folder)
-    message = refusal("--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip")
-    assert reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder) in message
+    message = refusal(
+        "--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip"
+    )
+    assert (
+        reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder)
+        in message
+    )
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path, parse_args, refusal, monkeypatch):
+def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
+    tmp_path, parse_args, refusal, monkeypatch
+):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
     Image.effect_noise((16, 16), 9).save(paths[0])
     for path in paths[1:]:
         shutil.copy(paths[0], path)
     table = tmp_path / "table.csv"
     table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", *paths)))
-    argv = ["--superclip", "--train-data", str(table), "--batch-size", "4", "--csv-caption-key", "a cat"]
+    argv = [
+        "--superclip",
+        "--train-data",
+        str(table),
+        "--batch-size",
+        "4",
+        "--csv-caption-key",
+        "a cat",
+    ]
     assert parse_args(argv)
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
@@ -95,7 +167,9 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(tmp_path,
     assert f"row 400 names {paths[399]}: no such file" in message
 
 
-@pytest.mark.parametrize("data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"])
+@pytest.mark.parametrize(
+    "data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"]
+)
 def test_a_warm_up_longer_than_the_run_is_warned_of(data, csv_data, folder, parse_args, capsys):
     argv = arguments(f"{data} --superclip --batch-size 16 --epochs 2 --workers 0", csv_data, folder)
     for flags in (["--warmup", "8"], ["--warmup", "7"], ["--warmup", "8", "--skip-scheduler"]):
@@ -117,19 +191,38 @@ def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards_and_fill_a
 ):
     message = refusal("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
-    shards, sized = shutil.copytree(folder, tmp_path / "shards"), f"{tmp_path}/shards/{{000000..000015}}.tar"
+    shards, sized = (
+        shutil.copytree(folder, tmp_path / "shards"),
+        f"{tmp_path}/shards/{{000000..000015}}.tar",
+    )
     (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
-    other = shutil.copytree(shards, tmp_path / "other")  # OpenCLIP reads only the first folder's sizes.json
-    assert "--train-num-samples is not given" in refusal("--superclip", "--train-data", f"{sized}::{other}/000000.tar")
+    # OpenCLIP reads only the first folder's sizes.json
+    other = shutil.copytree(shards, tmp_path / "other")
+    assert "--train-num-samples is not given" in refusal(
+        "--superclip", "--train-data", f"{sized}::{other}/000000.tar"
+    )
     assert parse_args(["--superclip", "--train-data", sized]).train_num_samples is None
-    argv = ["--train-data", sized, "--superclip-slices", "4", "--batch-size", "8", "--train-num-samples"]
+    argv = [
+        "--train-data",
+        sized,
+        "--superclip-slices",
+        "4",
+        "--batch-size",
+        "8",
+        "--train-num-samples",
+    ]
     for num_samples in ("61", "64"):
         assert parse_args([*argv, num_samples]).train_num_samples == int(num_samples)
     for num_samples in ("65", "72"):
-        assert re.search(f"samples is {num_samples}; expected .* 4 slices, 64 of 256", refusal(*argv, num_samples))
+        assert re.search(
+            f"samples is {num_samples}; expected .* 4 slices, 64 of 256",
+            refusal(*argv, num_samples),
+        )
 
 
-def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(folder, parse_args, refusal, monkeypatch):
+def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(
+    folder, parse_args, refusal, monkeypatch
+):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
     argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
     assert parse_args([*argv, "--workers", "0"]).workers == 0
@@ -137,12 +230,17 @@ def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(folder, 
     assert re.search(expected, refusal(*argv, "--workers", "1"))
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(csv_data, parse_args, refusal, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
+    csv_data, parse_args, refusal, tmp_path
+):
     model = write_model(tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["vocab_size"] = VOCAB_SIZE - 1
     argv = ["--superclip", "--model", model, "--train-data", str(csv_data)]
     assert parse_args(argv).superclip
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    reason = f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size {VOCAB_SIZE - 1}: expected"
+    reason = (
+        f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size "
+        f"{VOCAB_SIZE - 1}: expected"
+    )
     assert f"--model: the tokenizer of {model} gives {reason}" in refusal(*argv)

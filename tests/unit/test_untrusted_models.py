@@ -1,4 +1,5 @@
-"""A model or weights from a stranger never run code, and never make a command download what the user has not named."""
+"""A model or weights from a stranger never run code, and never make a command download what the
+user has not named."""
 
 import json
 import os
@@ -19,7 +20,13 @@ from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.checkpoint import save_weights
 
-STRANGER, NAMES_STRANGER, CODE, FLAT = "someone/repo", "someone/names", "someone/code", "someone/flat"  # repositories
+# repositories
+STRANGER, NAMES_STRANGER, CODE, FLAT = (
+    "someone/repo",
+    "someone/names",
+    "someone/code",
+    "someone/flat",
+)
 WEIGHTS = []  # of the model of write_folder, with its head
 RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
 import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
@@ -30,7 +37,8 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.openclip import train
 
 def run(argv):
-    for number, (file, flags) in enumerate((("yes", os.O_RDONLY), ("output", os.O_WRONLY), ("output", os.O_WRONLY))):
+    streams = (("yes", os.O_RDONLY), ("output", os.O_WRONLY), ("output", os.O_WRONLY))
+    for number, (file, flags) in enumerate(streams):
         os.dup2(os.open(file, flags), number)
     if argv == ["stock"]:
         return open_clip.get_tokenizer("local-dir:trusted-code") is None
@@ -74,7 +82,8 @@ class Result(NamedTuple):
 
 
 def write_code(folder: Path, *, tower: bool = False) -> None:
-    """Makes the transformers files in a folder name a Python file, which leaves a marker where it runs."""
+    """Makes the transformers files in a folder name a Python file, which leaves a marker where
+    it runs."""
     (folder / "evil.py").write_text(
         "open('marker', 'w').close()\n"
         "from transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
@@ -84,7 +93,9 @@ def write_code(folder: Path, *, tower: bool = False) -> None:
     )
     if tower:
         auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
-        (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "evil", "auto_map": auto_map})
+        )
     else:
         file = folder / "tokenizer_config.json"
         content = json.loads(file.read_text())
@@ -92,12 +103,20 @@ def write_code(folder: Path, *, tower: bool = False) -> None:
         file.write_text(json.dumps(content))
 
 
-def write_folder(folder: Path, text: dict | None = None, vision: dict | None = None, weights: bool = True) -> Path:
+def write_folder(
+    folder: Path, text: dict | None = None, vision: dict | None = None, weights: bool = True
+) -> Path:
     """Writes a folder like that of superclip export --with-head, with a Hugging Face tokenizer."""
     write_model(
-        folder, {"layers": 1, "width": 8, "head_width": 8},
-        {"layers": 1, "width": 6, "hf_tokenizer_name": "in-this-folder", "vocab_size": len(LIST_OF_WORDS)},
-    )  # fmt: skip
+        folder,
+        {"layers": 1, "width": 8, "head_width": 8},
+        {
+            "layers": 1,
+            "width": 6,
+            "hf_tokenizer_name": "in-this-folder",
+            "vocab_size": len(LIST_OF_WORDS),
+        },
+    )
     write_tokenizer(folder)
     if weights:
         save_file(WEIGHTS[0], folder / "open_clip_model.safetensors")
@@ -105,7 +124,9 @@ def write_folder(folder: Path, text: dict | None = None, vision: dict | None = N
     return folder
 
 
-def change_configuration(folder: Path, text: dict | None = None, vision: dict | None = None) -> None:
+def change_configuration(
+    folder: Path, text: dict | None = None, vision: dict | None = None
+) -> None:
     """Changes fields of a model's text_cfg and vision_cfg."""
     file = folder / "open_clip_config.json"
     content = json.loads(file.read_text())
@@ -147,7 +168,9 @@ def kernel_of_tower(folder):
     write_folder(folder, {"hf_model_name": str(tower)})
     tower.mkdir()
     config = {"model_type": "bert", "vocab_size": 50, "hidden_size": 6, "num_attention_heads": 1}
-    (tower / "config.json").write_text(json.dumps({**config, "attn_implementation": f"{STRANGER}:kernel"}))
+    (tower / "config.json").write_text(
+        json.dumps({**config, "attn_implementation": f"{STRANGER}:kernel"})
+    )
 
 
 def kernel_of_a_part_of_a_tower(folder):
@@ -194,7 +217,9 @@ def timm(name):
 
 
 def vocabulary_outside(folder):
-    write_folder(folder, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/etc/passwd"}})
+    write_folder(
+        folder, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}
+    )
 
 
 def option(**kwargs):
@@ -227,8 +252,12 @@ FOLDERS = {
     "a tokenizer's file": option(gguf_file="weights.gguf"),
     "NLTK's pickles": option(reduction_mask="syntax"),
     "an object": option(pad_token={"__type": "AddedToken"}),
-    "timm's options": options_of_openclip_4(vision={"timm_model_kwargs": {"checkpoint_path": "/etc/passwd"}}),
-    "transformers' options": options_of_openclip_4(text={"hf_model_config": {"attn_implementation": STRANGER}}),
+    "timm's options": options_of_openclip_4(
+        vision={"timm_model_kwargs": {"checkpoint_path": "/etc/passwd"}}
+    ),
+    "transformers' options": options_of_openclip_4(
+        text={"hf_model_config": {"attn_implementation": STRANGER}}
+    ),
 }
 EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 
@@ -241,7 +270,16 @@ def commands_of_folder(folder: str) -> dict[str, list]:
         "export": ["export", folder, "--out", "out"],
         "export hf": ["export", folder, "--out", "out", "--format", "hf"],
         "audit": ["audit", "pairs.csv", "--model", folder, "--out", "out"],
-        "evaluate": ["evaluate", folder, "--data", "data", "--datasets", "own/colours", "--out", "out"],
+        "evaluate": [
+            "evaluate",
+            folder,
+            "--data",
+            "data",
+            "--datasets",
+            "own/colours",
+            "--out",
+            "out",
+        ],
         "average": ["average", folder, folder, "--out", "out.pt", "--overwrite"],
         "interpolate": ["interpolate", folder, folder, "--out", "out.pt", "--overwrite"],
         "distil": [*train, "--model", "ViT-Ti-16-96", "--distill-model", f"local-dir:{folder}"],
@@ -252,9 +290,23 @@ def commands_of_folder(folder: str) -> dict[str, list]:
 def commands_of_model(model: str) -> dict[str, list]:
     """Commands that take a model's name or a JSON file, without weights."""
     return {
-        "architecture of words": ["words", "image.png", "--model", "weights.pt", "--architecture", model],
+        "architecture of words": [
+            "words",
+            "image.png",
+            "--model",
+            "weights.pt",
+            "--architecture",
+            model,
+        ],
         "architecture of export": ["export", "weights.pt", "--model", model, "--out", "out"],
-        "frequencies": ["frequencies", "pairs.csv", "--tokenizer-of", model, "--out", "out.safetensors"],
+        "frequencies": [
+            "frequencies",
+            "pairs.csv",
+            "--tokenizer-of",
+            model,
+            "--out",
+            "out.safetensors",
+        ],
         "import": ["import", "authors.pt", "--model", model, "--out", "out"],
         "train": ["train", "--superclip", *TRAIN, "--model", model],
         "plan": ["plan", "recipe.yaml", "--set", f"model={model}", "--device", "cpu"],
@@ -263,9 +315,25 @@ def commands_of_model(model: str) -> dict[str, list]:
 
 
 TRAIN = [
-    "--train-data", "pairs.csv", "--dataset-type", "csv", "--csv-separator", ",", "--csv-img-key", "image",
-    "--csv-caption-key", "caption", "--batch-size", "2", "--epochs", "1", "--workers", "0", "--device", "cpu",
-]  # fmt: skip
+    "--train-data",
+    "pairs.csv",
+    "--dataset-type",
+    "csv",
+    "--csv-separator",
+    ",",
+    "--csv-img-key",
+    "image",
+    "--csv-caption-key",
+    "caption",
+    "--batch-size",
+    "2",
+    "--epochs",
+    "1",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+]
 RECIPE = """
 method: superclip
 model: ViT-Ti-16-96
@@ -318,8 +386,18 @@ def results(tmp_path_factory) -> dict[str, Result]:
     (root / "yes").write_text("y\n" * 1000)
     repositories = root / "hub"
     with serving(repositories) as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(root / "cache")}
-        done = subprocess.run([sys.executable, "-c", RUNNER], cwd=root, env=environment, capture_output=True, text=True)
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(root / "cache"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         requests, case = {name: [] for name in cases}, ""
         by_path = {f"case/{name.replace(' ', '_')}": name for name in cases}
@@ -348,9 +426,22 @@ def write_cases(root: Path) -> dict[str, list[str]]:
         name = kind.translate({ord(" "): "-", ord("'"): None})
         write(root / name)
         commands = commands_of_folder(name)
-        shown = commands if kind in EVERY_COMMAND else {one: commands[one] for one in ("words", "train")}
+        shown = (
+            commands
+            if kind in EVERY_COMMAND
+            else {one: commands[one] for one in ("words", "train")}
+        )
         cases |= {f"{kind}: {command}": argv for command, argv in shown.items()}
-    of_recipe = ["run", "recipe.yaml", "--set", "model=local-dir:trusted-code", "--device", "cpu", "--out", "run"]
+    of_recipe = [
+        "run",
+        "recipe.yaml",
+        "--set",
+        "model=local-dir:trusted-code",
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+    ]
     cases["a run of trusted code"] = of_recipe
     for name in (STRANGER, "../elsewhere", "elsewhere"):
         file = f"models/{name.replace('/', '-')}.json"
@@ -360,7 +451,14 @@ def write_cases(root: Path) -> dict[str, list[str]]:
     for repository, write in REPOSITORIES.items():
         write(root / "hub" / repository)
         commands = commands_of_model(f"hf-hub:{repository}")
-        commands["evaluate"] = ["evaluate", f"hf-hub:{repository}", "--data", "data", "--datasets", "own/colours"]
+        commands["evaluate"] = [
+            "evaluate",
+            f"hf-hub:{repository}",
+            "--data",
+            "data",
+            "--datasets",
+            "own/colours",
+        ]
         cases |= {f"hf-hub:{repository}: {command}": argv for command, argv in commands.items()}
     for kind, model in named_models(root).items():
         for place, file in files_that_name(model, root / f"named-{kind}").items():
@@ -373,10 +471,14 @@ def write_cases(root: Path) -> dict[str, list[str]]:
 def named_models(root: Path) -> dict[str, str]:
     """Models that a file of weights names."""
     return {
-        "hub": f"hf-hub:{STRANGER}", "older": f"hf_hub:{STRANGER}", "bare": STRANGER, "lines": f"x\nhf-hub:{STRANGER}",
-        "folder": f"local-dir:{root}/trusted-code", "file": f"{root}/models/elsewhere.json",
+        "hub": f"hf-hub:{STRANGER}",
+        "older": f"hf_hub:{STRANGER}",
+        "bare": STRANGER,
+        "lines": f"x\nhf-hub:{STRANGER}",
+        "folder": f"local-dir:{root}/trusted-code",
+        "file": f"{root}/models/elsewhere.json",
         "folder-of-hub": f"local-dir:hf-hub:{STRANGER}",
-    }  # fmt: skip
+    }
 
 
 def write_outside(folder: Path) -> None:
@@ -415,7 +517,11 @@ def test_nothing_is_downloaded_but_from_the_repository_that_the_user_has_named(r
         others = result.requests
         if case.startswith("hf-hub:"):
             named = case.removeprefix("hf-hub:").partition(": ")[0]
-            others = [path for path in result.requests if named not in path and path != "api/agent-harnesses"]
+            others = [
+                path
+                for path in result.requests
+                if named not in path and path != "api/agent-harnesses"
+            ]
         assert not others, (case, others)
 
 
@@ -434,7 +540,9 @@ def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration
         if case.endswith((": average", ": interpolate")):  # of weights alone
             is_right = code == 0 and not errors
         else:
-            is_right = code == 1 and len(errors) == 1 and any(words in errors[0] for words in refused)
+            is_right = (
+                code == 1 and len(errors) == 1 and any(words in errors[0] for words in refused)
+            )
         if case.startswith("a run"):  # the log of its rank is quoted
             is_right = code == 1 and "is not opened, because" in output
         if case != "stock" and (not is_right or "Traceback" in output or "[y/N]" in output):

@@ -1,6 +1,7 @@
 """An OpenCLIP plugin with the arms of the study `ideas`: one change each of SuperCLIP's class loss.
 
-They are written for one process, a ViT and --accum-freq 1. The class below each name says what it changes.
+They are written for one process, a ViT and --accum-freq 1. The class below each name says what it
+changes.
 """
 
 import collections
@@ -24,26 +25,45 @@ SHARPNESS = 5.0  # of the log-sum-exp over patches: 0 is their mean, infinity th
 RARE = 1e-3  # relative frequency of the words that are never dropped
 MEMORY = 0.99  # of the running mean of gradient norms
 FUNCTION_WORDS = {
-    "a", "an", "the", "one", "this", "there", "is", "of", "on", "and", "with", "next", "to", "at", "in", "something",
+    "a",
+    "an",
+    "the",
+    "one",
+    "this",
+    "there",
+    "is",
+    "of",
+    "on",
+    "and",
+    "with",
+    "next",
+    "to",
+    "at",
+    "in",
+    "something",
     ",",
-}  # fmt: skip
+}
 LINKS = r"\s*(?:,| and | with | next to )\s*"
 
 
 class Idea:
-    """A model with a class head that takes the name of the idea and what it needs from the command line."""
+    """A model with a class head that takes the name of the idea and what it needs from the
+    command line."""
 
     def __init__(self, *args, idea: dict, **kwargs):
         self.__dict__["idea"] = idea
         super().__init__(*args, **kwargs)
 
     def read_vit(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the pooled vector [B, W], before the projection, and the patch tokens [B, N, W]."""
+        """Returns the pooled vector [B, W], before the projection, and the patch tokens [B, N,
+        W]."""
         output = self.visual.forward_intermediates(
             image, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
         )
         patches = output["image_intermediates"][-1]
-        pooled, _ = self.visual._pool(torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1))
+        pooled, _ = self.visual._pool(
+            torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1)
+        )
         return pooled, self.visual.ln_post(patches)
 
     def outputs(self, pooled: Tensor, text: Tensor) -> dict[str, Tensor]:
@@ -63,11 +83,14 @@ class LogSumExp(Idea):
 
 
 class TwoHeads(Idea):
-    """One head reads the class token, a second one the mean patch token; the class loss is their mean."""
+    """One head reads the class token, a second one the mean patch token; the class loss is their
+    mean."""
 
     def _add_head(self, **options):
         super()._add_head(**options)
-        self.training_only_second_head = ClassHead(self.patch_tokens.width, self.statistics.vocab_size)
+        self.training_only_second_head = ClassHead(
+            self.patch_tokens.width, self.statistics.vocab_size
+        )
 
     def _encode(self, image, text, reading):
         reading.vector, patches = self.read_vit(image)
@@ -76,7 +99,9 @@ class TwoHeads(Idea):
 
     def _class_losses(self, head_input, text, update, outputs):
         first = super()._class_losses(head_input, text, update, outputs)
-        second = self.training_only_second_head(self.__dict__.pop("second_input"), text, self.statistics.idf())
+        second = self.training_only_second_head(
+            self.__dict__.pop("second_input"), text, self.statistics.idf()
+        )
         return (first + second) / 2
 
 
@@ -90,8 +115,9 @@ class ContentWords(Idea):
 class Sigmoid(Idea):
     """A sigmoid for each word instead of the softmax over all, as in SigLIP.
 
-    With K words in a caption, the loss is the sum of binary cross-entropies over the vocabulary, divided by K. The
-    weights of the K words are the class loss's, scaled to a mean of 1. The initial bias is that of six words a caption.
+    With K words in a caption, the loss is the sum of binary cross-entropies over the vocabulary,
+    divided by K. The weights of the K words are the class loss's, scaled to a mean of 1. The
+    initial bias is that of six words a caption.
     """
 
     def _add_head(self, **options):
@@ -103,14 +129,16 @@ class Sigmoid(Idea):
         logits = self.class_head.logits(head_input).float()  # [B, V]
         labels = torch.zeros_like(logits).scatter_(1, text, 1.0) * self.statistics.counted
         number = labels.sum(dim=1, keepdim=True).clamp_min(1)
-        weights = F.normalize(labels * self.statistics.idf(), p=1, dim=1) * number  # 0 for words not in the caption
+        # 0 for words not in the caption
+        weights = F.normalize(labels * self.statistics.idf(), p=1, dim=1) * number
         others = (1 - labels) * self.statistics.counted
         losses = weights * F.softplus(-logits) + others * F.softplus(logits)
         return (losses / number).sum(dim=1)
 
 
 class TwoTexts(Idea):
-    """The text tower reads a changed caption (`ChangedCaptions`), the head predicts the words of the whole one."""
+    """The text tower reads a changed caption (`ChangedCaptions`), the head predicts the words of
+    the whole one."""
 
     def _add_head(self, text_length=None, **options):
         super()._add_head(text_length=self.context_length, **options)
@@ -125,11 +153,13 @@ class Decreasing(Idea):
 
 
 class EqualGradients(Idea):
-    """The weight makes both losses' gradients of the class token equally long, by running means of their norms."""
+    """The weight makes both losses' gradients of the class token equally long, by running means
+    of their norms."""
 
     def _add_head(self, **options):
         super()._add_head(**options)
-        self.register_buffer("training_only_norms", torch.zeros(2))  # of the contrastive and of the class loss
+        # of the contrastive and of the class loss
+        self.register_buffer("training_only_norms", torch.zeros(2))
 
     def _encode(self, image, text, reading):
         pooled, _ = self.read_vit(image)
@@ -141,7 +171,9 @@ class EqualGradients(Idea):
 
     def _class_losses(self, *args):
         norms = self.training_only_norms
-        self.__dict__["weight"] = (norms[0] / norms[1]).clamp(0.05, 20).clone() if norms.all() else torch.tensor(1.0)
+        self.__dict__["weight"] = (
+            (norms[0] / norms[1]).clamp(0.05, 20).clone() if norms.all() else torch.tensor(1.0)
+        )
         return super()._class_losses(*args) * self.weight
 
     def _note(self, index: int, gradient: Tensor) -> None:
@@ -150,16 +182,24 @@ class EqualGradients(Idea):
 
 
 IDEAS = {
-    "log-sum-exp": LogSumExp, "two-heads": TwoHeads, "content-words": ContentWords, "sigmoid": Sigmoid,
-    "sub-captions": TwoTexts, "dropped-words": TwoTexts, "decreasing": Decreasing, "equal-gradients": EqualGradients,
-}  # fmt: skip
+    "log-sum-exp": LogSumExp,
+    "two-heads": TwoHeads,
+    "content-words": ContentWords,
+    "sigmoid": Sigmoid,
+    "sub-captions": TwoTexts,
+    "dropped-words": TwoTexts,
+    "decreasing": Decreasing,
+    "equal-gradients": EqualGradients,
+}
 
 
 class ChangedCaptions:
-    """The tokens of the text tower's caption, a function of seed, epoch and sample, and those of the whole caption.
+    """The tokens of the text tower's caption, a function of seed, epoch and sample, and those of
+    the whole caption.
 
-    sub-captions: one of the parts between commas, "and", "with" and "next to". dropped-words: each word of relative
-    frequency f is left out with probability 1 - sqrt(RARE / f), as in CLIPF; the rarest word stays.
+    sub-captions: one of the parts between commas, "and", "with" and "next to". dropped-words: each
+    word of relative frequency f is left out with probability 1 - sqrt(RARE / f), as in CLIPF; the
+    rarest word stays.
     """
 
     def __init__(self, args, tokenizer, shared_epoch):
@@ -169,9 +209,13 @@ class ChangedCaptions:
 
     def __call__(self, sample: dict) -> Tensor:
         caption = sample["txt"]
-        rng = random.Random(f"{self.args.seed} {self.shared_epoch.get_value()} {sample['__key__']} {caption}")
+        rng = random.Random(
+            f"{self.args.seed} {self.shared_epoch.get_value()} {sample['__key__']} {caption}"
+        )
         if self.args.class_loss_idea == "sub-captions":
-            text = rng.choice([part for part in re.split(LINKS, caption) if part.strip()] or [caption])
+            text = rng.choice(
+                [part for part in re.split(LINKS, caption) if part.strip()] or [caption]
+            )
         else:
             words = _words(caption)
             frequencies = [self.frequencies.get(word, RARE) for word in words]
@@ -188,19 +232,27 @@ def _words(caption: str) -> list[str]:
 def _word_counts(shards: str) -> collections.Counter:
     """Returns how often each word occurs in the captions of the first shard."""
     with tarfile.open(next(braceexpand.braceexpand(shards))) as shard:
-        captions = [shard.extractfile(member).read().decode() for member in shard if member.name.endswith(".txt")]
+        captions = [
+            shard.extractfile(member).read().decode()
+            for member in shard
+            if member.name.endswith(".txt")
+        ]
     return collections.Counter(word for caption in captions for word in _words(caption))
 
 
 @hookimpl
 def open_clip_add_options(parser):
-    parser.add_argument("--class-loss-idea", choices=[*IDEAS], help="Changes SuperCLIP's class loss.")
+    parser.add_argument(
+        "--class-loss-idea", choices=[*IDEAS], help="Changes SuperCLIP's class loss."
+    )
 
 
 @hookimpl
 def open_clip_check_options(args):
     if args.class_loss_idea and (not args.superclip or args.accum_freq > 1):
-        raise SystemExit("error: --class-loss-idea: expected --superclip, --accum-freq 1 and one process")
+        raise SystemExit(
+            "error: --class-loss-idea: expected --superclip, --accum-freq 1 and one process"
+        )
 
 
 @hookimpl
@@ -233,5 +285,8 @@ if __name__ == "__main__":
 
     pool = {"attentional_pool": True, "attn_pooler_queries": 1, "attn_pooler_heads": 4}
     data.write_model(
-        pathlib.Path("demo/natural-vit-attention"), natural.vocabulary(), {**data.SMALL_VIT, **pool}, natural.CONTEXT
+        pathlib.Path("demo/natural-vit-attention"),
+        natural.vocabulary(),
+        {**data.SMALL_VIT, **pool},
+        natural.CONTEXT,
     )

@@ -1,8 +1,10 @@
-"""Builds the demo's drawings: `python tiles.py NODE_MODULES` rewrites the archives and emoji.tsv of demo/tiles.
+"""Builds the demo's drawings: `python tiles.py NODE_MODULES` rewrites the archives and emoji.tsv of
+demo/tiles.
 
 NODE_MODULES is the folder that
 
-    npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @iconify-json/fluent-emoji-flat@1.2.6
+    npm install emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
+    @iconify-json/fluent-emoji-flat@1.2.6
         @iconify-json/emojione@1.2.3 cldr-annotations-full@48.2.0
 
 fills. rsvg-convert (librsvg 2.60) draws the SVG sets. The archives are the same bytes each time.
@@ -19,23 +21,44 @@ from pathlib import Path
 TILES = Path(__file__).resolve().parents[3] / "openclip_superclip" / "demo" / "tiles"
 GROUPS = {"Animals & Nature", "Food & Drink", "Objects", "Travel & Places", "Activities"}
 
-# Series whose members differ in details that 26 pixels do not show: clock faces, mailboxes, books, loudspeakers.
+# Series whose members differ in details that 26 pixels do not show: clock faces, mailboxes, books,
+# loudspeakers.
 SERIES = {"time", "mail", "book-paper", "office", "sound"}
-BUILDINGS = {"place-building", "place-other", "place-religious"}  # left out of the demo's objects, too
+# left out of the demo's objects, too
+BUILDINGS = {"place-building", "place-other", "place-religious"}
 # Drawn like another one, or with a name that few people would use.
 LEFT_OUT = {"ODEN", "POUCH", "MOYAI", "HAMSA", "DIRECT HIT", "MANS SHOE", "WOMANS SANDAL"}
-COLOURS = {"red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey"}
+COLOURS = {
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+    "gray",
+    "grey",
+}
 NUM_DEMO_OBJECTS = 100
 
 
 def demo_objects(emojis: list[dict], seed: int, without: list[dict]) -> list[dict]:
-    """Returns the first 100 of the shuffled emoji that both raster sets drew and whose names share no word."""
+    """Returns the first 100 of the shuffled emoji that both raster sets drew and whose names
+    share no word."""
     names = re.compile(r"[A-Z]+( [A-Z]+)?")
     emojis = [
-        one for one in emojis
-        if one["category"] in GROUPS and one["subcategory"] not in SERIES | BUILDINGS and one not in without
-        and one["has_img_google"] and one["has_img_twitter"] and names.fullmatch(one["name"])
-    ]  # fmt: skip
+        one
+        for one in emojis
+        if one["category"] in GROUPS
+        and one["subcategory"] not in SERIES | BUILDINGS
+        and one not in without
+        and one["has_img_google"]
+        and one["has_img_twitter"]
+        and names.fullmatch(one["name"])
+    ]
     emojis.sort(key=lambda one: one["name"])
     random.Random(seed).shuffle(emojis)
     drawn, taken = [], set()
@@ -65,7 +88,10 @@ class IconSet:
         if name not in self.icons:
             return None
         body = self.icons[name]["body"]
-        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.size} {self.size}">{body}</svg>'
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.size} '
+            f'{self.size}">{body}</svg>'
+        )
 
 
 def annotation(annotations: dict, emoji: dict) -> dict | None:
@@ -73,11 +99,15 @@ def annotation(annotations: dict, emoji: dict) -> dict | None:
     return annotations.get(character) or annotations.get(character.replace("\ufe0f", ""))
 
 
-def concepts(emojis: list[dict], annotations: dict, sets: list[IconSet]) -> dict[str, tuple[str, list[str]]]:
-    """Returns the CLDR name and keywords of the emoji that all designers drew, by emoji-data's name.
+def concepts(
+    emojis: list[dict], annotations: dict, sets: list[IconSet]
+) -> dict[str, tuple[str, list[str]]]:
+    """Returns the CLDR name and keywords of the emoji that all designers drew, by emoji-data's
+    name.
 
-    A name is one to three plain words. One that begins or ends with another's name is left out: no "polar bear" beside
-    "bear". Keywords are plain words that are not part of the name. Neither holds a colour, which scenes add.
+    A name is one to three plain words. One that begins or ends with another's name is left out: no
+    "polar bear" beside "bear". Keywords are plain words that are not part of the name. Neither
+    holds a colour, which scenes add.
     """
     plain = re.compile(r"[a-z]+([ -][a-z]+){0,2}")
     found = {}
@@ -87,29 +117,43 @@ def concepts(emojis: list[dict], annotations: dict, sets: list[IconSet]) -> dict
             continue
         name = entry["tts"][0].lower().replace("’", "")
         drawn = (
-            emoji["has_img_google"] and emoji["has_img_twitter"] and all(s.find(emoji, entry["tts"][0]) for s in sets)
+            emoji["has_img_google"]
+            and emoji["has_img_twitter"]
+            and all(s.find(emoji, entry["tts"][0]) for s in sets)
         )
         if drawn and plain.fullmatch(name) and emoji["name"] not in LEFT_OUT:
             words = set(re.split("[ -]", name))
             known = words | COLOURS
-            keywords = [word for word in entry["default"] if re.fullmatch("[a-z]{3,}", word) and word not in known]
+            keywords = [
+                word
+                for word in entry["default"]
+                if re.fullmatch("[a-z]{3,}", word) and word not in known
+            ]
             if not words & COLOURS:
                 found[emoji["name"]] = (name, keywords)
     names = {name for name, _ in found.values()}
 
     def extends_another(name: str) -> bool:
         words = re.split("[ -]", name)
-        return any(" ".join(words[i:]) in names or " ".join(words[:i]) in names for i in range(1, len(words)))
+        return any(
+            " ".join(words[i:]) in names or " ".join(words[:i]) in names
+            for i in range(1, len(words))
+        )
 
     return {key: value for key, value in found.items() if not extends_another(value[0])}
 
 
 def rasterised(svg: str) -> bytes:
-    return subprocess.run(["rsvg-convert", "-w", "64", "-h", "64"], input=svg.encode(), stdout=-1, check=True).stdout
+    return subprocess.run(
+        ["rsvg-convert", "-w", "64", "-h", "64"], input=svg.encode(), stdout=-1, check=True
+    ).stdout
 
 
 def main(node_modules: Path) -> None:
-    packages = {designer: node_modules / f"emoji-datasource-{designer}" for designer in ("google", "twitter")}
+    packages = {
+        designer: node_modules / f"emoji-datasource-{designer}"
+        for designer in ("google", "twitter")
+    }
     emojis = json.loads((packages["google"] / "emoji.json").read_text(encoding="utf-8"))
     cldr = node_modules / "cldr-annotations-full" / "annotations" / "en" / "annotations.json"
     annotations = json.loads(cldr.read_text(encoding="utf-8"))["annotations"]["annotations"]
@@ -119,9 +163,13 @@ def main(node_modules: Path) -> None:
     }
     first = demo_objects(emojis, 0, [])
     second = demo_objects(emojis, 1, first)
-    draws = {one["name"]: str(draw) for draw, objects in enumerate((first, second), 1) for one in objects}
+    draws = {
+        one["name"]: str(draw) for draw, objects in enumerate((first, second), 1) for one in objects
+    }
     named = concepts(emojis, annotations, list(icons.values()))
-    chosen = sorted((one for one in emojis if one["name"] in {*draws, *named}), key=lambda one: one["name"])
+    chosen = sorted(
+        (one for one in emojis if one["name"] in {*draws, *named}), key=lambda one: one["name"]
+    )
     lines = ["object\tdemo\tname\tkeywords"]
     for one in chosen:
         name, keywords = named.get(one["name"], ("", []))
@@ -132,14 +180,22 @@ def main(node_modules: Path) -> None:
         with zipfile.ZipFile(TILES / f"{designer}.zip", "w", zipfile.ZIP_STORED) as archive:
             for one in chosen:
                 if designer in packages:
-                    image = (packages[designer] / "img" / designer / "64" / one["image"]).read_bytes()
+                    image = (
+                        packages[designer] / "img" / designer / "64" / one["image"]
+                    ).read_bytes()
                 else:
-                    if one["name"] not in named and not (designer == "fluent" and draws[one["name"]] == "1"):
+                    if one["name"] not in named and not (
+                        designer == "fluent" and draws[one["name"]] == "1"
+                    ):
                         continue
-                    svg = icons[designer].find(one, (annotation(annotations, one) or {"tts": [one["name"]]})["tts"][0])
+                    svg = icons[designer].find(
+                        one, (annotation(annotations, one) or {"tts": [one["name"]]})["tts"][0]
+                    )
                     image = rasterised(svg) if svg else None
                 if image:
-                    archive.writestr(zipfile.ZipInfo(f"{one['name'].lower().replace(' ', '-')}.png"), image)
+                    archive.writestr(
+                        zipfile.ZipInfo(f"{one['name'].lower().replace(' ', '-')}.png"), image
+                    )
 
 
 if __name__ == "__main__":

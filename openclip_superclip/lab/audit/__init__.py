@@ -1,3 +1,5 @@
-"""Audits a data set: scores each pair and each word of its caption, and selects the pairs to keep."""
+"""Audits a data set: scores each pair and each word of its caption, and selects the pairs to
+keep."""
 
-SORTED_BY = ("support", "class-loss", "clip-score", "both")  # choices of --by: the score that sorts the pairs
+# choices of --by: the score that sorts the pairs
+SORTED_BY = ("support", "class-loss", "clip-score", "both")

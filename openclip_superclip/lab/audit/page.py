@@ -29,19 +29,27 @@ TITLES = {
 
 # Words that images do not show, so their support is not informative.
 FUNCTION_WORDS = frozenset(
-    """a an the this that these those and or but nor of in on at by for from to into onto over under up down with
-    without as is are was were be been being it its he she his her they their them we our you your i my me him us who
-    which what there here not no so than then very just also s t""".split()  # noqa: SIM905
+    """a an the this that these those and or but nor of in on at by for from to into onto over under
+    up down with without as is are was were be been being it its he she his her they their them we
+    our you your i my me him us who which what there here not no so than then very just also s t
+    """.split()  # noqa: SIM905
 )
 
 
 def write_page(
-    file: Path, data: AuditedData, model: Path, scored: ScoredPairs, scores: Path,
-    goodness: np.ndarray, by: str, num_worst: int,
-) -> None:  # fmt: skip
+    file: Path,
+    data: AuditedData,
+    model: Path,
+    scored: ScoredPairs,
+    scores: Path,
+    goodness: np.ndarray,
+    by: str,
+    num_worst: int,
+) -> None:
     """Writes the page as a single file without scripts or external resources.
 
-    It shows the `num_worst` pairs with the lowest `goodness`, float64 [N], with their records from the file of scores.
+    It shows the `num_worst` pairs with the lowest `goodness`, float64 [N], with their records from
+    the file of scores.
     """
     numbers = np.flatnonzero(np.isfinite(goodness)).tolist()
     numbers = heapq.nsmallest(num_worst, numbers, key=lambda number: goodness[number])
@@ -53,17 +61,34 @@ def write_page(
             problems.append(record)
     worst = [records[number] for number in numbers]
     template = html_template(
-        Path(__file__).with_name("audit.html"), segments=_segments,
+        Path(__file__).with_name("audit.html"),
+        segments=_segments,
         percent=lambda fraction: f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}",
-    )  # fmt: skip
+    )
     page = template.render(
-        data=data.given, model=str(model), by="support and CLIP score" if by == "both" else by.replace("-", " "),
-        num_pairs=len(goodness), left_out=scored.problems, has_head=len(scored.finite("class_loss")) > 0,
-        suggestion=scored.suggestion, warning=scored.warning, problems=problems, worst=worst,
-        images=_images(data, worst), thumbnail=THUMBNAIL,
-        histograms=[_histogram(TITLES[name], scored.finite(name)) for name in SCORES if len(scored.finite(name))],
-        words=[row for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS] if row.num_doubted],
-    )  # fmt: skip
+        data=data.given,
+        model=str(model),
+        by="support and CLIP score" if by == "both" else by.replace("-", " "),
+        num_pairs=len(goodness),
+        left_out=scored.problems,
+        has_head=len(scored.finite("class_loss")) > 0,
+        suggestion=scored.suggestion,
+        warning=scored.warning,
+        problems=problems,
+        worst=worst,
+        images=_images(data, worst),
+        thumbnail=THUMBNAIL,
+        histograms=[
+            _histogram(TITLES[name], scored.finite(name))
+            for name in SCORES
+            if len(scored.finite(name))
+        ],
+        words=[
+            row
+            for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
+            if row.num_doubted
+        ],
+    )
     write_text(file, page)
 
 
@@ -77,9 +102,11 @@ class WordRow(NamedTuple):
 
 
 def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
-    """Returns the words, except function words, by the lower bound of the fraction of captions that are doubtful.
+    """Returns the words, except function words, by the lower bound of the fraction of captions that
+    are doubtful.
 
-    `counts` are the numbers of captions with each word, and `doubted` those in which its support is negative.
+    `counts` are the numbers of captions with each word, and `doubted` those in which its support is
+    negative.
     """
     rows = [
         WordRow(word, count, doubted[word], wilson(doubted[word] / count, count))
@@ -94,14 +121,26 @@ def _histogram(title: str, values: np.ndarray) -> dict:
     numbers, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
     bars = [
         {"height": 100 * number / max(1, numbers.max()), "number": number, "low": low, "high": high}
-        for number, (low, high) in zip(numbers.tolist(), itertools.pairwise(edges.tolist()), strict=True)
+        for number, (low, high) in zip(
+            numbers.tolist(), itertools.pairwise(edges.tolist()), strict=True
+        )
     ]
-    return {"title": title, "bars": bars, "low": edges[0], "high": edges[-1], "median": float(np.median(values))}
+    return {
+        "title": title,
+        "bars": bars,
+        "low": edges[0],
+        "high": edges[-1],
+        "median": float(np.median(values)),
+    }
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
-    """Yields the caption in pieces, doubtful words with their scores. Function words are never marked."""
-    words = {word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS}
+    """Yields the caption in pieces, doubtful words with their scores.
+
+    Function words are never marked."""
+    words = {
+        word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS
+    }
     end, caption = 0, record["caption"]
     for match in WORD.finditer(caption):
         word = words.get(match[0].casefold())

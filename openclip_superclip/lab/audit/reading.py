@@ -15,7 +15,15 @@ from ...data.conversion import Keys, pairs_of_table
 from ...data.images import as_trained, read_image
 from ...data.inspection import listed_samples
 from ...data.tables import Columns, is_table
-from ...data.tar_shards import BROKEN, IMAGES, check_any_exists, expand, is_remote, read_members, why_broken
+from ...data.tar_shards import (
+    BROKEN,
+    IMAGES,
+    check_any_exists,
+    expand,
+    is_remote,
+    read_members,
+    why_broken,
+)
 from ...errors import InputError
 
 AHEAD = 2  # batches to prefetch
@@ -28,14 +36,17 @@ class AuditedPair(NamedTuple):
     where: str  # shard or row, for messages
     key: str  # the sample's key, or the image's path
     caption: str
-    image: str | bytes | Tensor | None  # path or content; [3, H, W] after reading; None if unreadable
+    # path or content; [3, H, W] after reading; None if unreadable
+    image: str | bytes | Tensor | None
     problem: str = ""
 
 
 def read_in_batches(
     pairs: Iterator[AuditedPair], preprocess: Callable, batch_size: int, threads: int
 ) -> Iterator[list[AuditedPair]]:
-    """Yields batches of pairs, in order, with preprocessed images. Only the last batch may be smaller."""
+    """Yields batches of pairs, in order, with preprocessed images.
+
+    Only the last batch may be smaller."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
         while batch := list(itertools.islice(pairs, batch_size)):
@@ -86,19 +97,21 @@ def open_data(given: str, columns: Columns) -> AuditedData:
             raise InputError(f"DATA: {given} has no rows")
         if not any(map(os.path.exists, images)):
             raise InputError(
-                f"DATA: none of the {len(images):,} images of {given} exists, such as {images[-1]}: paths are relative "
-                f"to {os.getcwd()}, the working directory"
+                f"DATA: none of the {len(images):,} images of {given} exists, such as "
+                f"{images[-1]}: paths are relative to {os.getcwd()}, the working directory"
             )
         return AuditedData(given, [given], columns, len(images))
     shards = expand(given, "DATA")
     if not shards[0].endswith(".tar") or is_remote(shards[0]):
         raise InputError(
-            f"DATA is {given}; expected a table (.csv, .tsv) or a brace pattern of local shards (.tar); superclip "
-            "shards makes shards of folders and of COCO's JSON"
+            f"DATA is {given}; expected a table (.csv, .tsv) or a brace pattern of local "
+            "shards (.tar); superclip shards makes shards of folders and of COCO's JSON"
         )
     check_any_exists(shards, "DATA")
     listed = listed_samples(shards, "DATA")
-    return AuditedData(given, shards, None, sum(listed.values()) if len(listed) == len(shards) else None)
+    return AuditedData(
+        given, shards, None, sum(listed.values()) if len(listed) == len(shards) else None
+    )
 
 
 def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:

@@ -1,4 +1,5 @@
-"""Scores how well an image supports each word of its caption; reads the scores of an audit and ranks its pairs."""
+"""Scores how well an image supports each word of its caption; reads the scores of an audit and
+ranks its pairs."""
 
 import itertools
 import json
@@ -22,7 +23,8 @@ from ..words.tagger import Lexicon, Opened, WordProbabilities, lexicon, open_lex
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
-LEAST_LIFT = 1.5  # of a suggested word: its probability given the image, divided by the expected one
+# of a suggested word: its probability given the image, divided by the expected one
+LEAST_LIFT = 1.5
 LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 SCORES = ("class_loss", "support", "clip_score")
 
@@ -45,15 +47,17 @@ class WordSupport(NamedTuple):
 
 
 class CaptionSupport:
-    """Computes the support of each word of a caption from the class head's probabilities for the image.
+    """Computes the support of each word of a caption from the class head's probabilities for the
+    image.
 
-    The head is trained to predict the IDF-weighted tokens of a caption. Over the training data, token t has the
-    fraction e_t = df_t · w_t / Σ df · w of the total weight. This is its expected probability without knowledge of the
-    image, computed from the counts in the checkpoint. Rare words have both a low probability and a low expected
-    probability, so rarity alone does not lower their support. `WordProbabilities` scores words of several tokens.
+    The head is trained to predict the IDF-weighted tokens of a caption. Over the training data,
+    token t has the fraction e_t = df_t · w_t / Σ df · w of the total weight. This is its expected
+    probability without knowledge of the image, computed from the counts in the checkpoint. Rare
+    words have both a low probability and a low expected probability, so rarity alone does not lower
+    their support. `WordProbabilities` scores words of several tokens.
 
-    Support is undefined for words that no training caption or every training caption contains, and for words beyond the
-    context length of the text tower.
+    Support is undefined for words that no training caption or every training caption contains, and
+    for words beyond the context length of the text tower.
 
     `weights`, w [V], are the IDF weights of training; `document_frequency`, int64 [V], is df.
     """
@@ -61,16 +65,22 @@ class CaptionSupport:
     def __init__(self, tokenizer: Callable, weights: Tensor, document_frequency: Tensor):
         self.tokenizer, self.weights = tokenizer, weights.float()
         self.known = (document_frequency > 0) & (weights > 0)  # [V]
-        mass = document_frequency.double().cpu() * weights.double().cpu()  # not every accelerator has float64
+        # not every accelerator has float64
+        mass = document_frequency.double().cpu() * weights.double().cpu()
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
         every = open_lexicon(tokenizer, len(weights))
         learned = self._is_known(every).cpu()
         words = list(itertools.compress(every.words, learned.tolist()))
         self.places = {word: place for place, word in enumerate(words)}
-        self.offered = WordProbabilities(Lexicon(words, every.tokens[learned], every.vocab_size), self.weights)
+        self.offered = WordProbabilities(
+            Lexicon(words, every.tokens[learned], every.vocab_size), self.weights
+        )
 
-    def words(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
-        """Returns the words of each caption, tokens [B, L], for which support is defined, in order of appearance.
+    def words(
+        self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
+    ) -> list[list[WordSupport]]:
+        """Returns the words of each caption, tokens [B, L], for which support is defined, in order
+        of appearance.
 
         `probabilities`, [B, V], are those given the images.
         """
@@ -83,26 +93,46 @@ class CaptionSupport:
             shares, is_known = WordProbabilities(spelled, self.weights), self._is_known(spelled)
             expected = shares.of(self.expected)
             for row, of in enumerate(words):
-                asked = torch.tensor([places[word] for word in of if word in places], device=tokens.device).long()
+                asked = torch.tensor(
+                    [places[word] for word in of if word in places], device=tokens.device
+                ).long()
                 asked = asked[is_known[asked] & present[row, shares.tokens[asked]].all(dim=1)]
                 names = [spelled.words[place] for place in asked.tolist()]
                 values = shares.of(probabilities[row], asked).tolist(), expected[asked].tolist()
-                found[row] |= zip(names, map(word_support, map(str.casefold, names), *values), strict=True)
-        return [[by_word[word] for word in of if word in by_word] for of, by_word in zip(words, found, strict=True)]
+                found[row] |= zip(
+                    names, map(word_support, map(str.casefold, names), *values), strict=True
+                )
+        return [
+            [by_word[word] for word in of if word in by_word]
+            for of, by_word in zip(words, found, strict=True)
+        ]
 
-    def missing(self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor) -> list[list[WordSupport]]:
+    def missing(
+        self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
+    ) -> list[list[WordSupport]]:
         """Returns the most probable words that each caption, tokens [B, L], does not contain.
 
-        Only words that the head has learned and that are LEAST_LIFT times as probable as expected are returned.
+        Only words that the head has learned and that are LEAST_LIFT times as probable as expected
+        are returned.
         """
-        shares, expected, words = self.offered.of(probabilities), self.offered.of(self.expected), list(self.places)
+        shares, expected, words = (
+            self.offered.of(probabilities),
+            self.offered.of(self.expected),
+            list(self.places),
+        )
         present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = map(str.lower, words_of(caption))
             present[row, [self.places[word] for word in named if word in self.places]] = True
-        best = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0).topk(min(NUM_OFFERED, len(words)))
+        best = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0).topk(
+            min(NUM_OFFERED, len(words))
+        )
         return [
-            [word_support(words[place], value, expected[place].item()) for value, place in pairs if value > 0]
+            [
+                word_support(words[place], value, expected[place].item())
+                for value, place in pairs
+                if value > 0
+            ]
             for pairs in map(zip, best.values.tolist(), best.indices.tolist())
         ]
 
@@ -117,7 +147,9 @@ def word_support(word: str, share: float, expected: float) -> WordSupport:
 
 
 def _present(tokens: Tensor, vocab_size: int) -> Tensor:
-    """Returns which tokens each caption [B, L] contains, bool [B, V + 1]. The last column, the padding, is True."""
+    """Returns which tokens each caption [B, L] contains, bool [B, V + 1].
+
+    The last column, the padding, is True."""
     present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
     present.scatter_(1, tokens, True)
     present[:, -1] = True
@@ -144,11 +176,13 @@ class PairScore(NamedTuple):
 class PairScorer:
     """Scores pairs with a model, word by word if it has a class head.
 
-    The class loss is the training loss −Σ ŷ_t log p_t, where p = softmax(logits), ŷ_t = w_t / Σ w over the caption's
-    tokens, and w are the IDF weights from the checkpoint's counts. It increases with the number and rarity of words.
-    The support of a pair is normalized for both. It is Σ ŷ_t log(p_t / e_t) / Σ ŷ_t log(ŷ_t / e_t) over the tokens that
-    the head has learned, where e_t is the expected probability (see `CaptionSupport`). It is 1 if the head predicts
-    exactly this caption, 0 if the image is uninformative, and negative if the image is evidence against the caption.
+    The class loss is the training loss −Σ ŷ_t log p_t, where p = softmax(logits), ŷ_t = w_t / Σ w
+    over the caption's tokens, and w are the IDF weights from the checkpoint's counts. It increases
+    with the number and rarity of words. The support of a pair is normalized for both. It is Σ ŷ_t
+    log(p_t / e_t) / Σ ŷ_t log(ŷ_t / e_t) over the tokens that the head has learned, where e_t is
+    the expected probability (see `CaptionSupport`). It is 1 if the head predicts exactly this
+    caption, 0 if the image is uninformative, and negative if the image is evidence against the
+    caption.
     """
 
     def __init__(self, opened: Opened):
@@ -159,7 +193,8 @@ class PairScorer:
         counts = opened.model.statistics
         if not counts.document_frequency.any():
             raise InputError(
-                "--model has no word counts, which the expected probabilities require: give a training checkpoint"
+                "--model has no word counts, which the expected probabilities require: give a "
+                "training checkpoint"
             )
         self.weights = opened.token_weights.float().to(self.device)
         self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)
@@ -170,7 +205,9 @@ class PairScorer:
         model, images = self.opened.model, images.to(self.device)
         if not self.has_head:
             return Seen(model.encode_image(images, normalize=True).float(), None)
-        features, _, head_input = encode_image(model.visual, model.patch_tokens, images, model.class_head.reads)
+        features, _, head_input = encode_image(
+            model.visual, model.patch_tokens, images, model.class_head.reads
+        )
         logits = model.class_head.logits(head_input).float()  # [B, V]
         return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 
@@ -215,7 +252,8 @@ def read_scores(file: Path) -> Iterator[dict]:
                 yield json.loads(line)
             except ValueError:
                 raise InputError(
-                    f"--out: line {number:,} of {file} is damaged: remove the file, and the same command scores again"
+                    f"--out: line {number:,} of {file} is damaged: remove the file, and the "
+                    "same command scores again"
                 ) from None
 
 
@@ -224,7 +262,8 @@ class ScoredPairs:
 
     def __init__(self, file: Path):
         found = {name: array("f") for name in SCORES}
-        self.counts, self.doubted, self.problems = Counter(), Counter(), Counter()  # pairs by word and by problem
+        # pairs by word and by problem
+        self.counts, self.doubted, self.problems = Counter(), Counter(), Counter()
         for record in read_scores(file):
             for name, values in found.items():
                 value = record.get(name)
@@ -234,7 +273,9 @@ class ScoredPairs:
                 self.doubted[word["word"]] += word["support"] < 0
             if "problem" in record:
                 self.problems[record["problem"].partition(" (")[0]] += 1
-        self.scores = {name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()}
+        self.scores = {
+            name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()
+        }
 
     def finite(self, name: str) -> np.ndarray:
         """Returns the finite scores of that name."""
@@ -242,40 +283,51 @@ class ScoredPairs:
 
     @property
     def suggestion(self) -> str:
-        """A sentence that suggests a --keep: the fraction of pairs with support of at least 0; "" if it is extreme."""
+        """A sentence that suggests a --keep: the fraction of pairs with support of at least 0;
+        "" if it is extreme."""
         support = self.finite("support")
         doubtful = float((support < 0).mean()) if len(support) else 0.0
         if not 0.005 < doubtful < 0.9:
             return ""
-        return f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} is a starting point"
+        return (
+            f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} "
+            "is a starting point"
+        )
 
     @property
     def warning(self) -> str:
-        """A sentence that warns of a head without knowledge of the captions: the median support is negative; or ""."""
+        """A sentence that warns of a head without knowledge of the captions: the median support
+        is negative; or ""."""
         support = self.finite("support")
         if not len(support) or np.median(support) >= 0:
             return ""
         return (
-            f"The median support is {np.median(support):.2f}: the class head predicts these captions worse than the "
-            "frequencies of their words do. Train it longer, or check that the images belong to the captions. Its "
-            "suggestions are left out"
+            f"The median support is {np.median(support):.2f}: the class head predicts these "
+            "captions worse than the "
+            "frequencies of their words do. Train it longer, or check that the images belong "
+            "to the captions. Its suggestions are left out"
         )
 
     def goodness(self, by: str) -> np.ndarray:
-        """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for pairs without a score.
+        """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for
+        pairs without a score.
 
-        "both" is the mean of the ranks by support and by CLIP score; for pairs without support, the latter alone.
+        "both" is the mean of the ranks by support and by CLIP score; for pairs without support, the
+        latter alone.
         """
         if by == "both":
             values = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])
         else:
-            values = self.scores[by.replace("-", "_")].astype(np.float64) * (-1 if by == "class-loss" else 1)
+            values = self.scores[by.replace("-", "_")].astype(np.float64) * (
+                -1 if by == "class-loss" else 1
+            )
         return np.where(np.isnan(values), -np.inf, values)
 
 
 def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the mean rank of each pair over several scores [N], float64 [N].
 
-    Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN if all are missing.
+    Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN
+    if all are missing.
     """
     return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()

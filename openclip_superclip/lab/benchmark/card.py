@@ -1,4 +1,5 @@
-"""The record of a graphics card: training steps with and without the class head, memory and checks."""
+"""The record of a graphics card: training steps with and without the class head, memory and
+checks."""
 
 import argparse
 import datetime
@@ -24,16 +25,36 @@ SIZES = {  # of a GPU: the three local batch sizes of each model
 }
 CPU_SIZES = {"ViT-Ti-16-96": (1, 2, 3)}
 VERSION = 1  # of the schema
-SCHEMA = {"version": int, "date": str, "device": str, "memory_bytes": int, "precision": str, "versions": dict,
-          "steps": list, "checks": dict, "seconds": float}  # fmt: skip
-STEP = {"model": str, "batch": int, "openclip_seconds": float, "superclip_seconds": float,
-        "openclip_peak_bytes": int, "superclip_peak_bytes": int}  # fmt: skip
+SCHEMA = {
+    "version": int,
+    "date": str,
+    "device": str,
+    "memory_bytes": int,
+    "precision": str,
+    "versions": dict,
+    "steps": list,
+    "checks": dict,
+    "seconds": float,
+}
+STEP = {
+    "model": str,
+    "batch": int,
+    "openclip_seconds": float,
+    "superclip_seconds": float,
+    "openclip_peak_bytes": int,
+    "superclip_peak_bytes": int,
+}
 
 
 def measure_card(options: argparse.Namespace) -> dict:
-    """Measures, writes card.json and returns its content. InputError without a GPU, unless --device names another."""
+    """Measures, writes card.json and returns its content.
+
+    InputError without a GPU, unless --device names another."""
     if options.device is None and not torch.cuda.is_available():
-        raise InputError("--card measures a GPU, and torch finds none here: --device cpu makes a small trial record")
+        raise InputError(
+            "--card measures a GPU, and torch finds none here: --device cpu makes a small "
+            "trial record"
+        )
     device = check_device(options.device)
     make_folder(options.out, "--out")
     start = time.monotonic()
@@ -42,7 +63,11 @@ def measure_card(options: argparse.Namespace) -> dict:
     if on_gpu:
         precision = "amp_bf16" if torch.cuda.is_bf16_supported() else "amp"
     sizes = SIZES if on_gpu else CPU_SIZES
-    steps = [_measure_step(model, batch, device, precision) for model, batches in sizes.items() for batch in batches]
+    steps = [
+        _measure_step(model, batch, device, precision)
+        for model, batches in sizes.items()
+        for batch in batches
+    ]
     record = {
         "version": VERSION,
         "date": datetime.date.today().isoformat(),
@@ -59,7 +84,8 @@ def measure_card(options: argparse.Namespace) -> dict:
 
 
 def _measure_step(model: str, batch: int, device: str, precision: str) -> dict:
-    """Returns the median seconds and the peak memory of a step of each; None where the memory does not suffice."""
+    """Returns the median seconds and the peak memory of a step of each; None where the memory
+    does not suffice."""
     measured = {"model": model, "batch": batch}
     on_gpu = torch.device(device).type == "cuda"
     for name, with_head in (("openclip", False), ("superclip", True)):
@@ -67,9 +93,13 @@ def _measure_step(model: str, batch: int, device: str, precision: str) -> dict:
         try:
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
-            step = make_step(register_model(model), with_head, batch, device, precision, grad_checkpointing=False)
+            step = make_step(
+                register_model(model), with_head, batch, device, precision, grad_checkpointing=False
+            )
             repeats = 5 if on_gpu else 1
-            seconds = statistics.median(timed_in_turns({name: step}, repeats, device, f"{model}, {batch}")[name])
+            seconds = statistics.median(
+                timed_in_turns({name: step}, repeats, device, f"{model}, {batch}")[name]
+            )
             peak = torch.cuda.max_memory_allocated() if on_gpu else None
         except torch.OutOfMemoryError:
             pass
@@ -91,10 +121,14 @@ def read_card(path: Path) -> dict:
     return record
 
 
-def _check_fields(path: Path, values: dict, schema: dict[str, type], prefix: str = "", optional: bool = False) -> None:
+def _check_fields(
+    path: Path, values: dict, schema: dict[str, type], prefix: str = "", optional: bool = False
+) -> None:
     if not isinstance(values, dict) or values.keys() != schema.keys():
         fields = sorted(values) if isinstance(values, dict) else values
-        raise InputError(f"{path}: {prefix or 'the record '}has the fields {fields}; expected {sorted(schema)}")
+        raise InputError(
+            f"{path}: {prefix or 'the record '}has the fields {fields}; expected {sorted(schema)}"
+        )
     for name, kind in schema.items():
         value = values[name]
         is_missing = optional and value is None and name.endswith(("_seconds", "_peak_bytes"))
@@ -107,15 +141,25 @@ def card_table(records: Iterable[dict]) -> str:
     rows = []
     for record in sorted(records, key=lambda record: (record["device"], record["date"])):
         passed = sum(result == "passed" for result in record["checks"].values())
-        about = f"{record['device']}, {record['precision']}, torch {record['versions']['torch']}, {record['date']}"
+        about = (
+            f"{record['device']}, {record['precision']}, torch "
+            f"{record['versions']['torch']}, {record['date']}"
+        )
         for step in record["steps"]:
             seconds = step["openclip_seconds"], step["superclip_seconds"]
             ratio = "–" if None in seconds else f"{seconds[1] / seconds[0]:.3f}"
             peaks = step["openclip_peak_bytes"], step["superclip_peak_bytes"]
-            rows.append([
-                about, step["model"], str(step["batch"]), *(_number(value, 1e3, 1) for value in seconds), ratio,
-                *(_number(value, 2**-30, 2) for value in peaks), f"{passed} of {len(record['checks'])}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    about,
+                    step["model"],
+                    str(step["batch"]),
+                    *(_number(value, 1e3, 1) for value in seconds),
+                    ratio,
+                    *(_number(value, 2**-30, 2) for value in peaks),
+                    f"{passed} of {len(record['checks'])}",
+                ]
+            )
     if not rows:
         return "No card has been measured yet."
     heads = ["card", "model", "batch", "OpenCLIP, ms", "with head, ms", "×"]

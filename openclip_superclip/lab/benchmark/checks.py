@@ -1,4 +1,5 @@
-"""What a device must compute as the CPU does, for `superclip benchmark --card` and the tests of a GPU."""
+"""What a device must compute as the CPU does, for `superclip benchmark --card` and the tests of
+a GPU."""
 
 import math
 from collections.abc import Callable
@@ -19,14 +20,17 @@ NUM_STEPS = 6
 
 
 def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
-    """Compares the class loss and its gradients with the definition, computed in float64 on the CPU."""
+    """Compares the class loss and its gradients with the definition, computed in float64 on the
+    CPU."""
     sizes = (32, 64, 4099) if torch.device(device).type == "cpu" else (256, 512, 49408)
     on_cpu = make_inputs(*sizes, "cpu")
     leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
     expected = plain_class_loss(*leaves, *on_cpu[3:])
     expected.mean().backward()
     inputs = make_inputs(*sizes, device)
-    with torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+    with torch.autocast(
+        torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
+    ):
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
     tolerance = 1e-4 if dtype is None else 2e-2
@@ -70,27 +74,37 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
 
 
 def training_learns(device: str, precision: str, compiled: bool) -> None:
-    """Trains a small model on one batch: losses and weights stay finite, and the class loss falls."""
+    """Trains a small model on one batch: losses and weights stay finite, and the class loss
+    falls."""
     batch = 4 if torch.device(device).type == "cpu" else 64
-    step = make_step(register_model(SMALL_MODEL), True, batch, device, precision, False, compiled=compiled)
+    step = make_step(
+        register_model(SMALL_MODEL), True, batch, device, precision, False, compiled=compiled
+    )
     losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
     if not all(map(math.isfinite, losses)):
         raise AssertionError(f"the class loss is not finite: {losses}")
     if not losses[-1] < losses[0]:
-        raise AssertionError(f"the class loss does not fall: {losses[0]:.4f}, and {losses[-1]:.4f} after {NUM_STEPS}")
+        raise AssertionError(
+            f"the class loss does not fall: {losses[0]:.4f}, and {losses[-1]:.4f} after {NUM_STEPS}"
+        )
 
 
 def checks(device: str) -> dict[str, Callable[[], None]]:
     """Returns the checks of a device by name; each raises AssertionError if it fails."""
     dtypes = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
-    named = {f"class loss, {name}": partial(class_loss_is_the_plain_one, device, dtypes[name]) for name in dtypes}
+    named = {
+        f"class loss, {name}": partial(class_loss_is_the_plain_one, device, dtypes[name])
+        for name in dtypes
+    }
     named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
     named["features"] = partial(features_are_nearly_those_of_the_cpu, device)
     if torch.device(device).type == "cpu":  # where bfloat16 and inductor take minutes
         named["training, fp32"] = partial(training_learns, device, "fp32", compiled=False)
     else:
         named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=False)
-        named["compiled training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=True)
+        named["compiled training, amp_bf16"] = partial(
+            training_learns, device, "amp_bf16", compiled=True
+        )
         named["no synchronization"] = partial(steps_do_not_wait, device)
     return named
 

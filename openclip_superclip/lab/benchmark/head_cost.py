@@ -1,4 +1,5 @@
-"""The cost of the class head on this machine: the loss, alternative implementations, and the training step."""
+"""The cost of the class head on this machine: the loss, alternative implementations, and the
+training step."""
 
 import argparse
 import functools
@@ -29,7 +30,8 @@ from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
 from ...pages import markdown_table
 
-PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}  # of the towers' FLOPs without attention's products
+# of the towers' FLOPs without attention's products
+PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}
 AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
 
 
@@ -40,18 +42,22 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     """
     options.model = register_model(options.model)
     if "multimodal_cfg" in read_architecture(options.model).model_cfg:
-        raise InputError(f"--model: {options.model} is a CoCa model, which this benchmark cannot train")
+        raise InputError(
+            f"--model: {options.model} is a CoCa model, which this benchmark cannot train"
+        )
     options.device = check_device(options.device)
     check_results(options.out, "--out", ["benchmark.json"], '"head_batch"')
     make_folder(options.out, "--out")
     try:
         report = _measure(options)
     except RuntimeError as error:
-        killed = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))  # the latter by the kernel
+        # the latter by the kernel
+        killed = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))
         if not killed and "can't allocate memory" not in str(error):
             raise
         raise InputError(
-            f"--device {options.device} has too little memory: give a smaller --head-batch, --vocab or --local-batch"
+            f"--device {options.device} has too little memory: give a smaller --head-batch, "
+            "--vocab or --local-batch"
         ) from error
     write_json(options.out / "benchmark.json", report)
     return report
@@ -59,20 +65,24 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
 def _measure(options: argparse.Namespace) -> dict:
     device, precision = options.device, AUTOCAST[options.precision]
-    steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}  # first, since it can fail
+    # first, since it can fail
+    steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}
     sizes = options.head_batch, options.width, options.vocab, device
     inputs = make_inputs(*sizes)
     calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
     return {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
+            "device": torch.cuda.get_device_name(device)
+            if device.startswith("cuda")
+            else processor(),
             "threads": torch.get_num_threads(),
             **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
         },
         "head_seconds": timed_in_turns(calls, options.repeats, device, "class loss and gradients"),
         "head_peak_bytes": {
-            name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in CONTENDERS
+            name: peak_memory(_prepared_head, name, *sizes, precision, device=device)
+            for name in CONTENDERS
         },
         "gmacs": {name: gmacs_of(name) for name in PAPER_HEAD_SHARE},
         **steps,
@@ -84,21 +94,29 @@ def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
     step = options.local_batch, options.device, options.precision, options.grad_checkpointing
     names = {"OpenCLIP": False, "with --superclip": True}
     try:
-        steps = {name: make_step(options.model, with_head, *step) for name, with_head in names.items()}
+        steps = {
+            name: make_step(options.model, with_head, *step) for name, with_head in names.items()
+        }
     except OSError as error:  # its text tower cannot be downloaded
-        raise InputError(f"--model: {options.model} cannot be created ({reason(error)[:200]})") from error
+        raise InputError(
+            f"--model: {options.model} cannot be created ({reason(error)[:200]})"
+        ) from error
     return timed_in_turns(steps, options.step_repeats, options.device, "training step")
 
 
 def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
-    """Returns `count_gmacs` of a model with its class head, without and with attention's own products."""
+    """Returns `count_gmacs` of a model with its class head, without and with attention's own
+    products."""
     model = read_architecture(model_name).build()
     head = expected_head(model)
     return {"without_attention": count_gmacs(model, head, False), "all": count_gmacs(model, head)}
 
 
-def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_length: int = 77) -> list[Tensor]:
-    """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the given sizes.
+def make_inputs(
+    batch: int, width: int, vocab_size: int, device: str, context_length: int = 77
+) -> list[Tensor]:
+    """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the
+    given sizes.
 
     Captions have 3 to 30 words, like web captions, and padding.
     """
@@ -110,13 +128,16 @@ def make_inputs(batch: int, width: int, vocab_size: int, device: str, context_le
     idf[0] = 0
     features = torch.randn(batch, width, generator=generator)
     weight = torch.randn(vocab_size, width, generator=generator) * width**-0.5
-    leaves = [tensor.to(device).requires_grad_() for tensor in (features, weight, torch.zeros(vocab_size))]
+    leaves = [
+        tensor.to(device).requires_grad_() for tensor in (features, weight, torch.zeros(vocab_size))
+    ]
     return [*leaves, tokens.to(device), idf.to(device)]
 
 
 @torch.no_grad()
 def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes the matrix products of every implementation: logits, gradient of input, gradient of weight."""
+    """Computes the matrix products of every implementation: logits, gradient of input, gradient
+    of weight."""
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     features, weight = features.to(dtype), weight.to(dtype)
@@ -126,13 +147,16 @@ def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, id
 
 
 def _sparse(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
-    """Computes loss and gradients from the captions' tokens by autograd: no dense target, but dense logits."""
+    """Computes loss and gradients from the captions' tokens by autograd: no dense target, but
+    dense logits."""
     logits = F.linear(features, weight, bias).float()  # [B, V]
     labels, _ = tokens.sort(dim=1)
     weights = idf[labels]
     weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
     target = F.normalize(weights, p=1, dim=1)  # [B, L]
-    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - (target * logits.gather(1, labels)).sum(dim=1)
+    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - (target * logits.gather(1, labels)).sum(
+        dim=1
+    )
     losses.mean().backward()
 
 
@@ -153,7 +177,9 @@ def compute(name: str, inputs: list[Tensor], autocast: torch.dtype | None = None
         CONTENDERS[name](*inputs)
 
 
-def _prepared_head(name: str, batch: int, width: int, vocab_size: int, device: str, autocast: torch.dtype | None):
+def _prepared_head(
+    name: str, batch: int, width: int, vocab_size: int, device: str, autocast: torch.dtype | None
+):
     return functools.partial(compute, name, make_inputs(batch, width, vocab_size, device), autocast)
 
 
@@ -166,7 +192,8 @@ def make_step(
     grad_checkpointing: bool,
     compiled: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
-    """Returns a function that makes one step on random images and captions: forward, loss, backward, AdamW.
+    """Returns a function that makes one step on random images and captions: forward, loss,
+    backward, AdamW.
 
     The function returns the losses. With `compiled`, the forward pass and the losses are one graph.
     """
@@ -180,7 +207,8 @@ def make_step(
     in_precision = autocast(precision, torch.device(device).type)
     images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
     vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
-    length = read_architecture(model_name).model_cfg["text_cfg"].get("context_length", 77)  # of OpenCLIP's tokenizer
+    # of OpenCLIP's tokenizer
+    length = read_architecture(model_name).model_cfg["text_cfg"].get("context_length", 77)
     texts = torch.randint(1, min(1000, vocab_size), (batch, length), device=device)
     texts[:, 20:] = 0
 
@@ -219,7 +247,8 @@ def timed_in_turns(
 
 
 def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str) -> int:
-    """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory before the call.
+    """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory
+    before the call.
 
     On the CPU both run in a fresh process; on CUDA the allocator's peak is used.
     """
@@ -250,19 +279,27 @@ def _peak() -> int:
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def head_cost_tables(report: dict) -> str:
     """Returns a benchmark's tables in Markdown, each with a caption."""
     parts = [_loss_table(report), _gmacs_table(report)]
     if "step_seconds" in report:
-        medians = {name: statistics.median(seconds) for name, seconds in report["step_seconds"].items()}
+        medians = {
+            name: statistics.median(seconds) for name, seconds in report["step_seconds"].items()
+        }
         rows = [
-            [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"] for name, median in medians.items()
+            [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"]
+            for name, median in medians.items()
         ]
         table = markdown_table(["", "ms", "× OpenCLIP's"], rows)
-        title = "A training step of {model} at local batch {local_batch}, {precision}, median of {step_repeats}"
+        title = (
+            "A training step of {model} at local batch {local_batch}, {precision}, median "
+            "of {step_repeats}"
+        )
         parts.insert(1, f"{title.format(**report['options'])}:\n\n{table}")
     return "\n\n".join(parts)
 
@@ -272,15 +309,20 @@ def _loss_table(report: dict) -> str:
     medians = {name: statistics.median(seconds) for name, seconds in report["head_seconds"].items()}
     rows = [
         [
-            name, f"{1000 * median:,.0f}", f"{median / medians['three products']:.2f}", f"{peaks[name] / 2**20:,.0f}",
+            name,
+            f"{1000 * median:,.0f}",
+            f"{median / medians['three products']:.2f}",
+            f"{peaks[name] / 2**20:,.0f}",
             f"{peaks[name] / peaks['dense targets']:.0%}",
         ]
         for name, median in medians.items()
-    ]  # fmt: skip
+    ]
     heads = ["", "ms", "× the three products", "peak MiB above the inputs", "of dense targets'"]
     return (
-        f"Loss and gradients of {options['head_batch']:,} captions, width {options['width']:,}, vocabulary "
-        f"{options['vocab']:,}, {options['precision']}, {machine['device']}, {machine['threads']} thread(s), median of "
+        f"Loss and gradients of {options['head_batch']:,} captions, width "
+        f"{options['width']:,}, vocabulary "
+        f"{options['vocab']:,}, {options['precision']}, {machine['device']}, "
+        f"{machine['threads']} thread(s), median of "
         f"{options['repeats']}:\n\n{markdown_table(heads, rows)}"
     )
 
@@ -288,7 +330,10 @@ def _loss_table(report: dict) -> str:
 def _gmacs_table(report: dict) -> str:
     rows = []
     for name, counts in report["gmacs"].items():
-        for label, gmacs in (("", counts["without_attention"]), (", attention's products included", counts["all"])):
+        for label, gmacs in (
+            ("", counts["without_attention"]),
+            (", attention's products included", counts["all"]),
+        ):
             towers = [f"{gmacs[part]:.3f}" for part in ("vision", "text", "head")]
             paper = "–" if label else f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
             added = gmacs["head"] / (gmacs["vision"] + gmacs["text"])

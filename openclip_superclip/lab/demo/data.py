@@ -1,4 +1,5 @@
-"""Writes the small models, training shards and evaluation data of the demo and of the shipped studies."""
+"""Writes the small models, training shards and evaluation data of the demo and of the shipped
+studies."""
 
 import gzip
 import itertools
@@ -27,11 +28,13 @@ def write_model(
     vision: Mapping[str, object] = RESNET,
     context_length: int = CONTEXT,
 ) -> str:
-    """Writes a model's configuration and vocabulary, and returns the value of --model that opens it.
+    """Writes a model's configuration and vocabulary, and returns the value of --model that opens
+    it.
 
-    The default is OpenCLIP's ModifiedResNet with one block per stage and width 12, at 64 px. The text tower has two
-    layers of width 64. The vocabulary contains only the bytes and the merges that `names` need, and gives the same
-    tokens as CLIP's tokenizer. This keeps the head's fraction of the training time as small as in the paper's models.
+    The default is OpenCLIP's ModifiedResNet with one block per stage and width 12, at 64 px. The
+    text tower has two layers of width 64. The vocabulary contains only the bytes and the merges
+    that `names` need, and gives the same tokens as CLIP's tokenizer. This keeps the head's fraction
+    of the training time as small as in the paper's models.
     """
     check_results(folder, "--out", ("open_clip_config.json", "bpe.txt.gz"), '"bpe_path"')
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,13 +50,17 @@ def write_model(
         "layers": 2,
     }
     model_cfg = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text_cfg}
-    write_text(folder / "open_clip_config.json", json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2))
+    write_text(
+        folder / "open_clip_config.json",
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}, indent=2),
+    )
     write_bytes(vocabulary, gzip.compress("\n".join(lines).encode(), mtime=0))
     return f"local-dir:{folder}"
 
 
 def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the merges that CLIP's tokenizer uses for the names, in the order of its vocabulary."""
+    """Returns the merges that CLIP's tokenizer uses for the names, in the order of its
+    vocabulary."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer, needed = SimpleTokenizer(), set()
@@ -85,7 +92,9 @@ class TrainingData(NamedTuple):
 
 
 SCENES = TrainingData("data/scenes")
-SECOND_DRAW = TrainingData("data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1)
+SECOND_DRAW = TrainingData(
+    "data/scenes-second", model="model-second", designers=drawn.SECOND_DESIGNERS, seed=1
+)
 NATURAL = TrainingData("data/natural-{seed}", model="natural-vit", vision=SMALL_VIT)
 TRAINING_DATA = (
     SCENES,
@@ -96,13 +105,18 @@ TRAINING_DATA = (
     TrainingData("data/scenes", model="model-vit-average", vision={**VIT, "pool_type": "avg"}),
     TrainingData("data/scenes", model="model-vit-deep", vision={**VIT, "layers": 8, "width": 64}),
     NATURAL,
-    TrainingData("data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}),
+    TrainingData(
+        "data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}
+    ),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
 )
 
 
-def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)) -> tuple[str, str]:
-    """Writes a model and shards, for each seed if they differ, and returns the values of --model and --train-data."""
+def write_training_data(
+    folder: Path, data: TrainingData = SCENES, seeds: Iterable[int] = (0,)
+) -> tuple[str, str]:
+    """Writes a model and shards, for each seed if they differ, and returns the values of --model
+    and --train-data."""
     num_samples = NUM_SHARDS * SHARD_SIZE
     if data.folder == NATURAL.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
@@ -117,31 +131,50 @@ def write_training_data(folder: Path, data: TrainingData = SCENES, seeds: Iterab
         seeds = [data.seed]
     for seed in seeds:
         shards = folder / data.folder.format(seed=seed)
-        drawn.write_shards(shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers)
+        drawn.write_shards(
+            shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers
+        )
     return model, f"{folder / data.shards}"
 
 
-def write_evaluation_data(folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> dict[str, Path]:
-    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they exist, and returns their folders by name.
+def write_evaluation_data(
+    folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000
+) -> dict[str, Path]:
+    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they exist, and returns
+    their folders by name.
 
-    demo_objects: scenes of one object, labelled with the index of its name; splits `test` and `train` (linear probe).
-    demo_scenes: scenes of at least two objects, all different, with long captions, for retrieval.
+    demo_objects: scenes of one object, labelled with the index of its name; splits `test` and
+    `train` (linear probe). demo_scenes: scenes of at least two objects, all different, with long
+    captions, for retrieval.
 
     The test scenes are the same as in the demo.
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
     record = folder / "scenes.txt"  # written last
-    facts = f"version {drawn.VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} train scenes\n"
+    facts = (
+        f"version {drawn.VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} "
+        "train scenes\n"
+    )
     if record.is_file() and record.read_text() == facts:
         return {"demo_objects": objects, "demo_scenes": groups}
 
     def samples(shown: Iterable[drawn.Scene], with_captions: bool = False) -> Iterator[dict]:
         for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):
-            label = {"txt": scene.captions["long"]} if with_captions else {"cls": drawn.NAMES.index(scene.objects[0])}
+            label = (
+                {"txt": scene.captions["long"]}
+                if with_captions
+                else {"cls": drawn.NAMES.index(scene.objects[0])}
+            )
             yield {"__key__": f"{index:06d}", "png": drawn.sample(scene, "long")["png"], **label}
 
-    names = {"classnames.txt": "\n".join(drawn.NAMES), "zeroshot_classification_templates.txt": "{c}"}  # plain names
-    write_data_set(objects, samples(drawn.scenes(num_scenes, split="test", num_objects=(1,))), names)
+    # plain names
+    names = {
+        "classnames.txt": "\n".join(drawn.NAMES),
+        "zeroshot_classification_templates.txt": "{c}",
+    }
+    write_data_set(
+        objects, samples(drawn.scenes(num_scenes, split="test", num_objects=(1,))), names
+    )
     write_data_set(objects, samples(drawn.scenes(num_probe_scenes, num_objects=(1,))), {}, "train")
     different = drawn.different_scenes(num_scenes, 0, "test")
     write_data_set(groups, samples(different, True), {"dataset_type.txt": "retrieval"})

@@ -1,4 +1,5 @@
-"""Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear probe."""
+"""Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear
+probe."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,10 +21,11 @@ from .scenes import (
     different_scenes,
     names_of,
     scenes,
-)  # fmt: skip
+)
 
 BATCH_SIZE = 250
-OpenedModel = tuple[nn.Module, Callable, Callable]  # on the CPU, in evaluation mode; its preprocess and tokenizer
+# on the CPU, in evaluation mode; its preprocess and tokenizer
+OpenedModel = tuple[nn.Module, Callable, Callable]
 
 
 def measure(
@@ -38,9 +40,10 @@ def measure(
     """Returns the measures of a model on scenes of a split, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
-    image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at least two objects.
-    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
-    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to training scenes by the
+    image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at
+    least two objects. tagging: the fraction of the k objects in such a scene that are among the k
+    most similar names. linear_probe: the same fraction for a linear classifier of frozen image
+    features, fitted to training scenes by the
         designers `trained_on`.
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
@@ -60,7 +63,8 @@ def _measure(
 ) -> dict[str, float]:
     """Returns the measures of `measure`.
 
-    `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their names.
+    `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their
+    names.
     """
     model, preprocess, tokenizer = opened
     retrieval = {}
@@ -70,7 +74,9 @@ def _measure(
             scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
         )  # [S, D]
         for text, kind in ({"text": "long"} | more_texts).items():
-            of_text = encode(model.encode_text, tokenizer, [scene.captions[kind] for scene in groups])
+            of_text = encode(
+                model.encode_text, tokenizer, [scene.captions[kind] for scene in groups]
+            )
             found = retrieval_metrics(group_features, of_text)
             retrieval[f"image_to_{text}_R@1"] = 100 * float(found["image_to_text_R@1"])
             retrieval[f"{text}_to_image_R@1"] = 100 * float(found["text_to_image_R@1"])
@@ -84,10 +90,14 @@ def _measure(
     }
 
 
-def measure_transfer(opened: OpenedModel, split: str = "test", seed: int = 0, **sizes: int) -> dict[str, float]:
-    """Returns the measures of `measure` on a seed's scenes by the unseen designer, and on the others as seen_NAME.
+def measure_transfer(
+    opened: OpenedModel, split: str = "test", seed: int = 0, **sizes: int
+) -> dict[str, float]:
+    """Returns the measures of `measure` on a seed's scenes by the unseen designer, and on the
+    others as seen_NAME.
 
-    The sizes are those of `measure`. In both cases, the linear probe is fitted to scenes by the training designers.
+    The sizes are those of `measure`. In both cases, the linear probe is fitted to scenes by the
+    training designers.
     """
     unseen = measure(opened, split, seed, designers=UNSEEN_DESIGNERS, **sizes)
     seen = measure(opened, split, seed, **sizes)
@@ -104,11 +114,14 @@ def measure_natural(
 ) -> dict[str, float]:
     """Returns a model's measures on the held-out scenes of a seed, in percent.
 
-    zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for each concept. The split
+    zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for
+    each concept. The split
         "tune", for tuning learning rates, uses the training designers instead.
-    new_combinations: top-1 accuracy over all pairs of a colour and a name, on scenes with one object in a colour in
+    new_combinations: top-1 accuracy over all pairs of a colour and a name, on scenes with one
+    object in a colour in
         which training never shows it.
-    image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets of at least two
+    image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets
+    of at least two
         objects that training never shows.
     image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
     tagging, linear_probe: as in `measure`.
@@ -117,14 +130,18 @@ def measure_natural(
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
     order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
-    singles = [world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)]
+    singles = [
+        world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)
+    ]
     pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
     is_new = torch.tensor([world.is_new(*pair) for pair in pairs])
     new = [
         world.scene(split, place, (1,), concept=pairs[place][0], colour=pairs[place][1])
         for place in is_new.nonzero()[:, 0].tolist()
     ]
-    groups = different(num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean")
+    groups = different(
+        num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean"
+    )
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
     phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
     with torch.inference_mode():
@@ -132,15 +149,19 @@ def measure_natural(
         new_features = scene_features(model, preprocess, new)  # [S, D]
     texts = {"text": "clean", "long_text": "long"}
     found = _measure(opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, **texts)
-    found["new_combinations"] = fraction_found(new_features @ of_pairs, torch.eye(len(pairs))[is_new])
+    found["new_combinations"] = fraction_found(
+        new_features @ of_pairs, torch.eye(len(pairs))[is_new]
+    )
     return {name: found[name] for name in natural.MEASURES}
 
 
 def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
-    """Returns the name that is most similar to each scene, as zero-shot classification predicts it."""
+    """Returns the name that is most similar to each scene, as zero-shot classification predicts
+    it."""
     model, preprocess, tokenizer = opened
     with torch.inference_mode():
-        scores = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)  # [S, N]
+        # [S, N]
+        scores = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)
     return [NAMES[index] for index in scores.argmax(dim=1).tolist()]
 
 
@@ -149,7 +170,9 @@ def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[in
 
     Counts are rounded by largest remainders; of each outcome, the first places are taken.
     """
-    exact = {outcome: number * count / len(outcomes) for outcome, count in Counter(outcomes).items()}
+    exact = {
+        outcome: number * count / len(outcomes) for outcome, count in Counter(outcomes).items()
+    }
     counts = {outcome: int(value) for outcome, value in exact.items()}
     by_remainder = sorted(exact, key=lambda outcome: (counts[outcome] - exact[outcome], outcome))
     for outcome in by_remainder[: number - sum(counts.values())]:
@@ -168,7 +191,8 @@ def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tenso
 
 
 def fraction_found(scores: Tensor, labels: Tensor) -> float:
-    """Returns the mean fraction of a scene's k objects that are among its k highest scores [S, N], in percent."""
+    """Returns the mean fraction of a scene's k objects that are among its k highest scores [S,
+    N], in percent."""
     labels = labels.double()
     num_objects = labels.sum(dim=1, keepdim=True)  # [S, 1]
     by_rank = labels.gather(1, scores.argsort(dim=1, descending=True))  # [S, N]
@@ -176,8 +200,11 @@ def fraction_found(scores: Tensor, labels: Tensor) -> float:
     return 100 * ((by_rank * among_best).sum(dim=1) / num_objects.squeeze(1)).mean().item()
 
 
-def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> Callable[[Tensor], Tensor]:
-    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by L-BFGS from zero."""
+def fit_probe(
+    features: Tensor, labels: Tensor, weight_decay: float = 3e-4
+) -> Callable[[Tensor], Tensor]:
+    """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by
+    L-BFGS from zero."""
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
     inputs = (features - mean) / std  # L-BFGS converges slowly on features with a small variance
     weight = torch.zeros(labels.shape[1], features.shape[1], requires_grad=True)  # [N, D]
@@ -197,15 +224,24 @@ def fit_probe(features: Tensor, labels: Tensor, weight_decay: float = 3e-4) -> C
 
 
 def name_classifier(
-    model: nn.Module, tokenizer: Callable, names: Sequence[str] = NAMES, templates: Sequence[str] = ("{}",)
+    model: nn.Module,
+    tokenizer: Callable,
+    names: Sequence[str] = NAMES,
+    templates: Sequence[str] = ("{}",),
 ) -> Tensor:
-    """Returns OpenCLIP's zero-shot classifier of the names, [D, N]. By default, the prompts are the plain names."""
+    """Returns OpenCLIP's zero-shot classifier of the names, [D, N].
+
+    By default, the prompts are the plain names."""
     return build_zero_shot_classifier(model, tokenizer, names, templates).float()
 
 
 def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
     """Returns the normalized image features of the scenes, [S, D]."""
-    return encode(model.encode_image, lambda batch: torch.stack([preprocess(one.image) for one in batch]), shown)
+    return encode(
+        model.encode_image,
+        lambda batch: torch.stack([preprocess(one.image) for one in batch]),
+        shown,
+    )
 
 
 def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:

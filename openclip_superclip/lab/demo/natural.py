@@ -1,7 +1,8 @@
-"""The data set `natural`: drawings with human-made names, a long tail of concepts, and noisy captions.
+"""The data set `natural`: drawings with human-made names, a long tail of concepts, and noisy
+captions.
 
-Each seed defines a separate data set with its own concepts, frequencies, training scenes and test scenes. All random
-numbers are integers, so that a seed gives the same scenes on every processor.
+Each seed defines a separate data set with its own concepts, frequencies, training scenes and test
+scenes. All random numbers are integers, so that a seed gives the same scenes on every processor.
 """
 
 import functools
@@ -23,12 +24,25 @@ NUM_CONCEPTS = 300  # concepts per seed, drawn from those that all four designer
 VERSION = 1  # raise it if the same seed gives other scenes
 
 COLOURS = {
-    "red": (215, 40, 40), "orange": (240, 140, 30), "yellow": (240, 215, 50), "green": (50, 160, 70),
-    "blue": (50, 90, 210), "purple": (140, 60, 180), "pink": (245, 130, 180), "gray": (120, 120, 120),
-}  # fmt: skip
-SIZES = {"small": range(19, 24), "large": range(28, 33)}  # pixels, for an object in a quarter of the image
+    "red": (215, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (240, 215, 50),
+    "green": (50, 160, 70),
+    "blue": (50, 90, 210),
+    "purple": (140, 60, 180),
+    "pink": (245, 130, 180),
+    "gray": (120, 120, 120),
+}
+# pixels, for an object in a quarter of the image
+SIZES = {"small": range(19, 24), "large": range(28, 33)}
 SIZES_ALONE = {"small": range(32, 41), "large": range(48, 61)}  # pixels, for a scene's only object
-PLACES = ("at the top left", "at the top right", "at the bottom left", "at the bottom right", "in the middle")
+PLACES = (
+    "at the top left",
+    "at the top right",
+    "at the bottom left",
+    "at the bottom right",
+    "in the middle",
+)
 NUM_OBJECTS = (1, 1, 1, 2, 2, 3)  # objects per scene, equally likely
 CONTEXT = 28  # tokens: nearly all captions fit
 MIDDLE = PLACES.index("in the middle")
@@ -36,9 +50,15 @@ DETERMINERS = ("a", "the", "one", "this")
 FRAMES = ("{}", "{}", "there is {}", "a drawing of {}", "{} on a card")
 LINKS = (" and ", ", ", " with ", " next to ")
 MEASURES = (
-    "zero_shot", "new_combinations", "image_to_text_R@1", "text_to_image_R@1", "image_to_long_text_R@1",
-    "long_text_to_image_R@1", "tagging", "linear_probe",
-)  # fmt: skip
+    "zero_shot",
+    "new_combinations",
+    "image_to_text_R@1",
+    "text_to_image_R@1",
+    "image_to_long_text_R@1",
+    "long_text_to_image_R@1",
+    "tagging",
+    "linear_probe",
+)
 TEMPLATES = ("a {}", "the {}", "a drawing of a {}")  # for zero-shot classification
 UNKNOWN = "something"  # in captions that name no object
 
@@ -57,13 +77,16 @@ class Thing(NamedTuple):
     concept: Concept
     size: str
     colour: str | None
-    place: int  # index in PLACES: a quarter in the order of CORNERS, or the middle for a single object
+    # index in PLACES: a quarter in the order of CORNERS, or the middle for a single object
+    place: int
 
 
 @functools.cache
 def all_concepts() -> tuple[Concept, ...]:
     rows = [(row["object"], row["name"], row["keywords"]) for row in emoji() if row["name"]]
-    return tuple(Concept(key, name, tuple(filter(None, keywords.split(",")))) for key, name, keywords in rows)
+    return tuple(
+        Concept(key, name, tuple(filter(None, keywords.split(",")))) for key, name, keywords in rows
+    )
 
 
 def vocabulary() -> list[str]:
@@ -83,11 +106,13 @@ class World:
         random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
         self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
-        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))  # Zipf-Mandelbrot law
+        # Zipf-Mandelbrot law
+        weights = (10**9 // (rank + 10) for rank in range(1, NUM_CONCEPTS + 1))
         self.cumulative = list(itertools.accumulate(weights))
 
     def is_new(self, concept: Concept, colour: str) -> bool:
-        """Returns whether training never shows the concept in this colour, which holds for one in ten combinations."""
+        """Returns whether training never shows the concept in this colour, which holds for one
+        in ten combinations."""
         return zlib.crc32(f"{self.seed} {colour} {concept.name}".encode()) % 10 == 0
 
     def scene(
@@ -101,9 +126,10 @@ class World:
     ) -> Scene:
         """Returns a scene of 64 by 64 pixels with a "short", a "long" and a "clean" caption.
 
-        A clean caption is a short one that is correct and names at least one object. A set of two or more objects
-        occurs in one split only. A scene with a single object may be given its concept and its colour; otherwise they
-        are random, the colour among those that training shows.
+        A clean caption is a short one that is correct and names at least one object. A set of two
+        or more objects occurs in one split only. A scene with a single object may be given its
+        concept and its colour; otherwise they are random, the colour among those that training
+        shows.
         """
         rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
         count = num_objects[rng.randrange(len(num_objects))]
@@ -115,13 +141,16 @@ class World:
             Thing(one, rng.choice(list(SIZES)), colour or self._colour(rng, one), place)
             for one, place in zip(concepts, places, strict=True)
         ]
-        image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3)))
+        image = Image.new(
+            "RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3))
+        )
         for thing in things:
             _paste(image, thing, rng, designers)
         captions = {
-            "short": self._short(rng, things), "long": _sentence(rng, [_mention(rng, one, True) for one in things]),
+            "short": self._short(rng, things),
+            "long": _sentence(rng, [_mention(rng, one, True) for one in things]),
             "clean": self._short(rng, things, clean=True),
-        }  # fmt: skip
+        }
         return Scene(image, [one.name for one in concepts], captions, [])
 
     def _draw(self, rng: random.Random, count: int) -> list[Concept]:
@@ -136,7 +165,9 @@ class World:
         return rng.choice(known) if known and not rng.randrange(3) else None
 
     def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
-        """Returns a caption that names each object with probability 2/3. One in five names a false object."""
+        """Returns a caption that names each object with probability 2/3.
+
+        One in five names a false object."""
         named = [thing for thing in things if rng.randrange(3)]
         if clean and not named:
             named = [rng.choice(things)]
@@ -146,21 +177,35 @@ class World:
             (wrong,) = self._draw(rng, 1)
             while wrong in [thing.concept for thing in things]:
                 (wrong,) = self._draw(rng, 1)
-            place = rng.randrange(len(mentions) + 1)  # in addition to a correct mention, or instead of it
+            # in addition to a correct mention, or instead of it
+            place = rng.randrange(len(mentions) + 1)
             phrase = _mention(
-                rng, Thing(wrong, rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.randrange(len(PLACES)))
+                rng,
+                Thing(
+                    wrong,
+                    rng.choice(list(SIZES)),
+                    rng.choice(list(COLOURS)),
+                    rng.randrange(len(PLACES)),
+                ),
             )
             mentions[place : place + rng.randrange(2)] = [phrase]
         if not mentions:
             one = things[0]
-            mentions = [" ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.place]]))]
+            mentions = [
+                " ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.place]]))
+            ]
         return _sentence(rng, mentions)
 
 
 def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
-    """Returns a phrase with name, size and colour if `full`, else with a random subset, or a keyword as the name."""
+    """Returns a phrase with name, size and colour if `full`, else with a random subset, or a
+    keyword as the name."""
     concept = thing.concept
-    word = rng.choice(concept.keywords) if concept.keywords and not rng.randrange(5) and not full else concept.name
+    word = (
+        rng.choice(concept.keywords)
+        if concept.keywords and not rng.randrange(5) and not full
+        else concept.name
+    )
     words = [rng.choice(DETERMINERS)]
     words += [thing.size] if full or not rng.randrange(5) else []
     words += [thing.colour] if thing.colour and (full or rng.randrange(2)) else []
@@ -178,7 +223,8 @@ def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
 
 
 def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
-    """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and recoloured."""
+    """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and
+    recoloured."""
     alone = thing.place == MIDDLE
     size = rng.choice((SIZES_ALONE if alone else SIZES)[thing.size])
     drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)

@@ -30,7 +30,8 @@ SECOND_DESIGNERS = (f"{SECOND}google", f"{SECOND}twitter")
 
 @functools.cache
 def emoji() -> list[dict[str, str]]:
-    """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2, the set of 100 objects), name, keywords."""
+    """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2, the set of 100 objects), name,
+    keywords."""
     with (TILES / "emoji.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
@@ -39,7 +40,9 @@ def emoji() -> list[dict[str, str]]:
 def drawings(designer: str) -> dict[str, bytes]:
     """Returns a designer's drawings as PNG bytes, by object."""
     with zipfile.ZipFile(TILES / f"{designer.removeprefix(SECOND)}.zip") as archive:
-        return {Path(name).stem.replace("-", " "): archive.read(name) for name in archive.namelist()}
+        return {
+            Path(name).stem.replace("-", " "): archive.read(name) for name in archive.namelist()
+        }
 
 
 @functools.cache
@@ -57,7 +60,8 @@ CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
 class Layer(NamedTuple):
-    """An object's name, its transformed RGBA drawing, and the position of the drawing's top left corner."""
+    """An object's name, its transformed RGBA drawing, and the position of the drawing's top left
+    corner."""
 
     name: str
     drawing: Image.Image
@@ -66,7 +70,8 @@ class Layer(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """An image, the names of its objects, its captions by kind, and its layers from bottom to top."""
+    """An image, the names of its objects, its captions by kind, and its layers from bottom to
+    top."""
 
     image: Image.Image
     objects: list[str]
@@ -75,7 +80,8 @@ class Scene(NamedTuple):
 
 
 def split_of(objects: Sequence[str]) -> str:
-    """Returns the split of a set of two or more objects: 10 % of the sets are "tune", 10 % are "test".
+    """Returns the split of a set of two or more objects: 10 % of the sets are "tune", 10 % are
+    "test".
 
     Single objects occur in all splits, with different drawings, positions and backgrounds.
     """
@@ -83,7 +89,9 @@ def split_of(objects: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=10_000)
-def tile(designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+def tile(
+    designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Returns an RGBA drawing of `size` by `size` pixels."""
     with Image.open(io.BytesIO(drawings(designer)[name])) as image:
         return image.convert("RGBA").resize((size, size), resample)
@@ -96,23 +104,30 @@ def make_scene(
     num_objects: Sequence[int] = range(1, 5),
     designers: Sequence[str] = DESIGNERS,
 ) -> Scene:
-    """Returns scene number `index` of a split, an RGB image of 64 by 64 pixels. Deterministic in its arguments.
+    """Returns scene number `index` of a split, an RGB image of 64 by 64 pixels. Deterministic in
+    its arguments.
 
-    The number of objects is drawn from `num_objects` (values from 1 to 4). Captions: "long" names all objects, "short"
-    names one, and "raw" a random subset.
+    The number of objects is drawn from `num_objects` (values from 1 to 4). Captions: "long" names
+    all objects, "short" names one, and "raw" a random subset.
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
     names, drawn = names_of(tuple(designers)), drawn_by(tuple(designers))
     objects: list[str] = []
-    while not objects or (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects):
+    while (
+        not objects or (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects)
+    ):
         objects = [names[place] for place in rng.choice(len(names), count, replace=False)]
 
     def caption(length: int) -> str:
         return ", ".join(objects[place] for place in rng.permutation(count)[:length])
 
     image, layers = draw_image(rng, objects, designers)
-    captions = {"long": caption(count), "short": caption(1), "raw": caption(rng.integers(count) + 1)}
+    captions = {
+        "long": caption(count),
+        "short": caption(1),
+        "raw": caption(rng.integers(count) + 1),
+    }
     return Scene(image, objects, captions, layers)
 
 
@@ -125,7 +140,8 @@ def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
 def draw_image(
     rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS
 ) -> tuple[Image.Image, list[Layer]]:
-    """Draws objects on a light background, one per quadrant, each by a random designer, scaled, rotated and shifted."""
+    """Draws objects on a light background, one per quadrant, each by a random designer, scaled,
+    rotated and shifted."""
     layers = []
     count = len(objects)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.integers(200, 256, 3).tolist()))
@@ -138,7 +154,10 @@ def draw_image(
         objects, designers, sizes, angles, shifts, corners, strict=True
     ):
         drawing = tile(designer, name, size).rotate(angle, Image.Resampling.BILINEAR)
-        left, top = (start + int(part * (QUADRANT - size + 1)) for start, part in zip(corner, shift, strict=True))
+        left, top = (
+            start + int(part * (QUADRANT - size + 1))
+            for start, part in zip(corner, shift, strict=True)
+        )
         image.paste(drawing, (left, top), drawing)
         layers.append(Layer(name, drawing, left, top))
     return image, layers
@@ -149,13 +168,19 @@ def scenes(num: int, seed: int = 0, split: str = "train", **options) -> Iterator
     return (make_scene(seed, index, split, **options) for index in range(num))
 
 
-def different_scenes(num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS) -> list[Scene]:
-    """Returns the first `num` scenes of a split with at least two objects, and with different sets of objects."""
-    return different(num, (make_scene(seed, index, split, range(2, 5), designers) for index in itertools.count()))
+def different_scenes(
+    num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS
+) -> list[Scene]:
+    """Returns the first `num` scenes of a split with at least two objects, and with different
+    sets of objects."""
+    return different(
+        num, (make_scene(seed, index, split, range(2, 5), designers) for index in itertools.count())
+    )
 
 
 def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
-    """Returns the first `num` scenes with different sets of objects and, if given, different captions of a kind."""
+    """Returns the first `num` scenes with different sets of objects and, if given, different
+    captions of a kind."""
     found: list[Scene] = []
     seen: set = set()
     for scene in shown:
@@ -176,15 +201,21 @@ def write_shards(
     caption: str = "long",
     designers: Sequence[str] = DESIGNERS,
 ) -> str:
-    """Writes training scenes as WebDataset shards and returns their brace pattern for `--train-data`.
+    """Writes training scenes as WebDataset shards and returns their brace pattern for
+    `--train-data`.
 
-    A sample contains `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and `json` (objects and
-    captions). The same arguments give the same bytes.
+    A sample contains `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and
+    `json` (objects and captions). The same arguments give the same bytes.
     """
     dataset = {
-        "num_samples": num_samples, "seed": seed, "first_index": 0, "samples_per_shard": samples_per_shard,
-        "caption": caption, "split": "train", "version": VERSION,
-    }  # fmt: skip
+        "num_samples": num_samples,
+        "seed": seed,
+        "first_index": 0,
+        "samples_per_shard": samples_per_shard,
+        "caption": caption,
+        "split": "train",
+        "version": VERSION,
+    }
     if tuple(designers) != DESIGNERS:
         dataset["designers"] = list(designers)
     return write_scenes(folder, dataset, scenes(num_samples, seed, designers=designers), caption)
@@ -193,8 +224,8 @@ def write_shards(
 def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
     """Writes scenes as shards, unless they exist, and returns their brace pattern.
 
-    `dataset` are facts that identify it, including `num_samples` and `samples_per_shard`; `caption` is the kind of
-    caption for `txt`. Raises InputError if the folder contains another data set.
+    `dataset` are facts that identify it, including `num_samples` and `samples_per_shard`; `caption`
+    is the kind of caption for `txt`. Raises InputError if the folder contains another data set.
     """
     num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
@@ -205,7 +236,9 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
             raise InputError(f"{folder} contains another data set: remove it or use another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes", disable=None))
+    numbered = enumerate(
+        tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes", disable=None)
+    )
     for shard in range(num_shards):
         with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
             for index, scene in itertools.islice(numbered, samples_per_shard):
@@ -233,31 +266,41 @@ OPAQUE = 128  # of 255
 DENSE_SPLITS = {"train": "training", "test": "validation"}  # as ADE20k calls them
 
 
-def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: int = 1000) -> list[Path]:
-    """Writes two data sets for `superclip evaluate --suite dense`, unless they exist, and returns their folders.
+def write_dense_scenes(
+    folder: Path, num_scenes: int = 300, num_train_scenes: int = 1000
+) -> list[Path]:
+    """Writes two data sets for `superclip evaluate --suite dense`, unless they exist, and returns
+    their folders.
 
     demo_masks: images and classes in ADE20k's layout; class 1 is the background.
     demo_depth: the same images, with depths in millimetres as 16-bit PNG.
 
-    Masks are exact, because objects never overlap. All objects are assumed to have the same size, so larger drawings
-    are nearer. The sets of objects in test scenes do not occur in training scenes.
+    Masks are exact, because objects never overlap. All objects are assumed to have the same size,
+    so larger drawings are nearer. The sets of objects in test scenes do not occur in training
+    scenes.
     """
     masks, depths = folder / "demo_masks", folder / "demo_depth"
     record = folder / "dense_scenes.txt"  # written last: if it exists, all files do
-    facts = f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_train_scenes} train scenes\n"
+    facts = (
+        f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_train_scenes} train scenes\n"
+    )
     if record.is_file() and record.read_text() == facts:
         return [masks, depths]
     for part in (masks, depths):
         shutil.rmtree(part, ignore_errors=True)
     for split, number in (("train", num_train_scenes), ("test", num_scenes)):
         places = [
-            masks / "images" / DENSE_SPLITS[split], masks / "annotations" / DENSE_SPLITS[split],
-            depths / split / "images", depths / split / "depths",
-        ]  # fmt: skip
+            masks / "images" / DENSE_SPLITS[split],
+            masks / "annotations" / DENSE_SPLITS[split],
+            depths / split / "images",
+            depths / split / "depths",
+        ]
         for place in places:
             place.mkdir(parents=True)
         shown = scenes(number, split=split, num_objects=(2, 3, 4))
-        for index, scene in enumerate(tqdm(shown, f"{folder}, {split}", number, unit=" scenes", disable=None)):
+        for index, scene in enumerate(
+            tqdm(shown, f"{folder}, {split}", number, unit=" scenes", disable=None)
+        ):
             classes, depth = pixel_labels(scene)
             images = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
             for place, image in zip(places, images, strict=True):
@@ -268,16 +311,20 @@ def write_dense_scenes(folder: Path, num_scenes: int = 300, num_train_scenes: in
 
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class, uint8 [64, 64], and the depth in millimetres, uint16 [64, 64], of each pixel.
+    """Returns the class, uint8 [64, 64], and the depth in millimetres, uint16 [64, 64], of each
+    pixel.
 
-    Class 1 is the background; the names follow in order. A pixel belongs to a drawing if its alpha is at least half.
+    Class 1 is the background; the names follow in order. A pixel belongs to a drawing if its alpha
+    is at least half.
     """
     classes = np.ones((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     depth = np.full((IMAGE_SIZE, IMAGE_SIZE), round(1000 * BACKGROUND_DEPTH), np.uint16)
     for layer in scene.layers:
         opaque = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
         alpha = np.array(layer.drawing)[..., 3] >= OPAQUE
-        opaque[layer.top : layer.top + alpha.shape[0], layer.left : layer.left + alpha.shape[1]] = alpha
+        opaque[layer.top : layer.top + alpha.shape[0], layer.left : layer.left + alpha.shape[1]] = (
+            alpha
+        )
         classes[opaque] = 2 + NAMES.index(layer.name)
         depth[opaque] = round(1000 * OBJECT_SIZE / layer.drawing.size[0])
     return classes, depth

@@ -18,7 +18,8 @@ MOST_DEPTHS = 200  # training images for mean and standard deviation of the dept
 
 
 def whole_image(network: nn.Module) -> Compose:
-    """Returns the transform that resizes whole images to the model's input, so that pixels keep their labels."""
+    """Returns the transform that resizes whole images to the model's input, so that pixels keep
+    their labels."""
     size, preprocess = network.visual.image_size, network.visual.preprocess_cfg
     size = (size, size) if isinstance(size, int) else tuple(size)
     resize = Resize(size, InterpolationMode.BICUBIC, antialias=True)
@@ -28,11 +29,12 @@ def whole_image(network: nn.Module) -> Compose:
 def dense_probe(
     splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: Settings
 ) -> tuple[dict[str, float], dict[str, Outcome]]:
-    """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in metres as `rmse`.
+    """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in
+    metres as `rmse`.
 
-    Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a cosine schedule. The
-    scores are over the pixels of all test images at their original sizes. `tokens` are the patch tokens of both splits,
-    [N, D, h, w].
+    Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a
+    cosine schedule. The scores are over the pixels of all test images at their original sizes.
+    `tokens` are the patch tokens of both splits, [N, D, h, w].
     """
     torch.manual_seed(SEED)
     train, test = splits["train"], splits["test"]
@@ -44,11 +46,17 @@ def dense_probe(
     labelled = _Labelled(train, tokens["train"], train.transform.transforms[0].size)
     loader = DataLoader(labelled, BATCH_SIZE, shuffle=True, num_workers=settings.workers)
     optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.dense_epochs * len(loader))
-    for _ in tqdm(range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, settings.dense_epochs * len(loader)
+    )
+    for _ in tqdm(
+        range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None
+    ):
         for patches, labels in loader:
             labels = labels.to(settings.device)
-            outputs = interpolate(head(patches.to(settings.device)), labels.shape[1:], mode="bilinear")
+            outputs = interpolate(
+                head(patches.to(settings.device)), labels.shape[1:], mode="bilinear"
+            )
             loss = _loss(outputs, labels, train.num_classes)
             optimizer.zero_grad()
             loss.backward()
@@ -58,14 +66,19 @@ def dense_probe(
 
 
 class _Metres(nn.Module):
-    """Scales standardised outputs to depths, by mean and standard deviation over the first training images."""
+    """Scales standardised outputs to depths, by mean and standard deviation over the first
+    training images."""
 
     def __init__(self, train: DenseSet):
         super().__init__()
-        depths = torch.cat([train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))])
+        depths = torch.cat(
+            [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
+        )
         depths = depths[depths > 0]
         if len(depths) < 2:
-            raise InputError("its first training images have no depth; expected millimetres, 0 for none")
+            raise InputError(
+                "its first training images have no depth; expected millimetres, 0 for none"
+            )
         self.register_buffer("mean", depths.mean())
         self.register_buffer("deviation", depths.std())
 
@@ -87,7 +100,8 @@ class _Labelled(Dataset):
         if self.size:
             resized = interpolate(label[None, None].double(), self.size, mode="nearest-exact")
             label = resized[0, 0].to(label.dtype)
-        return self.tokens[index].float().clone(), label  # cloned: a view would be sent to the process as a whole
+        # cloned: a view would be sent to the process as a whole
+        return self.tokens[index].float().clone(), label
 
 
 def _has_label(labels: Tensor, num_classes: int) -> Tensor:
@@ -105,11 +119,17 @@ def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple[dict, dict[str, Outcome]]:
+def _measure(
+    head: nn.Module, test: DenseSet, tokens: Tensor, settings
+) -> tuple[dict, dict[str, Outcome]]:
     parts, num_known = [], 0
     loader = DataLoader(_Labelled(test, tokens, None), None, num_workers=settings.workers)
-    for patches, label in tqdm(loader, desc="dense test", unit=" images", leave=False, disable=None):
-        output = interpolate(head(patches[None].to(settings.device)), label.shape, mode="bilinear")[0].cpu()
+    for patches, label in tqdm(
+        loader, desc="dense test", unit=" images", leave=False, disable=None
+    ):
+        output = interpolate(head(patches[None].to(settings.device)), label.shape, mode="bilinear")[
+            0
+        ].cpu()
         known = _has_label(label, test.num_classes)
         num_known += int(known.sum())
         if test.num_classes:
@@ -117,7 +137,10 @@ def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple
         else:
             parts.append((float(((output[0] - label)[known] ** 2).sum()), int(known.sum())))
     if not num_known:
-        raise InputError(f"its test images have no {'class' if test.num_classes else 'depth'}: no pixel has a label")
+        raise InputError(
+            f"its test images have no {'class' if test.num_classes else 'depth'}: no pixel has "
+            "a label"
+        )
     scored, of = (np.array(part, dtype=np.float64) for part in zip(*parts, strict=True))
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
@@ -127,5 +150,9 @@ def _measure(head: nn.Module, test: DenseSet, tokens: Tensor, settings) -> tuple
 def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pixels of each class in both and in either, [C] each."""
     both = torch.bincount(label[found == label], minlength=num_classes)
-    either = torch.bincount(found, minlength=num_classes) + torch.bincount(label, minlength=num_classes) - both
+    either = (
+        torch.bincount(found, minlength=num_classes)
+        + torch.bincount(label, minlength=num_classes)
+        - both
+    )
     return both.numpy(), either.numpy()

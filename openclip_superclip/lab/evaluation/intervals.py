@@ -1,7 +1,7 @@
 """Outcomes of test samples, and scores, intervals and differences computed from them.
 
-All numbers of a measure (score, interval, paired difference) are computed from the same outcomes, so a score cannot be
-outside its own interval.
+All numbers of a measure (score, interval, paired difference) are computed from the same outcomes,
+so a score cannot be outside its own interval.
 """
 
 import math
@@ -21,17 +21,18 @@ CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 LEAST = 10  # images of each class, and without it: with fewer, there is no interval
 NO_INTERVAL = (
-    f"[–]: no interval, which needs {LEAST} images with and without each class, and a bias of the score that is "
-    "smaller than its standard error"
+    f"[–]: no interval, which needs {LEAST} images with and without each class, and a bias of "
+    "the score that is smaller than its standard error"
 )
 
 
 class Outcome(NamedTuple):
     """Each test sample's contribution to a score: two arrays with a row per sample.
 
-    MEAN: points scored and points possible (an image's five captions). RECALL (mean per-class recall): whether the
-    sample is right, and its class. PRECISION (mean average precision): distinct scores, and labels, [N, classes]. IOU
-    (mean IoU): pixels of each class in both and in either, [N, classes]. RMSE: sum of squared errors, and pixels.
+    MEAN: points scored and points possible (an image's five captions). RECALL (mean per-class
+    recall): whether the sample is right, and its class. PRECISION (mean average precision):
+    distinct scores, and labels, [N, classes]. IOU (mean IoU): pixels of each class in both and in
+    either, [N, classes]. RMSE: sum of squared errors, and pixels.
     """
 
     kind: str
@@ -64,10 +65,10 @@ class Estimate(NamedTuple):
 def estimate(outcome: Outcome) -> Estimate:
     """Returns the score of an outcome with its 95 % interval over the test samples.
 
-    Means and mean recalls have Wilson's score interval, which keeps its coverage near 100 %. Its sample size is the
-    effective one (Korn and Graubard, 1998) if a sample has several parts or a class weighs more than its samples.
-    Other measures have the jackknife's interval, on a scale that stabilises their variance. Its limits are NaN if there
-    are too few samples.
+    Means and mean recalls have Wilson's score interval, which keeps its coverage near 100 %. Its
+    sample size is the effective one (Korn and Graubard, 1998) if a sample has several parts or a
+    class weighs more than its samples. Other measures have the jackknife's interval, on a scale
+    that stabilises their variance. Its limits are NaN if there are too few samples.
     """
     if outcome.kind in (MEAN, RECALL):
         return wilson(*_proportion(outcome)[:2])
@@ -77,8 +78,9 @@ def estimate(outcome: Outcome) -> Estimate:
 def difference(first: Outcome, second: Outcome) -> Estimate:
     """Returns the difference `second` - `first` on the same samples, with the paired 95 % interval.
 
-    For means and mean recalls this is Newcombe's hybrid score interval (1998, method 10): the Wilson limits of both,
-    combined with the correlation of their samples. Other measures have the jackknife's interval.
+    For means and mean recalls this is Newcombe's hybrid score interval (1998, method 10): the
+    Wilson limits of both, combined with the correlation of their samples. Other measures have the
+    jackknife's interval.
     """
     if first.kind in (MEAN, RECALL):
         return _newcombe(_proportion(first), _proportion(second))
@@ -88,10 +90,13 @@ def difference(first: Outcome, second: Outcome) -> Estimate:
 
 
 def mean_of(parts: Sequence[Estimate]) -> Estimate:
-    """Returns the mean of independent estimates; half-widths are combined as root sum of squares."""
+    """Returns the mean of independent estimates; half-widths are combined as root sum of
+    squares."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
     value = float(values.mean())
-    below, above = (float(np.sqrt((part**2).sum()) / len(parts)) for part in (values - lows, highs - values))
+    below, above = (
+        float(np.sqrt((part**2).sum()) / len(parts)) for part in (values - lows, highs - values)
+    )
     return Estimate(value, value - below, value + above)
 
 
@@ -110,7 +115,9 @@ def _proportion(outcome: Outcome) -> _Proportion:
         _, place, sizes = np.unique(of, return_inverse=True, return_counts=True)
         weights = 1 / sizes[place] / len(sizes)
         value = float((weights * scored).sum())
-        return _Proportion(value, len(sizes) ** 2 / (1 / sizes).sum(), weights * (scored - value), False)
+        return _Proportion(
+            value, len(sizes) ** 2 / (1 / sizes).sum(), weights * (scored - value), False
+        )
     value, size = float(scored.sum() / of.sum()), float(len(of))
     deviations = scored - value * of
     if of.max() > 1:
@@ -121,15 +128,20 @@ def _proportion(outcome: Outcome) -> _Proportion:
 
 def wilson(p: float, size: float) -> Estimate:
     """Returns a proportion with its Wilson interval, given the number of samples."""
-    centre, width = p + Z**2 / (2 * size), Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
+    centre, width = (
+        p + Z**2 / (2 * size),
+        Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2)),
+    )
     low, high = ((centre + sign * width) / (1 + Z**2 / size) for sign in (-1, 1))
-    return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))  # at 0 and 1 up to rounding
+    # at 0 and 1 up to rounding
+    return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
     one, two = wilson(*first[:2]), wilson(*second[:2])
     shared = (first.deviations * second.deviations).sum()
-    if first.is_binary and shared > 0:  # Newcombe's continuity correction: n/2 from n times the covariance
+    # Newcombe's continuity correction: n/2 from n times the covariance
+    if first.is_binary and shared > 0:
         shared = max(shared - 0.5, 0.0)
     spread = math.sqrt((first.deviations**2).sum() * (second.deviations**2).sum())
     correlation = shared / spread if spread else 0.0
@@ -143,7 +155,8 @@ def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
 
 
 class _LeaveOneOut(NamedTuple):
-    """A score, its values without each of the samples, [N], and the smallest number of samples of a class."""
+    """A score, its values without each of the samples, [N], and the smallest number of samples
+    of a class."""
 
     score: float
     without: np.ndarray
@@ -156,19 +169,25 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
         by_class = [_average_precisions(*column) for column in zip(scored.T, of.T, strict=True)]
         score, without = (np.mean(part, axis=0) for part in zip(*by_class, strict=True))
         num_relevant = of.sum(axis=0)
-        return _LeaveOneOut(float(score), without, int(min(num_relevant.min(), (len(of) - num_relevant).min())))
+        return _LeaveOneOut(
+            float(score), without, int(min(num_relevant.min(), (len(of) - num_relevant).min()))
+        )
     present = of.any(axis=0)  # classes with pixels
     scored, of = scored[:, present], of[:, present]
     total, of_total = scored.sum(axis=0), of.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):  # without the only sample of a class
-        score, without = (total / of_total).mean(), ((total - scored) / (of_total - of)).mean(axis=1)
+        score, without = (
+            (total / of_total).mean(),
+            ((total - scored) / (of_total - of)).mean(axis=1),
+        )
     if outcome.kind == RMSE:
         score, without = np.sqrt(score), np.sqrt(without)
     return _LeaveOneOut(float(score), without, int((of > 0).sum(axis=0).min()))
 
 
 def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the average precision of a class, and without each of the samples, [N], given distinct scores [N]."""
+    """Returns the average precision of a class, and without each of the samples, [N], given
+    distinct scores [N]."""
     order = np.argsort(-scores)
     label, rank = labels[order], np.arange(1, len(scores) + 1)
     num_relevant, above = label.sum(), label.cumsum()
@@ -190,9 +209,10 @@ def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, 
 def _jackknife_interval(found: _LeaveOneOut, kind: str) -> Estimate:
     """Returns the score with Student's interval around the jackknife's estimate without bias.
 
-    The interval has as many degrees of freedom as samples of equal weight would have if they varied like these. It is
-    extended to the score. The limits are NaN if there are too few samples of a class, or if the bias is at least the
-    standard error, because the jackknife then removes too little of it.
+    The interval has as many degrees of freedom as samples of equal weight would have if they varied
+    like these. It is extended to the score. The limits are NaN if there are too few samples of a
+    class, or if the bias is at least the standard error, because the jackknife then removes too
+    little of it.
     """
     size = len(found.without)
     parts = size * found.score - (size - 1) * found.without  # Tukey's pseudo-values
@@ -212,7 +232,8 @@ def _jackknife_interval(found: _LeaveOneOut, kind: str) -> Estimate:
 
 
 def _arcsine_limits(centre: float, half: float, margin: float) -> list[float]:
-    """Returns the limits of an interval on the scale arcsin √x, whose centre is at least `margin` from 0 and 1."""
+    """Returns the limits of an interval on the scale arcsin √x, whose centre is at least
+    `margin` from 0 and 1."""
     centre = min(max(centre, margin), 1 - margin)
     angle, slope = math.asin(math.sqrt(centre)), 0.5 / math.sqrt(centre * (1 - centre))
     ends = (angle - slope * half, angle + slope * half)
@@ -248,10 +269,15 @@ def read_outcomes(file: Path) -> dict[str, Outcome]:
     """Returns outcomes by measure, {} if the file cannot be read."""
     try:
         with np.load(file) as arrays:
-            names = [name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")]
+            names = [
+                name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")
+            ]
             return {
-                measure: Outcome(kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"])
+                measure: Outcome(
+                    kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"]
+                )
                 for measure, _, kind in (name.rpartition(" ") for name in names)
             }
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):  # none, or damaged
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        # none, or damaged
         return {}

@@ -1,4 +1,5 @@
-"""The models to evaluate: checkpoints, exports and released models, opened as CLIP_benchmark opens OpenCLIP's."""
+"""The models to evaluate: checkpoints, exports and released models, opened as CLIP_benchmark
+opens OpenCLIP's."""
 
 import hashlib
 import json
@@ -27,24 +28,30 @@ class Evaluated(NamedTuple):
 
     name: str  # RUN/epoch_N, or the user's argument
     given: str
-    weights_id: str  # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
+    # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
+    weights_id: str
     place: Path | None = None  # its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of its run
-    openclip: tuple[str, str] = ("", "")  # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
-    plain: tuple[Architecture, dict[str, Tensor]] | None = None  # otherwise the model without its head
+    # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
+    openclip: tuple[str, str] = ("", "")
+    # otherwise the model without its head
+    plain: tuple[Architecture, dict[str, Tensor]] | None = None
 
 
 def checkpoints_of(run: str) -> list[str]:
     """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
     found = checkpoints(Path(run, "checkpoints"))
     if not found:
-        raise InputError(f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run")
+        raise InputError(
+            f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run"
+        )
     return list(map(str, found.values()))
 
 
 def find_model(given: str, model: str | None = None) -> Evaluated:
-    """Returns the model of a file, a folder, hf-hub:REPO or MODEL:TAG; InputError if it cannot be evaluated.
+    """Returns the model of a file, a folder, hf-hub:REPO or MODEL:TAG; InputError if it cannot be
+    evaluated.
 
     `model` is the OpenCLIP model's name, for files and folders that do not contain it.
     """
@@ -57,17 +64,25 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
             return Evaluated(given, given, commit, openclip=(given, ""))
         if open_clip.get_pretrained_cfg(name, tag):
             return Evaluated(given, given, given, openclip=(name, tag))
-        raise InputError(f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of open_clip.list_pretrained()")
+        raise InputError(
+            f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of "
+            "open_clip.list_pretrained()"
+        )
     is_openclip = (path / HF_CONFIG_NAME).is_file()
     if (path / "config.json").is_file() and not is_openclip:
-        raise InputError(f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf")
+        raise InputError(
+            f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf"
+        )
     checkpoint = read_checkpoint(path)
     found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(found, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), str(path), found.name)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
-    name, place = f"{run.resolve().name}/{path.stem}" if run else given, folder.resolve() / path.name
+    name, place = (
+        f"{run.resolve().name}/{path.stem}" if run else given,
+        folder.resolve() / path.name,
+    )
     evaluated = Evaluated(name, given, _digest(architecture, weights), place, checkpoint.epoch, run)
     is_unchanged = is_openclip and (checkpoint.head_beside or not checkpoint.head())
     if is_unchanged and not holds_text_tower(path, found.model_cfg):  # which OpenCLIP may not find
@@ -76,7 +91,9 @@ def find_model(given: str, model: str | None = None) -> Evaluated:
 
 
 def _digest(architecture: Architecture, weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps([architecture.model_cfg, architecture.preprocess_cfg], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([architecture.model_cfg, architecture.preprocess_cfg], sort_keys=True).encode()
+    )
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -84,7 +101,8 @@ def _digest(architecture: Architecture, weights: dict[str, Tensor]) -> str:
 
 
 def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Callable]:
-    """Returns (model, transform, tokenizer) from CLIP_benchmark's loader, which opens our weights as an export."""
+    """Returns (model, transform, tokenizer) from CLIP_benchmark's loader, which opens our
+    weights as an export."""
     with tempfile.TemporaryDirectory(prefix="superclip-evaluate-") as folder:
         name, tag = model.openclip
         if model.plain is not None:

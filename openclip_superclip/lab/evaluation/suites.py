@@ -1,16 +1,49 @@
-"""The suites' data sets and the average of 38; does not need CLIP_benchmark, so that reports work without it."""
+"""The suites' data sets and the average of 38; does not need CLIP_benchmark, so that reports
+work without it."""
 
 RETRIEVAL = ["mscoco_captions", "flickr30k"]
 VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
-    "imagenet1k", "imagenetv2", "imagenet_sketch", "imagenet-a", "imagenet-r", "objectnet", "fer2013", "voc2007",
-    "voc2007_multilabel", "sun397", "cars", "fgvc_aircraft", "mnist", "stl10", "gtsrb", "country211", "renderedsst2",
-    "vtab/caltech101", "vtab/cifar10", "vtab/cifar100", "vtab/clevr_count_all", "vtab/clevr_closest_object_distance",
-    "vtab/diabetic_retinopathy", "vtab/dmlab", "vtab/dsprites_label_orientation", "vtab/dsprites_label_x_position",
-    "vtab/dtd", "vtab/eurosat", "vtab/kitti_closest_vehicle_distance", "vtab/flowers", "vtab/pets", "vtab/pcam",
-    "vtab/resisc45", "vtab/smallnorb_label_azimuth", "vtab/smallnorb_label_elevation", "vtab/svhn",
-]  # fmt: skip
-# The data sets for classification in CLIP_benchmark's own list, benchmark/webdatasets.txt. The paper does not name its
-# 38: its models' averages are within two points of what CLIP_benchmark publishes for these, and 6 to 11 off DataComp's.
+    "imagenet1k",
+    "imagenetv2",
+    "imagenet_sketch",
+    "imagenet-a",
+    "imagenet-r",
+    "objectnet",
+    "fer2013",
+    "voc2007",
+    "voc2007_multilabel",
+    "sun397",
+    "cars",
+    "fgvc_aircraft",
+    "mnist",
+    "stl10",
+    "gtsrb",
+    "country211",
+    "renderedsst2",
+    "vtab/caltech101",
+    "vtab/cifar10",
+    "vtab/cifar100",
+    "vtab/clevr_count_all",
+    "vtab/clevr_closest_object_distance",
+    "vtab/diabetic_retinopathy",
+    "vtab/dmlab",
+    "vtab/dsprites_label_orientation",
+    "vtab/dsprites_label_x_position",
+    "vtab/dtd",
+    "vtab/eurosat",
+    "vtab/kitti_closest_vehicle_distance",
+    "vtab/flowers",
+    "vtab/pets",
+    "vtab/pcam",
+    "vtab/resisc45",
+    "vtab/smallnorb_label_azimuth",
+    "vtab/smallnorb_label_elevation",
+    "vtab/svhn",
+]
+# The data sets for classification in CLIP_benchmark's own list, benchmark/webdatasets.txt. The
+# paper does not name its
+# 38: its models' averages are within two points of what CLIP_benchmark publishes for these, and 6
+# to 11 off DataComp's.
 THE_38 = [*VTAB_PLUS, "imagenet-o", "vtab/dsprites_label_y_position"]
 SUITES = {  # task and default data sets
     "zeroshot": ("zeroshot_classification", THE_38),
@@ -21,14 +54,21 @@ SUITES = {  # task and default data sets
 
 
 def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, str]]]]:
-    """Returns the contents of the average by row label: for each model the same data sets' results and measures.
+    """Returns the contents of the average by row label: for each model the same data sets' results
+    and measures.
 
-    These are the data sets of the 38 that all models, given by their results, have in common, at least two.
+    These are the data sets of the 38 that all models, given by their results, have in common, at
+    least two.
     """
-    found = [{} for _ in models]  # each zero-shot result, with its accuracy's or mean average precision's name
+    # each zero-shot result, with its accuracy's or mean average precision's name
+    found = [{} for _ in models]
     for parts, records in zip(found, models, strict=True):
         for record in records:
-            shown = [name for name in ("acc1", "mean_average_precision") if record["metrics"].get(name) is not None]
+            shown = [
+                name
+                for name in ("acc1", "mean_average_precision")
+                if record["metrics"].get(name) is not None
+            ]
             if record.get("task") == "zeroshot_classification" and shown:
                 parts[record.get("dataset")] = record, shown[0]
     shared = [name for name in THE_38 if all(name in parts for parts in found)]

@@ -18,12 +18,34 @@ MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 NO_EFFECT = ("word_course", "long_caption")  # fields of `superclip` that do not affect the weights
 TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
 FLAGS = (  # other options of OpenCLIP that change the weights
-    "opt", "opt_kwargs", "momentum", "grad_clip_norm", "image_layer_decay", "text_layer_decay", "skip_scheduler",
-    "epochs_cooldown", "lr_cooldown_end", "lr_cooldown_power", "use_bn_sync", "use_bnb_linear", "local_loss",
-    "gather_with_grad", "coca_caption_loss_weight", "coca_contrastive_loss_weight", "distill_model",
-    "distill_pretrained", "image_mean", "image_std", "image_interpolation", "image_resize_mode", "aug_cfg",
-    "dataset_resampled", "train_data_upsampling_factors", "text_key", "json_text_key",
-)  # fmt: skip
+    "opt",
+    "opt_kwargs",
+    "momentum",
+    "grad_clip_norm",
+    "image_layer_decay",
+    "text_layer_decay",
+    "skip_scheduler",
+    "epochs_cooldown",
+    "lr_cooldown_end",
+    "lr_cooldown_power",
+    "use_bn_sync",
+    "use_bnb_linear",
+    "local_loss",
+    "gather_with_grad",
+    "coca_caption_loss_weight",
+    "coca_contrastive_loss_weight",
+    "distill_model",
+    "distill_pretrained",
+    "image_mean",
+    "image_std",
+    "image_interpolation",
+    "image_resize_mode",
+    "aug_cfg",
+    "dataset_resampled",
+    "train_data_upsampling_factors",
+    "text_key",
+    "json_text_key",
+)
 
 
 @dataclass
@@ -40,8 +62,10 @@ class ReportedRun:
     samples: int = 0  # as planned
     batch_size: int = 0
     seed: int | None = None
-    variant: dict = field(default_factory=dict)  # fields of the method and the starting point that are not the default
-    training: dict = field(default_factory=dict)  # optimizer settings, --data and the like, without the seed
+    # fields of the method and the starting point that are not the default
+    variant: dict = field(default_factory=dict)
+    # optimizer settings, --data and the like, without the seed
+    training: dict = field(default_factory=dict)
     recipe: Recipe | None = None
     record: dict = field(default_factory=dict)  # run.json
     points: list[dict] = field(default_factory=list)  # of the log
@@ -52,18 +76,26 @@ class ReportedRun:
     @property
     def samples_per_second(self) -> float | None:
         """The median of the log's, without the first step, which includes start-up."""
-        speeds = [point["samples_per_second"] for point in self.points[1:] if point["samples_per_second"]]
+        speeds = [
+            point["samples_per_second"] for point in self.points[1:] if point["samples_per_second"]
+        ]
         return statistics.median(speeds) if speeds else None
 
 
 def method_variant(method: str, superclip: dict, flags: dict) -> dict:
-    """Returns the fields under `superclip`, and OpenCLIP's flags, that change the weights and are not the default."""
+    """Returns the fields under `superclip`, and OpenCLIP's flags, that change the weights and
+    are not the default."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
         names = [name for name in CONFIG_FIELDS if name not in NO_EFFECT]
     defaults = {name: CONFIG_FIELDS[name].default for name in names}
-    fields = {name: superclip[name] for name, default in defaults.items() if superclip.get(name, default) != default}
-    own = ("force-patch-dropout", 0.5) if method.endswith("flip") else ()  # it is that method in the recipes
+    fields = {
+        name: superclip[name]
+        for name, default in defaults.items()
+        if superclip.get(name, default) != default
+    }
+    # it is that method in the recipes
+    own = ("force-patch-dropout", 0.5) if method.endswith("flip") else ()
     return fields | {
         name: tuple(value) if isinstance(value, list) else value  # hashable, as in Series
         for name, value in flags.items()
@@ -80,8 +112,17 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     try:
         if (path / "recipe.yaml").is_file():
             recipe = read_recipe(str(path / "recipe.yaml"))
-            run.recipe, run.method, run.model, run.data = recipe, recipe.method, recipe.model, recipe.data
-            run.samples, run.batch_size, run.seed = recipe.samples, recipe.global_batch_size, recipe.seed
+            run.recipe, run.method, run.model, run.data = (
+                recipe,
+                recipe.method,
+                recipe.model,
+                recipe.data,
+            )
+            run.samples, run.batch_size, run.seed = (
+                recipe.samples,
+                recipe.global_batch_size,
+                recipe.seed,
+            )
             run.variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
             flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
             data = run.record.get("plan", {}).get("data", recipe.shards)
@@ -96,7 +137,11 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
     demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
-    scores = run.scores | of_training(path) | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
+    scores = (
+        run.scores
+        | of_training(path)
+        | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
+    )
     run.scores = {key: score for key, score in scores.items() if math.isfinite(score)}
     return run
 
@@ -109,12 +154,29 @@ def _read_options(run: ReportedRun, options: dict) -> None:
     if missing := [name for name in needed if options.get(name) in (None, "")]:
         raise InputError(f"params.txt is incomplete: it lacks {listed(missing)}")
     superclip = {
-        name.removeprefix("superclip_"): value for name, value in options.items() if name.startswith("superclip_")
+        name.removeprefix("superclip_"): value
+        for name, value in options.items()
+        if name.startswith("superclip_")
     }
-    base = "siglip" if options.get("siglip") else "flip" if options.get("force_patch_dropout") else "clip"
-    run.method = f"super{base}" if options.get("superclip") is True and superclip.get("weight") != 0 else base
-    run.model, run.data, run.seed = str(options["model"]), str(options.get("train_data")), options.get("seed")
-    logged = run.points[0]["epoch_samples"] if run.points else 0  # of a table: its length is not an option
+    base = (
+        "siglip"
+        if options.get("siglip")
+        else "flip"
+        if options.get("force_patch_dropout")
+        else "clip"
+    )
+    run.method = (
+        f"super{base}"
+        if options.get("superclip") is True and superclip.get("weight") != 0
+        else base
+    )
+    run.model, run.data, run.seed = (
+        str(options["model"]),
+        str(options.get("train_data")),
+        options.get("seed"),
+    )
+    # of a table: its length is not an option
+    logged = run.points[0]["epoch_samples"] if run.points else 0
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
     run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
     flags = {name.replace("_", "-"): value for name, value in options.items()}
@@ -123,29 +185,40 @@ def _read_options(run: ReportedRun, options: dict) -> None:
 
 
 def _training(options: dict, schedule: str | None) -> dict:
-    """Returns the options that change the weights of a method; of FLAGS those that are not OpenCLIP's default."""
+    """Returns the options that change the weights of a method; of FLAGS those that are not
+    OpenCLIP's default."""
     defaults = vars(parse_args([], only_options=True))
-    given = {name: options[name] for name in FLAGS if options.get(name) not in (None, {}, defaults.get(name))}
+    given = {
+        name: options[name]
+        for name in FLAGS
+        if options.get(name) not in (None, {}, defaults.get(name))
+    }
     return {name: options.get(name) for name in TRAINING} | {"schedule": schedule} | given
 
 
 def _set_state(run: ReportedRun, state: dict) -> None:
-    """Sets the run's state, from state.json or its log, and its note; drops early scores of a finished run."""
+    """Sets the run's state, from state.json or its log, and its note; drops early scores of a
+    finished run."""
     last = run.points[-1] if run.points else None
     total = last["epoch_samples"] * run.epochs if last and run.epochs else None
-    at_end = total is not None and total - last["samples"] < run.batch_size  # an incomplete batch is left out
+    # an incomplete batch is left out
+    at_end = total is not None and total - last["samples"] < run.batch_size
     run.state = state.get("state") or (FINISHED if at_end else CUT)
     found = [state.get("error")]
     if last is None:
         found.append("out.log is missing or contains no step")
     elif not at_end:
-        found.append(f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else ""))
+        found.append(
+            f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else "")
+        )
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         if run.state == FINISHED:
             found.append(f"its evaluation at epoch {run.epoch} of {run.epochs} is left out")
             run.scores = {}
         else:
             found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
-    if not all(value is None or math.isfinite(value) for point in run.points for value in point.values()):
+    if not all(
+        value is None or math.isfinite(value) for point in run.points for value in point.values()
+    ):
         found.append("the loss became non-finite")
     run.note = "; ".join(filter(None, found))

@@ -1,4 +1,5 @@
-"""What a study shows while it trains: samples of all runs, a remaining time that never rises, and finished scores."""
+"""What a study shows while it trains: samples of all runs, a remaining time that never rises,
+and finished scores."""
 
 import sys
 import time
@@ -15,7 +16,9 @@ SECONDS_BETWEEN_LINES = 10  # without a terminal
 
 
 class RemainingTime:
-    """Estimates the remaining seconds from the mean speed of all runs since the first sample. It never rises."""
+    """Estimates the remaining seconds from the mean speed of all runs since the first sample.
+
+    It never rises."""
 
     def __init__(self, total: int):
         self.total = total
@@ -44,9 +47,13 @@ class StudyBar:
         self.runs = runs
         self.remaining = RemainingTime(sum(run.recipe.samples for run in runs))
         self.bar = tqdm(
-            total=self.remaining.total, desc=name, unit_scale=True, file=sys.stderr,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, {elapsed}{postfix}",
-        )  # fmt: skip
+            total=self.remaining.total,
+            desc=name,
+            unit_scale=True,
+            file=sys.stderr,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
+            "{elapsed}{postfix}",
+        )
         self.last = time.monotonic()
 
     def show(self, num_measured: int) -> None:

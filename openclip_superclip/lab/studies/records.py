@@ -1,4 +1,5 @@
-"""The record of a finished run, for others to compare: recipe, versions, device, scores and the code's hash."""
+"""The record of a finished run, for others to compare: recipe, versions, device, scores and the
+code's hash."""
 
 import hashlib
 from pathlib import Path
@@ -10,12 +11,14 @@ from ...errors import InputError
 from ...files import make_folder, write_json
 from .finished_runs import FINISHED, ReportedRun
 
-LEFT_OUT = ("chosen", "paper", "note", "shards")  # of a recipe: texts, and a path on one's own machine
+# of a recipe: texts, and a path on one's own machine
+LEFT_OUT = ("chosen", "paper", "note", "shards")
 PACKAGE = Path(__file__).parents[2]
 
 
 def write_record(run: ReportedRun, folder: Path) -> Path:
-    """Writes FOLDER/RUN/record.json; InputError if a run is unfinished, has no scores, or not one of superclip run."""
+    """Writes FOLDER/RUN/record.json; InputError if a run is unfinished, has no scores, or not
+    one of superclip run."""
     problem = None
     if run.recipe is None:
         problem = "is not a run of superclip run or superclip study"
@@ -32,11 +35,15 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
 
 
 def record(run: ReportedRun) -> dict:
-    """Returns what record.json contains. Processor, GPU and code are those of the machine that writes it."""
+    """Returns what record.json contains.
+
+    Processor, GPU and code are those of the machine that writes it."""
     plan, is_gpu = run.record["plan"], run.record["plan"]["device"] != "cpu"
     return {
         "recipe": plan["recipe"],
-        "settings": {name: value for name, value in run.recipe.as_dict().items() if name not in LEFT_OUT},
+        "settings": {
+            name: value for name, value in run.recipe.as_dict().items() if name not in LEFT_OUT
+        },
         "versions": run.record["versions"],
         "device": plan["device"],
         "ranks": plan["world_size"],

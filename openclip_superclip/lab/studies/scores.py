@@ -1,4 +1,5 @@
-"""The scores of a run, in percent, under the paper's keys if it has one, and scores over several seeds."""
+"""The scores of a run, in percent, under the paper's keys if it has one, and scores over several
+seeds."""
 
 import math
 import re
@@ -13,26 +14,44 @@ from ...files import read_json
 from ..evaluation.suites import averaged
 
 PAPER_DATASETS = {
-    "imagenet1k": "imagenet", "imagenetv2": "imagenet_v2", "mscoco_captions": "coco", "flickr30k": "flickr30k",
-}  # fmt: skip
-RETRIEVAL = {"image_retrieval_recall@1": "text_to_image_r1", "text_retrieval_recall@1": "image_to_text_r1"}
+    "imagenet1k": "imagenet",
+    "imagenetv2": "imagenet_v2",
+    "mscoco_captions": "coco",
+    "flickr30k": "flickr30k",
+}
+RETRIEVAL = {
+    "image_retrieval_recall@1": "text_to_image_r1",
+    "text_retrieval_recall@1": "image_to_text_r1",
+}
 LABELS = {  # for readers
-    "imagenet_zero_shot": "ImageNet-1k zero-shot", "imagenet_linear_probe": "ImageNet-1k linear probe",
-    "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot", "coco_text_to_image_r1": "COCO text→image R@1",
-    "flickr30k_text_to_image_r1": "Flickr30k text→image R@1", "coco_image_to_text_r1": "COCO image→text R@1",
+    "imagenet_zero_shot": "ImageNet-1k zero-shot",
+    "imagenet_linear_probe": "ImageNet-1k linear probe",
+    "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot",
+    "coco_text_to_image_r1": "COCO text→image R@1",
+    "flickr30k_text_to_image_r1": "Flickr30k text→image R@1",
+    "coco_image_to_text_r1": "COCO image→text R@1",
     "flickr30k_image_to_text_r1": "Flickr30k image→text R@1",
     "text_to_image_r1_average": "text→image R@1, mean of COCO and Flickr30k",
-    "image_to_text_r1_average": "image→text R@1, mean of COCO and Flickr30k", "average_of_38": "average of 38",
-    "pascal_miou": "PASCAL mIoU", "ade20k_miou": "ADE20k mIoU", "nyuv2_rmse": "NYUv2 RMSE (no %, lower is better)",
-    "llava_vqav2": "LLaVA VQAv2", "llava_gqa": "LLaVA GQA", "llava_vizwiz": "LLaVA VizWiz",
-    "llava_textvqa": "LLaVA TextVQA", "llava_sqa": "LLaVA SQA", "llava_mmbench": "LLaVA MMBench",
-    "llava_mme": "LLaVA MME (points)", "llava_pope": "LLaVA POPE",
-}  # fmt: skip
+    "image_to_text_r1_average": "image→text R@1, mean of COCO and Flickr30k",
+    "average_of_38": "average of 38",
+    "pascal_miou": "PASCAL mIoU",
+    "ade20k_miou": "ADE20k mIoU",
+    "nyuv2_rmse": "NYUv2 RMSE (no %, lower is better)",
+    "llava_vqav2": "LLaVA VQAv2",
+    "llava_gqa": "LLaVA GQA",
+    "llava_vizwiz": "LLaVA VizWiz",
+    "llava_textvqa": "LLaVA TextVQA",
+    "llava_sqa": "LLaVA SQA",
+    "llava_mmbench": "LLaVA MMBench",
+    "llava_mme": "LLaVA MME (points)",
+    "llava_pope": "LLaVA POPE",
+}
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
 def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
-    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch, the last one there.
+    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch,
+    the last one there.
 
     Damaged files are left out.
     """
@@ -49,11 +68,18 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
 
 
 def of_training(run: Path) -> dict[str, float]:
-    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val), in percent."""
+    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val),
+    in percent."""
     rows = [{}, *validation_rows(run)]
     last = rows[-1].get("epoch")  # of the last line, unless that was cut
-    measured = {name: value for row in rows if row.get("epoch") == last for name, value in row.items()}
-    return {f"{name} (training's own)": 100 * v for name, v in measured.items() if TRAINING_MEASURE.match(name)}
+    measured = {
+        name: value for row in rows if row.get("epoch") == last for name, value in row.items()
+    }
+    return {
+        f"{name} (training's own)": 100 * v
+        for name, v in measured.items()
+        if TRAINING_MEASURE.match(name)
+    }
 
 
 def format_score(key: str, value: float, sign: str = "") -> str:
@@ -62,10 +88,18 @@ def format_score(key: str, value: float, sign: str = "") -> str:
 
 
 def in_order(keys: list[str]) -> list[str]:
-    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval, probe, the rest."""
+    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval,
+    probe, the rest."""
 
     def place(key: str) -> int:
-        return next((place for place, word in enumerate(("zero", "→", "_to_", " to ", "probe")) if word in key), 5)
+        return next(
+            (
+                place
+                for place, word in enumerate(("zero", "→", "_to_", " to ", "probe"))
+                if word in key
+            ),
+            5,
+        )
 
     known = [key for key in LABELS if key in keys]
     return known + sorted((key for key in dict.fromkeys(keys) if key not in LABELS), key=place)
@@ -79,7 +113,9 @@ def _of_records(records: list[dict]) -> dict[str, float]:
         if None not in pair:
             scores[f"{side}_average"] = statistics.mean(pair)
     for parts in averaged([records]).get("average of 38", []):
-        scores["average_of_38"] = 100 * statistics.mean(part["metrics"][measure] for part, measure in parts)
+        scores["average_of_38"] = 100 * statistics.mean(
+            part["metrics"][measure] for part, measure in parts
+        )
     return scores
 
 
@@ -126,7 +162,8 @@ class PairedDifference(Spread):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one seed."""
+        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one
+        seed."""
         if self.std is None:
             return None
         from scipy.stats import t

@@ -1,4 +1,5 @@
-"""A study on SLURM: an array that trains its runs, and a job that waits for them, measures and reports."""
+"""A study on SLURM: an array that trains its runs, and a job that waits for them, measures and
+reports."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,9 +22,11 @@ REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last jo
 
 @dataclass(frozen=True)
 class StudySubmission:
-    """What is left of a study as jobs: an array that trains its runs, and a job that measures them and reports.
+    """What is left of a study as jobs: an array that trains its runs, and a job that measures them
+    and reports.
 
-    If learning rates are tuned, the array trains the trials first, and the next call submits the runs.
+    If learning rates are tuned, the array trains the trials first, and the next call submits the
+    runs.
     """
 
     call: StudyCall
@@ -33,7 +36,8 @@ class StudySubmission:
     workers: int | None = None
 
     def dry_run(self) -> str:
-        """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes nothing."""
+        """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
+        nothing."""
         training = StudyTraining(self.call)
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.chosen()))
@@ -42,23 +46,33 @@ class StudySubmission:
         for place, job in enumerate(jobs):
             *start, file = job.command(f"afterany:${{{RUNS}%%;*}}" if place else "")
             lines.append(f"{job.file.stem}=$({' '.join(start)} {shlex.quote(file)})")
-        return "\n".join([*lines, "", *(f"# {job.file}\n{job.text}" for job in jobs)]).removesuffix("\n")
+        return "\n".join([*lines, "", *(f"# {job.file}\n{job.text}" for job in jobs)]).removesuffix(
+            "\n"
+        )
 
     def submit(self, reads_data: bool) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
         out, queue, summary = self.call.out, my_jobs(), []
         if queue is None:
-            raise InputError("--slurm: squeue does not respond, so queued runs would be submitted again: try later")
+            raise InputError(
+                "--slurm: squeue does not respond, so queued runs would be submitted again: "
+                "try later"
+            )
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             training = prepared_training(self.call)
             trials = unfinished(training.trials())
             runs = trials or unfinished(training.runs(training.tune()))
             submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
-            waits_for = sorted({job.partition("_")[0] for job in submitted.values() if job in queue})
+            waits_for = sorted(
+                {job.partition("_")[0] for job in submitted.values() if job in queue}
+            )
             runs = [run for run in runs if submitted[run.folder] not in queue]
             if not runs and (trials or read_json(out / REPORT_JOB, default={}).get("job") in queue):
-                return f"nothing was submitted: what is left of {out} is in the queue, as squeue --me shows"
+                return (
+                    f"nothing was submitted: what is left of {out} is in the queue, as "
+                    "squeue --me shows"
+                )
             self._check(training, runs, reads_data)
             self.request.keep_setup(out)
             for job in self._jobs(TRIALS if trials else RUNS, runs):
@@ -76,17 +90,23 @@ class StudySubmission:
                     summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
                 waits_for.append(number)
         if trials:
-            summary.append("When they are finished, the same command tunes the learning rates and submits the runs.")
+            summary.append(
+                "When they are finished, the same command tunes the learning rates and submits "
+                "the runs."
+            )
         status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
         return "\n".join([*summary, status, f"  scancel {' '.join(waits_for)}"])
 
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
-        """Returns the array that trains runs, if there are any, and, unless they are trials, the job that reports."""
+        """Returns the array that trains runs, if there are any, and, unless they are trials, the
+        job that reports."""
         call, jobs = self.call, []
         if runs:
             array = f"0-{len(runs) - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
             folders, file = [run.folder for run in runs], call.out / f"{name}.sh"
-            jobs.append(self.request.training(file, f"{call.out.name}-{name}", folders, array=array))
+            jobs.append(
+                self.request.training(file, f"{call.out.name}-{name}", folders, array=array)
+            )
         if name == RUNS:
             file, arguments = call.out / f"{REPORT}.sh", [*call.arguments, "--only", "report"]
             jobs.append(self.request.command(file, f"{call.out.name}-{REPORT}", arguments))
@@ -95,17 +115,25 @@ class StudySubmission:
     def _described(self, run: StudyRun) -> Run:
         request = self.request
         return run.described(
-            request.device, self.call.data, self.call.settings, nodes=request.nodes,
-            gpus_per_node=request.gpus_per_node, gpu_batch_max=self.gpu_batch_max, workers=self.workers,
-        )  # fmt: skip
+            request.device,
+            self.call.data,
+            self.call.settings,
+            nodes=request.nodes,
+            gpus_per_node=request.gpus_per_node,
+            gpu_batch_max=self.gpu_batch_max,
+            workers=self.workers,
+        )
 
     def _check(self, training: StudyTraining, runs: Sequence[StudyRun], reads_data: bool) -> None:
-        """Checks the folders of runs and their data, or only its pattern; InputError for a problem."""
+        """Checks the folders of runs and their data, or only its pattern; InputError for a
+        problem."""
         different = {}
         for run in runs:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)] = plan
+            different[
+                plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)
+            ] = plan
         for plan in different.values():
             accepted_data(plan, "study", reads_data)

@@ -35,8 +35,10 @@ from .scores import of_training
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
 EPOCHS = 2  # of the linear map: CLIP's mIoU is better than with 10, which overfit the map's scenes
-DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}  # the study's name, the result's
-UNNAMED = ("method", "seed", "chosen", "paper")  # fields that are not in a run's name, or in another place of it
+# the study's name, the result's
+DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}
+# fields that are not in a run's name, or in another place of it
+UNNAMED = ("method", "seed", "chosen", "paper")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,18 @@ class StudyRun:
     def recipe(self) -> Recipe:
         return read_recipe(self.file, dict(self.set))
 
-    def described(self, device: str, data: str | None, settings: Settings = DEFAULTS, **machines) -> Run:
+    def described(
+        self, device: str, data: str | None, settings: Settings = DEFAULTS, **machines
+    ) -> Run:
         """Returns the run as `make_run` makes it."""
-        return make_run(self.recipe, data=data, device=device, settings=settings, set_=dict(self.set), **machines)
+        return make_run(
+            self.recipe,
+            data=data,
+            device=device,
+            settings=settings,
+            set_=dict(self.set),
+            **machines,
+        )
 
     @property
     def state(self) -> dict:
@@ -72,10 +83,13 @@ class StudyRun:
         """The CPU time of its training; None if a job trained it."""
         return read_json(self.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
 
-    def train(self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS) -> None:
+    def train(
+        self, device: str, data: str | None, stop: threading.Event, settings: Settings = DEFAULTS
+    ) -> None:
         """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
 
-        Raises InputError if it fails, with its last message, if `stop` ends it, and if it is trained elsewhere.
+        Raises InputError if it fails, with its last message, if `stop` ends it, and if it is
+        trained elsewhere.
         """
         if self.is_finished:
             return
@@ -85,8 +99,12 @@ class StudyRun:
         output = self.folder.with_name(f"{self.folder.name}.output")
         RunFolder(self.folder).write(self.described(device, data, settings))
         before = self.state
-        code, seconds = run_superclip(["run", str(self.folder)], output, device == "cpu", stop.is_set)
-        write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": (self.cpu_seconds or 0.0) + seconds})
+        code, seconds = run_superclip(
+            ["run", str(self.folder)], output, device == "cpu", stop.is_set
+        )
+        write_json(
+            self.folder / "cpu_seconds.json", {"cpu_seconds": (self.cpu_seconds or 0.0) + seconds}
+        )
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if code != 0:
@@ -96,14 +114,20 @@ class StudyRun:
         output.unlink()
 
 
-def run_name(common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = MappingProxyType({})) -> str:
-    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its seed.
+def run_name(
+    common: Recipe, recipe: Recipe, is_common: Mapping[str, bool] = MappingProxyType({})
+) -> str:
+    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its
+    seed.
 
-    `is_common` has the fields that a study sets for all runs: whether this run has that value, which is left out.
+    `is_common` has the fields that a study sets for all runs: whether this run has that value,
+    which is left out.
     """
     theirs = flat(common.as_dict())
     ours = {key: None for key in theirs if key.startswith("flags.")} | flat(recipe.as_dict())
-    differ = [key for key in ours if not is_common.get(key, key in theirs and ours[key] == theirs[key])]
+    differ = [
+        key for key in ours if not is_common.get(key, key in theirs and ours[key] == theirs[key])
+    ]
     values = {key: re.sub(r"[^\w.-]|_", "-", str(ours[key])).lower() for key in differ}
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in values.items()]
     return "_".join([recipe.method, *parts, f"seed{recipe.seed}"])
@@ -114,12 +138,17 @@ def flat(values: dict, prefix: str = "") -> dict:
     found: dict = {}
     for key, value in values.items():
         if key not in UNNAMED:
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+            found |= (
+                flat(value, f"{prefix}{key}.")
+                if isinstance(value, dict)
+                else {f"{prefix}{key}": value}
+            )
     return found
 
 
 def open_trained(weights: Path, model: str) -> tuple[nn.Module, Callable, Callable]:
-    """Returns (model in evaluation mode, preprocess, tokenizer) of a checkpoint; `model` is the run's --model."""
+    """Returns (model in evaluation mode, preprocess, tokenizer) of a checkpoint; `model` is the
+    run's --model."""
     opened = open_checkpoint(read_checkpoint(weights), model)
     return opened.model, opened.preprocess(), opened.tokenizer
 
@@ -127,34 +156,47 @@ def open_trained(weights: Path, model: str) -> tuple[nn.Module, Callable, Callab
 def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) -> dict:
     """Returns the digest of a trained run's weights, its CPU seconds and its measures.
 
-    It is measured now, unless the same versions have measured the same weights. InputError if `stop` ends that.
-    `measures` is one of MEASURES, and `scenes` is the folder of the demo's model and scenes.
+    It is measured now, unless the same versions have measured the same weights. InputError if
+    `stop` ends that. `measures` is one of MEASURES, and `scenes` is the folder of the demo's model
+    and scenes.
     """
     found = checkpoints(run.folder / "checkpoints")
     last = RunFolder(run.folder).record().get("plan", {}).get("epochs") or max(found, default=None)
     if last not in found:
-        raise InputError(f"{run.folder} is finished but lacks its last checkpoint: remove it, to train the run again")
+        raise InputError(
+            f"{run.folder} is finished but lacks its last checkpoint: remove it, to train the "
+            "run again"
+        )
     weights, file = found[last], run.folder / f"{measures}-{run.split}.json"
     record = {
-        "run": run.folder.name, "checkpoint": content_digest(weights)[:16], "cpu_seconds": run.cpu_seconds,
+        "run": run.folder.name,
+        "checkpoint": content_digest(weights)[:16],
+        "cpu_seconds": run.cpu_seconds,
         "versions": versions(*PACKAGES),
-    }  # fmt: skip
+    }
     if measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last}
     before = read_json(file, default={})
-    if before.get("measures") and all(before.get(name) == record[name] for name in ("checkpoint", "versions")):
+    if before.get("measures") and all(
+        before.get(name) == record[name] for name in ("checkpoint", "versions")
+    ):
         return {**record, "measures": before["measures"]}
     record["measures"] = _measure(run, weights, measures, scenes, stop)
     write_json(file, record)
     return record
 
 
-def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event) -> dict[str, float]:
+def _measure(
+    run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event
+) -> dict[str, float]:
     if measures == "dense-scenes":
         return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
     if measures == "validation":
-        return {name.removesuffix(" (training's own)"): score for name, score in of_training(run.folder).items()}
+        return {
+            name.removesuffix(" (training's own)"): score
+            for name, score in of_training(run.folder).items()
+        }
     model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
     if measures == "natural":
         return on_scenes.measure_natural(model, split=run.split, seed=run.seed)
@@ -169,22 +211,44 @@ def _measure(run: StudyRun, weights: Path, measures: str, scenes: Path, stop: th
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:
-    """Returns the mean IoU of the scenes' classes in percent, and the RMSE of their depths in centimetres.
+    """Returns the mean IoU of the scenes' classes in percent, and the RMSE of their depths in
+    centimetres.
 
-    They are of a linear map of the frozen patch tokens. `weights` are RUN/checkpoints/epoch_N.pt; the results are in
-    RUN/evaluation, as if `superclip evaluate` had been called by hand. `write_dense_scenes` has filled `scenes`.
+    They are of a linear map of the frozen patch tokens. `weights` are RUN/checkpoints/epoch_N.pt;
+    the results are in RUN/evaluation, as if `superclip evaluate` had been called by hand.
+    `write_dense_scenes` has filled `scenes`.
     """
     out = weights.parent.parent / "evaluation"
     output = out.with_name("evaluation.output")
     command = [
-        "evaluate", str(weights), "--data", str(scenes), "--suite", "dense", "--datasets", *DENSE,
-        "--dense-epochs", str(EPOCHS), "--device", "cpu", "--workers", "0", "--out", str(out),
-    ]  # fmt: skip
+        "evaluate",
+        str(weights),
+        "--data",
+        str(scenes),
+        "--suite",
+        "dense",
+        "--datasets",
+        *DENSE,
+        "--dense-epochs",
+        str(EPOCHS),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--out",
+        str(out),
+    ]
     code, _ = run_superclip(command, output, True, is_to_stop)
     if code != 0:
-        raise InputError(f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}")
+        raise InputError(
+            f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}"
+        )
     output.unlink()
     source = os.path.relpath(weights.resolve(), out.resolve())
     ours = {"model": f"{out.resolve().parent.name}/{weights.stem}", "source": source}.items()
-    found = {one["dataset"]: one["metrics"] for one in map(read_json, out.glob("*.json")) if ours <= one.items()}
+    found = {
+        one["dataset"]: one["metrics"]
+        for one in map(read_json, out.glob("*.json"))
+        if ours <= one.items()
+    }
     return {name: 100 * found[dataset][metric] for dataset, (name, metric) in DENSE.items()}

@@ -19,18 +19,22 @@ KNOWN = 4.0  # lift at and above which a word is known
 FORGOTTEN = KNOWN / 2  # lift below which a previously known word is forgotten
 NUM_LOOKED_AT = 20  # a word's lift is evaluated whenever this many more captions contain it
 BANDS = {  # minimum fraction of captions that contain the word, and the band's colour
-    "10 % or more": (1e-1, "#3b0f70"), "1 to 10 %": (1e-2, "#8c2981"), "0.1 to 1 %": (1e-3, "#de4968"),
-    "0.01 to 0.1 %": (1e-4, "#fe9f6d"), "less than 0.01 %": (0.0, "#e8c500"),
-}  # fmt: skip
+    "10 % or more": (1e-1, "#3b0f70"),
+    "1 to 10 %": (1e-2, "#8c2981"),
+    "0.1 to 1 %": (1e-3, "#de4968"),
+    "0.01 to 0.1 %": (1e-4, "#fe9f6d"),
+    "less than 0.01 %": (0.0, "#e8c500"),
+}
 
 
 class WordCourse(NamedTuple):
     """How a run learned its words, over its E recorded epochs.
 
-    A word's lift is its mean probability for images with the word in their caption, divided by its mean probability for
-    other images; it is 1 if the head has learned nothing about the word. The lift is evaluated at the end of an epoch,
-    once NUM_LOOKED_AT captions have contained the word since the last evaluation. A missing epoch is assumed to have as
-    many captions as the next recorded one.
+    A word's lift is its mean probability for images with the word in their caption, divided by its
+    mean probability for other images; it is 1 if the head has learned nothing about the word. The
+    lift is evaluated at the end of an epoch, once NUM_LOOKED_AT captions have contained the word
+    since the last evaluation. A missing epoch is assumed to have as many captions as the next
+    recorded one.
     """
 
     name: str
@@ -40,9 +44,12 @@ class WordCourse(NamedTuple):
     num_captions: int  # captions observed in the recorded epochs
     captions: Tensor  # int64 [V], observed captions that contain the token
     band: Tensor  # int64 [V], index in BANDS; -1 for tokens in too few captions
-    learned: Tensor  # int64 [V], index of the first epoch with a lift of at least KNOWN; -1 if there is none
+    # int64 [V], index of the first epoch with a lift of at least KNOWN; -1 if there is none
+    learned: Tensor
     lift: Tensor  # float64 [V], last evaluated lift; NaN if never evaluated
-    known: Tensor  # float64 [BANDS, E], fraction of a band's words with a lift of at least KNOWN; NaN for empty bands
+    # float64 [BANDS, E], fraction of a band's words with a lift of at least KNOWN; NaN for empty
+    # bands
+    known: Tensor
     median_lift: Tensor  # float64 [BANDS, E]
 
     @property
@@ -51,12 +58,14 @@ class WordCourse(NamedTuple):
         return (self.learned >= 0) & (self.lift < FORGOTTEN)
 
     def learned_after(self, token: int) -> int | None:
-        """Returns the number of captions trained on before the token was first known, or None if it never was."""
+        """Returns the number of captions trained on before the token was first known, or None if
+        it never was."""
         epoch = int(self.learned[token])
         return self.samples[epoch] if epoch >= 0 else None
 
     def state(self, token: int) -> str:
-        """Returns the state of a token: learned, forgotten, not yet learned, or too rare to tell."""
+        """Returns the state of a token: learned, forgotten, not yet learned, or too rare to
+        tell."""
         if self.band[token] < 0:
             return "too rare to tell"
         if self.learned[token] < 0:
@@ -65,7 +74,8 @@ class WordCourse(NamedTuple):
 
 
 def word_course(name: str, files: CourseFiles) -> WordCourse:
-    """Returns how a run learned its words, ignoring punctuation; reads each file twice, as bands need all epochs."""
+    """Returns how a run learned its words, ignoring punctuation; reads each file twice, as bands
+    need all epochs."""
     is_word = torch.tensor([any(map(str.isalnum, text)) for text in files.texts])
 
     def read(epoch: int) -> EpochWords:
@@ -81,13 +91,19 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
 
-    sums = torch.zeros(4, len(totals), dtype=torch.float64)  # accumulated since each word's last evaluation
+    # accumulated since each word's last evaluation
+    sums = torch.zeros(4, len(totals), dtype=torch.float64)
     lift, learned = torch.full_like(sums[0], torch.nan), torch.full_like(totals, -1)
     known, median_lift = [], []
     for index, words in enumerate(map(read, files.epochs)):
         captions, others = words.captions.double(), (words.num_captions - words.captions).double()
-        probabilities = words.share_where_label.double() * captions, words.share_where_not.double() * others
-        sums += torch.stack([captions, others, *(values.nan_to_num(0.0) for values in probabilities)])
+        probabilities = (
+            words.share_where_label.double() * captions,
+            words.share_where_not.double() * others,
+        )
+        sums += torch.stack(
+            [captions, others, *(values.nan_to_num(0.0) for values in probabilities)]
+        )
         captions, others, with_word, without_word = sums
         is_due = captions >= NUM_LOOKED_AT
         lift = torch.where(is_due, (with_word / captions) / (without_word / others), lift)
@@ -97,13 +113,23 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         known.append([is_known[band == one].double().mean() for one in range(len(BANDS))])
         median_lift.append([lift[band == one].nanmedian() for one in range(len(BANDS))])
     return WordCourse(
-        name, files.texts, files.epochs, samples[1:], num_captions, totals, band, learned, lift,
-        torch.tensor(known).double().T, torch.tensor(median_lift).double().T,
-    )  # fmt: skip
+        name,
+        files.texts,
+        files.epochs,
+        samples[1:],
+        num_captions,
+        totals,
+        band,
+        learned,
+        lift,
+        torch.tensor(known).double().T,
+        torch.tensor(median_lift).double().T,
+    )
 
 
 def course_record(course: WordCourse) -> dict:
-    """Returns the non-empty bands of a run's words, most frequent words first, and their curves, for JSON."""
+    """Returns the non-empty bands of a run's words, most frequent words first, and their curves,
+    for JSON."""
 
     def numbers(curve: Tensor) -> list[float | None]:
         return [round(value, 6) if abs(value) < float("inf") else None for value in curve.tolist()]
@@ -112,18 +138,30 @@ def course_record(course: WordCourse) -> dict:
     for index in course.band[course.band >= 0].unique().tolist():
         words = course.band == index
         num, learned, forgotten = (
-            int((words & which).sum()) for which in (words, course.learned >= 0, course.is_forgotten)
+            int((words & which).sum())
+            for which in (words, course.learned >= 0, course.is_forgotten)
         )
         half = (course.known[index] >= 0.5).nonzero().flatten().tolist()
-        bands.append({
-            "band": list(BANDS)[index], "words": num, "learned": learned - forgotten, "forgotten": forgotten,
-            "not_yet": num - learned, "half_known_after": course.samples[half[0]] if half else None,
-            "known": numbers(course.known[index]), "median_lift": numbers(course.median_lift[index]),
-        })  # fmt: skip
+        bands.append(
+            {
+                "band": list(BANDS)[index],
+                "words": num,
+                "learned": learned - forgotten,
+                "forgotten": forgotten,
+                "not_yet": num - learned,
+                "half_known_after": course.samples[half[0]] if half else None,
+                "known": numbers(course.known[index]),
+                "median_lift": numbers(course.median_lift[index]),
+            }
+        )
     return {
-        "run": course.name, "known_from_lift": KNOWN, "captions_for_a_look": NUM_LOOKED_AT, "epochs": course.epochs,
-        "captions": course.samples, "bands": bands,
-    }  # fmt: skip
+        "run": course.name,
+        "known_from_lift": KNOWN,
+        "captions_for_a_look": NUM_LOOKED_AT,
+        "epochs": course.epochs,
+        "captions": course.samples,
+        "bands": bands,
+    }
 
 
 def course_text(course: WordCourse) -> str:
@@ -135,42 +173,77 @@ def course_text(course: WordCourse) -> str:
     ]
     num_rare = int(((course.captions > 0) & (course.band < 0)).sum())
     lines = [
-        f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word is known if its "
-        f"probability is {KNOWN:g} × that in other images; {num_rare:,} words are in fewer than {NUM_LOOKED_AT} of "
-        f"the {course.num_captions:,} observed captions",
-        aligned_table(["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"], rows),
+        f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a "
+        "word is known if its "
+        f"probability is {KNOWN:g} × that in other images; {num_rare:,} words are in fewer "
+        f"than {NUM_LOOKED_AT} of the {course.num_captions:,} observed captions",
+        aligned_table(
+            ["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"],
+            rows,
+        ),
     ]
     by_frequency = course.captions.argsort(descending=True, stable=True).tolist()
-    by_time = sorted((token for token in by_frequency if course.learned[token] >= 0), key=course.learned_after)
+    by_time = sorted(
+        (token for token in by_frequency if course.learned[token] >= 0), key=course.learned_after
+    )
     lists = {"first": by_time, "last": by_time[::-1]}
     for state in ("not yet learned", "forgotten"):
-        lists[state] = [token for token in by_frequency if course.captions[token] and course.state(token) == state]
-    some = [f"{title}: {listed(course.texts[token] for token in tokens)}" for title, tokens in lists.items() if tokens]
+        lists[state] = [
+            token
+            for token in by_frequency
+            if course.captions[token] and course.state(token) == state
+        ]
+    some = [
+        f"{title}: {listed(course.texts[token] for token in tokens)}"
+        for title, tokens in lists.items()
+        if tokens
+    ]
     return "\n\n".join([*lines, "\n".join(some)]) + "\n"
 
 
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
-    """Writes word_course.csv (one row per run and word), .json (the curves of each band) and .png (a plot of them)."""
-    rows = [["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]]
+    """Writes word_course.csv (one row per run and word), .json (the curves of each band) and
+    .png (a plot of them)."""
+    rows = [
+        ["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]
+    ]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
             captions, lift = int(course.captions[token]), float(course.lift[token])
-            rows.append([
-                course.name, token, course.texts[token], captions, f"{captions / course.num_captions:.6g}",
-                course.state(token), course.learned_after(token), "" if lift != lift else f"{lift:.4g}",
-            ])  # fmt: skip
-    write_json(out / f"{NAME}.json", {"runs": [course_record(course) for course in courses]}, allow_nan=False)
+            rows.append(
+                [
+                    course.name,
+                    token,
+                    course.texts[token],
+                    captions,
+                    f"{captions / course.num_captions:.6g}",
+                    course.state(token),
+                    course.learned_after(token),
+                    "" if lift != lift else f"{lift:.4g}",
+                ]
+            )
+    write_json(
+        out / f"{NAME}.json",
+        {"runs": [course_record(course) for course in courses]},
+        allow_nan=False,
+    )
     write_text(out / f"{NAME}.csv", csv_text(rows))
     write_bytes(out / f"{NAME}.png", draw_word_courses(courses))
 
 
 def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
-    """Returns a PNG with one column per run: each band's fraction of known words above, its median lift below."""
+    """Returns a PNG with one column per run: each band's fraction of known words above, its
+    median lift below."""
     plt = pyplot()
     figure, grid = plt.subplots(
-        2, len(courses), figsize=(max(5.5, 4.4 * len(courses)), 5.6), squeeze=False, sharex="col", sharey="row",
+        2,
+        len(courses),
+        figsize=(max(5.5, 4.4 * len(courses)), 5.6),
+        squeeze=False,
+        sharex="col",
+        sharey="row",
         layout="constrained",
-    )  # fmt: skip
+    )
     for (above, below), course in zip(grid.T, courses, strict=True):
         for index, (band, (_, colour)) in enumerate(BANDS.items()):
             num_words = int((course.band == index).sum())

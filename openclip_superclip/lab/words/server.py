@@ -1,4 +1,5 @@
-"""The web page of `superclip words --serve`, which shows the words in an image and their locations."""
+"""The web page of `superclip words --serve`, which shows the words in an image and their
+locations."""
 
 import threading
 from pathlib import Path
@@ -21,8 +22,8 @@ from .tagger import FULL_BAR, Tagger, lexicon
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of an image: its decoded copies take up to 1 GB
 MAX_REQUESTS = 20  # at a time, whose images wait in memory
 POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -30,7 +31,7 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
     """Returns the application, which writes no files and discards each image after its response."""
     html = html_template(Path(__file__).with_name("word_map.html")).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
-    )  # fmt: skip
+    )
     one_at_a_time = threading.Lock()  # images and the logits of all patches take much memory
 
     def page(_: Request) -> HTMLResponse:
@@ -45,24 +46,33 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
             async for chunk in request.stream():
                 content += chunk
                 if len(content) > MAX_BYTES:
-                    return JSONResponse({"error": f"the file has more than {bytes_text(MAX_BYTES)}"}, 413)
+                    return JSONResponse(
+                        {"error": f"the file has more than {bytes_text(MAX_BYTES)}"}, 413
+                    )
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        return await run_in_threadpool(answer, bytes(content), request.query_params.get("words", ""))
+        return await run_in_threadpool(
+            answer, bytes(content), request.query_params.get("words", "")
+        )
 
     def answer(content: bytes, typed: str) -> JSONResponse:
         with one_at_a_time:
             found = answer_to(tagger, content, typed)
         return JSONResponse(found, 422 if "error" in found else 200)
 
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # against DNS rebinding
-    return Starlette(routes=[Route("/", page), Route("/words", words, methods=["POST"])], middleware=[hosts])
+    # against DNS rebinding
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    return Starlette(
+        routes=[Route("/", page), Route("/words", words, methods=["POST"])], middleware=[hosts]
+    )
 
 
 def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
-    """Returns an image as the model sees it and its words, or an error, given the content of its file.
+    """Returns an image as the model sees it and its words, or an error, given the content of its
+    file.
 
-    `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a file.
+    `typed` are words separated by commas, "" for the tagger's. Unlike --words, they never name a
+    file.
     """
     image, reason = read_image(content, _as_trained)
     if image is None:
@@ -80,7 +90,11 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
 
 
 def _as_trained(image: Image.Image) -> Image.Image:
-    """Converts an image as training does; ValueError, before it is decoded, for one with too many pixels."""
+    """Converts an image as training does; ValueError, before it is decoded, for one with too
+    many pixels."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"it has {image.width:,} × {image.height:,} pixels: expected at most {MAX_PIXELS:,} in all")
+        raise ValueError(
+            f"it has {image.width:,} × {image.height:,} pixels: expected at most "
+            f"{MAX_PIXELS:,} in all"
+        )
     return as_trained(image)

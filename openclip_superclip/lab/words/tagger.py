@@ -1,4 +1,5 @@
-"""Maps words to the tokens that spell them, and tags images with the words that a model's class head predicts."""
+"""Maps words to the tokens that spell them, and tags images with the words that a model's class
+head predicts."""
 
 import itertools
 import os
@@ -14,7 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.checkpoint import Checkpoint, check_match, check_values, checkpoint_of, fixed_idf, read_checkpoint
+from ...checkpoints.checkpoint import (
+    Checkpoint,
+    check_match,
+    check_values,
+    checkpoint_of,
+    fixed_idf,
+    read_checkpoint,
+)
 from ...checkpoints.run_outputs import run_options
 from ...data.captions import token_texts
 from ...environment import check_device
@@ -24,7 +32,8 @@ from ...method.head_input import head_input_map
 from ...method.idf import special_token_ids
 from ...openclip.replacing import plugins_model_class
 
-FULL_BAR = 0.2  # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
+# score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
+FULL_BAR = 0.2
 TOP = 10  # words per image, without --words
 NO_HEAD = "train with --superclip, and export with --with-head"
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
@@ -40,46 +49,76 @@ class Lexicon(NamedTuple):
 
 
 def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the words that are single tokens of the tokenizer, about 32,000 for CLIP's vocabulary."""
+    """Returns the words that are single tokens of the tokenizer, about 32,000 for CLIP's
+    vocabulary."""
     texts = enumerate(token_texts(tokenizer, vocab_size))
-    words = {text.lower(): [id] for id, text in texts if text.isalpha() and len(text) >= SHORTEST_WORD}
+    words = {
+        text.lower(): [id] for id, text in texts if text.isalpha() and len(text) >= SHORTEST_WORD
+    }
     if isinstance(tokenizer, SimpleTokenizer):  # its texts mark parts of words
-        return Lexicon(list(words), torch.tensor(list(words.values()), dtype=torch.int64).view(-1, 1), vocab_size)
+        return Lexicon(
+            list(words),
+            torch.tensor(list(words.values()), dtype=torch.int64).view(-1, 1),
+            vocab_size,
+        )
     every = lexicon(list(words), tokenizer, vocab_size)
     is_single = (every.tokens < vocab_size).sum(dim=1) == 1
-    return Lexicon(list(itertools.compress(every.words, is_single)), every.tokens[is_single, :1], vocab_size)
+    return Lexicon(
+        list(itertools.compress(every.words, is_single)), every.tokens[is_single, :1], vocab_size
+    )
 
 
 def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
-    """Returns the words and phrases of --words, a comma-separated list or a file with one per line."""
+    """Returns the words and phrases of --words, a comma-separated list or a file with one per
+    line."""
     try:
-        lines = Path(flag).read_text("utf-8-sig").splitlines() if os.path.isfile(flag) else flag.split(",")
+        lines = (
+            Path(flag).read_text("utf-8-sig").splitlines()
+            if os.path.isfile(flag)
+            else flag.split(",")
+        )
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--words: {flag} cannot be read as text ({reason(error)})") from error
     words = [" ".join(line.split()) for line in lines if line.strip()]
     if not words:
-        raise InputError(f"--words is '{flag}'; expected words separated by commas, or a file with one per line")
+        raise InputError(
+            f"--words is '{flag}'; expected words separated by commas, or a file with one per line"
+        )
     chosen = lexicon(words, tokenizer, vocab_size)
     if unknown := [word for word in words if word not in chosen.words]:
         raise InputError(f"--words: the model's tokenizer has no tokens for {listed(unknown)}")
     return chosen
 
 
-def lexicon(words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool = False) -> Lexicon:
-    """Returns the words and phrases that the tokenizer has tokens for, as spelled after a space or at the start."""
-    found = {word: ids for word, ids in zip(words, _spell(words, tokenizer, vocab_size, at_start), strict=True) if ids}
+def lexicon(
+    words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool = False
+) -> Lexicon:
+    """Returns the words and phrases that the tokenizer has tokens for, as spelled after a space
+    or at the start."""
+    found = {
+        word: ids
+        for word, ids in zip(words, _spell(words, tokenizer, vocab_size, at_start), strict=True)
+        if ids
+    }
     longest = max(map(len, found.values()), default=1)
     rows = [[*ids, *[vocab_size] * (longest - len(ids))] for ids in found.values()]
     return Lexicon(list(found), torch.tensor(rows, dtype=torch.int64).view(-1, longest), vocab_size)
 
 
 def start_differs(tokenizer: Callable) -> bool:
-    """Returns whether a word at the start of a caption has other tokens, as with RoBERTa's and Gemma's tokenizers."""
-    return not isinstance(tokenizer, SimpleTokenizer) and len(set(tokenizer.tokenizer.tokenize("a a"))) > 1
+    """Returns whether a word at the start of a caption has other tokens, as with RoBERTa's and
+    Gemma's tokenizers."""
+    return (
+        not isinstance(tokenizer, SimpleTokenizer)
+        and len(set(tokenizer.tokenizer.tokenize("a a"))) > 1
+    )
 
 
-def _spell(words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool) -> list[list[int]]:
-    """Returns the distinct token ids of each word, as the class loss counts them; [] if a part of it is unknown."""
+def _spell(
+    words: list[str], tokenizer: Callable, vocab_size: int, at_start: bool
+) -> list[list[int]]:
+    """Returns the distinct token ids of each word, as the class loss counts them; [] if a part
+    of it is unknown."""
     special, unknown, num_before = set(special_token_ids(tokenizer)), set(), 0
     if isinstance(tokenizer, SimpleTokenizer):
         rows = map(tokenizer.encode, words)
@@ -87,21 +126,32 @@ def _spell(words: list[str], tokenizer: Callable, vocab_size: int, at_start: boo
         inner = tokenizer.tokenizer  # some tokenizers use the unknown token as the end token, too
         if not at_start and start_differs(tokenizer):
             words, num_before = [f"a {word}" for word in words], len(inner.tokenize("a"))
-        chunks = (tokenizer(words[start : start + CHUNK]).tolist() for start in range(0, len(words), CHUNK))
+        chunks = (
+            tokenizer(words[start : start + CHUNK]).tolist()
+            for start in range(0, len(words), CHUNK)
+        )
         rows = itertools.chain.from_iterable(chunks)
-        unknown = {inner.unk_token_id} - {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id}
-    ids = ([] if unknown.intersection(row) else [id for id in row if id not in special][num_before:] for row in rows)
+        unknown = {inner.unk_token_id} - {
+            inner.eos_token_id,
+            inner.bos_token_id,
+            inner.pad_token_id,
+        }
+    ids = (
+        [] if unknown.intersection(row) else [id for id in row if id not in special][num_before:]
+        for row in rows
+    )
     return [list(dict.fromkeys(word)) if max(word, default=0) < vocab_size else [] for word in ids]
 
 
 class WordProbabilities:
     """Computes the probability of each word from the probabilities of tokens.
 
-    The head is trained to predict ŷ, the distribution of the caption's tokens in proportion to their IDF weights w;
-    p = softmax(logits) estimates it. The score of a word with one token is p of that token. The score of a word with
-    several tokens c is min(p_c / w_c) · Σ w_c. This is Σ p_c if the tokens occur in the word's own proportions;
-    probability in excess of these is attributed to other words. Tokens of weight 0, which every caption contains, carry
-    no information and are ignored. `weights` are w [V].
+    The head is trained to predict ŷ, the distribution of the caption's tokens in proportion to
+    their IDF weights w; p = softmax(logits) estimates it. The score of a word with one token is p
+    of that token. The score of a word with several tokens c is min(p_c / w_c) · Σ w_c. This is Σ
+    p_c if the tokens occur in the word's own proportions; probability in excess of these is
+    attributed to other words. Tokens of weight 0, which every caption contains, carry no
+    information and are ignored. `weights` are w [V].
     """
 
     def __init__(self, lexicon: Lexicon, weights: Tensor):
@@ -114,7 +164,8 @@ class WordProbabilities:
     def of(self, probabilities: Tensor, words: Tensor | slice = slice(None)) -> Tensor:
         """Returns the scores of words [..., N], given the probabilities of tokens [..., V]."""
         tokens = self.tokens[words]
-        per_weight = probabilities[..., tokens.clamp_max(self.blank - 1)] / self.weights[tokens]  # [..., N, L]
+        # [..., N, L]
+        per_weight = probabilities[..., tokens.clamp_max(self.blank - 1)] / self.weights[tokens]
         least = per_weight.masked_fill(tokens == self.blank, torch.inf).amin(dim=-1)
         return (least * self.totals[words]).nan_to_num(nan=0.0)
 
@@ -133,17 +184,25 @@ class Opened(NamedTuple):
 
 
 def read_model(path: Path) -> Checkpoint:
-    """Returns the checkpoint of --model, the latest one if it is a run's folder. Raises InputError if there is none."""
+    """Returns the checkpoint of --model, the latest one if it is a run's folder.
+
+    Raises InputError if there is none."""
     if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
-        raise InputError(f"--model: {path} is for transformers; export the checkpoint with --with-head alone")
+        raise InputError(
+            f"--model: {path} is for transformers; export the checkpoint with --with-head alone"
+        )
     try:
         return read_checkpoint(checkpoint_of(path))
     except InputError as error:
         raise InputError(f"--model: {error}") from error
 
 
-def open_with_head(path: Path, architecture: str | None = None, device: str | None = None) -> Opened:
-    """Opens the model in a file or folder with `open_checkpoint`. Raises InputError if it has no class head."""
+def open_with_head(
+    path: Path, architecture: str | None = None, device: str | None = None
+) -> Opened:
+    """Opens the model in a file or folder with `open_checkpoint`.
+
+    Raises InputError if it has no class head."""
     device = check_device(device)
     checkpoint = read_model(path)
     if not checkpoint.head():
@@ -151,8 +210,11 @@ def open_with_head(path: Path, architecture: str | None = None, device: str | No
     return open_checkpoint(checkpoint, architecture, device)
 
 
-def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, device: str = "cpu") -> Opened:
-    """Returns the model of a checkpoint, with its class head if it has one. Raises InputError if it cannot be built.
+def open_checkpoint(
+    checkpoint: Checkpoint, architecture: str | None = None, device: str = "cpu"
+) -> Opened:
+    """Returns the model of a checkpoint, with its class head if it has one. Raises InputError if it
+    cannot be built.
 
     `architecture` is the name of the OpenCLIP model, if it is not recorded with the weights.
     """
@@ -164,7 +226,9 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
         counts = fixed_idf(checkpoint, tokenizer)
         weights = weights | counts
         head["superclip"] = {
-            "ignored_tokens": () if options.get("superclip_special_tokens") else special_token_ids(tokenizer),
+            "ignored_tokens": ()
+            if options.get("superclip_special_tokens")
+            else special_token_ids(tokenizer),
             "head_input": head_input_of(weights),
             "frequencies": tuple(counts.values()) or None,
         }
@@ -175,7 +239,9 @@ def open_checkpoint(checkpoint: Checkpoint, architecture: str | None = None, dev
     model.load_state_dict(weights)
     token_weights = _token_weights(model, options) if has_head else None
     preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
-    return Opened(model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, token_weights)
+    return Opened(
+        model.eval().requires_grad_(False).to(device), tokenizer, preprocess_cfg, token_weights
+    )
 
 
 def _token_weights(model: nn.Module, options: dict) -> Tensor:
@@ -198,13 +264,16 @@ class Seen(NamedTuple):
 class Tagger:
     """Tags images with the `top` words of those chosen, by default all of them.
 
-    If none are chosen, these are all words that are single tokens of the model's vocabulary, and the best 10 of them.
+    If none are chosen, these are all words that are single tokens of the model's vocabulary, and
+    the best 10 of them.
     """
 
     def __init__(self, opened: Opened, chosen: Lexicon | None = None, top: int | None = None):
         self.opened, weights = opened, opened.token_weights.cpu()
         self.lexicon = open_lexicon(opened.tokenizer, len(weights)) if chosen is None else chosen
-        self.top = min(top or (TOP if chosen is None else len(chosen.words)), len(self.lexicon.words))
+        self.top = min(
+            top or (TOP if chosen is None else len(chosen.words)), len(self.lexicon.words)
+        )
         self.words = WordProbabilities(self.lexicon, weights)
         self.preprocess = opened.preprocess()
 
@@ -213,8 +282,10 @@ class Tagger:
         """Returns the words of an image, highest score first."""
         model, head = self.opened.model, self.opened.model.class_head
         inputs = self.preprocess(image)[None].to(head.weight.device)
-        (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()  # [W, h, w]
-        scores, best = self.words.of(self._probabilities(patches.mean(dim=(1, 2)))).topk(self.top)  # [K]
+        # [W, h, w]
+        (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()
+        # [K]
+        scores, best = self.words.of(self._probabilities(patches.mean(dim=(1, 2)))).topk(self.top)
         maps = self.words.of(self._probabilities(patches.flatten(1).T), best)  # [h · w, K]
         return [
             Seen(self.lexicon.words[word], score, map.max().item(), map)
