@@ -41,8 +41,7 @@ class Rule:
 
     Args:
         message: the error, a format string in which `{name}` is an attribute of the facts and
-        `{found}` is what
-            `broken` returned; a literal brace is doubled.
+            `{found}` is what `broken` returned; a literal brace is doubled.
         broken: of the facts; true, or a value such as a list of names, if the rule is broken.
     """
 

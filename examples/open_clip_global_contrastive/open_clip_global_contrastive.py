@@ -21,8 +21,8 @@ class GlobalContrastiveLoss(ClipLoss):
 
     The objective is F = mean_i (log(eps + g_i) + log(eps + h_i)) / 2 over a data set. With s the
     logit scale,
-        g_i = mean over j != i of exp(s (image_i . text_j - image_i . text_i)); h_i exchanges image
-        and text.
+        g_i = mean over j != i of exp(s (image_i . text_j - image_i . text_i));
+    h_i exchanges image and text.
     Its gradient is mean_i (grad g_i / (eps + g_i) + ...) / 2. A batch estimates grad g_i without
     bias, but not the quotient: small batches are biased. So the denominator takes a running
     estimate per sample,

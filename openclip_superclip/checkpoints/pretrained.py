@@ -147,8 +147,7 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
 
     Returns:
         Arguments for OpenCLIP's factory, and a function that loads the file into the model if
-        OpenCLIP would ignore
-        --pretrained, else None.
+        OpenCLIP would ignore --pretrained, else None.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):

@@ -409,7 +409,8 @@ def check_kind(
 
     Args:
         with_ddp: whether the run uses torch.distributed; None for a single process, which can
-        resume from both kinds. has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+            resume from both kinds.
+        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
     from .checkpoint import check_values, read_checkpoint
 

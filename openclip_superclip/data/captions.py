@@ -118,8 +118,9 @@ class CaptionTokens:
         rank: the rank of this process; None if each sample is read once per epoch, on any rank.
         epoch: its `get_value()` returns the current epoch, in the workers as well.
         found_long: whether the data is known to have long captions; if not, the run fails after
-        NUM_WITHOUT samples. separate_words: whether each loss has its own tokens: in the mode
-        *dual*, and if a table lacks captions.
+            NUM_WITHOUT samples.
+        separate_words: whether each loss has its own tokens: in the mode *dual*, and if a table
+            lacks captions.
     """
 
     config: Config

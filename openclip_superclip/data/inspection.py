@@ -131,8 +131,7 @@ def inspect(
     Args:
         long_caption: the key of the long caption; "" if it is not used.
         full: read all shards, with a process per core, instead of the beginnings of the first and
-        the last one and, if
-            these are broken, of a few more.
+            the last one and, if these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
         num_images: the number of images to decode in each inspected shard.

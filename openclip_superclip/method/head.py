@@ -22,8 +22,7 @@ class ClassHead(nn.Module):
         width: W, the width of its input.
         vocab_size: V, the number of token ids.
         reads: its input, one of HEAD_INPUTS. Inputs other than the paper's are recorded in a
-        buffer, and so in
-            checkpoints.
+            buffer, and so in checkpoints.
     """
 
     def __init__(self, width: int, vocab_size: int, reads: str = "patches"):

@@ -21,7 +21,7 @@ def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
     Args:
         document_frequency: int64 [V], number of captions that contain the token.
         num_captions: |D|; online, the number of captions so far plus one, so that no weight is
-        negative.
+            negative.
     """
     ratio = num_captions / (document_frequency + 1).to(_dtype(document_frequency))
     return ratio.log().clamp_min(0).float()
@@ -66,8 +66,8 @@ class Update(NamedTuple):
 
 
 class TokenStatistics(nn.Module):
-    """Counts the captions that contain each token of the vocabulary (document frequency), over all
-    ranks.
+    """Counts the captions of all ranks that contain each token of the vocabulary (document
+    frequency).
 
     The counts are int64 buffers: they are saved with the model, exact, and unchanged by casts of
     the model. Ids in `ignored_tokens` are not counted and have weight 0; captions that contain only

@@ -66,9 +66,8 @@ def class_loss(
         scale: a factor of every loss: a number, a tensor with one element, or [B].
         chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
         uniform: whether all losses will have the same upstream gradient. The device checks it and
-        fails otherwise, and
-            the backward pass never waits for the device. Without it, the host compares the
-            gradients.
+            fails otherwise, and the backward pass never waits for the device. Without it, the host
+            compares the gradients.
     """
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
@@ -302,9 +301,8 @@ class SuperCLIPLoss(nn.Module):
         contrastive: OpenCLIP's loss: ClipLoss, SigLipLoss, CoCaLoss, DistillClipLoss.
         weight: λ.
         gradient_scale: multiplies the class loss's gradient but not its value. OpenCLIP's ClipLoss
-        gathers features
-            without gradients by default; each rank's gradient is then 1 / world_size of the loss's,
-            and λ keeps its meaning only if the class loss's is, too.
+            gathers features without gradients by default; each rank's gradient is then 1 /
+            world_size of the loss's, and λ keeps its meaning only if the class loss's is, too.
     """
 
     def __init__(self, contrastive: nn.Module, weight: float = 1.0, gradient_scale: float = 1.0):
@@ -322,8 +320,7 @@ class SuperCLIPLoss(nn.Module):
 
         Args:
             class_losses: [B], from the model in training mode. Without them InputError is raised,
-            unless this module is
-                in evaluation mode: then there is no class_loss.
+                unless this module is in evaluation mode: then there is no class_loss.
             outputs: the model's other outputs, passed to the OpenCLIP loss.
         """
         if class_losses is None and self.training:

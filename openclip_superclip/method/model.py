@@ -31,15 +31,15 @@ class _WithClassHead:
 
     Args:
         superclip: options of the head: `idf` ("online", "off" or the name of the file of
-        `frequencies`), `frequencies`
-            (of a whole data set: document frequency, int64 [V], and number of captions),
-            `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's --accum-freq),
-            `head_warmup` (number of captions during which the class loss trains only the head),
-            `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course` (whether
-            to record how well the head predicts each word, for `take_epoch_words`), `text_length`
-            (number of leading tokens for the text tower in training; the rest are for the class
-            loss), `stored_head` (head and counts of an export, used when weights without a head are
-            loaded for the first time) and `load` (called with the model to load initial weights).
+            `frequencies`), `frequencies` (of a whole data set: document frequency, int64 [V], and
+            number of captions), `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's
+            --accum-freq), `head_warmup` (number of captions during which the class loss trains only
+            the head), `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course`
+            (whether to record how well the head predicts each word, for `take_epoch_words`),
+            `text_length` (number of leading tokens for the text tower in training; the rest are for
+            the class loss), `stored_head` (head and counts of an export, used when weights without
+            a head are loaded for the first time) and `load` (called with the model to load initial
+            weights).
 
     Other arguments are passed to the OpenCLIP model.
     """

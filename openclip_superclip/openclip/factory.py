@@ -38,13 +38,14 @@ def create_model_and_transforms(
 
     Args:
         model_name: as for `open_clip.create_model_and_transforms`, like `pretrained` and the
-        keywords not listed here. pretrained: a tag or a file, or None.
+            keywords not listed here.
+        pretrained: a tag or a file, or None.
         idf: "online", "off" for equal weights, or a file that `superclip frequencies` wrote.
         special_tokens: whether start, end and padding tokens count as words, as in the authors'
-        code. head_warmup: number of captions during which the class loss trains only the head.
+            code.
+        head_warmup: number of captions during which the class loss trains only the head.
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector
-        before the
-            projection; or "both", their sum.
+            before the projection; or "both", their sum.
     """
     model_name, cache_dir = register_model(model_name, "model_name"), kwargs.get("cache_dir")
     read_configuration(model_name, "model_name", cache_dir)

@@ -144,8 +144,8 @@ def write_evaluation_data(
     their folders by name.
 
     demo_objects: scenes of one object, labelled with the index of its name; splits `test` and
-    `train` (linear probe). demo_scenes: scenes of at least two objects, all different, with long
-    captions, for retrieval.
+        `train` (linear probe).
+    demo_scenes: scenes of at least two objects, all different, with long captions, for retrieval.
 
     The test scenes are the same as in the demo.
     """

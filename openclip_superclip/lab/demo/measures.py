@@ -41,10 +41,10 @@ def measure(
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
     image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at
-    least two objects. tagging: the fraction of the k objects in such a scene that are among the k
-    most similar names. linear_probe: the same fraction for a linear classifier of frozen image
-    features, fitted to training scenes by the
-        designers `trained_on`.
+        least two objects.
+    tagging: the fraction of the k objects in such a scene that are among the k most similar names.
+    linear_probe: the same fraction for a linear classifier of frozen image features, fitted to
+        training scenes by the designers `trained_on`.
     """
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
