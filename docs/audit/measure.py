@@ -35,9 +35,9 @@ from openclip_superclip.lab.audit.scores import (
     words_of,
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
-from openclip_superclip.lab.studies.scores import PairedDifference, Spread
+from openclip_superclip.lab.studies.run_scores import PairedDifference, Spread
 from openclip_superclip.lab.words.tagger import open_checkpoint, read_model
-from openclip_superclip.pages import markdown_table
+from openclip_superclip.rendering import markdown_table
 
 # each at its own learning rate, which the study chose
 ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}

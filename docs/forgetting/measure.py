@@ -22,11 +22,15 @@ from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.files import write_text
 from openclip_superclip.lab.demo.data import write_model
-from openclip_superclip.lab.demo.measures import fraction_found, name_classifier, object_labels
+from openclip_superclip.lab.demo.scene_measures import (
+    fraction_found,
+    name_classifier,
+    object_labels,
+)
 from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
-from openclip_superclip.lab.studies.scores import PairedDifference, Spread
+from openclip_superclip.lab.studies.run_scores import PairedDifference, Spread
 from openclip_superclip.lab.studies.study_run import open_trained
-from openclip_superclip.pages import markdown_table
+from openclip_superclip.rendering import markdown_table
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
 PASSES, BATCH = 3, 32  # over the new drawings

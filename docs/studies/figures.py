@@ -7,7 +7,7 @@ import statistics
 from scipy.stats import t
 from verdicts import CLAIMS, DOCS, HERE, Comparison, comparisons, tested
 
-from openclip_superclip.pages import png, pyplot
+from openclip_superclip.rendering import png, pyplot
 
 plt = pyplot()
 

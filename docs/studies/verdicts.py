@@ -21,7 +21,7 @@ from pathlib import Path
 
 from scipy.stats import nct, t
 
-from openclip_superclip.lab.studies.study import TUNING_SEEDS
+from openclip_superclip.lab.studies.study_file import TUNING_SEEDS
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

@@ -18,7 +18,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
 from ..method.head import head_input_of
-from ..pages import markdown_text
+from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .checkpoint import (
     FIXED_IDF,

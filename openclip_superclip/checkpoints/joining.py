@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, listed, reason
 from ..files import check_out, read_json, whole_output, write_text
-from ..pages import markdown_text
+from ..rendering import markdown_text
 from .architecture import Architecture
 from .checkpoint import check_match, check_values
 from .export import write_model

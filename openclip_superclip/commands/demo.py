@@ -11,12 +11,12 @@ from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import check_results, make_folder
 from ..lab.demo.data import SCENES
-from ..lab.demo.measures import predicted_names, representative
+from ..lab.demo.scene_measures import predicted_names, representative
 from ..lab.demo.scenes import scenes
-from ..lab.studies.results import StudyResults
-from ..lab.studies.study import MARK, RESULTS, study_call
+from ..lab.studies.study_file import MARK, RESULTS, study_call
+from ..lab.studies.study_results import StudyResults
 from ..lab.studies.study_run import open_trained
-from ..lab.studies.training import run_study
+from ..lab.studies.study_training import run_study
 from ..runs.process import Stopped, stopped_by_signals
 
 NUM_SCENES = 1000  # that measure zero-shot

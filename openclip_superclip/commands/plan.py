@@ -8,7 +8,7 @@ import shlex
 import textwrap
 
 from ..errors import InputError, Parser
-from ..pages import bytes_text, significant
+from ..rendering import bytes_text, significant
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS
 from ..runs.run import Run

@@ -4,7 +4,7 @@ fields."""
 import json
 
 from ..errors import InputError, Parser, no_effect
-from ..pages import markdown_table
+from ..rendering import markdown_table
 from ..runs.recipe import (
     FIELDS,
     KINDS,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError, Parser
 from ..files import read_json
-from ..pages import markdown_table
+from ..rendering import markdown_table
 from ..runs.folder import FAILED, FINISHED, LOST, PREEMPTED, RUNNING, current_state
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 

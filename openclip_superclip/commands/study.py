@@ -14,7 +14,7 @@ from ..flags import Config
 from . import options as shared
 
 if TYPE_CHECKING:
-    from ..lab.studies.study import StudyCall
+    from ..lab.studies.study_file import StudyCall
 
 VAL_FRACTION = 0.2
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
     returns the exit code."""
     options = _parse(argv)
-    from ..lab.studies.study import read_study, study_call, study_files
+    from ..lab.studies.study_file import read_study, study_call, study_files
 
     if options.list:
         for path in study_files():
@@ -114,7 +114,7 @@ def _splits(options: argparse.Namespace) -> bool:
 def _run(call: "StudyCall", options: argparse.Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
     if options.slurm:
-        from ..lab.studies.study_jobs import StudySubmission
+        from ..lab.studies.study_on_slurm import StudySubmission
 
         request = shared.slurm_request(options)
         submission = StudySubmission(
@@ -126,7 +126,7 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
             else submission.submit(not options.skip_data_check)
         )
         return 0
-    from ..lab.studies.training import StudyTraining, run_study
+    from ..lab.studies.study_training import StudyTraining, run_study
     from ..runs.process import Stopped, stopped_by_signals
 
     if options.dry_run:

@@ -123,7 +123,7 @@ def _course(options: argparse.Namespace) -> int:
     require("--course", "report", "matplotlib")
     from ..checkpoints.epoch_words import find_course
     from ..lab.words.learning import MARK, NAME, course_text, word_course, write_word_courses
-    from ..pages import run_names
+    from ..rendering import run_names
 
     out = options.out or Path(NAME)
     check_results(out, "--out", [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)

@@ -16,7 +16,7 @@ from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import make_folder, read_json, whole_file, write_json, write_text
-from ..pages import csv_text
+from ..rendering import csv_text
 from .held_out import held_out, image_digests
 from .images import as_seen, ignored_property, images_below, open_image, unreadable
 from .tables import Columns, is_table, rows_of

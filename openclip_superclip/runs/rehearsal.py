@@ -17,7 +17,7 @@ from ..checkpoints import run_outputs
 from ..checkpoints.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
-from ..pages import bytes_text, significant
+from ..rendering import bytes_text, significant
 from .folder import RunFolder
 from .plan import openclip_steps
 from .process import STOPPED_BY, Stopped, stopped_by_signals

@@ -16,7 +16,7 @@ from ..data.slices import slice_of
 from ..data.tar_shards import expand, is_remote
 from ..errors import InputError
 from ..files import keep_private
-from ..pages import bytes_text
+from ..rendering import bytes_text
 from .folder import RunFolder
 from .run import Run
 from .slurm import Placement, this_host

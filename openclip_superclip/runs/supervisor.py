@@ -23,7 +23,7 @@ from ..checkpoints.validation import best_epoch
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
-from ..pages import bytes_text
+from ..rendering import bytes_text
 from . import process, recovery
 from .cost import build_model
 from .folder import FAILED, FINISHED, PERIOD, PREEMPTED, RunFolder

@@ -10,9 +10,9 @@ from support.pages import PAGES, ROOT
 
 from openclip_superclip import InputError
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.benchmark import card
-from openclip_superclip.lab.benchmark.card import card_table, read_card
-from openclip_superclip.lab.benchmark.checks import run_checks
+from openclip_superclip.lab.benchmark import gpu_record
+from openclip_superclip.lab.benchmark.gpu_checks import run_checks
+from openclip_superclip.lab.benchmark.gpu_record import card_table, read_card
 
 RECORDS = sorted((ROOT / "docs/results/cards").glob("*.json"))
 VALID = {
@@ -95,7 +95,7 @@ def test_a_record_of_another_form_is_refused_with_its_field(change, message, tmp
 
 
 def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(card, "CPU_SIZES", {"ViT-Ti-16-96": (1, 2)})
+    monkeypatch.setattr(gpu_record, "CPU_SIZES", {"ViT-Ti-16-96": (1, 2)})
     assert main(["benchmark", "--card", "--device", "cpu", "--out", str(tmp_path)]) == 0
     record = read_card(tmp_path / "card.json")
     assert [step["batch"] for step in record["steps"]] == [1, 2]
@@ -104,7 +104,7 @@ def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, capsys, monk
 
 
 def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
-    plain = card.run_checks.__globals__["plain_class_loss"]
+    plain = gpu_record.run_checks.__globals__["plain_class_loss"]
     monkeypatch.setitem(
         run_checks.__globals__, "plain_class_loss", lambda *inputs: 1.1 * plain(*inputs)
     )

@@ -15,10 +15,10 @@ from PIL import Image
 from scipy.stats import ttest_1samp, ttest_rel
 from support.pages import PAGES, ROOT
 
-from openclip_superclip.lab.benchmark.head_cost import head_cost_tables
+from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
 from openclip_superclip.lab.studies import figures
-from openclip_superclip.lab.studies.results import StudyResults
-from openclip_superclip.lab.studies.study import Study, read_study
+from openclip_superclip.lab.studies.study_file import Study, read_study
+from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.runs.recipe import read_recipe
 
 DOCS = ROOT / "docs"

@@ -12,7 +12,7 @@ from support.models import write_random_model
 from support.training_runs import Run
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.benchmark.checks import checks
+from openclip_superclip.lab.benchmark.gpu_checks import checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -23,7 +23,7 @@ import webdataset
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.lab.demo.data import write_evaluation_data
-from openclip_superclip.lab.demo.measures import measure, measure_natural
+from openclip_superclip.lab.demo.scene_measures import measure, measure_natural
 from openclip_superclip.lab.demo.scenes import write_dense_scenes
 from openclip_superclip.runs.process import STOPPED_BY, free_port
 from openclip_superclip.runs.rank import main as train_rank
@@ -283,9 +283,9 @@ def in_forks() -> Iterator[None]:
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.process.subprocess", forked)
-        patch.setattr("openclip_superclip.lab.studies.training.ThreadPoolExecutor", AtOnce)
+        patch.setattr("openclip_superclip.lab.studies.study_training.ThreadPoolExecutor", AtOnce)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        patch.setattr("openclip_superclip.lab.benchmark.head_cost.multiprocessing", forking)
+        patch.setattr("openclip_superclip.lab.benchmark.time_and_memory.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
             few = (
                 min(value, 50) if isinstance(value, int) else value

@@ -13,10 +13,10 @@ from ruamel.yaml import YAML
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.demo import data, measures
-from openclip_superclip.lab.studies.records import code_digest
-from openclip_superclip.lab.studies.study import OF_SCENES, study_call
-from openclip_superclip.lab.studies.training import run_study
+from openclip_superclip.lab.demo import data, scene_measures
+from openclip_superclip.lab.studies.published_record import code_digest
+from openclip_superclip.lab.studies.study_file import OF_SCENES, study_call
+from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.runs.recipe import read_recipe
 
 
@@ -115,8 +115,8 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
         measured.append(seed)
         return few(*args, seed=seed, scenes_per_concept=1, **options)
 
-    few = measures.measure_natural
-    monkeypatch.setattr(measures, "measure_natural", measure_few)
+    few = scene_measures.measure_natural
+    monkeypatch.setattr(scene_measures, "measure_natural", measure_few)
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
     YAML().dump(
         {

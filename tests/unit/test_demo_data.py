@@ -13,11 +13,12 @@ from open_clip_train.data import get_wds_dataset
 from support import models
 from torch import nn
 
-from openclip_superclip.lab.demo import measures as measures_module
 from openclip_superclip.lab.demo import natural
+from openclip_superclip.lab.demo import scene_measures as measures_module
 from openclip_superclip.lab.demo import scenes as drawn
 from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.lab.demo.measures import (
+from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
+from openclip_superclip.lab.demo.scene_measures import (
     fraction_found,
     measure,
     measure_natural,
@@ -25,7 +26,6 @@ from openclip_superclip.lab.demo.measures import (
     predicted_names,
     representative,
 )
-from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
 from openclip_superclip.lab.demo.scenes import (
     DESIGNERS,
     NAMES,
@@ -34,7 +34,7 @@ from openclip_superclip.lab.demo.scenes import (
     names_of,
     scenes,
 )
-from openclip_superclip.lab.studies.study import MEASURES
+from openclip_superclip.lab.studies.study_file import MEASURES
 
 
 def contents(folder):

@@ -9,7 +9,7 @@ from matplotlib import font_manager
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
-from openclip_superclip.pages import (
+from openclip_superclip.rendering import (
     aligned_table,
     bytes_text,
     markdown_table,

@@ -22,7 +22,7 @@ from openclip_superclip.checkpoints.architecture import architecture_of, read_ar
 from openclip_superclip.checkpoints.checkpoint import Checkpoint
 from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
 from openclip_superclip.checkpoints.run_outputs import options_to_keep
-from openclip_superclip.lab.benchmark import head_cost
+from openclip_superclip.lab.benchmark import time_and_memory
 from openclip_superclip.openclip import factory
 from openclip_superclip.openclip.options import Training
 
@@ -137,10 +137,10 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
     )
     assert released == ["ViT-B-32:openai"]
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
-    monkeypatch.setattr(head_cost, "_measure", lambda _: {"measured": 1})
-    assert head_cost.measure_head_cost(Namespace(model="ViT-B/32", device="cpu", out=tmp_path)) == {
-        "measured": 1
-    }
+    monkeypatch.setattr(time_and_memory, "_measure", lambda _: {"measured": 1})
+    assert time_and_memory.measure_head_cost(
+        Namespace(model="ViT-B/32", device="cpu", out=tmp_path)
+    ) == {"measured": 1}
     argv = ["--model", "ViT-Ti/16-96", "--train-data", str(csv_data)]
     for only_options in (True, False):
         args = parse_args([*argv, "--superclip"], only_options)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError, one_line, printable
-from openclip_superclip.pages import csv_text, markdown_text
+from openclip_superclip.rendering import csv_text, markdown_text
 
 # A colour, a window's title, a byte that begins a sequence in Latin-1, a return to the line's
 # start, a reversed text.

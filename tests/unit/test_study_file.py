@@ -16,17 +16,17 @@ from scipy import stats
 from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.data import TRAINING_DATA
 from openclip_superclip.lab.studies.figures import draw_study
-from openclip_superclip.lab.studies.results import StudyResults
-from openclip_superclip.lab.studies.scores import PairedDifference
-from openclip_superclip.lab.studies.study import (
+from openclip_superclip.lab.studies.run_scores import PairedDifference
+from openclip_superclip.lab.studies.study_file import (
     MEASURES,
     data_of_scenes,
     read_study,
     study_call,
     study_files,
 )
+from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.lab.studies.study_run import StudyRun, measured
-from openclip_superclip.lab.studies.training import StudyTraining
+from openclip_superclip.lab.studies.study_training import StudyTraining
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.recipe import WORDS, read_recipe
 from openclip_superclip.runs.slurm import Placement
@@ -264,11 +264,13 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
-    monkeypatch.setattr("openclip_superclip.lab.studies.training.measured", measured)
+    monkeypatch.setattr("openclip_superclip.lab.studies.study_training.measured", measured)
     call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
     undefined = {"run": "one", "measures": {"zero_shot": float("nan")}}
-    monkeypatch.setattr("openclip_superclip.lab.studies.training.measured", lambda *_: undefined)
+    monkeypatch.setattr(
+        "openclip_superclip.lab.studies.study_training.measured", lambda *_: undefined
+    )
     with pytest.raises(InputError, match="one was measured without a finite zero_shot: "):
         StudyTraining(call).tune()
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from openclip_superclip.lab.studies.progress import RemainingTime
+from openclip_superclip.lab.studies.progress_bar import RemainingTime
 
 
 @pytest.mark.parametrize("before", [0, 3000])

@@ -18,8 +18,8 @@ from PIL import Image
 from openclip_superclip.__main__ import main
 from openclip_superclip.environment import replaced
 from openclip_superclip.errors import InputError
-from openclip_superclip.lab.studies.study import study_call
-from openclip_superclip.lab.studies.training import run_study
+from openclip_superclip.lab.studies.study_file import study_call
+from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
 from openclip_superclip.runs.progress import refuse_bad_files

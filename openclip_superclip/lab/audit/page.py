@@ -14,7 +14,7 @@ import numpy as np
 from ...data.images import as_trained, read_image
 from ...data.tar_shards import BROKEN, IMAGES, numbered_members
 from ...files import write_text
-from ...pages import data_url, html_template
+from ...rendering import data_url, html_template
 from ..evaluation.intervals import Estimate, wilson
 from .reading import AuditedData
 from .scores import SCORES, WORD, ScoredPairs, read_scores

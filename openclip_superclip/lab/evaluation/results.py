@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import read_json
-from ...pages import markdown_table
+from ...rendering import markdown_table
 from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
 from .suites import RETRIEVAL, THE_38, averaged
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...files import write_bytes
-from ...pages import png, pyplot
-from .comparison import Comparison, Series, number
-from .finished_runs import FINISHED
-from .scores import LABELS, PairedDifference
+from ...rendering import png, pyplot
+from .comparable_runs import Comparison, Series, number
+from .reported_run import FINISHED
+from .run_scores import LABELS, PairedDifference
 
 plt = pyplot()
 COLOURS = {

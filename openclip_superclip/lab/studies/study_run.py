@@ -26,11 +26,11 @@ from ...runs.process import last_line, run_superclip
 from ...runs.recipe import Recipe, read_recipe
 from ...runs.run import DEFAULTS, Run, Settings
 from ...runs.slurm import find_placement
-from ..demo import measures as on_scenes
+from ..demo import scene_measures as on_scenes
 from ..demo.data import SECOND_DRAW
 from ..demo.scenes import UNSEEN_DESIGNERS
 from ..words.tagger import open_checkpoint
-from .scores import of_training
+from .run_scores import of_training
 
 PACKAGES = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder

@@ -11,7 +11,7 @@ from ...checkpoints.epoch_words import CourseFiles
 from ...errors import listed
 from ...files import write_bytes, write_json, write_text
 from ...method.idf import EpochWords
-from ...pages import aligned_table, csv_text, png, pyplot
+from ...rendering import aligned_table, csv_text, png, pyplot
 
 NAME = "word_course"
 MARK = '"known_from_lift"'  # in the JSON

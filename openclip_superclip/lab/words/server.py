@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from ...data.images import as_trained, read_image
 from ...errors import listed
-from ...pages import bytes_text, data_url, html_template
+from ...rendering import bytes_text, data_url, html_template
 from .tag_images import as_model_sees
 from .tagger import FULL_BAR, Tagger, lexicon
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ...data.images import SUFFIXES, images_below, read_image, trained_and_ignored
 from ...errors import InputError
 from ...files import whole_file, write_bytes, write_text
-from ...pages import aligned_table, data_url, html_template, png, pyplot
+from ...rendering import aligned_table, data_url, html_template, png, pyplot
 from .tagger import FULL_BAR, Seen, Tagger
 
 HEAT_MAP = ".words.png"  # suffix of heat map files

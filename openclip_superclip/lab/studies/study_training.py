@@ -23,9 +23,9 @@ from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
-from .progress import StudyBar
-from .results import StudyResults, check_measures
-from .study import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
+from .progress_bar import StudyBar
+from .study_file import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
+from .study_results import StudyResults, check_measures
 from .study_run import DENSE_SCENES, PACKAGES, StudyRun, flat, measured, run_name
 
 

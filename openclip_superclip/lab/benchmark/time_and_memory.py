@@ -28,7 +28,7 @@ from ...files import check_results, make_folder, write_json
 from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
-from ...pages import markdown_table
+from ...rendering import markdown_table
 
 # of the towers' FLOPs without attention's products
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from ...errors import InputError
 from ...runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
-from .finished_runs import FINISHED, ReportedRun, method_variant
-from .scores import PairedDifference, Spread, in_order
+from .reported_run import FINISHED, ReportedRun, method_variant
+from .run_scores import PairedDifference, Spread, in_order
 
 
 class PaperPoint(NamedTuple):

@@ -12,9 +12,9 @@ from ...runs.lock import lock
 from ...runs.progress import accepted_data
 from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
-from .study import StudyCall
+from .study_file import StudyCall
 from .study_run import StudyRun
-from .training import StudyTraining, prepared_training, unfinished
+from .study_training import StudyTraining, prepared_training, unfinished
 
 TRIALS, RUNS, REPORT = "trials", "runs", "report"  # the names of the jobs
 REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports

@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import write_bytes, write_text
-from ...pages import csv_text, data_url, html_template, markdown_table, markdown_text, significant
+from ...rendering import (
+    csv_text,
+    data_url,
+    html_template,
+    markdown_table,
+    markdown_text,
+    significant,
+)
 from ...runs.recipe import METHODS
-from .comparison import Comparison
+from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
-from .finished_runs import FINISHED, MISSING, ReportedRun
-from .scores import LABELS, Spread, format_score, in_order
+from .reported_run import FINISHED, MISSING, ReportedRun
+from .run_scores import LABELS, Spread, format_score, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
 # fields that do not change a score's mean
@@ -79,7 +86,7 @@ def write_report(
     )
     sections.append(Section("Runs", [], [runs_table]))
     page = html_template(
-        Path(__file__).with_name("report.html"), data_url=data_url, describe=_describe
+        Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
     )
     found = [run for run in runs if run.state != MISSING]
     write_text(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ...errors import InputError
 from ...files import write_bytes, write_json, write_text
-from ...pages import csv_text, markdown_table
-from .scores import PairedDifference, Spread
-from .study import Study
+from ...rendering import csv_text, markdown_table
+from .run_scores import PairedDifference, Spread
+from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
 UNITS = {"depth_RMSE": "cm, less is better"}  # of measures that are not in percent

@@ -13,7 +13,7 @@ from ...errors import reason
 from ...method.idf import TokenStatistics
 from ...method.loss import class_loss, plain_class_loss
 from ...openclip.factory import create_model_and_transforms
-from .head_cost import make_inputs, make_step
+from .time_and_memory import make_inputs, make_step
 
 SMALL_MODEL = "ViT-Ti-16-96"
 NUM_STEPS = 6

@@ -14,9 +14,9 @@ from ...checkpoints.model_files import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json
-from ...pages import markdown_table
-from .checks import run_checks
-from .head_cost import make_step, timed_in_turns
+from ...rendering import markdown_table
+from .gpu_checks import run_checks
+from .time_and_memory import make_step, timed_in_turns
 
 SIZES = {  # of a GPU: the three local batch sizes of each model
     "ViT-B-32": (128, 256, 512),

@@ -9,7 +9,7 @@ import torch
 from ...environment import processor
 from ...errors import InputError
 from ...files import make_folder, write_json
-from .finished_runs import FINISHED, ReportedRun
+from .reported_run import FINISHED, ReportedRun
 
 # of a recipe: texts, and a path on one's own machine
 LEFT_OUT = ("chosen", "paper", "note", "shards")

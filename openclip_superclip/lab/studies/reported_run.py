@@ -12,7 +12,7 @@ from ...openclip.replacing import parse_args
 from ...runs.folder import current_state
 from ...runs.progress import read_log
 from ...runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
-from .scores import of_training, read_scores
+from .run_scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
 NO_EFFECT = ("word_course", "long_caption")  # fields of `superclip` that do not affect the weights
