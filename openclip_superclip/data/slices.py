@@ -17,7 +17,6 @@ sample is skipped forever.
 """
 
 import itertools
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from ..errors import InputError
+from .steps import batches_of_shards
 
 # fraction of a slice's samples that may be read twice or skipped without a warning
 TOLERANCE = 0.02
@@ -114,9 +114,10 @@ class Split:
         """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have
         less than one batch."""
         workers = max(1, self.workers)
-        batches = math.ceil(
-            math.ceil(self.slice_samples / (self.batch_size * self.world_size)) / workers
+        batches = batches_of_shards(
+            self.slice_samples, self.batch_size, self.world_size, self.workers
         )
+        of_worker = batches // workers
         shards = slice_of(len(sizes), self.slices, seed, epoch)
         held = once = 0
         for rank in range(self.world_size):
@@ -126,8 +127,8 @@ class Split:
                 )
                 check_batch(holds, self.batch_size, "--superclip-slices")
                 held += holds
-                once += min(holds // self.batch_size, batches) * self.batch_size
-        return Reads(held, once, batches * workers * self.world_size * self.batch_size - once)
+                once += min(holds // self.batch_size, of_worker) * self.batch_size
+        return Reads(held, once, batches * self.world_size * self.batch_size - once)
 
     def check_sizes(self, sizes: Sequence[int]) -> list[str]:
         """Returns a warning if some samples would be read twice or skipped because the workers'

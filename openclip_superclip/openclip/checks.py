@@ -14,6 +14,7 @@ from ..checkpoints.model_files import openclip_name, register_model
 from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
+from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
 from ..environment import check_horovod, require
@@ -392,9 +393,8 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
             max_decoded=_max_decoded(training),
             accum_freq=accum_freq,
         )
-        steps = (
-            math.ceil(table.num_trained(config) / launched()[1]) // options.batch_size // accum_freq
-        )
+        num_rows = table.num_trained(config)
+        steps = batches_of_table(num_rows, options.batch_size, launched()[1]) // accum_freq
         training.num_steps = steps * epochs
         return [*table.refuse_bad(), *long_warmup(options.warmup, training.num_steps, "--warmup")]
     if facts.kind == "synthetic":
@@ -443,8 +443,9 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
             slices_flag="--superclip-slices ",
         ).check()
     batch = options.batch_size * world_size
-    workers = max(1, options.workers)
-    batches = math.ceil(math.ceil((num_samples or total or 0) / batch) / workers) * workers
+    batches = batches_of_shards(
+        num_samples or total or 0, options.batch_size, world_size, options.workers
+    )
     if 0 < batches < accum_freq:
         raise InputError(
             f"--accum-freq is {accum_freq}, and a rank has {batches} batches in an epoch: "

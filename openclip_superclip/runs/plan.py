@@ -5,6 +5,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping
 
+from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
 from ..errors import InputError, at_least
 from ..openclip.checks import long_warmup
@@ -46,9 +47,7 @@ def make_run(
             recipe.data_samples,
             math.ceil(round(recipe.samples / recipe.data_samples, 6)),
         )
-        # OpenCLIP distributes the rows to the ranks, rounding up, and drops the rest of the last
-        # batch.
-        slice_steps = -(-slice_samples // world_size) // batch_size // accum_freq
+        slice_steps = batches_of_table(slice_samples, batch_size, world_size) // accum_freq
         if not slice_steps:
             raise InputError(
                 f"--data: the {recipe.data_samples:,} rows of {data} are fewer than one global "
@@ -147,14 +146,8 @@ def cut(recipe: Recipe) -> tuple[int, int]:
 def openclip_steps(
     num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int
 ) -> int:
-    """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards.
-
-    OpenCLIP gives every data-loading worker the same number of batches, rounded up. Batches that do
-    not complete an accumulation are read, but make no step.
-    """
-    num_workers = max(1, workers)
-    num_batches = math.ceil(num_samples / (batch_size * world_size))
-    return math.ceil(num_batches / num_workers) * num_workers // accum_freq
+    """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards."""
+    return batches_of_shards(num_samples, batch_size, world_size, workers) // accum_freq
 
 
 def _rounding(run: Run) -> list[str]:
