@@ -2,7 +2,6 @@
 anything is loaded."""
 
 import contextlib
-import fnmatch
 import hashlib
 import itertools
 import json
@@ -20,6 +19,7 @@ from ..environment import versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
+from ..option_effects import effect_of
 from .model_files import model_for_pretrained, open_tokenizer, register_model
 from .run_outputs import (
     LATEST,
@@ -48,59 +48,6 @@ DEPENDS_ON = (
     "numpy",
     "pillow",
 )
-# Patterns of options that do not affect the weights. All others, the global batch and the shards
-# are compared.
-HARMLESS = (
-    "accum_freq",
-    "batch_size",
-    "train_data",
-    "dataset_type",
-    "cache_dir",
-    "copy_codebase",
-    "csv_*",
-    "ddp_static_graph",
-    "debug",
-    "delete_previous_checkpoint",
-    "device",
-    "dist_*",
-    "grad_checkpointing",
-    "help",
-    "imagenet_*",
-    "log_*",
-    "logs",
-    "name",
-    "no_set_device_rank",
-    "remote_sync*",
-    "report_to",
-    "resume",
-    "save_*",
-    "val_*",
-    "workers",
-    "wandb*",
-    "zeroshot_frequency",
-    "audio_zeroshot_*",
-    "trace",
-    "torchscript",
-    "train_loss_ema_samples",
-    "fsdp_checkpoint",
-    "superclip_word_course",
-    "superclip_accept_changes",
-    # added to the parsed options by OpenCLIP or this package
-    "rank",
-    "local_rank",
-    "world_size",
-    "distributed",
-    "distill",
-    "checkpoint_path",
-    "tensorboard",
-    "tensorboard_path",
-    "trackio",
-    "train_sz",
-    "variable_text",
-    "resume_is_sharded",
-    "only_options",
-    "images_checked",
-)
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -118,11 +65,10 @@ def beginning(options: dict, world_size: int) -> dict:
 
 
 def _record(options: dict) -> dict:
-    harmless = {name for pattern in HARMLESS for name in fnmatch.filter(options, pattern)}
     kept = {
         name: _content(name, value)
         for name, value in sorted(options.items())
-        if name not in harmless
+        if effect_of(name).changes_weights
     }
     # a constant schedule does not depend on the number of epochs
     if kept.get("lr_scheduler") == "const":

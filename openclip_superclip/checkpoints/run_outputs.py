@@ -11,22 +11,8 @@ from pathlib import Path
 
 from ..files import read_json
 from ..flags import is_idf_file
+from ..option_effects import Effect, effect_of
 
-# Options to record in averaged checkpoints and exported heads, because they define the model.
-KEPT = (
-    "model",
-    "pretrained",
-    "force_quick_gelu",
-    "force_naflex_vision",
-    "force_image_size",
-    "force_context_length",
-    "image_mean",
-    "image_std",
-    "image_interpolation",
-    "image_resize_mode",
-    "superclip_idf",
-    "superclip_special_tokens",
-)
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
 RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
@@ -47,7 +33,7 @@ def options_to_keep(checkpoint) -> dict:
     """Returns the options to record in files made from a Checkpoint, with absolute paths to the
     model and IDF file."""
     options = run_options(checkpoint)
-    kept = {name: value for name, value in options.items() if name in KEPT}
+    kept = {name: value for name, value in options.items() if effect_of(name) is Effect.MODEL}
     if model := trained_model(checkpoint.path, options):
         kept["model"] = model
     if file := idf_file(checkpoint.path, options):

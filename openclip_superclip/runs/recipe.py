@@ -19,6 +19,7 @@ from ..data.tables import Columns
 from ..errors import InputError, Rule, check, reason
 from ..files import shipped_folder
 from ..flags import Config, is_idf_file
+from ..option_effects import effect_of
 
 METHODS = {  # with the paper's names
     "clip": "CLIP",
@@ -161,7 +162,11 @@ KINDS = {int: "an integer", float: "a number", str: "a string", dict: "a mapping
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
 # fields of `superclip` that select the captions
 CAPTION_FIELDS = ("captions", "long_caption", "missing_long")
-KEEPS_PAPER_VALUES = ("seed", "data_samples")  # the paper's values still apply if these change
+OPTIONS = {  # fields with another name than their option
+    "data_samples": "train_sz",
+    "shards": "train_data",
+    "slices": "superclip_slices",
+}
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
 # OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a
@@ -196,6 +201,13 @@ RESERVED = (
     "remote-sync",
     "val-fraction",
 )
+
+
+def changes_scores(key: str) -> bool:
+    """Returns whether a field (`lr`, `flags.NAME`, `superclip.NAME`) changes the mean of a score
+    over seeds."""
+    option = OPTIONS.get(key, key).removeprefix("flags.").replace("superclip.", "superclip_")
+    return effect_of(option.replace("-", "_")).changes_scores
 
 
 def kind_of(field: str) -> type:
@@ -372,7 +384,7 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
                     key: given[key] for key in CAPTION_FIELDS if key in given
                 }
         if isinstance(values.get("chosen"), dict):
-            if key not in KEEPS_PAPER_VALUES and key not in values["chosen"]:
+            if changes_scores(key) and key not in values["chosen"]:
                 values.pop("paper", None)
             values["chosen"][key] = "given with --set"
     return values

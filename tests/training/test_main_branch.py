@@ -33,6 +33,8 @@ import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.checkpoint import read_checkpoint
 from openclip_superclip.openclip import current
+from openclip_superclip.openclip.replacing import parse_args
+from openclip_superclip.option_effects import EFFECTS
 from openclip_superclip.runs.progress import read_log
 
 SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type webdataset"
@@ -63,6 +65,11 @@ def models(tmp_path_factory) -> dict[str, str]:
 def test_the_installed_openclip_is_the_main_branch():
     assert Path(open_clip.__file__).is_relative_to(Path(os.environ["OPENCLIP_SOURCE"]).resolve())
     assert current().HAS_TASKS
+
+
+def test_every_option_of_the_main_branch_has_an_effect():
+    parsed = vars(parse_args(["--superclip"], only_options=True))
+    assert sorted(parsed.keys() - EFFECTS.keys()) == []
 
 
 def test_the_patch_of_the_proposal_applies_and_is_short():

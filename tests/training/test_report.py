@@ -295,6 +295,19 @@ def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measur
     ]
 
 
+def test_runs_on_other_long_captions_are_not_seeds_of_each_other(rates):
+    long, short = (
+        {"superclip.captions": "long", "superclip.long_caption": f"json:{name}"}
+        for name in ("long", "short")
+    )
+    found = rates(superclip_long=(long, 50.0), superclip_short=({**short, "seed": "1"}, 40.0))
+    assert found == {
+        f"SuperCLIP (captions long, superclip long caption json:{name})": score
+        for name, score in (("long", 50.0), ("short", 40.0))
+    }
+    assert [*rates(superclip=(long, 50.0))] == ["SuperCLIP (captions long)"]
+
+
 # Which scores count
 
 

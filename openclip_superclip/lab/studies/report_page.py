@@ -13,15 +13,13 @@ from ...rendering import (
     markdown_text,
     significant,
 )
-from ...runs.recipe import METHODS
+from ...runs.recipe import METHODS, changes_scores
 from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .reported_run import FINISHED, MISSING, ReportedRun
 from .run_scores import LABELS, Spread, format_score, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
-# fields that do not change a score's mean
-HARMLESS = ("seed", "shards", "data_samples", "slices", "workers")
 RUN_HEADS = [
     "run",
     "state",
@@ -160,7 +158,7 @@ def paper_table(comparison: Comparison) -> Table:
     rows = []
     for (series, batch_size), runs in comparison.groups.items():
         settings = (setting for run in runs for setting in run.record.get("set", {}).items())
-        changed = {f"{key}={value}" for key, value in settings if key not in HARMLESS}
+        changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         for key in in_order([point.key for point in comparison.paper]):
             for paper in comparison.paper_curve(series, key):
                 if paper.batch_size != batch_size:

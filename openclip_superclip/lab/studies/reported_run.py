@@ -9,43 +9,18 @@ from ...checkpoints.run_outputs import read_options
 from ...errors import InputError, listed
 from ...files import read_json
 from ...openclip.replacing import parse_args
+from ...option_effects import EFFECTS
 from ...runs.folder import current_state
 from ...runs.progress import read_log
-from ...runs.recipe import CONFIG_FIELDS, Recipe, read_recipe
+from ...runs.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores, read_recipe
 from .run_scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
-NO_EFFECT = ("word_course", "long_caption")  # fields of `superclip` that do not affect the weights
-TRAINING = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision")
-FLAGS = (  # other options of OpenCLIP that change the weights
-    "opt",
-    "opt_kwargs",
-    "momentum",
-    "grad_clip_norm",
-    "image_layer_decay",
-    "text_layer_decay",
-    "skip_scheduler",
-    "epochs_cooldown",
-    "lr_cooldown_end",
-    "lr_cooldown_power",
-    "use_bn_sync",
-    "use_bnb_linear",
-    "local_loss",
-    "gather_with_grad",
-    "coca_caption_loss_weight",
-    "coca_contrastive_loss_weight",
-    "distill_model",
-    "distill_pretrained",
-    "image_mean",
-    "image_std",
-    "image_interpolation",
-    "image_resize_mode",
-    "aug_cfg",
-    "dataset_resampled",
-    "train_data_upsampling_factors",
-    "text_key",
-    "json_text_key",
-)
+# Options that a report shows as the method, its variant, the model, the samples or the schedule.
+SHOWN = {"siglip", "superclip", "model", "epochs", "train_num_samples", "lr_scheduler"}
+SHOWN_BY_PREFIX = ("force_", "lock_", "pretrained", "superclip_")
+# Names of captions are too long for the name of a variant.
+LONG_CAPTION = "superclip_long_caption"
 
 
 @dataclass
@@ -87,7 +62,11 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
     are not the default."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
-        names = [name for name in CONFIG_FIELDS if name not in NO_EFFECT]
+        names = [
+            name
+            for name in CONFIG_FIELDS
+            if changes_scores(f"superclip.{name}") and name != "long_caption"
+        ]
     defaults = {name: CONFIG_FIELDS[name].default for name in names}
     fields = {
         name: superclip[name]
@@ -126,6 +105,7 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
             run.variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
             flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
             data = run.record.get("plan", {}).get("data", recipe.shards)
+            flags[LONG_CAPTION] = (recipe.superclip or {}).get("long_caption")
             run.training = _training({**vars(recipe), **flags}, recipe.schedule)
             run.training["data"] = "the recipe's" if data == recipe.shards else data
         else:
@@ -185,15 +165,18 @@ def _read_options(run: ReportedRun, options: dict) -> None:
 
 
 def _training(options: dict, schedule: str | None) -> dict:
-    """Returns the options that change the weights of a method; of FLAGS those that are not
-    OpenCLIP's default."""
+    """Returns the options that change the scores of a method: those of every recipe, and others
+    that are not OpenCLIP's default."""
     defaults = vars(parse_args([], only_options=True))
-    given = {
-        name: options[name]
-        for name in FLAGS
-        if options.get(name) not in (None, {}, defaults.get(name))
-    }
-    return {name: options.get(name) for name in TRAINING} | {"schedule": schedule} | given
+    training = {"schedule": schedule}
+    for name, effect in EFFECTS.items():
+        is_shown = name in SHOWN or name.startswith(SHOWN_BY_PREFIX)
+        if not effect.changes_scores or (is_shown and name != LONG_CAPTION):
+            continue
+        value = options.get(name)
+        if name in FIELDS or value not in (None, "", {}, defaults.get(name)):
+            training[name] = value
+    return training
 
 
 def _set_state(run: ReportedRun, state: dict) -> None:

@@ -23,7 +23,7 @@ from ...files import content_digest, read_json, write_json
 from ...runs.folder import FINISHED, RunFolder
 from ...runs.plan import make_run
 from ...runs.process import last_line, run_superclip
-from ...runs.recipe import Recipe, read_recipe
+from ...runs.recipe import WORDS, Recipe, read_recipe
 from ...runs.run import DEFAULTS, Run, Settings
 from ...runs.slurm import find_placement
 from ..demo import scene_measures as on_scenes
@@ -37,8 +37,7 @@ DENSE_SCENES = "dense"  # below the demo's folder
 EPOCHS = 2  # of the linear map: CLIP's mIoU is better than with 10, which overfit the map's scenes
 # the study's name, the result's
 DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}
-# fields that are not in a run's name, or in another place of it
-UNNAMED = ("method", "seed", "chosen", "paper")
+UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
 
 
 @dataclass(frozen=True)
