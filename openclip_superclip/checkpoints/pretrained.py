@@ -72,7 +72,7 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
 
 
 def start_of_towers(
-    model: str, pretrained: str | None, pretrained_image: bool, cache_dir: str | None = None
+    model: str, pretrained: str | None, cache_dir: str | None = None, *, pretrained_image: bool
 ) -> str:
     """Returns where OpenCLIP takes the weights of the image tower and of the text tower from.
 

@@ -257,7 +257,7 @@ def check_beginning(folder: Path, now: dict, accept: str) -> None:
         )
 
 
-def write_beginning(folder: Path, now: dict, resumes: bool) -> list[str]:
+def write_beginning(folder: Path, now: dict, *, resumes: bool) -> list[str]:
     """Records the start of a run or, if it resumes, the changes since then, which are returned."""
     if BEGAN_WITH in read_json(folder / RECORD, default={}):
         return []
@@ -302,7 +302,7 @@ class Resumed(NamedTuple):
 
 
 def resumed_checkpoint(
-    resume: str | None, run_folder: str, save_most_recent: bool, is_ours: bool = True
+    resume: str | None, run_folder: str, *, save_most_recent: bool, is_ours: bool = True
 ) -> Resumed:
     """Returns the checkpoint to resume from. Remote and sharded checkpoints are left to OpenCLIP.
 
@@ -347,7 +347,12 @@ def resumed_checkpoint(
 
 
 def check_kind(
-    file: str, with_head: bool, with_ddp: bool | None, model: str, has_tasks: bool | None = None
+    file: str,
+    model: str,
+    *,
+    with_head: bool,
+    with_ddp: bool | None,
+    has_tasks: bool | None,
 ) -> None:
     """Raises InputError if a run of this kind cannot resume from `file`.
 

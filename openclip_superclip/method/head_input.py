@@ -29,27 +29,31 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
     if isinstance(visual, VisionTransformer):
         # An attentional pooler comes before the last norm, which then applies to pooled tokens: [B,
         # queries, E].
-        pooled_before_norm = visual.attn_pool is not None and visual.attn_pool_contrastive is None
-        norm = (
-            "before the attentional pooler" if pooled_before_norm else "after the final LayerNorm"
-        )
+        is_pooled_first = visual.attn_pool is not None and visual.attn_pool_contrastive is None
+        where = "before the attentional pooler" if is_pooled_first else "after the final LayerNorm"
         return PatchTokens(
-            visual.transformer.width, "NLC", not pooled_before_norm, f"ViT patch tokens {norm}"
+            width=visual.transformer.width,
+            layout="NLC",
+            has_final_norm=not is_pooled_first,
+            description=f"ViT patch tokens {where}",
         )
     if isinstance(visual, ModifiedResNet):
         return PatchTokens(
-            visual.attnpool.k_proj.in_features, "NCHW", False, "ResNet's last feature map"
+            width=visual.attnpool.k_proj.in_features,
+            layout="NCHW",
+            has_final_norm=False,
+            description="ResNet's last feature map",
         )
     trunk = getattr(visual, "trunk", None)
     has_features = hasattr(trunk, "forward_intermediates") and getattr(trunk, "feature_info", None)
     if isinstance(visual, TimmModel) and has_features:
         layout = "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
         has_final_norm = type(trunk).__name__ not in NEVER_NORMALISED
-        what = (
-            "last features of timm's "
-            f"{type(trunk).__name__}{'' if has_final_norm else ', not normalised'}"
-        )
-        return PatchTokens(trunk.feature_info[-1]["num_chs"], layout, has_final_norm, what)
+        description = f"last features of timm's {type(trunk).__name__}"
+        if not has_final_norm:
+            description += ", not normalised"
+        width = trunk.feature_info[-1]["num_chs"]
+        return PatchTokens(width, layout, has_final_norm, description)
     tower = type(visual if trunk is None else trunk).__name__
     raise InputError(
         f"--superclip needs a vision tower with patch features; {tower} has none (no "

@@ -50,7 +50,7 @@ def _horovod():
 _original = DistributedDataParallel.__init__, DistributedDataParallel._build_params_for_reducer
 
 
-def fix_buckets(fixed: bool) -> None:
+def fix_buckets(*, fixed: bool) -> None:
     """Makes DistributedDataParallel keep its initial buckets, or rebuild them as torch does.
 
     Changes torch's own class, so that it does not matter which subclasses replace it, or when.

@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import re
 import shlex
-import sys
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoints.model_files import openclip_name, register_model
-from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind, resumed_checkpoint
+from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
@@ -116,6 +115,17 @@ HOROVOD = [
     ),
     Rule("--horovod ignores --use-bn-sync: leave it out", lambda o: o.use_bn_sync),
 ]
+SMALLEST = {
+    "batch_size": 1,
+    "accum_freq": 1,
+    "epochs": 1,
+    "workers": 0,
+    "warmup": 0,
+    "train_num_samples": 1,
+    "lr": 0,
+    "log_every_n_steps": 1,
+    "force_patch_dropout": 0,
+}
 LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 DATA = [
@@ -168,92 +178,88 @@ TRAINING_DATA = [  # with the data's `kind`
 ]
 
 
-def check_command_line(training: Training) -> None:
-    """Raises InputError, with a suggestion, for a command that cannot train, and prints warnings on
-    one rank.
+@dataclass(frozen=True)
+class Findings:
+    """What the check of a command line has found, besides errors."""
 
-    Without a flag of ours, only --resume is checked: it is refused if OpenCLIP would fail, or for a
-    run in slices.
+    warnings: list[str] = field(default_factory=list)
+    num_steps: int = 0  # of the run; 0 if unknown
+
+
+def check_command_line(training: Training) -> Findings:
+    """Returns what was found; InputError, with a suggestion, for a command that cannot train.
+
+    Changes nothing. Without a flag of ours, only --resume is checked: it is refused if OpenCLIP
+    would fail, or for a run in slices.
     """
-    options, is_ours = training.options, training.is_ours
+    _check_options(training)
+    _check_models(training)
+    _check_resume(training)
+    if training.only_options or not training.is_ours:
+        return Findings()
+    _check_evaluation(training.options)
+    _check_packages(training.options)
+    findings = check_data(training)
+    is_distilled = training.config is not None and training.options.distill_model is not None
+    if is_distilled and training.has_empty_captions:
+        raise InputError(
+            f"--train-data: {training.options.train_data} has rows without a caption, which do "
+            "not work with --superclip and --distill-model: remove these rows, as superclip "
+            "shards does"
+        )
+    return findings
+
+
+def _check_options(training: Training) -> None:
+    options = training.options
     facts = argparse.Namespace(
         **vars(options), config=training.config, slices=training.data_config.slices
     )
     if getattr(options, "horovod", False):
         if not training.only_options:
             check_horovod()
-        if is_ours or training.only_options:  # the options of a recipe
+        if training.is_ours or training.only_options:  # the options of a recipe
             check(HOROVOD, options)
     if training.config is not None:
         check(WITH_HEAD, facts)
-    if is_ours:
-        # OpenCLIP's get_tokenizer does not accept ViT-B/16
-        options.model = openclip_name(options.model)
+    if training.is_ours:
         check(OURS, facts)
-        at_least(
-            options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0, train_num_samples=1
-        )
-        at_least(options, lr=0, log_every_n_steps=1, force_patch_dropout=0)
-    _check_models(training)
-    _check_resume(training)
-    if training.only_options:
-        return
-    warnings = []
-    if is_ours:
-        check(DATA, options)
-        if options.imagenet_val and not any(
-            entry.is_dir() for entry in os.scandir(options.imagenet_val)
-        ):
-            raise InputError(
-                f"--imagenet-val: {options.imagenet_val} contains no folders; expected one for "
-                "each class"
-            )
-        loggers = options.report_to.replace("all", "wandb,tensorboard")
-        require(
-            f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers)
-        )
-        require(
-            f"--use-bnb-linear {options.use_bnb_linear}",
-            "",
-            *["bitsandbytes"] * bool(options.use_bnb_linear),
-        )
-        warnings = data_warnings(training)
-    if (
-        training.config is not None
-        and options.distill_model is not None
-        and training.has_empty_captions
-    ):
+        at_least(options, **SMALLEST)
+
+
+def _check_evaluation(options: argparse.Namespace) -> None:
+    check(DATA, options)
+    classes = options.imagenet_val
+    if classes and not any(entry.is_dir() for entry in os.scandir(classes)):
         raise InputError(
-            f"--train-data: {options.train_data} has rows without a caption, which do not work "
-            "with --superclip and --distill-model: remove these rows, as superclip shards does"
+            f"--imagenet-val: {classes} contains no folders; expected one for each class"
         )
-    if launched()[0] == 0:
-        training.resumed.set_damaged_aside()
-        for line in warnings:
-            print(f"superclip: {line}", file=sys.stderr, flush=True)
+
+
+def _check_packages(options: argparse.Namespace) -> None:
+    loggers = options.report_to.replace("all", "wandb,tensorboard")
+    require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
+    if options.use_bnb_linear:
+        require(f"--use-bnb-linear {options.use_bnb_linear}", "", "bitsandbytes")
 
 
 def _check_models(training: Training) -> None:
-    """Registers the model; InputError for one, or weights or word frequencies, that --superclip
-    cannot train with."""
-    options = training.options
-    has_idf_file = training.config is not None and is_idf_file(training.config.idf)
-    # the file's tokens are those of the model's tokenizer
-    if not training.only_options or has_idf_file:
-        register_model(options.model)
+    """Raises InputError for a model, or weights or word frequencies, that --superclip cannot train
+    with."""
+    options, config = training.options, training.config
     # a file may exist only on nodes
     if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):
         from . import factory
 
         if options.model in factory.open_clip.list_models():
             factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-    if training.config is None:
+    if config is None:
         return
     if not training.only_options:
         from .factory import check_models
 
         check_models(options)
-    if has_idf_file:
+    if is_idf_file(config.idf):
         _check_idf_file(training)
 
 
@@ -273,76 +279,75 @@ def _check_idf_file(training: Training) -> None:
 
 
 def _check_resume(training: Training) -> None:
-    """Finds the checkpoint of --resume, if it is known before OpenCLIP starts; InputError if it
-    does not fit.
+    """Raises InputError if the checkpoint of --resume does not fit.
 
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in
     slices, with other options than at its beginning.
     """
     options, data = training.options, training.data_config
-    if not options.resume or (
-        options.resume == "latest" and (options.name is None or options.remote_sync is not None)
-    ):
-        return
-    from open_clip_train.distributed import is_using_distributed
-
-    run_folder = os.path.join(options.logs, options.name or "")
-    resumed = resumed_checkpoint(
-        options.resume, run_folder, options.save_most_recent, training.is_ours
-    )
-    if training.is_ours:
-        training.resumed = resumed
-    file = resumed.file
-    if file is None or (resumed.damaged and not training.is_ours):
+    file = training.resumed.file
+    if file is None or (training.resumed.damaged and not training.is_ours):
         return
     has_tasks = current().HAS_TASKS
-    with_ddp = None  # the names in a checkpoint depend on the ranks in OpenCLIP 3
-    if not has_tasks:
-        with_ddp = False if getattr(options, "horovod", False) else is_using_distributed() or None
     check_kind(
         file,
-        training.config is not None,
-        with_ddp,
         options.model,
-        has_tasks if training.is_ours else None,
+        with_head=training.config is not None,
+        with_ddp=None if has_tasks else training.with_ddp,
+        has_tasks=has_tasks if training.is_ours else None,
     )
     folder = Path(file).parent.parent
-    if (
-        options.train_data
-        and (data.slices is not None or (folder / NAME).exists())
-        and not data.accept_changes
-    ):
-        now = beginning(training.options_with_defaults(), launched()[1])
-        # without which nothing is compared
-        slices = "" if data.slices is not None else "--superclip-slices and "
-        accept = f"{slices}--superclip-accept-changes"
-        check_beginning(
-            folder, now, "--accept-changes to superclip run" if training.is_table else accept
-        )
+    is_recorded = data.slices is not None or (folder / NAME).exists()
+    if not options.train_data or not is_recorded or data.accept_changes:
+        return
+    if training.is_table:
+        accept = "--accept-changes to superclip run"
+    elif data.slices is None:  # without which nothing is compared
+        accept = "--superclip-slices and --superclip-accept-changes"
+    else:
+        accept = "--superclip-accept-changes"
+    now = beginning(training.options_with_defaults(), launched()[1])
+    check_beginning(folder, now, accept)
 
 
-def data_warnings(training: Training) -> list[str]:
-    """Returns warnings about the data; InputError if OpenCLIP cannot train or evaluate on it."""
+def check_data(training: Training) -> Findings:
+    """Returns warnings about the data and the number of steps; InputError if OpenCLIP cannot train
+    or evaluate on it."""
     options = training.options
-    image, caption, json = (
-        getattr(options, name, None) for name in ("image_key", "text_key", "json_text_key")
-    )
-    caption = caption or "txt"
-    if image not in (None, "jpg;png;jpeg;webp") or json or ";" in caption:
-        # OpenCLIP 4 reads other images, several captions or JSON, which are not checked
-        caption = ""
-    is_synthetic, warnings = options.dataset_type == "synthetic", []
+    is_synthetic = options.dataset_type == "synthetic"
+    caption = _checked_caption(options)
+    findings = Findings()
     if options.train_data or is_synthetic:
-        warnings = _check_training_data(training, caption)
+        findings = _check_training_data(training, caption)
     if not options.val_data or is_synthetic:
-        return warnings
+        return findings
     if kind(options.val_data, options.dataset_type, "--val-data") == "table":
-        columns, most = training.columns, _max_decoded(training)
-        table = check_table(options.val_data, columns, Config(), 1, 1, "--val-data", most)
-        return warnings + table.refuse_bad()
-    if not caption:
-        return warnings
-    return warnings + _inspected(training, "--val-data", options.val_data, caption)
+        table = check_table(
+            options.val_data,
+            training.columns,
+            Config(),
+            batch_size=1,
+            world_size=1,
+            flag="--val-data",
+            max_decoded=_max_decoded(training),
+        )
+        warnings = table.refuse_bad()
+    else:
+        warnings = _inspected(training, "--val-data", options.val_data, caption)
+    return replace(findings, warnings=findings.warnings + warnings)
+
+
+def _checked_caption(options: argparse.Namespace) -> str:
+    """Returns the extension of the captions in shards; "" for samples that are not checked.
+
+    These are samples with other images, several captions or JSON, which OpenCLIP 4 reads.
+    """
+    image = getattr(options, "image_key", None) or "jpg;png;jpeg;webp"
+    caption = getattr(options, "text_key", None) or "txt"
+    has_json = getattr(options, "json_text_key", None)
+    if image != "jpg;png;jpeg;webp" or has_json or ";" in caption:
+        return ""
+    return caption
 
 
 def _max_decoded(training: Training) -> int:
@@ -350,13 +355,12 @@ def _max_decoded(training: Training) -> int:
 
 
 def _inspected(
-    training: Training,
-    flag: str,
-    shards: str,
-    caption: str,
-    long_caption: str = "",
+    training: Training, flag: str, shards: str, caption: str, long_caption: str = ""
 ) -> list[str]:
-    """Returns the warnings of an inspection of shards; one rank decodes more than an image."""
+    """Returns the warnings of an inspection of shards, none without a `caption` to look for; one
+    rank decodes more than an image."""
+    if not caption:
+        return []
     inspection = inspect(
         shards,
         flag,
@@ -368,9 +372,8 @@ def _inspected(
     return inspection.warnings
 
 
-def _check_training_data(training: Training, caption: str) -> list[str]:
-    """Returns warnings; `caption` is the extension of the captions in shards, "" if the shards
-    cannot be checked."""
+def _check_training_data(training: Training, caption: str) -> Findings:
+    """Returns warnings and steps; `caption` is that of `_checked_caption`."""
     options, config = training.options, training.config or Config()
     facts = argparse.Namespace(
         **vars(options),
@@ -379,36 +382,35 @@ def _check_training_data(training: Training, caption: str) -> list[str]:
         val_fraction=training.data_config.val_fraction,
     )
     check(TRAINING_DATA, facts)
+    if facts.kind == "synthetic":
+        return Findings()
+    world_size = launched()[1]
     is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes
     accum_freq = 1 if is_naflex else options.accum_freq
-    # whose steps are known, and warmed up
-    epochs = 0 if is_naflex or options.skip_scheduler else options.epochs
     if facts.kind == "table":
         table = check_table(
             options.train_data,
             training.columns,
             config,
             options.batch_size,
-            launched()[1],
+            world_size,
             max_decoded=_max_decoded(training),
             accum_freq=accum_freq,
         )
         num_rows = table.num_trained(config)
-        steps = batches_of_table(num_rows, options.batch_size, launched()[1]) // accum_freq
-        training.num_steps = steps * epochs
-        return [*table.refuse_bad(), *long_warmup(options.warmup, training.num_steps, "--warmup")]
-    if facts.kind == "synthetic":
-        return []
-    _check_workers(options.workers)
-    shards = expand(options.train_data, "--train-data")
-    steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
-    training.num_steps = steps * epochs
-    warnings = long_warmup(options.warmup, training.num_steps, "--warmup")
-    if not caption:
-        return warnings
-    long_caption = config.long_caption_key
-    pattern = options.train_data
-    return warnings + _inspected(training, "--train-data", pattern, caption, long_caption)
+        steps = batches_of_table(num_rows, options.batch_size, world_size) // accum_freq
+        warnings = table.refuse_bad()
+    else:
+        _check_workers(options.workers)
+        shards = expand(options.train_data, "--train-data")
+        steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
+        warnings = _inspected(
+            training, "--train-data", options.train_data, caption, config.long_caption_key
+        )
+    if is_naflex or options.skip_scheduler:  # steps that are unknown, or not warmed up
+        return Findings(warnings)
+    num_steps = steps * options.epochs
+    return Findings(warnings + long_warmup(options.warmup, num_steps, "--warmup"), num_steps)
 
 
 def long_warmup(warmup: int, steps: int, flag: str) -> list[str]:
@@ -425,24 +427,22 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
 
     `total` is the number of samples in a file beside the shards, if there is one.
     """
-    options, num_samples, (_, world_size) = (
-        training.options,
-        training.options.train_num_samples,
-        launched(),
-    )
-    given, slices = training.data_config.slices, training.data_config.slices or 1
+    options = training.options
+    num_samples = options.train_num_samples
+    world_size = launched()[1]
+    slices = training.data_config.slices
     if not options.dataset_resampled:
         Split(
             num_shards,
             world_size,
             options.workers,
-            slices,
+            slices or 1,
             num_samples,
             options.batch_size,
             flag="--train-data",
             slices_flag="--superclip-slices ",
         ).check()
-    batch = options.batch_size * world_size
+    global_batch = options.batch_size * world_size
     batches = batches_of_shards(
         num_samples or total or 0, options.batch_size, world_size, options.workers
     )
@@ -451,38 +451,46 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
             f"--accum-freq is {accum_freq}, and a rank has {batches} batches in an epoch: "
             f"expected {batches} or less, or a larger --train-num-samples"
         )
-    if given is None:
+    if slices is None:
         # --naflex-num-train-image-tokens sets the size of an epoch, too
-        by_tokens = (
-            getattr(options, "use_naflex", False)
-            and options.naflex_num_train_image_tokens is not None
-        )
+        tokens = getattr(options, "naflex_num_train_image_tokens", None)
+        by_tokens = getattr(options, "use_naflex", False) and tokens is not None
         if num_samples is None and total is None and not by_tokens:
             raise InputError(
                 "--train-num-samples is not given, and no sizes.json beside all of the shards "
                 "lists them: expected the samples per epoch"
             )
-    elif num_samples is None or (total and more_than_a_slice(num_samples, total, slices, batch)):
-        found = "is not given" if num_samples is None else f"is {num_samples:,}"
-        of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
-        raise InputError(
-            f"--train-num-samples {found}; expected the samples of one of the {slices} "
-            f"slices{of_total}"
-        )
+    else:
+        _check_slice(num_samples, total, slices, global_batch)
     return batches // accum_freq
 
 
-def _check_workers(workers: int) -> None:
-    """Makes data-loading workers start by fork, because OpenCLIP's WebDataset cannot be pickled."""
-    method = multiprocessing.get_start_method(allow_none=True)
-    if workers < 1 or method == "fork":
-        return
-    if method is None and "fork" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_start_method("fork")
+def _check_slice(
+    num_samples: int | None, total: int | None, slices: int, global_batch: int
+) -> None:
+    """Raises InputError unless --train-num-samples is the size of one slice of the `total`."""
+    if num_samples is None:
+        found = "is not given"
+    elif total and more_than_a_slice(num_samples, total, slices, global_batch):
+        found = f"is {num_samples:,}"
     else:
-        raise InputError(
-            f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, "
-            "which cannot send "
-            "OpenCLIP's WebDataset to them: give --workers 0, or call "
-            "multiprocessing.set_start_method('fork')"
-        )
+        return
+    of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
+    raise InputError(
+        f"--train-num-samples {found}; expected the samples of one of the {slices} slices{of_total}"
+    )
+
+
+def _check_workers(workers: int) -> None:
+    """Raises InputError if data-loading workers cannot start by fork: OpenCLIP's WebDataset cannot
+    be pickled."""
+    method = multiprocessing.get_start_method(allow_none=True)
+    is_free = method is None and "fork" in multiprocessing.get_all_start_methods()
+    if workers < 1 or method == "fork" or is_free:
+        return
+    raise InputError(
+        f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, "
+        "which cannot send "
+        "OpenCLIP's WebDataset to them: give --workers 0, or call "
+        "multiprocessing.set_start_method('fork')"
+    )

@@ -113,7 +113,7 @@ def check_models(options: argparse.Namespace) -> None:
         weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
     weights.check_weights(model, pretrained)
     if not model.startswith("hf-hub:"):
-        weights.start_of_towers(model, pretrained, options.pretrained_image)
+        weights.start_of_towers(model, pretrained, pretrained_image=options.pretrained_image)
     _check_text_tower(model, options)
     if teacher is not None:
         check_model(teacher, given, "--distill-model", "--distill-pretrained", options.cache_dir)

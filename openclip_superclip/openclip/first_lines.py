@@ -7,10 +7,19 @@ from pathlib import Path
 from .options import Training
 
 
-def log_first_lines(training: Training, start: str) -> None:
+def log_first_lines(training: Training) -> None:
     """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
     line."""
+    from ..checkpoints.pretrained import start_of_towers
+
     options = training.options
+    start = options.resume or start_of_towers(
+        options.model,
+        options.pretrained,
+        options.cache_dir,
+        pretrained_image=options.pretrained_image,
+    )
+    _keep_dumps_off_the_terminal()
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",
@@ -29,7 +38,7 @@ def _steps(training: Training) -> str:
     return f"{options.epochs} epoch(s) in batches of {batch:,} samples: {steps}"
 
 
-def keep_dumps_off_the_terminal() -> None:
+def _keep_dumps_off_the_terminal() -> None:
     """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
     is a log file."""
     handlers = logging.root.handlers

@@ -3,15 +3,10 @@ OpenCLIP's args."""
 
 import functools
 import os
-import sys
 from argparse import Namespace
-from pathlib import Path
 
-from ..checkpoints.resume import Resumed
-from ..data.table_split import split_table
-from ..data.tables import Columns, check_table, detect_columns, has_empty_captions, is_table
-from ..data.tar_shards import is_remote
-from ..errors import InputError
+from ..checkpoints.resume import Resumed, resumed_checkpoint
+from ..data.tables import Columns, has_empty_captions, is_table, kind
 from ..flags import Config, DataConfig, config_from, data_config_from
 
 
@@ -24,8 +19,7 @@ class Training:
         self.data_config: DataConfig = data_config_from(vars(args))
         # without the model and the data
         self.only_options: bool = getattr(args, "only_options", False)
-        self.resumed = Resumed(None)  # the checkpoint of --resume
-        self.num_steps = 0  # of the run, as the check of the data has counted; 0 if unknown
+        self.num_steps = 0  # of the run, once its data is checked; 0 if unknown
 
     @property
     def is_ours(self) -> bool:
@@ -38,6 +32,12 @@ class Training:
         return is_table(self.options.train_data, self.options.dataset_type)
 
     @property
+    def reads_shards(self) -> bool:
+        """Whether it trains on the shards of a WebDataset."""
+        data = self.options.train_data
+        return bool(data) and kind(data, self.options.dataset_type) == "shards"
+
+    @property
     def decodes_images(self) -> bool:
         """Whether the checks decode images: on one rank, and not again in superclip run."""
         return launched()[0] == 0 and not getattr(self.options, "images_checked", False)
@@ -47,47 +47,6 @@ class Training:
         return Columns(
             self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key
         )
-
-    def find_columns(self) -> None:
-        """Sets OpenCLIP's options for the columns of a table that still have its defaults."""
-        if (
-            not (self.is_ours and self.is_table)
-            or self.only_options
-            or is_remote(self.options.train_data)
-        ):
-            return
-        given = [
-            None if value == default else value
-            for value, default in zip(self.columns, Columns(), strict=True)
-        ]
-        columns = detect_columns(self.options.train_data, *given, "--train-data")
-        if columns != self.columns and launched()[0] == 0:
-            print(f"superclip: {self.options.train_data}: {columns.description}", file=sys.stderr)
-        self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key = columns
-
-    def hold_out(self) -> None:
-        """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for
-        both parts."""
-        options, fraction = self.options, self.data_config.val_fraction
-        if fraction is None:
-            return
-        split = split_table(
-            options.train_data, self.columns, fraction, Path(options.logs), "--train-data", "--logs"
-        )
-        try:
-            check_table(
-                split.train,
-                self.columns,
-                self.config or Config(),
-                options.batch_size,
-                launched()[1],
-                max_decoded=0,
-                accum_freq=options.accum_freq,
-            )
-        except InputError:
-            split.remove()
-            raise
-        options.train_data, options.val_data = split.train, split.val
 
     @functools.cached_property
     def has_empty_captions(self) -> bool:
@@ -101,9 +60,9 @@ class Training:
         given, defaults = vars(self.options), get_default_params(self.options.model)
         return given | {name: value for name, value in defaults.items() if given[name] is None}
 
+    @functools.cached_property
     def leaves_head_out(self) -> bool:
-        """Returns whether a model without a class head, student or teacher, loads weights with
-        one."""
+        """Whether a model without a class head, student or teacher, loads weights with one."""
         from ..checkpoints.pretrained import starts_with_head
 
         options = self.options
@@ -111,6 +70,31 @@ class Training:
         if self.config is None:
             models.append((options.model, options.pretrained))
         return any(starts_with_head(*model) for model in models)
+
+    @functools.cached_property
+    def resumed(self) -> Resumed:
+        """The checkpoint of --resume, if it is known before OpenCLIP starts; InputError if there
+        is none."""
+        options = self.options
+        is_unnamed = options.name is None or options.remote_sync is not None
+        if options.resume == "latest" and is_unnamed:
+            return Resumed(None)
+        return resumed_checkpoint(
+            options.resume,
+            os.path.join(options.logs, options.name or ""),
+            save_most_recent=options.save_most_recent,
+            is_ours=self.is_ours,
+        )
+
+    @property
+    def with_ddp(self) -> bool | None:
+        """Whether names in OpenCLIP 3's checkpoints begin with `module.`; None for a single
+        process, which resumes from both kinds."""
+        from open_clip_train.distributed import is_using_distributed
+
+        if getattr(self.options, "horovod", False):
+            return False
+        return is_using_distributed() or None
 
     @property
     def has_logs(self) -> bool:

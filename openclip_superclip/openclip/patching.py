@@ -7,7 +7,6 @@ journal.
 
 import hashlib
 import importlib.util
-import itertools
 import os
 import re
 import shutil
@@ -82,10 +81,15 @@ def patches() -> dict[str, bytes]:
             ids = dict(line.split() for line in others if line.strip())
             known[release] = b""
             for diff in diffs:
-                if (path := diff.split()[2].decode().removeprefix("a/")) in ids:
-                    diff = re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids[path].encode(), diff, count=1)
-                known[release] += diff
+                path = diff.split()[2].decode().removeprefix("a/")
+                own_ids = ids.get(path)
+                known[release] += _with_ids(diff, own_ids) if own_ids else diff
     return dict(sorted(known.items()))
+
+
+def _with_ids(diff: bytes, ids: str) -> bytes:
+    """Returns a diff with other blob ids, BEFORE..AFTER."""
+    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids.encode(), diff, count=1)
 
 
 def blob_id(content: bytes | None) -> str:
@@ -105,18 +109,17 @@ class Patch:
         self.before = {path: diff.header.old_version for path, diff in self.diffs.items()}
         self.after = {path: diff.header.new_version for path, diff in self.diffs.items()}
 
-    def change(self, path: str, content: bytes | None, reverse: bool = False) -> bytes | None:
+    def change(self, path: str, content: bytes | None, *, reverse: bool = False) -> bytes | None:
         """Returns a file's content with the patch or, with `reverse`, without it; None is no
         file."""
         if reverse and self.before[path] == NO_FILE:
             return None
         lines = (content or b"").decode().split("\n")
-        for _, changes in itertools.groupby(
-            self.diffs[path].changes, key=lambda change: change.hunk
-        ):
-            changes = list(changes)
-            old = [change.line for change in changes if change.old is not None]
-            new = [change.line for change in changes if change.new is not None]
+        changes = self.diffs[path].changes
+        for number in dict.fromkeys(change.hunk for change in changes):
+            hunk = [change for change in changes if change.hunk == number]
+            old = [change.line for change in hunk if change.old is not None]
+            new = [change.line for change in hunk if change.new is not None]
             if reverse:
                 old, new = new, old
             # At any position in the file, as line numbers differ between releases.

@@ -67,7 +67,7 @@ def hooks_module() -> types.ModuleType:
     return sys.modules.setdefault("open_clip.hooks", hooks)
 
 
-def parse_args(argv: list[str], only_options: bool = False) -> argparse.Namespace:
+def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Namespace:
     """Returns OpenCLIP's training command line, parsed with the plugins' options and checked by
     them.
 

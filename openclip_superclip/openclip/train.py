@@ -2,12 +2,8 @@
 
 import argparse
 import contextlib
-import fcntl
 import logging
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
@@ -15,7 +11,7 @@ from traceback import walk_tb
 from ..checkpoints.run_outputs import is_complete, quarantine
 from ..errors import InputError, check, one_line, reason
 from ..files import is_full, why_full
-from . import current, replacing
+from . import current, output_folder, replacing
 from .checks import DATA
 from .horovod import join_ranks
 from .options import launched
@@ -37,15 +33,15 @@ def train(argv: list[str]) -> int:
     if argv[:1] == ["--"]:
         argv = argv[1:]
     result = -1
-    _started.clear()
+    output_folder.started.clear()
     try:
         result = _train(argv)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
     finally:
         if result is not None:  # OpenCLIP returns -1 on errors
-            remove_unstarted_run()
-        _release()
+            output_folder.remove_unstarted_run()
+        output_folder.release()
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
             # otherwise torch.compile prints statistics at exit
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -96,95 +92,6 @@ def _check_device(argv: list[str]) -> None:
         )
 
 
-_started: list[argparse.Namespace] = []  # the options of the run, with a flag of ours
-_made: list[Path] = []  # the run's folder and its parent, if this process has made them
-_locks: list[int] = []  # the open folder of the run
-
-
-def note_begin(args: argparse.Namespace) -> None:
-    """Creates the folder of a run that is about to start; InputError if it is not writable or its
-    disk is full.
-
-    OpenCLIP names the run by the time if its name is None. Only the first rank creates and locks
-    the folder.
-    """
-    _made.clear()
-    _release()
-    logging.raiseExceptions = False  # otherwise each line of a log on a full disk is a traceback
-    folder = Path(args.logs, args.name or "").absolute()
-    try:
-        if launched()[0] == 0:
-            _started[:] = [args]
-            _make(folder, is_named=args.name is not None)
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        remove_unstarted_run()
-        where = Path(args.logs, args.name or "")
-        raise InputError(f"--logs: cannot write to {where}: {error.strerror}") from error
-
-
-def _make(folder: Path, is_named: bool) -> None:
-    """Creates a run's folder and locks it until training ends; InputError if another process holds
-    the lock.
-
-    Without a name, it is the folder of all runs, which is not locked.
-    """
-    parents = [] if folder.parent.exists() else [folder.parent]
-    for parent in parents:
-        parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-        _made[:] = [folder, *parents] if is_named else []
-    if not is_named:
-        return
-    _locks.append(os.open(folder, os.O_RDONLY))
-    try:
-        fcntl.flock(_locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        _made.clear()
-        raise InputError(
-            f"--name: another process trains into {folder}: give another name"
-        ) from None
-    except OSError:  # a file system without such locks
-        pass
-
-
-def _release() -> None:
-    while _locks:
-        os.close(_locks.pop())
-
-
-def remove_unstarted_run() -> None:
-    """Removes the folder of a run without a training step, because OpenCLIP refuses a name that has
-    a log.
-
-    Only a folder that this process has made is removed, and only if no other process has begun to
-    fill it.
-    """
-    if not _made:
-        return
-    folder, *parents = _made
-    _made.clear()
-    logging.disable(logging.CRITICAL)  # torch would log compilation statistics at exit
-    files = [
-        Path(handler.baseFilename)
-        for handler in logging.root.handlers
-        if hasattr(handler, "baseFilename")
-    ]
-    # out.log, or out-RANK with --log-local
-    logs = [file for file in files if file.parent == folder]
-    has_started = any("Train Epoch" in log.read_text() for log in logs) or any(
-        folder.glob("checkpoints/*")
-    )
-    if logs and not has_started:
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in (folder, *parents):
-        with contextlib.suppress(OSError):  # it is not empty
-            path.rmdir()
-
-
 @contextlib.contextmanager
 def explained_errors() -> Iterator[None]:
     """Raises InputError instead of a plugin's error and, with a flag of ours, of that of a full
@@ -199,9 +106,9 @@ def explained_errors() -> Iterator[None]:
     except Exception as error:
         if plugin := _failed_plugin(error):
             raise InputError(plugin) from error
-        if not _started or not is_full(error):
+        if not output_folder.started or not is_full(error):
             raise
-        (args,) = _started
+        (args,) = output_folder.started
         checkpoints = Path(
             getattr(args, "checkpoint_path", None)
             or Path(args.logs, args.name or "", "checkpoints")
@@ -238,9 +145,6 @@ def _failed_plugin(error: Exception) -> str:
         f"open_clip plugin '{plugin}' failed in {hook}: {type(error).__name__}: "
         f"{reason(error)} ({where})"
     )
-
-
-os.register_at_fork(after_in_child=_release)  # data-loading workers must not keep the lock
 
 
 def check_command(argv: list[str]) -> argparse.Namespace:

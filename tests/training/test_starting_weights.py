@@ -119,18 +119,24 @@ def test_each_tower_has_a_start(tiny_model, tmp_path):
     timm = write_model(tmp_path / "timm", **MODELS["timm-vit"])
     hugging_face = write_hf_text_model(tmp_path / "hf")
     assert (
-        start_of_towers(tiny_model, None, False)
+        start_of_towers(tiny_model, None, pretrained_image=False)
         == "random weights (image) and random weights (text)"
     )
-    assert start_of_towers(timm, None, True) == "timm's test_vit (image) and random weights (text)"
+    assert (
+        start_of_towers(timm, None, pretrained_image=True)
+        == "timm's test_vit (image) and random weights (text)"
+    )
     tower = f"{tmp_path}/hf/tower"
     assert (
-        start_of_towers(hugging_face, None, False) == f"random weights (image) and {tower} (text)"
+        start_of_towers(hugging_face, None, pretrained_image=False)
+        == f"random weights (image) and {tower} (text)"
     )
-    assert start_of_towers("ViT-B-32", "openai", False) == "openai"
-    assert start_of_towers(hugging_face, "weights.pt", False) == "weights.pt"
+    assert start_of_towers("ViT-B-32", "openai", pretrained_image=False) == "openai"
+    assert start_of_towers(hugging_face, "weights.pt", pretrained_image=False) == "weights.pt"
     write_weights(timm)
-    assert start_of_towers(timm, None, False) == f"{tmp_path}/timm/pytorch_model.bin"
+    assert (
+        start_of_towers(timm, None, pretrained_image=False) == f"{tmp_path}/timm/pytorch_model.bin"
+    )
 
 
 def test_a_training_logs_the_start_of_its_towers_once(train_flags, tmp_path):

@@ -27,7 +27,7 @@ from support.training_runs import (
 )
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.openclip.train import note_begin, remove_unstarted_run
+from openclip_superclip.openclip.output_folder import make_folder, remove_unstarted_run
 from openclip_superclip.runs.process import free_port
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
@@ -154,7 +154,7 @@ def test_a_run_that_ends_in_its_first_epoch_keeps_its_logs(log, tmp_path, monkey
     monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
     monkeypatch.setattr(logging, "raiseExceptions", True)
     for text, is_kept in (("Start epoch 0", False), ("Train Epoch: 0 [16/64", True)):
-        note_begin(Namespace(logs=str(tmp_path), name="run"))
+        make_folder(Namespace(logs=str(tmp_path), name="run"))
         handler = logging.FileHandler(tmp_path / "run" / log)
         handler.stream.write(text)
         handler.flush()
@@ -188,12 +188,12 @@ def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp
 def test_a_folder_that_another_process_has_begun_to_fill_is_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    note_begin(Namespace(logs=str(tmp_path), name="run"))
+    make_folder(Namespace(logs=str(tmp_path), name="run"))
     (tmp_path / "run/out.log").write_text("Start epoch 0")  # no handler of this process's
     remove_unstarted_run()
     assert (tmp_path / "run/out.log").is_file()
     (tmp_path / "mine").mkdir()
-    note_begin(Namespace(logs=str(tmp_path), name="mine"))
+    make_folder(Namespace(logs=str(tmp_path), name="mine"))
     remove_unstarted_run()
     assert (tmp_path / "mine").is_dir()
 

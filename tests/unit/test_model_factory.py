@@ -143,7 +143,7 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, t
     ) == {"measured": 1}
     argv = ["--model", "ViT-Ti/16-96", "--train-data", str(csv_data)]
     for only_options in (True, False):
-        args = parse_args([*argv, "--superclip"], only_options)
+        args = parse_args([*argv, "--superclip"], only_options=only_options)
         assert (args.model, Training(args).tokenizer.context_length) == ("ViT-Ti-16-96", 32)
     assert parse_args(argv).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 

@@ -13,7 +13,7 @@ from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.errors import check
 from openclip_superclip.openclip import v4
-from openclip_superclip.openclip.checks import DATA, check_command_line, data_warnings
+from openclip_superclip.openclip.checks import DATA, check_command_line, check_data
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
 
@@ -262,9 +262,9 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
         given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0
     )
     with pytest.raises(InputError, match="--train-num-samples is not given"):
-        data_warnings(Training(args))
+        check_data(Training(args))
     args.naflex_num_train_image_tokens = 1000
-    data_warnings(Training(args))
+    check_data(Training(args))
 
 
 MUON = {  # what is given: what Muon leaves to its fallback
@@ -319,8 +319,10 @@ def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(
 ):
     file = tmp_path / "epoch_1.pt"
     torch.save({"epoch": 1, "state_dict": {"module.logit_scale": torch.zeros(())}, **content}, file)
-    check_kind(str(file), False, None if with_ddp is None else True, "ViT-B-32", bool(content))
+    other_ddp = None if with_ddp is None else True
+    options = {"model": "ViT-B-32", "with_head": False}
+    check_kind(str(file), with_ddp=other_ddp, has_tasks=bool(content), **options)
     with pytest.raises(
         InputError, match=f"^--resume: [^\n]*epoch_1.pt is {reason}[^\n]*--pretrained [^\n]*$"
     ):
-        check_kind(str(file), False, with_ddp, "ViT-B-32", has_tasks)
+        check_kind(str(file), with_ddp=with_ddp, has_tasks=has_tasks, **options)

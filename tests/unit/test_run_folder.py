@@ -267,15 +267,15 @@ def test_only_without_our_flags_may_latest_be_a_file_that_the_run_has_not_saved(
         InputError, match=f"^--resume latest would use .*/{other}, which the run has not saved"
     ):
         resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
-    assert resumed_checkpoint("latest", str(tmp_path), False, is_ours=False).file == str(
-        tmp_path / other
-    )
+    assert resumed_checkpoint(
+        "latest", str(tmp_path), save_most_recent=False, is_ours=False
+    ).file == str(tmp_path / other)
     (tmp_path / other).rename(folder / "epoch_latest.pt")
     (folder / "tmp.pt").write_bytes(b"killed while it was saved")
     for save_most_recent in (False, True):
-        assert resumed_checkpoint("latest", str(tmp_path), save_most_recent).file == str(
-            folder / "epoch_latest.pt"
-        )
+        assert resumed_checkpoint(
+            "latest", str(tmp_path), save_most_recent=save_most_recent
+        ).file == str(folder / "epoch_latest.pt")
 
 
 @pytest.mark.parametrize("bit", [1, 128])

@@ -13,6 +13,8 @@ from PIL import Image
 from support.data import IMAGE, write_shards
 from support.models import VOCAB_SIZE, write_model
 
+from openclip_superclip.openclip.checks import check_command_line
+from openclip_superclip.openclip.options import Training
 from openclip_superclip.openclip.train import train
 
 REFUSED = {
@@ -244,3 +246,15 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
         f"{VOCAB_SIZE - 1}: expected"
     )
     assert f"--model: the tokenizer of {model} gives {reason}" in refusal(*argv)
+
+
+def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--train-data", str(csv_data), "--batch-size", "16", "--epochs", "2", "--superclip"]
+    args = parse_args([*argv, "--model", "ViT-Ti-16-96", "--warmup", "5"], only_options=True)
+    args.only_options = False
+    before = dict(vars(args))
+    findings = check_command_line(Training(args))
+    assert (findings.warnings, findings.num_steps) == ([], 8)
+    assert vars(args) == before
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,114 @@
+"""The start of a training: what completes its options before they are checked, and what a checked
+one changes."""
+
+import argparse
+import multiprocessing
+import sys
+from pathlib import Path
+
+from ..checkpoints.model_files import openclip_name, register_model
+from ..data.table_split import split_table
+from ..data.tables import Columns, check_table, detect_columns
+from ..data.tar_shards import is_remote
+from ..errors import InputError, print_in_one_line
+from ..flags import Config, is_idf_file, options_of
+from .checks import Findings
+from .options import Training, launched
+from .output_folder import make_folder, remove_unstarted_run
+
+
+def prepare(training: Training) -> None:
+    """Registers the model and completes the options; InputError if a file that this needs cannot be
+    read."""
+    options, config = training.options, training.config
+    if training.is_ours:
+        options.model = openclip_name(options.model)  # get_tokenizer does not accept ViT-B/16
+    if config is not None and "muon" in options.opt.lower():
+        _leave_head_to_fallback(options)
+    if training.is_ours and training.is_table and not training.only_options:
+        _find_columns(training)
+    # The tokens of a file of word frequencies are those of the model's tokenizer.
+    if not training.only_options or (config is not None and is_idf_file(config.idf)):
+        register_model(options.model)
+
+
+def _leave_head_to_fallback(options: argparse.Namespace) -> None:
+    """Makes Muon train the head's weight by its fallback: its rows are words, and must not be
+    orthogonalised."""
+    if hasattr(options, "opt_fallback_list"):  # of OpenCLIP 4
+        names = options.opt_fallback_list or (options.opt_kwargs or {}).get("fallback_list") or []
+        options.opt_fallback_list = [*names, "class_head.*"]
+
+
+def _find_columns(training: Training) -> None:
+    """Sets OpenCLIP's options for the columns of a table that still have its defaults."""
+    options = training.options
+    if is_remote(options.train_data):
+        return
+    chosen = [
+        None if value == default else value
+        for value, default in zip(training.columns, Columns(), strict=True)
+    ]
+    columns = detect_columns(options.train_data, *chosen, "--train-data")
+    if columns != training.columns and launched()[0] == 0:
+        print(f"superclip: {options.train_data}: {columns.description}", file=sys.stderr)
+    options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
+
+
+def begin(training: Training, findings: Findings) -> None:
+    """Prints warnings and makes what a checked training needs: its folder, its split, its way of
+    starting processes; InputError if a file cannot be written."""
+    options = training.options
+    training.num_steps = findings.num_steps
+    if launched()[0] == 0:
+        if training.is_ours:
+            training.resumed.set_damaged_aside()
+        for warning in findings.warnings:
+            print(f"superclip: {warning}", file=sys.stderr, flush=True)
+    _hold_out(training)
+    _fix_ranks(training)
+    if training.is_ours:
+        if training.reads_shards and options.workers > 0:  # a WebDataset cannot be pickled
+            multiprocessing.set_start_method("fork", force=True)
+        make_folder(options)
+        print_in_one_line(remove_unstarted_run)
+    if training.config is not None:
+        vars(options).update(options_of(training.config))  # OpenCLIP records them in params.txt
+
+
+def _hold_out(training: Training) -> None:
+    """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for both
+    parts."""
+    options, fraction = training.options, training.data_config.val_fraction
+    if fraction is None:
+        return
+    columns = training.columns
+    split = split_table(
+        options.train_data, columns, fraction, Path(options.logs), "--train-data", "--logs"
+    )
+    try:
+        check_table(
+            split.train,
+            columns,
+            training.config or Config(),
+            options.batch_size,
+            launched()[1],
+            max_decoded=0,
+            accum_freq=options.accum_freq,
+        )
+    except InputError:
+        split.remove()
+        raise
+    options.train_data, options.val_data = split.train, split.val
+
+
+def _fix_ranks(training: Training) -> None:
+    """Makes ranks exact in slices, and those of Horovod train as torchrun's."""
+    from ..method.ranks import fix_buckets
+
+    trains_in_slices = training.data_config.slices is not None and training.options.train_data
+    fix_buckets(fixed=bool(trains_in_slices))
+    if training.is_ours and getattr(training.options, "horovod", False):
+        from .horovod import fix_horovod
+
+        fix_horovod()
