@@ -156,7 +156,7 @@ def _raises_at_sigterm() -> Iterator[None]:
 
     A rank that waits for others would not handle the signal: it keeps the default action.
     """
-    process, is_rank = os.getpid(), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    process, is_rank = os.getpid(), int(os.environ.get("WORLD_SIZE", "1")) > 1
 
     def stop(signum, _):
         if os.getpid() == process:

@@ -60,12 +60,12 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="replace"))
 
 
-def write_json(path: Path, values: dict, allow_nan: bool = True) -> None:
+def write_json(path: Path, values: dict, *, allow_nan: bool = True) -> None:
     """Writes indented JSON; ValueError for NaN and infinity if they are not allowed."""
-    write_text(path, json_text(values, allow_nan))
+    write_text(path, json_text(values, allow_nan=allow_nan))
 
 
-def json_text(values: dict, allow_nan: bool = True) -> str:
+def json_text(values: dict, *, allow_nan: bool = True) -> str:
     """Returns indented JSON."""
     return json.dumps(values, indent=1, allow_nan=allow_nan) + "\n"
 
@@ -92,7 +92,7 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
 
 
 @contextmanager
-def whole_output(out: Path, overwrite: bool) -> Iterator[Path]:
+def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
     With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot
@@ -198,7 +198,9 @@ def is_own(file: Path, mark: str) -> bool:
         return mark.encode() in opened.read(2**20)
 
 
-def check_out(out: Path, overwrite: bool, inputs: Iterable[Path], marks: Mapping[str, str]) -> None:
+def check_out(
+    out: Path, inputs: Iterable[Path], marks: Mapping[str, str], *, overwrite: bool
+) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
     .npz.
 

@@ -46,8 +46,8 @@ class Config:
     )
     special_tokens: bool = _flag(
         "--superclip-special-tokens",
-        False,
-        "count start, end and padding tokens as words, like the authors' code",
+        default=False,
+        help="count start, end and padding tokens as words, like the authors' code",
         action="store_true",
     )
     head_warmup: int = _flag(
@@ -213,8 +213,8 @@ class DataConfig:
     )
     accept_changes: bool = _flag(
         "--superclip-accept-changes",
-        False,
-        "let --resume continue a run of --superclip-slices with other options, shards or "
+        default=False,
+        help="let --resume continue a run of --superclip-slices with other options, shards or "
         "packages, and record them",
         action="store_true",
     )

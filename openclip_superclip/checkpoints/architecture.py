@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, reason
-from ..method.head import ClassHead
+from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
 from .model_files import open_tokenizer, read_configuration, read_model_file, register_model
@@ -173,14 +173,14 @@ def architecture_of(
 
 
 def expected_head(
-    model: nn.Module, head_input: str = "patches", has_fixed_idf: bool = False
+    model: nn.Module, head_input: str = "patches", *, has_fixed_idf: bool = False
 ) -> dict[str, Tensor]:
     """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the
     meta device.
 
     With `has_fixed_idf`, they include the counts of --superclip-idf FILE.
     """
-    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    vocab_size = vocabulary_size(model)
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
         head, statistics = ClassHead(width, vocab_size, head_input), TokenStatistics(vocab_size)
@@ -191,7 +191,7 @@ def expected_head(
 
 
 def count_gmacs(
-    model: nn.Module, head: dict[str, Tensor], with_attention: bool = True
+    model: nn.Module, head: dict[str, Tensor], *, with_attention: bool = True
 ) -> dict[str, float]:
     """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model
     on "meta".

@@ -7,25 +7,17 @@ from torch import Tensor
 
 from ..errors import InputError, listed
 from ..files import check_out, whole_output
+from ..method.head import (
+    AUTHORS_HEAD,
+    AUTHORS_STATISTICS,
+    DOCUMENT_FREQUENCY,
+    NUM_CAPTIONS,
+)
 from . import WEIGHTS_NAMES
 from .architecture import expected_head, fit, read_architecture
-from .checkpoint import (
-    DOCUMENT_FREQUENCY,
-    MAX_CAPTIONS,
-    NUM_CAPTIONS,
-    check_match,
-    check_values,
-    read_checkpoint,
-)
+from .checkpoint import MAX_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
 
-HEAD_NAMES = {
-    "text_decoder.ln_mlp.weight": "class_head.ln.weight",
-    "text_decoder.ln_mlp.bias": "class_head.ln.bias",
-    "text_decoder.text_projection.weight": "class_head.weight",
-    "text_decoder.text_projection.bias": "class_head.bias",
-}
-STATISTICS = ("cap_fq", "num_samples")
 FLOAT32 = 2**-24  # relative rounding error of each fraction
 NEAR = 0.02  # tolerance for whole counts
 
@@ -42,11 +34,11 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     Raises InputError if the head is missing, incomplete or has hidden layers, or if the statistics
     are impossible.
     """
-    missing = [name for name in (*HEAD_NAMES, *STATISTICS) if name not in weights]
+    missing = [name for name in (*AUTHORS_HEAD, *AUTHORS_STATISTICS) if name not in weights]
     if missing:
         raise InputError(f"not a checkpoint of SuperCLIP's authors: it lacks {listed(missing)}")
     hidden = sorted(
-        name for name in weights if name.startswith("text_decoder.") and name not in HEAD_NAMES
+        name for name in weights if name.startswith("text_decoder.") and name not in AUTHORS_HEAD
     )
     if hidden:
         raise InputError(f"its head has hidden layers; ours is one linear layer: {listed(hidden)}")
@@ -61,9 +53,9 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
     if len(wrong):
         raise InputError(f"cap_fq contains {wrong[0]:g}; expected 0 to {steps:g}, num_samples")
     ours = {
-        HEAD_NAMES.get(name, name): tensor
+        AUTHORS_HEAD.get(name, name): tensor
         for name, tensor in weights.items()
-        if name not in STATISTICS
+        if name not in AUTHORS_STATISTICS
     }
     ours[NUM_CAPTIONS] = torch.tensor(round(steps * global_batch))
     ours[DOCUMENT_FREQUENCY] = (means * global_batch).round().to(torch.int64)
@@ -71,7 +63,7 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
 
 
 def import_checkpoint(
-    file: Path, model: str, out: Path, global_batch: int, overwrite: bool = False
+    file: Path, model: str, out: Path, global_batch: int, *, overwrite: bool
 ) -> tuple[int, bool]:
     """Writes the folder `out`, which is never left incomplete.
 
@@ -80,7 +72,8 @@ def import_checkpoint(
     """
     # export writes the head into a file of its own
     own_head = {WEIGHTS_NAMES[0]: '"class_head.weight"'}
-    check_out(out, overwrite, [file, *model.split("local-dir:")[1:]], own_head)
+    inputs = [file, *model.split("local-dir:")[1:]]
+    check_out(out, inputs, own_head, overwrite=overwrite)
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights
@@ -96,7 +89,7 @@ def import_checkpoint(
     architecture, weights = fit(architecture, weights)
     plain = architecture.build()
     check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
-    with whole_output(out, overwrite) as folder:
+    with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         write_model(folder, out, architecture, plain, weights)
     counts = theirs["cap_fq"].double() * global_batch

@@ -6,9 +6,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from ..errors import InputError
-from ..method.head import head_input_of
+from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
-from .checkpoint import NUM_CAPTIONS, Checkpoint, check_match, check_values
+from .checkpoint import Checkpoint, check_match, check_values
 from .run_outputs import run_options
 
 

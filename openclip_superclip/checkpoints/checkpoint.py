@@ -18,17 +18,20 @@ from torch import Tensor
 
 from ..errors import InputError, reason
 from ..method.finite_weights import is_finite
-from ..method.head import HEAD_PREFIXES
+from ..method.head import (
+    DOCUMENT_FREQUENCY,
+    FIXED_IDF,
+    HEAD_PREFIXES,
+    NUM_CAPTIONS,
+    head_of,
+    is_of_authors,
+)
 from . import HEAD_NAME, WEIGHTS_NAMES
 from .run_outputs import idf_file, is_complete, is_damaged, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
-NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
 # more than any run can see; the sum of a thousand such counts still fits in int64
 MAX_CAPTIONS = 2**53
-# the counts of --superclip-idf FILE
-FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")
-OF_THE_AUTHORS = ("cap_fq", "text_decoder.ln_mlp.weight")
 # the options of the run in files of this package: JSON metadata or an attribute
 OPTIONS = "superclip_options"
 # Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that
@@ -150,13 +153,11 @@ class Checkpoint(NamedTuple):
 
     def head(self) -> dict[str, Tensor]:
         """Returns the class head and the token statistics; empty for a plain model."""
-        return {
-            name: tensor for name, tensor in self.weights.items() if name.startswith(HEAD_PREFIXES)
-        }
+        return head_of(self.weights)
 
 
 def read_checkpoint(
-    path: str | Path, of_authors: bool = False, checksums: bool = True
+    path: str | Path, *, of_authors: bool = False, checksums: bool = True
 ) -> Checkpoint:
     """Reads a checkpoint. Raises InputError if the file is not one.
 
@@ -169,7 +170,7 @@ def read_checkpoint(
     Without `checksums`, the content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
-    content, options = _load(file, checksums)
+    content, options = _load(file, checksums=checksums)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
@@ -182,7 +183,7 @@ def read_checkpoint(
     weights = {name: tensor for name, tensor in plain.items() if not name.startswith(IGNORED)}
     for name in {"logit_scale", "logit_bias"} & weights.keys():  # OpenCLIP reads [1] as well as []
         weights[name] = weights[name].squeeze()
-    if not of_authors and any(name in weights for name in OF_THE_AUTHORS):
+    if not of_authors and is_of_authors(weights):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
             f"superclip import {shlex.quote(str(path))} --model MODEL --out FOLDER"
@@ -247,9 +248,7 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
     """Returns the class head and token statistics in the separate file of an export, and the
     options in it."""
     head, options = _load(file)
-    return {
-        name: tensor for name, tensor in head.items() if name.startswith(HEAD_PREFIXES)
-    }, options
+    return head_of(head), options
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -320,7 +319,7 @@ def checkpoint_of(path: Path) -> Path:
     return newest
 
 
-def _load(file: Path, checksums: bool = True) -> tuple[object, dict]:
+def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
     scripted = file.suffix != ".safetensors" and is_torchscript(file)
     try:

@@ -17,18 +17,10 @@ from ..data.captions import PADDING
 from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
-from ..method.head import head_input_of
+from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
-from .checkpoint import (
-    FIXED_IDF,
-    NUM_CAPTIONS,
-    check_match,
-    check_values,
-    fixed_idf,
-    read_checkpoint,
-    save_weights,
-)
+from .checkpoint import check_match, check_values, fixed_idf, read_checkpoint, save_weights
 from .hugging_face import write_clip_model
 from .run_outputs import run_options
 
@@ -185,6 +177,7 @@ def write_model(
 def export(
     file: Path,
     out: Path,
+    *,
     model: str | None,
     format: str,
     with_head: bool,
@@ -210,9 +203,8 @@ def export(
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
     found = architecture_of(file, options, model)
-    check_out(
-        out, overwrite, [file, *found.name.split("local-dir:")[1:]], {"README.md": MADE_WITH[0]}
-    )
+    inputs = [file, *found.name.split("local-dir:")[1:]]
+    check_out(out, inputs, {"README.md": MADE_WITH[0]}, overwrite=overwrite)
     architecture, weights = fit(found, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), str(file), found.name)
@@ -222,7 +214,7 @@ def export(
         check_match(head, expected, f"{file}: the class head", found.name)
     check_values(checkpoint.weights, str(file))
     usage, schema = (HF_USAGE, "") if format == "hf" else (OPENCLIP_USAGE, "local-dir:")
-    with whole_output(out, overwrite) as folder:
+    with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         opens_on_hub = True
         if format == "hf":
@@ -239,7 +231,15 @@ def export(
         name = out.resolve().name
         place = f"{schema and 'hf-hub:'}{hub}" if hub else f"{schema}{name}"
         here = usage.format(place=json.dumps(place, ensure_ascii=False))
-        card = model_card(name, found.name, options, num_captions, with_head, here, format == "hf")
+        card = model_card(
+            name,
+            found.name,
+            options,
+            num_captions,
+            with_head=with_head,
+            usage=here,
+            is_hf=format == "hf",
+        )
         write_text(folder / "README.md", card)
     code = usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
     return found.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
@@ -250,6 +250,7 @@ def model_card(
     model: str,
     options: dict,
     num_captions: int | None,
+    *,
     with_head: bool,
     usage: str,
     is_hf: bool,

@@ -148,13 +148,14 @@ def clip_config(architecture: Architecture) -> dict:
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns OpenCLIP's weights under transformers' names, with in_proj split into q, k and v."""
     renamed = {}
-    for name, tensor in weights.items():
+    for openclip_name, tensor in weights.items():
+        name = openclip_name
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
-        part, found, kind = name.partition(".self_attn.in_proj_")
-        if found:
-            for which, third in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"{part}.self_attn.{which}_proj.{kind}"] = third
+        layer, is_split, kind = name.partition(".self_attn.in_proj_")
+        if is_split:
+            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
         else:
             renamed[name] = tensor.T if name in TRANSPOSED else tensor
     return renamed

@@ -67,6 +67,7 @@ def join(
     out: Path,
     embed_dim: int,
     context_length: int | None,
+    *,
     overwrite: bool,
 ) -> Joined:
     """Writes the folder `out` with the weights of both towers and random projections of width
@@ -76,7 +77,7 @@ def join(
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
     inputs = [file for file in (image.file, text) if file]
-    check_out(out, overwrite, inputs, {"README.md": WRITTEN_BY})
+    check_out(out, inputs, {"README.md": WRITTEN_BY}, overwrite=overwrite)
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
         text_cfg = _text_configuration(text, folder, context_length)
@@ -93,7 +94,7 @@ def join(
         weights = model.state_dict()
         weights |= {f"visual.trunk.{name}": tensor for name, tensor in image_weights.items()}
         weights |= {f"text.transformer.{name}": tensor for name, tensor in text_weights.items()}
-        with whole_output(out, overwrite) as part:
+        with whole_output(out, overwrite=overwrite) as part:
             part.mkdir()
             write_model(part, out, architecture, model, weights)
             towers = markdown_text(f"timm's {image.name} and {text.name}")

@@ -57,17 +57,9 @@ def check_sources(model_cfg: dict, model: str, flag: str) -> None:
 
 
 def _problems(model_cfg: dict, model: str) -> Iterator[str]:
-    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
-    for tower, fields in NAMES.items():
-        for field in fields:
-            name = model_cfg[tower].get(field) or ""
-            if not isinstance(name, str) or "\0" in name or len(name) > 1000:
-                yield f"its {field} is not a name"
-    for tower, field in OPTIONS.items():
-        options = model_cfg[tower].get(field) or {}
-        if not isinstance(options, dict) or not all(map(_is_number, options.values())):
-            yield f"its {field} is {options!r}; expected numbers by name"
-    timm_name = vision.get("timm_model_name") or ""
+    text = model_cfg["text_cfg"]
+    yield from _type_problems(model_cfg)
+    timm_name = model_cfg["vision_cfg"].get("timm_model_name") or ""
     if not re.fullmatch(r"[\w.-]*", timm_name):
         yield f"its timm_model_name is {timm_name!r}; expected one of timm.list_models()"
     if text.get("tokenizer_type") == "tiktoken":
@@ -81,6 +73,18 @@ def _problems(model_cfg: dict, model: str) -> Iterator[str]:
             yield from code_in(model.removeprefix("local-dir:"))
         else:
             yield from _name_problems("hf_tokenizer_name", name, model)
+
+
+def _type_problems(model_cfg: dict) -> Iterator[str]:
+    for tower, fields in NAMES.items():
+        for field in fields:
+            name = model_cfg[tower].get(field) or ""
+            if not isinstance(name, str) or "\0" in name or len(name) > 1000:
+                yield f"its {field} is not a name"
+    for tower, field in OPTIONS.items():
+        options = model_cfg[tower].get(field) or {}
+        if not isinstance(options, dict) or not all(map(_is_number, options.values())):
+            yield f"its {field} is {options!r}; expected numbers by name"
 
 
 def _is_number(value: object) -> bool:

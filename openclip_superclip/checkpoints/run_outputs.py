@@ -125,7 +125,7 @@ def own_checkpoints(folder: Path) -> list[Path]:
     return [folder / LATEST, *reversed(checkpoints(folder).values())]
 
 
-def is_complete(path: str | Path, checksums: bool = False) -> bool:
+def is_complete(path: str | Path, *, checksums: bool = False) -> bool:
     """Returns whether a checkpoint is complete: the zip archives of torch.save end with a table of
     contents.
 
@@ -168,7 +168,7 @@ def quarantine(folder: Path, is_good: Callable[[Path], bool], suffix: str | None
             break
         if suffix is None:
             path.unlink()
+            bad.append(path)
         else:
-            path = path.rename(path.with_name(f"{path.name}.{suffix}"))
-        bad.append(path)
+            bad.append(path.rename(path.with_name(f"{path.name}.{suffix}")))
     return bad

@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.run_outputs import options_to_keep
     from ..files import check_out, whole_output
 
-    check_out(options.out, options.overwrite, options.checkpoints, {"": OPTIONS})
+    check_out(options.out, options.checkpoints, {"": OPTIONS}, overwrite=options.overwrite)
     checkpoints = [read_checkpoint(path) for path in options.checkpoints]
     weights = average(checkpoints)
-    with whole_output(options.out, options.overwrite) as file:
+    with whole_output(options.out, overwrite=options.overwrite) as file:
         save_weights(weights, file, options_to_keep(checkpoints[0]))
     print(f"{options.out}: the mean of {len(checkpoints)} checkpoints")
     return 0

@@ -65,12 +65,12 @@ def main(argv: list[str]) -> int:
     model, usage = export(
         file,
         options.out,
-        options.model,
-        options.format,
-        options.with_head,
-        options.overwrite,
-        options.hub,
-        tag,
+        model=options.model,
+        format=options.format,
+        with_head=options.with_head,
+        overwrite=options.overwrite,
+        hub=options.hub,
+        tag=tag,
     )
     print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

@@ -91,5 +91,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace an existing file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
-    check_out(options.out, options.overwrite, [Path(options.data)], {"": '"document_frequency"'})
+    marks = {"": '"document_frequency"'}
+    check_out(options.out, [Path(options.data)], marks, overwrite=options.overwrite)
     return options

@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.authors import import_checkpoint
 
     num_captions, is_whole = import_checkpoint(
-        options.checkpoint, options.model, options.out, options.global_batch, options.overwrite
+        options.checkpoint,
+        options.model,
+        options.out,
+        options.global_batch,
+        overwrite=options.overwrite,
     )
     if not is_whole:
         print(

@@ -38,13 +38,14 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.run_outputs import options_to_keep
     from ..files import check_out, whole_output
 
-    check_out(options.out, options.overwrite, [options.released, options.tuned], {"": OPTIONS})
+    inputs = [options.released, options.tuned]
+    check_out(options.out, inputs, {"": OPTIONS}, overwrite=options.overwrite)
     released, tuned = (
         read_checkpoint(released_file(options.released, "RELEASED")),
         read_checkpoint(options.tuned),
     )
     weights = interpolate(released, tuned, options.alpha)
-    with whole_output(options.out, options.overwrite) as file:
+    with whole_output(options.out, overwrite=options.overwrite) as file:
         save_weights(weights, file, options_to_keep(tuned))
     print(
         f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of "

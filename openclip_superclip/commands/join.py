@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         options.out,
         options.embed_dim,
         options.context_length,
-        options.overwrite,
+        overwrite=options.overwrite,
     )
     model = shlex.quote(f"local-dir:{options.out}")
     print(

@@ -1,6 +1,7 @@
 """The class head, and loading weights with or without a head into models with or without one."""
 
 import logging
+from collections.abc import Container
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +82,36 @@ def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
     return HEAD_INPUTS[int(recorded)]
 
 
-# names of the tensors that OpenCLIP's models lack
+# Names in the checkpoints of models with a class head, which OpenCLIP's models lack.
 HEAD_PREFIXES = ("class_head.", "statistics.", "fixed_idf.")
+NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
+# the counts of --superclip-idf FILE
+FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")
+# The head in checkpoints of SuperCLIP's authors, and its names here.
+AUTHORS_HEAD = {
+    "text_decoder.ln_mlp.weight": "class_head.ln.weight",
+    "text_decoder.ln_mlp.bias": "class_head.ln.bias",
+    "text_decoder.text_projection.weight": "class_head.weight",
+    "text_decoder.text_projection.bias": "class_head.bias",
+}
+AUTHORS_STATISTICS = ("cap_fq", "num_samples")
 FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with a new one"
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Returns the number of token ids of an OpenCLIP model."""
+    return getattr(model, "vocab_size", None) or model.text.vocab_size
+
+
+def head_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the class head and the token statistics in a model's weights; {} for a plain
+    model."""
+    return {name: tensor for name, tensor in weights.items() if name.startswith(HEAD_PREFIXES)}
+
+
+def is_of_authors(names: Container[str]) -> bool:
+    """Returns whether a checkpoint is one of the SuperCLIP authors' code."""
+    return any(name in names for name in ("cap_fq", "text_decoder.ln_mlp.weight"))
 
 
 def without_class_head(model_class: type) -> type:
@@ -123,14 +151,12 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
         )
     for name in [name for name in state_dict if "_orig_mod." in name]:  # torch.compile's prefix
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
-    if any(name in state_dict for name in ("cap_fq", "text_decoder.ln_mlp.weight")):
+    if is_of_authors(state_dict):
         raise InputError(
             "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE "
             "--model MODEL --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
         )
-    ours = {
-        f"{prefix}{k}": v for k, v in module.state_dict().items() if k.startswith(HEAD_PREFIXES)
-    }
+    ours = {f"{prefix}{name}": tensor for name, tensor in head_of(module.state_dict()).items()}
     stored_head, module.stored_head = module.stored_head or {}, None
     if not ours.keys() & state_dict.keys():
         state_dict.update({f"{prefix}{name}": tensor for name, tensor in stored_head.items()})
@@ -147,7 +173,7 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
             f"--superclip-head-input {reads}, or weights without a head, as superclip export "
             "writes them, for a new one"
         )
-    num_captions = state_dict.get(f"{prefix}statistics.num_captions")
+    num_captions = state_dict.get(f"{prefix}{NUM_CAPTIONS}")
     if num_captions is not None:  # otherwise torch reports the missing key
         logging.info(
             f"SuperCLIP: the weights contain a class head and the counts of {num_captions:,} "

@@ -2,6 +2,7 @@
 caption."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ def class_loss(
     tokens: Tensor,
     idf: Tensor,
     scale: float | Tensor = 1.0,
+    *,
     chunk_size: int | None = None,
     uniform: bool = False,
 ) -> Tensor:
@@ -79,18 +81,9 @@ def class_loss(
     needs_grad = [
         torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)
     ]
-    problem = (
-        features,
-        weight,
-        bias,
-        labels,
-        target,
-        row_scale,
-        chunk_size,
-        compute_dtype,
-        needs_grad,
-    )
-    losses, *_ = torch.ops.superclip.class_loss(*problem, uniform)
+    tensors = features, weight, bias, labels, target, row_scale
+    options = chunk_size, compute_dtype, needs_grad, uniform
+    losses, *_ = torch.ops.superclip.class_loss(*tensors, *options)
     return losses
 
 
@@ -110,20 +103,27 @@ def _sparse_target(
     return labels, target, scale * (total.squeeze(1) > 0).float()
 
 
-def losses_and_gradients(
-    features,
-    weight,
-    bias,
-    labels,
-    target,
-    row_scale,
-    chunk_size,
-    compute_dtype,
-    needs_grad,
-    uniform,
-) -> tuple[Tensor, ...]:
-    """Returns the losses, float32 [B], and the gradients of their sum for the three inputs
-    (empty if not needed)."""
+class Problem(NamedTuple):
+    """The arguments of the operators, in the order of their schemas."""
+
+    features: Tensor  # [B, W]
+    weight: Tensor  # [V, W]
+    bias: Tensor  # [V]
+    labels: Tensor  # [B, L]
+    target: Tensor  # [B, L]
+    row_scale: Tensor  # [B]
+    chunk_size: int
+    compute_dtype: torch.dtype
+    needs_grad: list[bool]  # whether features, weight and bias do
+    uniform: bool
+
+
+def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
+    """Returns the losses of a Problem, float32 [B], and the gradients of their sum for features,
+    weight and bias (empty if not needed)."""
+    problem = Problem(*arguments)
+    features, weight, bias, labels, target, row_scale = problem[:6]
+    chunk_size, compute_dtype, needs_grad, _ = problem[6:]
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
@@ -166,23 +166,21 @@ def losses_and_gradients(
                 _add_product(
                     grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0
                 )
-    grads = grad_features, grad_weight, grad_bias
-    inputs = features, weight, bias
+    gradients = zip((grad_features, grad_weight, grad_bias), problem[:3], strict=True)
     return losses, *(
-        i.new_empty(0) if g is None else g.to(i.dtype) for g, i in zip(grads, inputs, strict=True)
+        leaf.new_empty(0) if gradient is None else gradient.to(leaf.dtype)
+        for gradient, leaf in gradients
     )
 
 
-def scale_gradients(gradients: list[Tensor], upstream: Tensor, *problem) -> None:
+def scale_gradients(gradients: list[Tensor], upstream: Tensor, *arguments) -> None:
     """Multiplies the gradients of the losses' sum, in place, by the upstream gradient [B]; computes
     them again if it differs between the losses."""
     if bool(_is_uniform(upstream)):
         _multiplied(gradients, upstream)
         return
-    *inputs, row_scale, chunk_size, compute_dtype, needs_grad = problem
-    _, *computed = losses_and_gradients(
-        *inputs, row_scale * upstream, chunk_size, compute_dtype, needs_grad, False
-    )
+    problem = Problem(*arguments)
+    _, *computed = losses_and_gradients(*problem._replace(row_scale=problem.row_scale * upstream))
     for gradient, again in zip(gradients, computed, strict=True):
         gradient.copy_(again)
 
@@ -208,13 +206,13 @@ def _is_uniform(upstream: Tensor) -> Tensor:
 # tracing them.
 PROBLEM = (
     "Tensor features, Tensor weight, Tensor bias, Tensor labels, Tensor target, Tensor row_scale, "
-    "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad"
+    "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad, bool uniform"
 )
 _class_loss = torch.library.custom_op(
     "superclip::class_loss",
     losses_and_gradients,
     mutates_args=(),
-    schema=f"({PROBLEM}, bool uniform) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 _scale_gradients = torch.library.custom_op(
     "superclip::scale_gradients",
@@ -225,22 +223,12 @@ _scale_gradients = torch.library.custom_op(
 
 
 @_class_loss.register_fake
-def _empty_results(
-    features,
-    weight,
-    bias,
-    labels,
-    target,
-    row_scale,
-    chunk_size,
-    compute_dtype,
-    needs_grad,
-    uniform,
-):
-    losses = features.new_empty(len(features), dtype=torch.float32)
-    inputs = zip((features, weight, bias), needs_grad, strict=True)
+def _empty_results(*arguments):
+    problem = Problem(*arguments)
+    losses = problem.features.new_empty(len(problem.features), dtype=torch.float32)
+    leaves = zip(problem[:3], problem.needs_grad, strict=True)
     return losses, *(
-        torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in inputs
+        torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in leaves
     )
 
 
@@ -259,23 +247,20 @@ def _keep_gradients(ctx, inputs, output) -> None:
 
 @torch.autograd.function.once_differentiable
 def _backward(ctx, upstream, *_):  # upstream [B]
-    *options, uniform = ctx.options
+    problem = Problem(*ctx.saved_tensors, *ctx.options)
     # returned below; a second backward pass computes its own
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:
-        *inputs, row_scale = ctx.saved_tensors
-        _, *gradients = torch.ops.superclip.class_loss(
-            *inputs, row_scale * upstream, *options, uniform
-        )
-    elif uniform:
+        problem = problem._replace(row_scale=problem.row_scale * upstream)
+        _, *gradients = torch.ops.superclip.class_loss(*problem)
+    elif problem.uniform:
         torch._assert_async(_is_uniform(upstream), NOT_UNIFORM)
         gradients = _multiplied(gradients, upstream)
     else:
-        torch.ops.superclip.scale_gradients(gradients, upstream, *ctx.saved_tensors, *options)
-    needs_grad = options[-1]
+        torch.ops.superclip.scale_gradients(gradients, upstream, *problem)
     needed = (
         gradient if is_needed else None
-        for gradient, is_needed in zip(gradients, needs_grad, strict=True)
+        for gradient, is_needed in zip(gradients, problem.needs_grad, strict=True)
     )
     return *needed, *[None] * 7
 
@@ -283,7 +268,7 @@ def _backward(ctx, upstream, *_):  # upstream [B]
 _class_loss.register_autograd(_backward, setup_context=_keep_gradients)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
     """Adds left @ right to the float32 `total`, which is uninitialized for the first product."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, beta=0 if first else 1, out=total)

@@ -2,7 +2,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,57 @@ from torch import Tensor
 from ..errors import InputError, reason
 from . import ranks
 from .finite_weights import first_non_finite
-from .head import ClassHead, keep_fresh_head
+from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
+from .idf import EpochWords, FixedIDF, TokenStatistics, Update, WordKnowledge
+from .placebos import WithPlacebo
 
 # What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
 LOADS_TOWER = {"vision_cfg": "timm_model_pretrained", "text_cfg": "hf_model_pretrained"}
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Options of a class head, the argument `superclip` of a model that has one."""
+
+    idf: str = "online"  # "off", or the name of the file of `frequencies`
+    # of a whole data set: document frequency, int64 [V], and number of captions
+    frequencies: tuple[Tensor, int] | None = None
+    ignored_tokens: Iterable[int] = ()  # ids that are not words
+    accum_freq: int = 1  # OpenCLIP's --accum-freq
+    head_warmup: int = 0  # number of captions during which the class loss trains only the head
+    head_input: str = "patches"  # one of HEAD_INPUTS
+    # whether to record how well the head predicts each word, for `take_epoch_words`
+    word_course: bool = False
+    # number of leading tokens for the text tower in training; the rest are for the class loss
+    text_length: int | None = None
+    # head and counts of an export, used when weights without a head are loaded for the first time
+    stored_head: dict[str, Tensor] | None = None
+    load: Callable | None = None  # called with the model to load initial weights
+
+
+class AccumulatedLosses:
+    """The class losses of the micro-batches of one batch, with OpenCLIP's --accum-freq.
+
+    OpenCLIP runs all micro-batches without gradients and keeps their outputs. Then it runs each one
+    again, with gradients, and computes the loss of the batch from these outputs and the kept ones
+    of the others. The first run counts the captions, so that all gradients use the IDF of the whole
+    batch; it has no losses yet and keeps zeros. The second run replaces them, so that the last loss
+    of the batch, which OpenCLIP logs, includes all micro-batches.
+    """
+
+    def __init__(self, accum_freq: int):
+        # An epoch may end with less than a batch, on which OpenCLIP does not train.
+        self._kept = deque(maxlen=accum_freq)
+
+    def keep(self, losses: Tensor, scale: float | Tensor) -> Tensor:
+        """Returns `losses`, zeros [B], which the second run will replace, and keeps its scale."""
+        self._kept.append((losses, scale))
+        return losses
+
+    def next(self) -> tuple[Tensor, float | Tensor]:
+        """Returns the kept losses to replace, in the order of the first run, and their scale."""
+        return self._kept.popleft()
 
 
 class _WithClassHead:
@@ -27,26 +73,14 @@ class _WithClassHead:
 
     The head is not used in evaluation mode, or if only an image or a text is given. State-dict keys
     are OpenCLIP's, `class_head.*` and `statistics.*`; weights without the latter two can be loaded
-    and leave the head unchanged.
-
-    Args:
-        superclip: options of the head: `idf` ("online", "off" or the name of the file of
-            `frequencies`), `frequencies` (of a whole data set: document frequency, int64 [V], and
-            number of captions), `ignored_tokens` (ids that are not words), `accum_freq` (OpenCLIP's
-            --accum-freq), `head_warmup` (number of captions during which the class loss trains only
-            the head), `head_input` (one of HEAD_INPUTS), `placebo` (one of PLACEBOS), `word_course`
-            (whether to record how well the head predicts each word, for `take_epoch_words`),
-            `text_length` (number of leading tokens for the text tower in training; the rest are for
-            the class loss), `stored_head` (head and counts of an export, used when weights without
-            a head are loaded for the first time) and `load` (called with the model to load initial
-            weights).
-
-    Other arguments are passed to the OpenCLIP model.
+    and leave the head unchanged. `superclip` has the HeadOptions by name; OpenCLIP's model receives
+    all other arguments.
     """
 
     reads_tower_tokens = False  # whether the OpenCLIP model supports towers with output_tokens
 
     def __init__(self, *args, superclip: dict, **kwargs):
+        options = HeadOptions(**superclip)
         towers = {
             tower: kwargs[tower] for tower in LOADS_TOWER if isinstance(kwargs.get(tower), dict)
         }
@@ -61,114 +95,82 @@ class _WithClassHead:
             ) from error
         if loads_tower and (name := first_non_finite(self.state_dict().items())):
             raise InputError(f"{name} of a tower's own weights contains NaN or infinity")
-        options = dict(superclip)
-        load = options.pop("load", None)
-        self._add_head(**options)
-        if load is not None:
-            load(self)
+        self._add_head(options)
+        self._log_head(options.head_input)
+        if options.load is not None:
+            options.load(self)
 
-    def _add_head(
-        self,
-        idf: str = "online",
-        frequencies: tuple[Tensor, int] | None = None,
-        ignored_tokens: Iterable[int] = (),
-        accum_freq: int = 1,
-        head_warmup: int = 0,
-        placebo: str = "off",
-        head_input: str = "patches",
-        word_course: bool = False,
-        text_length: int | None = None,
-        stored_head: dict[str, Tensor] | None = None,
-    ) -> None:
+    def _add_head(self, options: HeadOptions) -> None:
         self.output_dict = True  # the class losses need a dict
         if not self.reads_tower_tokens:
             self.visual.output_tokens = False
-        vocab_size = getattr(self, "vocab_size", None) or self.text.vocab_size
         self.patch_tokens = patch_tokens(self.visual)
         make_readable(self.visual)
-        self.idf = idf
-        self.accum_freq = accum_freq
-        self.head_warmup = head_warmup
-        self.placebo = placebo
-        self.text_length = text_length
-        self.stored_head = stored_head
-        self.class_head = ClassHead(
-            head_width(self.visual, self.patch_tokens, head_input), vocab_size, head_input
-        )
-        self.statistics = TokenStatistics(vocab_size, ignored_tokens)
-        self.word_knowledge = WordKnowledge(self.statistics.counted) if word_course else None
-        self.fixed_idf = (
-            FixedIDF(*frequencies, self.statistics.counted) if frequencies is not None else None
-        )
+        self.idf = options.idf
+        self.head_warmup = options.head_warmup
+        self.text_length = options.text_length
+        self.stored_head = options.stored_head
+        self.accumulated = None
+        if options.accum_freq > 1:
+            self.accumulated = AccumulatedLosses(options.accum_freq)
+        vocab_size = vocabulary_size(self)
+        width = head_width(self.visual, self.patch_tokens, options.head_input)
+        self.class_head = ClassHead(width, vocab_size, options.head_input)
+        self.statistics = TokenStatistics(vocab_size, options.ignored_tokens)
+        counted = self.statistics.counted
+        self.word_knowledge = WordKnowledge(counted) if options.word_course else None
+        self.fixed_idf = None
+        if options.frequencies is not None:
+            self.fixed_idf = FixedIDF(*options.frequencies, counted)
         # All ranks have the same counts: DDP need not broadcast them.
         self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name, _ in self.named_buffers()
-            if name.startswith(("statistics.", "fixed_idf.", "class_head."))
+            name for name, _ in self.named_buffers() if name.startswith(HEAD_PREFIXES)
         ]
-        # micro-batches that are counted but not yet trained on
-        self._waiting = deque(maxlen=accum_freq)
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
-        patches, pooled = (
-            f"the mean of {self.patch_tokens.description}",
-            "the pooled vector before the projection",
-        )
+
+    def _log_head(self, head_input: str) -> None:
+        patches = f"the mean of {self.patch_tokens.description}"
+        pooled = "the pooled vector before the projection"
         read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
-        head = sum(p.numel() for p in self.class_head.parameters())
-        rest = sum(
-            p.numel() for name, p in self.named_parameters() if not name.startswith("class_head.")
-        )
+        head = sum(parameter.numel() for parameter in self.class_head.parameters())
+        all_parameters = sum(parameter.numel() for parameter in self.parameters())
+        vocab_size, width = self.class_head.weight.shape
         logging.info(
             f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special "
             "tokens left out); "
-            f"head {head:,} parameters beside {rest:,} ({head / (head + rest):.1%}), in "
-            f"training only; it reads {read[head_input]}, width "
-            f"{self.class_head.weight.shape[1]}; IDF {idf}"
+            f"head {head:,} parameters beside {all_parameters - head:,} "
+            f"({head / all_parameters:.1%}), in training only; it reads {read[head_input]}, width "
+            f"{width}; IDF {self.idf}"
         )
 
     def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over
         ranks is the loss.
 
-        With --accum-freq above 1, OpenCLIP runs every micro-batch twice, first without gradients.
-        The first run counts the captions, so that all gradients use the IDF of the whole batch, and
-        returns zeros; the second run returns the losses. Micro-batches left over at the end of an
-        epoch are counted although OpenCLIP does not train on them.
+        With --accum-freq above 1, a run without gradients counts the captions, and the run with
+        gradients that follows returns the losses (`AccumulatedLosses`).
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
         words = text
         if self.text_length is not None:  # two captions, one for each loss
             text, words = text[:, : self.text_length], text[:, self.text_length :]
-        counts = torch.is_grad_enabled() == (self.accum_freq == 1)
+        counts = torch.is_grad_enabled() == (self.accumulated is None)
         update = self.statistics.begin(words) if counts else None  # overlaps with the towers
         reading = Reading(self.patch_tokens, self.class_head.reads)
         outputs = self._encode(image, text, reading)
-        head_input = reading.vector
-        if self.placebo == "shuffled-captions":
-            words = words.roll(1, dims=0)
-        elif self.placebo == "detached-head":
-            head_input = head_input.detach()
-        elif self.placebo == "class-loss-only":
-            features = outputs["image_features"]
-            # DDP needs a gradient for each parameter
-            outputs["image_features"] = features.detach() + 0 * features
-        outputs["class_losses"] = self._class_losses(head_input, words, update, outputs)
+        outputs["class_losses"] = self._class_losses(reading.vector, words, update, outputs)
         return outputs
 
-    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+    def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
         """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only
         the head."""
-        super().lock_image_tower(unlocked_groups, freeze_bn_stats)
-        beyond_head = (
-            "proj",
-            "head.",
-            *(("attn_pool",) if self.class_head.reads == "patches" else ()),
-        )
-        below_head = [
-            p for name, p in self.visual.named_parameters() if not name.startswith(beyond_head)
-        ]
-        if not any(parameter.requires_grad for parameter in below_head):
+        super().lock_image_tower(unlocked_groups, *args, **kwargs)
+        beyond_head = ("proj", "head.")
+        if self.class_head.reads == "patches":
+            beyond_head += ("attn_pool",)
+        trained = [name for name, p in self.visual.named_parameters() if p.requires_grad]
+        if all(name.startswith(beyond_head) for name in trained):
             raise InputError(
                 f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only "
                 "its own head to train: unlock more groups, or leave out --superclip"
@@ -182,7 +184,7 @@ class _WithClassHead:
         return outputs
 
     def _class_losses(
-        self, head_input: Tensor, text: Tensor, update, outputs: dict[str, Tensor]
+        self, head_input: Tensor, words: Tensor, update: Update | None, outputs: dict[str, Tensor]
     ) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right
         for unequal batches."""
@@ -190,46 +192,39 @@ class _WithClassHead:
         if update is not None:
             num_captions = self.statistics.finish(update)
             if update.finish is not None:
-                scale = len(text) * ranks.world_size() / num_captions.float()
-        if self.accum_freq > 1:
-            if not torch.is_grad_enabled():
-                self._waiting.append((head_input.new_zeros(len(text)), scale))
-                return self._waiting[-1][0]
-            counted, scale = self._waiting.popleft()
-        if self.fixed_idf is not None:
-            idf = self.fixed_idf()
-        else:
-            idf = self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
+                scale = len(words) * ranks.world_size() / num_captions.float()
         # selected on the device: no synchronization, and the same graph for DDP
         if self.head_warmup:
             warming_up = self.statistics.num_captions <= self.head_warmup
             head_input = torch.where(warming_up, head_input.detach(), head_input)
-        if self.placebo == "constant-target":
-            target = self.statistics.document_frequency * idf
-            target = (target / target.sum().clamp(min=1e-9)).expand(len(text), -1)  # [B, V]
-            losses = scale * F.cross_entropy(
-                self.class_head.logits(head_input).float(), target, reduction="none"
-            )
-        elif self.placebo == "second-contrastive":
-            losses = scale * self._second_contrastive(head_input, outputs)
-        else:
-            losses = self.class_head(head_input, text, idf, scale)
-            if self.word_knowledge is not None and torch.is_grad_enabled():
-                self.word_knowledge.observe(self.class_head, head_input, text)
-        if self.accum_freq > 1:
-            counted.copy_(losses.detach())
+        if self.accumulated is None:
+            return self._scaled_losses(head_input, words, scale, outputs)
+        if not torch.is_grad_enabled():
+            return self.accumulated.keep(head_input.new_zeros(len(words)), scale)
+        kept, scale = self.accumulated.next()
+        losses = self._scaled_losses(head_input, words, scale, outputs)
+        kept.copy_(losses.detach())
         return losses
 
-    def _second_contrastive(self, head_input: Tensor, outputs: dict[str, Tensor]) -> Tensor:
-        """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project head_input
-        [B, W]."""
-        texts = outputs["text_features"]
-        images = F.normalize(
-            self.class_head.logits(head_input)[:, : texts.shape[1]].float(), dim=-1
-        )
-        logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
-        labels = torch.arange(len(logits), device=logits.device)
-        return sum(F.cross_entropy(one, labels, reduction="none") for one in (logits, logits.T)) / 2
+    def _scaled_losses(
+        self,
+        head_input: Tensor,
+        words: Tensor,
+        scale: float | Tensor,
+        outputs: dict[str, Tensor],
+    ) -> Tensor:
+        """Returns `scale` times the class losses, float32 [B], of head_input [B, W] and words
+        [B, L]."""
+        losses = self.class_head(head_input, words, self._idf_weights(), scale)
+        if self.word_knowledge is not None and torch.is_grad_enabled():
+            self.word_knowledge.observe(self.class_head, head_input, words)
+        return losses
+
+    def _idf_weights(self) -> Tensor:
+        """Returns the weight of each word, float32 [V]."""
+        if self.fixed_idf is not None:
+            return self.fixed_idf()
+        return self.statistics.idf() if self.idf == "online" else self.statistics.counted.float()
 
 
 class SuperCLIP(_WithClassHead, CLIP):
@@ -245,12 +240,12 @@ class SuperCoCa(_WithClassHead, CoCa):
 
     reads_tower_tokens = True
 
-    def _add_head(self, **options) -> None:
+    def _add_head(self, options: HeadOptions) -> None:
         # OpenCLIP never calls `init_parameters`: the memory is uninitialized and may contain NaN.
         torch.nn.init.normal_(
             self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5
         )
-        super()._add_head(**options)
+        super()._add_head(options)
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
         image_features, image_embs = self.visual(image, reading)
@@ -274,9 +269,12 @@ def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
     return with_head.word_knowledge.take(with_head.class_head.weight.device)
 
 
-def with_class_head(model_class: type) -> type:
-    """Returns the SuperCLIP class of an OpenCLIP model class; InputError if there is none."""
+def with_class_head(model_class: type, placebo: str = "off") -> type:
+    """Returns the SuperCLIP class of an OpenCLIP model class, with one of PLACEBOS; InputError if
+    there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
         if model_class in with_head.__bases__:
-            return with_head
+            if placebo == "off":
+                return with_head
+            return type(with_head.__name__, (WithPlacebo, with_head), {})
     raise InputError(f"--superclip has no class head for OpenCLIP's {model_class.__name__}")

@@ -86,8 +86,12 @@ def head_options(
         found = read_frequencies(config.idf)
         found.check(tokenizer, config.idf)
         frequencies = found.document_frequency, found.num_captions
+    if config.placebo != "off":
+        options["placebo"] = config.placebo
     return options | {
-        **{name: getattr(config, name) for name in ("idf", "head_warmup", "placebo", "head_input")},
+        "idf": config.idf,
+        "head_warmup": config.head_warmup,
+        "head_input": config.head_input,
         "frequencies": frequencies,
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,

@@ -363,7 +363,7 @@ def operator_arguments(dtype=torch.float32, needs_grad=(True, True, True), unifo
 def test_torch_finds_no_fault_with_the_operators(dtype, needs_grad):
     arguments = operator_arguments(dtype, needs_grad)
     torch.library.opcheck(torch.ops.superclip.class_loss, arguments, raise_exception=True)
-    *arguments, _ = (one.detach() if isinstance(one, torch.Tensor) else one for one in arguments)
+    arguments = [one.detach() if isinstance(one, torch.Tensor) else one for one in arguments]
     leaves = zip(arguments[:3], needs_grad, strict=True)
     gradients = [torch.rand_like(leaf) if needed else leaf.new_empty(0) for leaf, needed in leaves]
     for upstream in (torch.ones(7), torch.arange(7.0)):

@@ -9,6 +9,7 @@ from open_clip.model import CLIP
 
 from openclip_superclip import InputError, SuperCLIP, SuperCLIPLoss, plain_class_loss
 from openclip_superclip.method.head import ClassHead
+from openclip_superclip.method.model import with_class_head
 
 
 @pytest.fixture(autouse=True)
@@ -174,9 +175,10 @@ def tiny_model(placebo):
     torch.manual_seed(1)
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
-    return SuperCLIP(
-        8, vision, text, superclip={"placebo": placebo, "ignored_tokens": (0,)}, output_dict=True
-    ).train()
+    options = {} if placebo == "off" else {"placebo": placebo}
+    model_class = with_class_head(CLIP, **options)
+    options["ignored_tokens"] = (0,)
+    return model_class(8, vision, text, superclip=options, output_dict=True).train()
 
 
 def trained_on(placebo, loss_name):

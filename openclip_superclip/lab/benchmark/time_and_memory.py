@@ -109,7 +109,10 @@ def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
     products."""
     model = read_architecture(model_name).build()
     head = expected_head(model)
-    return {"without_attention": count_gmacs(model, head, False), "all": count_gmacs(model, head)}
+    return {
+        "without_attention": count_gmacs(model, head, with_attention=False),
+        "all": count_gmacs(model, head),
+    }
 
 
 def make_inputs(
