@@ -50,6 +50,15 @@ def open_clip_select_model_class(model_class: type, model_cfg: dict) -> type | N
     """
 
 
+@hookspec
+def open_clip_model_created(args: Namespace, model: object) -> None:
+    """Changes in place the model that is trained, after the weights that it starts from are loaded.
+
+    OpenCLIP locks parts of the model, wraps it, makes the optimizer and loads the checkpoint of
+    --resume later.
+    """
+
+
 @hookspec(firstresult=True)
 def open_clip_create_loss(args: Namespace, model: object) -> Callable | None:
     """Returns the training loss, or None for OpenCLIP's own; `model` is the one that is trained,

@@ -113,6 +113,8 @@ def install(args: argparse.Namespace) -> None:
                 kwargs.update(hooks.model_kwargs(args))
                 created = create(*model_args, **kwargs)
                 trained.model = created[0]
+                hook = hooks.plugin_manager().hook
+                hook.open_clip_model_created(args=args, model=created[0])
                 return created
             return create(*model_args, **kwargs)
 

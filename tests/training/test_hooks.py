@@ -10,10 +10,11 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import torch
 from open_clip.model import CLIP
 from support.pages import PAGES
 from support.plugins import install_plugin
-from support.training_runs import completed, train_with
+from support.training_runs import completed, load, train_with
 
 from openclip_superclip import SuperCLIP, hooks
 from openclip_superclip.openclip import replacing
@@ -201,6 +202,34 @@ def test_open_clip_select_model_class_gets_the_configuration_and_gives_the_class
         assert asked == [(CLIP, {**config, "init_logit_bias": -10.0, "cast_dtype": None})]
         assert open_clip.create_model(tiny_model, toy="yes").toy == "yes"
         assert type(open_clip.create_model(tiny_model, superclip={})) is SuperCLIP
+
+
+FREEZING = """
+from open_clip.hooks import hookimpl
+
+
+@hookimpl
+def open_clip_model_created(args, model):
+    print("created:", args.name, type(model).__name__, model.visual.proj.sum().item())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "visual.proj")
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--superclip"]], ids=["CLIP", "SuperCLIP"])
+def test_open_clip_model_created_changes_the_trained_model_that_has_its_weights_and_not_a_teacher(
+    more, train_flags, teacher, tmp_path
+):
+    install_plugin(tmp_path, "freezing", FREEZING)
+    distillation = ["--distill-model", teacher, "--distill-pretrained", teacher]
+    flags = [*train_flags, "--model", teacher, *distillation, *more]
+    (run,) = completed(functools.partial(train_with, tmp_path), *flags, cwd=tmp_path)
+    start, end = open_clip.create_model(teacher).state_dict(), load(tmp_path / "logs/run")
+    created = re.findall("^created: (.*)$", run.output, re.MULTILINE)
+    kind = "SuperCLIP" if more else "CLIP"
+    assert created == [f"run {kind} {start['visual.proj'].sum().item()}"]
+    changed = [name for name in start if not torch.equal(start[name], end["state_dict"][name])]
+    assert changed == ["visual.proj"]
 
 
 def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_around_it(register):
