@@ -35,7 +35,7 @@ from openclip_superclip.lab.audit.scores import (
     words_of,
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
-from openclip_superclip.lab.studies.run_scores import PairedDifference, Spread
+from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
 from openclip_superclip.lab.words.tagger import open_checkpoint, read_model
 from openclip_superclip.rendering import markdown_table
 

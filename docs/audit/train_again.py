@@ -27,7 +27,7 @@ import yaml
 
 from openclip_superclip.files import whole_file, write_json, write_text
 from openclip_superclip.lab.demo.data import NUM_SHARDS, SHARD_SIZE
-from openclip_superclip.lab.studies.run_scores import PairedDifference, Spread
+from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
 from openclip_superclip.rendering import markdown_table
 
 SWAPPED = 3 / 8  # of the captions; what is kept fills whole slices of whole steps

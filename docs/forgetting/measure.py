@@ -28,8 +28,8 @@ from openclip_superclip.lab.demo.scene_measures import (
     object_labels,
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
-from openclip_superclip.lab.studies.run_scores import PairedDifference, Spread
-from openclip_superclip.lab.studies.study_run import open_trained
+from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
+from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.rendering import markdown_table
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500

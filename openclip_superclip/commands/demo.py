@@ -1,34 +1,27 @@
 """superclip demo: trains CLIP and SuperCLIP on real drawings, and compares them by paired seeds."""
 
 import argparse
-import operator
 import shlex
 import sys
 from pathlib import Path
 
-from ..checkpoints.run_outputs import checkpoints
 from ..environment import require
 from ..errors import Parser, at_least, no_effect
 from ..files import check_results, make_folder
-from ..lab.demo.data import SCENES
-from ..lab.demo.scene_measures import predicted_names, representative
-from ..lab.demo.scenes import scenes
-from ..lab.studies.study_file import MARK, RESULTS, study_call
-from ..lab.studies.study_results import StudyResults
-from ..lab.studies.study_run import open_trained
+from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
 from ..runs.process import Stopped, stopped_by_signals
-
-NUM_SCENES = 1000  # that measure zero-shot
-NUM_IMAGES = 16
 
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table, and writes the figures, study.* and the runs; returns
     the exit code."""
     options = _parse(argv)
-    if options.write_evaluation or options.data_only:
-        print(_write_data(options))
+    if options.write_evaluation:
+        print(_write_evaluation(options))
+        return 0
+    if options.data_only:
+        print(_write_training_data(options))
         return 0
     require("superclip demo", "report", "matplotlib", "scipy")
     out = options.out
@@ -36,9 +29,17 @@ def main(argv: list[str]) -> int:
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
     try:
         with stopped_by_signals():
-            call = study_call("demo", out, options.seeds, "cpu", None, None, set_, scenes=out)
+            call = study_call(
+                StudyOptions(
+                    study="demo", device="cpu", out=out, seeds=options.seeds, set=set_, scenes=out
+                )
+            )
             results = run_study(call, options.jobs)
-            _draw(results, out)
+            # needs the extra [report]
+            from ..lab.studies.demo_figures import draw_predictions, draw_scores
+
+            draw_predictions(out / "demo-images.png", results, out)
+            draw_scores(out / "demo.png", results)
     except Stopped as stop:
         print(
             f"superclip demo: stopped by {stop}; the same command resumes",
@@ -51,45 +52,6 @@ def main(argv: list[str]) -> int:
         print("\nOne seed is only a test: superclip demo trains four.")
     print(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
     return 0
-
-
-def _draw(results: StudyResults, out: Path) -> None:
-    """Draws demo.png, the scores, and demo-images.png, predictions of the first seed's models."""
-    # needs the extra [report]
-    from ..lab.studies.figures import demo_images_text, draw_demo, draw_demo_images
-
-    seed = results.study.first_seed
-    shown = list(scenes(NUM_SCENES, 0, "test", num_objects=(1,)))
-    names = [scene.objects[0] for scene in shown]
-    predicted = {}
-    for record in results.records:
-        if record["seed"] == seed:
-            print(
-                f"demo-images.png: {record['arm']} classifies {NUM_SCENES:,} scenes",
-                file=sys.stderr,
-                flush=True,
-            )
-            *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-            opened = open_trained(weights, f"local-dir:{out / SCENES.model}")
-            predicted[record["arm"]] = predicted_names(opened, shown)
-    is_right = {arm: [*map(operator.eq, answers, names)] for arm, answers in predicted.items()}
-    chosen = representative([*zip(*is_right.values(), strict=True)], NUM_IMAGES)
-    right = {
-        arm: (sum(found[place] for place in chosen), 100 * sum(found) / NUM_SCENES)
-        for arm, found in is_right.items()
-    }
-    examples = [
-        (
-            shown[place].image,
-            names[place],
-            {arm: answers[place] for arm, answers in predicted.items()},
-        )
-        for place in chosen
-    ]
-    draw_demo_images(
-        out / "demo-images.png", examples, demo_images_text(NUM_IMAGES, NUM_SCENES, seed, right)
-    )
-    draw_demo(out / "demo.png", results)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -131,24 +93,27 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _write_data(options: argparse.Namespace) -> str:
-    """Writes the files of --write-evaluation or --data-only and returns the commands that use
-    them."""
-    from ..lab.demo.data import write_evaluation_data, write_training_data
+def _write_training_data(options: argparse.Namespace) -> str:
+    """Writes the model and the shards of the demo's recipes, and returns where they are."""
+    from ..lab.demo.data import write_training_data
+
+    no_effect(options, "--data-only", "seeds", "samples")
+    make_folder(options.out, "--out")
+    model, shards = write_training_data(options.out)
+    if options.out != Path("demo"):  # the folder in which recipes expect them
+        return f"{model} and {shards}"
+    return f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu"
+
+
+def _write_evaluation(options: argparse.Namespace) -> str:
+    """Writes the held-out scenes as data sets, and returns the commands that use them."""
+    from ..lab.demo.data import write_evaluation_data
     from ..lab.demo.scenes import write_dense_scenes
 
-    if not options.write_evaluation:
-        no_effect(options, "--data-only", "seeds", "samples")
-        make_folder(options.out, "--out")
-        model, shards = write_training_data(options.out)
-        of_recipes = ": superclip run demo/superclip_demo-model_8k_bs64 --device cpu" * (
-            options.out == Path("demo")
-        )
-        return f"{model} and {shards}{of_recipes}"
     no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
-    dense = " ".join(place.name for place in write_dense_scenes(folder))
+    dense = " ".join(data_set.name for data_set in write_dense_scenes(folder))
     evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"
     return f"{evaluate} {names} --suite zeroshot,retrieval,probe\n{evaluate} {dense} --suite dense"

@@ -7,9 +7,9 @@ from .. import __version__
 from ..environment import require
 from ..errors import InputError, Parser, no_effect
 from ..files import check_results, make_folder
-from ..lab.studies.comparable_runs import find_comparisons
-from ..lab.studies.published_record import write_record
-from ..lab.studies.reported_run import MISSING, read_run
+from ..lab.reports.comparable_runs import find_comparisons
+from ..lab.reports.published_record import write_record
+from ..lab.reports.reported_run import MISSING, read_run
 from ..rendering import run_names
 from ..runs.recipe import METHODS
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         for run in runs:
             print(write_record(run, options.record))
         return 0
-    from ..lab.studies.report_page import write_report
+    from ..lab.reports.report_page import write_report
 
     summary = f"{len(found)} runs, {len(runs) - len(found)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
@@ -84,6 +84,6 @@ def main(argv: list[str]) -> int:
 def _check_page(out: Path) -> None:
     """Raises InputError if the page cannot be drawn, or if its folder contains something else."""
     require("superclip report", "report", "matplotlib", "scipy")
-    from ..lab.studies.report_page import FILES, MARK
+    from ..lab.reports.report_page import FILES, MARK
 
     check_results(out, "--out", FILES, MARK)

@@ -1,7 +1,7 @@
 """superclip study: compares methods by paired seeds, and tests their differences."""
 
 import argparse
-import functools
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from ..flags import Config
 from . import options as shared
 
 if TYPE_CHECKING:
-    from ..lab.studies.study_file import StudyCall
+    from ..lab.studies.study_call import StudyCall
 
 VAL_FRACTION = 0.2
 
@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
     returns the exit code."""
     options = _parse(argv)
-    from ..lab.studies.study_file import read_study, study_call, study_files
+    from ..lab.studies.study_call import StudyOptions, study_call
+    from ..lab.studies.study_file import read_study, study_files
 
     if options.list:
         for path in study_files():
@@ -45,23 +46,24 @@ def main(argv: list[str]) -> int:
     device = options.device or ("cuda" if options.slurm else shared.device_here())
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report", "matplotlib", "scipy")
-
-    call_with_data = functools.partial(
-        study_call,
-        options.study,
-        options.out,
-        options.seeds,
-        device,
-        set_=shared.all_settings(options),
-        runs_in=options.runs,
+    study_options = StudyOptions(
+        study=options.study,
+        device=device,
+        out=options.out,
+        seeds=options.seeds,
+        data=options.data,
+        val_data=options.val_data,
+        runs=options.runs,
+        set=shared.all_settings(options),
         settings=settings,
     )
     if not _splits(options):
-        return _run(call_with_data(data=options.data, val_data=options.val_data), options)
-    whole = call_with_data(data=options.data, val_data=options.data)
+        return _run(study_call(study_options), options)
+    whole = study_call(dataclasses.replace(study_options, val_data=options.data))
     split = _split(whole, options)
     try:
-        return _run(call_with_data(data=split.train, val_data=split.val), options)
+        parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
+        return _run(study_call(parts), options)
     except InputError:
         if not whole.runs_in.exists():
             split.remove()
@@ -74,17 +76,17 @@ def main(argv: list[str]) -> int:
 def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
     """Returns the split of --data in the study's folder; InputError, before it is written, for a
     table with errors."""
-    columns = call.study.first_recipe(call.set).columns
+    columns = call.study.first_recipe.columns
     if not options.only:
         table = check_table(options.data, columns, Config(), 1, 1, "--data")
-        if len(table.bad) > call.settings.unreadable_max * table.num_decoded:
+        if len(table.bad) > call.options.settings.unreadable_max * table.num_decoded:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
-    place = "" if options.dry_run else f": {split.train}, {split.val}"
+    files = "" if options.dry_run else f": {split.train}, {split.val}"
     print(
         f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
-        f"validation{place}",
+        f"validation{files}",
         file=sys.stderr,
     )
     return split
@@ -116,15 +118,15 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        request = shared.slurm_request(options)
         submission = StudySubmission(
-            call, request, options.jobs or 0, options.gpu_batch_max, options.workers
+            call=call,
+            request=shared.slurm_request(options),
+            at_a_time=options.jobs or 0,
+            gpu_batch_max=options.gpu_batch_max,
+            workers=options.workers,
+            reads_data=not options.skip_data_check,
         )
-        print(
-            submission.dry_run()
-            if options.dry_run
-            else submission.submit(not options.skip_data_check)
-        )
+        print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..lab.studies.study_training import StudyTraining, run_study
     from ..runs.process import Stopped, stopped_by_signals

@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 from support.pages import PAGES, ROOT
 
 from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
-from openclip_superclip.lab.studies import figures
+from openclip_superclip.lab.studies.demo_figures import predictions_text, scores_text
 from openclip_superclip.lab.studies.study_file import Study, read_study
 from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.runs.recipe import read_recipe
@@ -311,7 +311,7 @@ def test_the_demos_pictures_are_described_as_the_code_describes_them():
         name: Image.open(DOCS / name).info["Description"]
         for name in ("demo.png", "demo-images.png")
     }
-    assert described["demo.png"] == figures.demo_text(results("demo"))
+    assert described["demo.png"] == scores_text(results("demo"))
     pattern = (
         r"(\d+) of ([\d,]+) .* seed (\d+): CLIP is right in (\d+), SuperCLIP in (\d+); "
         r".*, ([\d.]+) % and ([\d.]+) %"
@@ -321,7 +321,7 @@ def test_the_demos_pictures_are_described_as_the_code_describes_them():
         "CLIP": (int(right[0]), float(right[2])),
         "SuperCLIP": (int(right[1]), float(right[3])),
     }
-    text = figures.demo_images_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
+    text = predictions_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
     assert described["demo-images.png"] == text
     assert all(
         abs(100 * count / int(shown) - accuracy) <= 100 / int(shown)

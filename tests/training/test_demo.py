@@ -14,8 +14,9 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.lab.demo import data, scene_measures
-from openclip_superclip.lab.studies.published_record import code_digest
-from openclip_superclip.lab.studies.study_file import OF_SCENES, study_call
+from openclip_superclip.lab.reports.published_record import code_digest
+from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
+from openclip_superclip.lab.studies.study_file import OF_SCENES
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.runs.recipe import read_recipe
 
@@ -132,7 +133,7 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
         tmp_path / "few.yaml",
     )
     level = logging.getLogger().level
-    results = run_study(study_call("few.yaml", None, None, "cpu", None, None, {}), jobs=2)
+    results = run_study(study_call(StudyOptions(study="few.yaml", device="cpu")), jobs=2)
     logging.getLogger().setLevel(level)
     assert sorted(measured) == [4, 4, 5, 5]
     assert len(results.records) == 4

@@ -20,8 +20,8 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
 from openclip_superclip.lab.evaluation.results import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
-from openclip_superclip.lab.studies.comparable_runs import find_comparisons
-from openclip_superclip.lab.studies.reported_run import read_run
+from openclip_superclip.lab.reports.comparable_runs import find_comparisons
+from openclip_superclip.lab.reports.reported_run import read_run
 from openclip_superclip.runs.progress import read_log
 from openclip_superclip.runs.recipe import read_recipe
 

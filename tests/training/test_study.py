@@ -20,7 +20,7 @@ from support.training_runs import fork, in_forks, processes_in
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import RECORD
-from openclip_superclip.lab.studies.study_run import open_trained
+from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.process import run_superclip
 from openclip_superclip.runs.run import Run

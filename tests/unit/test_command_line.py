@@ -152,7 +152,7 @@ def test_only_evaluate_needs_clip_benchmark():
     program = (
         "import sys; sys.modules['clip_benchmark'] = None\n"
         "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.lab.studies.figures, openclip_superclip.lab.studies.report_page"
+        "import openclip_superclip.lab.studies.figures, openclip_superclip.lab.reports.report_page"
     )
     done = call(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ from openclip_superclip.lab.demo.scenes import (
 from openclip_superclip.lab.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
-from openclip_superclip.lab.studies.study_run import EPOCHS, measure_dense
+from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
@@ -154,7 +154,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     def run(command, output, *_):
         return run_superclip(command, output, tmp_path), None
 
-    monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", run)
+    monkeypatch.setattr("openclip_superclip.lab.studies.measure_run.run_superclip", run)
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
     weights.parent.mkdir(parents=True)
@@ -180,7 +180,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
         "mIoU": 100 * of_classes["metrics"]["miou"],
         "depth_RMSE": 100 * of_depth["metrics"]["rmse"],
     }
-    assert of_classes["settings"]["epochs"] == EPOCHS
+    assert of_classes["settings"]["epochs"] == DENSE_EPOCHS
     shutil.rmtree(tmp_path / "scenes")
     with pytest.raises(InputError, match="failed: error: --data: there is no folder"):
         measure_dense(weights, tmp_path / "scenes", lambda: False)

@@ -29,7 +29,7 @@ from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.lab.demo.scenes import NAMES, scenes
 from openclip_superclip.lab.evaluation.datasets import Data, find_data
 from openclip_superclip.lab.evaluation.intervals import estimate, read_outcomes
-from openclip_superclip.lab.studies.run_scores import read_scores
+from openclip_superclip.lab.reports.run_scores import read_scores
 
 NUM_SCENES = 60
 

@@ -15,18 +15,14 @@ from scipy import stats
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.data import TRAINING_DATA
+from openclip_superclip.lab.reports.paired_differences import PairedDifference
 from openclip_superclip.lab.studies.figures import draw_study
-from openclip_superclip.lab.studies.run_scores import PairedDifference
-from openclip_superclip.lab.studies.study_file import (
-    MEASURES,
-    data_of_scenes,
-    read_study,
-    study_call,
-    study_files,
-)
+from openclip_superclip.lab.studies.measure_run import measured
+from openclip_superclip.lab.studies.study_call import StudyCall, StudyOptions, study_call
+from openclip_superclip.lab.studies.study_file import MEASURES, read_study, study_files
 from openclip_superclip.lab.studies.study_results import StudyResults
-from openclip_superclip.lab.studies.study_run import StudyRun, measured
-from openclip_superclip.lab.studies.study_training import StudyTraining
+from openclip_superclip.lab.studies.study_run import StudyRun
+from openclip_superclip.lab.studies.study_training import StudyTraining, write_results
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.recipe import WORDS, read_recipe
 from openclip_superclip.runs.slurm import Placement
@@ -51,18 +47,17 @@ def write_study(folder, **values):
     return str(path)
 
 
+def called(study: str, **options) -> StudyCall:
+    return study_call(StudyOptions(study=study, device="cpu", **options))
+
+
 def test_every_shipped_study_can_be_read_and_called_and_names_its_primary_measure():
     assert {"one_batch", "placebos"} <= {path.stem for path in study_files()}
     for path in study_files():
         study = read_study(path.stem)
         assert study.primary in MEASURES[study.measures]
         if study.is_of_scenes:
-            call = study_call(path.stem, None, None, "cpu", None, None, {})
-            data, first = (
-                data_of_scenes(call.study),
-                study.settings(next(iter(study.arms)), study.cell_values[0]),
-            )
-            trained = read_recipe(study.recipe, first)
+            data, trained = called(path.stem).training_data, study.first_recipe
             assert data in TRAINING_DATA
             shards = f"demo/{data.shards}".replace("{seed}", f"{trained.seed}")
             assert (trained.model, trained.shards) == (f"local-dir:demo/{data.model}", shards)
@@ -151,7 +146,7 @@ def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(
 ):
     study = write_study(tmp_path, arms=arms, seeds=1, **values)
     tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
-    runs = StudyTraining(study_call(study, tmp_path, None, "cpu", None, None, set_)).runs(tuned)
+    runs = StudyTraining(called(study, out=tmp_path, set=set_)).runs(tuned)
     assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names]
 
 
@@ -265,7 +260,7 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
     monkeypatch.setattr("openclip_superclip.lab.studies.study_training.measured", measured)
-    call = study_call("unseen_drawings", tmp_path, None, "cpu", None, None, {})
+    call = called("unseen_drawings", out=tmp_path)
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
     undefined = {"run": "one", "measures": {"zero_shot": float("nan")}}
     monkeypatch.setattr(
@@ -278,10 +273,10 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(
     tmp_path,
 ):
-    study = read_study(write_study(tmp_path, arms=A_AND_B))
-    results = StudyResults(study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
+    call = called(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
+    results = StudyResults(call.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
-    results.write(tmp_path, {"versions": {}})
+    write_results(results, call)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
 
@@ -332,19 +327,23 @@ def trained(tmp_path):
     return tmp_path / "a"
 
 
+def study_run(folder, **values) -> StudyRun:
+    return StudyRun(arm="A", seed=0, file=RECIPE, folder=folder, **values)
+
+
 def measure(folder) -> dict:
-    return measured(StudyRun("A", None, 0, "recipe", (), folder), "demo", folder, threading.Event())
+    return measured(study_run(folder), "demo", folder, threading.Event())
 
 
 @pytest.mark.parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr(
-        "openclip_superclip.lab.studies.study_run._measure", lambda *_: {"zero_shot": 41.5}
+        "openclip_superclip.lab.studies.measure_run._measure", lambda *_: {"zero_shot": 41.5}
     )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
-    monkeypatch.setattr("openclip_superclip.lab.studies.study_run._measure", None)
+    monkeypatch.setattr("openclip_superclip.lab.studies.measure_run._measure", None)
     assert measure(trained) == first
     (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
     with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
@@ -368,7 +367,7 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
     (trained / "state.json").write_text('{"error": "stopped"}')
     monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", train)
     with pytest.raises(InputError, match=f"a failed: {reason}; see"):
-        StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "{0..9}.tar", threading.Event())
+        study_run(trained, data="{0..9}.tar").train(threading.Event())
 
 
 @pytest.mark.parametrize(
@@ -388,5 +387,5 @@ def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, 
         train = "openclip_superclip.lab.studies.study_run.run_superclip"
         monkeypatch.setattr(train, lambda _, output, *__: (output.write_text("as it may"), 0.0))
     with held, pytest.raises(InputError, match=trainer):
-        StudyRun("A", None, 0, RECIPE, (), trained).train("cpu", "pairs.csv", threading.Event())
+        study_run(trained, data="pairs.csv").train(threading.Event())
     assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)

@@ -18,7 +18,7 @@ from PIL import Image
 from openclip_superclip.__main__ import main
 from openclip_superclip.environment import replaced
 from openclip_superclip.errors import InputError
-from openclip_superclip.lab.studies.study_file import study_call
+from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.runs.plan import make_run, settings_of_table
@@ -112,15 +112,20 @@ REFUSED = {
 }
 
 
+def own_data(**options) -> StudyOptions:
+    return StudyOptions(study="own_data", device="cpu", **options)
+
+
 @pytest.mark.parametrize(("table", "set_", "reason"), REFUSED.values(), ids=REFUSED)
 def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(
     table, set_, reason, folder, monkeypatch
 ):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
+    options = own_data(data=table, val_data="pairs.csv", set=set_)
     for call in (
         lambda: plan(Path(), set_, table),
-        lambda: run_study(study_call("own_data", None, None, "cpu", table, "pairs.csv", set_), 1),
+        lambda: run_study(study_call(options), 1),
     ):
         with pytest.raises(InputError, match=re.escape(reason)):
             call()
@@ -128,18 +133,14 @@ def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(
 
 
 def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, tmp_path):
+    pairs = str(folder / "pairs.csv")
     (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
     with pytest.raises(
         InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"
     ):
-        run_study(
-            study_call(
-                "own_data", None, None, "cpu", f"{folder}/pairs.csv", f"{tmp_path}/val.csv", {}
-            ),
-            1,
-        )
+        run_study(study_call(own_data(data=pairs, val_data=f"{tmp_path}/val.csv")), 1)
     with pytest.raises(InputError, match="which training measures with --val-data"):
-        study_call("own_data", None, None, "cpu", str(folder / "pairs.csv"), None, {})
+        study_call(own_data(data=pairs))
 
 
 def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, capsys):

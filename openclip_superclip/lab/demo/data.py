@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ...data.conversion import write_data_set
 from ...files import check_results, write_bytes, write_text
 from . import natural
@@ -67,13 +65,14 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     merge_of = {"".join(merge): merge for merge in tokenizer.bpe_ranks}  # each string has one merge
     parts = {tokenizer.decoder[token] for token in tokenizer.encode(", ".join(names))}
     while parts:
-        found = {merge_of[part] for part in parts if part in merge_of}
-        needed |= found
-        parts = set(itertools.chain(*found))
+        merges = {merge_of[part] for part in parts if part in merge_of}
+        needed |= merges
+        parts = set(itertools.chain(*merges))
     return sorted(needed, key=tokenizer.bpe_ranks.get)
 
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batch sizes of 16 to 256
+NUM_SAMPLES = NUM_SHARDS * SHARD_SIZE
 
 
 class TrainingData(NamedTuple):
@@ -117,31 +116,39 @@ def write_training_data(
 ) -> tuple[str, str]:
     """Writes a model and shards, for each seed if they differ, and returns the values of --model
     and --train-data."""
-    num_samples = NUM_SHARDS * SHARD_SIZE
     if data.folder == NATURAL.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
-        for seed in seeds:
-            world, facts = natural.World(seed), {"natural": natural.VERSION, "seed": seed}
-            facts |= {"num_samples": num_samples, "samples_per_shard": SHARD_SIZE}
-            shown = (world.scene("train", index) for index in range(num_samples))
-            drawn.write_scenes(folder / data.folder.format(seed=seed), facts, shown, "short")
-        return model, f"{folder / data.shards}"
-    model = write_model(folder / data.model, drawn.names_of(data.designers), data.vision)
-    if "{seed}" not in data.folder:
-        seeds = [data.seed]
-    for seed in seeds:
+    else:
+        model = write_model(folder / data.model, drawn.names_of(data.designers), data.vision)
+    for seed in seeds if "{seed}" in data.folder else [data.seed]:
         shards = folder / data.folder.format(seed=seed)
-        drawn.write_shards(
-            shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers
-        )
+        if data.folder == NATURAL.folder:
+            _write_natural_shards(shards, seed)
+        else:
+            drawn.write_shards(
+                shards, NUM_SAMPLES, seed, SHARD_SIZE, data.caption, designers=data.designers
+            )
     return model, f"{folder / data.shards}"
+
+
+def _write_natural_shards(folder: Path, seed: int) -> None:
+    """Writes the training scenes of a seed of the data set `natural`, unless they exist."""
+    facts = {
+        "natural": natural.VERSION,
+        "seed": seed,
+        "num_samples": NUM_SAMPLES,
+        "samples_per_shard": SHARD_SIZE,
+    }
+    world = natural.World(seed)
+    shown = (world.scene("train", index) for index in range(NUM_SAMPLES))
+    drawn.write_scenes(folder, facts, shown, "short")
 
 
 def write_evaluation_data(
     folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000
 ) -> dict[str, Path]:
-    """Writes two data sets in CLIP_benchmark's WebDataset layout, unless they exist, and returns
-    their folders by name.
+    """Writes two data sets in CLIP_benchmark's WebDataset layout, and returns their folders by
+    name.
 
     demo_objects: scenes of one object, labelled with the index of its name; splits `test` and
         `train` (linear probe).
@@ -150,33 +157,28 @@ def write_evaluation_data(
     The test scenes are the same as in the demo.
     """
     objects, groups = folder / "demo_objects", folder / "demo_scenes"
-    record = folder / "scenes.txt"  # written last
-    facts = (
-        f"version {drawn.VERSION}, seed 0: {num_scenes} test scenes, {num_probe_scenes} "
-        "train scenes\n"
-    )
-    if record.is_file() and record.read_text() == facts:
-        return {"demo_objects": objects, "demo_scenes": groups}
-
-    def samples(shown: Iterable[drawn.Scene], with_captions: bool = False) -> Iterator[dict]:
-        for index, scene in enumerate(tqdm(shown, desc=str(folder), unit=" scenes", disable=None)):
-            label = (
-                {"txt": scene.captions["long"]}
-                if with_captions
-                else {"cls": drawn.NAMES.index(scene.objects[0])}
-            )
-            yield {"__key__": f"{index:06d}", "png": drawn.sample(scene, "long")["png"], **label}
-
-    # plain names
-    names = {
+    texts = {
         "classnames.txt": "\n".join(drawn.NAMES),
-        "zeroshot_classification_templates.txt": "{c}",
+        "zeroshot_classification_templates.txt": "{c}",  # plain names
     }
-    write_data_set(
-        objects, samples(drawn.scenes(num_scenes, split="test", num_objects=(1,))), names
-    )
-    write_data_set(objects, samples(drawn.scenes(num_probe_scenes, num_objects=(1,))), {}, "train")
+    singles = drawn.scenes(num_scenes, split="test", num_objects=(1,))
+    write_data_set(objects, _labelled(singles, num_scenes), texts)
+    probe_scenes = drawn.scenes(num_probe_scenes, num_objects=(1,))
+    write_data_set(objects, _labelled(probe_scenes, num_probe_scenes), {}, "train")
     different = drawn.different_scenes(num_scenes, 0, "test")
-    write_data_set(groups, samples(different, True), {"dataset_type.txt": "retrieval"})
-    write_text(record, facts)
+    write_data_set(groups, _captioned(different), {"dataset_type.txt": "retrieval"})
     return {"demo_objects": objects, "demo_scenes": groups}
+
+
+def _labelled(shown: Iterable[drawn.Scene], num_scenes: int) -> Iterator[dict]:
+    """Yields samples of scenes of one object, with the index of its name."""
+    for index, scene in drawn.numbered(shown, num_scenes, "demo_objects"):
+        label = drawn.NAMES.index(scene.objects[0])
+        yield {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene), "cls": label}
+
+
+def _captioned(shown: Sequence[drawn.Scene]) -> Iterator[dict]:
+    """Yields samples of scenes with their long captions."""
+    for index, scene in drawn.numbered(shown, len(shown), "demo_scenes"):
+        caption = scene.captions["long"]
+        yield {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene), "txt": caption}

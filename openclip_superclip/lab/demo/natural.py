@@ -83,10 +83,12 @@ class Thing(NamedTuple):
 
 @functools.cache
 def all_concepts() -> tuple[Concept, ...]:
-    rows = [(row["object"], row["name"], row["keywords"]) for row in emoji() if row["name"]]
-    return tuple(
-        Concept(key, name, tuple(filter(None, keywords.split(",")))) for key, name, keywords in rows
-    )
+    concepts = []
+    for row in emoji():
+        if row["name"]:
+            keywords = tuple(filter(None, row["keywords"].split(",")))
+            concepts.append(Concept(row["object"], row["name"], keywords))
+    return tuple(concepts)
 
 
 def vocabulary() -> list[str]:
@@ -134,88 +136,98 @@ class World:
         rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
         count = num_objects[rng.randrange(len(num_objects))]
         concepts = [concept] if concept else self._draw(rng, count)
-        while len(concepts) > 1 and split_of([one.name for one in concepts]) != split:
+        while len(concepts) > 1 and split_of([drawn.name for drawn in concepts]) != split:
             concepts = self._draw(rng, count)
         places = rng.sample(range(4), len(concepts)) if len(concepts) > 1 else [MIDDLE]
         things = [
-            Thing(one, rng.choice(list(SIZES)), colour or self._colour(rng, one), place)
-            for one, place in zip(concepts, places, strict=True)
+            Thing(drawn, rng.choice(list(SIZES)), colour or self._colour(rng, drawn), place)
+            for drawn, place in zip(concepts, places, strict=True)
         ]
-        image = Image.new(
-            "RGB", (IMAGE_SIZE, IMAGE_SIZE), tuple(rng.randrange(170, 256) for _ in range(3))
-        )
+        background = tuple(rng.randrange(170, 256) for _ in range(3))
+        image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), background)
         for thing in things:
             _paste(image, thing, rng, designers)
         captions = {
-            "short": self._short(rng, things),
-            "long": _sentence(rng, [_mention(rng, one, True) for one in things]),
-            "clean": self._short(rng, things, clean=True),
+            "short": self._careless_caption(rng, things),
+            "long": _sentence(rng, [_mention(rng, thing, full=True) for thing in things]),
+            "clean": self._clean_caption(rng, things),
         }
-        return Scene(image, [one.name for one in concepts], captions, [])
+        return Scene(image, [drawn.name for drawn in concepts], captions, [])
 
     def _draw(self, rng: random.Random, count: int) -> list[Concept]:
-        found: dict[int, Concept] = {}
-        while len(found) < count:
-            place = bisect(self.cumulative, rng.randrange(self.cumulative[-1]))
-            found[place] = self.concepts[place]
-        return list(found.values())
+        """Returns different concepts, drawn by their frequencies."""
+        ranks: dict[int, None] = {}  # in the order in which they are drawn
+        while len(ranks) < count:
+            ranks[bisect(self.cumulative, rng.randrange(self.cumulative[-1]))] = None
+        return [self.concepts[rank] for rank in ranks]
 
     def _colour(self, rng: random.Random, concept: Concept) -> str | None:
+        """Returns a colour in which training shows the concept, for one in three."""
         known = [colour for colour in COLOURS if not self.is_new(concept, colour)]
         return rng.choice(known) if known and not rng.randrange(3) else None
 
-    def _short(self, rng: random.Random, things: Sequence[Thing], clean: bool = False) -> str:
+    def _clean_caption(self, rng: random.Random, things: Sequence[Thing]) -> str:
+        """Returns a correct caption that names each object with probability 2/3, and at least
+        one."""
+        named = _some(rng, things) or [rng.choice(things)]
+        rng.shuffle(named)
+        return _sentence(rng, [_mention(rng, thing) for thing in named])
+
+    def _careless_caption(self, rng: random.Random, things: Sequence[Thing]) -> str:
         """Returns a caption that names each object with probability 2/3.
 
         One in five names a false object."""
-        named = [thing for thing in things if rng.randrange(3)]
-        if clean and not named:
-            named = [rng.choice(things)]
+        named = _some(rng, things)
         rng.shuffle(named)
         mentions = [_mention(rng, thing) for thing in named]
-        if not clean and not rng.randrange(5):
-            (wrong,) = self._draw(rng, 1)
-            while wrong in [thing.concept for thing in things]:
-                (wrong,) = self._draw(rng, 1)
+        if not rng.randrange(5):
             # in addition to a correct mention, or instead of it
-            place = rng.randrange(len(mentions) + 1)
-            phrase = _mention(
-                rng,
-                Thing(
-                    wrong,
-                    rng.choice(list(SIZES)),
-                    rng.choice(list(COLOURS)),
-                    rng.randrange(len(PLACES)),
-                ),
-            )
-            mentions[place : place + rng.randrange(2)] = [phrase]
+            wrong = self._wrong_concept(rng, things)
+            index = rng.randrange(len(mentions) + 1)
+            size, colour = rng.choice(list(SIZES)), rng.choice(list(COLOURS))
+            phrase = _mention(rng, Thing(wrong, size, colour, rng.randrange(len(PLACES))))
+            mentions[index : index + rng.randrange(2)] = [phrase]
         if not mentions:
-            one = things[0]
-            mentions = [
-                " ".join(filter(None, [UNKNOWN, one.colour or one.size, PLACES[one.place]]))
-            ]
+            first = things[0]
+            mentions = [f"{UNKNOWN} {first.colour or first.size} {PLACES[first.place]}"]
         return _sentence(rng, mentions)
 
+    def _wrong_concept(self, rng: random.Random, things: Sequence[Thing]) -> Concept:
+        """Returns a concept that the scene does not show."""
+        shown = [thing.concept for thing in things]
+        while True:
+            (concept,) = self._draw(rng, 1)
+            if concept not in shown:
+                return concept
 
-def _mention(rng: random.Random, thing: Thing, full: bool = False) -> str:
+
+def _some(rng: random.Random, things: Sequence[Thing]) -> list[Thing]:
+    """Returns each thing with probability 2/3."""
+    return [thing for thing in things if rng.randrange(3)]
+
+
+def _mention(rng: random.Random, thing: Thing, *, full: bool = False) -> str:
     """Returns a phrase with name, size and colour if `full`, else with a random subset, or a
     keyword as the name."""
     concept = thing.concept
-    word = (
-        rng.choice(concept.keywords)
-        if concept.keywords and not rng.randrange(5) and not full
-        else concept.name
-    )
+    name = concept.name
+    if concept.keywords and not rng.randrange(5) and not full:
+        name = rng.choice(concept.keywords)
     words = [rng.choice(DETERMINERS)]
-    words += [thing.size] if full or not rng.randrange(5) else []
-    words += [thing.colour] if thing.colour and (full or rng.randrange(2)) else []
-    words += [word, *([] if rng.randrange(6) else [PLACES[thing.place]])]
+    if full or not rng.randrange(5):
+        words.append(thing.size)
+    if thing.colour and (full or rng.randrange(2)):
+        words.append(thing.colour)
+    words.append(name)
+    if not rng.randrange(6):
+        words.append(PLACES[thing.place])
     if words[0] == "a" and words[1][0] in "aeiou":
         words[0] = "an"
     return " ".join(words)
 
 
 def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
+    """Returns the phrases, linked and framed at random."""
     text = mentions[0]
     for mention in mentions[1:]:
         text += rng.choice(LINKS) + mention
@@ -225,8 +237,11 @@ def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
 def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
     """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and
     recoloured."""
-    alone = thing.place == MIDDLE
-    size = rng.choice((SIZES_ALONE if alone else SIZES)[thing.size])
+    if thing.place == MIDDLE:
+        sizes, corner, room = SIZES_ALONE, (0, 0), IMAGE_SIZE
+    else:
+        sizes, corner, room = SIZES, CORNERS[thing.place], QUADRANT
+    size = rng.choice(sizes[thing.size])
     drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)
     if rng.randrange(2):
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -237,6 +252,6 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
         pixels[..., :3] = (pixels[..., :3] + shades) // 2
         drawing = Image.fromarray(pixels.astype(np.uint8))
     drawing = drawing.rotate(rng.randrange(-12, 13), Image.Resampling.BILINEAR)
-    corner, room = ((0, 0), IMAGE_SIZE) if alone else (CORNERS[thing.place], QUADRANT)
-    left, top = (start + rng.randrange(room - size + 1) for start in corner)
+    left = corner[0] + rng.randrange(room - size + 1)
+    top = corner[1] + rng.randrange(room - size + 1)
     image.paste(drawing, (left, top), drawing)

@@ -1,9 +1,9 @@
 """Evaluates models on the demo's scenes: zero-shot classification, retrieval, tagging and linear
 probe."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from .scenes import (
 )
 
 BATCH_SIZE = 250
+PLAIN_NAMES = ("{}",)  # templates for zero-shot classification
 # on the CPU, in evaluation mode; its preprocess and tokenizer
 OpenedModel = tuple[nn.Module, Callable, Callable]
 
@@ -49,7 +50,10 @@ def measure(
     singles = list(scenes(num_scenes, seed, split, num_objects=(1,), designers=designers))
     groups = different_scenes(num_scenes, seed, split, designers)
     probe_scenes = list(scenes(num_probe_scenes, seed, "train", designers=trained_on))
-    return _measure(opened, singles, groups, probe_scenes, names_of(designers))
+    captions = {"text": "long"}
+    return _measure(
+        opened, singles, groups, probe_scenes, names_of(designers), PLAIN_NAMES, captions
+    )
 
 
 def _measure(
@@ -58,14 +62,11 @@ def _measure(
     groups: Sequence[Scene],
     probe_scenes: Sequence[Scene],
     names: Sequence[str],
-    templates: Sequence[str] = ("{}",),
-    **more_texts: str,
+    templates: Sequence[str],
+    captions: Mapping[str, str],
 ) -> dict[str, float]:
-    """Returns the measures of `measure`.
-
-    `more_texts` are the kinds of captions for the retrieval of `text`, and of other texts, by their
-    names.
-    """
+    """Returns the measures of `measure`; `captions` has the kind of caption for the retrieval of
+    each text."""
     model, preprocess, tokenizer = opened
     retrieval = {}
     with torch.inference_mode():
@@ -73,15 +74,14 @@ def _measure(
         single_features, group_features, probe_features = (
             scene_features(model, preprocess, shown) for shown in (singles, groups, probe_scenes)
         )  # [S, D]
-        for text, kind in ({"text": "long"} | more_texts).items():
-            of_text = encode(
-                model.encode_text, tokenizer, [scene.captions[kind] for scene in groups]
-            )
-            found = retrieval_metrics(group_features, of_text)
-            retrieval[f"image_to_{text}_R@1"] = 100 * float(found["image_to_text_R@1"])
-            retrieval[f"{text}_to_image_R@1"] = 100 * float(found["text_to_image_R@1"])
+        for text, kind in captions.items():
+            texts = [scene.captions[kind] for scene in groups]
+            text_features = encode(model.encode_text, tokenizer, texts)
+            recalls = retrieval_metrics(group_features, text_features)
+            retrieval[f"image_to_{text}_R@1"] = 100 * float(recalls["image_to_text_R@1"])
+            retrieval[f"{text}_to_image_R@1"] = 100 * float(recalls["text_to_image_R@1"])
     group_labels = object_labels(groups, names)
-    probe = fit_probe(probe_features, object_labels(probe_scenes, names))
+    probe = fit_object_probe(probe_features, object_labels(probe_scenes, names))
     return {
         "zero_shot": fraction_found(single_features @ classifier, object_labels(singles, names)),
         **retrieval,
@@ -129,30 +129,33 @@ def measure_natural(
     model, preprocess, tokenizer = opened
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
-    order = [concept for concept in world.concepts for _ in range(scenes_per_concept)]
     singles = [
-        world.scene(split, index, (1,), designers, concept) for index, concept in enumerate(order)
+        world.scene(split, index, (1,), designers, world.concepts[index // scenes_per_concept])
+        for index in range(len(world.concepts) * scenes_per_concept)
     ]
     pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
     is_new = torch.tensor([world.is_new(*pair) for pair in pairs])
     new = [
-        world.scene(split, place, (1,), concept=pairs[place][0], colour=pairs[place][1])
-        for place in is_new.nonzero()[:, 0].tolist()
+        world.scene(split, index, (1,), concept=concept, colour=colour)
+        for index, (concept, colour) in enumerate(pairs)
+        if is_new[index]
     ]
-    groups = different(
-        num_scenes, (world.scene(split, index, (2, 3)) for index in count()), caption="clean"
-    )
+    several = (world.scene(split, index, (2, 3)) for index in itertools.count())
+    groups = different(num_scenes, several, caption="clean")
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
     phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
     with torch.inference_mode():
-        of_pairs = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])  # [D, P]
+        # [D, P]
+        pair_classifier = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])
         new_features = scene_features(model, preprocess, new)  # [S, D]
-    texts = {"text": "clean", "long_text": "long"}
-    found = _measure(opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, **texts)
-    found["new_combinations"] = fraction_found(
-        new_features @ of_pairs, torch.eye(len(pairs))[is_new]
+    captions = {"text": "clean", "long_text": "long"}
+    measures = _measure(
+        opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, captions
     )
-    return {name: found[name] for name in natural.MEASURES}
+    measures["new_combinations"] = fraction_found(
+        new_features @ pair_classifier, torch.eye(len(pairs))[is_new]
+    )
+    return {name: measures[name] for name in natural.MEASURES}
 
 
 def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
@@ -160,28 +163,29 @@ def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
     it."""
     model, preprocess, tokenizer = opened
     with torch.inference_mode():
-        # [S, N]
-        scores = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)
-    return [NAMES[index] for index in scores.argmax(dim=1).tolist()]
+        features = scene_features(model, preprocess, shown)
+        similarities = features @ name_classifier(model, tokenizer)  # [S, N]
+    return [NAMES[index] for index in similarities.argmax(dim=1).tolist()]
 
 
 def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[int]:
-    """Returns places of `number` outcomes, in order, in which each outcome has its fraction of all.
+    """Returns indices of `number` outcomes, in order, in which each outcome has its fraction of
+    all.
 
     Counts are rounded by largest remainders; of each outcome, the first places are taken.
     """
-    exact = {
-        outcome: number * count / len(outcomes) for outcome, count in Counter(outcomes).items()
-    }
-    counts = {outcome: int(value) for outcome, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda outcome: (counts[outcome] - exact[outcome], outcome))
-    for outcome in by_remainder[: number - sum(counts.values())]:
+    counts, remainders = {}, {}
+    for outcome, count in Counter(outcomes).items():
+        exact = number * count / len(outcomes)
+        counts[outcome] = int(exact)
+        remainders[outcome] = counts[outcome] - exact, outcome
+    for outcome in sorted(counts, key=remainders.get)[: number - sum(counts.values())]:
         counts[outcome] += 1
     chosen = []
-    for place, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(outcomes):
         if counts[outcome] > 0:
             counts[outcome] -= 1
-            chosen.append(place)
+            chosen.append(index)
     return chosen
 
 
@@ -200,7 +204,7 @@ def fraction_found(scores: Tensor, labels: Tensor) -> float:
     return 100 * ((by_rank * among_best).sum(dim=1) / num_objects.squeeze(1)).mean().item()
 
 
-def fit_probe(
+def fit_object_probe(
     features: Tensor, labels: Tensor, weight_decay: float = 3e-4
 ) -> Callable[[Tensor], Tensor]:
     """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by
@@ -219,15 +223,18 @@ def fit_probe(
         loss.backward()
         return loss
 
+    def probe(features: Tensor) -> Tensor:
+        return F.linear((features - mean) / std, weight.detach(), bias.detach())
+
     optimizer.step(closure)
-    return lambda features: F.linear((features - mean) / std, weight.detach(), bias.detach())
+    return probe
 
 
 def name_classifier(
     model: nn.Module,
     tokenizer: Callable,
     names: Sequence[str] = NAMES,
-    templates: Sequence[str] = ("{}",),
+    templates: Sequence[str] = PLAIN_NAMES,
 ) -> Tensor:
     """Returns OpenCLIP's zero-shot classifier of the names, [D, N].
 
@@ -237,11 +244,11 @@ def name_classifier(
 
 def scene_features(model: nn.Module, preprocess: Callable, shown: Sequence[Scene]) -> Tensor:
     """Returns the normalized image features of the scenes, [S, D]."""
-    return encode(
-        model.encode_image,
-        lambda batch: torch.stack([preprocess(one.image) for one in batch]),
-        shown,
-    )
+
+    def images(batch: Sequence[Scene]) -> Tensor:
+        return torch.stack([preprocess(scene.image) for scene in batch])
+
+    return encode(model.encode_image, images, shown)
 
 
 def encode(encoder: Callable, prepare: Callable, items: Sequence) -> Tensor:

@@ -85,7 +85,8 @@ def split_of(objects: Sequence[str]) -> str:
 
     Single objects occur in all splits, with different drawings, positions and backgrounds.
     """
-    return {0: "tune", 1: "test"}.get(zlib.crc32(", ".join(sorted(objects)).encode()) % 10, "train")
+    part = zlib.crc32(", ".join(sorted(objects)).encode()) % 10
+    return {0: "tune", 1: "test"}.get(part, "train")
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -112,23 +113,30 @@ def make_scene(
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
-    names, drawn = names_of(tuple(designers)), drawn_by(tuple(designers))
-    objects: list[str] = []
-    while (
-        not objects or (count > 1 and split_of(objects) != split) or not drawn.issuperset(objects)
-    ):
-        objects = [names[place] for place in rng.choice(len(names), count, replace=False)]
+    objects = _draw_objects(rng, count, split, tuple(designers))
+    image, layers = draw_image(rng, objects, designers)
 
     def caption(length: int) -> str:
-        return ", ".join(objects[place] for place in rng.permutation(count)[:length])
+        return ", ".join(objects[index] for index in rng.permutation(count)[:length])
 
-    image, layers = draw_image(rng, objects, designers)
     captions = {
         "long": caption(count),
         "short": caption(1),
         "raw": caption(rng.integers(count) + 1),
     }
     return Scene(image, objects, captions, layers)
+
+
+def _draw_objects(
+    rng: np.random.Generator, count: int, split: str, designers: tuple[str, ...]
+) -> list[str]:
+    """Returns random objects of a split that all the designers have drawn."""
+    names, drawn = names_of(designers), drawn_by(designers)
+    while True:
+        objects = [names[index] for index in rng.choice(len(names), count, replace=False)]
+        is_of_split = count == 1 or split_of(objects) == split
+        if is_of_split and drawn.issuperset(objects):
+            return objects
 
 
 @functools.cache
@@ -149,15 +157,13 @@ def draw_image(
     sizes = rng.integers(22, 31, count).tolist()
     angles = rng.normal(0, 8, count).tolist()  # degrees
     shifts = rng.random((count, 2)).tolist()
-    corners = [CORNERS[place] for place in rng.permutation(len(CORNERS))[:count]]
+    corners = [CORNERS[index] for index in rng.permutation(len(CORNERS))[:count]]
     for name, designer, size, angle, shift, corner in zip(
         objects, designers, sizes, angles, shifts, corners, strict=True
     ):
         drawing = tile(designer, name, size).rotate(angle, Image.Resampling.BILINEAR)
-        left, top = (
-            start + int(part * (QUADRANT - size + 1))
-            for start, part in zip(corner, shift, strict=True)
-        )
+        left = corner[0] + int(shift[0] * (QUADRANT - size + 1))
+        top = corner[1] + int(shift[1] * (QUADRANT - size + 1))
         image.paste(drawing, (left, top), drawing)
         layers.append(Layer(name, drawing, left, top))
     return image, layers
@@ -173,24 +179,25 @@ def different_scenes(
 ) -> list[Scene]:
     """Returns the first `num` scenes of a split with at least two objects, and with different
     sets of objects."""
-    return different(
-        num, (make_scene(seed, index, split, range(2, 5), designers) for index in itertools.count())
-    )
+    numbers = itertools.count()
+    return different(num, (make_scene(seed, n, split, range(2, 5), designers) for n in numbers))
 
 
 def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
     """Returns the first `num` scenes with different sets of objects and, if given, different
     captions of a kind."""
-    found: list[Scene] = []
-    seen: set = set()
+    chosen: list[Scene] = []
+    seen = set()
     for scene in shown:
-        keys = {frozenset(scene.objects), *([scene.captions[caption]] if caption else [])}
+        keys = {frozenset(scene.objects)}
+        if caption:
+            keys.add(scene.captions[caption])
         if not keys & seen:
             seen |= keys
-            found.append(scene)
-        if len(found) == num:
+            chosen.append(scene)
+        if len(chosen) == num:
             break
-    return found
+    return chosen
 
 
 def write_shards(
@@ -236,23 +243,24 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
             raise InputError(f"{folder} contains another data set: remove it or use another folder")
         return pattern
     folder.mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(
-        tqdm(shown, total=num_samples, desc=f"scenes for {folder}", unit=" scenes", disable=None)
-    )
+    remaining = numbered(shown, num_samples, f"scenes for {folder}")
     for shard in range(num_shards):
         with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
-            for index, scene in itertools.islice(numbered, samples_per_shard):
+            for index, scene in itertools.islice(remaining, samples_per_shard):
                 writer.write({"__key__": f"{index:09d}", **sample(scene, caption)})
     write_text(record, json.dumps(dataset))
     return pattern
 
 
+def numbered(shown: Iterable[Scene], total: int, title: str) -> Iterator[tuple[int, Scene]]:
+    """Iterates over scenes and their numbers under a bar."""
+    return enumerate(tqdm(shown, title, total, unit=" scenes", disable=None))
+
+
 def sample(scene: Scene, caption: str) -> dict:
     """Returns the content of a scene's files in a shard, by extension."""
-    png = io.BytesIO()
-    scene.image.save(png, "PNG", compress_level=1)
     return {
-        "png": png.getvalue(),
+        "png": png_bytes(scene),
         "txt": scene.captions[caption],
         "long.txt": scene.captions["long"],
         "short.txt": scene.captions["short"],
@@ -260,10 +268,15 @@ def sample(scene: Scene, caption: str) -> dict:
     }
 
 
+def png_bytes(scene: Scene) -> bytes:
+    png = io.BytesIO()
+    scene.image.save(png, "PNG", compress_level=1)
+    return png.getvalue()
+
+
 OBJECT_SIZE = 60.0  # pixels at a distance of one metre
 BACKGROUND_DEPTH = 4.0  # metres
 OPAQUE = 128  # of 255
-DENSE_SPLITS = {"train": "training", "test": "validation"}  # as ADE20k calls them
 
 
 def write_dense_scenes(
@@ -289,22 +302,20 @@ def write_dense_scenes(
     for part in (masks, depths):
         shutil.rmtree(part, ignore_errors=True)
     for split, number in (("train", num_train_scenes), ("test", num_scenes)):
-        places = [
-            masks / "images" / DENSE_SPLITS[split],
-            masks / "annotations" / DENSE_SPLITS[split],
-            depths / split / "images",
-            depths / split / "depths",
-        ]
-        for place in places:
-            place.mkdir(parents=True)
+        ade20k_split = "training" if split == "train" else "validation"
+        image_folders = [masks / "images" / ade20k_split, depths / split / "images"]
+        class_folder = masks / "annotations" / ade20k_split
+        depth_folder = depths / split / "depths"
+        for part in (*image_folders, class_folder, depth_folder):
+            part.mkdir(parents=True)
         shown = scenes(number, split=split, num_objects=(2, 3, 4))
-        for index, scene in enumerate(
-            tqdm(shown, f"{folder}, {split}", number, unit=" scenes", disable=None)
-        ):
+        for index, scene in numbered(shown, number, f"{folder}, {split}"):
+            name = f"{index:06d}.png"
             classes, depth = pixel_labels(scene)
-            images = [scene.image, Image.fromarray(classes), scene.image, Image.fromarray(depth)]
-            for place, image in zip(places, images, strict=True):
-                image.save(place / f"{index:06d}.png")
+            for image_folder in image_folders:
+                scene.image.save(image_folder / name)
+            Image.fromarray(classes).save(class_folder / name)
+            Image.fromarray(depth).save(depth_folder / name)
     write_text(masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
     write_text(record, facts)
     return [masks, depths]
@@ -320,11 +331,9 @@ def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     classes = np.ones((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     depth = np.full((IMAGE_SIZE, IMAGE_SIZE), round(1000 * BACKGROUND_DEPTH), np.uint16)
     for layer in scene.layers:
-        opaque = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
-        alpha = np.array(layer.drawing)[..., 3] >= OPAQUE
-        opaque[layer.top : layer.top + alpha.shape[0], layer.left : layer.left + alpha.shape[1]] = (
-            alpha
-        )
-        classes[opaque] = 2 + NAMES.index(layer.name)
-        depth[opaque] = round(1000 * OBJECT_SIZE / layer.drawing.size[0])
+        opaque = np.array(layer.drawing)[..., 3] >= OPAQUE
+        height, width = opaque.shape
+        area = np.s_[layer.top : layer.top + height, layer.left : layer.left + width]
+        classes[area][opaque] = 2 + NAMES.index(layer.name)
+        depth[area][opaque] = round(1000 * OBJECT_SIZE / width)
     return classes, depth

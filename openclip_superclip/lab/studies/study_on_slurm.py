@@ -12,15 +12,15 @@ from ...runs.lock import lock
 from ...runs.progress import accepted_data
 from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
-from .study_file import StudyCall
+from .study_call import StudyCall
 from .study_run import StudyRun
-from .study_training import StudyTraining, prepared_training, unfinished
+from .study_training import StudyTraining, unfinished, write_data
 
 TRIALS, RUNS, REPORT = "trials", "runs", "report"  # the names of the jobs
 REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudySubmission:
     """What is left of a study as jobs: an array that trains its runs, and a job that measures them
     and reports.
@@ -34,6 +34,7 @@ class StudySubmission:
     at_a_time: int = 0  # tasks of an array; 0: as many as SLURM starts
     gpu_batch_max: int | None = None
     workers: int | None = None
+    reads_data: bool = True  # to check it before submitting
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
@@ -42,17 +43,18 @@ class StudySubmission:
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.chosen()))
         self._check(training, runs, reads_data=False)
-        jobs, lines = self._jobs(TRIALS if trials else RUNS, runs), []
-        for place, job in enumerate(jobs):
-            *start, file = job.command(f"afterany:${{{RUNS}%%;*}}" if place else "")
-            lines.append(f"{job.file.stem}=$({' '.join(start)} {shlex.quote(file)})")
-        return "\n".join([*lines, "", *(f"# {job.file}\n{job.text}" for job in jobs)]).removesuffix(
-            "\n"
-        )
+        jobs = self._jobs(TRIALS if trials else RUNS, runs)
+        lines, dependency = [], ""
+        for job in jobs:
+            *sbatch, file = job.command(dependency)
+            lines.append(f"{job.file.stem}=$({' '.join(sbatch)} {shlex.quote(file)})")
+            dependency = f"afterany:${{{RUNS}%%;*}}"
+        scripts = "\n".join(f"# {job.file}\n{job.text}" for job in jobs)
+        return "\n".join([*lines, "", scripts]).removesuffix("\n")
 
-    def submit(self, reads_data: bool) -> str:
+    def submit(self) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
-        out, queue, summary = self.call.out, my_jobs(), []
+        out, queue = self.call.out, my_jobs()
         if queue is None:
             raise InputError(
                 "--slurm: squeue does not respond, so queued runs would be submitted again: "
@@ -60,71 +62,86 @@ class StudySubmission:
             )
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
-            training = prepared_training(self.call)
+            write_data(self.call)
+            training = StudyTraining(self.call)
             trials = unfinished(training.trials())
             runs = trials or unfinished(training.runs(training.tune()))
             submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
-            waits_for = sorted(
-                {job.partition("_")[0] for job in submitted.values() if job in queue}
-            )
+            queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
             runs = [run for run in runs if submitted[run.folder] not in queue]
-            if not runs and (trials or read_json(out / REPORT_JOB, default={}).get("job") in queue):
+            report_job = read_json(out / REPORT_JOB, default={}).get("job")
+            if not runs and (trials or report_job in queue):
                 return (
                     f"nothing was submitted: what is left of {out} is in the queue, as "
                     "squeue --me shows"
                 )
-            self._check(training, runs, reads_data)
+            self._check(training, runs, self.reads_data)
             self.request.keep_setup(out)
+            jobs, summary = sorted(queued), []
             for job in self._jobs(TRIALS if trials else RUNS, runs):
                 if job.file.stem == REPORT:
-                    number = job.submit(f"afterany:{':'.join(waits_for)}" if waits_for else "")
-                    write_json(out / REPORT_JOB, {"job": number})
+                    number = self._submit_report(job, jobs)
                     summary.append(f"job {number} measures, and writes {out}/study.md")
                 else:
-                    for run in runs:
-                        RunFolder(run.folder).write(self._described(run))
-                    number = job.submit()
-                    for task, run in enumerate(runs):
-                        RunFolder(run.folder).note_submission(f"{number}_{task}")
+                    number = self._submit_runs(job, runs)
                     each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
                     summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
-                waits_for.append(number)
+                jobs.append(number)
         if trials:
             summary.append(
                 "When they are finished, the same command tunes the learning rates and submits "
                 "the runs."
             )
         status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
-        return "\n".join([*summary, status, f"  scancel {' '.join(waits_for)}"])
+        return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
+
+    def _submit_runs(self, job: SlurmJob, runs: Sequence[StudyRun]) -> str:
+        """Submits the array that trains runs and returns its number."""
+        for run in runs:
+            RunFolder(run.folder).write(self._described(run))
+        number = job.submit()
+        for task, run in enumerate(runs):
+            RunFolder(run.folder).note_submission(f"{number}_{task}")
+        return number
+
+    def _submit_report(self, job: SlurmJob, waits_for: Sequence[str]) -> str:
+        """Submits the job that reports after others, and returns its number."""
+        number = job.submit(f"afterany:{':'.join(waits_for)}" if waits_for else "")
+        write_json(self.call.out / REPORT_JOB, {"job": number})
+        return number
 
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
         """Returns the array that trains runs, if there are any, and, unless they are trials, the
         job that reports."""
-        call, jobs = self.call, []
+        out, jobs = self.call.out, []
         if runs:
-            array = f"0-{len(runs) - 1}{f'%{self.at_a_time}' if self.at_a_time else ''}"
-            folders, file = [run.folder for run in runs], call.out / f"{name}.sh"
+            array = f"0-{len(runs) - 1}"
+            if self.at_a_time:
+                array += f"%{self.at_a_time}"
+            folders = [run.folder for run in runs]
             jobs.append(
-                self.request.training(file, f"{call.out.name}-{name}", folders, array=array)
+                self.request.training(
+                    out / f"{name}.sh", f"{out.name}-{name}", folders, array=array
+                )
             )
         if name == RUNS:
-            file, arguments = call.out / f"{REPORT}.sh", [*call.arguments, "--only", "report"]
-            jobs.append(self.request.command(file, f"{call.out.name}-{REPORT}", arguments))
+            arguments = [*self.call.arguments, "--only", "report"]
+            jobs.append(
+                self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
+            )
         return jobs
 
     def _described(self, run: StudyRun) -> Run:
-        request = self.request
         return run.described(
-            request.device,
-            self.call.data,
-            self.call.settings,
-            nodes=request.nodes,
-            gpus_per_node=request.gpus_per_node,
+            nodes=self.request.nodes,
+            gpus_per_node=self.request.gpus_per_node,
             gpu_batch_max=self.gpu_batch_max,
             workers=self.workers,
         )
 
-    def _check(self, training: StudyTraining, runs: Sequence[StudyRun], reads_data: bool) -> None:
+    def _check(
+        self, training: StudyTraining, runs: Sequence[StudyRun], *, reads_data: bool
+    ) -> None:
         """Checks the folders of runs and their data, or only its pattern; InputError for a
         problem."""
         different = {}
@@ -132,8 +149,9 @@ class StudySubmission:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            different[
-                plan.data, plan.recipe.slices, plan.slice_samples, long_caption, str(plan.warnings)
-            ] = plan
+            warnings = tuple(plan.warnings)
+            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, warnings] = (
+                plan
+            )
         for plan in different.values():
             accepted_data(plan, "study", reads_data)

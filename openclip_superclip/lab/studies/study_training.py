@@ -1,6 +1,5 @@
 """All runs of a study, several at a time: trained, measured, and resumed after an interruption."""
 
-import dataclasses
 import itertools
 import math
 import os
@@ -10,12 +9,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import torch
 
 from ...environment import processor, versions
 from ...errors import InputError, listed
-from ...files import make_folder, read_json, write_json
+from ...files import make_folder, read_json, write_bytes, write_json, write_text
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.progress import refuse_bad_files
@@ -23,10 +23,14 @@ from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
+from .measure_run import DENSE_SCENES, MEASURED_WITH, measured
 from .progress_bar import StudyBar
-from .study_file import LIKE, TUNING_SEEDS, StudyCall, data_of_scenes, texts
+from .study_call import StudyCall
+from .study_file import LIKE
 from .study_results import StudyResults, check_measures
-from .study_run import DENSE_SCENES, PACKAGES, StudyRun, flat, measured, run_name
+from .study_run import StudyRun, named_fields, run_name
+
+Rates = dict[str, dict[str, str]]  # the tuned learning rate, by arm and cell
 
 
 class StudyTraining:
@@ -40,84 +44,92 @@ class StudyTraining:
 
     def __init__(self, call: StudyCall, jobs: int = 0):
         self.call, self.study, self.jobs = call, call.study, jobs
-        self._recipes: dict[str, Recipe] = {}
+        self._recipes: dict[str, Recipe] = {}  # by the name of the run
 
-    def runs(self, chosen: dict[str, dict[str, str]]) -> list[StudyRun]:
+    def runs(self, chosen: Rates) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a
         study of fewer seeds."""
         study, runs = self.study, []
-        seeds = range(study.first_seed, study.first_seed + study.seeds)
-        for seed, cell, arm in itertools.product(seeds, study.cell_values, study.arms):
-            values = study.arms[arm]
-            rate = values.get("lr") or chosen.get(values.get(LIKE, arm), {}).get(str(cell))
-            runs.append(self._run(arm, cell, seed, {"lr": f"{rate}"} if rate else {}))
+        for seed, cell, arm in itertools.product(study.result_seeds, study.cell_values, study.arms):
+            fields = study.arms[arm]
+            rate = fields.get("lr") or chosen.get(fields.get(LIKE, arm), {}).get(str(cell))
+            runs.append(self._run(arm, cell, seed, rate))
         return runs
 
     def trials(self) -> list[StudyRun]:
         """Returns the runs that tune the learning rates."""
         study = self.study
-        seeds, rates = range(study.choose.get("seeds", 0)), study.choose.get("lr", [])
-        tuned = [
-            arm for arm, values in study.arms.items() if LIKE not in values and "lr" not in values
-        ]
+        tuned = [arm for arm, fields in study.arms.items() if not fields.keys() & {LIKE, "lr"}]
+        rates = study.choose.get("lr", [])
         return [
-            self._run(arm, cell, TUNING_SEEDS + seed, {"lr": f"{lr}"}, "tune")
-            for seed, cell, arm, lr in itertools.product(seeds, study.cell_values, tuned, rates)
+            self._run(arm, cell, seed, rate, "tune")
+            for seed, cell, arm, rate in itertools.product(
+                study.tuning_seeds, study.cell_values, tuned, rates
+            )
         ]
 
     def _run(
-        self, arm: str, cell, seed: int, more: dict[str, str], split: str = "test"
+        self, arm: str, cell, seed: int, rate: float | str | None, split: str = "test"
     ) -> StudyRun:
-        study, of_all = self.study, self.call.set
-        settings = {**study.settings(arm, cell, of_all), **more, "seed": str(seed)}
-        # passes are as many samples
-        of_data = {name: of_all[name] for name in ("data_samples",) if name in of_all}
-        common = read_recipe(study.recipe, {**of_data, "seed": str(seed)})
-        is_common = {
-            name: settings[name] == value
-            for name, value in (texts(study.set) | dict(of_all)).items()
-        }
-        name = run_name(common, recipe := read_recipe(study.recipe, settings), is_common)
-        one, other = flat(self._recipes.setdefault(name, recipe).as_dict()), flat(recipe.as_dict())
-        if differ := [key for key in one | other if one.get(key) != other.get(key)]:
-            problem = f"would share the folder {name} but differ in {listed(differ)}"
+        call, study = self.call, self.study
+        settings = study.settings(arm, cell)
+        if rate:
+            settings["lr"] = str(rate)
+        settings["seed"] = str(seed)
+        recipe = read_recipe(study.recipe, settings)
+        name = self._name(recipe, settings)
+        earlier, fields = named_fields(self._recipes.setdefault(name, recipe)), named_fields(recipe)
+        differing = [key for key in earlier | fields if earlier.get(key) != fields.get(key)]
+        if differing:
             raise InputError(
-                f"arms: {arm} and another arm {problem}: rename the file, or change the value"
+                f"arms: {arm} and another arm would share the folder {name} but differ in "
+                f"{listed(differing)}: rename the file, or change the value"
             )
         return StudyRun(
-            arm, cell, seed, study.recipe, tuple(settings.items()), self.call.runs_in / name, split
+            arm=arm,
+            cell=cell,
+            seed=seed,
+            file=study.recipe,
+            set=tuple(settings.items()),
+            folder=call.runs_in / name,
+            split=split,
+            device=call.options.device,
+            data=call.data,
+            settings=call.options.settings,
         )
+
+    def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
+        """Returns the name of a run's folder."""
+        study = self.study
+        common = {"seed": settings["seed"]}
+        if "data_samples" in study.overrides:  # passes are as many samples
+            common["data_samples"] = study.overrides["data_samples"]
+        is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
+        return run_name(recipe, read_recipe(study.recipe, common), is_common)
 
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing
         anything."""
-        lines, all_runs = [f"{self.study.name}: {self.study.question}"], self.runs(self.chosen())
-        lines += [f"warning: {text}" for text in self.data_warnings(all_runs[0])]
-        for what, runs in (("trials", self.trials()), ("runs", all_runs)):
-            different, left = len({run.folder for run in runs}), unfinished(runs)
-            samples = sum(run.recipe.samples for run in left)
-            if different:
+        lines = [f"{self.study.name}: {self.study.question}"]
+        runs = self.runs(self.chosen())
+        lines += [f"warning: {text}" for text in self.data_warnings(runs[0])]
+        for kind, group in (("trials", self.trials()), ("runs", runs)):
+            if group:
+                left = unfinished(group)
+                samples = sum(run.recipe.samples for run in left)
                 lines.append(
-                    f"{what}: {different}, of which {len(left)} are left to train: {samples:,} "
-                    "samples"
+                    f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
+                    f"{samples:,} samples"
                 )
-                lines += self.warnings(left)
+                lines += warnings(left)
         return "\n".join(lines)
-
-    def warnings(self, runs: Sequence[StudyRun]) -> list[str]:
-        """Returns the different warnings of the runs' plans, as `superclip plan` prints them for
-        one run."""
-        call = self.call
-        plans = (run.described(call.device, call.data, call.settings) for run in runs)
-        return list(dict.fromkeys(f"warning: {text}" for plan in plans for text in plan.warnings))
 
     def data_warnings(self, run: StudyRun) -> list[str]:
         """Returns warnings about the data that a run reads; InputError if it could not read it."""
-        call = self.call
-        if call.study.measures != "validation":
+        if self.study.is_of_scenes:
             return []
-        plan = run.described(call.device, call.data, call.settings)
-        if call.data or plan.is_table:
+        plan = run.described()
+        if self.call.data or plan.is_table:
             checked = plan.check_data()
             refuse_bad_files(plan, checked)
             return checked["warnings"]
@@ -125,113 +137,129 @@ class StudyTraining:
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
-        if left := unfinished(runs):
-            names = listed(
-                (f"{run.folder.name} ({run.state.get('state', 'not started')})" for run in left), 3
-            )
+        left = unfinished(runs)
+        if left:
+            names = [f"{run.folder.name} ({run.state.get('state', 'not started')})" for run in left]
             raise InputError(
-                f"{len(left)} of {len({run.folder for run in runs})} runs in "
-                f"{self.call.runs_in} are not finished: "
-                f"{names}; the command that trains the study, or submits it to SLURM, "
-                "continues them"
+                f"{len(left)} of {len(by_folder(runs))} runs in {self.call.runs_in} are not "
+                f"finished: {listed(names, 3)}; the command that trains the study, or submits it "
+                "to SLURM, continues them"
             )
 
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or
         device."""
-        call, folder, advice = (
-            self.call,
-            RunFolder(run.folder),
-            f"give {self.call.runs_flag} another folder",
-        )
+        folder = RunFolder(run.folder)
+        advice = f"give {self.call.runs_flag} another folder"
         if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
             raise InputError(
                 f"{folder.path} contains checkpoints of something else than a run of a study: "
                 f"{advice}"
             )
         folder.check_recipe(run.recipe, advice)
-        folder.check_plan(advice, data=call.data or run.recipe.shards, device=call.device)
+        folder.check_plan(advice, data=run.data or run.recipe.shards, device=run.device)
 
-    def tune(self) -> dict[str, dict[str, str]]:
+    def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure
         over its trials."""
         trials = self.trials()
         if not trials:
             return {}
-        scores: dict = {}
-        for one in self.records(trials):
-            rates = scores.setdefault(one["arm"], {}).setdefault(str(one["cell"]), {})
-            rates.setdefault(one["set"]["lr"], []).append(one["measures"][self.study.primary])
+        scores: dict[str, dict[str, dict[str, list[float]]]] = {}  # by arm, cell and rate
+        for record in self.records(trials):
+            by_rate = scores.setdefault(record["arm"], {}).setdefault(str(record["cell"]), {})
+            score = record["measures"][self.study.primary]
+            by_rate.setdefault(record["set"]["lr"], []).append(score)
         chosen = {
-            arm: {
-                cell: max(rates, key=lambda lr: statistics.mean(rates[lr]))
-                for cell, rates in cells.items()
-            }
+            arm: {cell: _best_rate(by_rate) for cell, by_rate in cells.items()}
             for arm, cells in scores.items()
         }
         write_json(self.call.out / "trials.json", scores)
         write_json(self.call.out / "chosen.json", chosen)
         return chosen
 
-    def chosen(self) -> dict[str, dict[str, str]]:
+    def chosen(self) -> Rates:
         """Returns the learning rates that an earlier call has tuned."""
         return read_json(self.call.out / "chosen.json", default={}) if self.study.choose else {}
 
-    def records(self, runs: list[StudyRun]) -> list[dict]:
-        """Trains and measures runs, `jobs` at a time, under one bar of all their samples; equal
-        runs are one."""
+    def records(self, runs: Sequence[StudyRun]) -> list[dict]:
+        """Trains and measures runs; equal ones once."""
         for run in runs:  # all, before the first trains
             self.check_folder(run)
-        different, stop = {run.folder: run for run in runs}, threading.Event()
         if not self.jobs:
             self.check_finished(runs)
-        for warning in self.warnings(unfinished(runs)):
+        for warning in warnings(unfinished(runs)):
             print(warning, file=sys.stderr, flush=True)
-
-        def one(run: StudyRun) -> dict:
-            if stop.is_set():
-                raise InputError("stopped")
-            if self.jobs:
-                run.train(self.call.device, self.call.data, stop, self.call.settings)
-            measures = self.study.measures
-            if run.split != "test" and measures == "unseen-drawings":  # trials must not see these
-                measures = "demo"
-            return measured(run, measures, self.call.scenes, stop)
-
-        progress, primary = StudyBar(self.study.name, [*different.values()]), self.study.primary
-        with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
-            futures = {folder: pool.submit(one, run) for folder, run in different.items()}
-            try:
-                pending = futures.values()
-                while pending:
-                    done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
-                    for future in done:
-                        record = future.result()
-                        progress.report(
-                            record["run"], primary, record["measures"].get(primary, math.nan)
-                        )
-                    progress.show(num_measured=len(futures) - len(pending))
-            except BaseException:
-                stop.set()  # the runs end in order, and the same command resumes them
-                pool.shutdown(cancel_futures=True)
-                raise
+        results = self._train_and_measure(by_folder(runs))
         records = [
             {
                 "arm": run.arm,
                 "cell": run.cell,
                 "seed": run.seed,
                 "set": dict(run.set),
-                **futures[run.folder].result(),
+                **results[run.folder],
             }
             for run in runs
         ]
         check_measures(self.study, records)
         return records
 
+    def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[Path, dict]:
+        """Returns what was measured of each run by its folder, after training `jobs` at a time
+        under one bar of all their samples."""
+        primary, stop = self.study.primary, threading.Event()
+        results = {}
+        progress = StudyBar(self.study.name, runs)
+        with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
+            futures = {pool.submit(self._finish, run, stop): run for run in runs}
+            pending = set(futures)
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        record = future.result()
+                        results[futures[future].folder] = record
+                        score = record["measures"].get(primary, math.nan)
+                        progress.report(record["run"], primary, score)
+                    progress.show(num_measured=len(results))
+            except BaseException:
+                stop.set()  # the runs end in order, and the same command resumes them
+                pool.shutdown(cancel_futures=True)
+                raise
+        return results
+
+    def _finish(self, run: StudyRun, stop: threading.Event) -> dict:
+        """Trains and measures a run."""
+        if stop.is_set():
+            raise InputError("stopped")
+        if self.jobs:
+            run.train(stop)
+        measures = self.study.measures
+        if run.split != "test" and measures == "unseen-drawings":  # trials must not see these
+            measures = "demo"
+        return measured(run, measures, self.call.options.scenes, stop)
+
+
+def by_folder(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Returns the runs, those that share a folder once."""
+    return list({run.folder: run for run in runs}.values())
+
 
 def unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """Returns the runs that are not finished, equal ones once."""
-    return list({run.folder: run for run in runs if not run.is_finished}.values())
+    return [run for run in by_folder(runs) if not run.is_finished]
+
+
+def warnings(runs: Sequence[StudyRun]) -> list[str]:
+    """Returns the different warnings of the runs' plans, as `superclip plan` prints them for
+    one run."""
+    texts = [text for run in runs for text in run.described().warnings]
+    return [f"warning: {text}" for text in dict.fromkeys(texts)]
+
+
+def _best_rate(scores: dict[str, list[float]]) -> str:
+    means = {rate: statistics.mean(values) for rate, values in scores.items()}
+    return max(means, key=means.get)
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
@@ -240,7 +268,7 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
 
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
-    training = StudyTraining(call)
+    training = StudyTraining(call, jobs)
     runs = training.runs({})  # InputError if two different runs would be in one folder
     if not jobs:
         training.check_finished(training.trials() or runs)
@@ -249,35 +277,49 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
             print(f"superclip study: {warning}", file=sys.stderr, flush=True)
     make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out, "--out")
-    place = call.runs_in.resolve()
+    placement, folder = find_placement(), call.runs_in.resolve()
     with (  # other studies may share the folder of the runs
-        lock(call.out / "lock", find_placement()),
-        lock(place.with_name(f"{place.name}.lock"), find_placement(), call.runs_in, call.runs_flag),
+        lock(call.out / "lock", placement),
+        lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, call.runs_flag),
     ):
-        training = prepared_training(call, jobs)
+        write_data(call)
         chosen = training.tune()
         results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
-        provenance = {
-            "command": shlex.join(["superclip", *call.arguments]),
-            "study": dataclasses.asdict(call.study),
-            "device": call.device,
-            "set": dict(call.set),
-            "versions": versions(*PACKAGES),
-            "processor": processor(),
-            "cpus": os.cpu_count(),
-        }
-        results.write(call.out, provenance)
+        write_results(results, call)
     return results
 
 
-def prepared_training(call: StudyCall, jobs: int = 0) -> StudyTraining:
-    """Returns the study's training, after writing the data that it trains and measures on."""
-    study = call.study
+def write_results(results: StudyResults, call: StudyCall) -> None:
+    """Writes study.json, study.csv (a row for each run), study.md and study.png."""
+    from .figures import draw_study
+
+    study, out = results.study, call.out
+    content = {
+        "question": study.question,
+        "primary": study.primary,
+        "command": shlex.join(["superclip", *call.arguments]),
+        "study": study.as_dict(),
+        "device": call.options.device,
+        "set": study.overrides,
+        "versions": versions(*MEASURED_WITH),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "chosen": results.chosen,
+        **results.comparisons(),
+        "runs": results.records,
+    }
+    write_json(out / "study.json", content)
+    write_text(out / "study.csv", results.csv())
+    write_text(out / "study.md", results.tables() + "\n")
+    write_bytes(out / "study.png", draw_study(results))
+
+
+def write_data(call: StudyCall) -> None:
+    """Writes the demo's scenes that a study trains and measures on, if it does."""
+    study, scenes = call.study, call.options.scenes
     if study.is_of_scenes:
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
-        seeds = [*range(study.first_seed, study.first_seed + study.seeds)]
-        seeds += range(TUNING_SEEDS, TUNING_SEEDS + study.choose.get("seeds", 0))
-        write_training_data(call.scenes, data_of_scenes(study), seeds)
+        seeds = [*study.result_seeds, *study.tuning_seeds]
+        write_training_data(scenes, call.training_data, seeds)
     if study.measures == "dense-scenes":
-        write_dense_scenes(call.scenes / DENSE_SCENES)
-    return StudyTraining(call, jobs)
+        write_dense_scenes(scenes / DENSE_SCENES)

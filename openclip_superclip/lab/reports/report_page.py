@@ -16,8 +16,9 @@ from ...rendering import (
 from ...runs.recipe import METHODS, changes_scores
 from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
+from .paired_differences import Spread
 from .reported_run import FINISHED, MISSING, ReportedRun
-from .run_scores import LABELS, Spread, format_score, in_order
+from .run_scores import LABELS, format_score, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
 RUN_HEADS = [

@@ -119,7 +119,7 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
     scores = (
         run.scores
-        | of_training(path)
+        | {f"{name} (training's own)": score for name, score in of_training(path).items()}
         | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
     )
     run.scores = {key: score for key, score in scores.items() if math.isfinite(score)}

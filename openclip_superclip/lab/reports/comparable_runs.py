@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ...errors import InputError
 from ...runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
+from .paired_differences import PairedDifference, Spread
 from .reported_run import FINISHED, ReportedRun, method_variant
-from .run_scores import PairedDifference, Spread, in_order
+from .run_scores import in_order
 
 
 class PaperPoint(NamedTuple):

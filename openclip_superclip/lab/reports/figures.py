@@ -1,0 +1,181 @@
+"""The figures of `superclip report`: scores over the batch size, and losses over the samples."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import EngFormatter
+
+from ...rendering import png, pyplot
+from .comparable_runs import Comparison, Series, number
+from .reported_run import FINISHED, ReportedRun
+from .run_scores import LABELS
+
+plt = pyplot()
+COLOURS = {
+    "clip": "#7d7d7d",
+    "superclip": "#d1495b",
+    "siglip": "#4f6d7a",
+    "supersiglip": "#e08e45",
+    "flip": "#8a79af",
+    "superflip": "#2a9d8f",
+}
+STYLES = ["-", "--", "-.", ":"]  # of the series of one method
+WIDTH = 10.4  # inches: the width of a report's page
+MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel for each score
+MOST_POINTS = 150  # of a loss curve: longer ones are averaged
+LOSSES = ("contrastive_loss", "class_loss")
+
+
+class Figure(NamedTuple):
+    """A PNG of a report, and its caption."""
+
+    file: str
+    png: bytes
+    describes: str
+
+
+def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
+    """Returns scores over the batch size; None if no score has two batch sizes, the paper's
+    included."""
+    sizes = {key: _sizes(comparison, key) for key in comparison.score_keys}
+    keys = [key for key in sizes if len(sizes[key]) > 1][:MOST_PANELS]
+    if not keys:
+        return None
+    rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
+    drawing, grid = _panels(rows, columns, 2.6)
+    for axes in grid.flat[len(keys) :]:
+        axes.set_axis_off()
+    for axes, key in zip(grid.flat, keys, strict=False):
+        for series in comparison.series:
+            _draw_scores(axes, comparison, series, key)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes[key], [_batch(size) for size in sizes[key]])
+        axes.minorticks_off()
+        axes.set_xlabel("batch size")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.08, y=0.12)
+        axes.set_title(f"{LABELS.get(key, key)}, %", fontsize=9)
+    _add_legend(drawing, grid, ncols=2)
+    return Figure(file, png(drawing), "Scores over the batch size")
+
+
+def _panels(rows: int, columns: int, height: float) -> tuple[Drawing, np.ndarray]:
+    """Returns a figure of a page's width, and its axes [rows, columns]."""
+    size = (WIDTH, 0.9 + height * rows)
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _add_legend(drawing: Drawing, grid: np.ndarray, ncols: int) -> None:
+    """Adds one legend for all axes, above them: our series first."""
+    handles = {}
+    for axes in grid.flat:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles[name] = handle
+    names = sorted(handles, key=lambda name: "the paper" in name)
+    drawing.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside upper center",
+        ncols=ncols,
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _sizes(comparison: Comparison, key: str) -> list[int]:
+    """Returns the batch sizes of a panel: ours and those of the paper's curves."""
+    sizes = {size for series, size in comparison.groups if comparison.score(series, size, key)}
+    for series in comparison.series:
+        sizes.update(point.batch_size for point in comparison.paper_curve(series, key))
+    return sorted(sizes)
+
+
+def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -> None:
+    """Draws a score of a series over the batch size, its seeds, and the paper's curve."""
+    look = _look(comparison, series)
+    spreads = {size: comparison.score(series, size, key) for size in comparison.batch_sizes}
+    spreads = {size: spread for size, spread in spreads.items() if spread}
+    if spreads:
+        axes.errorbar(
+            list(spreads),
+            [spread.mean for spread in spreads.values()],
+            yerr=[spread.std or 0.0 for spread in spreads.values()],
+            marker="o",
+            markersize=5,
+            capsize=3,
+            label=series.name,
+            **look,
+        )
+    for size, spread in spreads.items():
+        if len(spread.values) > 1:
+            sizes = [size] * len(spread.values)
+            axes.plot(sizes, spread.values, ".", color="black", markersize=3, zorder=3)
+    paper = comparison.paper_curve(series, key)
+    if paper:
+        without_training = Series(series.method, series.variant)  # which is ours
+        axes.plot(
+            [point.batch_size for point in paper],
+            [point.value for point in paper],
+            marker="o",
+            markerfacecolor="white",
+            color=look["color"],
+            linestyle=":",
+            alpha=0.8,
+            label=f"{without_training.name}, the paper",
+        )
+
+
+def _look(comparison: Comparison, series: Series) -> dict:
+    """Returns the colour and the line style of a series."""
+    same = [other for other in comparison.series if other.method == series.method]
+    return {
+        "color": COLOURS.get(series.method, "#333333"),
+        "linestyle": STYLES[same.index(series) % len(STYLES)],
+    }
+
+
+def _batch(size: int) -> str:
+    """Returns 16K for 16,384, as the paper writes it."""
+    return f"{size // 1024}K" if size % 1024 == 0 else number(size)
+
+
+def draw_losses(comparison: Comparison, file: str) -> Figure | None:
+    """Returns the losses over the samples seen, a row for each batch size; None if no run has
+    logged a loss."""
+    points = [point for run in comparison.runs for point in run.points]
+    losses = [loss for loss in LOSSES if any(loss in point for point in points)]
+    sizes = sorted({run.batch_size for run in comparison.runs if run.points})
+    if not losses:
+        return None
+    drawing, grid = _panels(len(sizes), len(losses), 2.4)
+    for row, batch_size in zip(grid, sizes, strict=True):
+        for axes, loss in zip(row, losses, strict=True):
+            for (series, size), runs in comparison.groups.items():
+                if size == batch_size:
+                    _draw_loss(axes, runs, loss, {"label": series.name} | _look(comparison, series))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.set_xlabel("samples seen")
+            axes.grid(alpha=0.3)
+            axes.margins(x=0.02)
+            axes.set_title(f"{loss.replace('_', ' ')}, batch {_batch(batch_size)}", fontsize=9)
+    _add_legend(drawing, grid, ncols=4)
+    return Figure(file, png(drawing), "Losses over the samples seen")
+
+
+def _draw_loss(axes: Axes, runs: Sequence[ReportedRun], loss: str, look: dict) -> None:
+    """Draws the loss of runs that differ by the seed, each as a curve of at most MOST_POINTS."""
+    for run in runs:
+        logged = [point for point in run.points if loss in point]
+        points = np.array([(point["samples"], point[loss]) for point in logged])
+        if not len(points):
+            continue
+        step = math.ceil(len(points) / MOST_POINTS)
+        starts = range(0, len(points), step)
+        curve = np.array([points[start : start + step].mean(axis=0) for start in starts])
+        axes.plot(*curve.T, linewidth=1.3, alpha=0.8, **look)
+        if run.state != FINISHED:
+            axes.plot(*curve[-1], "x", color="black", markersize=7, label="ended early")

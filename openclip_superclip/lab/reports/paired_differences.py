@@ -1,0 +1,60 @@
+"""Scores over several seeds, and their differences paired by seed, with intervals."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """A score of runs that differ by the seed alone: never the best of them."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation, None of one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        text = f"{self.mean:.1f}"
+        return text if self.std is None else f"{text} ± {self.std:.1f}"
+
+
+class PairedDifference(Spread):
+    """The differences of two methods' scores, one for each seed that both were trained with."""
+
+    @classmethod
+    def of(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> "PairedDifference":
+        """Returns the differences of scores by seed, in the order of the seeds that both have."""
+        seeds = sorted(ours.keys() & theirs.keys())
+        return cls([ours[seed] - theirs[seed] for seed in seeds])
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one
+        seed."""
+        if self.std is None:
+            return None
+        from scipy.stats import t
+
+        half = t.ppf(0.975, len(self.values) - 1) * self.std / math.sqrt(len(self.values))
+        return self.mean - half, self.mean + half
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; a single seed shows nothing."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+    def record(self) -> dict:
+        return {"mean": self.mean, "interval": self.interval, "values": self.values}
+
+    def __str__(self) -> str:
+        if self.interval is None:
+            return f"{self.mean:+.1f}"
+        low, high = self.interval
+        return f"{self.mean:+.1f} [{low:+.1f}, {high:+.1f}]"

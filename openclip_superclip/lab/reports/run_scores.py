@@ -1,0 +1,152 @@
+"""The scores of a run, in percent, under the paper's keys if it has one."""
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...checkpoints.validation import validation_rows
+from ...files import read_json
+from ..evaluation.suites import averaged
+
+# the first part of a recipe's keys under `paper`, by CLIP_benchmark's data set
+PAPER_KEYS = {
+    "imagenet1k": "imagenet",
+    "imagenetv2": "imagenet_v2",
+    "mscoco_captions": "coco",
+    "flickr30k": "flickr30k",
+}
+RECALLS = {
+    "image_retrieval_recall@1": "text_to_image_r1",
+    "text_retrieval_recall@1": "image_to_text_r1",
+}
+LABELS = {  # for readers
+    "imagenet_zero_shot": "ImageNet-1k zero-shot",
+    "imagenet_linear_probe": "ImageNet-1k linear probe",
+    "imagenet_v2_zero_shot": "ImageNet-v2 zero-shot",
+    "coco_text_to_image_r1": "COCO text→image R@1",
+    "flickr30k_text_to_image_r1": "Flickr30k text→image R@1",
+    "coco_image_to_text_r1": "COCO image→text R@1",
+    "flickr30k_image_to_text_r1": "Flickr30k image→text R@1",
+    "text_to_image_r1_average": "text→image R@1, mean of COCO and Flickr30k",
+    "image_to_text_r1_average": "image→text R@1, mean of COCO and Flickr30k",
+    "average_of_38": "average of 38",
+    "pascal_miou": "PASCAL mIoU",
+    "ade20k_miou": "ADE20k mIoU",
+    "nyuv2_rmse": "NYUv2 RMSE (no %, lower is better)",
+    "llava_vqav2": "LLaVA VQAv2",
+    "llava_gqa": "LLaVA GQA",
+    "llava_vizwiz": "LLaVA VizWiz",
+    "llava_textvqa": "LLaVA TextVQA",
+    "llava_sqa": "LLaVA SQA",
+    "llava_mmbench": "LLaVA MMBench",
+    "llava_mme": "LLaVA MME (points)",
+    "llava_pope": "LLaVA POPE",
+}
+KINDS = ("zero", "→", "_to_", " to ", "probe")  # words in the names of scores, in tables' order
+TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
+
+
+def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
+    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch,
+    the last one there.
+
+    Damaged files, and those of other models, are left out.
+    """
+    by_epoch = defaultdict(list)
+    for file in sorted((run / "evaluation").glob("*.json")):
+        record = read_json(file, default={})
+        epoch = record.get("epoch", 0)  # None of averaged weights
+        if epoch is not None and isinstance(record.get("metrics"), dict) and _is_own(record, file):
+            by_epoch[epoch].append(record)
+    epoch = max(by_epoch, default=None)
+    return _of_records(by_epoch[epoch]), epoch or None
+
+
+def _is_own(record: dict, file: Path) -> bool:
+    """Returns whether the model of a result in RUN/evaluation is in RUN/checkpoints."""
+    source = record.get("source")
+    if source is None:
+        return True
+    weights = file.parent / str(source)
+    checkpoints = (file.parent.parent / "checkpoints").resolve()
+    return checkpoints in (weights.parent.resolve(), weights.resolve().parent)
+
+
+def of_training(run: Path) -> dict[str, float]:
+    """Returns what the training itself measured at its last epoch (--val-data, --imagenet-val),
+    in percent."""
+    rows = validation_rows(run)
+    last_epoch = rows[-1].get("epoch") if rows else None  # of the last line, unless that was cut
+    return {
+        name: 100 * value
+        for row in rows
+        if row.get("epoch") == last_epoch
+        for name, value in row.items()
+        if TRAINING_MEASURE.match(name)
+    }
+
+
+def format_score(key: str, value: float, sign: str = "") -> str:
+    """Returns a score, or with the sign "+" a difference, as text: percents to a tenth."""
+    return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval,
+    probe, the rest."""
+    keys = dict.fromkeys(keys)
+    known = [key for key in LABELS if key in keys]
+    return known + sorted((key for key in keys if key not in LABELS), key=_kind)
+
+
+def _kind(key: str) -> int:
+    """Returns the place of a score in KINDS."""
+    for place, word in enumerate(KINDS):
+        if word in key:
+            return place
+    return len(KINDS)
+
+
+def _of_records(records: list[dict]) -> dict[str, float]:
+    """Returns the scores in the results of one checkpoint."""
+    scores = {}
+    for record in records:
+        scores |= _of_record(record)
+    for side in RECALLS.values():
+        pair = [scores.get(f"{name}_{side}") for name in ("coco", "flickr30k")]
+        if None not in pair:
+            scores[f"{side}_average"] = statistics.mean(pair)
+    for parts in averaged([records]).get("average of 38", []):
+        accuracies = [record["metrics"][measure] for record, measure in parts]
+        scores["average_of_38"] = 100 * statistics.mean(accuracies)
+    return scores
+
+
+def _of_record(record: dict) -> dict[str, float]:
+    """Returns the measures of one of CLIP_benchmark's results that tables show."""
+    dataset = str(record.get("dataset"))
+    names = {
+        "acc1": f"{dataset} zero-shot",
+        "mean_average_precision": f"{dataset} zero-shot mAP",
+        "lp_acc1": f"{dataset} linear probe",
+        # The paper fine-tunes the tower, which is another measure.
+        "miou": f"{dataset}, frozen: mIoU",
+        "rmse": f"{dataset}, frozen: RMSE in cm",
+    }
+    for measure, side in RECALLS.items():
+        arrow = side.removesuffix("_r1").replace("_to_", "→")
+        names[measure] = f"{dataset} {arrow} R@1"
+    if dataset in PAPER_KEYS:
+        key = PAPER_KEYS[dataset]
+        names |= {"acc1": f"{key}_zero_shot", "lp_acc1": f"{key}_linear_probe"}
+        names |= {measure: f"{key}_{side}" for measure, side in RECALLS.items()}
+    if record.get("task") == "linear_probe":
+        del names["acc1"]
+    metrics = record["metrics"]
+    return {
+        name: 100 * metrics[measure]
+        for measure, name in names.items()
+        if isinstance(metrics.get(measure), int | float)
+    }

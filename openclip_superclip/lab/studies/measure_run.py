@@ -1,0 +1,126 @@
+"""Measures a trained run of a study, once for the same weights and versions."""
+
+import os
+import shlex
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ...checkpoints.checkpoint import read_checkpoint
+from ...checkpoints.run_outputs import checkpoints
+from ...checkpoints.validation import best_epoch
+from ...environment import versions
+from ...errors import InputError
+from ...files import content_digest, read_json, write_json
+from ...runs.folder import RunFolder
+from ...runs.process import last_line, run_superclip
+from ...runs.recipe import read_recipe
+from ..demo.data import SECOND_DRAW
+from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
+from ..demo.scenes import UNSEEN_DESIGNERS
+from ..reports.run_scores import of_training
+from ..words.tagger import open_checkpoint
+from .study_run import StudyRun
+
+# packages whose versions change measures
+MEASURED_WITH = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
+DENSE_SCENES = "dense"  # below the demo's folder
+DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
+# by data set: the study's name of the measure, and that of `superclip evaluate`
+DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}
+
+
+def open_trained(weights: Path, model: str) -> OpenedModel:
+    """Returns (model in evaluation mode, preprocess, tokenizer) of a checkpoint; `model` is the
+    run's --model."""
+    opened = open_checkpoint(read_checkpoint(weights), model)
+    return opened.model, opened.preprocess(), opened.tokenizer
+
+
+def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) -> dict:
+    """Returns the digest of a trained run's weights, its CPU seconds and its measures.
+
+    It is measured now, unless the same versions have measured the same weights. InputError if
+    `stop` ends that. `measures` is one of MEASURES, and `scenes` is the folder of the demo's model
+    and scenes.
+    """
+    last_epoch, weights = _last_checkpoint(run.folder)
+    record = {
+        "run": run.folder.name,
+        "checkpoint": content_digest(weights)[:16],
+        "cpu_seconds": run.cpu_seconds,
+        "versions": versions(*MEASURED_WITH),
+    }
+    if measures == "validation":
+        best = best_epoch(run.folder)
+        record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
+    file = run.folder / f"{measures}-{run.split}.json"
+    earlier = read_json(file, default={})
+    is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
+    if is_same and earlier.get("measures"):
+        return {**record, "measures": earlier["measures"]}
+    record["measures"] = _measure(run, weights, measures, scenes, stop)
+    write_json(file, record)
+    return record
+
+
+def _last_checkpoint(run: Path) -> tuple[int, Path]:
+    """Returns the last epoch and its checkpoint; InputError if it is missing."""
+    by_epoch = checkpoints(run / "checkpoints")
+    epoch = RunFolder(run).record().get("plan", {}).get("epochs") or max(by_epoch, default=None)
+    if epoch not in by_epoch:
+        raise InputError(
+            f"{run} is finished but lacks its last checkpoint: remove it, to train the run again"
+        )
+    return epoch, by_epoch[epoch]
+
+
+def _measure(
+    run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event
+) -> dict[str, float]:
+    if measures == "dense-scenes":
+        return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
+    if measures == "validation":
+        return of_training(run.folder)
+    model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
+    if measures == "natural":
+        return measure_natural(model, split=run.split, seed=run.seed)
+    if measures == "transfer":
+        return measure_transfer(model, run.split, run.seed)
+    if measures == "unseen-drawings":
+        return measure(model, run.split, designers=UNSEEN_DESIGNERS)
+    if measures == "second-draw":
+        designers = SECOND_DRAW.designers
+        return measure(
+            model, run.split, SECOND_DRAW.seed, designers=designers, trained_on=designers
+        )
+    return measure(model, run.split)
+
+
+def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:
+    """Returns the mean IoU of the scenes' classes in percent, and the RMSE of their depths in
+    centimetres.
+
+    They are of a linear map of the frozen patch tokens. `weights` are RUN/checkpoints/epoch_N.pt;
+    the results are in RUN/evaluation, as if `superclip evaluate` had been called by hand.
+    `write_dense_scenes` has filled `scenes`.
+    """
+    run = weights.parent.parent
+    out, output = run / "evaluation", run / "evaluation.output"
+    command = ["evaluate", str(weights), "--data", str(scenes), "--out", str(out)]
+    command += ["--suite", "dense", "--datasets", *DENSE, "--dense-epochs", str(DENSE_EPOCHS)]
+    command += ["--device", "cpu", "--workers", "0"]
+    exit_code, _ = run_superclip(command, output, True, is_to_stop)
+    if exit_code != 0:
+        raise InputError(
+            f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}"
+        )
+    output.unlink()
+    model = f"{run.resolve().name}/{weights.stem}"
+    source = os.path.relpath(weights.resolve(), out.resolve())
+    metrics = {}
+    for file in out.glob("*.json"):
+        record = read_json(file)
+        if (record.get("model"), record.get("source")) == (model, source):
+            metrics[record["dataset"]] = record["metrics"]
+    return {name: 100 * metrics[dataset][metric] for dataset, (name, metric) in DENSE.items()}

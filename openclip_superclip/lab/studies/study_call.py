@@ -1,0 +1,140 @@
+"""One call of `superclip study`: its options, and the study with them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...environment import require
+from ...errors import InputError
+from ...files import check_results
+from ...runs.plan import settings_of_table
+from ...runs.run import DEFAULTS, Settings
+from ..demo.data import SCENES, TRAINING_DATA, TrainingData
+from .study_file import SEEDS, Study, check_study, read_study
+
+RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
+MARK = '"primary": '
+DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The options of `superclip study`."""
+
+    study: str  # a file or a shipped name
+    device: str
+    out: Path | None = None  # studies/NAME
+    seeds: int | None = None  # the study's
+    data: str | None = None  # shards or a table instead of the recipe's
+    val_data: str | None = None  # the measures become OpenCLIP's own
+    runs: Path | None = None  # OUT/runs
+    set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
+    scenes: Path = DEMO  # the folder for the demo's model and scenes
+    settings: Settings = DEFAULTS  # of every `superclip run`
+
+    def arguments(self, out: Path) -> list[str]:
+        """Returns the arguments of `superclip` that make the same call again."""
+        flags = {
+            "--out": out,
+            "--device": self.device,
+            "--seeds": self.seeds,
+            "--data": self.data,
+            "--val-data": self.val_data,
+            "--runs": self.runs,
+        }
+        arguments = ["study", self.study]
+        for flag, value in flags.items():
+            if value is not None:
+                arguments += [flag, str(value)]
+        for name, value in self.set.items():
+            arguments += ["--set", f"{name}={value}"]
+        return arguments
+
+
+@dataclass(frozen=True)
+class StudyCall:
+    """A study, its folders, and what all of its runs have in common."""
+
+    study: Study
+    out: Path
+    runs_in: Path  # the folder of the runs, which studies of one recipe may share
+    runs_flag: str  # the flag that names it
+    data: str | None  # of the runs, instead of the recipe's
+    training_data: TrainingData  # the demo's model and scenes that the recipe uses
+    options: StudyOptions
+
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of `superclip` that make the same call again."""
+        return self.options.arguments(self.out)
+
+
+def study_call(options: StudyOptions) -> StudyCall:
+    """Returns the call; InputError if something cannot be trained or measured."""
+    study = read_study(options.study)
+    out = options.out or Path("studies") / study.name
+    check_results(out, "--out", RESULTS, MARK)
+    training_data = data_of_scenes(study)
+    study = _with_options(study, options)
+    _check_measures(study, options.data)
+    data = options.data
+    if options.scenes != DEMO:
+        model = f"local-dir:{options.scenes / training_data.model}"
+        study = dataclasses.replace(study, overrides={**study.overrides, "model": model})
+        data = f"{options.scenes / training_data.shards}"
+    runs_in, runs_flag = (options.runs, "--runs") if options.runs else (out / "runs", "--out")
+    return StudyCall(study, out, runs_in, runs_flag, data, training_data, options)
+
+
+def _with_options(study: Study, options: StudyOptions) -> Study:
+    """Returns the study with the options' seeds, fields and validation data."""
+    if options.seeds is not None:
+        study = dataclasses.replace(study, seeds=options.seeds)
+        check_study(study, [SEEDS], "--seeds")
+    if options.val_data is not None and study.is_of_scenes:
+        study = dataclasses.replace(
+            study, measures="validation", primary="image_to_text_R@1", choose={}
+        )
+    study = dataclasses.replace(study, overrides=dict(options.set))
+    study.check_overrides()
+    study.check_recipes()
+    overrides = study.overrides | settings_of_table(
+        study.recipe, study.first_settings, options.data
+    )
+    if options.val_data is not None:
+        overrides["flags.val-data"] = options.val_data
+    return dataclasses.replace(study, overrides=overrides)
+
+
+def _check_measures(study: Study, data: str | None) -> None:
+    """Raises InputError if the runs could not be measured."""
+    if study.is_of_scenes and data:
+        raise InputError(
+            "--data requires --val-data: this study would otherwise evaluate on the demo's scenes"
+        )
+    if study.measures == "dense-scenes":
+        require("a study of dense-scenes", "eval", "clip_benchmark", "requests")
+    if study.is_of_scenes:
+        return
+    flag, option = "val-data", "--val-data SHARDS (or a .csv)"
+    if study.primary.startswith("imagenet"):
+        flag, option = "imagenet-val", "--set flags.imagenet-val=FOLDER"
+    if not study.first_recipe.flags.get(flag):
+        raise InputError(
+            f"the study's primary measure is {study.primary}, which training measures with {option}"
+        )
+
+
+def data_of_scenes(study: Study) -> TrainingData:
+    """Returns which of the demo's models and shards a study's file trains."""
+    recipe = study.first_recipe
+    same_shards = [
+        data
+        for data in TRAINING_DATA
+        if recipe.shards == f"{DEMO / data.shards.replace('{seed}', str(recipe.seed))}"
+    ]
+    for data in same_shards:
+        if recipe.model == f"local-dir:{DEMO / data.model}":
+            return data
+    return same_shards[0] if same_shards else SCENES
