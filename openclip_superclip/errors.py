@@ -86,8 +86,10 @@ def reason(error: BaseException) -> str:
 def listed(names: Iterable, most: int = 12) -> str:
     """Returns the first names and the number of further ones, for a message."""
     names = [str(name) for name in names]
-    more = [f"{len(names) - most:,} more"] * (len(names) > most)
-    return ", ".join([*names[:most], *more])
+    shown = names[:most]
+    if len(names) > most:
+        shown.append(f"{len(names) - most:,} more")
+    return ", ".join(shown)
 
 
 # Characters that change what a terminal shows: control characters, directions of writing, and

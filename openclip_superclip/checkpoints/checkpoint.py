@@ -55,11 +55,12 @@ def check_match(
             mismatches.append(f"{name} is {list(tensor.shape)}, expected {list(other.shape)}")
         elif tensor.is_floating_point() != other.is_floating_point():
             mismatches.append(f"{name} is {tensor.dtype}, expected {other.dtype}")
-    if mismatches:
-        more = [f"and {len(mismatches) - NUM_SHOWN:,} more"] * (len(mismatches) > NUM_SHOWN)
-        raise InputError(
-            f"{what} does not match {model}: {'; '.join([*mismatches[:NUM_SHOWN], *more])}"
-        )
+    if not mismatches:
+        return
+    shown = mismatches[:NUM_SHOWN]
+    if len(mismatches) > NUM_SHOWN:
+        shown.append(f"and {len(mismatches) - NUM_SHOWN:,} more")
+    raise InputError(f"{what} does not match {model}: {'; '.join(shown)}")
 
 
 def check_values(weights: dict[str, Tensor], what: str) -> None:
@@ -332,10 +333,8 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
         elif scripted:
             state = torch.jit.load(file, map_location="cpu").state_dict()
             numbers = ("input_resolution", "context_length", "vocab_size")
-            content, options = (
-                {name: tensor for name, tensor in state.items() if name not in numbers},
-                {},
-            )
+            content = {name: tensor for name, tensor in state.items() if name not in numbers}
+            options = {}
         else:
             mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 does not support mmap
             content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
@@ -348,10 +347,8 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
 def _problem(error: Exception) -> str:
     unsafe = re.search(r"GLOBAL (\S+)", reason(error))
     if isinstance(error, pickle.UnpicklingError):
-        what = (
-            f"is a pickle that runs {unsafe[1]}"
-            if unsafe
-            else "contains no weights as torch saves them"
-        )
-        return f"it {what}; only weights are ever loaded"
+        problem = "contains no weights as torch saves them"
+        if unsafe:
+            problem = f"is a pickle that runs {unsafe[1]}"
+        return f"it {problem}; only weights are ever loaded"
     return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"

@@ -192,28 +192,27 @@ def export(
     file of `model`'s released weights.
     """
     checkpoint = read_checkpoint(file)
-    options, head = run_options(checkpoint), checkpoint.head()
+    head = checkpoint.head()
+    options = run_options(checkpoint)
     if tag:
-        options = {
-            "pretrained": tag,
-            "force_quick_gelu": open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"),
-        }
+        released = open_clip.get_pretrained_cfg(model, tag)
+        options = {"pretrained": tag, "force_quick_gelu": released.get("quick_gelu")}
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
-    found = architecture_of(file, options, model)
-    inputs = [file, *found.name.split("local-dir:")[1:]]
+    recorded = architecture_of(file, options, model)
+    inputs = [file, *recorded.name.split("local-dir:")[1:]]
     check_out(out, inputs, {"README.md": MADE_WITH[0]}, overwrite=overwrite)
-    architecture, weights = fit(found, checkpoint.without_head())
+    architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
-    check_match(weights, plain.state_dict(), str(file), found.name)
+    check_match(weights, plain.state_dict(), str(file), recorded.name)
     if with_head:
         head |= fixed_idf(checkpoint, architecture.tokenizer())
         expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
-        check_match(head, expected, f"{file}: the class head", found.name)
+        check_match(head, expected, f"{file}: the class head", recorded.name)
     check_values(checkpoint.weights, str(file))
-    usage, schema = (HF_USAGE, "") if format == "hf" else (OPENCLIP_USAGE, "local-dir:")
+    name = out.resolve().name
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         opens_on_hub = True
@@ -222,27 +221,34 @@ def export(
         else:
             opens_on_hub = write_model(folder, out, architecture, plain, weights, hub)
         if with_head:
-            kept = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
-            if FIXED_IDF[0] in head:
-                # the path of the file, whose counts are in the head
-                kept.pop("superclip_idf", None)
-            save_weights(head, folder / HEAD_NAME, kept)
-        num_captions = head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None
-        name = out.resolve().name
-        place = f"{schema and 'hf-hub:'}{hub}" if hub else f"{schema}{name}"
-        here = usage.format(place=json.dumps(place, ensure_ascii=False))
+            _write_head(folder, head, options)
         card = model_card(
             name,
-            found.name,
+            recorded.name,
             options,
-            num_captions,
+            head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None,
             with_head=with_head,
-            usage=here,
+            usage=_usage(format, "hf-hub:", hub) if hub else _usage(format, "local-dir:", name),
             is_hf=format == "hf",
         )
         write_text(folder / "README.md", card)
-    code = usage.format(place=json.dumps(f"{schema}{out}", ensure_ascii=False))
-    return found.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
+    code = _usage(format, "local-dir:", str(out))
+    return recorded.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
+
+
+def _write_head(folder: Path, head: dict[str, Tensor], options: dict) -> None:
+    """Writes a class head, with the options of the run that it needs."""
+    names = [name for name in NEEDED_BY_HEAD if name in options]
+    if FIXED_IDF[0] in head:  # the counts of the file of --superclip-idf, whose path is not needed
+        names = [name for name in names if name != "superclip_idf"]
+    save_weights(head, folder / HEAD_NAME, {name: options[name] for name in names})
+
+
+def _usage(format: str, schema: str, place: str) -> str:
+    """Returns code that opens a model; only OpenCLIP's place has a schema."""
+    if format == "hf":
+        return HF_USAGE.format(place=json.dumps(place, ensure_ascii=False))
+    return OPENCLIP_USAGE.format(place=json.dumps(f"{schema}{place}", ensure_ascii=False))
 
 
 def model_card(
@@ -261,16 +267,13 @@ def model_card(
     `options` are those of the run; `num_captions` are the captions seen with the class loss, None
     if not counted.
     """
-    what = "A CLIP model."
+    what, tags = "A CLIP model.", ["- clip"]
     if num_captions is not None:
+        tags.append("- superclip")
+        place = f"in `{HEAD_NAME}`" if with_head else "not included"
         what = (
             "A CLIP model, trained with the class loss of "
-            "[SuperCLIP](https://arxiv.org/abs/2512.14480). "
-        )
-        what += (
-            f"The class head is in `{HEAD_NAME}`."
-            if with_head
-            else "The class head is not included."
+            f"[SuperCLIP](https://arxiv.org/abs/2512.14480). The class head is {place}."
         )
     facts = {
         "architecture": model,
@@ -287,7 +290,6 @@ def model_card(
     lines = [
         f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")
     ]
-    tags = ["- clip", *["- superclip"] * (num_captions is not None)]
     return CARD.format(
         library="transformers" if is_hf else "open_clip",
         tags="\n".join(tags),

@@ -37,14 +37,16 @@ def with_plugins_data(get_dataset_fn):
 def _get_dataset(get_dataset, *given, **options):
     call = inspect.signature(get_dataset).bind(*given, **options)
     call.apply_defaults()
-    args, tokenizer = call.arguments["args"], call.arguments["tokenizer"]
+    args = call.arguments["args"]
+    tokenizer = call.arguments["tokenizer"]
     is_ours = Training(args).is_ours
     package = open_clip_train.data.wds
     if not call.arguments["is_train"]:
         with replaced(open_clip_train.data, wds=_WithoutPickles(package) if is_ours else package):
             return get_dataset(*given, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
-    hook, order = hooks.plugin_manager().hook, None
+    hook = hooks.plugin_manager().hook
+    order = None
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
     if is_pass:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
@@ -155,9 +157,11 @@ class _Table(_Images):
 
     def read(self, index):
         row = self.kept[index]
-        loaded, tokens = super().read(row), self.caption_tokens(self._row(row))
-        # OpenCLIP 4's, 3's
-        return {**loaded, "text": tokens} if isinstance(loaded, dict) else (loaded[0], tokens)
+        sample = super().read(row)
+        tokens = self.caption_tokens(self._row(row))
+        if isinstance(sample, dict):  # OpenCLIP 4's
+            return {**sample, "text": tokens}
+        return sample[0], tokens
 
 
 @contextlib.contextmanager

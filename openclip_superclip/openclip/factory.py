@@ -47,7 +47,8 @@ def create_model_and_transforms(
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector
             before the projection; or "both", their sum.
     """
-    model_name, cache_dir = register_model(model_name, "model_name"), kwargs.get("cache_dir")
+    model_name = register_model(model_name, "model_name")
+    cache_dir = kwargs.get("cache_dir")
     read_configuration(model_name, "model_name", cache_dir)
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
@@ -83,9 +84,9 @@ def head_options(
     tokenizer = open_tokenizer(model_name, context_length, cache_dir)
     frequencies = None
     if is_idf_file(config.idf):
-        found = read_frequencies(config.idf)
-        found.check(tokenizer, config.idf)
-        frequencies = found.document_frequency, found.num_captions
+        of_file = read_frequencies(config.idf)
+        of_file.check(tokenizer, config.idf)
+        frequencies = of_file.document_frequency, of_file.num_captions
     if config.placebo != "off":
         options["placebo"] = config.placebo
     return options | {
@@ -106,11 +107,7 @@ def check_models(options: argparse.Namespace) -> None:
     `options` are those of training. The weights of models on a hub are checked when they are
     loaded.
     """
-    pretrained, teacher, given = (
-        options.pretrained,
-        options.distill_model,
-        options.distill_pretrained,
-    )
+    pretrained = options.pretrained
     model = check_model(options.model, pretrained, "--model", "--pretrained", options.cache_dir)
     weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
@@ -119,16 +116,20 @@ def check_models(options: argparse.Namespace) -> None:
     if not model.startswith("hf-hub:"):
         weights.start_of_towers(model, pretrained, pretrained_image=options.pretrained_image)
     _check_text_tower(model, options)
-    if teacher is not None:
-        check_model(teacher, given, "--distill-model", "--distill-pretrained", options.cache_dir)
-        schema, place = parse_model_name(teacher)
-        if schema == "local-dir" and given is not None:
-            if given not in (teacher, place):
-                raise InputError(
-                    f"--distill-pretrained {given} has no effect: OpenCLIP uses the weights in "
-                    f"{place}"
-                )
-            file_of_weights(Path(place))
+    if options.distill_model is not None:
+        _check_teacher(options.distill_model, options.distill_pretrained, options.cache_dir)
+
+
+def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) -> None:
+    check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
+    schema, place = parse_model_name(model)
+    if schema != "local-dir" or pretrained is None:
+        return
+    if pretrained not in (model, place):
+        raise InputError(
+            f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in {place}"
+        )
+    file_of_weights(Path(place))
 
 
 def check_model(
@@ -142,17 +143,16 @@ def check_model(
 
     Raises InputError for an unknown model, one that is not accepted, and unknown weights.
     """
-    schema, name = parse_model_name(model)[0], register_model(model, flag)
+    schema, place = parse_model_name(model)
+    name = register_model(model, flag)
     if read_configuration(name, flag, cache_dir) is None:
-        near = [f"local-dir:{model}"] * os.path.isdir(model) or difflib.get_close_matches(
-            name, open_clip.list_models()
-        )
-        near = near or ["one of open_clip.list_models()"]
-        raise InputError(
-            f"{flag}: OpenCLIP has no model '{model}'; did you mean {' or '.join(near)}?"
-        )
+        near = difflib.get_close_matches(name, open_clip.list_models())
+        if os.path.isdir(model):
+            near = [f"local-dir:{model}"]
+        meant = " or ".join(near) or "one of open_clip.list_models()"
+        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {meant}?")
     if schema == "local-dir":
-        _check_place(Path(parse_model_name(model)[1]), open_clip.get_model_config(model), flag)
+        _check_place(Path(place), open_clip.get_model_config(model), flag)
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):
@@ -189,10 +189,8 @@ def _check_text_tower(model: str, options: argparse.Namespace) -> None:
             f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it"
         )
     tokenizer = open_tokenizer(model, options.force_context_length, options.cache_dir)
-    largest, vocab_size = (
-        int(tokenizer([""]).max()),
-        text_cfg.get("vocab_size", CLIPTextCfg.vocab_size),
-    )
+    largest = int(tokenizer([""]).max())
+    vocab_size = text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
     if largest >= vocab_size:
         raise InputError(
             f"--model: the tokenizer of {model} gives every caption token id {largest}, and "

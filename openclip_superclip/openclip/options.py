@@ -57,8 +57,10 @@ class Training:
         """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""
         from open_clip_train.params import get_default_params
 
-        given, defaults = vars(self.options), get_default_params(self.options.model)
-        return given | {name: value for name, value in defaults.items() if given[name] is None}
+        options = vars(self.options)
+        defaults = get_default_params(self.options.model)
+        missing = {name: value for name, value in defaults.items() if options[name] is None}
+        return options | missing
 
     @functools.cached_property
     def leaves_head_out(self) -> bool:

@@ -198,22 +198,20 @@ def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None
             f"open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
             f"v{openclip.version}"
         )
-    patch, steps = status.patch, {}
-    for path, content in sorted(
-        status.contents.items(), key=lambda item: patch.before[item[0]] == NO_FILE
-    ):
+    patch = status.patch
+    added = [path for path in status.contents if patch.before[path] == NO_FILE]
+    changed = [path for path in status.contents if path not in added]
+    steps = {}
+    record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
+    record_content = openclip.read(record)
+    if record_content is not None:
+        steps[record] = _records(record_content, added)
+    for path in changed + added:
+        content = status.contents[path]
         if status.files[path] == PATCHED:
             steps[path] = patch.change(path, content, reverse=True), content
         else:
             steps[path] = content, patch.change(path, content)
-    record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
-    if (content := openclip.read(record)) is not None:
-        steps = {
-            record: _records(
-                content, [path for path, (before, _) in steps.items() if before is None]
-            ),
-            **steps,
-        }
     return steps
 
 
@@ -247,15 +245,14 @@ def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict
                 (openclip.root / path).unlink()
             else:
                 os.replace(parts[path], openclip.root / path)
-            done[path] = (
-                "removed" if content is None else "added" if held[path] is None else "changed"
-            )
+            if content is None:
+                done[path] = "removed"
+            else:
+                done[path] = "added" if held[path] is None else "changed"
     except OSError as error:
-        so_far = (
-            f"changed so far: {', '.join(done)}; run this again, or undo it"
-            if done
-            else "nothing was changed"
-        )
+        so_far = "nothing was changed"
+        if done:
+            so_far = f"changed so far: {', '.join(done)}; run this again, or undo it"
         raise InputError(
             f"cannot write {openclip.root / path}: {error.strerror}; {so_far}"
         ) from None

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
-import itertools
 import sys
 import types
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, explained
 from . import current, trained
 from .patching import INSTALL
+from .v3 import arguments
 
 PATCHED_FILES = (
     "open_clip/factory.py",
@@ -35,6 +35,7 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
         for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
     ),
     "torch.nn.parallel.DistributedDataParallel",
+    "open_clip_train.main.train_one_epoch",
 )
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
@@ -76,8 +77,8 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
     """
     from open_clip_train import params
 
-    # a patched OpenCLIP calls the hooks itself
-    hook, patched = hooks_module().plugin_manager().hook, is_patched()
+    hook = hooks_module().plugin_manager().hook
+    patched = is_patched()  # such an OpenCLIP calls the hooks itself
 
     class Parser(argparse.ArgumentParser):
         def __init__(self):
@@ -105,18 +106,17 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
 def install(args: argparse.Namespace) -> None:
     """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class
     and loss."""
-    student = iter([args])  # the first model; a second one is the teacher of a distillation
+    trained.model = None
 
     def with_model_kwargs(create):
         def create_model_and_transforms(*model_args, **kwargs):
-            for args in itertools.islice(student, 1):
-                kwargs.update(hooks.model_kwargs(args))
-                created = create(*model_args, **kwargs)
-                trained.model = created[0]
-                hook = hooks.plugin_manager().hook
-                hook.open_clip_model_created(args=args, model=created[0])
-                return created
-            return create(*model_args, **kwargs)
+            if trained.model is not None:  # this one is the teacher of a distillation
+                return create(*model_args, **kwargs)
+            created = create(*model_args, **kwargs | hooks.model_kwargs(args))
+            trained.model = created[0]
+            hook = hooks.plugin_manager().hook
+            hook.open_clip_model_created(args=args, model=created[0])
+            return created
 
         return create_model_and_transforms
 
@@ -125,6 +125,7 @@ def install(args: argparse.Namespace) -> None:
     _replace("open_clip_train.data.get_dataset_fn", with_plugins_data)
     _replace("open_clip_train.main.parse_args", lambda _: lambda argv: args)
     _replace("open_clip_train.main.create_model_and_transforms", with_model_kwargs)
+    _replace("open_clip_train.main.train_one_epoch", with_epoch_end)
     for path, wrapper in current().WRAPPERS.items():
         _replace(path, wrapper)
     _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
@@ -162,6 +163,19 @@ class _ModelSelector:
             model_class=self.model_class, model_cfg=model_cfg
         )
         return (selected or self.model_class)(*args, **model_cfg)
+
+
+def with_epoch_end(train):
+    """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
+
+    def train_one_epoch(*args, **kwargs):
+        train(*args, **kwargs)
+        call = arguments(train, args, kwargs)
+        model, epoch = current().trained_epoch(call)
+        hook = hooks.plugin_manager().hook
+        hook.open_clip_epoch_end(args=call["args"], model=model, epoch=epoch)
+
+    return train_one_epoch
 
 
 def _with_cpu_ranks(ddp: type) -> type:

@@ -47,22 +47,13 @@ def arguments(function, args, kwargs) -> dict:
     return inspect.signature(function).bind(*args, **kwargs).arguments
 
 
-def with_epoch_end(train):
-    """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
-
-    def train_one_epoch(*args, **kwargs):
-        train(*args, **kwargs)
-        given = arguments(train, args, kwargs)
-        hook = hooks.plugin_manager().hook
-        hook.open_clip_epoch_end(args=given["args"], model=given["model"], epoch=given["epoch"])
-
-    return train_one_epoch
+def trained_epoch(call: dict) -> tuple[object, int]:
+    """Returns the model and the epoch, given the arguments of `train_one_epoch`."""
+    return call["model"], call["epoch"]
 
 
-WRAPPERS = {  # names to replace, and what makes the replacement
-    "open_clip_train.main.create_loss": with_plugins_loss,
-    "open_clip_train.main.train_one_epoch": with_epoch_end,
-}
+# Names to replace, besides those that both generations have, and what makes the replacement.
+WRAPPERS = {"open_clip_train.main.create_loss": with_plugins_loss}
 
 
 class WebDataset:

@@ -3,7 +3,6 @@ decoded last."""
 
 import inspect
 
-from .. import hooks
 from . import v3
 
 HAS_TASKS = True
@@ -46,25 +45,13 @@ def with_every_output(build):
     return build_loss_inputs
 
 
-def with_epoch_end(train):
-    """Returns an OpenCLIP `train_one_epoch` that calls the plugins after an epoch's last step."""
-
-    def train_one_epoch(*args, **kwargs):
-        train(*args, **kwargs)
-        given = v3.arguments(train, args, kwargs)
-        state = next(iter(given.values()))
-        hook = hooks.plugin_manager().hook
-        hook.open_clip_epoch_end(
-            args=given["args"], model=state.task.trainable_module, epoch=state.epoch
-        )
-
-    return train_one_epoch
+def trained_epoch(call: dict) -> tuple[object, int]:
+    """Returns the model and the epoch, given the arguments of `train_one_epoch`."""
+    state = next(iter(call.values()))
+    return state.task.trainable_module, state.epoch
 
 
-WRAPPERS = {
-    "open_clip_train.main.create_task": with_plugins_task,
-    "open_clip_train.main.train_one_epoch": with_epoch_end,
-}
+WRAPPERS = {"open_clip_train.main.create_task": with_plugins_task}
 
 
 class WebDataset(v3.WebDataset):

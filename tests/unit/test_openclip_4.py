@@ -12,7 +12,7 @@ from torch import nn
 from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.errors import check
-from openclip_superclip.openclip import v4
+from openclip_superclip.openclip import replacing, v4
 from openclip_superclip.openclip.checks import DATA, check_command_line, check_data
 from openclip_superclip.openclip.options import Training
 from openclip_superclip.plugin import Plugin
@@ -113,7 +113,9 @@ def test_a_wrapper_gets_the_tasks_own_loss(answer, monkeypatch):
     assert type(task.loss) is nn.Identity
 
 
-def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_trains(answer):
+def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_trains(
+    answer, monkeypatch
+):
     asked, order = answer(None, "open_clip_epoch_end"), []
 
     def train_one_epoch(state, data, args, tb_writer=None):
@@ -123,7 +125,8 @@ def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_tra
         types.SimpleNamespace(task=types.SimpleNamespace(trainable_module="model"), epoch=3),
         object(),
     )
-    v4.with_epoch_end(train_one_epoch)(state, {}, args, tb_writer=None)
+    monkeypatch.setattr(replacing, "current", lambda: v4)
+    replacing.with_epoch_end(train_one_epoch)(state, {}, args, tb_writer=None)
     assert order == [0]
     assert asked == [{"args": args, "model": "model", "epoch": 3}]
 
