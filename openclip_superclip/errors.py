@@ -57,6 +57,12 @@ def check(rules: Iterable[Rule], facts: Any) -> None:
             raise InputError(rule.message.format(**vars(facts) | {"found": found}))
 
 
+def refuse(problems: Iterable[str]) -> None:
+    """Raises InputError with the first problem, if there is one."""
+    for problem in problems:
+        raise InputError(problem)
+
+
 def at_least(options: argparse.Namespace, **least: float) -> None:
     """Raises InputError if an option, given by name, is smaller than its smallest value; None
     passes."""

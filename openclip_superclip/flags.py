@@ -5,8 +5,9 @@ import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterator
 
-from .errors import InputError, Rule, check
+from .errors import InputError, refuse
 
 PLACEBOS = (
     "off",
@@ -126,63 +127,58 @@ class Config:
         return self.long_caption if self.captions != "short" else ""
 
     def __post_init__(self):
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
+            value = getattr(self, field.name)
+            choices = field.metadata["choices"]
             if choices and value not in choices:
-                raise InputError(
-                    f"{field.metadata['flag']} is '{value}'; expected one of {', '.join(choices)}"
-                )
-        check(METHOD, self)
-
-
-METHOD = [
-    Rule(
-        "--superclip-weight is {weight}; expected a finite number, 0 or more",
-        lambda c: not (math.isfinite(c.weight) and c.weight >= 0),
-    ),
-    Rule(
-        "--superclip-idf is '{idf}'; expected online, off or a file of superclip frequencies",
-        lambda c: is_idf_file(c.idf) and not os.path.isfile(c.idf),
-    ),
-    Rule(
-        "--superclip-head-warmup is {head_warmup}; expected 0 or more samples",
-        lambda c: c.head_warmup < 0,
-    ),
-    Rule(
-        "--superclip-special-tokens cannot be used with a file for --superclip-idf, which does "
-        "not count those tokens",
-        lambda c: c.special_tokens and is_idf_file(c.idf),
-    ),
-    Rule(
-        "--superclip-captions is '{captions}'; expected short, long, dual, or mixed:P with the "
-        "short caption's probability P from 0 to 1",
-        lambda c: (
-            c.captions != "dual"
-            and (c.short_probability is None or not 0 <= c.short_probability <= 1)
-        ),
-    ),
-    Rule(
-        "--superclip-captions {captions} needs --superclip-long-caption: long.txt, json:FIELD "
-        "or a column",
-        lambda c: c.captions != "short" and not c.long_caption,
-    ),
-    Rule(
-        "{found} has no effect with --superclip-captions short: add --superclip-captions long, "
-        "mixed:P or dual, or leave it out",
-        lambda c: (
-            c.captions == "short"
-            and (
-                (c.long_caption and f"--superclip-long-caption {c.long_caption}")
-                or (c.missing_long != "use-short" and f"--superclip-missing-long {c.missing_long}")
+                flag = field.metadata["flag"]
+                yield f"{flag} is '{value}'; expected one of {', '.join(choices)}"
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            yield f"--superclip-weight is {self.weight}; expected a finite number, 0 or more"
+        if is_idf_file(self.idf) and not os.path.isfile(self.idf):
+            yield (
+                f"--superclip-idf is '{self.idf}'; expected online, off or a file of superclip "
+                "frequencies"
             )
-        ),
-    ),
-    Rule(
-        "--superclip-long-context is {long_context}; expected 3 or more, and only with "
-        "--superclip-captions dual",
-        lambda c: c.long_context and (c.long_context < 3 or c.captions != "dual"),
-    ),
-]
+        if self.head_warmup < 0:
+            yield f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples"
+        if self.special_tokens and is_idf_file(self.idf):
+            yield (
+                "--superclip-special-tokens cannot be used with a file for --superclip-idf, which "
+                "does not count those tokens"
+            )
+        yield from self._problems_with_captions()
+
+    def _problems_with_captions(self) -> Iterator[str]:
+        probability = self.short_probability
+        if self.captions != "dual" and (probability is None or not 0 <= probability <= 1):
+            yield (
+                f"--superclip-captions is '{self.captions}'; expected short, long, dual, or "
+                "mixed:P with the short caption's probability P from 0 to 1"
+            )
+        if self.captions != "short" and not self.long_caption:
+            yield (
+                f"--superclip-captions {self.captions} needs --superclip-long-caption: long.txt, "
+                "json:FIELD or a column"
+            )
+        unused = ""
+        if self.missing_long != "use-short":
+            unused = f"--superclip-missing-long {self.missing_long}"
+        if self.long_caption:
+            unused = f"--superclip-long-caption {self.long_caption}"
+        if self.captions == "short" and unused:
+            yield (
+                f"{unused} has no effect with --superclip-captions short: add --superclip-captions "
+                "long, mixed:P or dual, or leave it out"
+            )
+        if self.long_context and (self.long_context < 3 or self.captions != "dual"):
+            yield (
+                f"--superclip-long-context is {self.long_context}; expected 3 or more, and only "
+                "with --superclip-captions dual"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,24 +216,21 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        check(DATA, self)
+        refuse(self._problems())
 
-
-DATA = [
-    Rule(
-        "--val-fraction is {val_fraction}; expected a fraction of the pairs, above 0 and below 1",
-        lambda c: c.val_fraction is not None and not 0 < c.val_fraction < 1,
-    ),
-    Rule(
-        "--superclip-accept-changes has no effect without --superclip-slices: other runs are "
-        "not compared",
-        lambda c: c.accept_changes and c.slices is None,
-    ),
-    Rule(
-        "--superclip-slices is {slices}; expected 1 or more slices of a pass",
-        lambda c: c.slices is not None and c.slices < 1,
-    ),
-]
+    def _problems(self) -> Iterator[str]:
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            yield (
+                f"--val-fraction is {self.val_fraction}; expected a fraction of the pairs, above 0 "
+                "and below 1"
+            )
+        if self.accept_changes and self.slices is None:
+            yield (
+                "--superclip-accept-changes has no effect without --superclip-slices: other runs "
+                "are not compared"
+            )
+        if self.slices is not None and self.slices < 1:
+            yield f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass"
 
 
 def is_idf_file(idf: str) -> bool:

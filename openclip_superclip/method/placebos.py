@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .idf import Update
-
 
 class WithPlacebo:
     """A model with a class head and one of PLACEBOS, for `superclip["placebo"]`."""
@@ -16,9 +14,7 @@ class WithPlacebo:
         super().__init__(*args, superclip=options, **kwargs)
         self.placebo = placebo
 
-    def _class_losses(
-        self, head_input: Tensor, words: Tensor, update: Update | None, outputs: dict[str, Tensor]
-    ) -> Tensor:
+    def _class_losses(self, head_input, words, update, outputs):
         if self.placebo == "shuffled-captions":
             words = words.roll(1, dims=0)
         elif self.placebo == "detached-head":
@@ -29,13 +25,7 @@ class WithPlacebo:
             outputs["image_features"] = features.detach() + 0 * features
         return super()._class_losses(head_input, words, update, outputs)
 
-    def _scaled_losses(
-        self,
-        head_input: Tensor,
-        words: Tensor,
-        scale: float | Tensor,
-        outputs: dict[str, Tensor],
-    ) -> Tensor:
+    def _scaled_losses(self, head_input, words, scale, outputs):
         if self.placebo == "constant-target":
             return scale * self._losses_of_constant_target(head_input)
         if self.placebo == "second-contrastive":
@@ -45,10 +35,10 @@ class WithPlacebo:
     def _losses_of_constant_target(self, head_input: Tensor) -> Tensor:
         """Returns the cross-entropy with the frequencies of the words so far, weighted by IDF, for
         all captions, [B]."""
-        target = self.statistics.document_frequency * self._idf_weights()
-        target = (target / target.sum().clamp(min=1e-9)).expand(len(head_input), -1)  # [B, V]
-        logits = self.class_head.logits(head_input).float()
-        return F.cross_entropy(logits, target, reduction="none")
+        weights = self.statistics.document_frequency * self._idf_weights()
+        target = weights / weights.sum().clamp(min=1e-9)
+        logits = self.class_head.logits(head_input).float()  # [B, V]
+        return F.cross_entropy(logits, target.expand_as(logits), reduction="none")
 
     def _second_contrastive(self, head_input: Tensor, outputs: dict[str, Tensor]) -> Tensor:
         """Returns CLIP's loss of the rank's batch, [B]; the head's first rows project head_input
@@ -58,6 +48,5 @@ class WithPlacebo:
         images = F.normalize(images.float(), dim=-1)
         logits = outputs["logit_scale"] * images @ texts.float().T  # [B, B]
         labels = torch.arange(len(logits), device=logits.device)
-        of_images = F.cross_entropy(logits, labels, reduction="none")
-        of_texts = F.cross_entropy(logits.T, labels, reduction="none")
-        return (of_images + of_texts) / 2
+        losses = [F.cross_entropy(each, labels, reduction="none") for each in (logits, logits.T)]
+        return sum(losses) / 2

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,165 +18,169 @@ from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
 from ..environment import check_horovod, require
-from ..errors import InputError, Rule, at_least, check
-from ..flags import Config, is_idf_file
+from ..errors import InputError, at_least, refuse
+from ..flags import Config, DataConfig, is_idf_file
 from . import current
 from .options import Training, launched
 
-# Rules on OpenCLIP's options, with our `config` and `slices`. OpenCLIP 3 has no options for audio,
-# JSON or NaFlex.
-WITH_HEAD = [
-    Rule(
-        "{found} cannot save a model with the class head: leave it out; --torchcompile works",
-        lambda o: next(
-            (f"--{name}" for name in ("torchscript", "trace") if getattr(o, name, False)), None
-        ),
-    ),
-    Rule(
-        "--lock-image leaves only the class head to train by the class loss: leave out "
-        "--superclip, or unlock groups with --lock-image-unlocked-groups",
-        lambda o: o.lock_image and o.lock_image_unlocked_groups == 0,
-    ),
-    Rule(
-        "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is "
-        "1; expected 2 or more",
-        lambda o: o.config.placebo == "shuffled-captions" and o.batch_size == 1,
-    ),
-    Rule(
-        "--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "
-        "has none",
-        lambda o: o.config.captions != "short" and o.dataset_type == "synthetic",
-    ),
-    Rule(
-        "--superclip-captions dual does not work with --distill-model: the teacher would "
-        "receive both captions",
-        lambda o: o.config.captions == "dual" and o.distill_model is not None,
-    ),
-    Rule(
-        "--json-text-key-probs and --superclip-captions {config.captions} both sample "
-        "captions: use only one of them",
-        lambda o: o.config.captions.startswith("mixed") and getattr(o, "json_text_key_probs", None),
-    ),
-    Rule(
-        "--fsdp-checkpoint sharded does not work with --superclip: its commands read single "
-        "files; leave it out",
-        lambda o: getattr(o, "fsdp_checkpoint", None) == "sharded",
-    ),
-]
-OURS = [
-    Rule(
-        "--dataset-type {dataset_type} has no images: leave out the flags of SuperCLIP",
-        lambda o: o.dataset_type.endswith("-audio"),
-    ),
-    Rule(
-        "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
-        "out one of the two",
-        lambda o: o.slices is not None and getattr(o, "use_naflex", False),
-    ),
-    Rule(
-        "--distill-model: OpenCLIP cannot distil with --accum-freq, here {accum_freq}: use "
-        "more GPUs",
-        lambda o: o.distill_model is not None and o.accum_freq > 1,
-    ),
-    Rule(
-        "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices",
-        lambda o: o.lr_scheduler == "const-cooldown" and o.epochs_cooldown is None,
-    ),
-    Rule(
-        "--lr-scheduler is {lr_scheduler}; expected cosine, const or const-cooldown",
-        lambda o: o.lr_scheduler not in ("cosine", "const", "const-cooldown"),
-    ),
-    Rule(
-        "--force-patch-dropout is {force_patch_dropout}; expected < 1",
-        lambda o: (o.force_patch_dropout or 0) >= 1,
-    ),
-    Rule(  # OpenCLIP looks for the names anywhere in the text, and ignores the rest
-        "--report-to is {report_to}; expected wandb, tensorboard or wandb,tensorboard",
-        lambda o: re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", o.report_to),
-    ),
-]
-HOROVOD = [
-    Rule("--horovod does not work with --siglip: start the run with torchrun", lambda o: o.siglip),
-    Rule(
-        "--horovod does not work with --accum-freq {accum_freq}, because Horovod's optimizer "
-        "takes one backward pass per step: use more ranks, or a larger --batch-size with "
-        "--grad-checkpointing",
-        lambda o: o.accum_freq > 1,
-    ),
-    Rule(
-        "--horovod does not support the bfloat16 weights of --precision {precision}: use "
-        "amp_bf16 or amp",
-        lambda o: o.precision in ("bf16", "pure_bf16"),
-    ),
-    Rule(
-        "--horovod with --grad-clip-norm and --precision {precision} clips each rank's "
-        "gradient before averaging, so that the ranks' weights drift apart: leave out "
-        "--grad-clip-norm, or use --precision amp",
-        lambda o: o.grad_clip_norm is not None and o.precision != "amp",
-    ),
-    Rule("--horovod ignores --use-bn-sync: leave it out", lambda o: o.use_bn_sync),
-]
-SMALLEST = {
-    "batch_size": 1,
-    "accum_freq": 1,
-    "epochs": 1,
-    "workers": 0,
-    "warmup": 0,
-    "train_num_samples": 1,
-    "lr": 0,
-    "log_every_n_steps": 1,
-    "force_patch_dropout": 0,
-}
 LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
-DATA = [
-    Rule(
-        "--train-data is missing: expected a table or a pattern of shards to train on",
-        lambda o: (
-            not (
-                o.dataset_type.startswith("synthetic") or any(vars(o).get(name) for name in SOURCES)
+
+
+def problems(training: Training) -> list[str]:
+    """Returns what is wrong with the options of a training, each with a suggestion.
+
+    OpenCLIP 3 has no options for audio, JSON or NaFlex.
+    """
+    options = training.options
+    found = []
+    if getattr(options, "horovod", False) and (training.is_ours or training.only_options):
+        found += _problems_with_horovod(options)
+    if training.config is not None:
+        found += _problems_with_head(options, training.config)
+    if training.is_ours:
+        found += _problems_with_our_flags(options, training.data_config)
+    return found
+
+
+def _problems_with_horovod(options: argparse.Namespace) -> Iterator[str]:
+    if options.siglip:
+        yield "--horovod does not work with --siglip: start the run with torchrun"
+    if options.accum_freq > 1:
+        yield (
+            f"--horovod does not work with --accum-freq {options.accum_freq}, because Horovod's "
+            "optimizer takes one backward pass per step: use more ranks, or a larger --batch-size "
+            "with --grad-checkpointing"
+        )
+    if options.precision in ("bf16", "pure_bf16"):
+        yield (
+            f"--horovod does not support the bfloat16 weights of --precision {options.precision}: "
+            "use amp_bf16 or amp"
+        )
+    if options.grad_clip_norm is not None and options.precision != "amp":
+        yield (
+            f"--horovod with --grad-clip-norm and --precision {options.precision} clips each "
+            "rank's gradient before averaging, so that the ranks' weights drift apart: leave out "
+            "--grad-clip-norm, or use --precision amp"
+        )
+    if options.use_bn_sync:
+        yield "--horovod ignores --use-bn-sync: leave it out"
+
+
+def _problems_with_head(options: argparse.Namespace, config: Config) -> Iterator[str]:
+    for name in ("torchscript", "trace"):
+        if getattr(options, name, False):
+            yield (
+                f"--{name} cannot save a model with the class head: leave it out; --torchcompile "
+                "works"
             )
-        ),
-    ),
-    Rule(
-        "--imagenet-val: there is no folder {imagenet_val}",
-        lambda o: not os.path.isdir(o.imagenet_val or "."),
-    ),
-    Rule(
-        "--imagenet-v2 needs imagenetv2_pytorch, which is not on PyPI: leave it out, and use "
-        "superclip evaluate",
-        lambda o: o.imagenet_v2 and find_spec("imagenetv2_pytorch") is None,
-    ),
-]
-TRAINING_DATA = [  # with the data's `kind`
-    Rule(
-        "--val-fraction splits validation data off a table, and --val-data is {val_data}: "
-        "leave one of them out",
-        lambda o: o.val_fraction is not None and o.val_data,
-    ),
-    Rule(
-        "--val-fraction splits a table of images and captions, and --train-data is "
-        "{train_data}: expected a .csv or .tsv, or --val-data; superclip shards splits the "
-        "pairs of shards",
-        lambda o: o.val_fraction is not None and o.kind != "table",
-    ),
-    Rule(
-        "--train-num-samples is not given; expected the number of images of --dataset-type "
-        "synthetic",
-        lambda o: o.train_num_samples is None and o.kind == "synthetic",
-    ),
-    Rule(
-        "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is "
-        "{dataset_type}: expected webdataset and a pattern of .tar files, or leave "
-        "--superclip-slices out",
-        lambda o: o.slices is not None and o.kind != "shards",
-    ),
-    Rule(
-        "--superclip-slices reads every shard once in each pass, and --dataset-resampled draws "
-        "shards with replacement: leave one of them out",
-        lambda o: o.slices is not None and o.dataset_resampled,
-    ),
-]
+    if options.lock_image and options.lock_image_unlocked_groups == 0:
+        yield (
+            "--lock-image leaves only the class head to train by the class loss: leave out "
+            "--superclip, or unlock groups with --lock-image-unlocked-groups"
+        )
+    if config.placebo == "shuffled-captions" and options.batch_size == 1:
+        yield (
+            "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is "
+            "1; expected 2 or more"
+        )
+    if config.captions != "short" and options.dataset_type == "synthetic":
+        yield (
+            f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "
+            "has none"
+        )
+    if config.captions == "dual" and options.distill_model is not None:
+        yield (
+            "--superclip-captions dual does not work with --distill-model: the teacher would "
+            "receive both captions"
+        )
+    if config.captions.startswith("mixed") and getattr(options, "json_text_key_probs", None):
+        yield (
+            f"--json-text-key-probs and --superclip-captions {config.captions} both sample "
+            "captions: use only one of them"
+        )
+    if getattr(options, "fsdp_checkpoint", None) == "sharded":
+        yield (
+            "--fsdp-checkpoint sharded does not work with --superclip: its commands read single "
+            "files; leave it out"
+        )
+
+
+def _problems_with_our_flags(options: argparse.Namespace, data: DataConfig) -> Iterator[str]:
+    if options.dataset_type.endswith("-audio"):
+        yield (
+            f"--dataset-type {options.dataset_type} has no images: leave out the flags of SuperCLIP"
+        )
+    if data.slices is not None and getattr(options, "use_naflex", False):
+        yield (
+            "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
+            "out one of the two"
+        )
+    if options.distill_model is not None and options.accum_freq > 1:
+        yield (
+            "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
+            f"{options.accum_freq}: use more GPUs"
+        )
+    schedule = options.lr_scheduler
+    if schedule == "const-cooldown" and options.epochs_cooldown is None:
+        yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"
+    if schedule not in ("cosine", "const", "const-cooldown"):
+        yield f"--lr-scheduler is {schedule}; expected cosine, const or const-cooldown"
+    if (options.force_patch_dropout or 0) >= 1:
+        yield f"--force-patch-dropout is {options.force_patch_dropout}; expected < 1"
+    # OpenCLIP looks for the names anywhere in the text, and ignores the rest
+    loggers = options.report_to
+    if re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", loggers):
+        yield f"--report-to is {loggers}; expected wandb, tensorboard or wandb,tensorboard"
+
+
+def data_problems(options: argparse.Namespace) -> Iterator[str]:
+    """Yields why there is no data to train or evaluate on."""
+    is_synthetic = options.dataset_type.startswith("synthetic")
+    if not is_synthetic and not any(vars(options).get(name) for name in SOURCES):
+        yield "--train-data is missing: expected a table or a pattern of shards to train on"
+    classes = options.imagenet_val
+    if classes and not os.path.isdir(classes):
+        yield f"--imagenet-val: there is no folder {classes}"
+    if options.imagenet_v2 and find_spec("imagenetv2_pytorch") is None:
+        yield (
+            "--imagenet-v2 needs imagenetv2_pytorch, which is not on PyPI: leave it out, and use "
+            "superclip evaluate"
+        )
+    if classes and not any(entry.is_dir() for entry in os.scandir(classes)):
+        yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
+
+
+def _problems_with_training_data(training: Training, kind: str) -> Iterator[str]:
+    """Yields why training cannot read data of this kind."""
+    options, data = training.options, training.data_config
+    if data.val_fraction is not None and options.val_data:
+        yield (
+            "--val-fraction splits validation data off a table, and --val-data is "
+            f"{options.val_data}: leave one of them out"
+        )
+    if data.val_fraction is not None and kind != "table":
+        yield (
+            "--val-fraction splits a table of images and captions, and --train-data is "
+            f"{options.train_data}: expected a .csv or .tsv, or --val-data; superclip shards "
+            "splits the pairs of shards"
+        )
+    if options.train_num_samples is None and kind == "synthetic":
+        yield (
+            "--train-num-samples is not given; expected the number of images of --dataset-type "
+            "synthetic"
+        )
+    if data.slices is not None and kind != "shards":
+        yield (
+            "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is "
+            f"{options.dataset_type}: expected webdataset and a pattern of .tar files, or leave "
+            "--superclip-slices out"
+        )
+    if data.slices is not None and options.dataset_resampled:
+        yield (
+            "--superclip-slices reads every shard once in each pass, and --dataset-resampled draws "
+            "shards with replacement: leave one of them out"
+        )
 
 
 @dataclass(frozen=True)
@@ -192,48 +197,28 @@ def check_command_line(training: Training) -> Findings:
     Changes nothing. Without a flag of ours, only --resume is checked: it is refused if OpenCLIP
     would fail, or for a run in slices.
     """
-    _check_options(training)
+    options = training.options
+    if getattr(options, "horovod", False) and not training.only_options:
+        check_horovod()
+    refuse(problems(training))
+    if training.is_ours:
+        at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
+        at_least(options, train_num_samples=1, lr=0, log_every_n_steps=1, force_patch_dropout=0)
     _check_models(training)
     _check_resume(training)
     if training.only_options or not training.is_ours:
         return Findings()
-    _check_evaluation(training.options)
-    _check_packages(training.options)
+    refuse(data_problems(options))
+    _check_packages(options)
     findings = check_data(training)
-    is_distilled = training.config is not None and training.options.distill_model is not None
+    is_distilled = training.config is not None and options.distill_model is not None
     if is_distilled and training.has_empty_captions:
         raise InputError(
-            f"--train-data: {training.options.train_data} has rows without a caption, which do "
+            f"--train-data: {options.train_data} has rows without a caption, which do "
             "not work with --superclip and --distill-model: remove these rows, as superclip "
             "shards does"
         )
     return findings
-
-
-def _check_options(training: Training) -> None:
-    options = training.options
-    facts = argparse.Namespace(
-        **vars(options), config=training.config, slices=training.data_config.slices
-    )
-    if getattr(options, "horovod", False):
-        if not training.only_options:
-            check_horovod()
-        if training.is_ours or training.only_options:  # the options of a recipe
-            check(HOROVOD, options)
-    if training.config is not None:
-        check(WITH_HEAD, facts)
-    if training.is_ours:
-        check(OURS, facts)
-        at_least(options, **SMALLEST)
-
-
-def _check_evaluation(options: argparse.Namespace) -> None:
-    check(DATA, options)
-    classes = options.imagenet_val
-    if classes and not any(entry.is_dir() for entry in os.scandir(classes)):
-        raise InputError(
-            f"--imagenet-val: {classes} contains no folders; expected one for each class"
-        )
 
 
 def _check_packages(options: argparse.Namespace) -> None:
@@ -375,19 +360,14 @@ def _inspected(
 def _check_training_data(training: Training, caption: str) -> Findings:
     """Returns warnings and steps; `caption` is that of `_checked_caption`."""
     options, config = training.options, training.config or Config()
-    facts = argparse.Namespace(
-        **vars(options),
-        kind=kind(options.train_data or "", options.dataset_type, "--train-data"),
-        slices=training.data_config.slices,
-        val_fraction=training.data_config.val_fraction,
-    )
-    check(TRAINING_DATA, facts)
-    if facts.kind == "synthetic":
+    data_kind = kind(options.train_data or "", options.dataset_type, "--train-data")
+    refuse(_problems_with_training_data(training, data_kind))
+    if data_kind == "synthetic":
         return Findings()
     world_size = launched()[1]
     is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes
     accum_freq = 1 if is_naflex else options.accum_freq
-    if facts.kind == "table":
+    if data_kind == "table":
         table = check_table(
             options.train_data,
             training.columns,

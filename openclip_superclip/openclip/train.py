@@ -9,10 +9,10 @@ from pathlib import Path
 from traceback import walk_tb
 
 from ..checkpoints.run_outputs import is_complete, quarantine
-from ..errors import InputError, check, one_line, reason
+from ..errors import InputError, one_line, reason, refuse
 from ..files import is_full, why_full
 from . import current, output_folder, replacing
-from .checks import DATA
+from .checks import data_problems
 from .horovod import join_ranks
 from .options import launched
 
@@ -56,7 +56,7 @@ def _train(argv: list[str]):
     _check_device(argv)
     args = None if replacing.is_patched() else replacing.parse_args(argv)
     if args is not None:
-        check(DATA, args)
+        refuse(data_problems(args))
     from open_clip_train.main import main
 
     if "--horovod" in argv:
