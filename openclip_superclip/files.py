@@ -98,14 +98,14 @@ def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
     With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot
     be written, for example on a full disk. Temporary files of killed calls are removed.
     """
-    place = Path(os.path.realpath(out))
-    make_folder(place.parent, "--out")
-    part = _temporary_path(place)
+    target = Path(os.path.realpath(out))
+    make_folder(target.parent, "--out")
+    part = _temporary_path(target)
     try:
         yield part
-        if overwrite and place.is_dir():
-            shutil.rmtree(place)
-        os.replace(part, place)
+        if overwrite and target.is_dir():
+            shutil.rmtree(target)
+        os.replace(part, target)
     except Exception as error:
         if not is_full(error):
             raise
@@ -114,15 +114,17 @@ def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove(part)
 
 
-def _temporary_path(place: Path) -> Path:
-    """Returns a path beside `place`, and removes such paths of killed processes of this machine."""
-    host = re.escape(f"{place.name}.{socket.gethostname()}")
-    name = re.compile(rf"{host}-(\d+)\.part{re.escape(place.suffix)}")
-    for path in list(place.parent.iterdir()):
-        found = name.fullmatch(path.name)
-        if found and not _is_other_process(int(found[1])):
+def _temporary_path(target: Path) -> Path:
+    """Returns a path beside `target`, and removes those of killed processes of this machine."""
+    host = re.escape(f"{target.name}.{socket.gethostname()}")
+    name = re.compile(rf"{host}-(\d+)\.part{re.escape(target.suffix)}")
+    for path in list(target.parent.iterdir()):
+        match = name.fullmatch(path.name)
+        if match and not _is_other_process(int(match[1])):
             _remove(path)
-    return place.with_name(f"{place.name}.{socket.gethostname()}-{os.getpid()}.part{place.suffix}")
+    return target.with_name(
+        f"{target.name}.{socket.gethostname()}-{os.getpid()}.part{target.suffix}"
+    )
 
 
 def _is_other_process(pid: int) -> bool:
@@ -217,8 +219,8 @@ def check_out(
         return
     if not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
-    place = Path(os.path.realpath(out))
-    if place.is_dir() != is_folder:
+    target = Path(os.path.realpath(out))
+    if target.is_dir() != is_folder:
         expected = (
             "a file; expected the name of a folder"
             if is_folder
@@ -226,19 +228,19 @@ def check_out(
         )
         raise InputError(f"--out: {out} is {expected}")
     for path in inputs:
-        given = Path(os.path.realpath(path))
-        if given.is_relative_to(place) or given == place.parent:
+        source = Path(os.path.realpath(path))
+        if source.is_relative_to(target) or source == target.parent:
             raise InputError(
                 f"--out: {out} is, contains or is in {path}, which is an input; give another name"
             )
-    for entry in sorted(place.iterdir()) if is_folder else ():
+    for entry in sorted(target.iterdir()) if is_folder else ():
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
             raise InputError(
                 f"--out: {out} contains {entry.name}, which --overwrite would delete; give "
                 "another name"
             )
-    if not any(is_own(place / name, mark) for name, mark in marks.items()):
+    if not any(is_own(target / name, mark) for name, mark in marks.items()):
         raise InputError(f"--out: {out} was not written by this command; give another name")
 
 

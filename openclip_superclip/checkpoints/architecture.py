@@ -163,9 +163,9 @@ def architecture_of(
                 f"{flag} is missing: {checkpoint} was trained from {model}; if you trust it, "
                 "give it"
             )
-        place = Path(model.removeprefix("local-dir:"))
-        if not model or (place.is_absolute() and not place.exists()):
-            where = f"at {place}" if model else "recorded beside it"
+        location = Path(model.removeprefix("local-dir:"))
+        if not model or (location.is_absolute() and not location.exists()):
+            where = f"at {location}" if model else "recorded beside it"
             raise InputError(f"{flag} is missing: the model of {checkpoint} is not {where}")
     return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(
         run_options

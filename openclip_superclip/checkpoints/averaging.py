@@ -58,15 +58,15 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
 
 
 def _check_fit(
-    one: Checkpoint, other: Checkpoint, found: dict[str, Tensor], expected: dict[str, Tensor]
+    left: Checkpoint, right: Checkpoint, weights: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
     """Raises InputError unless two checkpoints are of one model."""
-    check_match(found, expected, str(one.path), str(other.path))
-    others = _facts(other, expected)
-    for name, fact in _facts(one, found).items():
+    check_match(weights, expected, str(left.path), str(right.path))
+    others = _facts(right, expected)
+    for name, fact in _facts(left, weights).items():
         if fact != others.get(name, fact):
             raise InputError(
-                f"{one.path} does not match {other.path}: its {name} is {fact}, expected "
+                f"{left.path} does not match {right.path}: its {name} is {fact}, expected "
                 f"{others[name]}"
             )
 
@@ -76,8 +76,8 @@ def _facts(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict:
     model is unknown."""
     facts = {"class head's input": head_input_of(weights)}
     with contextlib.suppress(InputError):
-        found = architecture_of(checkpoint.path, run_options(checkpoint))
-        preprocessing = merge_preprocess_dict(PreprocessCfg(), found.preprocess_cfg)
-        facts["quick_gelu"] = found.model_cfg.get("quick_gelu", False)
+        architecture = architecture_of(checkpoint.path, run_options(checkpoint))
+        preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
+        facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
         facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}
     return facts

@@ -75,11 +75,11 @@ def find_course(run: Path) -> CourseFiles:
     """Returns the word files in a run's folder.
 
     Raises InputError if there are none, and for a bad tokens.json."""
-    found = (
+    matches = (
         re.fullmatch(r"epoch_([1-9]\d*)\.safetensors", path.name)
         for path in (run / FOLDER).glob("epoch_*")
     )
-    epochs = sorted(int(match[1]) for match in found if match)
+    epochs = sorted(int(match[1]) for match in matches if match)
     if not epochs:
         raise InputError(
             f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run "

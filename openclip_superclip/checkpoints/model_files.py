@@ -79,17 +79,19 @@ def read_configuration(
     from open_clip.factory import parse_model_name
     from open_clip.pretrained import download_pretrained_from_hf
 
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     if schema is None:
         model_cfg, preprocess_cfg = get_model_config(model), {}
         if model_cfg is None:
             return None
     else:
         try:
-            file = Path(place, HF_CONFIG_NAME)
+            file = Path(location, HF_CONFIG_NAME)
             if schema == "hf-hub":
                 file = Path(
-                    download_pretrained_from_hf(place, filename=HF_CONFIG_NAME, cache_dir=cache_dir)
+                    download_pretrained_from_hf(
+                        location, filename=HF_CONFIG_NAME, cache_dir=cache_dir
+                    )
                 )
             content = json.loads(file.read_bytes())
             # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked
@@ -99,9 +101,9 @@ def read_configuration(
             raise InputError(
                 f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})"
             ) from error
-        if schema == "local-dir" and holds_text_tower(Path(place), model_cfg):
+        if schema == "local-dir" and holds_text_tower(Path(location), model_cfg):
             # wherever it was written
-            model_cfg["text_cfg"]["hf_model_name"] = str(Path(place).resolve())
+            model_cfg["text_cfg"]["hf_model_name"] = str(Path(location).resolve())
     check_configuration(model_cfg, preprocess_cfg, model, flag)
     return model_cfg, preprocess_cfg
 
@@ -182,9 +184,9 @@ def model_for_pretrained(model: str) -> str | None:
     For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder,
     or random ones.
     """
-    schema, _, place = model.partition(":")
+    schema, _, location = model.partition(":")
     instead = {
-        "local-dir": f"{place}/open_clip_config.json",
+        "local-dir": f"{location}/open_clip_config.json",
         "hf-hub": "FILE (its open_clip_config.json)",
     }
     return instead.get(schema)

@@ -46,18 +46,20 @@ def stored_head(
 ) -> dict[str, Tensor] | None:
     """Returns the class head and token statistics saved next to the weights of a model, or None
     if there are none."""
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     # --pretrained takes precedence over the weights in a folder
     if pretrained and Path(pretrained).is_file():
         exported = Path(pretrained).name in WEIGHTS_NAMES
         file = Path(pretrained).with_name(HEAD_NAME) if exported else None
     elif schema == "hf-hub":
         try:
-            file = Path(download_pretrained_from_hf(place, filename=HEAD_NAME, cache_dir=cache_dir))
+            file = Path(
+                download_pretrained_from_hf(location, filename=HEAD_NAME, cache_dir=cache_dir)
+            )
         except FileNotFoundError:  # the repository has none
             return None
     else:
-        file = Path(place, HEAD_NAME) if schema == "local-dir" else None
+        file = Path(location, HEAD_NAME) if schema == "local-dir" else None
     return read_head(file)[0] if file and file.is_file() else None
 
 
@@ -100,15 +102,15 @@ def start_of_towers(
 
 def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) -> str | None:
     """Returns the file, tag, folder or repository with the weights of the whole model, or None."""
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     if pretrained:
         return pretrained
     if schema == "local-dir":
-        return _find_checkpoint_in_dir(Path(place))
+        return _find_checkpoint_in_dir(Path(location))
     if schema is None:
         return None
     try:
-        download_pretrained_from_hf(place, cache_dir=cache_dir)
+        download_pretrained_from_hf(location, cache_dir=cache_dir)
     except FileNotFoundError:
         return None
     return model
@@ -117,9 +119,9 @@ def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) ->
 def check_weights(model: str, pretrained: str | None) -> None:
     """Raises InputError if the file that a run starts from cannot be read or contains NaN or
     infinity."""
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     file = (
-        _find_checkpoint_in_dir(Path(place))
+        _find_checkpoint_in_dir(Path(location))
         if schema == "local-dir" and not pretrained
         else pretrained
     )
@@ -172,8 +174,8 @@ def _load(model, *, file: str, options: dict) -> None:
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     """Returns whether the weights of --pretrained, or of a local-dir: model, contain a class
     head."""
-    schema, place = parse_model_name(model) if model else (None, None)
-    source = place if schema == "local-dir" else pretrained
+    schema, location = parse_model_name(model) if model else (None, None)
+    source = location if schema == "local-dir" else pretrained
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:

@@ -60,8 +60,10 @@ def beginning(options: dict, world_size: int) -> dict:
     """Returns the record of a run, given OpenCLIP's parsed options (including the model's
     defaults)."""
     config = config_from(options)
-    given = options | (options_of(config) if config is not None else {})
-    return _record(given | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
+    if config is not None:
+        options = options | options_of(config)
+    record = _record({**options, "world_size": world_size})
+    return {**record, "versions": versions(*DEPENDS_ON)}
 
 
 def _record(options: dict) -> dict:
@@ -104,16 +106,17 @@ def _content(name: str, value):
         with contextlib.suppress(InputError, OSError, ValueError, KeyError):
             register_model(value)
             config = open_clip.get_model_config(value)
-            text = {
-                name: value
-                for name, value in config.get("text_cfg", {}).items()
-                if "tokenizer" not in name
+            text_cfg = config.get("text_cfg", {})
+            config["text_cfg"] = {
+                name: value for name, value in text_cfg.items() if "tokenizer" not in name
             }
-            return (
-                DIGEST
-                + hashlib.sha256(json.dumps({**config, "text_cfg": text}).encode()).hexdigest()
-            )
+            return _digest(config)
     return value
+
+
+def _digest(content) -> str:
+    """Returns a digest of JSON content."""
+    return DIGEST + hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _is_own(model: str) -> bool:
@@ -132,8 +135,7 @@ def _tokenizer(model: str | None) -> str | None:
 
     with contextlib.suppress(InputError, OSError, ValueError, KeyError):  # as for the model itself
         tokenizer = open_tokenizer(register_model(model))
-        known = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
-        return DIGEST + hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        return _digest([*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()])
     return None
 
 
@@ -149,8 +151,8 @@ def _identity(shards: list[str]) -> dict:
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
     sizes, contents, listed = {}, {}, {}
-    for place in range(0, len(shards), math.ceil(len(shards) / NUM_MEASURED)):
-        name, shard = names[place], Path(shards[place])
+    stride = math.ceil(len(shards) / NUM_MEASURED)
+    for name, shard in zip(names[::stride], map(Path, shards[::stride]), strict=True):
         if not shard.is_file():
             continue
         with contextlib.suppress(OSError):
@@ -195,21 +197,22 @@ def read_beginning(folder: Path) -> dict | None:
 def differences(before: dict, now: dict) -> list[str]:
     """Returns a line for each difference between the record of a run's start and that of its
     resumption."""
-    was, given = before["options"], now["options"]
+    earlier, options = before["options"], now["options"]
     # Older records leave out what was not given; a record of another OpenCLIP may lack the option
     # itself.
-    same_openclip = before["versions"].get("open_clip_torch") == now["versions"].get(
-        "open_clip_torch"
-    )
-    compared = [
+    openclip = [record["versions"].get("open_clip_torch") for record in (before, now)]
+    is_same_openclip = openclip[0] == openclip[1]
+    compared = {
         name
-        for name in given
-        if name in was or (same_openclip and not name.startswith("superclip_"))
-    ]
+        for name in options
+        if name in earlier or (is_same_openclip and not name.startswith("superclip_"))
+    }
+    compared.add("superclip_slices")  # recorded only if given
     lines = [
-        f"--{name.replace('_', '-')} was {_shown(was.get(name))} and is {_shown(given.get(name))}"
-        for name in dict.fromkeys([*compared, "superclip_slices"])  # recorded only if given
-        if was.get(name) != given.get(name)
+        f"--{name.replace('_', '-')} was {_shown(earlier.get(name))} and is "
+        f"{_shown(options.get(name))}"
+        for name in sorted(compared)
+        if earlier.get(name) != options.get(name)
     ]
     if before["global_batch_size"] not in (None, now["global_batch_size"]):
         lines.append(
@@ -217,8 +220,8 @@ def differences(before: dict, now: dict) -> list[str]:
             f"{now['global_batch_size']:,}"
         )
     if before.get("tokenizer") not in (None, now["tokenizer"]):
-        was, is_now = _shown(before["tokenizer"]), _shown(now["tokenizer"])
-        lines.append(f"the tokenizer of --model was {was} and is {is_now}")
+        tokenizers = [_shown(record["tokenizer"]) for record in (before, now)]
+        lines.append(f"the tokenizer of --model was {tokenizers[0]} and is {tokenizers[1]}")
     lines += _changed_data(before["shards"], now["shards"])
     installed = now["versions"]
     return lines + [
@@ -231,7 +234,7 @@ def differences(before: dict, now: dict) -> list[str]:
 def _changed_data(old: dict, new: dict) -> list[str]:
     """Returns a line if shards have changed; older records have fewer facts on them."""
     if old["sha256"] != new["sha256"]:
-        shown = [f"{found['number']:,} shards ({found['sha256'][:8]})" for found in (old, new)]
+        shown = [f"{shards['number']:,} shards ({shards['sha256'][:8]})" for shards in (old, new)]
         return [f"--train-data was {shown[0]} and is {shown[1]}"]
     for fact, described in FACTS.items():
         for name, was in old.get(fact, {}).items():

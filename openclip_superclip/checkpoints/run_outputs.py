@@ -47,9 +47,7 @@ def idf_file(checkpoint: Path, options: dict) -> Path | None:
     idf = str(options.get("superclip_idf", "online"))
     if not is_idf_file(idf):
         return None
-    return Path(
-        os.path.abspath(training_folder(checkpoint.absolute().parent.parent, options) / idf)
-    )
+    return Path(os.path.abspath(_training_folder(checkpoint, options) / idf))
 
 
 def trained_model(checkpoint: Path, options: dict) -> str:
@@ -58,11 +56,11 @@ def trained_model(checkpoint: Path, options: dict) -> str:
     if (checkpoint / "open_clip_config.json").is_file():
         return f"local-dir:{checkpoint.resolve()}"
     model = str(options.get("model") or "")
-    place = model.removeprefix("local-dir:")
-    schema = model.removesuffix(place)
-    if schema or place.endswith(".json"):
-        place = (training_folder(checkpoint.absolute().parent.parent, options) / place).resolve()
-    return f"{schema}{place}"
+    location = model.removeprefix("local-dir:")
+    schema = model.removesuffix(location)
+    if schema or location.endswith(".json"):
+        location = (_training_folder(checkpoint, options) / location).resolve()
+    return f"{schema}{location}"
 
 
 def read_options(run: Path) -> dict:
@@ -80,18 +78,22 @@ def _value(text: str) -> object:
         return text
 
 
-def training_folder(run: Path, options: dict) -> Path:
-    """Returns the working directory of a run's training, to resolve its relative paths.
+def _training_folder(checkpoint: Path, options: dict) -> Path:
+    """Returns the working directory of the training of a run's checkpoint, to resolve its relative
+    paths.
 
     `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is
     this process's.
     """
+    run = checkpoint.absolute().parent.parent
     recorded = read_json(run / RECORD, default={}).get("cwd")
     if isinstance(recorded, str):
         return Path(recorded)
-    steps = Path(str(options.get("logs")), str(options.get("name"))).parts
-    places = (place.parts for place in (run, run.resolve()) if place.parts[-len(steps) :] == steps)
-    return next((Path(*parts[: -len(steps)]) for parts in places), Path.cwd())
+    end = Path(str(options.get("logs")), str(options.get("name"))).parts
+    for folder in (run, run.resolve()):
+        if folder.parts[-len(end) :] == end:
+            return Path(*folder.parts[: -len(end)])
+    return Path.cwd()
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

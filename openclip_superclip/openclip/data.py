@@ -113,11 +113,11 @@ class _Images(CsvDataset):
 
     def __getitem__(self, index):
         rows = getattr(self, "kept", range(len(self)))
-        for place in itertools.chain(range(index, len(self)), range(index)):
-            image = self.images[rows[place]]
+        for position in itertools.chain(range(index, len(self)), range(index)):
+            image = self.images[rows[position]]
             try:
                 check_regular(image)
-                return self.read(place)
+                return self.read(position)
             except InputError:
                 raise
             except Exception as error:  # a broken file can raise any exception

@@ -122,14 +122,15 @@ def check_models(options: argparse.Namespace) -> None:
 
 def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) -> None:
     check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     if schema != "local-dir" or pretrained is None:
         return
-    if pretrained not in (model, place):
+    if pretrained not in (model, location):
         raise InputError(
-            f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in {place}"
+            f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in "
+            f"{location}"
         )
-    file_of_weights(Path(place))
+    file_of_weights(Path(location))
 
 
 def check_model(
@@ -143,7 +144,7 @@ def check_model(
 
     Raises InputError for an unknown model, one that is not accepted, and unknown weights.
     """
-    schema, place = parse_model_name(model)
+    schema, location = parse_model_name(model)
     name = register_model(model, flag)
     if read_configuration(name, flag, cache_dir) is None:
         near = difflib.get_close_matches(name, open_clip.list_models())
@@ -152,7 +153,7 @@ def check_model(
         meant = " or ".join(near) or "one of open_clip.list_models()"
         raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {meant}?")
     if schema == "local-dir":
-        _check_place(Path(place), open_clip.get_model_config(model), flag)
+        _check_place(Path(location), open_clip.get_model_config(model), flag)
     if schema is None and pretrained and not os.path.isfile(pretrained):
         tags = open_clip.list_pretrained_tags_by_model(name)
         if not open_clip.get_pretrained_cfg(name, pretrained):

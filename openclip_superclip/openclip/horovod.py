@@ -45,8 +45,8 @@ def _init(init, *args, **options) -> None:
         store = dist.TCPStore(
             host, 0, size, is_master=True, timeout=PATIENCE, wait_for_workers=False
         )
-    place = (host, store.port) if store else None
-    host, port = hvd.broadcast_object(place, root_rank=0, name="the process group's store")
+    address = (host, store.port) if store else None
+    host, port = hvd.broadcast_object(address, root_rank=0, name="the process group's store")
     try:
         store = store or dist.TCPStore(host, port, size, is_master=False, timeout=PATIENCE)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)

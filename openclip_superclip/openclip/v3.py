@@ -17,9 +17,9 @@ def with_plugins_loss(create):
     """Returns an OpenCLIP `create_loss` that calls the plugins first."""
 
     def create_loss(*args, **kwargs):
-        given = arguments(create, args, kwargs)
+        call = arguments(create, args, kwargs)
         own = functools.partial(create, *args, **kwargs)
-        return plugins_loss(given["args"], given.get("model", trained.model), own)
+        return plugins_loss(call["args"], call.get("model", trained.model), own)
 
     return create_loss
 

@@ -16,10 +16,10 @@ def with_plugins_task(create):
     """Returns an OpenCLIP `create_task` that uses the plugins' loss, if any."""
 
     def create_task(*args, **kwargs):
-        given = v3.arguments(create, args, kwargs)
+        call = v3.arguments(create, args, kwargs)
         task = create(*args, **kwargs)
         own = task.loss
-        loss = v3.plugins_loss(given["args"], given.get("model"), lambda: own)
+        loss = v3.plugins_loss(call["args"], call.get("model"), lambda: own)
         if loss is not own:
             if "loss" in inspect.signature(create).parameters:
                 task = create(*args, **kwargs | {"loss": loss})
