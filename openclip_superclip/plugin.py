@@ -13,7 +13,7 @@ from .hooks import hookimpl
 from .openclip import current
 from .openclip.checks import check_command_line
 from .openclip.first_lines import log_first_lines
-from .openclip.options import Training
+from .openclip.parsed_options import Training
 from .openclip.start import begin, prepare
 
 
@@ -44,7 +44,7 @@ class Plugin:
         training = self.training
         if training.config is None:
             return None
-        from .checkpoints.pretrained import how_to_load
+        from .checkpoints.starting_weights import how_to_load
         from .openclip.factory import head_options
 
         if args.rank == 0:

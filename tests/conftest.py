@@ -299,6 +299,6 @@ def refusal(parse_args):
 @pytest.fixture
 def parse_args():
     """Parses OpenCLIP's command line with the plugins' options."""
-    from openclip_superclip.openclip.replacing import parse_args
+    from openclip_superclip.openclip.hook_calls import parse_args
 
     return parse_args

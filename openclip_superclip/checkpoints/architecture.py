@@ -24,7 +24,12 @@ from ..errors import InputError, reason
 from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
-from .model_files import open_tokenizer, read_configuration, read_model_file, register_model
+from .model_configurations import (
+    open_tokenizer,
+    read_configuration,
+    read_model_file,
+    register_model,
+)
 from .run_outputs import trained_model
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations

@@ -15,8 +15,8 @@ from ..method.head import (
 )
 from . import WEIGHTS_NAMES
 from .architecture import expected_head, fit, read_architecture
-from .checkpoint import MAX_CAPTIONS, check_match, check_values, read_checkpoint
 from .export import write_model
+from .weights import MAX_CAPTIONS, check_match, check_values, read_checkpoint
 
 FLOAT32 = 2**-24  # relative rounding error of each fraction
 NEAR = 0.02  # tolerance for whole counts

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
-from .checkpoint import Checkpoint, check_match, check_values
 from .run_outputs import run_options
+from .weights import Checkpoint, check_match, check_values
 
 
 def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .checkpoint import check_match, save_weights
+from .weights import check_match, save_weights
 
 # Options that CLIPModel supports, or that have no effect after training. All others must have their
 # default values.

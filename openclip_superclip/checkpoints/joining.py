@@ -23,9 +23,9 @@ from ..errors import InputError, listed, reason
 from ..files import check_out, read_json, whole_output, write_text
 from ..rendering import markdown_text
 from .architecture import Architecture
-from .checkpoint import check_match, check_values
 from .export import write_model
 from .model_sources import code_in
+from .weights import check_match, check_values
 
 # of transformers: no hub, no code of the folder
 LOCAL = {"local_files_only": True, "trust_remote_code": False}

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from ..option_effects import effect_of
-from .model_files import model_for_pretrained, open_tokenizer, register_model
+from .model_configurations import model_for_pretrained, open_tokenizer, register_model
 from .run_outputs import (
     LATEST,
     RECORD,
@@ -366,7 +366,7 @@ def check_kind(
             resume from both kinds.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
     """
-    from .checkpoint import check_values, read_checkpoint
+    from .weights import check_values, read_checkpoint
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)

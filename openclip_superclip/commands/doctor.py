@@ -60,12 +60,12 @@ def _version(distribution: str) -> str:
 
 def _openclip() -> str:
     from ..openclip import current
-    from ..openclip.replacing import is_patched
+    from ..openclip.hook_calls import is_patched
 
     version = _version("open_clip_torch")
     try:
-        generation = current().__name__.rpartition(".")[2]
-        return f"{version}, adapter {generation}, {'patched' if is_patched() else 'not patched'}"
+        generation = current().__name__.rpartition("_")[2]
+        return f"{version}, adapter v{generation}, {'patched' if is_patched() else 'not patched'}"
     except InputError as error:
         return f"{version}, {error}"
 

@@ -47,10 +47,10 @@ def main(argv: list[str]) -> int:
     add("--hub", metavar="OWNER/NAME", help=about)
     add("--overwrite", action="store_true", help="replace an existing folder")
     options = parser.parse_args(argv)
-    from ..checkpoints.checkpoint import checkpoint_of
     from ..checkpoints.export import export
-    from ..checkpoints.pretrained import released_file
+    from ..checkpoints.starting_weights import released_file
     from ..checkpoints.validation import best_checkpoint
+    from ..checkpoints.weights import checkpoint_of
 
     file, which, tag = options.checkpoint, "", ""
     if options.best:

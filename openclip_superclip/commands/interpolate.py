@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
     options.released = options.released.removeprefix("local-dir:")
     from ..checkpoints.averaging import interpolate
-    from ..checkpoints.checkpoint import OPTIONS, read_checkpoint, save_weights
-    from ..checkpoints.pretrained import released_file
     from ..checkpoints.run_outputs import options_to_keep
+    from ..checkpoints.starting_weights import released_file
+    from ..checkpoints.weights import OPTIONS, read_checkpoint, save_weights
     from ..files import check_out, whole_output
 
     inputs = [options.released, options.tuned]

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError, Parser, one_line
-from ..openclip import patching
-from ..openclip.patching import Installation, find_installation
+from ..openclip import disk_patch
+from ..openclip.disk_patch import Installation, find_installation
 
-EXIT_CODES = {patching.PATCHED: 0, patching.NOT_PATCHED: 1, patching.MODIFIED: 4}
+EXIT_CODES = {disk_patch.PATCHED: 0, disk_patch.NOT_PATCHED: 1, disk_patch.MODIFIED: 4}
 ERROR = 2  # argparse's own
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Patches OpenCLIP so that python -m open_clip_train.main finds the "
         "installed plugins and accepts\ntheir flags. There are patches for open_clip_torch "
-        f"{', '.join(patching.patches())}.",
+        f"{', '.join(disk_patch.patches())}.",
         epilog="actions:\n"
         "  apply   apply the patch; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         openclip = find_installation(options.source)
         if options.action == "check":
             return _check(openclip)
-        done = getattr(patching, options.action)(openclip)
+        done = getattr(disk_patch, options.action)(openclip)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return ERROR
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
 
 
 def _check(openclip: Installation) -> int:
-    status = patching.Status(openclip)
+    status = disk_patch.Status(openclip)
     print(f"{status.state}: {openclip}")
-    if status.state == patching.MODIFIED:
+    if status.state == disk_patch.MODIFIED:
         print(*(f"  {path}: {state}" for path, state in status.files.items()), sep="\n")
         if not status.unknown:
             print("An apply or a revert was interrupted: run either of them again.")

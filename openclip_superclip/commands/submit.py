@@ -86,7 +86,7 @@ def _fetch_pretrained(run: Run) -> None:
     tag = flags.get("pretrained")
     if not tag or os.path.exists(tag):
         return
-    from ..checkpoints.pretrained import released_file  # imports OpenCLIP
+    from ..checkpoints.starting_weights import released_file  # imports OpenCLIP
 
     try:
         released_file(f"{run.recipe.model}:{tag}", "pretrained", flags.get("cache-dir"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import ranks
+from . import distributed
 
 SAMPLE = 64  # observed captions of each batch and rank
 
@@ -111,8 +111,8 @@ class TokenStatistics(nn.Module):
         message.scatter_add_(0, tokens.flatten(), counts.flatten().long())
         message[-2] = counts.any(dim=1).sum()
         message[-1] = len(tokens)
-        several = ranks.world_size() > 1
-        return Update(message, ranks.begin_sum(message, "token counts") if several else None)
+        several = distributed.world_size() > 1
+        return Update(message, distributed.begin_sum(message, "token counts") if several else None)
 
     def finish(self, update: Update) -> Tensor:
         """Adds the counts of all ranks and returns the number of captions on all ranks (int64
@@ -217,8 +217,8 @@ class WordKnowledge:
         if sums is None:
             sums = torch.zeros(3 * len(self.counted) + 2, device=device)
             sums = sums.to(_dtype(sums))
-        if ranks.world_size() > 1:
-            sums = ranks.begin_sum(sums, "words of an epoch")()
+        if distributed.world_size() > 1:
+            sums = distributed.begin_sum(sums, "words of an epoch")()
         sums = sums.cpu().double()
         num_captions, num_trained = map(int, sums[-2:])
         if not num_captions:

@@ -12,7 +12,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor
 
 from ..errors import InputError, reason
-from . import ranks
+from . import distributed
 from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
@@ -192,7 +192,7 @@ class _WithClassHead:
         if update is not None:
             num_captions = self.statistics.finish(update)
             if update.finish is not None:
-                scale = len(words) * ranks.world_size() / num_captions.float()
+                scale = len(words) * distributed.world_size() / num_captions.float()
         # selected on the device: no synchronization, and the same graph for DDP
         if self.head_warmup:
             warming_up = self.statistics.num_captions <= self.head_warmup

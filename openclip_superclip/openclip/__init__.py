@@ -1,5 +1,6 @@
-"""The adapter: the only code that touches OpenCLIP's trainer. v3.py and v4.py are for one
-generation each."""
+"""The adapter: the only code that touches OpenCLIP's trainer.
+
+openclip_3.py and openclip_4.py are for one generation each."""
 
 import functools
 import importlib.util
@@ -11,13 +12,13 @@ trained = SimpleNamespace(model=None)  # the model of this process's training, o
 
 @functools.cache
 def current() -> ModuleType:
-    """Returns the module for the installed OpenCLIP, without importing it: v4 if it has tasks,
-    else v3."""
-    from . import v3, v4
+    """Returns the module for the installed OpenCLIP, without importing it: openclip_4 if it has
+    tasks."""
+    from . import openclip_3, openclip_4
 
     package = importlib.util.find_spec("open_clip")
     has_tasks = package is not None and (Path(package.origin).parent / "task").is_dir()
-    return v4 if has_tasks else v3
+    return openclip_4 if has_tasks else openclip_3
 
 
 def autocast(precision: str, device_type: str):

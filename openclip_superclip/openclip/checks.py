@@ -21,7 +21,7 @@ from ..environment import check_horovod, require
 from ..errors import InputError, at_least, refuse
 from ..flags import Config, DataConfig, is_idf_file
 from . import current
-from .options import Training, launched
+from .parsed_options import Training, launched
 
 LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")

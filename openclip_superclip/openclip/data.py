@@ -26,7 +26,7 @@ from ..data.tar_shards import StrictTarInfo, pickle_as_bytes
 from ..environment import replaced
 from ..errors import InputError, reason
 from . import current
-from .options import Training
+from .parsed_options import Training
 
 
 def with_plugins_data(get_dataset_fn):

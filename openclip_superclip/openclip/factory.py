@@ -9,19 +9,19 @@ import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
 
-from ..checkpoints import pretrained as weights
-from ..checkpoints.checkpoint import file_of_weights
-from ..checkpoints.model_files import (
+from ..checkpoints import starting_weights
+from ..checkpoints.model_configurations import (
     holds_text_tower,
     open_tokenizer,
     read_configuration,
     register_model,
 )
+from ..checkpoints.weights import file_of_weights
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
 from ..flags import Config, is_idf_file
 from ..method.idf import special_token_ids
-from .replacing import plugins_model_class
+from .hook_calls import plugins_model_class
 
 
 def create_model_and_transforms(
@@ -53,7 +53,7 @@ def create_model_and_transforms(
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
-    loading, load = weights.how_to_load(model_name, pretrained)
+    loading, load = starting_weights.how_to_load(model_name, pretrained)
     superclip = head_options(model_name, pretrained, config, cache_dir=cache_dir, load=load)
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
@@ -97,7 +97,7 @@ def head_options(
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
-        "stored_head": weights.stored_head(model_name, pretrained, cache_dir),
+        "stored_head": starting_weights.stored_head(model_name, pretrained, cache_dir),
     }
 
 
@@ -109,12 +109,13 @@ def check_models(options: argparse.Namespace) -> None:
     """
     pretrained = options.pretrained
     model = check_model(options.model, pretrained, "--model", "--pretrained", options.cache_dir)
-    weights.check_pretrained(model, pretrained)
+    starting_weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
-        weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
-    weights.check_weights(model, pretrained)
+        starting_weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
+    starting_weights.check_weights(model, pretrained)
     if not model.startswith("hf-hub:"):
-        weights.start_of_towers(model, pretrained, pretrained_image=options.pretrained_image)
+        has_timm = options.pretrained_image
+        starting_weights.start_of_towers(model, pretrained, pretrained_image=has_timm)
     _check_text_tower(model, options)
     if options.distill_model is not None:
         _check_teacher(options.distill_model, options.distill_pretrained, options.cache_dir)

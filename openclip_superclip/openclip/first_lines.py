@@ -4,13 +4,13 @@ contains."""
 import logging
 from pathlib import Path
 
-from .options import Training
+from .parsed_options import Training
 
 
 def log_first_lines(training: Training) -> None:
     """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
     line."""
-    from ..checkpoints.pretrained import start_of_towers
+    from ..checkpoints.starting_weights import start_of_towers
 
     options = training.options
     start = options.resume or start_of_towers(

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from ..environment import check_horovod
 from ..errors import InputError, reason
-from .options import launched
+from .parsed_options import launched
 
 PATIENCE = timedelta(minutes=5)  # for the ranks to meet
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import InputError
-from .options import launched
+from .parsed_options import launched
 
 started: list[argparse.Namespace] = []  # the options of the run, with a flag of ours
 _made: list[Path] = []  # the run's folder and its parent, if this process has made them

@@ -6,15 +6,15 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from ..checkpoints.model_files import openclip_name, register_model
+from ..checkpoints.model_configurations import openclip_name, register_model
 from ..data.table_split import split_table
 from ..data.tables import Columns, check_table, detect_columns
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line
 from ..flags import Config, is_idf_file, options_of
 from .checks import Findings
-from .options import Training, launched
 from .output_folder import make_folder, remove_unstarted_run
+from .parsed_options import Training, launched
 
 
 def prepare(training: Training) -> None:
@@ -104,7 +104,7 @@ def _hold_out(training: Training) -> None:
 
 def _fix_ranks(training: Training) -> None:
     """Makes ranks exact in slices, and those of Horovod train as torchrun's."""
-    from ..method.ranks import fix_buckets
+    from ..method.distributed import fix_buckets
 
     trains_in_slices = training.data_config.slices is not None and training.options.train_data
     fix_buckets(fixed=bool(trains_in_slices))

@@ -11,10 +11,10 @@ from traceback import walk_tb
 from ..checkpoints.run_outputs import is_complete, quarantine
 from ..errors import InputError, one_line, reason, refuse
 from ..files import is_full, why_full
-from . import current, output_folder, replacing
+from . import current, hook_calls, output_folder
 from .checks import data_problems
 from .horovod import join_ranks
-from .options import launched
+from .parsed_options import launched
 
 OURS = "superclip"  # the entry point of this package's plugin
 
@@ -23,7 +23,7 @@ def register_plugin(plugin: object) -> None:
     """Registers a plugin in this process, in addition to the installed ones."""
     # an installed plugin cannot be loaded; training reports it
     with contextlib.suppress(RuntimeError):
-        replacing.hooks_module().plugin_manager().register(plugin)
+        hook_calls.hooks_module().plugin_manager().register(plugin)
 
 
 def train(argv: list[str]) -> int:
@@ -50,11 +50,11 @@ def train(argv: list[str]) -> int:
 
 def _train(argv: list[str]):
     try:
-        replacing.hooks_module().plugin_manager()
+        hook_calls.hooks_module().plugin_manager()
     except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
     _check_device(argv)
-    args = None if replacing.is_patched() else replacing.parse_args(argv)
+    args = None if hook_calls.is_patched() else hook_calls.parse_args(argv)
     if args is not None:
         refuse(data_problems(args))
     from open_clip_train.main import main
@@ -62,10 +62,10 @@ def _train(argv: list[str]):
     if "--horovod" in argv:
         join_ranks()
     if args is not None:
-        replacing.install(args)
+        hook_calls.install(args)
         if launched()[0] == 0:
             passed_on = (f"open_clip_train.data.{name}" for name in current().PASSED_ON)
-            names = ", ".join([*replacing.REPLACED, *current().WRAPPERS, *passed_on])
+            names = ", ".join([*hook_calls.REPLACED, *current().WRAPPERS, *passed_on])
             print(
                 "superclip: this OpenCLIP is not patched; in this process the plugins replace "
                 f"{names}",
@@ -126,7 +126,7 @@ def explained_errors() -> Iterator[None]:
 def _failed_plugin(error: Exception) -> str:
     """Returns which plugin raised an error in which hook, in one line; "" for no plugin's error,
     and for ours."""
-    manager = replacing.hooks_module().plugin_manager()
+    manager = hook_calls.hooks_module().plugin_manager()
     hooks = {}
     for name in (name for name in vars(manager.hook) if name.startswith("open_clip_")):
         for implementation in getattr(manager.hook, name).get_hookimpls():
@@ -152,7 +152,7 @@ def check_command(argv: list[str]) -> argparse.Namespace:
     if they are refused."""
     try:
         with explained_errors():
-            return replacing.parse_args(argv, only_options=True)
+            return hook_calls.parse_args(argv, only_options=True)
     except SystemExit as error:
         raise InputError(f"flags: {str(error).removeprefix('error: ')}") from None
     except (SyntaxError, ValueError) as error:  # including OpenCLIP's own, such as for a NAME=VALUE

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import run_outputs
-from ..checkpoints.checkpoint import holds_numbers
+from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, replaced
 from ..errors import InputError
 from ..files import write_json
 from ..hooks import hookimpl
-from ..method.ranks import begin_sum, world_size
+from ..method.distributed import begin_sum, world_size
 from ..openclip.train import register_plugin, train
 from .process import last_line
 from .progress import FIRST_STEP, STEPS, too_much_unreadable, unreadable_of_slice

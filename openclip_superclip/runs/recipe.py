@@ -14,7 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.error import MarkedYAMLError
 
-from ..checkpoints.model_files import model_for_pretrained
+from ..checkpoints.model_configurations import model_for_pretrained
 from ..data.tables import Columns
 from ..errors import InputError, Rule, check, reason
 from ..files import shipped_folder

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import run_outputs
-from ..checkpoints.checkpoint import read_checkpoint
+from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
 from ..rendering import bytes_text, significant

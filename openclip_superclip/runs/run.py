@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..checkpoints.model_files import openclip_name
+from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.run_outputs import RECORD
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes

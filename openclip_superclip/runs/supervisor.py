@@ -291,7 +291,7 @@ class NodeTraining:
             return 0
         print(describe(failure, self.logs), file=sys.stderr, flush=True)
         if failure.kind == LOSS:
-            from ..checkpoints.checkpoint import holds_numbers  # imports torch
+            from ..checkpoints.weights import holds_numbers  # imports torch
 
             for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")

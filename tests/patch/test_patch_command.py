@@ -30,7 +30,7 @@ from support.training_runs import on_a_full_disk, run_ranks
 import openclip_superclip
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
-from openclip_superclip.openclip import patching
+from openclip_superclip.openclip import disk_patch
 
 OUR_HOOKS = Path(hooks.__file__).read_bytes()
 
@@ -57,10 +57,10 @@ def superclip_patch(capsys):
 
 
 def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_superclip():
-    assert list(patching.patches()) == [*RELEASES, "4.2.0.dev0"]
+    assert list(disk_patch.patches()) == [*RELEASES, "4.2.0.dev0"]
     for release, more in {"3.3.0": [], "4.2.0.dev0": ["open_clip/task/coca_task.py"]}.items():
-        text = patching.patches()[release]
-        patch = patching.Patch(text)
+        text = disk_patch.patches()[release]
+        patch = disk_patch.Patch(text)
         assert patch.change(HOOKS, None) == OUR_HOOKS, "run patches/refresh.py"
         assert b"superclip" not in text.lower()
         assert patch.diffs.keys() == {*CHANGED, HOOKS, *more}

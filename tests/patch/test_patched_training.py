@@ -108,7 +108,7 @@ def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
 def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
-    importlib.import_module("openclip_superclip.openclip.replacing")._replace = None
+    importlib.import_module("openclip_superclip.openclip.hook_calls")._replace = None
     return importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
 
 

@@ -20,8 +20,8 @@ from support.training_runs import call, completed, superclip_train
 from transformers import CLIPTokenizer
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.checkpoint import save_weights
 from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenizer
+from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.captions import token_texts, tokenizer_identity
 from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.lab.words.tagger import open_lexicon, open_with_head

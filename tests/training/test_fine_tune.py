@@ -19,7 +19,7 @@ from support.training_runs import completed, load, run_ranks, stock_train, super
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.checkpoint import is_torchscript
+from openclip_superclip.checkpoints.weights import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights contain no class head; training starts with a new one"

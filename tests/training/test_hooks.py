@@ -17,7 +17,7 @@ from support.plugins import install_plugin
 from support.training_runs import completed, load, train_with
 
 from openclip_superclip import SuperCLIP, hooks
-from openclip_superclip.openclip import replacing
+from openclip_superclip.openclip import hook_calls
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
 
@@ -197,7 +197,7 @@ def test_open_clip_select_model_class_gets_the_configuration_and_gives_the_class
         return ToyCLIP if model_class is CLIP and "toy" in model_cfg else None
 
     register("toy", open_clip_select_model_class=select)
-    with replacing.plugins_model_class():
+    with hook_calls.plugins_model_class():
         assert type(open_clip.create_model(tiny_model, init_logit_bias=-10.0)) is CLIP
         assert asked == [(CLIP, {**config, "init_logit_bias": -10.0, "cast_dtype": None})]
         assert open_clip.create_model(tiny_model, toy="yes").toy == "yes"

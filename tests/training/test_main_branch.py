@@ -31,9 +31,9 @@ from support.training_runs import (
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.checkpoint import read_checkpoint
+from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.openclip import current
-from openclip_superclip.openclip.replacing import parse_args
+from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_effects import EFFECTS
 from openclip_superclip.runs.progress import read_log
 

@@ -10,7 +10,7 @@ from support.three_steps import batch, results_of
 
 from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.method.model import SuperCLIP, SuperCoCa
-from openclip_superclip.openclip import current, v4
+from openclip_superclip.openclip import current, openclip_4
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 20, "vocab_size": 4096, "width": 32, "heads": 2, "layers": 1}
@@ -36,7 +36,7 @@ def training_step(model, loss):
         return lambda images, texts: loss(**model(images, texts), output_dict=True)
     if isinstance(model, SuperCoCa):
         task = open_clip.task.CoCaTask(model, loss=loss)
-        task._build_loss_inputs = v4.with_every_output(task._build_loss_inputs)
+        task._build_loss_inputs = openclip_4.with_every_output(task._build_loss_inputs)
     else:
         task = open_clip.task.CLIPTask(model, loss=loss)
     return lambda images, texts: task.training_forward({"image": images, "text": texts})[0]

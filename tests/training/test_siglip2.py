@@ -11,7 +11,7 @@ from support.data import write_shards
 from support.models import LIST_OF_WORDS, random_weights, write_tokenizer
 from support.training_runs import call, run_superclip
 
-from openclip_superclip.checkpoints.model_files import register_model
+from openclip_superclip.checkpoints.model_configurations import register_model
 from openclip_superclip.runs.progress import read_log
 
 RECIPE = "finetune/supersiglip_vit-b-16-siglip2_512k_bs128"

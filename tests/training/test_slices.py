@@ -33,9 +33,9 @@ from torchvision import transforms
 
 from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
 from openclip_superclip.data.slices import Split, slice_of
-from openclip_superclip.openclip import replacing
+from openclip_superclip.openclip import hook_calls
 from openclip_superclip.openclip.data import _get_dataset
-from openclip_superclip.openclip.options import Training
+from openclip_superclip.openclip.parsed_options import Training
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
@@ -96,8 +96,8 @@ def test_the_slices_of_a_pass_are_every_kth_shard_of_an_order_of_its_own(num_sha
 def pipeline(*argv: str, epochs: range) -> int:
     """Writes down, for each epoch, what OpenCLIP's own data loader gives this rank: captions,
     and images' digests."""
-    args = replacing.parse_args([*argv])
-    replacing.install(args)
+    args = hook_calls.parse_args([*argv])
+    hook_calls.install(args)
     args.rank, args.world_size = (
         int(os.environ.get("RANK", 0)),
         int(os.environ.get("WORLD_SIZE", 1)),

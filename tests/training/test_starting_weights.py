@@ -21,7 +21,7 @@ from support.training_runs import completed, error_of, run_ranks, superclip_trai
 from torch.distributed.fsdp import fully_shard
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.pretrained import start_of_towers
+from openclip_superclip.checkpoints.starting_weights import start_of_towers
 from openclip_superclip.errors import InputError
 from openclip_superclip.method.finite_weights import is_finite_on_all_ranks
 

@@ -10,7 +10,7 @@ from support.models import add_to_cache, random_weights, write_model
 from support.training_runs import call, error_of, on_a_full_disk
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.checkpoint import save_weights
+from openclip_superclip.checkpoints.weights import save_weights
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from support.models import write_model
 
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.checkpoint import read_checkpoint
+from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.errors import InputError
 
 COMMANDS = [  # a file, and a command that reads it

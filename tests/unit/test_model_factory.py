@@ -19,12 +19,12 @@ from support.models import MODELS, SPECIAL_TOKENS, copy_model, write_model, writ
 import openclip_superclip as superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
-from openclip_superclip.checkpoints.checkpoint import Checkpoint
-from openclip_superclip.checkpoints.model_files import CONFIGURATIONS
+from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS
 from openclip_superclip.checkpoints.run_outputs import options_to_keep
+from openclip_superclip.checkpoints.weights import Checkpoint
 from openclip_superclip.lab.benchmark import time_and_memory
 from openclip_superclip.openclip import factory
-from openclip_superclip.openclip.options import Training
+from openclip_superclip.openclip.parsed_options import Training
 
 NAME = "superclip-tiny"
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from openclip_superclip import InputError, hooks
 from openclip_superclip.checkpoints.resume import check_kind
-from openclip_superclip.openclip import replacing, v4
+from openclip_superclip.openclip import hook_calls, openclip_4
 from openclip_superclip.openclip.checks import check_command_line, check_data, data_problems
-from openclip_superclip.openclip.options import Training
+from openclip_superclip.openclip.parsed_options import Training
 from openclip_superclip.plugin import Plugin
 
 
@@ -59,13 +59,14 @@ class PickyTask(Task):
 def test_a_task_trains_with_the_plugins_loss_which_need_not_be_a_module_or_keeps_openclips(answer):
     args, loss = argparse.Namespace(name="run"), lambda **outputs: outputs
     asked = answer(loss)
-    task = v4.with_plugins_task(lambda args, model, dist_model=None: Task())(
+    task = openclip_4.with_plugins_task(lambda args, model, dist_model=None: Task())(
         args, "the model", dist_model=None
     )
     assert task.loss is loss
     assert asked == [{"args": args, "model": "the model"}]
     answer(None)
-    task = v4.with_plugins_task(lambda args, model: PickyTask())(argparse.Namespace(), "the model")
+    create_task = openclip_4.with_plugins_task(lambda args, model: PickyTask())
+    task = create_task(argparse.Namespace(), "the model")
     assert type(task.loss) is nn.Identity
     assert "_build_loss_inputs" not in vars(task)
 
@@ -74,7 +75,8 @@ def test_a_loss_gets_what_a_picky_task_leaves_out_but_for_the_bias_that_no_capti
     answer,
 ):
     answer(lambda **outputs: outputs)
-    task = v4.with_plugins_task(lambda args, model: PickyTask())(argparse.Namespace(), "the model")
+    create_task = openclip_4.with_plugins_task(lambda args, model: PickyTask())
+    task = create_task(argparse.Namespace(), "the model")
     outputs = {
         "logits": torch.zeros(2, 4, 3),
         "class_losses": torch.ones(2),
@@ -94,7 +96,7 @@ def test_a_task_that_takes_a_loss_is_made_with_the_plugins(answer):
 
     loss = nn.Identity()
     answer(loss)
-    assert v4.with_plugins_task(create_task)("args", model="the model").made_with is loss
+    assert openclip_4.with_plugins_task(create_task)("args", model="the model").made_with is loss
 
 
 def test_a_wrapper_gets_the_tasks_own_loss(answer, monkeypatch):
@@ -107,7 +109,7 @@ def test_a_wrapper_gets_the_tasks_own_loss(answer, monkeypatch):
 
     wrapper = types.SimpleNamespace(open_clip_create_loss=hooks.hookimpl(create_loss, wrapper=True))
     hooks.plugin_manager().register(wrapper)
-    task = v4.with_plugins_task(lambda model, args: Task())("the model", "args")
+    task = openclip_4.with_plugins_task(lambda model, args: Task())("the model", "args")
     assert wrapped == [task.loss]
     assert type(task.loss) is nn.Identity
 
@@ -124,8 +126,8 @@ def test_plugins_are_called_after_the_steps_of_an_epoch_with_the_module_that_tra
         types.SimpleNamespace(task=types.SimpleNamespace(trainable_module="model"), epoch=3),
         object(),
     )
-    monkeypatch.setattr(replacing, "current", lambda: v4)
-    replacing.with_epoch_end(train_one_epoch)(state, {}, args, tb_writer=None)
+    monkeypatch.setattr(hook_calls, "current", lambda: openclip_4)
+    hook_calls.with_epoch_end(train_one_epoch)(state, {}, args, tb_writer=None)
     assert order == [0]
     assert asked == [{"args": args, "model": "model", "epoch": 3}]
 
@@ -152,7 +154,7 @@ def webdataset(monkeypatch):
         args = argparse.Namespace(
             text_key=text_key, json_text_key=json_text_key, json_text_key_probs=None
         )
-        return v4.WebDataset(args, None, tokens)
+        return openclip_4.WebDataset(args, None, tokens)
 
     return webdataset
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from openclip_superclip import option_effects
 from openclip_superclip.flags import Config, DataConfig
-from openclip_superclip.openclip.replacing import parse_args
+from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_effects import EFFECTS, effect_of
 
 # What OpenCLIP's trainer adds after parsing, and the record of a run.

@@ -15,7 +15,7 @@ from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.checkpoint import save_weights
+from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import whole_output

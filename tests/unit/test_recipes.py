@@ -9,7 +9,7 @@ import pytest
 from support.pages import ROOT
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.model_files import register_model
+from openclip_superclip.checkpoints.model_configurations import register_model
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.errors import InputError
 from openclip_superclip.flags import Config, config_from

@@ -19,9 +19,9 @@ from support.tiny_run import write_recipe
 from support.training_runs import completed, run_ranks
 
 from openclip_superclip.checkpoints import run_outputs
-from openclip_superclip.checkpoints.checkpoint import holds_numbers, newest_weights
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
+from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import (
     PREEMPTED,

@@ -25,7 +25,7 @@ from openclip_superclip.method import head
 from openclip_superclip.method.idf import WordKnowledge, special_token_ids
 from openclip_superclip.method.loss import SuperCLIPLoss, class_loss
 from openclip_superclip.openclip import current
-from openclip_superclip.openclip.replacing import parse_args, plugins_model_class
+from openclip_superclip.openclip.hook_calls import parse_args, plugins_model_class
 
 pytestmark = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
@@ -189,7 +189,7 @@ def run_of(models, model: str, flags: str, mistake: str | None = None) -> Run:
     """The run of a process that trains twice, with one of MISTAKES."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["open_clip_train.main", "openclip_superclip.openclip.replacing", "timm", "pytest"]
+        ["open_clip_train.main", "openclip_superclip.openclip.hook_calls", "timm", "pytest"]
     )
     output = Path("output.txt").resolve()
     process = context.Process(

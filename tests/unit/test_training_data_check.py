@@ -14,7 +14,7 @@ from support.data import IMAGE, write_shards
 from support.models import VOCAB_SIZE, write_model
 
 from openclip_superclip.openclip.checks import check_command_line
-from openclip_superclip.openclip.options import Training
+from openclip_superclip.openclip.parsed_options import Training
 from openclip_superclip.openclip.train import train
 
 REFUSED = {

@@ -18,7 +18,7 @@ from support.hub import serving
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.checkpoint import save_weights
+from openclip_superclip.checkpoints.weights import save_weights
 
 # repositories
 STRANGER, NAMES_STRANGER, CODE, FLAT = (

@@ -18,7 +18,7 @@ import pandas
 import torch
 from tqdm import tqdm
 
-from ...checkpoints.checkpoint import Checkpoint
+from ...checkpoints.weights import Checkpoint
 from ...data.tables import ROWS_AT_ONCE
 from ...data.tar_shards import contract, numbered_members
 from ...errors import InputError

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ...checkpoints.model_files import register_model
+from ...checkpoints.model_configurations import register_model
 from ...errors import reason
 from ...method.idf import TokenStatistics
 from ...method.loss import class_loss, plain_class_loss

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ...checkpoints.model_files import register_model
+from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...checkpoints.architecture import count_gmacs, expected_head, read_architecture
-from ...checkpoints.model_files import register_model
+from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError, reason
 from ...files import check_results, make_folder, write_json

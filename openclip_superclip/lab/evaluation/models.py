@@ -16,10 +16,10 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
-from ...checkpoints.checkpoint import check_match, read_checkpoint
 from ...checkpoints.export import write_model
-from ...checkpoints.model_files import holds_text_tower
+from ...checkpoints.model_configurations import holds_text_tower
 from ...checkpoints.run_outputs import checkpoints, run_options
+from ...checkpoints.weights import check_match, read_checkpoint
 from ...errors import InputError
 
 

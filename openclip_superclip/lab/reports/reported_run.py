@@ -8,7 +8,7 @@ from pathlib import Path
 from ...checkpoints.run_outputs import read_options
 from ...errors import InputError, listed
 from ...files import read_json
-from ...openclip.replacing import parse_args
+from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
 from ...runs.folder import current_state
 from ...runs.progress import read_log

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ...checkpoints.checkpoint import read_checkpoint
 from ...checkpoints.run_outputs import checkpoints
 from ...checkpoints.validation import best_epoch
+from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, read_json, write_json

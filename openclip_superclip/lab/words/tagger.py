@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.checkpoint import (
+from ...checkpoints.run_outputs import run_options
+from ...checkpoints.weights import (
     Checkpoint,
     check_match,
     check_values,
@@ -23,14 +24,13 @@ from ...checkpoints.checkpoint import (
     fixed_idf,
     read_checkpoint,
 )
-from ...checkpoints.run_outputs import run_options
 from ...data.captions import token_texts
 from ...environment import check_device
 from ...errors import InputError, listed, reason
 from ...method.head import head_input_of
 from ...method.head_input import head_input_map
 from ...method.idf import special_token_ids
-from ...openclip.replacing import plugins_model_class
+from ...openclip.hook_calls import plugins_model_class
 
 # score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
 FULL_BAR = 0.2

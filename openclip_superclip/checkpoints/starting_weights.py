@@ -16,8 +16,8 @@ from torch import Tensor
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD
-from .checkpoint import check_values, holds_head, is_torchscript, read_checkpoint, read_head
-from .model_files import read_configuration
+from .model_configurations import read_configuration
+from .weights import check_values, holds_head, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """Makes an unpatched OpenCLIP call the hooks by replacing a few of its functions.
 
 The calls are the same as in the patch; a patched OpenCLIP is not changed. Code for only one
-generation of OpenCLIP is in v3.py and v4.py.
+generation of OpenCLIP is in openclip_3.py and openclip_4.py.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from .. import hooks
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, explained
 from . import current, trained
-from .patching import INSTALL
-from .v3 import arguments
+from .disk_patch import INSTALL
+from .openclip_3 import arguments
 
 PATCHED_FILES = (
     "open_clip/factory.py",

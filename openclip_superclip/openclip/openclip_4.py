@@ -3,7 +3,7 @@ decoded last."""
 
 import inspect
 
-from . import v3
+from . import openclip_3
 
 HAS_TASKS = True
 PASSED_ON = {
@@ -16,10 +16,10 @@ def with_plugins_task(create):
     """Returns an OpenCLIP `create_task` that uses the plugins' loss, if any."""
 
     def create_task(*args, **kwargs):
-        call = v3.arguments(create, args, kwargs)
+        call = openclip_3.arguments(create, args, kwargs)
         task = create(*args, **kwargs)
         own = task.loss
-        loss = v3.plugins_loss(call["args"], call.get("model"), lambda: own)
+        loss = openclip_3.plugins_loss(call["args"], call.get("model"), lambda: own)
         if loss is not own:
             if "loss" in inspect.signature(create).parameters:
                 task = create(*args, **kwargs | {"loss": loss})
@@ -54,7 +54,7 @@ def trained_epoch(call: dict) -> tuple[object, int]:
 WRAPPERS = {"open_clip_train.main.create_task": with_plugins_task}
 
 
-class WebDataset(v3.WebDataset):
+class WebDataset(openclip_3.WebDataset):
     """The same for samples before decoding: `txt` is OpenCLIP's caption."""
 
     def __init__(self, args, order, caption_tokens):

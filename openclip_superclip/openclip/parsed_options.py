@@ -65,7 +65,7 @@ class Training:
     @functools.cached_property
     def leaves_head_out(self) -> bool:
         """Whether a model without a class head, student or teacher, loads weights with one."""
-        from ..checkpoints.pretrained import starts_with_head
+        from ..checkpoints.starting_weights import starts_with_head
 
         options = self.options
         models = [(options.distill_model, options.distill_pretrained)]
@@ -115,7 +115,7 @@ class Training:
 
     @functools.cached_property
     def tokenizer(self):
-        from ..checkpoints.model_files import open_tokenizer
+        from ..checkpoints.model_configurations import open_tokenizer
 
         options = self.options
         return open_tokenizer(options.model, options.force_context_length, options.cache_dir)
