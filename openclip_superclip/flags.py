@@ -67,10 +67,9 @@ class Config:
     captions: str = _flag(
         "--superclip-captions",
         "short",
-        "which caption to train on: the short one (OpenCLIP's), the long one, the short one "
-        "with probability P and the "
-        "long one otherwise, or the short one for the contrastive loss and the long one for "
-        "the class loss",
+        "which caption to train on: the short one (OpenCLIP's), the long one, the short one with "
+        "probability P and the long one otherwise, or the short one for the contrastive loss and "
+        "the long one for the class loss",
         metavar="{short,long,mixed:P,dual}",
     )
     long_caption: str = _flag(
@@ -96,10 +95,9 @@ class Config:
         "--superclip-placebo",
         "off",
         f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of "
-        "other images, trains "
-        "only its head, or has one target for all captions (the words' weighted frequencies); "
-        "is replaced by a second contrastive loss on the head's input; or is the image tower's "
-        "only loss",
+        "other images, trains only its head, or has one target for all captions (the words' "
+        "weighted frequencies); is replaced by a second contrastive loss on the head's input; or "
+        "is the image tower's only loss",
         PLACEBOS,
         metavar="CONTROL",
     )
@@ -191,19 +189,17 @@ class DataConfig:
         "--superclip-slices",
         None,
         "split each pass over the shards of a WebDataset into K epochs with a checkpoint each, "
-        "which a resumed run "
-        "continues exactly. --train-num-samples is then the size of one slice, and --epochs K "
-        "times the number of passes. Works without --superclip, too",
+        "which a resumed run continues exactly. --train-num-samples is then the size of one "
+        "slice, and --epochs K times the number of passes. Works without --superclip, too",
         type=int,
         metavar="K",
     )
     val_fraction: float | None = _flag(
         "--val-fraction",
         None,
-        "split this fraction of the pairs of the table --train-data off for validation: no "
-        "image and no caption is on "
-        "both sides, and every run with the same --logs has the same split. Works without "
-        "--superclip, too",
+        "split this fraction of the pairs of the table --train-data off for validation: no image "
+        "and no caption is on both sides, and every run with the same --logs has the same split. "
+        "Works without --superclip, too",
         type=float,
         metavar="FRACTION",
     )

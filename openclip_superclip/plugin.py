@@ -99,10 +99,9 @@ class Plugin:
 
         if not is_finite_on_all_ranks(model):
             raise InputError(
-                f"the weights are not finite after epoch {epoch + 1}, which is not saved: "
-                "resume from an earlier "
-                "checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm 1 or "
-                "--precision amp_bf16"
+                f"the weights are not finite after epoch {epoch + 1}, which is not saved: resume "
+                "from an earlier checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm "
+                "1 or --precision amp_bf16"
             )
         if training.records_words:
             _record_words(training, model, epoch + 1)

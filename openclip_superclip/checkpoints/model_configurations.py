@@ -34,9 +34,8 @@ def register_model(model: str, flag: str = "--model") -> str:
         if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
             raise InputError(
                 f"{flag}: {model} contains a preprocess_cfg, which training only reads from a "
-                "folder: name the file "
-                "open_clip_config.json and give local-dir:FOLDER, or remove it and give "
-                "--image-mean and the like"
+                "folder: name the file open_clip_config.json and give local-dir:FOLDER, or remove "
+                "it and give --image-mean and the like"
             )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
     return openclip_name(model)

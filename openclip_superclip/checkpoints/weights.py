@@ -215,10 +215,9 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
         return {name: head[name] for name in FIXED_IDF if name in head}
     if not os.path.isfile(file):
         raise InputError(
-            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, "
-            "and does not contain "
-            "its counts: copy the file there, or count the same captions again with superclip "
-            "frequencies"
+            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and "
+            "does not contain its counts: copy the file there, or count the same captions again "
+            "with superclip frequencies"
         )
     from ..data.frequencies import read_frequencies
 

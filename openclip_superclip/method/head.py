@@ -169,9 +169,8 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
     if reads != module.class_head.reads:
         raise InputError(
             f"--superclip-head-input is {module.class_head.reads}, and the weights' class head "
-            f"reads {reads}: give "
-            f"--superclip-head-input {reads}, or weights without a head, as superclip export "
-            "writes them, for a new one"
+            f"reads {reads}: give --superclip-head-input {reads}, or weights without a head, as "
+            "superclip export writes them, for a new one"
         )
     num_captions = state_dict.get(f"{prefix}{NUM_CAPTIONS}")
     if num_captions is not None:  # otherwise torch reports the missing key

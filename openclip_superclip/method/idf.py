@@ -141,9 +141,8 @@ class TokenStatistics(nn.Module):
             caption, position = wrong.nonzero()[0].tolist()
             raise InputError(
                 f"caption {caption} of the batch holds token id "
-                f"{tokens[caption, position].item()}, but the text "
-                f"tower's vocabulary ends at {self.vocab_size - 1}: tokenizer and "
-                "text_cfg.vocab_size do not match"
+                f"{tokens[caption, position].item()}, but the text tower's vocabulary ends at "
+                f"{self.vocab_size - 1}: tokenizer and text_cfg.vocab_size do not match"
             )
 
 

@@ -136,9 +136,8 @@ class _WithClassHead:
         all_parameters = sum(parameter.numel() for parameter in self.parameters())
         vocab_size, width = self.class_head.weight.shape
         logging.info(
-            f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special "
-            "tokens left out); "
-            f"head {head:,} parameters beside {all_parameters - head:,} "
+            f"SuperCLIP: vocabulary {vocab_size:,} ({self.statistics.num_ignored} special tokens "
+            f"left out); head {head:,} parameters beside {all_parameters - head:,} "
             f"({head / all_parameters:.1%}), in training only; it reads {read[head_input]}, width "
             f"{width}; IDF {self.idf}"
         )

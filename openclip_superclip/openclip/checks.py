@@ -214,9 +214,8 @@ def check_command_line(training: Training) -> Findings:
     is_distilled = training.config is not None and options.distill_model is not None
     if is_distilled and training.has_empty_captions:
         raise InputError(
-            f"--train-data: {options.train_data} has rows without a caption, which do "
-            "not work with --superclip and --distill-model: remove these rows, as superclip "
-            "shards does"
+            f"--train-data: {options.train_data} has rows without a caption, which do not work "
+            "with --superclip and --distill-model: remove these rows, as superclip shards does"
         )
     return findings
 
@@ -469,8 +468,7 @@ def _check_workers(workers: int) -> None:
     if workers < 1 or method == "fork" or is_free:
         return
     raise InputError(
-        f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, "
-        "which cannot send "
-        "OpenCLIP's WebDataset to them: give --workers 0, or call "
+        f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, which cannot "
+        "send OpenCLIP's WebDataset to them: give --workers 0, or call "
         "multiprocessing.set_start_method('fork')"
     )

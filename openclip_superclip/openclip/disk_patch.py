@@ -193,8 +193,7 @@ def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None
         files = ", ".join(f"{path} ({status.files[path]})" for path in status.unknown)
         raise InputError(
             f"{openclip}: {files}; expected the release's file or the patched one; nothing was "
-            "changed. Undo the edit, "
-            "reinstall with pip install --force-reinstall --no-deps "
+            "changed. Undo the edit, reinstall with pip install --force-reinstall --no-deps "
             f"open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
             f"v{openclip.version}"
         )

@@ -53,8 +53,7 @@ def _init(init, *args, **options) -> None:
     except RuntimeError as error:
         raise InputError(
             f"--horovod: rank {rank} of {size}, on {socket.gethostname()}, cannot connect to "
-            f"{host}: "
-            f"{reason(error)}; set MASTER_ADDR to an address of rank 0 that the others can "
+            f"{host}: {reason(error)}; set MASTER_ADDR to an address of rank 0 that the others can "
             "reach, and HOROVOD_GLOO_IFACE to the network interface, such as eth0"
         ) from error
 

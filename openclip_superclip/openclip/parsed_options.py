@@ -68,6 +68,8 @@ class Training:
         from ..checkpoints.starting_weights import starts_with_head
 
         options = self.options
+        if self.only_options:
+            return False
         models = [(options.distill_model, options.distill_pretrained)]
         if self.config is None:
             models.append((options.model, options.pretrained))
