@@ -42,7 +42,8 @@ def _get_dataset(get_dataset, *given, **options):
     is_ours = Training(args).is_ours
     package = open_clip_train.data.wds
     if not call.arguments["is_train"]:
-        with replaced(open_clip_train.data, wds=_WithoutPickles(package) if is_ours else package):
+        wds = _WithoutPickles(package) if is_ours else package
+        with replaced(open_clip_train.data, wds=wds):
             return get_dataset(*given, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook = hooks.plugin_manager().hook
@@ -53,10 +54,11 @@ def _get_dataset(get_dataset, *given, **options):
     caption_tokens = hook.open_clip_caption_tokens(
         args=args, tokenizer=tokenizer, shared_epoch=shared_epoch
     )
+    is_changed = order is not None or caption_tokens is not None
     names = {}  # of OpenCLIP's data module, and what replaces them
-    if order is not None or caption_tokens is not None:
+    if is_changed:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
-    if names or (is_pass and is_ours):  # a pass that fills no batch ends the run
+    if is_changed or (is_pass and is_ours):  # a pass that fills no batch ends the run
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if is_ours:
         names |= {"CsvDataset": _Images, "wds": _WithoutPickles(names.get("wds", package))}
@@ -67,7 +69,7 @@ def _get_dataset(get_dataset, *given, **options):
         call.arguments["tokenizer"] = _Tokenized(tokenizer)
     with replaced(open_clip_train.data, **names):
         data = get_dataset(*call.args, **call.kwargs)
-    if order is not None or caption_tokens is not None:
+    if is_changed:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
 
