@@ -3,6 +3,7 @@ the paper's scores."""
 
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from ...errors import InputError
@@ -28,16 +29,17 @@ def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
     the recipes."""
     points = []
     for recipe in map(read_recipe, shipped_recipes()):
-        if recipe.paper and (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
-            source = recipe.paper["source"] + (
-                ", read off ±0.05" if recipe.paper["read_off"] else ""
+        of_recipe = (recipe.model, recipe.data, recipe.samples)
+        if not recipe.paper or of_recipe != (model, data, samples):
+            continue
+        source = recipe.paper["source"]
+        if recipe.paper["read_off"]:
+            source += ", read off ±0.05"
+        variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
+        for key, value in recipe.paper["values"].items():
+            points.append(
+                PaperPoint(recipe.method, variant, recipe.global_batch_size, key, value, source)
             )
-            variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
-            what = recipe.method, variant, recipe.global_batch_size
-            points += [
-                PaperPoint(*what, key, value, source)
-                for key, value in recipe.paper["values"].items()
-            ]
     return points
 
 
@@ -52,10 +54,17 @@ class Series:
 
     @property
     def name(self) -> str:
+        method = METHODS.get(self.method, self.method)
         settings = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training
         )
-        return METHODS.get(self.method, self.method) + (f" ({settings})" if settings else "")
+        return f"{method} ({settings})" if settings else method
+
+    @property
+    def settings_without_head(self) -> tuple:
+        """What differs from the default, except for the head and the captions."""
+        variant = [setting for setting in self.variant if setting[0] not in CONFIG_FIELDS]
+        return variant, self.training
 
 
 @dataclass
@@ -90,26 +99,28 @@ class Comparison:
         """The scores of finished runs."""
         return in_order([key for run in self.runs if run.state == FINISHED for key in run.scores])
 
+    def groups_of(self, batch_size: int) -> dict[Series, list[ReportedRun]]:
+        return {series: runs for (series, size), runs in self.groups.items() if size == batch_size}
+
     def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
         """Returns a score over the seeds of a group's finished runs; None if none has it."""
-        runs = self._scored(series, batch_size, key)
-        return Spread([run.scores[key] for run in runs]) if runs else None
+        scores = self._scores(series, batch_size, key)
+        return Spread([score for _, score in scores]) if scores else None
 
     def difference(
         self, series: Series, baseline: Series, batch_size: int, key: str
     ) -> PairedDifference | None:
         """Returns a score's differences at the seeds that finished runs of both have; None if
         there is none."""
-        ours, theirs = (
-            {run.seed: run.scores[key] for run in self._scored(one, batch_size, key)}
-            for one in (series, baseline)
-        )
-        seeds = sorted(ours.keys() & theirs.keys())
-        return PairedDifference([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+        ours = dict(self._scores(series, batch_size, key))
+        theirs = dict(self._scores(baseline, batch_size, key))
+        difference = PairedDifference.of(ours, theirs)
+        return difference if difference.values else None
 
-    def _scored(self, series: Series, batch_size: int, key: str) -> list[ReportedRun]:
+    def _scores(self, series: Series, batch_size: int, key: str) -> list[tuple[int | None, float]]:
+        """Returns the seed and a score of each finished run of a group that has it."""
         return [
-            run
+            (run.seed, run.scores[key])
             for run in self.groups.get((series, batch_size), [])
             if run.state == FINISHED and key in run.scores
         ]
@@ -121,30 +132,37 @@ class Comparison:
         They are equal in everything except the head and the captions; if there is none, the only
         one without the head.
         """
-        found = [
+        comparable = [
             other
-            for other, size in self.groups
-            if size == batch_size
-            and f"super{other.method}" == series.method
+            for other in self.groups_of(batch_size)
+            if f"super{other.method}" == series.method
             and any(self.difference(series, other, batch_size, key) for key in self.score_keys)
         ]
-
-        def settings(one: Series) -> tuple[dict, tuple]:
-            return {
-                name: value for name, value in one.variant if name not in CONFIG_FIELDS
-            }, one.training
-
-        return [other for other in found if settings(other) == settings(series)] or (
-            found if len(found) == 1 else []
-        )
+        equal = [
+            other
+            for other in comparable
+            if other.settings_without_head == series.settings_without_head
+        ]
+        return equal or (comparable if len(comparable) == 1 else [])
 
     def paper_curve(self, series: Series, key: str) -> list[PaperPoint]:
         """Returns the paper's scores of a series, by batch size."""
-        wanted = series.method, dict(series.variant), key
-        points = [
-            point for point in self.paper if (point.method, point.variant, point.key) == wanted
+        points = [point for point in self._paper_of(series) if point.key == key]
+        return sorted(points, key=attrgetter("batch_size"))
+
+    def paper_scores(self, series: Series, batch_size: int) -> list[PaperPoint]:
+        """Returns the paper's scores of a series at a batch size."""
+        points = [point for point in self._paper_of(series) if point.batch_size == batch_size]
+        keys = in_order(point.key for point in points)
+        return [point for key in keys for point in points if point.key == key]
+
+    def _paper_of(self, series: Series) -> list[PaperPoint]:
+        variant = dict(series.variant)
+        return [
+            point
+            for point in self.paper
+            if (point.method, point.variant) == (series.method, variant)
         ]
-        return sorted(points, key=lambda point: point.batch_size)
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -158,7 +176,8 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [
-        Comparison(*key, _groups(found), paper_points(*key)) for key, found in comparable.items()
+        Comparison(model, data, samples, _groups(group), paper_points(model, data, samples))
+        for (model, data, samples), group in comparable.items()
     ]
 
 
@@ -170,17 +189,8 @@ def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRu
     """
     groups = defaultdict(list)
     for run in runs:
-        others = [other.training for other in runs if other.batch_size == run.batch_size]
-        names = sorted({name for training in others for name in training})
-        differ = [
-            name
-            for name in names
-            if len({str(training.get(name, "default")) for training in others}) > 1
-        ]
-        training = tuple((name, str(run.training.get(name, "default"))) for name in differ)
-        group = groups[
-            Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size
-        ]
+        same_size = [other for other in runs if other.batch_size == run.batch_size]
+        group = groups[_series(run, same_size), run.batch_size]
         for other in group:
             if other.seed == run.seed and other.state == run.state == FINISHED:
                 raise InputError(
@@ -188,13 +198,21 @@ def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRu
                     "of them"
                 )
         group.append(run)
-    order = [*METHODS, *(series.method for series, _ in groups)]
-    return dict(
-        sorted(
-            groups.items(),
-            key=lambda one: (one[0][1], order.index(one[0][0].method), one[0][0].name),
-        )
+    methods = [*METHODS, *(run.method for run in runs)]
+    in_order = sorted(
+        groups, key=lambda group: (group[1], methods.index(group[0].method), group[0].name)
     )
+    return {group: groups[group] for group in in_order}
+
+
+def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
+    """Returns the series of a run, with the training in which runs of its batch size differ."""
+    training = []
+    for name in sorted({name for other in same_size for name in other.training}):
+        values = {str(other.training.get(name, "default")) for other in same_size}
+        if len(values) > 1:
+            training.append((name, str(run.training.get(name, "default"))))
+    return Series(run.method, tuple(sorted(run.variant.items())), tuple(training))
 
 
 def number(value: int) -> str:
