@@ -3,7 +3,6 @@ the paper's scores."""
 
 from collections import defaultdict
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import NamedTuple
 
 from ...errors import InputError
@@ -67,6 +66,33 @@ class Series:
         return variant, self.training
 
 
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only by the seed."""
+
+    series: Series
+    batch_size: int
+    runs: list[ReportedRun]
+
+    def score(self, key: str) -> Spread | None:
+        """Returns a score over the seeds of the finished runs; None if none has it."""
+        scores = [run.scores[key] for run in self._with_score(key)]
+        return Spread(scores) if scores else None
+
+    def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
+        """Returns a score's differences at the seeds that finished runs of both have; None if
+        there is none."""
+        ours, theirs = (
+            {run.seed: run.scores[key] for run in group._with_score(key)}
+            for group in (self, baseline)
+        )
+        difference = PairedDifference.of(ours, theirs)
+        return difference if difference.values else None
+
+    def _with_score(self, key: str) -> list[ReportedRun]:
+        return [run for run in self.runs if run.state == FINISHED and key in run.scores]
+
+
 @dataclass
 class Comparison:
     """The runs of one model, data set and number of samples."""
@@ -74,8 +100,7 @@ class Comparison:
     model: str
     data: str
     samples: int
-    # runs that differ only by the seed, by series and batch size
-    groups: dict[tuple[Series, int], list[ReportedRun]]
+    groups: list[Group]  # in the order of tables: by batch size, method and name
     paper: list[PaperPoint]
 
     @property
@@ -84,85 +109,44 @@ class Comparison:
 
     @property
     def series(self) -> list[Series]:
-        return list(dict.fromkeys(series for series, _ in self.groups))
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        return sorted({batch_size for _, batch_size in self.groups})
+        return list(dict.fromkeys(group.series for group in self.groups))
 
     @property
     def runs(self) -> list[ReportedRun]:
-        return [run for group in self.groups.values() for run in group]
+        return [run for group in self.groups for run in group.runs]
 
     @property
     def score_keys(self) -> list[str]:
         """The scores of finished runs."""
-        return in_order([key for run in self.runs if run.state == FINISHED for key in run.scores])
+        return in_order(key for run in self.runs if run.state == FINISHED for key in run.scores)
 
-    def groups_of(self, batch_size: int) -> dict[Series, list[ReportedRun]]:
-        return {series: runs for (series, size), runs in self.groups.items() if size == batch_size}
-
-    def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
-        """Returns a score over the seeds of a group's finished runs; None if none has it."""
-        scores = self._scores(series, batch_size, key)
-        return Spread([score for _, score in scores]) if scores else None
-
-    def difference(
-        self, series: Series, baseline: Series, batch_size: int, key: str
-    ) -> PairedDifference | None:
-        """Returns a score's differences at the seeds that finished runs of both have; None if
-        there is none."""
-        ours = dict(self._scores(series, batch_size, key))
-        theirs = dict(self._scores(baseline, batch_size, key))
-        difference = PairedDifference.of(ours, theirs)
-        return difference if difference.values else None
-
-    def _scores(self, series: Series, batch_size: int, key: str) -> list[tuple[int | None, float]]:
-        """Returns the seed and a score of each finished run of a group that has it."""
-        return [
-            (run.seed, run.scores[key])
-            for run in self.groups.get((series, batch_size), [])
-            if run.state == FINISHED and key in run.scores
-        ]
-
-    def baselines(self, series: Series, batch_size: int) -> list[Series]:
-        """Returns the series without the head with which one that has it is compared at a batch
-        size.
+    def baselines(self, group: Group) -> list[Group]:
+        """Returns the groups without the head with which one that has it is compared.
 
         They are equal in everything except the head and the captions; if there is none, the only
-        one without the head.
+        one without the head at that batch size.
         """
         comparable = [
             other
-            for other in self.groups_of(batch_size)
-            if f"super{other.method}" == series.method
-            and any(self.difference(series, other, batch_size, key) for key in self.score_keys)
+            for other in self.groups
+            if other.batch_size == group.batch_size
+            and f"super{other.series.method}" == group.series.method
+            and any(group.difference(other, key) for key in self.score_keys)
         ]
-        equal = [
-            other
-            for other in comparable
-            if other.settings_without_head == series.settings_without_head
-        ]
+        settings = group.series.settings_without_head
+        equal = [other for other in comparable if other.series.settings_without_head == settings]
         return equal or (comparable if len(comparable) == 1 else [])
 
-    def paper_curve(self, series: Series, key: str) -> list[PaperPoint]:
-        """Returns the paper's scores of a series, by batch size."""
-        points = [point for point in self._paper_of(series) if point.key == key]
-        return sorted(points, key=attrgetter("batch_size"))
-
-    def paper_scores(self, series: Series, batch_size: int) -> list[PaperPoint]:
-        """Returns the paper's scores of a series at a batch size."""
-        points = [point for point in self._paper_of(series) if point.batch_size == batch_size]
-        keys = in_order(point.key for point in points)
-        return [point for key in keys for point in points if point.key == key]
-
-    def _paper_of(self, series: Series) -> list[PaperPoint]:
+    def paper_of(self, series: Series) -> list[PaperPoint]:
+        """Returns the paper's scores of a series, by batch size, in the order of tables."""
         variant = dict(series.variant)
-        return [
+        points = [
             point
             for point in self.paper
             if (point.method, point.variant) == (series.method, variant)
         ]
+        keys = in_order(point.key for point in points)
+        return sorted(points, key=lambda point: (point.batch_size, keys.index(point.key)))
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -176,33 +160,34 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [
-        Comparison(model, data, samples, _groups(group), paper_points(model, data, samples))
-        for (model, data, samples), group in comparable.items()
+        Comparison(model, data, samples, _groups(same), paper_points(model, data, samples))
+        for (model, data, samples), same in comparable.items()
     ]
 
 
-def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
+def _groups(runs: list[ReportedRun]) -> list[Group]:
     """Returns the runs by series and batch size, in the order of tables.
 
     If the training of two runs of one batch size differs (a learning rate), they are not seeds of
     each other: the difference becomes part of the series.
     """
-    groups = defaultdict(list)
+    groups = {}
     for run in runs:
-        same_size = [other for other in runs if other.batch_size == run.batch_size]
-        group = groups[_series(run, same_size), run.batch_size]
-        for other in group:
+        series = _series(run, [other for other in runs if other.batch_size == run.batch_size])
+        group = groups.setdefault((series, run.batch_size), Group(series, run.batch_size, []))
+        for other in group.runs:
             if other.seed == run.seed and other.state == run.state == FINISHED:
                 raise InputError(
                     f"RUN: {other.path} and {run.path} have equal settings and seeds: give one "
                     "of them"
                 )
-        group.append(run)
+        group.runs.append(run)
     methods = [*METHODS, *(run.method for run in runs)]
-    in_order = sorted(
-        groups, key=lambda group: (group[1], methods.index(group[0].method), group[0].name)
-    )
-    return {group: groups[group] for group in in_order}
+
+    def place(group: Group) -> tuple:
+        return group.batch_size, methods.index(group.series.method), group.series.name
+
+    return sorted(groups.values(), key=place)
 
 
 def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:

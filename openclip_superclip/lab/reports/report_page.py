@@ -1,6 +1,8 @@
 """A report on runs: one page of figures and tables, and beside it the same as Markdown and PNG,
 and the runs as CSV."""
 
+import itertools
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,22 +110,19 @@ def scores_table(comparison: Comparison) -> Table:
     """Returns a row for each method and batch size, and for each difference, with a column for
     each score."""
     keys, rows = comparison.score_keys, []
-    for batch_size in comparison.batch_sizes:
-        size = f"{batch_size:,}"
-        groups = comparison.groups_of(batch_size)
-        for series, runs in groups.items():
-            seeds = [str(run.seed) for run in runs if run.state == FINISHED]
-            scores = [comparison.score(series, batch_size, key) for key in keys]
-            number = f"0 of {len(runs)} finished"
+    for batch_size, same_size in itertools.groupby(comparison.groups, attrgetter("batch_size")):
+        size, groups = f"{batch_size:,}", list(same_size)
+        for group in groups:
+            seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
+            number = f"0 of {len(group.runs)} finished"
             if seeds:
                 number = f"{len(seeds)} (seed {', '.join(seeds)})"
-            rows.append([series.name, size, number, *_cells(scores, len(seeds))])
-        for series in groups:
-            for baseline in comparison.baselines(series, batch_size):
-                name = f"{series.name} − {baseline.name}"
-                differences = [
-                    comparison.difference(series, baseline, batch_size, key) for key in keys
-                ]
+            cells = _cells([group.score(key) for key in keys], len(seeds))
+            rows.append([group.series.name, size, number, *cells])
+        for group in groups:
+            for baseline in comparison.baselines(group):
+                name = f"{group.series.name} − {baseline.series.name}"
+                differences = [group.difference(baseline, key) for key in keys]
                 pairs = max(len(difference.values) for difference in differences if difference)
                 rows.append([name, size, f"{pairs} pair(s)", *_cells(differences, pairs)])
     note = (
@@ -155,20 +154,29 @@ def paper_table(comparison: Comparison) -> Table:
     """Returns our scores beside the paper's, without rows if the paper has none of what was
     trained."""
     rows = []
-    for (series, batch_size), runs in comparison.groups.items():
-        settings = [setting for run in runs for setting in run.record.get("set", {}).items()]
+    for group in comparison.groups:
+        settings = [item for run in group.runs for item in run.record.get("set", {}).items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
-        for paper in comparison.paper_scores(series, batch_size):
-            key = paper.key
-            ours = comparison.score(series, batch_size, key)
+        for paper in comparison.paper_of(group.series):
+            if paper.batch_size != group.batch_size:
+                continue
+            key, ours = paper.key, group.score(paper.key)
             here, difference = MISSING, NONE
             if ours:
                 here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
                 difference = format_score(key, ours.mean - paper.value, "+")
-            theirs, label = format_score(key, paper.value), LABELS.get(key, key)
-            source = f"{paper.source}{here_with}"
-            rows.append([series.name, f"{batch_size:,}", label, here, theirs, difference, source])
+            rows.append(
+                [
+                    group.series.name,
+                    f"{group.batch_size:,}",
+                    LABELS.get(key, key),
+                    here,
+                    format_score(key, paper.value),
+                    difference,
+                    f"{paper.source}{here_with}",
+                ]
+            )
     heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
     return Table("Beside the paper", heads, rows)
 
