@@ -39,13 +39,20 @@ def html_template(file: Path, **filters: Callable) -> Template:
     return environment.get_template(file.name)
 
 
+STYLE = {  # of all figures
+    "text.parse_math": False,  # a $ in words and names is not mathematics
+    "figure.constrained_layout.use": True,
+    "axes.titlesize": 9,
+    "grid.alpha": 0.3,
+}
+
+
 def pyplot() -> ModuleType:
-    """Returns matplotlib.pyplot with a backend that needs no display; a $ in words and names is
-    not mathematics."""
+    """Returns matplotlib.pyplot with a backend that needs no display, and with STYLE."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False
+    matplotlib.rcParams.update(STYLE)
     import matplotlib.pyplot
 
     return matplotlib.pyplot

@@ -95,9 +95,9 @@ def _measure_card(parser: Parser, options) -> int:
             )
     from ..lab.benchmark.gpu_record import card_table, measure_card
 
-    record = measure_card(options)
-    failed = {name: result for name, result in record["checks"].items() if result != "passed"}
-    print(f"\n{card_table([record])}\n")
+    card = measure_card(options)
+    failed = {name: result for name, result in card.checks.items() if result != "passed"}
+    print(f"\n{card_table([card])}\n")
     for name, result in failed.items():
         print(f"failed: {name}: {result}")
     print(f"The record: {options.out}/card.json (docs/results/cards/README.md: how to publish it)")

@@ -236,11 +236,11 @@ def rates(tmp_path):
             recipe = f"datacomp1b/{name.partition('_')[0]}_vit-b-16_512m_bs1k"
             read.append(read_run(recipe_run(folder / name, recipe, imagenet(score, 70.0), set_)))
         (found,), key = find_comparisons(read), "imagenet_zero_shot"
-        scores = {series.name: found.score(series, 1024, key).mean for series in found.series}
+        scores = {group.series.name: group.score(key).mean for group in found.groups}
         return scores | {
-            f"{series.name} − {baseline.name}": found.difference(series, baseline, 1024, key).mean
-            for series in found.series
-            for baseline in found.baselines(series, 1024)
+            f"{group.series.name} − {baseline.series.name}": group.difference(baseline, key).mean
+            for group in found.groups
+            for baseline in found.baselines(group)
         }
 
     return rows

@@ -49,9 +49,8 @@ def test_the_contenders_compute_the_same_gradients():
 
 
 def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
-    make_step(
-        write_model(tmp_path / "small", text={"vocab_size": 101}), True, 2, "cpu", "fp32", False
-    )()
+    small = write_model(tmp_path / "small", text={"vocab_size": 101})
+    make_step(small, 2, "cpu", "fp32", with_head=True)()
     sizes = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 1}
     RobertaModel(RobertaConfig(**sizes, max_position_embeddings=22)).save_pretrained(
         tmp_path / "roberta/tower"
@@ -61,7 +60,8 @@ def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
         "hf_tokenizer_name": "none",
         "hf_pooler_type": "cls_pooler",
     }
-    make_step(write_model(tmp_path / "roberta", text=text), False, 2, "cpu", "fp32", False)()
+    roberta = write_model(tmp_path / "roberta", text=text)
+    make_step(roberta, 2, "cpu", "fp32", with_head=False)()
 
 
 @pytest.mark.parametrize(

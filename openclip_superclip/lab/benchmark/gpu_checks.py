@@ -24,9 +24,9 @@ def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
     CPU."""
     sizes = (32, 64, 4099) if torch.device(device).type == "cpu" else (256, 512, 49408)
     on_cpu = make_inputs(*sizes, "cpu")
-    leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
-    expected = plain_class_loss(*leaves, *on_cpu[3:])
-    expected.mean().backward()
+    exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
+    exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
+    exact_losses.mean().backward()
     inputs = make_inputs(*sizes, device)
     with torch.autocast(
         torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
@@ -34,11 +34,12 @@ def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
     tolerance = 1e-4 if dtype is None else 2e-2
-    pairs = {"losses": (losses, expected)}
-    for name, ours, leaf in zip(("features", "weight", "bias"), inputs[:3], leaves, strict=True):
-        pairs[f"gradients of {name}"] = ours.grad, leaf.grad
-    for name, (ours, exact) in pairs.items():
-        error = (ours.double().cpu() - exact).norm() / exact.norm()
+    pairs = {"losses": (losses, exact_losses)}
+    names = ("features", "weight", "bias")
+    for name, leaf, exact_leaf in zip(names, inputs[:3], exact_leaves, strict=True):
+        pairs[f"gradients of {name}"] = leaf.grad, exact_leaf.grad
+    for name, (computed, exact) in pairs.items():
+        error = (computed.double().cpu() - exact).norm() / exact.norm()
         if not error <= tolerance:
             raise AssertionError(f"{name} differ by {error:.1e}, more than {tolerance:.0e}")
 
@@ -47,14 +48,14 @@ def counts_are_those_of_the_cpu(device: str) -> None:
     """Compares the counts of captions and the IDF weights of a batch."""
     vocab_size = 49408
     tokens = torch.randint(0, vocab_size, (64, 77), generator=torch.Generator().manual_seed(0))
-    here = TokenStatistics(vocab_size)
-    here.update(tokens)
-    there = TokenStatistics(vocab_size).to(device)
-    there.update(tokens.to(device))
+    on_cpu = TokenStatistics(vocab_size)
+    on_cpu.update(tokens)
+    on_device = TokenStatistics(vocab_size).to(device)
+    on_device.update(tokens.to(device))
     for name in ("num_captions", "document_frequency"):
-        if not torch.equal(getattr(there, name).cpu(), getattr(here, name)):
+        if not torch.equal(getattr(on_device, name).cpu(), getattr(on_cpu, name)):
             raise AssertionError(f"{name} differs")
-    if not torch.allclose(there.idf().cpu(), here.idf(), rtol=1e-6):
+    if not torch.allclose(on_device.idf().cpu(), on_cpu.idf(), rtol=1e-6):
         raise AssertionError("the IDF weights differ")
 
 
@@ -66,20 +67,19 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
     images, texts = torch.randn(8, 3, 96, 96), torch.randint(1, 4000, (8, model.context_length))
     expected = model.eval().encode_image(images), model.encode_text(texts)
     model.to(device)
-    found = model.encode_image(images.to(device)), model.encode_text(texts.to(device))
-    for name, ours, exact in zip(("image", "text"), found, expected, strict=True):
-        similarity = F.cosine_similarity(ours.cpu(), exact).min()
+    computed = model.encode_image(images.to(device)), model.encode_text(texts.to(device))
+    for name, features, exact in zip(("image", "text"), computed, expected, strict=True):
+        similarity = F.cosine_similarity(features.cpu(), exact).min()
         if not similarity >= 0.999:
             raise AssertionError(f"the cosine similarity of {name} features is {similarity:.4f}")
 
 
-def training_learns(device: str, precision: str, compiled: bool) -> None:
+def training_learns(device: str, precision: str, *, compiled: bool) -> None:
     """Trains a small model on one batch: losses and weights stay finite, and the class loss
     falls."""
     batch = 4 if torch.device(device).type == "cpu" else 64
-    step = make_step(
-        register_model(SMALL_MODEL), True, batch, device, precision, False, compiled=compiled
-    )
+    model = register_model(SMALL_MODEL)
+    step = make_step(model, batch, device, precision, with_head=True, compiled=compiled)
     losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
     if not all(map(math.isfinite, losses)):
         raise AssertionError(f"the class loss is not finite: {losses}")
@@ -111,7 +111,7 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
 
 def steps_do_not_wait(device: str) -> None:
     """Trains two steps in which torch refuses every synchronization of the host with the GPU."""
-    step = make_step(register_model(SMALL_MODEL), True, 16, device, "amp_bf16", False)
+    step = make_step(register_model(SMALL_MODEL), 16, device, "amp_bf16", with_head=True)
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

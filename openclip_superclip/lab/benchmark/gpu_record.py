@@ -6,17 +6,18 @@ import datetime
 import statistics
 import time
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 
 import torch
 
 from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
-from ...files import make_folder, read_json, write_json
+from ...files import make_folder, write_json
 from ...rendering import markdown_table
 from .gpu_checks import run_checks
-from .time_and_memory import make_step, timed_in_turns
+from .time_and_memory import TIMED_WITH, make_step, timed_in_turns
 
 SIZES = {  # of a GPU: the three local batch sizes of each model
     "ViT-B-32": (128, 256, 512),
@@ -24,29 +25,37 @@ SIZES = {  # of a GPU: the three local batch sizes of each model
     "ViT-L-14": (16, 32, 64),
 }
 CPU_SIZES = {"ViT-Ti-16-96": (1, 2, 3)}
-VERSION = 1  # of the schema
-SCHEMA = {
-    "version": int,
-    "date": str,
-    "device": str,
-    "memory_bytes": int,
-    "precision": str,
-    "versions": dict,
-    "steps": list,
-    "checks": dict,
-    "seconds": float,
-}
-STEP = {
-    "model": str,
-    "batch": int,
-    "openclip_seconds": float,
-    "superclip_seconds": float,
-    "openclip_peak_bytes": int,
-    "superclip_peak_bytes": int,
-}
+VERSION = 1  # of the fields of card.json
 
 
-def measure_card(options: argparse.Namespace) -> dict:
+@dataclass(frozen=True)
+class Step:
+    """Training steps with and without the class head; None where the memory does not suffice."""
+
+    model: str
+    batch: int
+    openclip_seconds: float | None
+    superclip_seconds: float | None
+    openclip_peak_bytes: int | None
+    superclip_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """The content of card.json."""
+
+    version: int
+    date: str
+    device: str
+    memory_bytes: int
+    precision: str
+    versions: dict
+    steps: list[Step]
+    checks: dict
+    seconds: float
+
+
+def measure_card(options: argparse.Namespace) -> Card:
     """Measures, writes card.json and returns its content.
 
     InputError without a GPU, unless --device names another."""
@@ -58,106 +67,73 @@ def measure_card(options: argparse.Namespace) -> dict:
     device = check_device(options.device)
     make_folder(options.out, "--out")
     start = time.monotonic()
-    on_gpu = torch.device(device).type == "cuda"
+    is_gpu = torch.device(device).type == "cuda"
     precision = "fp32"
-    if on_gpu:
+    if is_gpu:
         precision = "amp_bf16" if torch.cuda.is_bf16_supported() else "amp"
-    sizes = SIZES if on_gpu else CPU_SIZES
     steps = [
-        _measure_step(model, batch, device, precision)
-        for model, batches in sizes.items()
+        measure_step(model, batch, device, precision)
+        for model, batches in (SIZES if is_gpu else CPU_SIZES).items()
         for batch in batches
     ]
-    record = {
-        "version": VERSION,
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
-        "memory_bytes": torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
-        "precision": precision,
-        "versions": versions("python", "openclip-superclip", "open_clip_torch", "torch"),
-        "steps": steps,
-        "checks": run_checks(device),
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    write_json(options.out / "card.json", record)
-    return record
+    card = Card(
+        version=VERSION,
+        date=datetime.date.today().isoformat(),
+        device=torch.cuda.get_device_name(device) if is_gpu else processor(),
+        memory_bytes=torch.cuda.get_device_properties(device).total_memory if is_gpu else 0,
+        precision=precision,
+        versions=versions(*TIMED_WITH),
+        steps=steps,
+        checks=run_checks(device),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    write_json(options.out / "card.json", asdict(card))
+    return card
 
 
-def _measure_step(model: str, batch: int, device: str, precision: str) -> dict:
-    """Returns the median seconds and the peak memory of a step of each; None where the memory
-    does not suffice."""
-    measured = {"model": model, "batch": batch}
-    on_gpu = torch.device(device).type == "cuda"
-    for name, with_head in (("openclip", False), ("superclip", True)):
-        seconds, peak = None, None
-        try:
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            step = make_step(
-                register_model(model), with_head, batch, device, precision, grad_checkpointing=False
-            )
-            repeats = 5 if on_gpu else 1
-            seconds = statistics.median(
-                timed_in_turns({name: step}, repeats, device, f"{model}, {batch}")[name]
-            )
-            peak = torch.cuda.max_memory_allocated() if on_gpu else None
-        except torch.OutOfMemoryError:
-            pass
-        measured |= {f"{name}_seconds": seconds, f"{name}_peak_bytes": peak}
-        step = None
-        if on_gpu:
-            torch.cuda.empty_cache()
-    return measured
+def measure_step(model: str, batch: int, device: str, precision: str) -> Step:
+    """Returns the median seconds and the peak memory of a step with and without the head."""
+    openclip = _time_step(model, batch, device, precision, with_head=False)
+    superclip = _time_step(model, batch, device, precision, with_head=True)
+    return Step(model, batch, openclip[0], superclip[0], openclip[1], superclip[1])
 
 
-def read_card(path: Path) -> dict:
-    """Returns a record; InputError if it is not one of the schema, naming the field."""
-    record = read_json(path, advice="expected the card.json of superclip benchmark --card")
-    _check_fields(path, record, SCHEMA)
-    if record["version"] != VERSION:
-        raise InputError(f"{path}: version is {record['version']}; expected {VERSION}")
-    for index, step in enumerate(record["steps"]):
-        _check_fields(path, step, STEP, f"steps[{index}].", optional=True)
-    return record
+def _time_step(
+    model: str, batch: int, device: str, precision: str, *, with_head: bool
+) -> tuple[float | None, int | None]:
+    """Returns the median seconds of a step, and its peak memory on a GPU."""
+    is_gpu = torch.device(device).type == "cuda"
+    if is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        step = make_step(register_model(model), batch, device, precision, with_head=with_head)
+        times = timed_in_turns({"": step}, 5 if is_gpu else 1, device, f"{model}, {batch}")
+    except torch.OutOfMemoryError:
+        return None, None
+    return statistics.median(times[""]), torch.cuda.max_memory_allocated() if is_gpu else None
 
 
-def _check_fields(
-    path: Path, values: dict, schema: dict[str, type], prefix: str = "", optional: bool = False
-) -> None:
-    if not isinstance(values, dict) or values.keys() != schema.keys():
-        fields = sorted(values) if isinstance(values, dict) else values
-        raise InputError(
-            f"{path}: {prefix or 'the record '}has the fields {fields}; expected {sorted(schema)}"
-        )
-    for name, kind in schema.items():
-        value = values[name]
-        is_missing = optional and value is None and name.endswith(("_seconds", "_peak_bytes"))
-        if not is_missing and type(value) is not kind:
-            raise InputError(f"{path}: {prefix}{name} is {value!r}; expected {kind.__name__}")
-
-
-def card_table(records: Iterable[dict]) -> str:
+def card_table(cards: Iterable[Card]) -> str:
     """Returns the table of the records in Markdown; a sentence if there are none."""
     rows = []
-    for record in sorted(records, key=lambda record: (record["device"], record["date"])):
-        passed = sum(result == "passed" for result in record["checks"].values())
-        about = (
-            f"{record['device']}, {record['precision']}, torch "
-            f"{record['versions']['torch']}, {record['date']}"
-        )
-        for step in record["steps"]:
-            seconds = step["openclip_seconds"], step["superclip_seconds"]
-            ratio = "–" if None in seconds else f"{seconds[1] / seconds[0]:.3f}"
-            peaks = step["openclip_peak_bytes"], step["superclip_peak_bytes"]
+    for card in sorted(cards, key=attrgetter("device", "date")):
+        passed = sum(result == "passed" for result in card.checks.values())
+        name = f"{card.device}, {card.precision}, torch {card.versions['torch']}, {card.date}"
+        for step in card.steps:
+            is_measured = None not in (step.openclip_seconds, step.superclip_seconds)
+            ratio = step.superclip_seconds / step.openclip_seconds if is_measured else None
             rows.append(
                 [
-                    about,
-                    step["model"],
-                    str(step["batch"]),
-                    *(_number(value, 1e3, 1) for value in seconds),
-                    ratio,
-                    *(_number(value, 2**-30, 2) for value in peaks),
-                    f"{passed} of {len(record['checks'])}",
+                    name,
+                    step.model,
+                    str(step.batch),
+                    _number(step.openclip_seconds, 1e3, 1),
+                    _number(step.superclip_seconds, 1e3, 1),
+                    _number(ratio, 1, 3),
+                    _number(step.openclip_peak_bytes, 2**-30, 2),
+                    _number(step.superclip_peak_bytes, 2**-30, 2),
+                    f"{passed} of {len(card.checks)}",
                 ]
             )
     if not rows:

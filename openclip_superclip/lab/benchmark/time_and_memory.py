@@ -32,6 +32,7 @@ from ...rendering import markdown_table
 
 # of the towers' FLOPs without attention's products
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}
+TIMED_WITH = ("python", "openclip-superclip", "open_clip_torch", "torch")  # recorded versions
 AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
 
 
@@ -51,9 +52,9 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     try:
         report = _measure(options)
     except RuntimeError as error:
-        # the latter by the kernel
-        killed = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))
-        if not killed and "can't allocate memory" not in str(error):
+        # the latter if the kernel has killed it
+        is_memory = isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool))
+        if not is_memory and "can't allocate memory" not in str(error):
             raise
         raise InputError(
             f"--device {options.device} has too little memory: give a smaller --head-batch, "
@@ -70,20 +71,20 @@ def _measure(options: argparse.Namespace) -> dict:
     sizes = options.head_batch, options.width, options.vocab, device
     inputs = make_inputs(*sizes)
     calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
+    seconds = timed_in_turns(calls, options.repeats, device, "class loss and gradients")
+    peaks = {
+        name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in calls
+    }
+    is_gpu = device.startswith("cuda")
     return {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": torch.cuda.get_device_name(device)
-            if device.startswith("cuda")
-            else processor(),
+            "device": torch.cuda.get_device_name(device) if is_gpu else processor(),
             "threads": torch.get_num_threads(),
-            **versions("python", "openclip-superclip", "open_clip_torch", "torch"),
+            **versions(*TIMED_WITH),
         },
-        "head_seconds": timed_in_turns(calls, options.repeats, device, "class loss and gradients"),
-        "head_peak_bytes": {
-            name: peak_memory(_prepared_head, name, *sizes, precision, device=device)
-            for name in CONTENDERS
-        },
+        "head_seconds": seconds,
+        "head_peak_bytes": peaks,
         "gmacs": {name: gmacs_of(name) for name in PAPER_HEAD_SHARE},
         **steps,
     }
@@ -91,12 +92,17 @@ def _measure(options: argparse.Namespace) -> dict:
 
 def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
     """Returns the seconds of training steps; InputError if the model cannot be created."""
-    step = options.local_batch, options.device, options.precision, options.grad_checkpointing
-    names = {"OpenCLIP": False, "with --superclip": True}
+    steps = {}
     try:
-        steps = {
-            name: make_step(options.model, with_head, *step) for name, with_head in names.items()
-        }
+        for name, with_head in (("OpenCLIP", False), ("with --superclip", True)):
+            steps[name] = make_step(
+                options.model,
+                options.local_batch,
+                options.device,
+                options.precision,
+                with_head=with_head,
+                grad_checkpointing=options.grad_checkpointing,
+            )
     except OSError as error:  # its text tower cannot be downloaded
         raise InputError(
             f"--model: {options.model} cannot be created ({reason(error)[:200]})"
@@ -157,18 +163,26 @@ def _sparse(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf:
     weights = idf[labels]
     weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
     target = F.normalize(weights, p=1, dim=1)  # [B, L]
-    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - (target * logits.gather(1, labels)).sum(
-        dim=1
-    )
+    of_labels = target * logits.gather(1, labels)
+    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - of_labels.sum(dim=1)  # [B]
     losses.mean().backward()
+
+
+def _dense(*inputs: Tensor) -> None:
+    """Computes loss and gradients by the definition, on dense [B, V] targets, as in the authors'
+    formula."""
+    plain_class_loss(*inputs).mean().backward()
+
+
+def _ours(*inputs: Tensor) -> None:
+    class_loss(*inputs, uniform=True).mean().backward()
 
 
 CONTENDERS: dict[str, Callable[..., None]] = {
     "three products": _products,
-    # The definition, on dense [B, V] targets, as in the authors' formula.
-    "dense targets": lambda *inputs: plain_class_loss(*inputs).mean().backward(),
+    "dense targets": _dense,
     "sparse targets": _sparse,
-    "class_loss": lambda *inputs: class_loss(*inputs, uniform=True).mean().backward(),
+    "class_loss": _ours,
 }
 
 
@@ -188,11 +202,12 @@ def _prepared_head(
 
 def make_step(
     model_name: str,
-    with_head: bool,
     batch: int,
     device: str,
     precision: str,
-    grad_checkpointing: bool,
+    *,
+    with_head: bool,
+    grad_checkpointing: bool = False,
     compiled: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
     """Returns a function that makes one step on random images and captions: forward, loss,
@@ -236,7 +251,11 @@ def timed_in_turns(
     calls: dict[str, Callable[[], object]], repeats: int, device: str, desc: str
 ) -> dict[str, list[float]]:
     """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    def synchronize() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
     seconds = {name: [] for name in calls}
     for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
         for name, call in calls.items():
@@ -282,34 +301,21 @@ def _peak() -> int:
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def head_cost_tables(report: dict) -> str:
     """Returns a benchmark's tables in Markdown, each with a caption."""
-    parts = [_loss_table(report), _gmacs_table(report)]
+    tables = [_loss_table(report), _gmacs_table(report)]
     if "step_seconds" in report:
-        medians = {
-            name: statistics.median(seconds) for name, seconds in report["step_seconds"].items()
-        }
-        rows = [
-            [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"]
-            for name, median in medians.items()
-        ]
-        table = markdown_table(["", "ms", "× OpenCLIP's"], rows)
-        title = (
-            "A training step of {model} at local batch {local_batch}, {precision}, median "
-            "of {step_repeats}"
-        )
-        parts.insert(1, f"{title.format(**report['options'])}:\n\n{table}")
-    return "\n\n".join(parts)
+        tables.insert(1, _step_table(report))
+    return "\n\n".join(tables)
 
 
 def _loss_table(report: dict) -> str:
     options, machine, peaks = report["options"], report["machine"], report["head_peak_bytes"]
-    medians = {name: statistics.median(seconds) for name, seconds in report["head_seconds"].items()}
+    medians = _medians(report["head_seconds"])
     rows = [
         [
             name,
@@ -322,24 +328,42 @@ def _loss_table(report: dict) -> str:
     ]
     heads = ["", "ms", "× the three products", "peak MiB above the inputs", "of dense targets'"]
     return (
-        f"Loss and gradients of {options['head_batch']:,} captions, width "
-        f"{options['width']:,}, vocabulary "
-        f"{options['vocab']:,}, {options['precision']}, {machine['device']}, "
-        f"{machine['threads']} thread(s), median of "
-        f"{options['repeats']}:\n\n{markdown_table(heads, rows)}"
+        f"Loss and gradients of {options['head_batch']:,} captions, width {options['width']:,}, "
+        f"vocabulary {options['vocab']:,}, {options['precision']}, {machine['device']}, "
+        f"{machine['threads']} thread(s), median of {options['repeats']}:\n\n"
+        f"{markdown_table(heads, rows)}"
+    )
+
+
+def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _step_table(report: dict) -> str:
+    options, medians = report["options"], _medians(report["step_seconds"])
+    rows = [
+        [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"]
+        for name, median in medians.items()
+    ]
+    heads = ["", "ms", "× OpenCLIP's"]
+    return (
+        f"A training step of {options['model']} at local batch {options['local_batch']}, "
+        f"{options['precision']}, median of {options['step_repeats']}:\n\n"
+        f"{markdown_table(heads, rows)}"
     )
 
 
 def _gmacs_table(report: dict) -> str:
     rows = []
     for name, counts in report["gmacs"].items():
-        for label, gmacs in (
-            ("", counts["without_attention"]),
-            (", attention's products included", counts["all"]),
-        ):
-            towers = [f"{gmacs[part]:.3f}" for part in ("vision", "text", "head")]
-            paper = "–" if label else f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
-            added = gmacs["head"] / (gmacs["vision"] + gmacs["text"])
-            rows.append([f"{name}{label}", *towers, f"+{added:.3%}", paper])
+        paper = f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
+        rows.append(_gmacs_row(name, counts["without_attention"], paper))
+        rows.append(_gmacs_row(f"{name}, attention's products included", counts["all"], "–"))
     heads = ["", "vision", "text", "head", "head adds", "by the paper's count"]
     return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"
+
+
+def _gmacs_row(name: str, gmacs: dict[str, float], paper: str) -> list[str]:
+    added = gmacs["head"] / (gmacs["vision"] + gmacs["text"])
+    parts = [f"{gmacs[part]:.3f}" for part in ("vision", "text", "head")]
+    return [name, *parts, f"+{added:.3%}", paper]

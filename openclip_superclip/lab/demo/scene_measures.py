@@ -35,8 +35,8 @@ def measure(
     seed: int = 0,
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
-    designers: Sequence[str] = DESIGNERS,
-    trained_on: Sequence[str] = DESIGNERS,
+    designers: tuple[str, ...] = DESIGNERS,
+    trained_on: tuple[str, ...] = DESIGNERS,
 ) -> dict[str, float]:
     """Returns the measures of a model on scenes of a split, in percent.
 

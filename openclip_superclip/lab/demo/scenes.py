@@ -103,7 +103,7 @@ def make_scene(
     index: int,
     split: str = "train",
     num_objects: Sequence[int] = range(1, 5),
-    designers: Sequence[str] = DESIGNERS,
+    designers: tuple[str, ...] = DESIGNERS,
 ) -> Scene:
     """Returns scene number `index` of a split, an RGB image of 64 by 64 pixels. Deterministic in
     its arguments.
@@ -113,7 +113,7 @@ def make_scene(
     """
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     count = num_objects[rng.integers(len(num_objects))]
-    objects = _draw_objects(rng, count, split, tuple(designers))
+    objects = _draw_objects(rng, count, split, designers)
     image, layers = draw_image(rng, objects, designers)
 
     def caption(length: int) -> str:
@@ -146,7 +146,7 @@ def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
 
 
 def draw_image(
-    rng: np.random.Generator, objects: Sequence[str], designers: Sequence[str] = DESIGNERS
+    rng: np.random.Generator, objects: Sequence[str], designers: tuple[str, ...] = DESIGNERS
 ) -> tuple[Image.Image, list[Layer]]:
     """Draws objects on a light background, one per quadrant, each by a random designer, scaled,
     rotated and shifted."""
@@ -175,7 +175,7 @@ def scenes(num: int, seed: int = 0, split: str = "train", **options) -> Iterator
 
 
 def different_scenes(
-    num: int, seed: int, split: str, designers: Sequence[str] = DESIGNERS
+    num: int, seed: int, split: str, designers: tuple[str, ...] = DESIGNERS
 ) -> list[Scene]:
     """Returns the first `num` scenes of a split with at least two objects, and with different
     sets of objects."""
@@ -206,7 +206,7 @@ def write_shards(
     seed: int,
     samples_per_shard: int = 1000,
     caption: str = "long",
-    designers: Sequence[str] = DESIGNERS,
+    designers: tuple[str, ...] = DESIGNERS,
 ) -> str:
     """Writes training scenes as WebDataset shards and returns their brace pattern for
     `--train-data`.
@@ -223,7 +223,7 @@ def write_shards(
         "split": "train",
         "version": VERSION,
     }
-    if tuple(designers) != DESIGNERS:
+    if designers != DESIGNERS:
         dataset["designers"] = list(designers)
     return write_scenes(folder, dataset, scenes(num_samples, seed, designers=designers), caption)
 

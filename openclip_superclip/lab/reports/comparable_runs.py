@@ -28,16 +28,17 @@ def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
     the recipes."""
     points = []
     for recipe in map(read_recipe, shipped_recipes()):
-        if recipe.paper and (recipe.model, recipe.data, recipe.samples) == (model, data, samples):
-            source = recipe.paper["source"] + (
-                ", read off ±0.05" if recipe.paper["read_off"] else ""
+        of_recipe = (recipe.model, recipe.data, recipe.samples)
+        if not recipe.paper or of_recipe != (model, data, samples):
+            continue
+        source = recipe.paper["source"]
+        if recipe.paper["read_off"]:
+            source += ", read off ±0.05"
+        variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
+        for key, value in recipe.paper["values"].items():
+            points.append(
+                PaperPoint(recipe.method, variant, recipe.global_batch_size, key, value, source)
             )
-            variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
-            what = recipe.method, variant, recipe.global_batch_size
-            points += [
-                PaperPoint(*what, key, value, source)
-                for key, value in recipe.paper["values"].items()
-            ]
     return points
 
 
@@ -52,10 +53,44 @@ class Series:
 
     @property
     def name(self) -> str:
+        method = METHODS.get(self.method, self.method)
         settings = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training
         )
-        return METHODS.get(self.method, self.method) + (f" ({settings})" if settings else "")
+        return f"{method} ({settings})" if settings else method
+
+    @property
+    def settings_without_head(self) -> tuple:
+        """What differs from the default, except for the head and the captions."""
+        variant = [setting for setting in self.variant if setting[0] not in CONFIG_FIELDS]
+        return variant, self.training
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only by the seed."""
+
+    series: Series
+    batch_size: int
+    runs: list[ReportedRun]
+
+    def score(self, key: str) -> Spread | None:
+        """Returns a score over the seeds of the finished runs; None if none has it."""
+        scores = [run.scores[key] for run in self._with_score(key)]
+        return Spread(scores) if scores else None
+
+    def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
+        """Returns a score's differences at the seeds that finished runs of both have; None if
+        there is none."""
+        ours, theirs = (
+            {run.seed: run.scores[key] for run in group._with_score(key)}
+            for group in (self, baseline)
+        )
+        difference = PairedDifference.of(ours, theirs)
+        return difference if difference.values else None
+
+    def _with_score(self, key: str) -> list[ReportedRun]:
+        return [run for run in self.runs if run.state == FINISHED and key in run.scores]
 
 
 @dataclass
@@ -65,8 +100,7 @@ class Comparison:
     model: str
     data: str
     samples: int
-    # runs that differ only by the seed, by series and batch size
-    groups: dict[tuple[Series, int], list[ReportedRun]]
+    groups: list[Group]  # in the order of tables: by batch size, method and name
     paper: list[PaperPoint]
 
     @property
@@ -75,76 +109,44 @@ class Comparison:
 
     @property
     def series(self) -> list[Series]:
-        return list(dict.fromkeys(series for series, _ in self.groups))
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        return sorted({batch_size for _, batch_size in self.groups})
+        return list(dict.fromkeys(group.series for group in self.groups))
 
     @property
     def runs(self) -> list[ReportedRun]:
-        return [run for group in self.groups.values() for run in group]
+        return [run for group in self.groups for run in group.runs]
 
     @property
     def score_keys(self) -> list[str]:
         """The scores of finished runs."""
-        return in_order([key for run in self.runs if run.state == FINISHED for key in run.scores])
+        return in_order(key for run in self.runs if run.state == FINISHED for key in run.scores)
 
-    def score(self, series: Series, batch_size: int, key: str) -> Spread | None:
-        """Returns a score over the seeds of a group's finished runs; None if none has it."""
-        runs = self._scored(series, batch_size, key)
-        return Spread([run.scores[key] for run in runs]) if runs else None
-
-    def difference(
-        self, series: Series, baseline: Series, batch_size: int, key: str
-    ) -> PairedDifference | None:
-        """Returns a score's differences at the seeds that finished runs of both have; None if
-        there is none."""
-        ours, theirs = (
-            {run.seed: run.scores[key] for run in self._scored(one, batch_size, key)}
-            for one in (series, baseline)
-        )
-        seeds = sorted(ours.keys() & theirs.keys())
-        return PairedDifference([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
-
-    def _scored(self, series: Series, batch_size: int, key: str) -> list[ReportedRun]:
-        return [
-            run
-            for run in self.groups.get((series, batch_size), [])
-            if run.state == FINISHED and key in run.scores
-        ]
-
-    def baselines(self, series: Series, batch_size: int) -> list[Series]:
-        """Returns the series without the head with which one that has it is compared at a batch
-        size.
+    def baselines(self, group: Group) -> list[Group]:
+        """Returns the groups without the head with which one that has it is compared.
 
         They are equal in everything except the head and the captions; if there is none, the only
-        one without the head.
+        one without the head at that batch size.
         """
-        found = [
+        comparable = [
             other
-            for other, size in self.groups
-            if size == batch_size
-            and f"super{other.method}" == series.method
-            and any(self.difference(series, other, batch_size, key) for key in self.score_keys)
+            for other in self.groups
+            if other.batch_size == group.batch_size
+            and f"super{other.series.method}" == group.series.method
+            and any(group.difference(other, key) for key in self.score_keys)
         ]
+        settings = group.series.settings_without_head
+        equal = [other for other in comparable if other.series.settings_without_head == settings]
+        return equal or (comparable if len(comparable) == 1 else [])
 
-        def settings(one: Series) -> tuple[dict, tuple]:
-            return {
-                name: value for name, value in one.variant if name not in CONFIG_FIELDS
-            }, one.training
-
-        return [other for other in found if settings(other) == settings(series)] or (
-            found if len(found) == 1 else []
-        )
-
-    def paper_curve(self, series: Series, key: str) -> list[PaperPoint]:
-        """Returns the paper's scores of a series, by batch size."""
-        wanted = series.method, dict(series.variant), key
+    def paper_of(self, series: Series) -> list[PaperPoint]:
+        """Returns the paper's scores of a series, by batch size, in the order of tables."""
+        variant = dict(series.variant)
         points = [
-            point for point in self.paper if (point.method, point.variant, point.key) == wanted
+            point
+            for point in self.paper
+            if (point.method, point.variant) == (series.method, variant)
         ]
-        return sorted(points, key=lambda point: point.batch_size)
+        keys = in_order(point.key for point in points)
+        return sorted(points, key=lambda point: (point.batch_size, keys.index(point.key)))
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -158,43 +160,44 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [
-        Comparison(*key, _groups(found), paper_points(*key)) for key, found in comparable.items()
+        Comparison(model, data, samples, _groups(same), paper_points(model, data, samples))
+        for (model, data, samples), same in comparable.items()
     ]
 
 
-def _groups(runs: list[ReportedRun]) -> dict[tuple[Series, int], list[ReportedRun]]:
+def _groups(runs: list[ReportedRun]) -> list[Group]:
     """Returns the runs by series and batch size, in the order of tables.
 
     If the training of two runs of one batch size differs (a learning rate), they are not seeds of
     each other: the difference becomes part of the series.
     """
-    groups = defaultdict(list)
+    groups = {}
     for run in runs:
-        others = [other.training for other in runs if other.batch_size == run.batch_size]
-        names = sorted({name for training in others for name in training})
-        differ = [
-            name
-            for name in names
-            if len({str(training.get(name, "default")) for training in others}) > 1
-        ]
-        training = tuple((name, str(run.training.get(name, "default"))) for name in differ)
-        group = groups[
-            Series(run.method, tuple(sorted(run.variant.items())), training), run.batch_size
-        ]
-        for other in group:
+        series = _series(run, [other for other in runs if other.batch_size == run.batch_size])
+        group = groups.setdefault((series, run.batch_size), Group(series, run.batch_size, []))
+        for other in group.runs:
             if other.seed == run.seed and other.state == run.state == FINISHED:
                 raise InputError(
                     f"RUN: {other.path} and {run.path} have equal settings and seeds: give one "
                     "of them"
                 )
-        group.append(run)
-    order = [*METHODS, *(series.method for series, _ in groups)]
-    return dict(
-        sorted(
-            groups.items(),
-            key=lambda one: (one[0][1], order.index(one[0][0].method), one[0][0].name),
-        )
-    )
+        group.runs.append(run)
+    methods = [*METHODS, *(run.method for run in runs)]
+
+    def place(group: Group) -> tuple:
+        return group.batch_size, methods.index(group.series.method), group.series.name
+
+    return sorted(groups.values(), key=place)
+
+
+def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
+    """Returns the series of a run, with the training in which runs of its batch size differ."""
+    training = []
+    for name in sorted({name for other in same_size for name in other.training}):
+        values = {str(other.training.get(name, "default")) for other in same_size}
+        if len(values) > 1:
+            training.append((name, str(run.training.get(name, "default"))))
+    return Series(run.method, tuple(sorted(run.variant.items())), tuple(training))
 
 
 def number(value: int) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
-from .comparable_runs import Comparison, Series, number
+from .comparable_runs import Comparison, PaperPoint, Series, number
 from .reported_run import FINISHED, ReportedRun
 from .run_scores import LABELS
 
@@ -56,9 +56,9 @@ def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
         axes.set_xticks(sizes[key], [_batch(size) for size in sizes[key]])
         axes.minorticks_off()
         axes.set_xlabel("batch size")
-        axes.grid(alpha=0.3)
+        axes.grid()
         axes.margins(x=0.08, y=0.12)
-        axes.set_title(f"{LABELS.get(key, key)}, %", fontsize=9)
+        axes.set_title(f"{LABELS.get(key, key)}, %")
     _add_legend(drawing, grid, ncols=2)
     return Figure(file, png(drawing), "Scores over the batch size")
 
@@ -66,7 +66,7 @@ def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
 def _panels(rows: int, columns: int, height: float) -> tuple[Drawing, np.ndarray]:
     """Returns a figure of a page's width, and its axes [rows, columns]."""
     size = (WIDTH, 0.9 + height * rows)
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return plt.subplots(rows, columns, figsize=size, squeeze=False)
 
 
 def _add_legend(drawing: Drawing, grid: np.ndarray, ncols: int) -> None:
@@ -88,17 +88,22 @@ def _add_legend(drawing: Drawing, grid: np.ndarray, ncols: int) -> None:
 
 def _sizes(comparison: Comparison, key: str) -> list[int]:
     """Returns the batch sizes of a panel: ours and those of the paper's curves."""
-    sizes = {size for series, size in comparison.groups if comparison.score(series, size, key)}
+    sizes = {group.batch_size for group in comparison.groups if group.score(key)}
     for series in comparison.series:
-        sizes.update(point.batch_size for point in comparison.paper_curve(series, key))
+        sizes.update(point.batch_size for point in _curve(comparison, series, key))
     return sorted(sizes)
+
+
+def _curve(comparison: Comparison, series: Series, key: str) -> list[PaperPoint]:
+    """Returns the paper's scores of a series over the batch size."""
+    return [point for point in comparison.paper_of(series) if point.key == key]
 
 
 def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -> None:
     """Draws a score of a series over the batch size, its seeds, and the paper's curve."""
     look = _look(comparison, series)
-    spreads = {size: comparison.score(series, size, key) for size in comparison.batch_sizes}
-    spreads = {size: spread for size, spread in spreads.items() if spread}
+    groups = [group for group in comparison.groups if group.series == series and group.score(key)]
+    spreads = {group.batch_size: group.score(key) for group in groups}
     if spreads:
         axes.errorbar(
             list(spreads),
@@ -114,7 +119,7 @@ def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -
         if len(spread.values) > 1:
             sizes = [size] * len(spread.values)
             axes.plot(sizes, spread.values, ".", color="black", markersize=3, zorder=3)
-    paper = comparison.paper_curve(series, key)
+    paper = _curve(comparison, series, key)
     if paper:
         without_training = Series(series.method, series.variant)  # which is ours
         axes.plot(
@@ -154,14 +159,15 @@ def draw_losses(comparison: Comparison, file: str) -> Figure | None:
     drawing, grid = _panels(len(sizes), len(losses), 2.4)
     for row, batch_size in zip(grid, sizes, strict=True):
         for axes, loss in zip(row, losses, strict=True):
-            for (series, size), runs in comparison.groups.items():
-                if size == batch_size:
-                    _draw_loss(axes, runs, loss, {"label": series.name} | _look(comparison, series))
+            for group in comparison.groups:
+                if group.batch_size == batch_size:
+                    look = {"label": group.series.name, **_look(comparison, group.series)}
+                    _draw_loss(axes, group.runs, loss, look)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.set_xlabel("samples seen")
-            axes.grid(alpha=0.3)
+            axes.grid()
             axes.margins(x=0.02)
-            axes.set_title(f"{loss.replace('_', ' ')}, batch {_batch(batch_size)}", fontsize=9)
+            axes.set_title(f"{loss.replace('_', ' ')}, batch {_batch(batch_size)}")
     _add_legend(drawing, grid, ncols=4)
     return Figure(file, png(drawing), "Losses over the samples seen")
 

@@ -1,6 +1,8 @@
 """A report on runs: one page of figures and tables, and beside it the same as Markdown and PNG,
 and the runs as CSV."""
 
+import itertools
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +62,8 @@ class Section(NamedTuple):
         parts = [f"## {markdown_text(self.title)}"]
         parts += [f"![{markdown_text(figure.describes)}]({figure.file})" for figure in self.figures]
         for table in self.tables:
-            heads, *rows = [map(markdown_text, row) for row in (table.heads, *table.rows)]
-            parts += [f"**{table.title}**", markdown_table([*heads], rows), table.note]
+            heads, *rows = [list(map(markdown_text, row)) for row in (table.heads, *table.rows)]
+            parts += [f"**{table.title}**", markdown_table(heads, rows), table.note]
         return "\n\n".join(filter(None, parts))
 
 
@@ -70,67 +72,59 @@ def write_report(
 ) -> None:
     """Writes report.html, and beside it report.md, the figures and runs.csv."""
     sections = []
-    for place, comparison in enumerate(comparisons, 1):
-        suffix = f"_{place}" if len(comparisons) > 1 else ""
-        figures = (
-            draw_batch_sizes(comparison, f"batch_size{suffix}.png"),
-            draw_losses(comparison, f"losses{suffix}.png"),
-        )
-        tables = [
-            table for table in (scores_table(comparison), paper_table(comparison)) if table.rows
-        ]
-        sections.append(Section(comparison.name, list(filter(None, figures)), tables))
-    runs_table = Table(
-        "All runs", RUN_HEADS, [[_text(value) for value in _facts(run)] for run in runs]
-    )
-    sections.append(Section("Runs", [], [runs_table]))
-    page = html_template(
+    for number, comparison in enumerate(comparisons, 1):
+        suffix = f"_{number}" if len(comparisons) > 1 else ""
+        sections.append(_comparison_section(comparison, suffix))
+    rows = [[_text(fact) for fact in _facts(run)] for run in runs]
+    sections.append(Section("Runs", [], [Table("All runs", RUN_HEADS, rows)]))
+    template = html_template(
         Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
     )
-    found = [run for run in runs if run.state != MISSING]
-    write_text(
-        out / FILES[0],
-        page.render(title=title, facts=facts, sections=sections, runs=found, bad=BAD),
-    )
-    for figure in (figure for section in sections for figure in section.figures):
-        write_bytes(out / figure.file, figure.png)
-    keys = in_order([key for run in runs for key in run.scores])
-    rows = [[*_facts(run), *(run.scores.get(key) for key in keys)] for run in runs]
+    trained = [run for run in runs if run.state != MISSING]
+    page = template.render(title=title, facts=facts, sections=sections, runs=trained, bad=BAD)
+    write_text(out / FILES[0], page)
+    for section in sections:
+        for figure in section.figures:
+            write_bytes(out / figure.file, figure.png)
+    keys = in_order(key for run in runs for key in run.scores)
+    rows = [[*_facts(run), *map(run.scores.get, keys)] for run in runs]
     write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
     markdown = [f"# {markdown_text(title)}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
+
+
+def _comparison_section(comparison: Comparison, suffix: str) -> Section:
+    figures = (
+        draw_batch_sizes(comparison, f"batch_size{suffix}.png"),
+        draw_losses(comparison, f"losses{suffix}.png"),
+    )
+    tables = (scores_table(comparison), paper_table(comparison))
+    return Section(
+        comparison.name,
+        [figure for figure in figures if figure],
+        [table for table in tables if table.rows],
+    )
 
 
 def scores_table(comparison: Comparison) -> Table:
     """Returns a row for each method and batch size, and for each difference, with a column for
     each score."""
     keys, rows = comparison.score_keys, []
-    for batch_size in comparison.batch_sizes:
-        groups = {
-            series: runs for (series, size), runs in comparison.groups.items() if size == batch_size
-        }
-        for series, runs in groups.items():
-            seeds = [str(run.seed) for run in runs if run.state == FINISHED]
-            found = (
-                f"{len(seeds)} (seed {', '.join(seeds)})" if seeds else f"0 of {len(runs)} finished"
-            )
-            means = [_cell(comparison.score(series, batch_size, key), len(seeds)) for key in keys]
-            rows.append([series.name, f"{batch_size:,}", found, *means])
-        for series in groups:
-            for baseline in comparison.baselines(series, batch_size):
-                differences = [
-                    comparison.difference(series, baseline, batch_size, key) for key in keys
-                ]
+    for batch_size, same_size in itertools.groupby(comparison.groups, attrgetter("batch_size")):
+        size, groups = f"{batch_size:,}", list(same_size)
+        for group in groups:
+            seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
+            number = f"0 of {len(group.runs)} finished"
+            if seeds:
+                number = f"{len(seeds)} (seed {', '.join(seeds)})"
+            cells = _cells([group.score(key) for key in keys], len(seeds))
+            rows.append([group.series.name, size, number, *cells])
+        for group in groups:
+            for baseline in comparison.baselines(group):
+                name = f"{group.series.name} − {baseline.series.name}"
+                differences = [group.difference(baseline, key) for key in keys]
                 pairs = max(len(difference.values) for difference in differences if difference)
-                name = f"{series.name} − {baseline.name}"
-                rows.append(
-                    [
-                        name,
-                        f"{batch_size:,}",
-                        f"{pairs} pair(s)",
-                        *(_cell(one, pairs) for one in differences),
-                    ]
-                )
+                rows.append([name, size, f"{pairs} pair(s)", *_cells(differences, pairs)])
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent. Differences "
         "are paired by seed, with their 95 % interval (Student's t). The training is equal, "
@@ -141,91 +135,70 @@ def scores_table(comparison: Comparison) -> Table:
             "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt "
             "--data DIR."
         )
-    return Table(
-        "Scores", ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)], rows, note
-    )
+    heads = ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)]
+    return Table("Scores", heads, rows, note)
 
 
-def _cell(spread: Spread | None, most: int) -> str:
-    """Returns a score or a difference, with its number of seeds if other scores of the row have
-    more."""
-    number = f" (n = {len(spread.values)})" if spread and len(spread.values) < most else ""
-    return f"{spread or NONE}{number}"
+def _cells(scores: list[Spread | None], most: int) -> list[str]:
+    """Returns scores or differences, with their number of seeds where it is below `most`."""
+    cells = []
+    for score in scores:
+        text = str(score or NONE)
+        if score and len(score.values) < most:
+            text += f" (n = {len(score.values)})"
+        cells.append(text)
+    return cells
 
 
 def paper_table(comparison: Comparison) -> Table:
     """Returns our scores beside the paper's, without rows if the paper has none of what was
     trained."""
     rows = []
-    for (series, batch_size), runs in comparison.groups.items():
-        settings = (setting for run in runs for setting in run.record.get("set", {}).items())
+    for group in comparison.groups:
+        settings = [item for run in group.runs for item in run.record.get("set", {}).items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
-        for key in in_order([point.key for point in comparison.paper]):
-            for paper in comparison.paper_curve(series, key):
-                if paper.batch_size != batch_size:
-                    continue
-                source = paper.source + (
-                    f"; here with --set {' '.join(sorted(changed))}" if changed else ""
-                )
-                here, difference = MISSING, NONE
-                if ours := comparison.score(series, batch_size, key):
-                    here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
-                    difference = format_score(key, ours.mean - paper.value, "+")
-                theirs = format_score(key, paper.value)
-                rows.append(
-                    [
-                        series.name,
-                        f"{batch_size:,}",
-                        LABELS.get(key, key),
-                        here,
-                        theirs,
-                        difference,
-                        source,
-                    ]
-                )
-    return Table(
-        "Beside the paper",
-        ["method", "batch", "score, %", "here", "the paper", "difference", "source"],
-        rows,
-    )
+        here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
+        for paper in comparison.paper_of(group.series):
+            if paper.batch_size != group.batch_size:
+                continue
+            key, ours = paper.key, group.score(paper.key)
+            here, difference = MISSING, NONE
+            if ours:
+                here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
+                difference = format_score(key, ours.mean - paper.value, "+")
+            rows.append(
+                [
+                    group.series.name,
+                    f"{group.batch_size:,}",
+                    LABELS.get(key, key),
+                    here,
+                    format_score(key, paper.value),
+                    difference,
+                    f"{paper.source}{here_with}",
+                ]
+            )
+    heads = ["method", "batch", "score, %", "here", "the paper", "difference", "source"]
+    return Table("Beside the paper", heads, rows)
 
 
 def _facts(run: ReportedRun) -> list:
     """Returns what RUN_HEADS name; None is unknown."""
+    facts = [run.name, run.state, run.note]
     if run.state == MISSING:
-        return [run.name, run.state, run.note, *[None] * (len(RUN_HEADS) - 3)]
-    return [
-        run.name,
-        run.state,
-        run.note,
-        METHODS.get(run.method, run.method),
-        run.samples,
-        run.batch_size,
-        run.seed,
-        run.training.get("lr"),
-        run.samples_per_second,
-        run.model,
-        run.data,
-    ]
+        return facts + [None] * (len(RUN_HEADS) - len(facts))
+    method, lr = METHODS.get(run.method, run.method), run.training.get("lr")
+    facts += [method, run.samples, run.batch_size, run.seed, lr, run.samples_per_second]
+    return [*facts, run.model, run.data]
 
 
-def _text(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    return (
-        value
-        if isinstance(value, str)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else significant(value, 4)
-    )
+def _text(fact: str | float | None) -> str:
+    if fact is None or isinstance(fact, str):
+        return fact or ""
+    return f"{fact:,}" if isinstance(fact, int) else significant(fact, 4)
 
 
 def _describe(run: ReportedRun) -> str:
     """Returns what the end of the page shows of a run: versions and recipe."""
-    versions = ", ".join(
-        f"{name} {version}" for name, version in run.record.get("versions", {}).items()
-    )
-    return (
-        f"versions: {versions or 'not recorded'}\n\n{run.recipe.text.strip() if run.recipe else ''}"
-    )
+    versions = [f"{name} {version}" for name, version in run.record.get("versions", {}).items()]
+    recipe = run.recipe.text.strip() if run.recipe else ""
+    return f"versions: {', '.join(versions) or 'not recorded'}\n\n{recipe}"

@@ -67,100 +67,91 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
             for name in CONFIG_FIELDS
             if changes_scores(f"superclip.{name}") and name != "long_caption"
         ]
-    defaults = {name: CONFIG_FIELDS[name].default for name in names}
-    fields = {
-        name: superclip[name]
-        for name, default in defaults.items()
-        if superclip.get(name, default) != default
-    }
-    # it is that method in the recipes
-    own = ("force-patch-dropout", 0.5) if method.endswith("flip") else ()
-    return fields | {
-        name: tuple(value) if isinstance(value, list) else value  # hashable, as in Series
-        for name, value in flags.items()
-        if value and (name, value) != own and name.startswith(("force-", "lock-", "pretrained"))
-    }
+    variant = {}
+    for name in names:
+        default = CONFIG_FIELDS[name].default
+        if superclip.get(name, default) != default:
+            variant[name] = superclip[name]
+    for name, value in flags.items():
+        # FLIP's recipes drop half of the patches
+        is_method = method.endswith("flip") and (name, value) == ("force-patch-dropout", 0.5)
+        if value and not is_method and name.startswith(("force-", "lock-", "pretrained")):
+            variant[name] = tuple(value) if isinstance(value, list) else value  # hashable
+    return variant
 
 
 def read_run(path: Path, name: str = "") -> ReportedRun:
     """Returns the run in a folder; a folder without a run is missing."""
     run = ReportedRun(path, MISSING, name=name)
-    options, log = read_options(path), path / "out.log"
     run.record = read_json(path / "run.json", default={})
+    log = path / "out.log"
     run.points = read_log(log) if log.is_file() else []
+    options = read_options(path)
     try:
         if (path / "recipe.yaml").is_file():
-            recipe = read_recipe(str(path / "recipe.yaml"))
-            run.recipe, run.method, run.model, run.data = (
-                recipe,
-                recipe.method,
-                recipe.model,
-                recipe.data,
-            )
-            run.samples, run.batch_size, run.seed = (
-                recipe.samples,
-                recipe.global_batch_size,
-                recipe.seed,
-            )
-            run.variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
-            flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
-            data = run.record.get("plan", {}).get("data", recipe.shards)
-            flags[LONG_CAPTION] = (recipe.superclip or {}).get("long_caption")
-            run.training = _training({**vars(recipe), **flags}, recipe.schedule)
-            run.training["data"] = "the recipe's" if data == recipe.shards else data
+            _set_recipe(run, read_recipe(str(path / "recipe.yaml")))
         else:
-            _read_options(run, options)
+            _set_options(run, options)
     except InputError as error:
         run.note = str(error)
         return run
     run.epochs = (run.record.get("plan") or options).get("epochs")
     run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
+    for measure, score in of_training(path).items():
+        run.scores[f"{measure} (training's own)"] = score
     demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
-    scores = (
-        run.scores
-        | {f"{name} (training's own)": score for name, score in of_training(path).items()}
-        | {f"demo {name.replace('_', ' ')}": demo[name] for name in demo}
-    )
-    run.scores = {key: score for key, score in scores.items() if math.isfinite(score)}
+    for measure, score in demo.items():
+        run.scores[f"demo {measure.replace('_', ' ')}"] = score
+    run.scores = {key: score for key, score in run.scores.items() if math.isfinite(score)}
     return run
 
 
-def _read_options(run: ReportedRun, options: dict) -> None:
-    """Fills in what OpenCLIP's params.txt holds; InputError if it is missing or truncated."""
+def _set_recipe(run: ReportedRun, recipe: Recipe) -> None:
+    """Sets what the recipe of `superclip run` determines."""
+    run.recipe = recipe
+    run.method, run.model, run.data = recipe.method, recipe.model, recipe.data
+    run.samples, run.batch_size = recipe.samples, recipe.global_batch_size
+    run.seed = recipe.seed
+    superclip = recipe.superclip or {}
+    run.variant = method_variant(recipe.method, superclip, recipe.flags)
+    options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
+    options[LONG_CAPTION] = superclip.get("long_caption")
+    run.training = _training({**vars(recipe), **options}, recipe.schedule)
+    data = run.record.get("plan", {}).get("data", recipe.shards)
+    run.training["data"] = "the recipe's" if data == recipe.shards else data
+
+
+def _set_options(run: ReportedRun, options: dict) -> None:
+    """Sets what OpenCLIP's params.txt determines; InputError if it is missing or truncated."""
     if not options:
         raise InputError("the folder contains neither recipe.yaml nor params.txt")
     needed = ("model", "epochs", "batch_size", "world_size", "accum_freq")
-    if missing := [name for name in needed if options.get(name) in (None, "")]:
+    missing = [name for name in needed if options.get(name) in (None, "")]
+    if missing:
         raise InputError(f"params.txt is incomplete: it lacks {listed(missing)}")
-    superclip = {
-        name.removeprefix("superclip_"): value
-        for name, value in options.items()
-        if name.startswith("superclip_")
-    }
-    base = (
-        "siglip"
-        if options.get("siglip")
-        else "flip"
-        if options.get("force_patch_dropout")
-        else "clip"
-    )
-    run.method = (
-        f"super{base}"
-        if options.get("superclip") is True and superclip.get("weight") != 0
-        else base
-    )
-    run.model, run.data, run.seed = (
-        str(options["model"]),
-        str(options.get("train_data")),
-        options.get("seed"),
-    )
+    superclip = {}
+    if options.get("superclip"):
+        superclip = {
+            name.removeprefix("superclip_"): value
+            for name, value in options.items()
+            if name.startswith("superclip_")
+        }
+    run.method = "clip"
+    if options.get("siglip"):
+        run.method = "siglip"
+    elif options.get("force_patch_dropout"):
+        run.method = "flip"
+    if options.get("superclip") is True and superclip.get("weight") != 0:
+        run.method = f"super{run.method}"
+    run.model, run.data = str(options["model"]), str(options.get("train_data"))
+    run.seed = options.get("seed")
     # of a table: its length is not an option
     logged = run.points[0]["epoch_samples"] if run.points else 0
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
     run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
     flags = {name.replace("_", "-"): value for name, value in options.items()}
-    run.variant = method_variant(run.method, superclip if options.get("superclip") else {}, flags)
+    run.variant = method_variant(run.method, superclip, flags)
     run.training = _training(options, options.get("lr_scheduler"))
 
 
@@ -182,26 +173,27 @@ def _training(options: dict, schedule: str | None) -> dict:
 def _set_state(run: ReportedRun, state: dict) -> None:
     """Sets the run's state, from state.json or its log, and its note; drops early scores of a
     finished run."""
-    last = run.points[-1] if run.points else None
-    total = last["epoch_samples"] * run.epochs if last and run.epochs else None
-    # an incomplete batch is left out
-    at_end = total is not None and total - last["samples"] < run.batch_size
-    run.state = state.get("state") or (FINISHED if at_end else CUT)
-    found = [state.get("error")]
-    if last is None:
-        found.append("out.log is missing or contains no step")
-    elif not at_end:
-        found.append(
-            f"the log ends at {last['samples']:,} samples" + (f" of {total:,}" if total else "")
-        )
+    notes = [state.get("error")]
+    is_at_end = False
+    if run.points:
+        samples = run.points[-1]["samples"]
+        total = run.points[-1]["epoch_samples"] * run.epochs if run.epochs else None
+        # an incomplete batch is left out
+        is_at_end = total is not None and total - samples < run.batch_size
+        if not is_at_end:
+            of_total = f" of {total:,}" if total else ""
+            notes.append(f"the log ends at {samples:,} samples{of_total}")
+    else:
+        notes.append("out.log is missing or contains no step")
+    run.state = state.get("state") or (FINISHED if is_at_end else CUT)
     if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
+        evaluated = f"at epoch {run.epoch} of {run.epochs}"
         if run.state == FINISHED:
-            found.append(f"its evaluation at epoch {run.epoch} of {run.epochs} is left out")
+            notes.append(f"its evaluation {evaluated} is left out")
             run.scores = {}
         else:
-            found.append(f"evaluated at epoch {run.epoch} of {run.epochs}")
-    if not all(
-        value is None or math.isfinite(value) for point in run.points for value in point.values()
-    ):
-        found.append("the loss became non-finite")
-    run.note = "; ".join(filter(None, found))
+            notes.append(f"evaluated {evaluated}")
+    values = [value for point in run.points for value in point.values() if value is not None]
+    if not all(map(math.isfinite, values)):
+        notes.append("the loss became non-finite")
+    run.note = "; ".join(filter(None, notes))

@@ -32,7 +32,7 @@ def draw_scores(path: Path, results: StudyResults) -> None:
     names = [
         measure.replace("_", " ").replace(" to ", "→").replace(" ", "\n") for measure in measures
     ]
-    figure, (bars, differences) = plt.subplots(2, 1, figsize=SIZE, layout="constrained")
+    figure, (bars, differences) = plt.subplots(2, 1, figsize=SIZE)
     width = 0.8 / len(results.study.arms)
     for number, arm in enumerate(results.study.arms):
         spreads = [results.spread(arm, None, measure) for measure in measures]
@@ -45,7 +45,7 @@ def draw_scores(path: Path, results: StudyResults) -> None:
     bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=10)
     bars.set_ylim(0, 100)
     bars.set_title("held-out scenes, % (a dot for each seed)", fontsize=11)
-    bars.grid(axis="y", alpha=0.3)
+    bars.grid(axis="y")
     bars.legend(frameon=False, fontsize=10)
     for x, measure in enumerate(measures):
         difference = results.difference("SuperCLIP", "CLIP", None, measure)
@@ -125,7 +125,9 @@ def predictions_text(
 def _draw_examples(path: Path, examples: Sequence[Example], description: str) -> None:
     """Draws examples, four in a row, into a file."""
     rows = math.ceil(len(examples) / 4)
-    figure, grid = plt.subplots(rows, 4, figsize=(SIZE[0], 0.4 + 1.9 * rows), squeeze=False)
+    figure, grid = plt.subplots(
+        rows, 4, figsize=(SIZE[0], 0.4 + 1.9 * rows), squeeze=False, layout="none"
+    )
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.07, top=0.94, wspace=0.08, hspace=0.35)
     for axes in grid.flat:
         axes.set_axis_off()

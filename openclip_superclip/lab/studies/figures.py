@@ -16,7 +16,7 @@ def draw_study(results: StudyResults) -> bytes:
     """Returns the figure of a study's results as PNG: a panel for each measure."""
     study, measures = results.study, results.measures
     size = (3.1 * len(measures) + 0.6, 3.8)
-    figure, grid = plt.subplots(1, len(measures), figsize=size, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(1, len(measures), figsize=size, squeeze=False)
     for axes, measure in zip(grid[0], measures, strict=True):
         for number in range(len(study.pairs)):
             _draw_comparison(axes, results, number, measure)
@@ -74,5 +74,5 @@ def set_difference_axis(axes: Axes, names: Sequence[str], num_places: int, title
     axes.axhline(0, color="#999999", linewidth=1)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_xlim(-0.5, num_places - 0.5)
-    axes.set_title(title, fontsize=9)
-    axes.grid(axis="y", alpha=0.3)
+    axes.set_title(title)
+    axes.grid(axis="y")

@@ -1,5 +1,5 @@
-"""What a study shows while it trains: samples of all runs, a remaining time that never rises,
-and finished scores."""
+"""What a study shows while it trains: samples of all runs, the remaining time, and finished
+scores."""
 
 import sys
 import time
@@ -11,62 +11,32 @@ from tqdm import tqdm
 from ...runs.progress import STEPS
 from .study_run import StudyRun
 
-FIRST_FRACTION = 0.02  # of the samples: before, the speed is not known
 SECONDS_BETWEEN_LINES = 10  # without a terminal
 
 
-class RemainingTime:
-    """Estimates the remaining seconds from the mean speed of all runs since the first sample.
-
-    It never rises."""
-
-    def __init__(self, total: int):
-        self.total = total
-        self.before: int | None = None  # samples of earlier calls of the command
-        self.began: float | None = None
-        self.seconds: float | None = None
-
-    def update(self, samples: int, now: float) -> float | None:
-        """Returns the estimate at a time in seconds; None before the speed is known."""
-        if self.before is None:
-            self.before = samples
-        trained = samples - self.before
-        if self.began is None and trained > 0:
-            self.began = now
-        if trained <= FIRST_FRACTION * (self.total - self.before) or now == self.began:
-            return self.seconds
-        estimate = (self.total - samples) * (now - self.began) / trained
-        self.seconds = estimate if self.seconds is None else min(self.seconds, estimate)
-        return self.seconds
-
-
 class StudyBar:
-    """A bar over the samples of a study's runs."""
+    """A bar over the samples of a study's runs, with the remaining time at their mean speed."""
 
     def __init__(self, name: str, runs: Sequence[StudyRun]):
         self.runs = runs
-        self.remaining = RemainingTime(sum(run.recipe.samples for run in runs))
         self.bar = tqdm(
-            total=self.remaining.total,
             desc=name,
+            total=sum(run.recipe.samples for run in runs),
+            initial=sum(map(samples_trained, runs)),
             unit_scale=True,
-            file=sys.stderr,
+            smoothing=0,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
-            "{elapsed}{postfix}",
+            "{elapsed}<{remaining}{postfix}",
         )
         self.last = time.monotonic()
 
     def show(self, num_measured: int) -> None:
         """Shows what the runs have reached; `num_measured` of them are measured."""
         self.bar.n = max(self.bar.n, sum(map(samples_trained, self.runs)))
-        now = time.monotonic()
-        seconds = self.remaining.update(self.bar.n, now)
         if self.bar.n >= self.bar.total:
             left = len(self.runs) - num_measured
-            text = f"measuring {left} run(s)" if left else "done"
-        else:
-            text = "starting" if seconds is None else f"{seconds / 60:.0f} min left"
-        self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_postfix_str(f"measuring {left} run(s)" if left else "done", refresh=False)
+        now = time.monotonic()
         if sys.stderr.isatty() or now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
             self.bar.refresh()
