@@ -47,6 +47,11 @@ TITLES = {
     "new_combinations": "new combinations",
     "image_to_long_text_R@1": "image→long text R@1",
     "long_text_to_image_R@1": "long text→image R@1",
+    "seen_zero_shot": "seen: zero-shot",
+    "seen_image_to_text_R@1": "seen: image→text R@1",
+    "seen_text_to_image_R@1": "seen: text→image R@1",
+    "seen_tagging": "seen: tagging",
+    "seen_linear_probe": "seen: linear probe",
 }
 
 
@@ -474,6 +479,14 @@ CLAIMS = [
     ),
     Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
+        "Unseen drawings, small ViT: better zero-shot, CLIP's rate",
+        "",
+        "transfer",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
+    Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
+    Claim(
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
         "",
         "natural",
@@ -494,6 +507,13 @@ CLAIMS = [
         "SuperCLIP − CLIP",
     ),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Fine-tuning of two pretrained towers on 512 pictures: better image→text R@1",
+        "",
+        "stamps",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… with the head on the pooled vector", "", "stamps", "pooled − CLIP"),
     Claim(
         "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions",
         "",
@@ -539,6 +559,8 @@ CONDITIONS = {
     "natural": "unseen, careless",
     "ideas": "unseen, careless",
     "captions": "seen, as named",
+    "transfer": "unseen, clean",
+    "stamps": "unseen, human",
     AUDIT: "seen, some wrong",
 }
 
