@@ -47,6 +47,11 @@ TITLES = {
     "new_combinations": "new combinations",
     "image_to_long_text_R@1": "image→long text R@1",
     "long_text_to_image_R@1": "long text→image R@1",
+    "seen_zero_shot": "seen: zero-shot",
+    "seen_image_to_text_R@1": "seen: image→text R@1",
+    "seen_text_to_image_R@1": "seen: text→image R@1",
+    "seen_tagging": "seen: tagging",
+    "seen_linear_probe": "seen: linear probe",
 }
 
 
@@ -474,6 +479,14 @@ CLAIMS = [
     ),
     Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
+        "Unseen drawings, small ViT: better zero-shot, CLIP's rate",
+        "",
+        "transfer",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
+    Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
+    Claim(
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
         "",
         "natural",
@@ -494,6 +507,13 @@ CLAIMS = [
         "SuperCLIP − CLIP",
     ),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Fine-tuning of two pretrained towers on 512 pictures: better image→text R@1",
+        "",
+        "stamps",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… with the head on the pooled vector", "", "stamps", "pooled − CLIP"),
     Claim(
         "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions",
         "",
@@ -539,6 +559,8 @@ CONDITIONS = {
     "natural": "unseen, careless",
     "ideas": "unseen, careless",
     "captions": "seen, as named",
+    "transfer": "unseen, clean",
+    "stamps": "unseen, human",
     AUDIT: "seen, some wrong",
 }
 
@@ -576,6 +598,85 @@ def _verdict_text(claim: Claim, one: Comparison) -> str:
     if one.depends_on_family:
         text += f" (over all studies: {p_text(one.holm_of_all)})"
     return f"{text} ‡" if one.note else text
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of docs/when.md: a use, the study nearest to it, and the comparisons with CLIP."""
+
+    text: str
+    data: str
+    study: str = ""
+    paper_head: str = ""
+    pooled: str = ""
+
+
+CASES = [
+    Case(
+        "from scratch, test images like the training images, ResNet",
+        "20,480 scenes, clean captions",
+        "placebos",
+        "SuperCLIP − CLIP",
+    ),
+    Case(
+        "… small ViT",
+        "the same",
+        "vit",
+        "SuperCLIP at CLIP's rate − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "from scratch, test images of another kind, ResNet",
+        "20,480 scenes, clean captions",
+        "unseen_drawings",
+        "SuperCLIP − CLIP",
+    ),
+    Case("… small ViT", "the same", "transfer", "SuperCLIP − CLIP", "pooled − CLIP"),
+    Case(
+        "… small ViT, long tail and careless captions",
+        "20,480 scenes, a third of the objects unnamed, a fifth of the captions wrong",
+        "natural",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "fine-tuning of pretrained towers, few pairs (image→text R@1)",
+        "512 pictures, captions by people",
+        "stamps",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case("2,000 pairs from scratch", ""),
+    Case("2,000 to 100,000 pairs, fine-tuning of released weights", ""),
+]
+
+
+def cases_table(found: Sequence[Comparison]) -> str:
+    """A row for each use: the differences from CLIP by the primary measure, or that there are
+    none yet."""
+    lines = [
+        "| your case | data of the study | CLIP | the paper's head − CLIP | `pooled` − CLIP | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    primary = {(one.study, one.name): one for one in found if one.is_primary}
+    for case in CASES:
+        one, other = (primary.get((case.study, name)) for name in (case.paper_head, case.pooled))
+        data = f"[{case.data}](studies/{case.study}/README.md)" if case.study else ""
+        row = [data, "", "not finished" if case.study else "not measured", "", ""]
+        if one:
+            row = [
+                data,
+                f"{one.means[0]:.1f}",
+                _bold(one),
+                _bold(other) if other else "–",
+                f"{one.n}",
+            ]
+        lines.append(f"| {case.text} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _bold(one: Comparison) -> str:
+    return f"**{one}**" if one.holm <= 0.05 else f"{one}"
 
 
 def study_table(found: Sequence[Comparison]) -> str:
@@ -803,6 +904,7 @@ def blocks(found: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
             "equal rates": equal_rates_table(found),
         }
     }
+    made[DOCS / "when.md"] = {"cases": cases_table(found)}
     for name in dict.fromkeys(one.study for one in found):
         page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
         made[page] = {"verdicts": study_table([one for one in found if one.study == name])}

@@ -81,7 +81,9 @@ class Recipe:
         "slices per pass over the shards, with a checkpoint after each; 1 for a table", 1, 10**9
     )
     workers: int = _number("data-loading processes per GPU", 0)
-    flags: Mapping = _field("OpenCLIP's other flags, without dashes")
+    flags: Mapping = _field(
+        "OpenCLIP's other flags, without dashes; {seed} in val-data is the seed"
+    )
     superclip: Mapping | None = _field(
         "the flags of --superclip, by the names below; required for methods with the class loss",
         default=None,
@@ -124,7 +126,12 @@ class Recipe:
             field: _typed(field, value, file)
             for field, value in _with_samples(values, file).items()
         }
-        typed["shards"] = typed["shards"].replace("{seed}", f"{typed['seed']}")
+        seed = f"{typed['seed']}"
+        typed["shards"] = typed["shards"].replace("{seed}", seed)
+        val_data = typed["flags"].get("val-data")
+        if isinstance(val_data, str):
+            val_data = val_data.replace("{seed}", seed)
+            typed["flags"] = {**typed["flags"], "val-data": val_data}
         recipe = Recipe(**typed, name=name, file=file, values=values)
         check(RULES, recipe)
         return recipe

@@ -200,6 +200,14 @@ def test_set_changes_one_field_removes_a_flag_or_keeps_the_captions_and_the_text
         )
 
 
+def test_a_seed_may_have_its_own_training_and_validation_data():
+    data = {"shards": "train-{seed}.csv", "flags.val-data": "test-{seed}.csv", "seed": "7"}
+    recipe = read_recipe(DEMO, data)
+    assert (recipe.shards, recipe.flags["val-data"]) == ("train-7.csv", "test-7.csv")
+    shards = {"flags.val-data": "{0..3}.tar"}
+    assert read_recipe(DEMO, shards).flags["val-data"] == "{0..3}.tar"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "kept"),
     [

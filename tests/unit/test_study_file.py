@@ -370,6 +370,27 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
         study_run(trained, data="{0..9}.tar").train(threading.Event())
 
 
+def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
+    for seed in (100, 101):
+        (tmp_path / f"{seed}.csv").write_text("image,caption\na.png,a cat\nb.png,a dog\n")
+    tables = f"{tmp_path}/{{seed}}.csv"
+    data = {"shards": tables, "flags.val-data": tables, "samples": "2 passes"}
+    study = write_study(
+        tmp_path,
+        arms=A_AND_B,
+        set={**data, "global_batch_size": 1, "lr": 1e-3},
+        measures="validation",
+        primary="image_to_text_R@1",
+        seeds=2,
+        first_seed=100,
+    )
+    call = called(study, out=tmp_path / "out")
+    assert {
+        (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
+        for run in StudyTraining(call).runs({})
+    } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
+
+
 @pytest.mark.parametrize(
     "trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"]
 )

@@ -117,8 +117,9 @@ class Study:
 
     @property
     def first_settings(self) -> dict[str, str]:
-        """The values of --set for the runs of the first arm in the first cell."""
-        return self.settings(next(iter(self.arms)), self.cell_values[0])
+        """The values of --set for the first arm's run of the first seed in the first cell."""
+        settings = self.settings(next(iter(self.arms)), self.cell_values[0])
+        return settings | {"seed": f"{self.first_seed}"}
 
     @property
     def first_recipe(self) -> Recipe:
