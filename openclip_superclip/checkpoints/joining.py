@@ -171,8 +171,9 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tens
             unused = list(weights)[len(expected) :]
             return remap_state_dict(weights, trunk, allow_reshape=False), unused
     classifiers = complete.pretrained_cfg.get("classifier") or ()
-    prefixes = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    unused = [name for name in weights if name not in expected and name.startswith(prefixes)]
+    if isinstance(classifiers, list):
+        classifiers = tuple(classifiers)
+    unused = [name for name in weights if name not in expected and name.startswith(classifiers)]
     used = {name: tensor for name, tensor in weights.items() if name not in unused}
     check_match(used, expected, source, f"timm's {image.name}")
     return used, unused
@@ -182,9 +183,8 @@ def _agree_in_order(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     """Returns whether the tensors have the expected shapes, followed by a classifier's weight
     and bias or nothing."""
     shapes = [tensor.shape for tensor in weights.values()]
-    return len(shapes) - len(expected) in (0, 1, 2) and shapes[: len(expected)] == [
-        tensor.shape for tensor in expected.values()
-    ]
+    wanted = [tensor.shape for tensor in expected.values()]
+    return shapes[: len(wanted)] == wanted and len(shapes) <= len(wanted) + 2
 
 
 def _read_image_weights(image: ImageSource) -> dict[str, Tensor]:
@@ -348,11 +348,9 @@ def _text_weights(
     parts = tuple(f"{name}." for name, _ in model.named_children())
     prefix = f"{model.base_model_prefix}."
     wrong = [name for name in unused if name.removeprefix(prefix).startswith(parts)]
-    if report["missing_keys"] or wrong:
-        problem = (
-            f"lack {listed(sorted(report['missing_keys']), 3)}" if report["missing_keys"] else ""
-        )
-        problem = problem or f"contain {listed(wrong, 3)}"
+    missing = sorted(report["missing_keys"])
+    if missing or wrong:
+        problem = f"lack {listed(missing, 3)}" if missing else f"contain {listed(wrong, 3)}"
         raise InputError(
             f"--text: the weights in {text} do not match its config.json: they {problem}"
         )

@@ -46,15 +46,16 @@ def check_match(
     are any."""
     mismatches = []
     for name in sorted(weights.keys() | expected.keys()):
-        tensor, other = weights.get(name), expected.get(name)
-        if tensor is None:
-            mismatches.append(f"{name} is missing, expected {list(other.shape)}")
-        elif other is None:
-            mismatches.append(f"{name} is {list(tensor.shape)}, expected no such name")
-        elif tensor.shape != other.shape:
-            mismatches.append(f"{name} is {list(tensor.shape)}, expected {list(other.shape)}")
-        elif tensor.is_floating_point() != other.is_floating_point():
-            mismatches.append(f"{name} is {tensor.dtype}, expected {other.dtype}")
+        actual, wanted = "missing", "no such name"
+        if name in weights:
+            actual = list(weights[name].shape)
+        if name in expected:
+            wanted = list(expected[name].shape)
+        if actual == wanted:
+            actual, wanted = (tensors[name].dtype for tensors in (weights, expected))
+            if actual.is_floating_point == wanted.is_floating_point:
+                continue
+        mismatches.append(f"{name} is {actual}, expected {wanted}")
     if not mismatches:
         return
     shown = mismatches[:NUM_SHOWN]
