@@ -1,8 +1,8 @@
 """The files in which a run with --superclip-word-course records the words of each epoch."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,8 @@ TOKENS = "tokens.json"
 ADVICE = "copy it again, or move it away to show the other epochs"
 
 
-class CourseFiles(NamedTuple):
+@dataclass(frozen=True)
+class CourseFiles:
     """The word files of a run."""
 
     run: Path
@@ -41,9 +42,8 @@ class CourseFiles(NamedTuple):
             raise InputError(
                 f"{path} is not a file of words ({reason(error)}): {ADVICE}"
             ) from error
-        if vocabulary != self.vocabulary or any(
-            tensor.shape != (len(self.texts),) for tensor in words[:3]
-        ):
+        shapes = {tensor.shape for tensor in words[:3]}
+        if vocabulary != self.vocabulary or shapes != {(len(self.texts),)}:
             raise InputError(
                 f"{path} belongs to another tokenizer than the folder's {TOKENS}: {ADVICE}"
             )
@@ -56,14 +56,12 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
+    num_tokens = len(words.captions)
     written = read_json(folder / TOKENS, default={})
-    if written.get("vocabulary") != identity.vocabulary or len(written.get("tokens", [])) != len(
-        words.captions
-    ):
-        write_json(
-            folder / TOKENS,
-            {**identity._asdict(), "tokens": token_texts(tokenizer, len(words.captions))},
-        )
+    is_same = written.get("vocabulary") == identity.vocabulary
+    if not is_same or len(written.get("tokens", [])) != num_tokens:
+        tokens = token_texts(tokenizer, num_tokens)
+        write_json(folder / TOKENS, {**identity._asdict(), "tokens": tokens})
     tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
     # A single metadata entry, because safetensors writes several in random order.
     write_bytes(
@@ -85,10 +83,8 @@ def find_course(run: Path) -> CourseFiles:
             f"--course: {run} holds no words/epoch_N.safetensors: expected the folder of a run "
             "with --superclip and --superclip-word-course on"
         )
-    path, advice = (
-        run / FOLDER / TOKENS,
-        "copy it again, or from another run with the same tokenizer",
-    )
+    path = run / FOLDER / TOKENS
+    advice = "copy it again, or from another run with the same tokenizer"
     tokens = read_json(path, advice=advice)
     if "vocabulary" not in tokens or not isinstance(tokens.get("tokens"), list):
         raise InputError(f"{path} does not name the tokenizer and its tokens: {advice}")

@@ -17,7 +17,7 @@ from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD
 from .model_configurations import read_configuration
-from .weights import check_values, holds_head, is_torchscript, read_checkpoint, read_head
+from .weights import check_values, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -179,8 +179,6 @@ def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     if not source or not os.path.exists(source) or source.endswith(".npz"):
         return False
     try:
-        return not is_torchscript(source) and holds_head(
-            read_checkpoint(source, checksums=False).weights
-        )
+        return not is_torchscript(source) and bool(read_checkpoint(source, checksums=False).head())
     except InputError:  # OpenCLIP reports the error
         return False

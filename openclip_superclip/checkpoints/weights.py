@@ -7,9 +7,8 @@ import re
 import shlex
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -21,7 +20,6 @@ from ..method.finite_weights import is_finite
 from ..method.head import (
     DOCUMENT_FREQUENCY,
     FIXED_IDF,
-    HEAD_PREFIXES,
     NUM_CAPTIONS,
     head_of,
     is_of_authors,
@@ -133,7 +131,8 @@ def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return untied
 
 
-class Checkpoint(NamedTuple):
+@dataclass(frozen=True)
+class Checkpoint:
     """Weights under OpenCLIP's names, and facts about the file."""
 
     path: Path
@@ -143,15 +142,12 @@ class Checkpoint(NamedTuple):
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     of_tasks: bool = False
     head_beside: bool = False  # the class head was read from the separate file of an export
-    options: dict = {}  # options of the run, from the file itself  # noqa: RUF012
+    options: dict = field(default_factory=dict)  # options of the run, from the file itself
 
     def without_head(self) -> dict[str, Tensor]:
         """Returns the weights of the OpenCLIP model."""
-        return {
-            name: tensor
-            for name, tensor in self.weights.items()
-            if not name.startswith(HEAD_PREFIXES)
-        }
+        head = self.head()
+        return {name: tensor for name, tensor in self.weights.items() if name not in head}
 
     def head(self) -> dict[str, Tensor]:
         """Returns the class head and the token statistics; empty for a plain model."""
@@ -192,15 +188,20 @@ def read_checkpoint(
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES
-    head_beside = exported and beside.is_file() and not holds_head(weights)
+    head_beside = exported and beside.is_file() and not head_of(weights)
     if head_beside:
         head, options = read_head(beside)
         weights |= head
-    of_ddp = all(name.startswith("module.") for name in state)
     of_trainer = content is not state
-    epoch = content.get("epoch") if of_trainer else None
-    of_tasks = of_trainer and "global_step" in content
-    return Checkpoint(Path(path), weights, epoch, of_ddp, of_tasks, head_beside, options)
+    return Checkpoint(
+        Path(path),
+        weights,
+        epoch=content.get("epoch") if of_trainer else None,
+        of_ddp=all(name.startswith("module.") for name in state),
+        of_tasks=of_trainer and "global_step" in content,
+        head_beside=head_beside,
+        options=options,
+    )
 
 
 def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
@@ -238,11 +239,6 @@ def holds_numbers(path: Path) -> bool:
         raise OSError(
             f"{error}; if it is damaged, the same command trains its slice again"
         ) from None
-
-
-def holds_head(names: Iterable[str]) -> bool:
-    """Returns whether the names include those of a class head."""
-    return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
