@@ -5,7 +5,7 @@ import csv
 import statistics
 
 from scipy.stats import t
-from verdicts import CLAIMS, DOCS, HERE, Comparison, comparisons, tested
+from verdicts import CLAIMS, DOCS, HERE, LOWER_IS_BETTER, Comparison, read_comparisons, tested
 
 from openclip_superclip.rendering import png, pyplot
 
@@ -20,43 +20,46 @@ ARMS = {  # of vit_samples: the name in vit, and the colour
 }
 
 
-def draw_evidence(found: list[Comparison]) -> bytes:
+def draw_evidence(comparisons: list[Comparison]) -> bytes:
     """Draws the difference of each claim in points, with its 95 % interval; without −52 for dual
     captions."""
-    rows = [(claim, tested(claim, found)) for claim in CLAIMS if claim.measure != "depth_RMSE"]
-    rows = [
-        (claim, one)
-        for claim, one in rows
-        if one and not one.flaw and "doubling" not in one.name and one.mean > -40
-    ]
-    figure, axes = plt.subplots(figsize=(10.4, 0.24 * len(rows) + 1), layout="constrained")
-    for place, (claim, one) in enumerate(rows):
-        color = COLORS.get(one.verdict(claim.sign), GREY)
-        axes.plot(one.interval, [place, place], color=color, linewidth=2)
-        axes.plot(one.mean, place, "o", color=color, markersize=5)
+    rows = []
+    for claim in CLAIMS:
+        comparison = tested(claim, comparisons)
+        if comparison and _is_in_points(comparison) and comparison.mean > -40:
+            rows.append((claim, comparison))
+    figure, axes = plt.subplots(figsize=(10.4, 0.24 * len(rows) + 1))
+    for row, (claim, comparison) in enumerate(rows):
+        color = COLORS.get(comparison.verdict(claim.sign), GREY)
+        axes.plot(comparison.interval, [row, row], color=color, linewidth=2)
+        axes.plot(comparison.mean, row, "o", color=color, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(
-        range(len(rows)), [f"{claim.text} (n = {one.n})" for claim, one in rows], fontsize=8
-    )
+    names = [f"{claim.text} (n = {comparison.n})" for claim, comparison in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("difference in points, with its 95 % interval")
-    drawn = {one.verdict(claim.sign) for claim, one in rows}
-    verdicts = {one: color for one, color in COLORS.items() if one in drawn} | {
-        "not shown, or equal": GREY
-    }
+    drawn = {comparison.verdict(claim.sign) for claim, comparison in rows}
+    verdicts = {verdict: color for verdict, color in COLORS.items() if verdict in drawn}
+    verdicts["not shown, or equal"] = GREY
     axes.legend(
         [plt.Line2D([], [], color=color, marker="o") for color in verdicts.values()],
         verdicts,
         fontsize=8,
     )
-    axes.grid(axis="x", alpha=0.3)
+    axes.grid(axis="x")
     return png(figure)
+
+
+def _is_in_points(comparison: Comparison) -> bool:
+    """Whether its difference is in points of a measure and can answer."""
+    is_other_unit = comparison.measure in LOWER_IS_BETTER or "doubling" in comparison.name
+    return not (comparison.flaw or is_other_unit)
 
 
 def draw_samples() -> bytes:
     """Draws zero-shot accuracy over samples, mean and 95 % interval of the seeds, for the small
     ViT."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 4))
     studies = {40_960: "vit", 163_840: "vit_samples"}
     for arm, (in_vit, color) in ARMS.items():
         means, halves = [], []
@@ -77,10 +80,10 @@ def draw_samples() -> bytes:
     axes.set_xlabel("training samples")
     axes.set_ylabel("zero-shot accuracy, %")
     axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
+    axes.grid()
     return png(figure)
 
 
 if __name__ == "__main__":
-    (DOCS / "evidence.png").write_bytes(draw_evidence(comparisons()))
+    (DOCS / "evidence.png").write_bytes(draw_evidence(read_comparisons()))
     (HERE / "vit_samples" / "samples.png").write_bytes(draw_samples())

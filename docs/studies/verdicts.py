@@ -12,9 +12,11 @@ verdict, the tables state both.
 """
 
 import csv
+import itertools
 import json
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +57,19 @@ TITLES = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Comparison:
     """A measure's differences of two arms, paired by seed."""
 
-    study: str
-    arm: str
-    baseline: str
-    # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
-    where: str
     measure: str
-    is_primary: bool
     seeds: list[int]
     differences: list[float]
+    study: str = ""
+    arm: str = ""
+    baseline: str = ""
+    # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
+    where: str = ""
+    is_primary: bool = False
     means: tuple[float, float] | None = None  # of the baseline and of the arm
     note: str = ""
     holm: float = 1.0  # the corrected p-value in the study's family
@@ -131,9 +133,9 @@ class Comparison:
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values after Holm's step-down correction for their number, in their order."""
     corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
     return corrected
 
 
@@ -146,76 +148,76 @@ def power(effect: float, std: float, n: int) -> float:
 def read_study(folder: Path) -> list[Comparison]:
     """The comparisons of a recorded study, of every measure, without Holm's correction."""
     record = json.loads((folder / "study.json").read_text())
-    name, runs, primary = folder.relative_to(HERE).as_posix(), record["runs"], record["primary"]
+    name, primary, runs = folder.relative_to(HERE).as_posix(), record["primary"], record["runs"]
     swept = next(iter(record["study"]["cells"]), None)
     measures = [primary, *(measure for measure in runs[0]["measures"] if measure != primary)]
-    scores = {(run["arm"], run["cell"], run["seed"]): run["measures"] for run in runs}
     values = list(dict.fromkeys(run["cell"] for run in runs))
-    found: list[Comparison] = []
-
-    def difference(arm: str, baseline: str, value, measure: str, seed: int) -> float:
-        return scores[arm, value, seed][measure] - scores[baseline, value, seed][measure]
-
-    def add(
-        pair, where: str, measure: str, over: Sequence, combine: Callable, note: str = ""
-    ) -> None:
-        seeds = sorted(
-            set.intersection(
-                *(
-                    {s for a, v, s in scores if (a, v) == (arm, value)}
-                    for arm in pair
-                    for value in over
+    comparisons = []
+    for (arm, baseline), note in _pairs(record["differences"], name):
+        for measure in measures:
+            paired = {value: _paired(runs, arm, baseline, value, measure) for value in values}
+            common = {
+                "study": name,
+                "arm": arm,
+                "baseline": baseline,
+                "measure": measure,
+                "is_primary": measure == primary,
+            }
+            for value in values:
+                where = f"{swept} {value}" if swept else ""
+                means = tuple(map(statistics.mean, zip(*paired[value].values(), strict=True)))
+                of_value = _over([paired[value]], statistics.mean)
+                comparisons.append(
+                    Comparison(**common, where=where, means=means, note=note, **of_value)
                 )
-            )
-        )
-        differences = [
-            combine([difference(*pair, value, measure, seed) for value in over]) for seed in seeds
-        ]
-        means = None
-        if len(over) == 1:
-            arm, baseline = (
-                statistics.mean(scores[one, over[0], s][measure] for s in seeds) for one in pair
-            )
-            means = baseline, arm
-        found.append(
-            Comparison(
-                name, *pair, where, measure, measure == primary, seeds, differences, means, note
-            )
-        )
+            of_values = list(paired.values())
+            if swept:
+                mean, slope = _over(of_values, statistics.mean), _over(of_values, _slope(values))
+                comparisons.append(Comparison(**common, where="mean", note=note, **mean))
+                comparisons.append(Comparison(**common, where="per doubling", note=note, **slope))
+            if name == "learning_rate":
+                where, mean = "mean up to CLIP's best rate", _over(of_values[:2], statistics.mean)
+                comparisons.append(Comparison(**common, where=where, note=AFTER_REVIEW, **mean))
+    return comparisons
+
+
+def _paired(
+    runs: Sequence[dict], arm: str, baseline: str, value, measure: str
+) -> dict[int, tuple[float, float]]:
+    """The scores of the baseline and of the arm by seed, for a value of the swept field."""
+    scores = {
+        (run["arm"], run["seed"]): run["measures"][measure] for run in runs if run["cell"] == value
+    }
+    return {
+        seed: (scores[baseline, seed], score)
+        for (name, seed), score in sorted(scores.items())
+        if name == arm and (baseline, seed) in scores
+    }
+
+
+def _over(paired: Sequence[dict], combine: Callable) -> dict[str, list]:
+    """The seeds that all values of the swept field have, and their combined differences."""
+    seeds = sorted(set.intersection(*map(set, paired)))
+    differences = [
+        combine([scores[seed][1] - scores[seed][0] for scores in paired]) for seed in seeds
+    ]
+    return {"seeds": seeds, "differences": differences}
+
+
+def _slope(values: Sequence[float]) -> Callable[[list[float]], float]:
+    """A function that returns the slope of differences over the binary logarithm of the values."""
+    logarithms = [math.log2(value) for value in values]
 
     def slope(differences: list[float]) -> float:
-        return statistics.linear_regression(
-            [math.log2(value) for value in values], differences
-        ).slope
+        return statistics.linear_regression(logarithms, differences).slope
 
-    for pair, note in _pairs(record["differences"], name):
-        for measure in measures:
-            for value in values:
-                add(
-                    pair,
-                    f"{swept} {value}" if swept else "",
-                    measure,
-                    [value],
-                    statistics.mean,
-                    note,
-                )
-            if swept:
-                add(pair, "mean", measure, values, statistics.mean, note)
-                add(pair, "per doubling", measure, values, slope, note)
-            if name == "learning_rate":
-                add(
-                    pair,
-                    "mean up to CLIP's best rate",
-                    measure,
-                    values[:2],
-                    statistics.mean,
-                    AFTER_REVIEW,
-                )
-    return found
+    return slope
 
 
 def _pairs(recorded: list[dict], name: str) -> list[tuple[tuple[str, str], str]]:
-    pairs = dict.fromkeys(((one["arm"], one["baseline"]) for one in recorded), "")
+    pairs = dict.fromkeys(
+        ((comparison["arm"], comparison["baseline"]) for comparison in recorded), ""
+    )
     if name == "vit":
         pairs["pooled", "SuperCLIP at CLIP's rate"] = AFTER_REVIEW
     if name == "captions":
@@ -227,82 +229,66 @@ def read_audit(file: Path) -> list[Comparison]:
     """The comparisons of training again on the pairs that an audit keeps."""
     rows = list(csv.DictReader(file.read_text().splitlines()))
     scores = {
-        (r["method"], r["trained on"], r["measure"], int(r["seed"])): float(r["percent"])
-        for r in rows
+        (row["method"], row["trained on"], row["measure"], int(row["seed"])): float(row["percent"])
+        for row in rows
     }
-    measures, seeds = (
-        list(dict.fromkeys(r["measure"] for r in rows)),
-        sorted({int(r["seed"]) for r in rows}),
-    )
-    clip, loss, both = (
-        f"kept by {score}"
-        for score in (
-            "CLIP score of CLIP",
-            "class loss of SuperCLIP",
-            "CLIP score and support of SuperCLIP",
-        )
-    )
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    seeds = sorted({int(row["seed"]) for row in rows})
+    clip = "kept by CLIP score of CLIP"
+    loss = "kept by class loss of SuperCLIP"
+    both = "kept by CLIP score and support of SuperCLIP"
     pairs = [(kept, "all pairs") for kept in (clip, loss, both)]
-    pairs += [
-        (loss, clip),
-        (both, clip),
-        (loss, "the pairs left alone"),
-        (both, "the pairs left alone"),
-    ]
-    found = []
-    for method in ("CLIP", "SuperCLIP"):
-        for kept, other in pairs:
-            for measure in measures:
-                ours, theirs = (
-                    [scores[method, data, measure, seed] for seed in seeds]
-                    for data in (kept, other)
-                )
-                differences = [one - another for one, another in zip(ours, theirs, strict=True)]
-                means = statistics.mean(theirs), statistics.mean(ours)
-                is_primary = measure == "zero_shot"
-                found.append(
-                    Comparison(
-                        AUDIT,
-                        kept,
-                        other,
-                        f"{method}",
-                        measure,
-                        is_primary,
-                        seeds,
-                        differences,
-                        means,
-                    )
-                )
-    return found
+    pairs += [(loss, clip), (both, clip)]
+    pairs += [(loss, "the pairs left alone"), (both, "the pairs left alone")]
+    comparisons = []
+    for method, (kept, other), measure in itertools.product(("CLIP", "SuperCLIP"), pairs, measures):
+        ours = [scores[method, kept, measure, seed] for seed in seeds]
+        theirs = [scores[method, other, measure, seed] for seed in seeds]
+        comparisons.append(
+            Comparison(
+                study=AUDIT,
+                arm=kept,
+                baseline=other,
+                where=method,
+                measure=measure,
+                is_primary=measure == "zero_shot",
+                seeds=seeds,
+                differences=[our - their for our, their in zip(ours, theirs, strict=True)],
+                means=(statistics.mean(theirs), statistics.mean(ours)),
+            )
+        )
+    return comparisons
 
 
-def comparisons() -> list[Comparison]:
+def read_comparisons() -> list[Comparison]:
     """All comparisons of all records, with Holm's correction."""
-    found = [one for file in sorted(HERE.rglob("study.json")) for one in read_study(file.parent)]
-    found += read_audit(DOCS / "audit" / "train_again.csv")
-    able = [one for one in found if not one.flaw]
-    for one, corrected in corrected_by_family(able, lambda one: (one.study, one.is_primary)):
-        one.holm = corrected
-    for one, corrected in corrected_by_family(found, lambda one: "" if one.is_primary else None):
-        one.holm_of_all = corrected
-    return found
+    comparisons = []
+    for file in sorted(HERE.rglob("study.json")):
+        comparisons += read_study(file.parent)
+    comparisons += read_audit(DOCS / "audit" / "train_again.csv")
+    by_study, of_all = defaultdict(list), []
+    for comparison in comparisons:
+        if not any(comparison.differences):  # equal runs are no test
+            continue
+        if not comparison.flaw:
+            by_study[comparison.study, comparison.is_primary].append(comparison)
+        if comparison.is_primary:
+            of_all.append(comparison)
+    for family in by_study.values():
+        for comparison, p in corrected(family):
+            comparison.holm = p
+    for comparison, p in corrected(of_all):
+        comparison.holm_of_all = p
+    return comparisons
 
 
-def corrected_by_family(
-    found: Sequence[Comparison], family_of: Callable
-) -> Iterator[tuple[Comparison, float]]:
-    """Yields comparisons with their corrected p-values; `family_of` returns a comparison's
-    family, or None."""
-    families: dict[object, dict[tuple, list[Comparison]]] = {}
-    for one in found:
-        family = family_of(one)
-        if family is not None and any(one.differences):  # equal runs are no test
-            families.setdefault(family, {}).setdefault(tuple(one.differences), []).append(one)
-    for family in families.values():
-        p_values = holm([same[0].p for same in family.values()])
-        for same, corrected in zip(family.values(), p_values, strict=True):
-            for one in same:
-                yield one, corrected
+def corrected(family: Sequence[Comparison]) -> Iterator[tuple[Comparison, float]]:
+    """Yields the comparisons of a family with their corrected p-values; those of the same runs
+    count once."""
+    p_values = {tuple(comparison.differences): comparison.p for comparison in family}
+    by_differences = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for comparison in family:
+        yield comparison, by_differences[tuple(comparison.differences)]
 
 
 @dataclass(frozen=True)
@@ -538,12 +524,12 @@ CLAIMS = [
 ]
 
 
-def tested(claim: Claim, found: Sequence[Comparison]) -> Comparison | None:
+def tested(claim: Claim, comparisons: Sequence[Comparison]) -> Comparison | None:
     """The comparison that tests a claim, None if its study has no record yet."""
-    for one in found:
-        is_measure = one.measure == claim.measure if claim.measure else one.is_primary
-        if is_measure and (one.study, one.name) == (claim.study, claim.comparison):
-            return one
+    for comparison in comparisons:
+        is_measure = comparison.measure == claim.measure if claim.measure else comparison.is_primary
+        if is_measure and (comparison.study, comparison.name) == (claim.study, claim.comparison):
+            return comparison
     return None
 
 
@@ -565,39 +551,41 @@ CONDITIONS = {
 }
 
 
-def evidence_table(found: Sequence[Comparison]) -> str:
+def evidence_table(comparisons: Sequence[Comparison]) -> str:
     """A row per claim; all models train from scratch."""
     lines = [
         "| claim | paper | drawings, captions | here | n | verdict |",
         "|---|---|---|---|---|---|",
     ]
     for claim in CLAIMS:
-        one = tested(claim, found)
-        if one is None:
+        comparison = tested(claim, comparisons)
+        if comparison is None:
             continue
-        here = f"{one.means[0]:.1f} → {one.means[1]:.1f}, {one}" if one.means else f"{one}"
+        here = f"{comparison}"
+        if comparison.means:
+            here = f"{comparison.means[0]:.1f} → {comparison.means[1]:.1f}, {here}"
         condition = CONDITIONS.get(claim.study, "seen, clean")
         row = [
             f"[{claim.text}]({claim.link})",
             claim.paper,
             condition,
             here,
-            f"{one.n}",
-            _verdict_text(claim, one),
+            f"{comparison.n}",
+            _verdict_text(claim, comparison),
         ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def _verdict_text(claim: Claim, one: Comparison) -> str:
-    if one.flaw:
-        return f"cannot answer: {one.flaw}"
-    text = f"**{one.verdict(claim.sign)}**"
-    if any(one.differences):
-        text += f", {p_text(one.holm)}"
-    if one.depends_on_family:
-        text += f" (over all studies: {p_text(one.holm_of_all)})"
-    return f"{text} ‡" if one.note else text
+def _verdict_text(claim: Claim, comparison: Comparison) -> str:
+    if comparison.flaw:
+        return f"cannot answer: {comparison.flaw}"
+    text = f"**{comparison.verdict(claim.sign)}**"
+    if any(comparison.differences):
+        text += f", {p_text(comparison.holm)}"
+    if comparison.depends_on_family:
+        text += f" (over all studies: {p_text(comparison.holm_of_all)})"
+    return f"{text} ‡" if comparison.note else text
 
 
 @dataclass(frozen=True)
@@ -651,43 +639,45 @@ CASES = [
 ]
 
 
-def cases_table(found: Sequence[Comparison]) -> str:
+def cases_table(comparisons: Sequence[Comparison]) -> str:
     """A row for each use: the differences from CLIP by the primary measure, or that there are
     none yet."""
     lines = [
         "| your case | data of the study | CLIP | the paper's head − CLIP | `pooled` − CLIP | n |",
         "|---|---|---|---|---|---|",
     ]
-    primary = {(one.study, one.name): one for one in found if one.is_primary}
+    primary = {
+        (comparison.study, comparison.name): comparison
+        for comparison in comparisons
+        if comparison.is_primary
+    }
     for case in CASES:
-        one, other = (primary.get((case.study, name)) for name in (case.paper_head, case.pooled))
+        head = primary.get((case.study, case.paper_head))
+        pooled = primary.get((case.study, case.pooled))
         data = f"[{case.data}](studies/{case.study}/README.md)" if case.study else ""
         row = [data, "", "not finished" if case.study else "not measured", "", ""]
-        if one:
-            row = [
-                data,
-                f"{one.means[0]:.1f}",
-                _bold(one),
-                _bold(other) if other else "–",
-                f"{one.n}",
-            ]
+        if head:
+            differences = [_bold(head), _bold(pooled) if pooled else "–"]
+            row = [data, f"{head.means[0]:.1f}", *differences, f"{head.n}"]
         lines.append(f"| {case.text} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def _bold(one: Comparison) -> str:
-    return f"**{one}**" if one.holm <= 0.05 else f"{one}"
+def _bold(comparison: Comparison) -> str:
+    return f"**{comparison}**" if comparison.holm <= 0.05 else f"{comparison}"
 
 
-def study_table(found: Sequence[Comparison]) -> str:
+def study_table(comparisons: Sequence[Comparison]) -> str:
     """A row per comparison, a column per measure: bold after Holm's correction, † only before
     it."""
-    measures = list(dict.fromkeys(one.measure for one in found))
-    primary = {one.measure for one in found if one.is_primary}
+    measures = list(dict.fromkeys(comparison.measure for comparison in comparisons))
+    primary = {comparison.measure for comparison in comparisons if comparison.is_primary}
     heads = [TITLES[measure] + (" (primary)" if measure in primary else "") for measure in measures]
     lines = [f"| points | {' | '.join(heads)} | n |", "|---|" + "---|" * len(heads) + "---|"]
-    for name in dict.fromkeys(one.name for one in found):
-        row = {one.measure: one for one in found if one.name == name}
+    for name in dict.fromkeys(comparison.name for comparison in comparisons):
+        row = {
+            comparison.measure: comparison for comparison in comparisons if comparison.name == name
+        }
         cells = [_marked(row[measure]) for measure in measures]
         lines.append(
             f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | "
@@ -697,23 +687,24 @@ def study_table(found: Sequence[Comparison]) -> str:
         "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, "
         "but not after correction."
     )
-    if all(one.flaw for one in found):
-        note = f"This study cannot answer ({found[0].flaw}), so it has no verdicts."
-    elif found[0].flaw:
-        note = f"The primary measure cannot answer ({found[0].flaw}), so it has no verdicts. {note}"
-    if any(one.depends_on_family for one in found):
+    if all(comparison.flaw for comparison in comparisons):
+        note = f"This study cannot answer ({comparisons[0].flaw}), so it has no verdicts."
+    elif comparisons[0].flaw:
+        flaw = comparisons[0].flaw
+        note = f"The primary measure cannot answer ({flaw}), so it has no verdicts. {note}"
+    if any(comparison.depends_on_family for comparison in comparisons):
         note += " §: not significant if the primary comparisons of all studies are one family."
-    if any(one.note for one in found):
+    if any(comparison.note for comparison in comparisons):
         note += f" ‡: {AFTER_REVIEW}."
     return "\n".join([*lines, "", note])
 
 
-def _marked(one: Comparison) -> str:
-    if one.flaw:
-        return f"{one}"
-    if one.holm <= 0.05:
-        return f"**{one}** §" if one.depends_on_family else f"**{one}**"
-    return f"{one} †" if one.p <= 0.05 else f"{one}"
+def _marked(comparison: Comparison) -> str:
+    if comparison.flaw:
+        return f"{comparison}"
+    if comparison.holm <= 0.05:
+        return f"**{comparison}** §" if comparison.depends_on_family else f"**{comparison}**"
+    return f"{comparison} †" if comparison.p <= 0.05 else f"{comparison}"
 
 
 @dataclass(frozen=True)
@@ -721,31 +712,33 @@ class Welch:
     """The difference of two studies' mean differences, with other seeds, and its 95 % interval
     (Welch's t)."""
 
-    one: Comparison
+    first: Comparison
     other: Comparison
 
     def __str__(self) -> str:
-        errors = [comparison.std**2 / comparison.n for comparison in (self.one, self.other)]
+        errors = [comparison.std**2 / comparison.n for comparison in (self.first, self.other)]
         freedom = sum(errors) ** 2 / (
-            errors[0] ** 2 / (self.one.n - 1) + errors[1] ** 2 / (self.other.n - 1)
+            errors[0] ** 2 / (self.first.n - 1) + errors[1] ** 2 / (self.other.n - 1)
         )
         half = t.ppf(0.975, freedom) * math.sqrt(sum(errors))
-        mean = self.one.mean - self.other.mean
+        mean = self.first.mean - self.other.mean
         return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
-def zero_shot(found: Sequence[Comparison], study: str, name: str) -> Comparison:
+def zero_shot(comparisons: Sequence[Comparison], study: str, name: str) -> Comparison:
     """The comparison of a study by zero-shot accuracy."""
     return next(
-        one for one in found if (one.study, one.name, one.measure) == (study, name, "zero_shot")
+        comparison
+        for comparison in comparisons
+        if (comparison.study, comparison.name, comparison.measure) == (study, name, "zero_shot")
     )
 
 
-def average_table(found: Sequence[Comparison]) -> str:
+def average_table(comparisons: Sequence[Comparison]) -> str:
     """The gain with average pooling beside those with a class token."""
-    average = zero_shot(found, "vit_average", "SuperCLIP − CLIP")
-    patches = zero_shot(found, "vit", "SuperCLIP at CLIP's rate − CLIP")
-    token = zero_shot(found, "vit", "pooled − CLIP")
+    average = zero_shot(comparisons, "vit_average", "SuperCLIP − CLIP")
+    patches = zero_shot(comparisons, "vit", "SuperCLIP at CLIP's rate − CLIP")
+    token = zero_shot(comparisons, "vit", "pooled − CLIP")
     rows = [
         ("mean patch token", "mean patch token", "5e-4", average, ""),
         ("class token", "mean patch token", "1e-3", patches, Welch(average, patches)),
@@ -757,8 +750,8 @@ def average_table(found: Sequence[Comparison]) -> str:
     )
     lines = [f"| {heads} |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {read} | {head} | {lr} | {one} | {change} | {one.n} |"
-        for read, head, lr, one, change in rows
+        f"| {read} | {head} | {lr} | {comparison} | {change} | {comparison.n} |"
+        for read, head, lr, comparison, change in rows
     ]
     return "\n".join(lines)
 
@@ -773,17 +766,21 @@ EQUAL_RATES = {
 }
 
 
-def equal_rates_table(found: Sequence[Comparison]) -> str:
+def equal_rates_table(comparisons: Sequence[Comparison]) -> str:
     """The paper's head at equal rates, in all measures: the mean over the paired seeds of five
     studies."""
-    of_studies = [one for one in found if EQUAL_RATES.get(one.study) == one.name]
-    measures = list(dict.fromkeys(one.measure for one in of_studies))
+    of_studies = [
+        comparison
+        for comparison in comparisons
+        if EQUAL_RATES.get(comparison.study) == comparison.name
+    ]
+    measures = list(dict.fromkeys(comparison.measure for comparison in of_studies))
     pooled = []
     for measure in measures:
-        same = [one for one in of_studies if one.measure == measure]
-        seeds = [seed for one in same for seed in one.seeds]
-        differences = [difference for one in same for difference in one.differences]
-        pooled.append(Comparison("", "", "", "", measure, False, seeds, differences))
+        same = [comparison for comparison in of_studies if comparison.measure == measure]
+        seeds = [seed for comparison in same for seed in comparison.seeds]
+        differences = [difference for comparison in same for difference in comparison.differences]
+        pooled.append(Comparison(measure=measure, seeds=seeds, differences=differences))
     heads = [TITLES[measure] for measure in measures]
     return "\n".join(
         [
@@ -794,7 +791,7 @@ def equal_rates_table(found: Sequence[Comparison]) -> str:
     )
 
 
-def samples_table(found: Sequence[Comparison]) -> str:
+def samples_table(comparisons: Sequence[Comparison]) -> str:
     """Scores and gains of the small ViT with two and with eight passes."""
     names = {"vit": "SuperCLIP at CLIP's rate − CLIP", "vit_samples": "SuperCLIP − CLIP"}
     titles = {"vit": "40,960 ([vit](../vit/README.md))", "vit_samples": "163,840"}
@@ -802,8 +799,8 @@ def samples_table(found: Sequence[Comparison]) -> str:
         "| samples | CLIP | SuperCLIP | pooled | SuperCLIP − CLIP | pooled − CLIP | n |",
         "|---|---|---|---|---|---|---|",
     ]
-    heads = {study: zero_shot(found, study, name) for study, name in names.items()}
-    tokens = {study: zero_shot(found, study, "pooled − CLIP") for study in names}
+    heads = {study: zero_shot(comparisons, study, name) for study, name in names.items()}
+    tokens = {study: zero_shot(comparisons, study, "pooled − CLIP") for study in names}
     for study, title in titles.items():
         head, token = heads[study], tokens[study]
         scores = [f"{score:.1f}" for score in (*head.means, token.means[1])]
@@ -866,7 +863,7 @@ def trials_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     return rates_table(trials) if len(tuned) > 1 else scores_table(trials)
 
 
-def verdicts_csv(found: Sequence[Comparison]) -> list[list[str]]:
+def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
     rows = [
         [
             "study",
@@ -884,37 +881,56 @@ def verdicts_csv(found: Sequence[Comparison]) -> list[list[str]]:
             "verdict",
         ]
     ]
-    for one in found:
-        numbers = [f"{value:.3f}" for value in (one.mean, one.std, *one.interval)]
-        verdict = one.verdict(-1 if one.measure in LOWER_IS_BETTER else 1)
-        primary = "yes" if one.is_primary else "no"
-        p_values = [f"{one.p:.3g}", "" if one.flaw else f"{one.holm:.3g}"]
-        p_values.append("" if one.holm_of_all is None else f"{one.holm_of_all:.3g}")
+    for comparison in comparisons:
+        numbers = [
+            f"{value:.3f}" for value in (comparison.mean, comparison.std, *comparison.interval)
+        ]
+        verdict = comparison.verdict(-1 if comparison.measure in LOWER_IS_BETTER else 1)
+        primary = "yes" if comparison.is_primary else "no"
+        p_values = [f"{comparison.p:.3g}", "" if comparison.flaw else f"{comparison.holm:.3g}"]
+        p_values.append("" if comparison.holm_of_all is None else f"{comparison.holm_of_all:.3g}")
         rows.append(
-            [one.study, one.name, one.measure, primary, str(one.n), *numbers, *p_values, verdict]
+            [
+                comparison.study,
+                comparison.name,
+                comparison.measure,
+                primary,
+                str(comparison.n),
+                *numbers,
+                *p_values,
+                verdict,
+            ]
         )
     return rows
 
 
-def blocks(found: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
+def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
     """The generated tables: by page, then by the name of the marker."""
     made = {
         DOCS / "evidence.md": {
-            "verdicts": evidence_table(found),
-            "equal rates": equal_rates_table(found),
+            "verdicts": evidence_table(comparisons),
+            "equal rates": equal_rates_table(comparisons),
         }
     }
-    made[DOCS / "when.md"] = {"cases": cases_table(found)}
-    for name in dict.fromkeys(one.study for one in found):
+    made[DOCS / "when.md"] = {"cases": cases_table(comparisons)}
+    for name in dict.fromkeys(comparison.study for comparison in comparisons):
         page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
-        made[page] = {"verdicts": study_table([one for one in found if one.study == name])}
+        made[page] = {
+            "verdicts": study_table(
+                [comparison for comparison in comparisons if comparison.study == name]
+            )
+        }
     for file in sorted(HERE.rglob("trials.json")):
         made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(
             json.loads(file.read_text())
         )
-    made[HERE / "vit_average/README.md"]["average"] = average_table(found)
-    made[HERE / "vit_samples/README.md"]["samples"] = samples_table(found)
-    flip = next(one for one in found if one.study == EARLIER_FLIP and one.is_primary)
+    made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
+    made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
+    flip = next(
+        comparison
+        for comparison in comparisons
+        if comparison.study == EARLIER_FLIP and comparison.is_primary
+    )
     made[HERE / f"{EARLIER_FLIP}/README.md"]["power"] = power_table(
         flip.std, (2, 3.2), (5, 10, 20, 36)
     )
@@ -925,17 +941,17 @@ def replaced(text: str, name: str, content: str) -> str:
     """The text with another content between a marker and its end."""
     start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
     before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
+    _, marker, after = rest.partition(end)
+    if not marker:
         raise ValueError(f"expected the lines {start.strip()} and {end.strip()}")
     return before + start + content + end + after
 
 
 def main() -> None:
-    found = comparisons()
+    comparisons = read_comparisons()
     with open(HERE / "verdicts.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(verdicts_csv(found))
-    for page, tables in blocks(found).items():
+        csv.writer(file, lineterminator="\n").writerows(verdicts_csv(comparisons))
+    for page, tables in blocks(comparisons).items():
         text = page.read_text()
         for name, content in tables.items():
             text = replaced(text, name, content)

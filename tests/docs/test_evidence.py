@@ -40,7 +40,7 @@ def recorded(path: str) -> dict:
 
 
 verdicts = script("studies/verdicts.py")
-FOUND = verdicts.comparisons()
+FOUND = verdicts.read_comparisons()
 
 
 def results(name: str) -> StudyResults:

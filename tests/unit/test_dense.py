@@ -151,7 +151,7 @@ def test_the_mean_iou_is_sklearns():
 
 
 def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, monkeypatch):
-    def run(command, output, *_):
+    def run(command, output, **_):
         return run_superclip(command, output, tmp_path), None
 
     monkeypatch.setattr("openclip_superclip.lab.studies.measure_run.run_superclip", run)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import threading
@@ -254,8 +255,8 @@ def records(**scores: list[float]) -> list[dict]:
 def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_is_nan(
     tmp_path, monkeypatch
 ):
-    def measured(run, measures, *_):
-        score = float(dict(run.set)["lr"]) * (1 if measures == "demo" else -1)
+    def measured(run, _):
+        score = float(run.set["lr"]) * (1 if run.measures == "demo" else -1)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
@@ -327,12 +328,13 @@ def trained(tmp_path):
     return tmp_path / "a"
 
 
-def study_run(folder, **values) -> StudyRun:
-    return StudyRun(arm="A", seed=0, file=RECIPE, folder=folder, **values)
+def study_run(folder, data=None) -> StudyRun:
+    call = dataclasses.replace(called("demo", out=folder.parent), data=data)
+    return StudyRun(call, "A", None, 0, {}, folder)
 
 
 def measure(folder) -> dict:
-    return measured(study_run(folder), "demo", folder, threading.Event())
+    return measured(study_run(folder), threading.Event())
 
 
 @pytest.mark.parametrize("damage", ["", "[]"])
@@ -359,7 +361,7 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
     ],
 )
 def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
-    def train(_, output, *__):
+    def train(_, output, **__):
         output.write_text("as it may")
         (trained / "state.json").write_text(json.dumps(after))
         return 1, 0.0
@@ -406,7 +408,7 @@ def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, 
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         train = "openclip_superclip.lab.studies.study_run.run_superclip"
-        monkeypatch.setattr(train, lambda _, output, *__: (output.write_text("as it may"), 0.0))
+        monkeypatch.setattr(train, lambda _, output, **__: (output.write_text("as it may"), 0.0))
     with held, pytest.raises(InputError, match=trainer):
         study_run(trained, data="pairs.csv").train(threading.Event())
     assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)

@@ -28,17 +28,18 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
         problem = "has no scores: call superclip evaluate first"
     if problem:
         raise InputError(f"--record: {run.path} {problem}; expected a finished run with scores")
-    place = folder / run.path.resolve().name
-    make_folder(place, "--record")
-    write_json(place / "record.json", record(run))
-    return place / "record.json"
+    file = folder / run.path.resolve().name / "record.json"
+    make_folder(file.parent, "--record")
+    write_json(file, record(run))
+    return file
 
 
 def record(run: ReportedRun) -> dict:
     """Returns what record.json contains.
 
     Processor, GPU and code are those of the machine that writes it."""
-    plan, is_gpu = run.record["plan"], run.record["plan"]["device"] != "cpu"
+    plan = run.record["plan"]
+    uses_gpu = plan["device"] != "cpu" and torch.cuda.is_available()
     return {
         "recipe": plan["recipe"],
         "settings": {
@@ -48,7 +49,7 @@ def record(run: ReportedRun) -> dict:
         "device": plan["device"],
         "ranks": plan["world_size"],
         "processor": processor(),
-        "gpu": torch.cuda.get_device_name() if is_gpu and torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if uses_gpu else None,
         "samples_per_second": run.samples_per_second,
         "scores": run.scores,
         "code": code_digest(),

@@ -1,1 +1,1 @@
-"""Studies of several methods by paired seeds, and reports of finished runs."""
+"""Studies of several methods by paired seeds."""

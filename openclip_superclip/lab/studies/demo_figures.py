@@ -4,16 +4,15 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL.Image import Image
+from matplotlib.figure import Figure
 
 from ...checkpoints.run_outputs import checkpoints
 from ...files import write_bytes
 from ...rendering import png, pyplot
 from ..demo.data import SCENES
 from ..demo.scene_measures import predicted_names, representative
-from ..demo.scenes import scenes
+from ..demo.scenes import Scene, scenes
 from .figures import draw_difference, set_difference_axis
 from .measure_run import open_trained
 from .study_results import StudyResults
@@ -68,44 +67,32 @@ def scores_text(results: StudyResults) -> str:
     )
 
 
-class Example(NamedTuple):
-    """A scene with one object, its name, and the name that each method predicts."""
-
-    image: Image
-    name: str
-    predicted: dict[str, str]
-
-
 def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
     """Draws scenes with one object, and the names that the models of the first seed predict, into
     a file. `out` is the demo's folder."""
     seed = results.study.first_seed
     shown = list(scenes(NUM_SCENES, 0, "test", num_objects=(1,)))
-    names = [scene.objects[0] for scene in shown]
-    predicted, is_right = {}, {}  # by arm
+    predicted, is_right = {}, {}  # of each scene, by arm
     for record in results.records:
         if record["seed"] != seed:
             continue
         arm = record["arm"]
         print(f"{path.name}: {arm} classifies {NUM_SCENES:,} scenes", file=sys.stderr, flush=True)
         *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-        opened = open_trained(weights, f"local-dir:{out / SCENES.model}")
-        predicted[arm] = predicted_names(opened, shown)
-        is_right[arm] = [answer == name for answer, name in zip(predicted[arm], names, strict=True)]
+        names = predicted_names(open_trained(weights, f"local-dir:{out / SCENES.model}"), shown)
+        predicted[arm] = names
+        is_right[arm] = [name in scene.objects for name, scene in zip(names, shown, strict=True)]
     chosen = representative(list(zip(*is_right.values(), strict=True)), NUM_IMAGES)
-    examples = [
-        Example(
-            shown[index].image,
-            names[index],
-            {arm: answers[index] for arm, answers in predicted.items()},
-        )
-        for index in chosen
-    ]
     right = {
-        arm: (sum(found[index] for index in chosen), 100 * sum(found) / NUM_SCENES)
-        for arm, found in is_right.items()
+        arm: (sum(outcomes[index] for index in chosen), 100 * sum(outcomes) / NUM_SCENES)
+        for arm, outcomes in is_right.items()
     }
-    _draw_examples(path, examples, predictions_text(NUM_IMAGES, NUM_SCENES, seed, right))
+    figure = _draw_scenes(
+        [shown[index] for index in chosen],
+        {arm: [names[index] for index in chosen] for arm, names in predicted.items()},
+    )
+    text = predictions_text(NUM_IMAGES, NUM_SCENES, seed, right)
+    write_bytes(path, png(figure, metadata={"Description": text}))
 
 
 def predictions_text(
@@ -122,20 +109,20 @@ def predictions_text(
     )
 
 
-def _draw_examples(path: Path, examples: Sequence[Example], description: str) -> None:
-    """Draws examples, four in a row, into a file."""
-    rows = math.ceil(len(examples) / 4)
-    figure, grid = plt.subplots(
-        rows, 4, figsize=(SIZE[0], 0.4 + 1.9 * rows), squeeze=False, layout="none"
-    )
+def _draw_scenes(shown: Sequence[Scene], predicted: dict[str, list[str]]) -> Figure:
+    """Returns a figure of scenes, four in a row, with the names that each method predicts."""
+    rows = math.ceil(len(shown) / 4)
+    size = (SIZE[0], 0.4 + 1.9 * rows)
+    figure, grid = plt.subplots(rows, 4, figsize=size, squeeze=False, layout="none")
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.07, top=0.94, wspace=0.08, hspace=0.35)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, example in zip(grid.flat, examples, strict=False):
-        axes.imshow(example.image, interpolation="nearest")
-        for line, (method, answer) in enumerate(example.predicted.items()):
-            mark = "✓" if answer == example.name else "✗"
-            short = answer if len(answer) <= MOST_LETTERS else f"{answer[: MOST_LETTERS - 1]}…"
+    for axes, scene in zip(grid.flat, shown, strict=False):
+        axes.imshow(scene.image, interpolation="nearest")
+    for line, (method, names) in enumerate(predicted.items()):
+        for axes, scene, name in zip(grid.flat, shown, names, strict=False):
+            mark = "✓" if name in scene.objects else "✗"
+            short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
             axes.text(
                 0,
                 -0.05 - 0.17 * line,
@@ -150,4 +137,4 @@ def _draw_examples(path: Path, examples: Sequence[Example], description: str) ->
         for method, colour in COLOURS.items()
     ]
     figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=11)
-    write_bytes(path, png(figure, metadata={"Description": description}))
+    return figure

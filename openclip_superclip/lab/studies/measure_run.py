@@ -37,12 +37,11 @@ def open_trained(weights: Path, model: str) -> OpenedModel:
     return opened.model, opened.preprocess(), opened.tokenizer
 
 
-def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) -> dict:
+def measured(run: StudyRun, stop: threading.Event) -> dict:
     """Returns the digest of a trained run's weights, its CPU seconds and its measures.
 
     It is measured now, unless the same versions have measured the same weights. InputError if
-    `stop` ends that. `measures` is one of MEASURES, and `scenes` is the folder of the demo's model
-    and scenes.
+    `stop` ends that.
     """
     last_epoch, weights = _last_checkpoint(run.folder)
     record = {
@@ -51,15 +50,15 @@ def measured(run: StudyRun, measures: str, scenes: Path, stop: threading.Event) 
         "cpu_seconds": run.cpu_seconds,
         "versions": versions(*MEASURED_WITH),
     }
-    if measures == "validation":
+    if run.measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
-    file = run.folder / f"{measures}-{run.split}.json"
+    file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = read_json(file, default={})
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
     if is_same and earlier.get("measures"):
         return {**record, "measures": earlier["measures"]}
-    record["measures"] = _measure(run, weights, measures, scenes, stop)
+    record["measures"] = _measure(run, weights, stop)
     write_json(file, record)
     return record
 
@@ -75,11 +74,11 @@ def _last_checkpoint(run: Path) -> tuple[int, Path]:
     return epoch, by_epoch[epoch]
 
 
-def _measure(
-    run: StudyRun, weights: Path, measures: str, scenes: Path, stop: threading.Event
-) -> dict[str, float]:
+def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, float]:
+    measures = run.measures
     if measures == "dense-scenes":
-        return measure_dense(weights, scenes / DENSE_SCENES, stop.is_set)
+        scenes = run.call.options.scenes / DENSE_SCENES
+        return measure_dense(weights, scenes, stop.is_set)
     if measures == "validation":
         return of_training(run.folder)
     model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
@@ -110,7 +109,7 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     command = ["evaluate", str(weights), "--data", str(scenes), "--out", str(out)]
     command += ["--suite", "dense", "--datasets", *DENSE, "--dense-epochs", str(DENSE_EPOCHS)]
     command += ["--device", "cpu", "--workers", "0"]
-    exit_code, _ = run_superclip(command, output, True, is_to_stop)
+    exit_code, _ = run_superclip(command, output, one_thread=True, is_to_stop=is_to_stop)
     if exit_code != 0:
         raise InputError(
             f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}"

@@ -184,12 +184,12 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def _wrong_types(study) -> list[str]:
     """Returns a message for each field whose value has another type."""
-    messages = []
-    for name, field in FIELDS.items():
-        value, kind = getattr(study, name), get_origin(field.type) or field.type
-        if type(value) is not kind:
-            messages.append(f"{name} is {value!r}; expected {KINDS.get(kind, 'a list')}")
-    return messages
+    kinds = {name: get_origin(field.type) or field.type for name, field in FIELDS.items()}
+    return [
+        f"{name} is {getattr(study, name)!r}; expected {KINDS.get(kind, 'a list')}"
+        for name, kind in kinds.items()
+        if type(getattr(study, name)) is not kind
+    ]
 
 
 def _wrong_arms(study) -> bool:
@@ -206,10 +206,6 @@ def _wrong_likes(study) -> list[str]:
     return [arm for arm, model in likes.items() if model not in models]
 
 
-def _unknown_measures(study) -> bool:
-    return study.measures not in MEASURES
-
-
 def _measures_without_primary(study) -> str:
     measures = MEASURES[study.measures]
     return "" if study.primary in measures else ", ".join(measures)
@@ -220,30 +216,24 @@ def _wrong_seeds(study) -> bool:
 
 
 def _wrong_cells(study) -> bool:
-    if not study.cells:
-        return False
-    values, *others = study.cells.values()
-    if others or not values:
+    if len(study.cells) > 1:
         return True
-    if isinstance(values, dict):
-        return not all(isinstance(fields, dict) for fields in values.values())
-    return not isinstance(values, list)
+    for values in study.cells.values():
+        if isinstance(values, dict) and all(isinstance(value, dict) for value in values.values()):
+            return not values
+        return not values or not isinstance(values, list)
+    return False
 
 
 def _wrong_choose(study) -> bool:
     if not study.choose:
         return False
-    if study.choose.keys() != {"lr", "seeds"}:
+    rates, seeds = study.choose.get("lr"), study.choose.get("seeds")
+    if len(study.choose) > 2 or type(seeds) is not int or seeds <= 0:
         return True
-    rates, seeds = study.choose["lr"], study.choose["seeds"]
-    if not isinstance(rates, list) or type(seeds) is not int:
+    if not rates or not isinstance(rates, list):
         return True
-    are_rates = all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
-    return not rates or not are_rates or seeds <= 0
-
-
-def _has_no_trials(study) -> bool:
-    return bool(study.choose) and study.measures == "dense-scenes"
+    return not all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
 
 
 def _wrong_pairs(study) -> list:
@@ -269,7 +259,7 @@ RULES = [
     ),
     Rule(
         f"{{path}}: measures is {{measures!r}}; expected one of {', '.join(MEASURES)}",
-        _unknown_measures,
+        lambda study: study.measures not in MEASURES,
     ),
     Rule("{path}: primary is {primary!r}; expected one of {found}", _measures_without_primary),
     SEEDS,
@@ -285,7 +275,7 @@ RULES = [
     ),
     Rule(
         "{path}: choose is {choose}; dense-scenes has no split to tune on: set lr in the arms",
-        _has_no_trials,
+        lambda study: study.choose and study.measures == "dense-scenes",
     ),
     Rule(
         "{path}: compare is {compare!r}; expected pairs [arm, baseline] of the arms",

@@ -15,39 +15,44 @@ from ...runs.folder import FINISHED, RunFolder
 from ...runs.plan import make_run
 from ...runs.process import last_line, run_superclip
 from ...runs.recipe import WORDS, Recipe, read_recipe
-from ...runs.run import DEFAULTS, Run, Settings
+from ...runs.run import Run
 from ...runs.slurm import find_placement
+from .study_call import StudyCall
 
 UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StudyRun:
-    """What distinguishes one run of a study from another, and how it is trained."""
+    """One run of a study."""
 
+    call: StudyCall
     arm: str
-    cell: str | None = None
+    cell: object
     seed: int
-    file: str  # the study's recipe
-    set: tuple[tuple[str, str], ...] = ()  # fields of the recipe with their values
+    set: dict[str, str]  # fields of the recipe with their values
     folder: Path
     split: str = "test"  # of the scenes that measure it; "tune" for trials
-    device: str = "cpu"
-    data: str | None = None  # instead of the recipe's
-    settings: Settings = DEFAULTS
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        return read_recipe(self.file, dict(self.set))
+        return read_recipe(self.call.study.recipe, self.set)
+
+    @property
+    def measures(self) -> str:
+        """What measures it, one of MEASURES; trials must not see unseen drawings."""
+        measures = self.call.study.measures
+        is_hidden = self.split == "tune" and measures == "unseen-drawings"
+        return "demo" if is_hidden else measures
 
     def described(self, **machines) -> Run:
         """Returns the run as `make_run` makes it, on this machine unless others are given."""
         return make_run(
             self.recipe,
-            data=self.data,
-            device=self.device,
-            settings=self.settings,
-            set_=dict(self.set),
+            data=self.call.data,
+            device=self.call.options.device,
+            settings=self.call.options.settings,
+            set_=self.set,
             **machines,
         )
 
@@ -74,13 +79,16 @@ class StudyRun:
             return
         run_folder = RunFolder(self.folder)
         run_folder.check_is_free(find_placement())
-        if is_table(self.data or self.recipe.shards):  # OpenCLIP would resume in another order
+        if is_table(self.call.data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
         run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
         exit_code, seconds = run_superclip(
-            ["run", str(self.folder)], output, self.device == "cpu", stop.is_set
+            ["run", str(self.folder)],
+            output,
+            one_thread=self.call.options.device == "cpu",
+            is_to_stop=stop.is_set,
         )
         total_seconds = (self.cpu_seconds or 0.0) + seconds
         write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": total_seconds})

@@ -71,7 +71,7 @@ class StudyTraining:
     def _run(
         self, arm: str, cell, seed: int, rate: float | str | None, split: str = "test"
     ) -> StudyRun:
-        call, study = self.call, self.study
+        study = self.study
         settings = study.settings(arm, cell)
         if rate:
             settings["lr"] = str(rate)
@@ -85,18 +85,7 @@ class StudyTraining:
                 f"arms: {arm} and another arm would share the folder {name} but differ in "
                 f"{listed(differing)}: rename the file, or change the value"
             )
-        return StudyRun(
-            arm=arm,
-            cell=cell,
-            seed=seed,
-            file=study.recipe,
-            set=tuple(settings.items()),
-            folder=call.runs_in / name,
-            split=split,
-            device=call.options.device,
-            data=call.data,
-            settings=call.options.settings,
-        )
+        return StudyRun(self.call, arm, cell, seed, settings, self.call.runs_in / name, split)
 
     def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
         """Returns the name of a run's folder."""
@@ -157,7 +146,8 @@ class StudyTraining:
                 f"{advice}"
             )
         folder.check_recipe(run.recipe, advice)
-        folder.check_plan(advice, data=run.data or run.recipe.shards, device=run.device)
+        data = self.call.data or run.recipe.shards
+        folder.check_plan(advice, data=data, device=self.call.options.device)
 
     def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure
@@ -196,7 +186,7 @@ class StudyTraining:
                 "arm": run.arm,
                 "cell": run.cell,
                 "seed": run.seed,
-                "set": dict(run.set),
+                "set": run.set,
                 **results[run.folder],
             }
             for run in runs
@@ -234,10 +224,7 @@ class StudyTraining:
             raise InputError("stopped")
         if self.jobs:
             run.train(stop)
-        measures = self.study.measures
-        if run.split != "test" and measures == "unseen-drawings":  # trials must not see these
-            measures = "demo"
-        return measured(run, measures, self.call.options.scenes, stop)
+        return measured(run, stop)
 
 
 def by_folder(runs: Sequence[StudyRun]) -> list[StudyRun]:
