@@ -2,7 +2,7 @@
 reports."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ...errors import InputError
@@ -63,30 +63,35 @@ class StudySubmission:
         make_folder(out, "--out")
         with lock(out / "submitting", find_placement()):
             write_data(self.call)
-            training = StudyTraining(self.call)
-            trials = unfinished(training.trials())
-            runs = trials or unfinished(training.runs(training.tune()))
-            submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
-            queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
-            runs = [run for run in runs if submitted[run.folder] not in queue]
-            report_job = read_json(out / REPORT_JOB, default={}).get("job")
-            if not runs and (trials or report_job in queue):
-                return (
-                    f"nothing was submitted: what is left of {out} is in the queue, as "
-                    "squeue --me shows"
-                )
-            self._check(training, runs, self.reads_data)
-            self.request.keep_setup(out)
-            jobs, summary = sorted(queued), []
-            for job in self._jobs(TRIALS if trials else RUNS, runs):
-                if job.file.stem == REPORT:
-                    number = self._submit_report(job, jobs)
-                    summary.append(f"job {number} measures, and writes {out}/study.md")
-                else:
-                    number = self._submit_runs(job, runs)
-                    each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-                    summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
-                jobs.append(number)
+            return self._submit(queue)
+
+    def _submit(self, queue: Collection[str]) -> str:
+        """Submits what is not in SLURM's queue and returns a summary."""
+        training, out = StudyTraining(self.call), self.call.out
+        trials = unfinished(training.trials())
+        runs = trials or unfinished(training.runs(training.tune()))
+        submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
+        queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
+        runs = [run for run in runs if submitted[run.folder] not in queue]
+        report_job = read_json(out / REPORT_JOB, default={}).get("job")
+        if not runs and (trials or report_job in queue):
+            return (
+                f"nothing was submitted: what is left of {out} is in the queue, as "
+                "squeue --me shows"
+            )
+        self._check(training, runs, reads_data=self.reads_data)
+        self.request.keep_setup(out)
+        jobs, summary = sorted(queued), []
+        for job in self._jobs(TRIALS if trials else RUNS, runs):
+            if job.file.stem == REPORT:
+                number = job.submit(f"afterany:{':'.join(jobs)}" if jobs else "")
+                write_json(out / REPORT_JOB, {"job": number})
+                summary.append(f"job {number} measures, and writes {out}/study.md")
+            else:
+                number = self._submit_runs(job, runs)
+                each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
+                summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
+            jobs.append(number)
         if trials:
             summary.append(
                 "When they are finished, the same command tunes the learning rates and submits "
@@ -104,31 +109,19 @@ class StudySubmission:
             RunFolder(run.folder).note_submission(f"{number}_{task}")
         return number
 
-    def _submit_report(self, job: SlurmJob, waits_for: Sequence[str]) -> str:
-        """Submits the job that reports after others, and returns its number."""
-        number = job.submit(f"afterany:{':'.join(waits_for)}" if waits_for else "")
-        write_json(self.call.out / REPORT_JOB, {"job": number})
-        return number
-
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
         """Returns the array that trains runs, if there are any, and, unless they are trials, the
         job that reports."""
-        out, jobs = self.call.out, []
+        request, out, jobs = self.request, self.call.out, []
         if runs:
             array = f"0-{len(runs) - 1}"
             if self.at_a_time:
                 array += f"%{self.at_a_time}"
-            folders = [run.folder for run in runs]
-            jobs.append(
-                self.request.training(
-                    out / f"{name}.sh", f"{out.name}-{name}", folders, array=array
-                )
-            )
+            file, folders = out / f"{name}.sh", [run.folder for run in runs]
+            jobs.append(request.training(file, f"{out.name}-{name}", folders, array=array))
         if name == RUNS:
-            arguments = [*self.call.arguments, "--only", "report"]
-            jobs.append(
-                self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
-            )
+            file, arguments = out / f"{REPORT}.sh", [*self.call.arguments, "--only", "report"]
+            jobs.append(request.command(file, f"{out.name}-{REPORT}", arguments))
         return jobs
 
     def _described(self, run: StudyRun) -> Run:
@@ -149,9 +142,7 @@ class StudySubmission:
             training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
-            warnings = tuple(plan.warnings)
-            different[plan.data, plan.recipe.slices, plan.slice_samples, long_caption, warnings] = (
-                plan
-            )
+            shards = (plan.data, plan.recipe.slices, plan.slice_samples)
+            different[shards, long_caption, tuple(plan.warnings)] = plan
         for plan in different.values():
-            accepted_data(plan, "study", reads_data)
+            accepted_data(plan, "study", reads_data=reads_data)
