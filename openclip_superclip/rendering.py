@@ -1,10 +1,9 @@
-"""Helpers of reports and pages: templates, tables, figures, names of runs, numbers of bytes."""
+"""Renders templates of pages, tables, figures, names of runs and numbers as text."""
 
 import base64
 import csv
 import functools
 import io
-import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -61,7 +60,8 @@ def pyplot() -> ModuleType:
 def png(figure: "Figure", **options) -> bytes:
     """Returns a figure as PNG, and closes it; the options are those of savefig."""
     _choose_fonts(figure)
-    figure.savefig(file := io.BytesIO(), dpi=110, format="png", **options)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png", **options)
     pyplot().close(figure)
     return file.getvalue()
 
@@ -120,15 +120,16 @@ def data_url(image: "bytes | Image", longest: int | None = None) -> str:
     if longest:
         image = image.copy()
         image.thumbnail((longest, longest))
-    image.save(file := io.BytesIO(), "JPEG", quality=85)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table; cells may contain vertical bars and line breaks."""
     lines = []
-    for line in (heads, *rows):
-        cells = (" ".join(cell.split()).replace("|", "\\|") for cell in line)
+    for row in (heads, *rows):
+        cells = [" ".join(cell.split()).replace("|", "\\|") for cell in row]
         lines.append("|" + "".join(f" {cell} |" if cell else " |" for cell in cells))
     lines.insert(1, "|" + "---|" * len(heads))
     return "\n".join(lines)
@@ -190,12 +191,15 @@ def _harmless(cell: object) -> object:
 
 def run_names(runs: Sequence[Path]) -> list[str]:
     """Returns each folder's name, with as many parent folders as needed to make it unique."""
-    parts = [run.resolve().parts for run in runs]
-    ends = {one: [one[-length:] for length in range(1, len(one) + 1)] for one in parts}
-    times = Counter(itertools.chain(*ends.values()))
-    return [
-        str(Path(*next(end for end in ends[one] if times[end] == 1 or end == one))) for one in parts
-    ]
+    paths = [run.resolve().parts for run in runs]
+    ends = Counter(path[-length:] for path in set(paths) for length in range(1, len(path) + 1))
+    names = []
+    for path in paths:
+        length = 1
+        while ends[path[-length:]] > 1 and length < len(path):
+            length += 1
+        names.append(str(Path(*path[-length:])))
+    return names
 
 
 def bytes_text(number: int) -> str:

@@ -184,10 +184,10 @@ def _groups(runs: list[ReportedRun]) -> list[Group]:
         group.runs.append(run)
     methods = [*METHODS, *(run.method for run in runs)]
 
-    def place(group: Group) -> tuple:
+    def order(group: Group) -> tuple:
         return group.batch_size, methods.index(group.series.method), group.series.name
 
-    return sorted(groups.values(), key=place)
+    return sorted(groups.values(), key=order)
 
 
 def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:

@@ -102,10 +102,10 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def _kind(key: str) -> int:
-    """Returns the place of a score in KINDS."""
-    for place, word in enumerate(KINDS):
+    """Returns the index in KINDS of a score."""
+    for index, word in enumerate(KINDS):
         if word in key:
-            return place
+            return index
     return len(KINDS)
 
 

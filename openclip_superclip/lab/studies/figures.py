@@ -37,22 +37,21 @@ def _draw_comparison(axes: Axes, results: StudyResults, number: int, measure: st
     arm, baseline = study.pairs[number]
     colour = ARM_COLOURS[number % len(ARM_COLOURS)]
     shift = 0.12 * (number - (len(study.pairs) - 1) / 2)
-    places, lows, highs, means = [], [], [], []
+    xs, lows, highs, means = [], [], [], []
     for cell_number, cell in enumerate(study.cell_values):
         difference = results.difference(arm, baseline, cell, measure)
-        place = cell_number + shift
-        low, high = draw_difference(axes, place, difference, colour, 0.04)
-        places.append(place)
+        xs.append(cell_number + shift)
+        low, high = draw_difference(axes, xs[-1], difference, colour, 0.04)
         lows.append(low)
         highs.append(high)
         means.append(difference.mean)
-    if len(places) > 1:
-        axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    if len(xs) > 1:
+        axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
-        places,
+        xs,
         means,
         marker="o",
-        linestyle="-" if len(places) > 1 else "",
+        linestyle="-" if len(xs) > 1 else "",
         color=colour,
         label=f"{arm} − {baseline}",
     )

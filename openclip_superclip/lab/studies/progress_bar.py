@@ -2,7 +2,6 @@
 scores."""
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,21 +24,19 @@ class StudyBar:
             initial=sum(map(samples_trained, runs)),
             unit_scale=True,
             smoothing=0,
+            miniters=0,
+            mininterval=0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
             "{elapsed}<{remaining}{postfix}",
         )
-        self.last = time.monotonic()
 
     def show(self, num_measured: int) -> None:
         """Shows what the runs have reached; `num_measured` of them are measured."""
-        self.bar.n = max(self.bar.n, sum(map(samples_trained, self.runs)))
-        if self.bar.n >= self.bar.total:
+        trained = sum(map(samples_trained, self.runs))
+        if trained >= self.bar.total:
             left = len(self.runs) - num_measured
             self.bar.set_postfix_str(f"measuring {left} run(s)" if left else "done", refresh=False)
-        now = time.monotonic()
-        if sys.stderr.isatty() or now - self.last >= SECONDS_BETWEEN_LINES:
-            self.last = now
-            self.bar.refresh()
+        self.bar.update(max(0, trained - self.bar.n))
 
     def report(self, run: str, measure: str, score: float) -> None:
         """Prints a finished run's score above the bar."""
