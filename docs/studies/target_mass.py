@@ -14,10 +14,8 @@ import torch
 
 from openclip_superclip import TokenStatistics
 from openclip_superclip.lab.demo import natural
-from openclip_superclip.lab.demo.data import NATURAL, NUM_SHARDS, SHARD_SIZE, write_model
+from openclip_superclip.lab.demo.data import CONTEXT, NATURAL, NUM_SAMPLES, write_model
 from openclip_superclip.lab.demo.scenes import NAMES, Scene, scenes
-
-NUM_SCENES = NUM_SHARDS * SHARD_SIZE
 
 
 def fraction_of_names(
@@ -31,9 +29,9 @@ def fraction_of_names(
         tokenizer = open_clip.get_tokenizer(model)
     special = tokenizer.all_special_ids
     tokens = tokenizer([text for text, _ in pairs])  # [N, L]
-    statistics_ = TokenStatistics(tokenizer.vocab_size, ignored_tokens=(0, *special))
-    statistics_.update(tokens)
-    idf = statistics_.idf()  # [V]
+    token_statistics = TokenStatistics(tokenizer.vocab_size, ignored_tokens=(0, *special))
+    token_statistics.update(tokens)
+    idf = token_statistics.idf()  # [V]
     fractions = []
     for row, (_, objects) in zip(tokens, pairs, strict=True):
         labels = row.unique()
@@ -48,12 +46,12 @@ def fraction_of_names(
 
 def main() -> None:
     world = natural.World(0)
-    careless = (world.scene("train", index) for index in range(NUM_SCENES))
-    for name, arguments in {
-        "demo": (scenes(NUM_SCENES), "long", NAMES, 18),
-        "natural": (careless, "short", natural.vocabulary(), natural.CONTEXT),
-    }.items():
-        fraction, per_object = fraction_of_names(*arguments)
+    careless = (world.scene("train", index) for index in range(NUM_SAMPLES))
+    fractions = {
+        "demo": fraction_of_names(scenes(NUM_SAMPLES), "long", NAMES, CONTEXT),
+        "natural": fraction_of_names(careless, "short", natural.vocabulary(), natural.CONTEXT),
+    }
+    for name, (fraction, per_object) in fractions.items():
         print(
             f"{name}: {100 * fraction:.1f} % of the target mass; {per_object:.0f} scenes per object"
         )

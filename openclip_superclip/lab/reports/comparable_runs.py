@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...errors import InputError
 from ...runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
-from .paired_differences import PairedDifference, Spread
+from .paired_differences import PairedDifference, Spread, differences_by_seed
 from .reported_run import FINISHED, ReportedRun, method_variant
 from .run_scores import in_order
 
@@ -86,8 +86,8 @@ class Group:
             {run.seed: run.scores[key] for run in group._with_score(key)}
             for group in (self, baseline)
         )
-        difference = PairedDifference.of(ours, theirs)
-        return difference if difference.values else None
+        differences = differences_by_seed(ours, theirs)
+        return PairedDifference(list(differences.values())) if differences else None
 
     def _with_score(self, key: str) -> list[ReportedRun]:
         return [run for run in self.runs if run.state == FINISHED and key in run.scores]

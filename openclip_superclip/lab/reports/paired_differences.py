@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
+def differences_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
+    """Returns the differences of scores by seed, for the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+
 class Spread(NamedTuple):
     """A score of runs that differ by the seed alone: never the best of them."""
 
@@ -27,12 +32,6 @@ class Spread(NamedTuple):
 
 class PairedDifference(Spread):
     """The differences of two methods' scores, one for each seed that both were trained with."""
-
-    @classmethod
-    def of(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> "PairedDifference":
-        """Returns the differences of scores by seed, in the order of the seeds that both have."""
-        seeds = sorted(ours.keys() & theirs.keys())
-        return cls([ours[seed] - theirs[seed] for seed in seeds])
 
     @property
     def interval(self) -> tuple[float, float] | None:

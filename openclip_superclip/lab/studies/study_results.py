@@ -6,7 +6,7 @@ import statistics
 
 from ...errors import InputError
 from ...rendering import csv_text, markdown_table
-from ..reports.paired_differences import PairedDifference, Spread
+from ..reports.paired_differences import PairedDifference, Spread, differences_by_seed
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
@@ -39,8 +39,7 @@ class StudyResults:
 
     def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
         """Returns the differences at the seeds that both arms have."""
-        ours, theirs = (self._scores(name, cell, measure) for name in (arm, baseline))
-        return PairedDifference.of(ours, theirs)
+        return PairedDifference(list(self._differences(arm, baseline, cell, measure).values()))
 
     def over_cells(self, arm: str, baseline: str, measure: str) -> dict[str, PairedDifference]:
         """Returns, at the seeds that all cells have, the mean of each seed's differences over the
@@ -50,19 +49,20 @@ class StudyResults:
         binary logarithm.
         """
         cells = self.study.cell_values
-        scores = [self._scores(name, cell, measure) for name in (arm, baseline) for cell in cells]
-        seeds = sorted(set.intersection(*map(set, scores)))
-        ours, theirs = scores[: len(cells)], scores[len(cells) :]
-        rows = [  # for each seed, the differences in the cells
-            [our[seed] - their[seed] for our, their in zip(ours, theirs, strict=True)]
-            for seed in seeds
-        ]
+        by_cell = [self._differences(arm, baseline, cell, measure) for cell in cells]
+        seeds = sorted(set.intersection(*map(set, by_cell)))
+        rows = [[differences[seed] for differences in by_cell] for seed in seeds]
         over = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
         if len(cells) > 1 and all(isinstance(cell, (int, float)) and cell > 0 for cell in cells):
             logarithms = [math.log2(cell) for cell in cells]
             slopes = [statistics.linear_regression(logarithms, row).slope for row in rows]
             over["per doubling"] = PairedDifference(slopes)
         return over
+
+    def _differences(self, arm: str, baseline: str, cell, measure: str) -> dict[int, float]:
+        """Returns the differences of two arms in a cell, by seed."""
+        ours, theirs = (self._scores(name, cell, measure) for name in (arm, baseline))
+        return differences_by_seed(ours, theirs)
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
         """Returns an arm's scores in a cell, by seed."""
@@ -99,13 +99,11 @@ class StudyResults:
             differences = [self.difference(*pair, cell, measure) for pair in pairs]
             rows.append([self.title(measure), *map(str, spreads), *map(str, differences)])
         if all(record["cpu_seconds"] is not None for record in self.records):  # unknown for jobs
-            seconds = [
-                statistics.median(record["cpu_seconds"] for record in self._of(arm, cell))
-                for arm in arms
-            ]
-            rows.append(
-                ["CPU seconds", *(f"{median:.0f}" for median in seconds), *[""] * len(pairs)]
-            )
+            row = ["CPU seconds"]
+            for arm in arms:
+                seconds = [record["cpu_seconds"] for record in self._of(arm, cell)]
+                row.append(f"{statistics.median(seconds):.0f}")
+            rows.append(row + [""] * len(pairs))
         return markdown_table(["%", *arms, *map(" − ".join, pairs)], rows)
 
     def _table_over_cells(self) -> str:
