@@ -12,6 +12,7 @@ from ...checkpoints.model_configurations import register_model
 from ...errors import reason
 from ...method.idf import TokenStatistics
 from ...method.loss import class_loss, plain_class_loss
+from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
 from .time_and_memory import make_inputs, make_step
 
@@ -19,7 +20,7 @@ SMALL_MODEL = "ViT-Ti-16-96"
 NUM_STEPS = 6
 
 
-def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
+def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
     sizes = (32, 64, 4099) if torch.device(device).type == "cpu" else (256, 512, 49408)
@@ -28,12 +29,10 @@ def class_loss_is_the_plain_one(device: str, dtype: torch.dtype | None) -> None:
     exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
     exact_losses.mean().backward()
     inputs = make_inputs(*sizes, device)
-    with torch.autocast(
-        torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None
-    ):
+    with autocast(precision, torch.device(device).type)():
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
-    tolerance = 1e-4 if dtype is None else 2e-2
+    tolerance = 1e-4 if precision == "fp32" else 2e-2
     pairs = {"losses": (losses, exact_losses)}
     names = ("features", "weight", "bias")
     for name, leaf, exact_leaf in zip(names, inputs[:3], exact_leaves, strict=True):
@@ -91,10 +90,9 @@ def training_learns(device: str, precision: str, *, compiled: bool) -> None:
 
 def checks(device: str) -> dict[str, Callable[[], None]]:
     """Returns the checks of a device by name; each raises AssertionError if it fails."""
-    dtypes = {"fp32": None, "amp_bf16": torch.bfloat16, "amp": torch.float16}
     named = {
-        f"class loss, {name}": partial(class_loss_is_the_plain_one, device, dtypes[name])
-        for name in dtypes
+        f"class loss, {precision}": partial(class_loss_is_the_plain_one, device, precision)
+        for precision in ("fp32", "amp_bf16", "amp")
     }
     named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
     named["features"] = partial(features_are_nearly_those_of_the_cpu, device)

@@ -33,7 +33,6 @@ from ...rendering import markdown_table
 # of the towers' FLOPs without attention's products
 PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}
 TIMED_WITH = ("python", "openclip-superclip", "open_clip_torch", "torch")  # recorded versions
-AUTOCAST = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
 
 
 def measure_head_cost(options: argparse.Namespace) -> dict:
@@ -65,7 +64,7 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
 
 
 def _measure(options: argparse.Namespace) -> dict:
-    device, precision = options.device, AUTOCAST[options.precision]
+    device, precision = options.device, options.precision
     # first, since it can fail
     steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}
     sizes = options.head_batch, options.width, options.vocab, device
@@ -186,18 +185,20 @@ CONTENDERS: dict[str, Callable[..., None]] = {
 }
 
 
-def compute(name: str, inputs: list[Tensor], autocast: torch.dtype | None = None) -> None:
-    """Runs a contender with cleared gradients, under autocast if a dtype is given."""
+def compute(name: str, inputs: list[Tensor], precision: str = "fp32") -> None:
+    """Runs a contender with cleared gradients, in one of OpenCLIP's precisions."""
     for leaf in inputs[:3]:
         leaf.grad = None
-    with torch.autocast(inputs[0].device.type, dtype=autocast, enabled=autocast is not None):
+    with autocast(precision, inputs[0].device.type)():
         CONTENDERS[name](*inputs)
 
 
 def _prepared_head(
-    name: str, batch: int, width: int, vocab_size: int, device: str, autocast: torch.dtype | None
-):
-    return functools.partial(compute, name, make_inputs(batch, width, vocab_size, device), autocast)
+    name: str, batch: int, width: int, vocab_size: int, device: str, precision: str
+) -> Callable[[], None]:
+    """Returns a function that runs a contender on inputs of its own."""
+    inputs = make_inputs(batch, width, vocab_size, device)
+    return functools.partial(compute, name, inputs, precision)
 
 
 def make_step(

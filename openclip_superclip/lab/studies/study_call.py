@@ -33,24 +33,6 @@ class StudyOptions:
     scenes: Path = DEMO  # the folder for the demo's model and scenes
     settings: Settings = DEFAULTS  # of every `superclip run`
 
-    def arguments(self, out: Path) -> list[str]:
-        """Returns the arguments of `superclip` that make the same call again."""
-        flags = {
-            "--out": out,
-            "--device": self.device,
-            "--seeds": self.seeds,
-            "--data": self.data,
-            "--val-data": self.val_data,
-            "--runs": self.runs,
-        }
-        arguments = ["study", self.study]
-        for flag, value in flags.items():
-            if value is not None:
-                arguments += [flag, str(value)]
-        for name, value in self.set.items():
-            arguments += ["--set", f"{name}={value}"]
-        return arguments
-
 
 @dataclass(frozen=True)
 class StudyCall:
@@ -64,10 +46,24 @@ class StudyCall:
     training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
 
-    @property
     def arguments(self) -> list[str]:
-        """The arguments of `superclip` that make the same call again."""
-        return self.options.arguments(self.out)
+        """Returns the arguments of `superclip` that make the same call again."""
+        options = self.options
+        flags = {
+            "--out": self.out,
+            "--device": options.device,
+            "--seeds": options.seeds,
+            "--data": options.data,
+            "--val-data": options.val_data,
+            "--runs": options.runs,
+        }
+        arguments = ["study", options.study]
+        for flag, value in flags.items():
+            if value is not None:
+                arguments += [flag, str(value)]
+        for name, value in options.set.items():
+            arguments += ["--set", f"{name}={value}"]
+        return arguments
 
 
 def study_call(options: StudyOptions) -> StudyCall:

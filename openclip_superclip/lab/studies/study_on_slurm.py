@@ -120,7 +120,7 @@ class StudySubmission:
             file, folders = out / f"{name}.sh", [run.folder for run in runs]
             jobs.append(request.training(file, f"{out.name}-{name}", folders, array=array))
         if name == RUNS:
-            file, arguments = out / f"{REPORT}.sh", [*self.call.arguments, "--only", "report"]
+            file, arguments = out / f"{REPORT}.sh", [*self.call.arguments(), "--only", "report"]
             jobs.append(request.command(file, f"{out.name}-{REPORT}", arguments))
         return jobs
 
