@@ -14,8 +14,10 @@ import torch
 
 from openclip_superclip import TokenStatistics
 from openclip_superclip.lab.demo import natural
-from openclip_superclip.lab.demo.data import CONTEXT, NATURAL, NUM_SAMPLES, write_model
+from openclip_superclip.lab.demo.data import CONTEXT, NATURAL, NUM_SHARDS, SHARD_SIZE, write_model
 from openclip_superclip.lab.demo.scenes import NAMES, Scene, scenes
+
+NUM_SCENES = NUM_SHARDS * SHARD_SIZE
 
 
 def fraction_of_names(
@@ -46,9 +48,9 @@ def fraction_of_names(
 
 def main() -> None:
     world = natural.World(0)
-    careless = (world.scene("train", index) for index in range(NUM_SAMPLES))
+    careless = (world.scene("train", index) for index in range(NUM_SCENES))
     fractions = {
-        "demo": fraction_of_names(scenes(NUM_SAMPLES), "long", NAMES, CONTEXT),
+        "demo": fraction_of_names(scenes(NUM_SCENES), "long", NAMES, CONTEXT),
         "natural": fraction_of_names(careless, "short", natural.vocabulary(), natural.CONTEXT),
     }
     for name, (fraction, per_object) in fractions.items():

@@ -13,8 +13,9 @@ from ruamel.yaml import YAML
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.demo import data, scene_measures
+from openclip_superclip.lab.demo import data
 from openclip_superclip.lab.reports.published_record import code_digest
+from openclip_superclip.lab.studies import measure_run
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_file import OF_SCENES
 from openclip_superclip.lab.studies.study_training import run_study
@@ -116,8 +117,8 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
         measured.append(seed)
         return few(*args, seed=seed, scenes_per_concept=1, **options)
 
-    few = scene_measures.measure_natural
-    monkeypatch.setattr(scene_measures, "measure_natural", measure_few)
+    few = measure_run.measure_natural
+    monkeypatch.setattr(measure_run, "measure_natural", measure_few)
     fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
     YAML().dump(
         {

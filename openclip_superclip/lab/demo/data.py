@@ -72,7 +72,6 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batch sizes of 16 to 256
-NUM_SAMPLES = NUM_SHARDS * SHARD_SIZE
 
 
 class TrainingData(NamedTuple):
@@ -116,6 +115,7 @@ def write_training_data(
 ) -> tuple[str, str]:
     """Writes a model and shards, for each seed if they differ, and returns the values of --model
     and --train-data."""
+    num_samples = NUM_SHARDS * SHARD_SIZE
     if data.folder == NATURAL.folder:
         model = write_model(folder / data.model, natural.vocabulary(), data.vision, natural.CONTEXT)
     else:
@@ -123,25 +123,12 @@ def write_training_data(
     for seed in seeds if "{seed}" in data.folder else [data.seed]:
         shards = folder / data.folder.format(seed=seed)
         if data.folder == NATURAL.folder:
-            _write_natural_shards(shards, seed)
+            natural.write_shards(shards, num_samples, seed, SHARD_SIZE)
         else:
             drawn.write_shards(
-                shards, NUM_SAMPLES, seed, SHARD_SIZE, data.caption, designers=data.designers
+                shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers
             )
     return model, f"{folder / data.shards}"
-
-
-def _write_natural_shards(folder: Path, seed: int) -> None:
-    """Writes the training scenes of a seed of the data set `natural`, unless they exist."""
-    facts = {
-        "natural": natural.VERSION,
-        "seed": seed,
-        "num_samples": NUM_SAMPLES,
-        "samples_per_shard": SHARD_SIZE,
-    }
-    world = natural.World(seed)
-    shown = (world.scene("train", index) for index in range(NUM_SAMPLES))
-    drawn.write_scenes(folder, facts, shown, "short")
 
 
 def write_evaluation_data(
