@@ -103,23 +103,19 @@ def _run(argv: list[str] | None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: superclip COMMAND ...\n")
         for title, group in GROUPS.items():
-            print(
-                f"{title}:",
-                *(f"  {name:<{width}}  {help}" for name, help in group.items()),
-                "",
-                sep="\n",
-            )
+            print(f"{title}:")
+            for command, help in group.items():
+                print(f"  {command:<{width}}  {help}")
+            print()
         print("superclip COMMAND --help lists its options.")
         return 0
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
     if name not in COMMANDS:
-        near = (
-            [f"train {name}"]
-            if name.startswith("-")
-            else difflib.get_close_matches(name, COMMANDS, n=1)
-        )
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        if name.startswith("-"):
+            near = [f"train {name}"]
         meant = f"did you mean superclip {near[0]}? " if near else ""
         print(
             f"error: there is no command '{printable(name)}': {meant}superclip --help lists all",

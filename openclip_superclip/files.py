@@ -76,19 +76,17 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
     If the file is missing, broken or not a JSON object, returns `default`, if given; otherwise
     raises InputError with `flag`, the file and `advice`.
     """
+    problem = "it holds no JSON object"
     try:
         content = json.loads(path.read_bytes())
-        problem = "it holds no JSON object"
+        if isinstance(content, dict):
+            return content
     except (OSError, ValueError) as error:
-        content, problem = None, reason(error)
-    if isinstance(content, dict):
-        return content
+        problem = reason(error)
     if default is not None:
         return default
-    raise InputError(
-        f"{flag}{': ' if flag else ''}{path} cannot be read "
-        f"({problem}){': ' if advice else ''}{advice}"
-    )
+    parts = [flag, f"{path} cannot be read ({problem})", advice]
+    raise InputError(": ".join(filter(None, parts)))
 
 
 @contextmanager
@@ -220,13 +218,10 @@ def check_out(
     if not overwrite:
         raise InputError(f"--out: {out} exists; give another name, or --overwrite")
     target = Path(os.path.realpath(out))
-    if target.is_dir() != is_folder:
-        expected = (
-            "a file; expected the name of a folder"
-            if is_folder
-            else "a folder; expected the name of a file"
-        )
-        raise InputError(f"--out: {out} is {expected}")
+    if target.is_dir() and not is_folder:
+        raise InputError(f"--out: {out} is a folder; expected the name of a file")
+    if is_folder and not target.is_dir():
+        raise InputError(f"--out: {out} is a file; expected the name of a folder")
     for path in inputs:
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
