@@ -114,23 +114,18 @@ class Patch:
         file."""
         if reverse and self.before[path] == NO_FILE:
             return None
-        lines = (content or b"").decode().split("\n")
+        text = f"\n{(content or b'').decode()}"  # every line follows a \n
         changes = self.diffs[path].changes
         for number in dict.fromkeys(change.hunk for change in changes):
             hunk = [change for change in changes if change.hunk == number]
-            old = [change.line for change in hunk if change.old is not None]
-            new = [change.line for change in hunk if change.new is not None]
+            old = "".join(f"\n{change.line}" for change in hunk if change.old is not None)
+            new = "".join(f"\n{change.line}" for change in hunk if change.new is not None)
             if reverse:
                 old, new = new, old
             # At any position in the file, as line numbers differ between releases.
-            places = [
-                start
-                for start in range(len(lines) - len(old) + 1)
-                if lines[start : start + len(old)] == old
-            ]
-            assert len(places) == 1 or not old
-            lines[places[0] : places[0] + len(old)] = new
-        changed = "\n".join(lines).encode()
+            assert text.count(old) == 1 or not old
+            text = text.replace(old, new, 1)
+        changed = text[1:].encode()
         assert blob_id(changed) == (self.before if reverse else self.after)[path]
         return changed
 
