@@ -127,19 +127,19 @@ def _failed_plugin(error: Exception) -> str:
     """Returns which plugin raised an error in which hook, in one line; "" for no plugin's error,
     and for ours."""
     manager = hook_calls.hooks_module().plugin_manager()
-    hooks = {}
-    for name in (name for name in vars(manager.hook) if name.startswith("open_clip_")):
-        for implementation in getattr(manager.hook, name).get_hookimpls():
-            code = getattr(implementation.function, "__code__", None)
-            hooks[code] = (implementation.plugin_name, name)
-    found = [
-        (hooks[frame.f_code], frame, line)
-        for frame, line in walk_tb(error.__traceback__)
-        if frame.f_code in hooks
-    ]
-    if not found or found[-1][0][0] == OURS:
+    implementations = {}
+    for plugin in manager.get_plugins():
+        for caller in manager.get_hookcallers(plugin) or ():
+            code = getattr(getattr(plugin, caller.name), "__code__", None)
+            implementations[code] = manager.get_name(plugin), caller.name
+    traceback = walk_tb(error.__traceback__)
+    failed = [(frame, line) for frame, line in traceback if frame.f_code in implementations]
+    if not failed:
         return ""
-    (plugin, hook), frame, line = found[-1]
+    frame, line = failed[-1]
+    plugin, hook = implementations[frame.f_code]
+    if plugin == OURS:
+        return ""
     where = f"{frame.f_code.co_filename}:{line}"
     return (
         f"open_clip plugin '{plugin}' failed in {hook}: {type(error).__name__}: "
