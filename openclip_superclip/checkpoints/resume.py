@@ -316,37 +316,44 @@ def resumed_checkpoint(
     if not resume or "://" in resume or os.path.isfile(os.path.join(resume, ".metadata")):
         return Resumed(None)
     if resume == "latest":
-        folder = Path(run_folder, "checkpoints")
-        own, files = own_checkpoints(folder), latest_checkpoints(folder)
-        if save_most_recent:
-            files = list(map(str, own)) if os.path.exists(own[0]) else []
-        elif is_ours and set("*?[") & set(run_folder):
-            raise InputError(
-                f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without "
-                "*, ? and ["
-            )
-        damaged = tuple(itertools.takewhile(is_damaged, files))
-        # which OpenCLIP renames to epoch_latest.pt when it is complete
-        own.append(folder / "tmp.pt")
-        if is_ours and (
-            others := [file for file in files[: len(damaged) + 1] if Path(file) not in own]
-        ):
-            raise InputError(
-                f"--resume latest would use {others[0]}, which the run has not saved: move it "
-                "elsewhere"
-            )
-        file = files[len(damaged)] if len(damaged) < len(files) else None
-        if file and not is_complete(file):
-            raise InputError(
-                f"--resume: {file} cannot be read: make it readable, or rename or remove it"
-            )
-        return Resumed(file, damaged)
+        return _latest(run_folder, save_most_recent=save_most_recent, is_ours=is_ours)
     if not os.path.isfile(resume):
         problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
         raise InputError(
             f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest"
         )
     return Resumed(resume)
+
+
+def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resumed:
+    folder = Path(run_folder, "checkpoints")
+    own = own_checkpoints(folder)
+    files = latest_checkpoints(folder)
+    if save_most_recent:
+        files = list(map(str, own)) if own[0].exists() else []
+    elif is_ours and set("*?[") & set(run_folder):
+        raise InputError(
+            f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? "
+            "and ["
+        )
+    damaged = list(itertools.takewhile(is_damaged, files))
+    if is_ours:
+        # OpenCLIP renames tmp.pt to epoch_latest.pt when it is complete.
+        own.append(folder / "tmp.pt")
+        for file in files[: len(damaged) + 1]:
+            if Path(file) not in own:
+                raise InputError(
+                    f"--resume latest would use {file}, which the run has not saved: move it "
+                    "elsewhere"
+                )
+    if len(damaged) == len(files):
+        return Resumed(None, tuple(damaged))
+    newest = files[len(damaged)]
+    if not is_complete(newest):
+        raise InputError(
+            f"--resume: {newest} cannot be read: make it readable, or rename or remove it"
+        )
+    return Resumed(newest, tuple(damaged))
 
 
 def check_kind(
