@@ -18,6 +18,7 @@ if "OPENCLIP_SOURCE" in os.environ:
         [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     )
 
+import importlib
 import shutil
 import signal
 import subprocess
@@ -29,24 +30,54 @@ import numpy as np
 import open_clip_train.main  # noqa: F401  # once, here: every child would import it again
 import pytest
 import torch
-import webdataset
 from filelock import FileLock
 from PIL import Image
 from support import WORDS
-from support.data import write_images, write_table
+from support.data import write_images, write_table, write_tar
 from support.models import write_model, write_weights
 from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
-from support.training_runs import SMALL, completed, in_forks, run_superclip, superclip_train
+from support.training_runs import (
+    SMALL,
+    call,
+    execute,
+    in_forks,
+    run_superclip,
+    run_train,
+    shell_words,
+)
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.lab.demo import data
+from openclip_superclip.openclip import current, hook_calls
 
 torch.set_num_threads(1)
 data.SHARD_SIZE = 128  # of the demo's 1,024, which take 20 seconds to draw
 # a shell's background job ignores both, and all that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
+
+
+def replaceable() -> dict:
+    """The functions of OpenCLIP and torch that the launcher may replace, by dotted path."""
+    found = {}
+    for path in (*hook_calls.REPLACED, *current().WRAPPERS):
+        module, _, name = path.rpartition(".")
+        found[path] = getattr(importlib.import_module(module), name, None)
+    return found
+
+
+BEFORE = replaceable()
+
+
+@pytest.fixture(autouse=True)
+def openclip_stays_as_it_is():
+    """Fails a test after which a function of OpenCLIP is replaced: train in a fork."""
+    yield
+    replaced = [path for path, function in replaceable().items() if function is not BEFORE[path]]
+    for path in replaced:
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, BEFORE[path])
+    assert not replaced
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -75,15 +106,11 @@ def shards(csv_data) -> str:
     """The same pictures and captions in two WebDataset shards, as --train-data or --val-data."""
     rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
     for shard in range(2):
-        with webdataset.TarWriter(str(csv_data.parent / f"{shard}.tar")) as tar:
-            for picture, caption in rows[shard::2]:
-                tar.write(
-                    {
-                        "__key__": Path(picture).stem,
-                        "png": Path(picture).read_bytes(),
-                        "txt": caption,
-                    }
-                )
+        samples = [
+            {"__key__": Path(picture).stem, "png": Path(picture).read_bytes(), "txt": caption}
+            for picture, caption in rows[shard::2]
+        ]
+        write_tar(csv_data.parent / f"{shard}.tar", samples)
     return f"{csv_data.parent}/{{0..1}}.tar"
 
 
@@ -112,32 +139,19 @@ def teacher(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def train_flags(csv_data, tiny_model) -> list[str]:
+def short_run(csv_data, tiny_model) -> str:
     """Flags of a short run on the CPU that any test can add to; a flag given again wins."""
-    return [
-        "--model",
-        tiny_model,
-        "--train-data",
-        str(csv_data),
-        "--dataset-type",
-        "csv",
-        "--batch-size",
-        "16",
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--lr",
-        "1e-3",
-        "--warmup",
-        "1",
-        "--device",
-        "cpu",
-        "--log-every-n-steps",
-        "1",
-        "--name",
-        "run",
-    ]
+    return (
+        f"--model {tiny_model} --train-data {csv_data} --dataset-type csv --batch-size "
+        "16 --epochs 1 --workers 0 --lr 1e-3 --warmup 1 --device cpu "
+        "--log-every-n-steps 1 --name run"
+    )
+
+
+@pytest.fixture(scope="session")
+def train_flags(short_run) -> list[str]:
+    """The flags of a short run, a word each."""
+    return short_run.split()
 
 
 @pytest.fixture(scope="session")
@@ -146,39 +160,13 @@ def squares_run(tmp_path_factory) -> Path:
     to be changed."""
     folder = tmp_path_factory.mktemp("squares")
     write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
-    completed(
-        superclip_train,
-        "--model",
-        write_model(folder / "model", text={"layers": 1}),
-        "--superclip",
-        "--train-data",
-        folder / "train.csv",
-        "--csv-separator",
-        ",",
-        "--csv-img-key",
-        "image",
-        "--csv-caption-key",
-        "caption",
-        "--batch-size",
-        32,
-        "--epochs",
-        6,
-        "--workers",
-        0,
-        "--lr",
-        3e-3,
-        "--warmup",
-        5,
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--name",
-        "run",
-        "--save-frequency",
-        6,
-        cwd=folder,
+    model = write_model(folder / "model", text={"layers": 1})
+    flags = (
+        f"--model {model} --superclip --train-data {folder}/train.csv --csv-separator , "
+        "--csv-img-key image --csv-caption-key caption --batch-size 32 --epochs 6 --workers 0 "
+        "--lr 3e-3 --warmup 5 --device cpu --precision fp32 --name run --save-frequency 6"
     )
+    run_train(flags, cwd=folder)
     return folder / "logs/run"
 
 
@@ -186,10 +174,7 @@ def squares_run(tmp_path_factory) -> Path:
 def squares_export(squares_run, tmp_path_factory) -> Path:
     """The same model, exported with its head."""
     out = tmp_path_factory.mktemp("exported") / "model"
-    assert (
-        main(["export", f"{squares_run}/checkpoints/epoch_6.pt", "--out", str(out), "--with-head"])
-        == 0
-    )
+    execute(f"export {squares_run}/checkpoints/epoch_6.pt --out {out} --with-head")
     return out
 
 
@@ -224,11 +209,7 @@ def wheels(pytestconfig) -> dict[str, Path]:
             with tempfile.TemporaryDirectory(dir=folder) as partial:
                 download = [
                     *PIP,
-                    "download",
-                    "--no-deps",
-                    "--dest",
-                    partial,
-                    f"open_clip_torch=={release}",
+                    *f"download --no-deps --dest {partial} open_clip_torch=={release}".split(),
                 ]
                 done = subprocess.run(download, capture_output=True, text=True)
                 if done.returncode != 0:
@@ -253,7 +234,7 @@ def patched(released, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("patched")
     for release in RELEASES:
         shutil.copytree(released[release], folder / release)
-        assert main(["patch", "apply", "--source", str(folder / release)]) == 0
+        execute(f"patch apply --source {folder}/{release}")
     return {release: folder / release for release in RELEASES}
 
 
@@ -269,10 +250,10 @@ def refused(monkeypatch, capsys):
     """Calls `superclip` in a folder, where it must fail in one line and write nothing, and
     returns that line."""
 
-    def refused(folder: Path, *argv) -> str:
+    def refused(folder: Path, command: str, *more) -> str:
         monkeypatch.chdir(folder)
         before = sorted(folder.rglob("*"))
-        assert main([*map(str, argv)]) == 1
+        assert call(command, *more) == 1
         *others, line = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert not [other for other in others if other.startswith(("error: ", "Traceback"))]
@@ -286,9 +267,9 @@ def refused(monkeypatch, capsys):
 def refusal(parse_args):
     """Returns the one line with which `superclip train` refuses its arguments."""
 
-    def refusal(*argv) -> str:
+    def refusal(*flags) -> str:
         with pytest.raises(SystemExit) as refused:
-            parse_args([*map(str, argv)])
+            parse_args(*flags)
         message = str(refused.value)
         assert message.startswith("error: ") and "\n" not in message
         return message
@@ -298,7 +279,5 @@ def refusal(parse_args):
 
 @pytest.fixture
 def parse_args():
-    """Parses OpenCLIP's command line with the plugins' options."""
-    from openclip_superclip.openclip.hook_calls import parse_args
-
-    return parse_args
+    """Parses OpenCLIP's flags with those of the plugins, where a text may hold several."""
+    return lambda *flags, **options: hook_calls.parse_args(shell_words(*flags), **options)

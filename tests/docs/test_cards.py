@@ -1,14 +1,14 @@
 """Records of graphics cards follow their schema, and the table of docs/benchmark.md is made from
 them."""
 
-import json
 import re
 
 import pytest
 import torch
+from support import parametrize, read_json
 from support.pages import PAGES, ROOT
+from support.training_runs import execute
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.lab.benchmark import gpu_record
 from openclip_superclip.lab.benchmark.gpu_checks import run_checks
 from openclip_superclip.lab.benchmark.gpu_record import VERSION, Card, Step, card_table
@@ -58,7 +58,7 @@ def card(record: dict) -> Card:
 
 
 def test_every_record_is_valid_and_the_page_has_their_table():
-    cards = [card(json.loads(path.read_text())) for path in RECORDS]
+    cards = [card(read_json(path)) for path in RECORDS]
     assert {card.version for card in cards} <= {VERSION}
     table = card_table(cards)
     shown = re.search(
@@ -75,13 +75,13 @@ def test_a_table_has_a_row_for_each_step_and_a_dash_where_the_memory_did_not_suf
     assert large.endswith("| ViT-L-14 | 64 | – | – | – | – | – | 1 of 2 |")
 
 
-def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, capsys, monkeypatch):
+def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_record, "CPU_SIZES", {"ViT-Ti-16-96": (1, 2)})
-    assert main(["benchmark", "--card", "--device", "cpu", "--out", str(tmp_path)]) == 0
-    record = card(json.loads((tmp_path / "card.json").read_text()))
+    printed = execute(f"benchmark --card --device cpu --out {tmp_path}")
+    record = card(read_json(tmp_path / "card.json"))
     assert [step.batch for step in record.steps] == [1, 2]
     assert {*record.checks.values()} == {"passed"}
-    assert card_table([record]) in capsys.readouterr().out
+    assert card_table([record]) in printed
 
 
 def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
@@ -99,8 +99,8 @@ def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(
-    ("flags", "error"),
+@parametrize(
+    "flags, error",
     {
         "": "--card measures a GPU, and torch finds none here: --device cpu",
         "--device cuda": "--device is cuda, which torch cannot use here",
@@ -108,4 +108,4 @@ def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
     }.items(),
 )
 def test_a_card_that_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
-    assert error in refused(tmp_path, "benchmark", "--card", *flags.split(), "--out", ".")
+    assert error in refused(tmp_path, f"benchmark --card {flags}", "--out", ".")

@@ -11,12 +11,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.stats import ttest_1samp, ttest_rel
+from support import parametrize, read_json, read_rows
 from support.pages import PAGES, ROOT
 
 from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
-from openclip_superclip.lab.studies.demo_figures import predictions_text, scores_text
 from openclip_superclip.lab.studies.study_file import Study, read_study
 from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.runs.recipe import read_recipe
@@ -35,16 +34,16 @@ def script(path: str):
     return module
 
 
-def recorded(path: str) -> dict:
-    return json.loads((DOCS / path).read_text())
+def recorded(path: str):
+    return read_json(DOCS / path)
 
 
 verdicts = script("studies/verdicts.py")
 FOUND = verdicts.read_comparisons()
 
 
-def results(name: str) -> StudyResults:
-    content = json.loads(RECORDED[name].read_text())
+def results(name: str):
+    content = read_json(RECORDED[name])
     study = content["study"]
     for field, cells in study["cells"].items():
         if isinstance(cells, dict):  # JSON's keys are text
@@ -52,7 +51,7 @@ def results(name: str) -> StudyResults:
     return StudyResults(Study(**study), content["runs"], content["chosen"])
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@parametrize("name", RECORDED)
 def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_seeds_than_planned(
     name,
 ):
@@ -86,10 +85,10 @@ def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_s
 # baseline's scores)}
 
 
-def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[float]]]]:
+def scores_by_csv():
     found = {}
     for file in sorted(STUDIES.rglob("study.csv")):
-        rows = list(csv.DictReader(file.read_text().splitlines()))
+        rows = read_rows(file)
         swept = next((field for field in ("lr", "global_batch_size") if field in rows[0]), None)
         for row in rows:
             for measure, value in row.items():
@@ -99,13 +98,13 @@ def scores_by_csv() -> dict[tuple[str, str, str], list[tuple[list[float], list[f
                     found.setdefault((name, row["arm"], at, measure), {})[int(row["seed"])] = float(
                         value
                     )
-    for row in csv.DictReader((DOCS / "audit/train_again.csv").read_text().splitlines()):
+    for row in read_rows(DOCS / "audit/train_again.csv"):
         key = "train_again", row["trained on"], f", {row['method']}", row["measure"]
         found.setdefault(key, {})[int(row["seed"])] = float(row["percent"])
     return found
 
 
-def differences_by_csv(one) -> tuple[list[float], list[float]]:
+def differences_by_csv(one):
     """The scores of a comparison's arms; of a sweep's mean or slope, the combined differences
     and zeros."""
     where = one.name.removeprefix(f"{one.arm} − {one.baseline}")
@@ -182,7 +181,7 @@ def test_exactly_the_comparisons_that_holms_procedure_rejects_by_the_csv_are_sig
     }
 
 
-def rejected(families) -> set[int]:
+def rejected(families):
     """The comparisons that Holm's procedure rejects in each family."""
     significant = set()
     for family in families.values():
@@ -252,18 +251,6 @@ def test_holms_correction_and_power_of_examples():
     assert verdicts.power(2, 4.1, 34) < 0.8 <= verdicts.power(2, 4.1, 35)
 
 
-def test_the_handicap_of_unequal_rates_is_what_the_learning_rate_study_recorded():
-    page = " ".join((STUDIES / "learning_rate/README.md").read_text().split())
-    for measure, title in verdicts.TITLES.items():
-        if ("learning_rate", "SuperCLIP", ", lr 0.00025", measure) not in SCORES:
-            continue
-        ours = SCORES["learning_rate", "SuperCLIP", ", lr 0.00025", measure]
-        theirs = SCORES["learning_rate", "CLIP", ", lr 0.0005", measure]
-        test = ttest_rel(*([scores[seed] for seed in sorted(scores)] for scores in (ours, theirs)))
-        low, high = test.confidence_interval(0.95)
-        assert f"{title} {(low + high) / 2:+.1f} [{low:+.1f}, {high:+.1f}]" in page
-
-
 def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_measure():
     (table,) = re.findall(
         r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["docs/demo.md"], flags=re.DOTALL
@@ -306,36 +293,8 @@ def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpu
     assert all(read_recipe(recipe) for recipe in wanted)
 
 
-def test_the_demos_pictures_are_described_as_the_code_describes_them():
-    """Of the second one, whose scores are only in its description, the words are compared."""
-    described = {
-        name: Image.open(DOCS / name).info["Description"]
-        for name in ("demo.png", "demo-images.png")
-    }
-    assert described["demo.png"] == scores_text(results("demo"))
-    pattern = (
-        r"(\d+) of ([\d,]+) .* seed (\d+): CLIP is right in (\d+), SuperCLIP in (\d+); "
-        r".*, ([\d.]+) % and ([\d.]+) %"
-    )
-    shown, of_all, seed, *right = re.match(pattern, described["demo-images.png"]).groups()
-    counts = {
-        "CLIP": (int(right[0]), float(right[2])),
-        "SuperCLIP": (int(right[1]), float(right[3])),
-    }
-    text = predictions_text(int(shown), int(of_all.replace(",", "")), int(seed), counts)
-    assert described["demo-images.png"] == text
-    assert all(
-        abs(100 * count / int(shown) - accuracy) <= 100 / int(shown)
-        for count, accuracy in counts.values()
-    )
-    for page, folder in {"docs/demo.md": "", "README.md": "docs/"}.items():
-        content = " ".join(PAGES[page].split()).replace("\\[", "[").replace("\\]", "]")
-        for name, text in described.items():
-            assert f"![{text}]({folder}{name})" in content
-
-
-@pytest.mark.parametrize(
-    ("page", "tables"),
+@parametrize(
+    "page, tables",
     [
         (
             "forgetting",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import parametrize
 from support.models import write_bert, write_image_tower, write_model, write_weights
 from support.pages import PAGES, ROOT, blocks, commands
 from support.training_runs import SMALL, run_superclip
@@ -106,7 +107,7 @@ HERE = sorted({Path(page).stem for page in PAGES if page.startswith("docs/")} - 
 pytestmark = pytest.mark.usefixtures("forks")
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "page",
     [pytest.param(page, marks=pytest.mark.slow) if page in EXPECTED else page for page in HERE],
 )

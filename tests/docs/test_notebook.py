@@ -18,12 +18,12 @@ LESS = {
 CODES = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
 
 
-def run_cells(cells: list[str], folder: Path) -> None:
+def run_cells(cells: list[str], folder: Path):
     """Runs cells as Jupyter does, but the `superclip` of their shell commands in forks of this
     process."""
     shell = InteractiveShell.instance(ipython_dir=str(folder))
 
-    def system(line: str) -> None:
+    def system(line: str):
         for _, *arguments in commands(shell.var_expand(line), folder):
             assert run_superclip(arguments, folder / "printed", Path.cwd()) == 0, (
                 folder / "printed"
@@ -46,7 +46,7 @@ def test_the_notebook_runs_and_its_exports_agree(tmp_path, tmp_path_factory, for
     assert "transformers gives the same probabilities" in run.output
 
 
-def test_the_notebook_was_saved_with_what_it_printed():
+def test_the_notebook_was_saved_with_its_output():
     assert [cell.execution_count for cell in CODES] == list(range(1, len(CODES) + 1))
     outputs = [output for cell in CODES for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]

@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 import tomllib
+from support import parametrize
 from support.pages import (
     FILES,
     PAGES,
@@ -44,11 +44,9 @@ NOT_OURS = {  # flags of other programs that the pages' sentences name
     "--opt-fallback-list",
     "--torchcompile-strategy",
 }
-each_page = pytest.mark.parametrize("page", PAGES)
+each_page = parametrize("page", PAGES)
 WITH_PLUGINS = "docs/plugins.md"  # whose flags are those of plugins; test_plugins.py runs all of it
-each_page_on_ours = pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != WITH_PLUGINS]
-)
+each_page_on_ours = parametrize("page", [page for page in PAGES if page != WITH_PLUGINS])
 
 
 @each_page_on_ours
@@ -58,7 +56,7 @@ def test_every_command_is_one_that_its_program_takes(page, tmp_path, monkeypatch
             assert_taken(command, monkeypatch)
 
 
-def assert_taken(command: list[str], monkeypatch) -> None:
+def assert_taken(command: list[str], monkeypatch):
     """Fails if the program would refuse its arguments."""
     program, *arguments = command
     match Path(program).name, arguments:
@@ -124,7 +122,7 @@ def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
     assert named <= known | NOT_OURS
 
 
-@pytest.mark.parametrize("file", [*FILES.values(), *ROOT.glob("docs/*/**/*.md")], ids=str)
+@parametrize("file", [*FILES.values(), *ROOT.glob("docs/*/**/*.md")], ids=str)
 def test_every_link_leads_to_a_file_and_to_a_heading_of_it(file):
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text()):
         name, _, heading = target.partition("#")
@@ -152,18 +150,7 @@ def test_every_source_file_that_it_names_exists(page):
             assert exists or span in names or span.startswith("open_clip/"), span
 
 
-@each_page
-def test_no_line_of_its_commands_is_wider_than_72_columns(page):
-    """Except for a word and its flag; 80 in the README, where GitHub shows more."""
-    most = 80 if page == "README.md" else 72
-    shown = blocks(PAGES[page]) + blocks(PAGES[page], "sh")
-    wide = [line for line in "".join(shown).splitlines() if len(line) > most]
-    quoted = [re.sub(r'"[^"]*"', "word", line).removesuffix(" \\") for line in wide]
-    wide = [line for line in quoted if len(line.split()) > 2]
-    assert wide == []
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@parametrize("command", COMMANDS)
 def test_help_ends_with_an_example_that_the_command_takes(command, monkeypatch):
     shown = superclip_parser(command, monkeypatch).format_help()
     (example,) = re.findall(r"\nexample: (superclip .*)\n$", shown, flags=re.DOTALL)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import parametrize
 from support.pages import PAGES, ROOT, commands
 from support.training_runs import completed, train_with
 
@@ -26,7 +27,7 @@ OWN_DATA = {
 }
 
 
-@pytest.mark.parametrize(("file", "excerpt"), EXCERPTS)
+@parametrize("file, excerpt", EXCERPTS)
 def test_an_excerpt_is_the_examples_text(file, excerpt):
     assert excerpt in (ROOT / file).read_text()
 

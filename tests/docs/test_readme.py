@@ -9,10 +9,11 @@ import pytest
 import tomllib
 import torch
 import yaml
+from support import cases
 from support.pages import PAGES, ROOT
+from support.training_runs import execute
 
 from openclip_superclip import __version__
-from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.commands import patch
 from openclip_superclip.flags import Config, DataConfig
 
@@ -34,20 +35,19 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("recipe", "options"),
-    [
-        ("finetune/superclip_vit-b-16_512k_bs256", ["--gpus-per-node", "1", "--gpu", "RTX4090"]),
-        ("cc12m/superclip_vit-b-16_256m_bs1k", ["--gpus-per-node", "8"]),
-        ("datacomp1b/superclip_vit-b-16_512m_bs1k", ["--gpus-per-node", "8"]),
-        ("datacomp1b/superclip_vit-b-16_512m_bs16k", ["--gpus-per-node", "8"]),
-    ],
+@cases(
+    "recipe, gpus",
+    {
+        "finetune/superclip_vit-b-16_512k_bs256": "1 --gpu RTX4090",
+        "cc12m/superclip_vit-b-16_256m_bs1k": "8",
+        "datacomp1b/superclip_vit-b-16_512m_bs1k": "8",
+        "datacomp1b/superclip_vit-b-16_512m_bs16k": "8",
+    },
 )
-def test_readmes_costs_are_what_plan_computes(recipe, options, capsys):
+def test_readmes_costs_are_what_plan_computes(recipe, gpus):
     (row,) = [line for line in README.splitlines() if f"`superclip run {recipe}`" in line]
     hours, disk = re.findall(r"\| ([\d.]+(?: to [\d.]+)? (?:h|GB)) ᶜ", row)
-    assert superclip(["plan", recipe, *options]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(execute(f"plan {recipe} --gpus-per-node {gpus}").split())
     assert f" {hours.removesuffix(' h')} hours, " in printed
     assert f"at most {disk}" in printed
 

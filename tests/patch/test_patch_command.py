@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import whatthepatch
+from support import parametrize
 from support.openclip_trees import (
     CHANGED,
     HOOKS,
@@ -25,7 +26,7 @@ from support.openclip_trees import (
     held,
     metadata,
 )
-from support.training_runs import on_a_full_disk, run_ranks
+from support.training_runs import call, execute, on_a_full_disk, run_ranks
 
 import openclip_superclip
 from openclip_superclip import hooks
@@ -36,18 +37,18 @@ OUR_HOOKS = Path(hooks.__file__).read_bytes()
 
 
 @pytest.fixture
-def wheel(released, tmp_path) -> Path:
+def wheel(released, tmp_path):
     """The last release, unpacked: the files that matter to the patch, and RECORD."""
     return copy(released["3.3.0"], tmp_path / "wheel")
 
 
 @pytest.fixture
 def superclip_patch(capsys):
-    """`superclip patch`: its exit code and what it printed."""
+    """`superclip patch` of the OpenCLIP in a folder: its exit code and what it printed."""
 
-    def superclip_patch(*argv):
+    def superclip_patch(action: str, folder: Path):
         capsys.readouterr()
-        code = main(["patch", *map(str, argv)])
+        code = call(f"patch {action} --source {folder}")
         return code, "".join(capsys.readouterr())
 
     return superclip_patch
@@ -66,17 +67,19 @@ def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_supe
         assert patch.diffs.keys() == {*CHANGED, HOOKS, *more}
 
 
-def test_git_and_the_patch_program_give_what_the_command_gives(released, patched, tmp_path):
+def test_git_and_the_patch_program_give_the_same_files_as_the_command(released, patched, tmp_path):
     for release, folder in (("3.0.0", "."), ("3.3.0", "src")):
         root = tmp_path / release
         copied = copy(released[release], root / folder)
         environment = os.environ | {"GIT_CEILING_DIRECTORIES": "/"}
-        subprocess.run(["git", "apply", "--check", PATCH], cwd=copied, env=environment, check=True)
-        command = ["patch", "-p1", "--fuzz=0", "--no-backup-if-mismatch", "-d", folder]
+        subprocess.run(
+            f"git apply --check {PATCH}".split(), cwd=copied, env=environment, check=True
+        )
+        command = f"patch -p1 --fuzz=0 --no-backup-if-mismatch -d {folder}".split()
         subprocess.run(command, input=PATCH.read_bytes(), cwd=root, check=True)
         for path in [*CHANGED, HOOKS]:
             assert (copied / path).read_bytes() == (patched[release] / path).read_bytes()
-        assert main(["patch", "check", "--source", str(root)]) == 0
+        execute(f"patch check --source {root}")
 
 
 # Apply and revert
@@ -88,7 +91,7 @@ def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(
 ):
     copied, info = copy(released[release], tmp_path / "copy"), metadata(release)
     before, about = held(copied), f"open_clip_torch {release} in {copied}"
-    code, output = superclip_patch("apply", "--source", copied)
+    code, output = superclip_patch("apply", copied)
     first, *files = output.splitlines()
     assert (code, first) == (0, f"{about}: applied")
     changed = [f"  changed {path}" for path in [*CHANGED, f"{info}/RECORD"]]
@@ -96,20 +99,20 @@ def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(
     assert (copied / HOOKS).read_bytes() == OUR_HOOKS, "run patches/refresh.py"
     patched = held(copied)
     assert listed(copied, release) >= patched.keys() - before.keys()
-    assert superclip_patch("apply", "--source", copied) == (0, f"{about}: already applied\n")
+    assert superclip_patch("apply", copied) == (0, f"{about}: already applied\n")
     assert held(copied) == patched
     cached = copied / "open_clip/__pycache__/hooks.cpython-311.pyc"
     cached.parent.mkdir()
     cached.touch()
-    code, output = superclip_patch("revert", "--source", copied)
+    code, output = superclip_patch("revert", copied)
     assert code == 0
     assert f"{about}: reverted\n  removed {HOOKS}\n" in output
     assert held(copied) == before
-    assert "nothing to revert" in superclip_patch("revert", "--source", copied)[1]
+    assert "nothing to revert" in superclip_patch("revert", copied)[1]
     assert held(copied) == before
 
 
-def listed(folder: Path, release: str = "3.3.0") -> set[str]:
+def listed(folder: Path, release: str = "3.3.0"):
     """What pip would remove, each once."""
     paths = [
         row[0]
@@ -129,36 +132,33 @@ def test_files_keep_their_mode_other_names_of_them_their_bytes_and_a_record_how_
     lines = [*record.read_bytes().splitlines(), b"open_clip/__pycache__/factory.cpython-311.pyc,,"]
     record.write_bytes(b"".join(line + b"\r\n" for line in lines))
     before = held(wheel)
-    superclip_patch("apply", "--source", wheel)
+    superclip_patch("apply", wheel)
     assert factory.stat().st_mode & 0o777 == 0o640
     assert (wheel / HOOKS).stat().st_mode == (wheel / "open_clip/__init__.py").stat().st_mode
     assert factory.read_bytes() != before[CHANGED[0]] == other_name.read_bytes()
     assert record.read_bytes().count(b"\r\n") == record.read_bytes().count(b"\n") == len(lines) + 1
-    superclip_patch("revert", "--source", wheel)
+    superclip_patch("revert", wheel)
     assert held(wheel) == before
 
 
 def test_check_prints_the_state_and_exits_with_its_code(wheel, superclip_patch):
     def check():
-        code, output = superclip_patch("check", "--source", wheel)
+        code, output = superclip_patch("check", wheel)
         return code, output.splitlines()[0]
 
     assert check() == (1, f"not patched: open_clip_torch 3.3.0 in {wheel}")
-    superclip_patch("apply", "--source", wheel)
+    superclip_patch("apply", wheel)
     assert check() == (0, f"patched: open_clip_torch 3.3.0 in {wheel}")
     with open(wheel / CHANGED[1], "a") as file:
         file.write("# mine\n")
     assert check() == (4, f"modified: open_clip_torch 3.3.0 in {wheel}")
-    assert (
-        f"  {CHANGED[1]}: edited, or of another version\n"
-        in superclip_patch("check", "--source", wheel)[1]
-    )
+    assert f"  {CHANGED[1]}: edited, or of another version\n" in superclip_patch("check", wheel)[1]
 
 
 # Interrupted
 
 
-def killed(steps: int, action: str, folder: Path) -> int:
+def killed(steps: int, action: str, folder: Path):
     """`superclip patch`, killed before it writes, renames or removes a file after `steps` such
     times."""
     left = itertools.count(steps, -1)
@@ -176,10 +176,10 @@ def killed(steps: int, action: str, folder: Path) -> int:
     Path.write_bytes = counted(write, lambda path, content: write(path, content[:100]))
     Path.unlink = counted(unlink)
     os.replace = counted(os.replace)
-    return main(["patch", action, "--source", str(folder)])
+    return call(f"patch {action} --source {folder}")
 
 
-@pytest.mark.parametrize(("action", "then"), [("apply", "revert"), ("revert", "apply")])
+@parametrize("action, then", [("apply", "revert"), ("revert", "apply")])
 def test_the_next_run_completes_or_undoes_a_killed_one(
     action, then, released, patched, superclip_patch, tmp_path
 ):
@@ -200,10 +200,10 @@ def test_the_next_run_completes_or_undoes_a_killed_one(
         assert {path for path in held(folder) if not path.endswith(".superclip-part")} <= listed(
             folder
         )
-        code, output = superclip_patch("check", "--source", folder)
+        code, output = superclip_patch("check", folder)
         assert (code == 4) == ("was interrupted: run either of them again" in output)
         num_interrupted += code == 4
-        assert superclip_patch(then, "--source", folder)[0] == 0
+        assert superclip_patch(then, folder)[0] == 0
         assert held(folder) == ends[then]
     assert steps >= 10
     assert num_interrupted >= 3
@@ -212,17 +212,17 @@ def test_the_next_run_completes_or_undoes_a_killed_one(
 # Refused
 
 
-@pytest.mark.parametrize("path", [CHANGED[0], HOOKS])
-@pytest.mark.parametrize("action", ["apply", "revert"])
+@parametrize("path", [CHANGED[0], HOOKS])
+@parametrize("action", ["apply", "revert"])
 def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(
     action, path, wheel, superclip_patch
 ):
     if action == "revert":
-        superclip_patch("apply", "--source", wheel)
+        superclip_patch("apply", wheel)
     with open(wheel / path, "a") as file:
         file.write("# mine\n")
     before = held(wheel)
-    code, output = superclip_patch(action, "--source", wheel)
+    code, output = superclip_patch(action, wheel)
     assert (code, output.count("\n")) == (2, 1)
     assert output.startswith("error: ")
     assert f": {path} (edited, or of another version); " in output
@@ -232,12 +232,12 @@ def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(
 def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, superclip_patch):
     (wheel / "open_clip/version.py").write_bytes(b"# \xe9\n__version__ = '4.2.0'\n")
     before = held(wheel)
-    code, output = superclip_patch("apply", "--source", wheel)
+    code, output = superclip_patch("apply", wheel)
     assert (code, output.count("\n")) == (2, 1)
     assert "no patch for open_clip_torch 4.2.0" in output
     assert ", ".join(RELEASES) in output
     assert held(wheel) == before
-    code, output = superclip_patch("check", "--source", wheel / "nowhere")
+    code, output = superclip_patch("check", wheel / "nowhere")
     assert (code, output.count("\n")) == (2, 1)
     assert f"--source {wheel / 'nowhere'} has no OpenCLIP" in output
 
@@ -245,7 +245,7 @@ def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, sup
 def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
     before = held(wheel)
     apply = on_a_full_disk(main, 30_000)  # main.py still fits, factory.py does not
-    (run,) = run_ranks(apply, ["patch", "apply", "--source", str(wheel)], cwd=tmp_path)
+    (run,) = run_ranks(apply, f"patch apply --source {wheel}".split(), cwd=tmp_path)
     assert run.returncode == 2
     assert f"error: cannot write {wheel / CHANGED[0]}: " in run.output
     assert "nothing was changed" in run.output
@@ -257,18 +257,18 @@ def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
 
 def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp_path):
     """In a virtual environment without torch, and with this package beside it on the path."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    subprocess.run(f"{sys.executable} -m venv --without-pip {tmp_path}/venv".split(), check=True)
     python, path = tmp_path / "venv/bin/python", tmp_path / "path"
     site_packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     shutil.copytree(Path(whatthepatch.__file__).parent, path / "whatthepatch")
     shutil.copytree(Path(openclip_superclip.__file__).parent, path / "openclip_superclip")
     shutil.copytree(ROOT / "patches", path / "patches")
 
-    def pip(*argv) -> None:
+    def pip(*argv):
         subprocess.run([*PIP, "--python", python, *argv], check=True)
 
-    def apply() -> tuple[int, str]:
-        command = [python, "-m", "openclip_superclip", "patch", "apply"]
+    def apply():
+        command = f"{python} -m openclip_superclip patch apply".split()
         environment = os.environ | {"PYTHONPATH": str(path)}
         done = subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
@@ -284,7 +284,7 @@ def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp
     pip("install", "--no-deps", wheels["3.3.0"])
     assert held(site_packages).keys() == fresh
     assert apply()[0] == 0
-    subprocess.run([python, "-m", "compileall", "-q", site_packages / "open_clip"], check=True)
+    subprocess.run(f"{python} -m compileall -q {site_packages}/open_clip".split(), check=True)
     pip("uninstall", "--yes", "open_clip_torch")
     assert held(site_packages) == empty
 
@@ -292,7 +292,9 @@ def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp
 def test_our_wheel_holds_the_patches_and_patches_the_installed_openclip_without_torch(
     wheel, tmp_path
 ):
-    subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", tmp_path / "dist", ROOT], check=True)
+    subprocess.run(
+        [*PIP, *f"wheel --no-deps --wheel-dir {tmp_path}/dist {ROOT}".split()], check=True
+    )
     (ours,) = (tmp_path / "dist").iterdir()
     zipfile.ZipFile(ours).extractall(tmp_path / "ours")
     patches = {path.name: path.read_bytes() for path in (ROOT / "patches").glob("*.patch")}

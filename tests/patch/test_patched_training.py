@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import cases
 from support.openclip_trees import (
     each_release,
     enter,
@@ -19,7 +20,7 @@ from support.openclip_trees import (
 )
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import install_plugin
-from support.training_runs import Run, completed, error_of, in_one_order
+from support.training_runs import Run, completed, error_of, in_one_order, shell_words
 
 openclip_train_in_one_order, superclip_train_in_one_order = (
     in_one_order(openclip_train),
@@ -28,23 +29,15 @@ openclip_train_in_one_order, superclip_train_in_one_order = (
 
 
 @pytest.fixture(scope="session")
-def losses(train_flags, tmp_path_factory):
+def losses(short_run, tmp_path_factory):
     """What a training printed of the losses, a string a step; each is run once, and must
     succeed."""
 
     @functools.cache
     def losses(train, tree, flags="", world_size=1):
-        argv = [
-            *train_flags,
-            "--batch-size",
-            str(32 // world_size),
-            "--logs",
-            "none",
-            *flags.split(),
-        ]
-        runs = completed(
-            train, tree, *argv, world_size=world_size, cwd=tmp_path_factory.mktemp("run")
-        )
+        every = f"{short_run} --batch-size {32 // world_size} --logs none {flags}"
+        folder = tmp_path_factory.mktemp("run")
+        runs = completed(train, tree, every, world_size=world_size, cwd=folder)
         assert len(runs[0].losses()) == 2
         return runs[0].losses()
 
@@ -95,7 +88,7 @@ EQUAL = {  # release, flags, ranks
 }
 
 
-@pytest.mark.parametrize(("release", "flags", "world_size"), EQUAL.values(), ids=EQUAL)
+@cases("release, flags, world_size", EQUAL)
 def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
     release, flags, world_size, released, patched, teacher, shards, losses
 ):
@@ -105,11 +98,13 @@ def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
     assert losses(openclip_train_in_one_order, patched[release], flags, world_size) == expected
 
 
-def superclip_train_that_cannot_replace(tree: Path, *argv: str) -> int:
+def superclip_train_that_cannot_replace(tree: Path, *argv: str):
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
     importlib.import_module("openclip_superclip.openclip.hook_calls")._replace = None
-    return importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
+    return importlib.import_module("openclip_superclip.__main__").main(
+        ["train", *shell_words(*argv)]
+    )
 
 
 def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
@@ -134,37 +129,32 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-def in_a_process_of_its_own(tree: Path, module: str, *argv: str, cwd: Path) -> Run:
-    command = [sys.executable, "-m", *module.split(), *argv]
+def in_a_process_of_its_own(tree: Path, command: str, cwd: Path):
+    command = shell_words(sys.executable, "-m", command)
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     return Run(done.returncode, done.stderr)
 
 
-def test_the_usual_command_with_the_flag_trains_in_a_process_of_its_own(
-    patched, train_flags, losses, tmp_path
-):
-    flags = [*train_flags, "--batch-size", "32", "--superclip"]
-    run = in_a_process_of_its_own(patched["3.3.0"], "open_clip_train.main", *flags, cwd=tmp_path)
+def test_openclips_own_command_trains_with_the_flag(patched, short_run, losses, tmp_path):
+    command = f"open_clip_train.main {short_run} --batch-size 32 --superclip"
+    run = in_a_process_of_its_own(patched["3.3.0"], command, tmp_path)
     assert run.returncode == 0, run.output[-2000:]
     assert run.losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
-def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(
-    patched, train_flags, tmp_path
-):
+def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, short_run, tmp_path):
     tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
     (tree / "open_clip/hooks.py").unlink()
-    run = in_a_process_of_its_own(tree, "openclip_superclip train", *train_flags, cwd=tmp_path)
+    run = in_a_process_of_its_own(tree, f"openclip_superclip train {short_run}", tmp_path)
     assert run.returncode == 1
     (line,) = run.output.splitlines()
     assert "superclip patch apply" in line
 
 
-def test_what_superclip_refuses_is_one_line_without_a_traceback(patched, train_flags, tmp_path):
-    error = error_of(
-        openclip_train, patched["3.3.0"], *train_flags, "--superclip", "--trace", cwd=tmp_path
-    )
+def test_a_refusal_is_one_line_without_a_traceback(patched, short_run, tmp_path):
+    flags = f"{short_run} --superclip --trace"
+    error = error_of(openclip_train, patched["3.3.0"], flags, cwd=tmp_path)
     assert error.startswith("error: --trace cannot save a model with the class head")
     assert not (tmp_path / "logs").exists()

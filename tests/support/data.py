@@ -3,8 +3,10 @@ can learn to name."""
 
 import csv
 import io
+import os
 import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,23 @@ Image.effect_noise((32, 32), 9).save(noise := io.BytesIO(), "png")
 IMAGE = noise.getvalue()
 
 
+class MakesFolder:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.makedirs, (self.folder, 0o777, True)
+
+
+def write_tar(file: Path | str, samples: Iterable[dict]) -> None:
+    """Writes a shard of samples, members by extension, numbered unless they name their key."""
+    with webdataset.TarWriter(str(file)) as tar:
+        for number, sample in enumerate(samples):
+            tar.write({"__key__": f"{number:03}"} | sample)
+
+
 def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
     """Writes shards of images of noise with captions, once, and returns their brace pattern."""
     pattern = f"{folder}/{{000000..{num_shards - 1:06}}}.tar"
@@ -35,16 +54,12 @@ def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for shard in range(num_shards):
-        with webdataset.TarWriter(f"{folder}/{shard:06}.tar") as tar:
-            for sample in range(SHARD_SIZE):
-                image = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(
-                    image, "png"
-                )
-                caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
-                tar.write(
-                    {"__key__": f"{shard:06}{sample:03}", "png": image.getvalue(), "txt": caption}
-                )
+        samples = []
+        for number in range(SHARD_SIZE):
+            image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+            caption = " ".join(rng.choice(WORDS, rng.integers(1, 6)))
+            samples.append({"__key__": f"{shard:06}{number:03}", "png": image, "txt": caption})
+        write_tar(folder / f"{shard:06}.tar", samples)
     return pattern
 
 
@@ -54,15 +69,11 @@ def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
     rng = np.random.default_rng(0)
     for split in splits:
         (folder / split).mkdir(parents=True)
-        with webdataset.TarWriter(str(folder / split / "0.tar")) as tar:
-            for index in range(48):
-                label = index % len(CLASSES)
-                pixels = (
-                    rng.normal(list(CLASSES.values())[label], 20, (32, 32, 3))
-                    .clip(0, 255)
-                    .astype(np.uint8)
-                )
-                tar.write({"__key__": f"{index:03d}", "png": Image.fromarray(pixels), "cls": label})
+        samples = []
+        for label in [0, 1, 2] * 16:
+            pixels = rng.normal(list(CLASSES.values())[label], 20, (32, 32, 3)).clip(0, 255)
+            samples.append({"png": Image.fromarray(pixels.astype(np.uint8)), "cls": label})
+        write_tar(folder / split / "0.tar", samples)
         (folder / split / "nshards.txt").write_text("1\n")
     (folder / "classnames.txt").write_text("\n".join(CLASSES))
     (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")

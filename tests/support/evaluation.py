@@ -4,11 +4,11 @@ import json
 import re
 from pathlib import Path
 
-from openclip_superclip.__main__ import main
+from .training_runs import call
 
 
-def evaluate(*argv) -> int:
-    return main(["evaluate", *map(str, argv), "--device", "cpu", "--workers", "0"])
+def evaluate(command, *more) -> int:
+    return call(f"evaluate {command}", *more, "--device", "cpu", "--workers", 0)
 
 
 def records(folder: Path) -> dict[tuple[str, str, str], dict]:

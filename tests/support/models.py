@@ -82,7 +82,7 @@ def copy_model(model: str, folder: Path) -> str:
     shutil.copytree(model.removeprefix("local-dir:"), folder)
     file = folder / "open_clip_config.json"
     content = json.loads(file.read_text())
-    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(folder / "bpe.txt.gz")
+    content["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = f"{folder}/bpe.txt.gz"
     file.write_text(json.dumps(content))
     return f"local-dir:{folder}"
 
@@ -188,7 +188,7 @@ def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
     (folder / "refs").mkdir(exist_ok=True)
-    (folder / "refs" / "main").write_text(commit)
+    (folder / "refs/main").write_text(commit)
     absent = folder / ".no_exist" / commit
     absent.mkdir(parents=True, exist_ok=True)
     (absent / "config.json").touch()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from .training_runs import shell_words
+
 ROOT = Path(__file__).parents[2]
 PATCH = ROOT / "patches/open_clip-3.patch"
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
@@ -64,7 +66,7 @@ def openclip_train(tree: Path, *argv: str) -> None:
     enter(tree)
     # a call that leaves some out
     warnings.filterwarnings("error", r"Argument\(s\) .* declared in the hookspec")
-    sys.argv = ["open_clip_train.main", *argv]
+    sys.argv = ["open_clip_train.main", *shell_words(*argv)]
     runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
     assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
 
@@ -81,6 +83,8 @@ def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
 def superclip_train_of(tree: Path, *argv: str) -> int:
     """`superclip train` with the OpenCLIP in `tree`."""
     enter(tree)
-    code = importlib.import_module("openclip_superclip.__main__").main(["train", *argv])
+    code = importlib.import_module("openclip_superclip.__main__").main(
+        ["train", *shell_words(*argv)]
+    )
     assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
     return code

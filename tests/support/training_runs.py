@@ -1,12 +1,14 @@
 """Training in processes of its own: forked ranks, `superclip`, and small demo runs."""
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
 import random
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -126,24 +128,53 @@ def error_of(function, *args, cwd: Path) -> str:
     return error
 
 
-def call(*argv) -> int:
-    """`superclip ARGV` in this process."""
-    return main([*map(str, argv)])
+def call(command: str, *more) -> int:
+    """The exit code of `superclip COMMAND MORE` in this process."""
+    return main([*shlex.split(command), *map(str, more)])
 
 
-def superclip_train(*argv) -> int:
-    """`superclip train`, as the command line would call it."""
-    return call("train", *argv)
+def execute(command: str, *more) -> str:
+    """What `superclip COMMAND MORE` prints in this process, where it must succeed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = call(command, *more)
+    assert code == 0, printed.getvalue()
+    return printed.getvalue()
 
 
-def stock_train(*argv: str) -> int | None:
-    """`python -m open_clip_train.main`."""
+def failure(command: str, *more) -> str:
+    """The errors of `superclip COMMAND MORE` in this process, where it must fail."""
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        code = call(command, *more)
+    assert code == 1, errors.getvalue()
+    return errors.getvalue()
+
+
+def shell_words(*parts) -> list[str]:
+    """The words of a command in parts, each of which is a word, a text of words or a list."""
+    words = []
+    for part in parts:
+        words += shell_words(*part) if isinstance(part, list) else shlex.split(str(part))
+    return words
+
+
+def superclip_train(*flags) -> int:
+    """`superclip train FLAGS`, where a text may hold several flags."""
+    return call("train", *shell_words(*flags))
+
+
+def stock_train(*flags) -> int | None:
+    """`python -m open_clip_train.main FLAGS`."""
     from open_clip_train.main import main
 
-    return main([*map(str, argv)])
+    return main(shell_words(*flags))
 
 
-WHOLE_PICTURES = ["--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
+def run_train(*flags, cwd: Path, world_size: int = 1) -> Run:
+    """The first rank's run of `superclip train FLAGS`, which must succeed."""
+    return completed(superclip_train, *flags, world_size=world_size, cwd=cwd)[0]
+
+
+WHOLE_PICTURES = "--aug-cfg scale=(1.0,1.0) ratio=(1.0,1.0)"
 
 
 def load(run_folder: Path, epoch: int = 1) -> dict:
@@ -169,7 +200,7 @@ def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_tr
     the number of steps."""
     both = (("ours", superclip_train), ("stock", stock))
     ours, theirs = (
-        completed(in_one_order(train), *argv, "--name", name, world_size=world_size, cwd=cwd)[0]
+        completed(in_one_order(train), *argv, f"--name {name}", world_size=world_size, cwd=cwd)[0]
         for name, train in both
     )
     assert ours.losses() == theirs.losses()
@@ -179,11 +210,11 @@ def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_tr
 
 def assert_resumes(train, *argv, folder: Path, world_size: int = 1) -> None:
     """Trains two epochs at once, and one after the other, and compares all that both runs save."""
-    for name, epochs in (("whole", ["2"]), ("resumed", ["1", "2"])):
+    for name, epochs in {"whole": [2], "resumed": [1, 2]}.items():
         (folder / name).mkdir()
         for last in epochs:
-            flags = ["--epochs", last, "--lr-scheduler", "const", "--resume", "latest"]
-            completed(train, *argv, *flags, world_size=world_size, cwd=folder / name)
+            flags = f"--epochs {last} --lr-scheduler const --resume latest"
+            completed(train, *argv, flags, world_size=world_size, cwd=folder / name)
     assert bits(folder / "resumed/logs/run", 2) == bits(folder / "whole/logs/run", 2)
 
 

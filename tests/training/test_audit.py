@@ -2,8 +2,6 @@
 errors."""
 
 import csv
-import io
-import json
 import re
 import tarfile
 from pathlib import Path
@@ -13,9 +11,9 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.data import COLOURS, write_images, write_table
-from support.training_runs import call
-from webdataset import TarWriter
+from support import cases, read_json, read_json_lines
+from support.data import COLOURS, write_images, write_table, write_tar
+from support.training_runs import execute, failure
 
 import openclip_superclip as superclip
 from openclip_superclip.data.inspection import inspect_shard
@@ -24,12 +22,12 @@ NUM, SWAPPED = 96, 12
 BAD = {20: "no such file", 30: "no readable image", 40: "no caption"}
 
 
-def scores(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+def scores(out: Path):
+    return read_json_lines(out / "scores.jsonl")
 
 
 @pytest.fixture(scope="module")
-def work(squares_run, tmp_path_factory) -> Path:
+def work(squares_run, tmp_path_factory):
     """A table and shards of unseen images with caption errors, and the run `run`."""
     work = tmp_path_factory.mktemp("audit")
     (work / "run").symlink_to(squares_run)
@@ -42,10 +40,12 @@ def work(squares_run, tmp_path_factory) -> Path:
         (path, wrong[row] if row < SWAPPED else caption)
         for row, (path, caption) in enumerate(shown)
     ]
-    with TarWriter(str(work / "0.tar")) as first, TarWriter(str(work / "1.tar")) as second:
-        for row, (path, caption) in enumerate(pairs):
-            members = {"png": path.read_bytes(), "txt": caption, "json": {"row": row}}
-            (first if row < 40 else second).write({"__key__": f"{row:03}", **members})
+    samples = [
+        {"__key__": f"{row:03}", "png": path.read_bytes(), "txt": caption, "json": {"row": row}}
+        for row, (path, caption) in enumerate(pairs)
+    ]
+    write_tar(work / "0.tar", samples[:40])
+    write_tar(work / "1.tar", samples[40:])
     pairs[20] = (work / "nix.png", pairs[20][1])
     pairs[30] = (work / "cut.png", pairs[30][1])
     (work / "cut.png").write_bytes(pairs[0][0].read_bytes()[:60])
@@ -55,19 +55,16 @@ def work(squares_run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(work) -> list:
-    return ["--model", work / "run", "--batch-size", 16]
+def run(work):
+    return f"--model {work}/run --batch-size 16"
 
 
 @pytest.fixture(scope="module")
-def audited(work, tmp_path_factory) -> tuple[Path, str]:
+def audited(work, tmp_path_factory):
     """The audit of the table and its output."""
     out = tmp_path_factory.mktemp("audited") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdout", printed := io.StringIO())
-        flags = ["--batch-size", 16, "--keep", 0.8]
-        assert call("audit", work / "pairs.csv", "--model", work / "run", "--out", out, *flags) == 0
-    return out, printed.getvalue()
+    flags = f"--model {work}/run --batch-size 16 --keep 0.8 --out {out}"
+    return out, execute(f"audit {work}/pairs.csv {flags}")
 
 
 def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_suggested(
@@ -112,17 +109,16 @@ def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited,
     out.mkdir()
     (out / "audit.json").write_bytes((audited[0] / "audit.json").read_bytes())
     (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the middle of a line
-    assert call("audit", work / "pairs.csv", *run, "--out", out) == 0
+    execute(f"audit {work}/pairs.csv {run} --out {out}")
     assert (out / "scores.jsonl").read_bytes() == whole  # "Row 1" is not scored again
 
 
-def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys):
+def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path):
     out = tmp_path / "out"
-    argv = [f"{work}/{{0..1}}.tar", *run, "--out", out]
-    assert call("audit", *argv, "--keep", 0.7, "--by", "support") == 0
-    assert f"{out}/kept/{{0..1}}.tar" in capsys.readouterr().out
+    audit = f"audit {work}/{{0..1}}.tar {run} --out {out}"
+    assert f"{out}/kept/{{0..1}}.tar" in execute(f"{audit} --keep 0.7 --by support")
 
-    def members(folder: Path) -> dict[str, bytes]:
+    def members(folder: Path):
         found = {}
         for shard in ("0.tar", "1.tar"):
             with tarfile.open(folder / shard) as tar:
@@ -134,165 +130,104 @@ def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path, capsys
     keys = {name.partition(".")[0] for name in kept}
     assert kept.keys() == {f"{key}.{suffix}" for key in keys for suffix in ("png", "txt", "json")}
     assert len(keys) == 67 and not keys & {f"{row:03}" for row in range(SWAPPED - 1)}
-    sizes = json.loads((out / "kept/sizes.json").read_text())
+    sizes = read_json(out / "kept/sizes.json")
     assert {shard: inspect_shard(str(out / "kept" / shard)).num_samples for shard in sizes} == sizes
-    assert call("audit", *argv) == 0  # kept shards remain
+    execute(audit)  # kept shards remain
     assert members(out / "kept") == kept
     before = (out / "scores.jsonl").stat()
-    assert call("audit", *argv, "--keep", 0.9, "--by", "class-loss") == 0
+    execute(f"{audit} --keep 0.9 --by class-loss")
     assert len(members(out / "kept")) == 3 * 86
     assert (out / "scores.jsonl").stat() == before  # not scored again
 
 
 @pytest.fixture(scope="module")
-def wrong(work) -> Path:
+def wrong(work):
     """Invalid data and output folders for an audit."""
     (work / "elsewhere.csv").write_text("image;caption\nnix/0.png;red\n")
     (work / "none.csv").write_text("image,caption\n")
     (work / "full").mkdir()
-    (work / "full" / "letter.txt").write_text("dear reader")
-    assert call("export", f"{work}/run/checkpoints/epoch_6.pt", "--out", work / "plain") == 0
+    (work / "full/letter.txt").write_text("dear reader")
+    execute(f"export {work}/run/checkpoints/epoch_6.pt --out {work}/plain")
     return work
 
 
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        (
-            "elsewhere.csv",
-            "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative",
+@cases(
+    "argv, reason",
+    {
+        "elsewhere.csv": (
+            "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative"
         ),
-        ("none.csv", "DATA: none.csv has no rows"),
-        ("pairs.csv --csv-img-key file", "pairs.csv has no column 'file'; its columns are image, "),
-        ("nix.csv", "DATA: there is no file nix.csv"),
-        ("pairs.csv --out full", "--out: full is not empty and holds no audit: give another name"),
-        ("pairs.csv --model plain --by class-loss", "--by class-loss needs a class head, and"),
-        (
-            "0.tar --csv-caption-key long.txt",
-            "--csv-caption-key has no effect with 0.tar: leave one of them out",
+        "none.csv": "DATA: none.csv has no rows",
+        "pairs.csv --csv-img-key file": "pairs.csv has no column 'file'; its columns are image, ",
+        "nix.csv": "DATA: there is no file nix.csv",
+        "pairs.csv --out full": "--out: full is not empty and holds no audit: give another name",
+        "pairs.csv --model plain --by class-loss": "--by class-loss needs a class head, and",
+        "0.tar --csv-caption-key long.txt": (
+            "--csv-caption-key has no effect with 0.tar: leave one of them out"
         ),
-        ("pairs.csv --keep nan", "--keep is nan; expected a fraction above 0 and below 1"),
-    ],
+        "pairs.csv --keep nan": "--keep is nan; expected a fraction above 0 and below 1",
+    },
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, wrong, refused):
-    assert reason in refused(wrong, "audit", "--model", "run", "--out", "nowhere", *argv.split())
+    assert reason in refused(wrong, f"audit --model run --out nowhere {argv}")
 
 
-def test_a_model_without_a_head_gives_only_clip_scores(wrong, tmp_path, capsys):
-    assert (
-        call(
-            "audit",
-            wrong / "pairs.csv",
-            "--model",
-            wrong / "plain",
-            "--out",
-            tmp_path / "out",
-            "--keep",
-            0.5,
-        )
-        == 0
+def test_a_model_without_a_head_gives_only_clip_scores(wrong, tmp_path):
+    assert "no class head: only the CLIP score" in execute(
+        f"audit {wrong}/pairs.csv --model {wrong}/plain --out {tmp_path}/out --keep 0.5"
     )
-    assert "no class head: only the CLIP score" in capsys.readouterr().out
     assert not any(
         {"class_loss", "words", "offered"} & record.keys() for record in scores(tmp_path / "out")
     )
     assert "CLIP score (cosine)" in (tmp_path / "out/report.html").read_text()
 
 
-def test_a_head_that_has_learned_nothing_suggests_nothing_and_is_warned_about(
-    work, tmp_path, capsys
-):
+def test_a_head_that_has_learned_nothing_suggests_nothing_and_is_warned_about(work, tmp_path):
     name = f"local-dir:{(work / 'run').resolve().parents[1]}/model"
     torch.manual_seed(0)
     model, _, _ = superclip.create_model_and_transforms(name)
     captions = [caption for _, caption in csv.reader((work / "pairs.csv").read_text().splitlines())]
     model.statistics.update(open_clip.get_tokenizer(name)(captions))
     torch.save(model.state_dict(), tmp_path / "untrained.pt")
-    argv = ["--model", tmp_path / "untrained.pt", "--architecture", name, "--out", tmp_path / "out"]
-    assert call("audit", work / "pairs.csv", *argv) == 0
+    model = f"{tmp_path}/untrained.pt --architecture {name}"
+    printed = execute(f"audit {work}/pairs.csv --model {model} --out {tmp_path}/out")
     warning = "the class head predicts these captions worse than the frequencies of their words do"
-    assert warning in capsys.readouterr().out
+    assert warning in printed
     page = (tmp_path / "out/report.html").read_text()
     assert warning in page and "class=offered" not in page and "--keep 0." not in page
 
 
-def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path, capsys):
+def test_a_folder_of_another_audit_is_refused(work, audited, run, tmp_path):
     out, model = audited[0], work / "run"
     before = (out / "scores.jsonl").read_bytes()
     write_table(tmp_path / "other.csv", [(work / "images/0.png", "red")])
-    configured = ["--architecture", f"local-dir:{model.resolve().parents[1]}/model"]
     (tmp_path / "other.pt").symlink_to(model.resolve() / "checkpoints/epoch_6.pt")
-    other = [work / "pairs.csv", "--model", tmp_path / "other.pt"]
-    for argv in ([tmp_path / "other.csv", "--model", model], [*other, *configured]):
-        assert call("audit", *argv, "--out", out) == 1
-        assert f"holds another audit, of {work}/pairs.csv with {model}" in capsys.readouterr().err
+    configured = f"--architecture local-dir:{model.resolve().parents[1]}/model"
+    for data in (
+        f"{tmp_path}/other.csv --model {model}",
+        f"{work}/pairs.csv --model {tmp_path}/other.pt {configured}",
+    ):
+        error = failure(f"audit {data} --out {out}")
+        assert f"holds another audit, of {work}/pairs.csv with {model}" in error
     assert (out / "scores.jsonl").read_bytes() == before
 
 
-def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path, capsys):
-    with TarWriter(str(tmp_path / "0.tar")) as tar:
-        for number, caption in enumerate(["...", "red", "!!!", "blue"]):
-            Image.new("RGB", (32, 32), list(COLOURS.values())[number]).save(
-                file := io.BytesIO(), "PNG"
-            )
-            image = file.getvalue()
-            tar.write({"__key__": "same" if number < 3 else "other", "png": image, "txt": caption})
-        tar.write({"__key__": "broken", "png": b"no image", "txt": "red"})
-    flags = [tmp_path / "0.tar", *run, "--out", tmp_path / "out"]
-    assert call("audit", *flags) == 0
-    assert (
-        scores(tmp_path / "out")[-1]["problem"] == "no readable image (cannot identify image file)"
-    )
+def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path):
+    shard = tmp_path / "0.tar"
+    samples = [{"__key__": "broken", "png": b"no image", "txt": "red"}]
+    for number, caption in enumerate(["...", "red", "!!!", "blue"]):
+        image = Image.new("RGB", (32, 32), list(COLOURS.values())[number])
+        key = "same" if number < 3 else "other"
+        samples.insert(number, {"__key__": key, "png": image, "txt": caption})
+    write_tar(shard, samples)
+    audit = f"audit {shard} --out {tmp_path}/out {run}"
+    execute(audit)
+    problem = scores(tmp_path / "out")[-1]["problem"]
+    assert problem == "no readable image (cannot identify image file)"
     page = (tmp_path / "out/report.html").read_text()
     # three samples of one key, each its own image
     assert len(set(re.findall(r'<img src="(data:[^"]+)"', page))) == 4
-    assert call("audit", *flags, "--keep", 0.9, "--by", "support") == 0
-    assert "2 pairs without support are neither shown nor kept" in capsys.readouterr().out
-    shard = (tmp_path / "0.tar").read_bytes()
-    (tmp_path / "0.tar").write_bytes(shard.replace(b"red", b"Red"))  # the same length
-    assert call("audit", *flags) == 1
-    assert "or these files have changed" in capsys.readouterr().err
-    TarWriter(str(tmp_path / "empty.tar")).close()
-    assert call("audit", tmp_path / "empty.tar", *run, "--out", tmp_path / "empty") == 1
-    assert "could be scored (DATA has none)" in capsys.readouterr().err
-    with TarWriter(str(tmp_path / "1.tar")) as tar:
-        tar.write({"__key__": "0", "png": image, "txt": "..."})
-    assert (
-        call(
-            "audit",
-            tmp_path / "1.tar",
-            *run,
-            "--out",
-            tmp_path / "one",
-            "--by",
-            "support",
-            "--keep",
-            0.5,
-        )
-        == 1
-    )
-    assert (
-        "--by support: no caption contains a word that the head has learned: give --by"
-        in capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        ("data.csv --csv-caption-key words", "--csv-caption-key: "),
-        ("twice.csv", "has several columns 'caption': rename all but one"),
-        ("data.csv --out busy", "--out: busy is not empty and holds no audit"),
-    ],
-)
-def test_the_table_and_the_folder_are_checked_before_the_model_is_read(
-    argv, reason, tmp_path, refused
-):
-    (tmp_path / "busy").mkdir()
-    (tmp_path / "busy/notes.txt").touch()
-    (tmp_path / "a.png").touch()
-    (tmp_path / "data.csv").write_text("image,caption\na.png,a cat\n")
-    (tmp_path / "twice.csv").write_text("image,caption,caption\na.png,a cat,a dog\n")
-    assert reason in refused(
-        tmp_path, "audit", "--model", "nowhere.pt", "--out", "out", *argv.split()
-    )
+    printed = execute(f"{audit} --keep 0.9 --by support")
+    assert "2 pairs without support are neither shown nor kept" in printed
+    shard.write_bytes(shard.read_bytes().replace(b"red", b"Red"))  # the same length
+    assert "or these files have changed" in failure(audit)

@@ -3,6 +3,7 @@ tables."""
 
 import functools
 import json
+import multiprocessing
 import re
 import types
 from pathlib import Path
@@ -10,14 +11,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-import webdataset
-from support.data import IMAGE
+from support import cases, input_error, parametrize
+from support.data import IMAGE, write_tar
+from support.models import MODELS, write_model, write_weights
 from support.training_runs import completed, in_one_order, load, stock_train, superclip_train
 
 from openclip_superclip.data.captions import CaptionTokens, long_caption
-from openclip_superclip.errors import InputError
 from openclip_superclip.flags import Config
-from openclip_superclip.method.model import _WithClassHead
+from openclip_superclip.method.model import SuperCoCa, _WithClassHead
 
 SHORT = ["cat", "dog", "red", "blue", "tree", "house", "car", "ship"]
 LONG = [
@@ -33,66 +34,58 @@ LONG = [
 NUM_SAMPLES = 32
 
 
-def short(index: int) -> str:
+def short(index: int):
     return SHORT[index % 8]
 
 
-def long(index: int) -> str:
+def long(index: int):
     return LONG[index % 8]
 
 
-def write_table(folder: Path, head: str, cells: list[str]) -> list[str]:
+def write_table(folder: Path, head: str, cells: list[str]):
     """Writes a table of so many rows, each with the same image; returns the flags to train on
     it."""
     (folder / "image.png").write_bytes(IMAGE)
     (folder / "train.csv").write_text(
         "\n".join([f"filepath,{head}", *(f"{folder}/image.png,{cell}" for cell in cells)])
     )
-    return [
-        "--dataset-type",
-        "csv",
-        "--csv-separator",
-        ",",
-        "--train-data",
-        str(folder / "train.csv"),
-    ]
+    return f"--dataset-type csv --csv-separator , --train-data {folder}/train.csv"
 
 
-def write_data(folder: Path, long=long) -> dict[str, list[str]]:
+def write_data(folder: Path, long=long):
     """Writes a table and shards of 32 samples with a short and a long caption; returns the flags
     to train on each."""
     for shard in range(2):
-        with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
-            for index in range(shard, NUM_SAMPLES, 2):
-                texts = {"txt": short(index), "long.txt": long(index) or " "}
-                tar.write({"__key__": f"{index:03d}", "png": IMAGE, **texts})
-    shards = ["--train-data", f"{folder}/{{0..1}}.tar", "--train-num-samples", str(NUM_SAMPLES)]
+        samples = [
+            {"__key__": f"{n:03}", "png": IMAGE, "txt": short(n), "long.txt": long(n) or " "}
+            for n in range(shard, NUM_SAMPLES, 2)
+        ]
+        write_tar(folder / f"{shard}.tar", samples)
+    shards = f"--dataset-type webdataset --train-data {folder}/{{0..1}}.tar"
     table = write_table(
         folder, "title,long.txt", [f"{short(index)},{long(index)}" for index in range(NUM_SAMPLES)]
     )
-    kinds = {"webdataset": ["--dataset-type", "webdataset", *shards], "csv": table}
-    return {kind: [*flags, "--superclip-long-caption", "long.txt"] for kind, flags in kinds.items()}
+    kinds = {"webdataset": f"{shards} --train-num-samples {NUM_SAMPLES}", "csv": table}
+    return {kind: f"{flags} --superclip-long-caption long.txt" for kind, flags in kinds.items()}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict[str, list[str]]:
+def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("captions"))
 
 
 @pytest.fixture(scope="module")
-def holey(tmp_path_factory) -> dict[str, list[str]]:
+def holey(tmp_path_factory):
     """As `data`, but half of the samples have no long caption."""
     return write_data(
         tmp_path_factory.mktemp("holey"), lambda index: long(index) if index % 4 < 2 else ""
     )
 
 
-def recording_train(*argv) -> int:
+def recording_train(flags: str):
     """`superclip train` that prints, at each training step, which words every loss was given."""
-    decode = functools.partial(
-        words, open_clip.get_tokenizer(argv[len(argv) - argv[::-1].index("--model")])
-    )
-    encode, class_losses = _WithClassHead._encode, _WithClassHead._class_losses
+    *_, model = re.findall(r"--model (\S+)", flags)
+    decode = functools.partial(words, open_clip.get_tokenizer(model))
 
     def record(name, method, captions):
         def call(self, *args):
@@ -102,12 +95,13 @@ def recording_train(*argv) -> int:
 
         return call
 
-    _WithClassHead._encode = record("contrastive", encode, 1)
-    _WithClassHead._class_losses = record("class", class_losses, 1)
-    return superclip_train(*argv)
+    for kind in (_WithClassHead, SuperCoCa):
+        kind._encode = record("contrastive", kind._encode, 1)
+    _WithClassHead._class_losses = record("class", _WithClassHead._class_losses, 1)
+    return superclip_train(flags)
 
 
-def words(tokenizer, tokens: torch.Tensor) -> list[str]:
+def words(tokenizer, tokens: torch.Tensor):
     """Captions as OpenCLIP's tokenizer reads them back, without start, end and padding."""
     special = {0, *tokenizer.all_special_ids}
     return [
@@ -117,48 +111,42 @@ def words(tokenizer, tokens: torch.Tensor) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def train(small_model, train_flags, tmp_path_factory):
+def train(small_model, short_run, tmp_path_factory):
     """Trains and returns the runs of all ranks."""
 
-    def train(*flags, cwd=None, world_size=1):
-        argv = [
-            *train_flags,
-            "--model",
-            small_model,
-            "--batch-size",
-            "8",
-            "--workers",
-            "0",
-            "--superclip",
-            *flags,
-        ]
-        return completed(
-            recording_train, *argv, world_size=world_size, cwd=cwd or tmp_path_factory.mktemp("run")
-        )
+    def train(flags, cwd=None, world_size=1, start_method="fork"):
+        def in_rank():
+            multiprocessing.set_start_method(start_method, force=True)
+            short = f"--model {small_model} --batch-size 8 --workers 0 --superclip"
+            return recording_train(f"{short_run} {short} {flags}")
+
+        cwd = cwd or tmp_path_factory.mktemp("run")
+        return completed(in_rank, world_size=world_size, cwd=cwd)
 
     return train
 
 
-def seen(run, loss: str) -> list[str]:
+def seen(run, loss: str):
     """The captions that a loss was given, in order."""
     return re.findall(rf'{{"{loss}": "(.*)"}}', run.output)
 
 
-def pairs(run) -> set[tuple[str, str]]:
+def pairs(run):
     return set(zip(seen(run, "contrastive"), seen(run, "class"), strict=True))
 
 
-both_types = pytest.mark.parametrize("kind", ["webdataset", "csv"])
+both_types = parametrize("kind", ["webdataset", "csv"])
 
 
-# The four modes
+# Which caption reaches which loss
 
 
-def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(
-    data, train, small_model, tmp_path
+@parametrize("kind, start_method", [("webdataset", "fork"), ("csv", "spawn")])
+def test_two_ranks_share_the_samples_and_dual_gives_each_loss_its_caption(
+    kind, start_method, data, train, small_model, tmp_path
 ):
-    flags = ["--superclip-captions", "dual", "--workers", "1"]
-    runs = train(*data["webdataset"], *flags, world_size=2, cwd=tmp_path)
+    flags = f"{data[kind]} --superclip-captions dual --workers 1"
+    runs = train(flags, world_size=2, cwd=tmp_path, start_method=start_method)
     assert pairs(runs[0]) | pairs(runs[1]) == set(zip(SHORT, LONG, strict=True))
     assert sum(len(seen(run, "class")) for run in runs) == NUM_SAMPLES
     weights = load(tmp_path / "logs/run")["state_dict"]
@@ -168,6 +156,14 @@ def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(
     assert weights["statistics.num_captions"] == NUM_SAMPLES
 
 
+def test_dual_trains_a_coca_whose_caption_loss_reads_the_short_caption(data, train, tmp_path):
+    coca = write_model(tmp_path / "coca", **MODELS["coca"])
+    write_weights(coca)
+    (run,) = train(f"{data['csv']} --superclip-captions dual --logs none --model {coca}")
+    assert pairs(run) == set(zip(SHORT, LONG, strict=True))
+    assert min(run.values("Caption_loss")) > 0
+
+
 # The draw
 
 
@@ -175,23 +171,23 @@ def test_dual_gives_each_loss_its_caption_and_counts_the_long_words(
 def test_a_resumed_run_draws_as_one_that_never_stopped_and_each_epoch_differs(
     kind, data, train, tmp_path
 ):
-    flags = [*data[kind], "--superclip-captions", "mixed:0.5"]
-    (run,) = train(*flags, "--epochs", "2", "--save-frequency", "1", cwd=tmp_path)
+    flags = f"{data[kind]} --superclip-captions mixed:0.5 --epochs 2"
+    (run,) = train(f"{flags} --save-frequency 1", cwd=tmp_path)
     whole = seen(run, "class")
     assert whole == seen(run, "contrastive")
     assert set(whole) & set(SHORT) and set(whole) & set(LONG)
     epochs = [sorted(whole[:NUM_SAMPLES]), sorted(whole[NUM_SAMPLES:])]
     assert epochs[0] != epochs[1]
-    resume = ["--resume", str(tmp_path / "logs/run/checkpoints/epoch_1.pt"), "--name", "resumed"]
-    (resumed,) = train(*flags, "--epochs", "2", *resume, cwd=tmp_path)
+    resume = f"--resume {tmp_path}/logs/run/checkpoints/epoch_1.pt --name resumed"
+    (resumed,) = train(f"{flags} {resume}", cwd=tmp_path)
     assert sorted(seen(resumed, "class")) == epochs[1]
 
 
-def tokens_of(captions: str, seed=0, rank=0, epoch=0, **config) -> CaptionTokens:
+def tokens_of(captions: str, seed=0, rank=0, epoch=0, mask=None, **config):
     """CaptionTokens of WebDataset."""
     return CaptionTokens(
         Config(captions=captions, long_caption="long.txt", **config),
-        open_clip.get_tokenizer("ViT-B-32", context_length=8),
+        open_clip.get_tokenizer("ViT-B-32", context_length=8, reduction_mask=mask),
         caption_key="txt",
         sample_key="__key__",
         seed=seed,
@@ -200,14 +196,14 @@ def tokens_of(captions: str, seed=0, rank=0, epoch=0, **config) -> CaptionTokens
     )
 
 
-def samples(number: int) -> list[dict]:
+def samples(number: int):
     return [
         {"__key__": f"{index}", "txt": short(index), "long.txt": long(index)}
         for index in range(number)
     ]
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.2])
+@parametrize("probability", [0.0, 0.2])
 def test_the_fraction_of_short_captions_is_within_binomial_bounds_and_long_has_none(probability):
     # of both losses
     assert [*tokens_of("long").captions(samples(1)[0])] == ["sun moon", "sun moon"]
@@ -218,7 +214,7 @@ def test_the_fraction_of_short_captions_is_within_binomial_bounds_and_long_has_n
     )
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}], ids=["seed", "rank", "epoch", "worker"]
 )
 def test_seed_rank_epoch_and_worker_each_draw_independently(other, monkeypatch):
@@ -236,8 +232,8 @@ def test_seed_rank_epoch_and_worker_each_draw_independently(other, monkeypatch):
 # Where the long caption is
 
 
-@pytest.mark.parametrize(
-    ("sample", "place", "found"),
+@parametrize(
+    "sample, place, found",
     [
         ({"long.txt": "a sun"}, "long.txt", "a sun"),
         ({"long.txt": b"a sun \xc3\xa9"}, ".LONG.txt", "a sun é"),
@@ -259,13 +255,13 @@ HAVE_LONG = {(short(index), long(index)) for index in range(8) if index % 4 < 2}
 USE_SHORT = HAVE_LONG | {(short(index), short(index)) for index in range(8) if index % 4 >= 2}
 
 
-@pytest.mark.parametrize(("missing", "expected"), [("use-short", USE_SHORT), ("skip", HAVE_LONG)])
+@parametrize("missing, expected", [("use-short", USE_SHORT), ("skip", HAVE_LONG)])
 @both_types
 def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(
     kind, missing, expected, holey, train
 ):
-    flags = ["--superclip-captions", "dual", "--superclip-missing-long", missing, "--logs", "none"]
-    (run,) = train(*holey[kind], *flags)
+    flags = f"--superclip-captions dual --superclip-missing-long {missing} --logs none"
+    (run,) = train(f"{holey[kind]} {flags}")
     assert pairs(run) == expected
     (line,) = [line for line in run.output.splitlines() if "samples read" in line]
     num_samples, num_missing = map(
@@ -284,26 +280,15 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(
     assert num_missing == pytest.approx(num_samples / 2, abs=8)
 
 
-def test_missing_captions_change_nothing_of_the_contrastive_loss(
-    train_flags, small_model, tmp_path
-):
+def test_missing_captions_change_nothing_of_the_contrastive_loss(short_run, small_model, tmp_path):
     cells = ["cat", "", "dog", "NA", "red house", "null", "tree", "None"]
-    flags = write_table(tmp_path, "title", cells)
-    argv = [
-        *train_flags,
-        "--model",
-        small_model,
-        *flags,
-        "--batch-size",
-        "4",
-        "--workers",
-        "0",
-        "--logs",
-        "none",
-    ]
-    (stock,) = completed(in_one_order(stock_train), *argv, "--name", "stock", cwd=tmp_path)
-    argv += ["--name", "ours", "--superclip", "--superclip-weight", "0"]
-    (ours,) = completed(in_one_order(superclip_train), *argv, cwd=tmp_path)
+    flags = (
+        f"{short_run} {write_table(tmp_path, 'title', cells)} --model {small_model} "
+        "--batch-size 4 --workers 0 --logs none"
+    )
+    (stock,) = completed(in_one_order(stock_train), flags, "--name stock", cwd=tmp_path)
+    added = "--name ours --superclip --superclip-weight 0"
+    (ours,) = completed(in_one_order(superclip_train), flags, added, cwd=tmp_path)
     assert len(stock.values("Contrastive_loss")) == 2
     assert ours.values("Contrastive_loss") == stock.values("Contrastive_loss")
 
@@ -314,12 +299,9 @@ def test_a_missing_long_caption_ends_the_run_at_once_or_after_a_shards_worth(mon
     without = {"__key__": "0", "txt": "cat", "png": b"", "other.txt": "sun"}
     for _ in range(4):
         reader(without)
-    with pytest.raises(
-        InputError,
-        match=r"none of the first 5 samples holds 'long.txt'.* holds txt, png, other.txt$",
-    ):
+    with input_error(r"none of the first 5 samples holds 'long.txt'.* holds txt, png, other.txt$"):
         reader(without)
-    with pytest.raises(InputError, match=r"^--superclip-missing-long: sample 0"):
+    with input_error(r"^--superclip-missing-long: sample 0"):
         tokens_of("long", missing_long="error")(without)
 
 
@@ -333,25 +315,22 @@ def test_duals_class_loss_may_read_more_than_the_text_tower():
         assert decode(tokens[None, 8:]) == [" ".join(SHORT[:num_words])]
 
 
-def test_a_key_that_no_sample_holds_is_refused_with_those_that_exist(data, small_model, parse_args):
-    for kind, found in (("webdataset", "long.txt, png, txt"), ("csv", "filepath, title, long.txt")):
-        flags = [
-            "--superclip",
-            "--superclip-long-caption",
-            "re_captoin",
-            "--superclip-captions",
-            "dual",
-        ]
-        with pytest.raises(SystemExit, match=f"re_captoin.*{found}$"):
-            parse_args(
-                [
-                    "--model",
-                    small_model,
-                    *data[kind][:-2],
-                    "--workers",
-                    "0",
-                    "--batch-size",
-                    "8",
-                    *flags,
-                ]
-            )
+@parametrize("mask", ["simple", "random", "shuffle"])
+def test_openclips_text_masks_shorten_both_captions(mask):
+    sample = {"__key__": "0", "txt": "cat", "long.txt": " ".join(SHORT)}
+    tokens = tokens_of("dual", mask=mask)(sample).view(2, 8)
+    short, long = words(open_clip.get_tokenizer("ViT-B-32"), tokens)
+    assert short == "cat"
+    assert set(long.split()) < set(SHORT) and len(long.split()) == 6
+
+
+KEYS = {"webdataset": "long.txt, png, txt", "csv": "filepath, title, long.txt"}
+
+
+@cases("kind, keys", KEYS)
+def test_a_key_that_no_sample_has_is_refused_with_the_keys_that_exist(
+    kind, keys, data, small_model, refusal
+):
+    flags = f"--model {small_model} --superclip --superclip-captions dual --workers 0"
+    message = refusal(flags, data[kind], "--superclip-long-caption re_captoin")
+    assert "re_captoin" in message and message.endswith(keys)

@@ -1,6 +1,5 @@
 """`superclip demo`: its files, and an interruption; and a study of the data set `natural`."""
 
-import json
 import logging
 import re
 import shutil
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from support.training_runs import run_superclip
+from support import read_json
+from support.training_runs import execute, run_superclip
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.lab.demo import data
 from openclip_superclip.lab.reports.published_record import code_digest
 from openclip_superclip.lab.studies import measure_run
@@ -27,7 +26,7 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert (demo / "study.md").read_text().strip() in printed
     assert "| % | CLIP | SuperCLIP | SuperCLIP − CLIP |" in printed.splitlines()
     assert "One seed is only a test" in printed
-    for run in json.loads((demo / "study.json").read_text())["runs"]:
+    for run in read_json(demo / "study.json")["runs"]:
         assert list(run["measures"]) == [*OF_SCENES]
         assert all(0 <= score <= 100 for score in run["measures"].values())
     assert re.search(r"^clip_\S*seed0: zero shot \d", printed, flags=re.MULTILINE)
@@ -39,36 +38,23 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
 
 
 def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(
-    demo, tmp_path, capsys, refused
+    demo, tmp_path, refused
 ):
     run = next((demo / "runs").glob("superclip_*"))
-    lines = (run / "out.log").read_text().splitlines(keepends=True)
-    steps = [line for line in lines if "Train Epoch" in line]
-    for name, log in {"unscored": steps, "unfinished": steps[:1]}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "out.log").write_text("".join(log))
-        for file in ("recipe.yaml", "run.json"):
-            shutil.copy(run / file, tmp_path / name)
-    assert main(["report", str(run), "--record", str(tmp_path / "records")]) == 0
     file = tmp_path / "records" / run.name / "record.json"
-    assert capsys.readouterr().out == f"{file}\n"
-    record, measured = (
-        json.loads(file.read_text()),
-        json.loads((run / "demo-test.json").read_text()),
-    )
+    assert execute(f"report {run} --record {tmp_path}/records") == f"{file}\n"
+    record, measured = read_json(file), read_json(run / "demo-test.json")
     # others may have measured it, too
     assert set(measured["measures"].values()) <= set(record["scores"].values())
     assert record["settings"]["method"] == "superclip"
     assert "shards" not in record["settings"]
     assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
     assert record["code"] == code_digest()
-    for name, problem in {
-        "unscored": "has no scores: call superclip evaluate first",
-        "unfinished": "is cut short",
-    }.items():
-        error = refused(tmp_path, "report", name, "--record", "records")
-        assert f"--record: {name} {problem}; expected a finished run with scores" in error
-        assert not (tmp_path / "records" / name).exists()
+    (tmp_path / "unscored").mkdir()
+    for name in ("out.log", "recipe.yaml", "run.json"):
+        shutil.copy(run / name, tmp_path / "unscored")
+    error = refused(tmp_path, "report unscored --record records")
+    assert "--record: unscored has no scores: call superclip evaluate first" in error
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):
@@ -79,22 +65,6 @@ def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch)
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
-
-
-def test_data_need_no_seeds_and_the_folder_of_the_recipes_a_command(
-    tmp_path, monkeypatch, capsys, refused
-):
-    assert "--seeds has no effect with --data-only" in refused(
-        tmp_path, "demo", "--data-only", "--quick"
-    )
-    monkeypatch.setattr(data, "write_training_data", lambda out: ("model", "shards"))
-    printed = [
-        main(["demo", "--data-only", "--out", out]) or capsys.readouterr().out
-        for out in ("demo", "other")
-    ]
-    assert [
-        ": superclip run demo/superclip_demo-model_8k_bs64 --device" in line for line in printed
-    ] == [True, False]
 
 
 LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}
@@ -108,7 +78,7 @@ ARMS = {
 
 
 @pytest.mark.slow
-def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypatch, forks):
+def test_each_seed_trains_and_is_measured_on_its_own_data(tmp_path, monkeypatch, forks):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "SHARD_SIZE", 16)  # for 128
     measured = []
@@ -140,12 +110,12 @@ def test_each_seed_trains_and_is_measured_on_data_of_its_own(tmp_path, monkeypat
     assert len(results.records) == 4
     for record in results.records:
         folder = tmp_path / "studies/few/runs" / record["run"]
-        assert read_recipe(str(folder / "recipe.yaml")).shards.startswith(
+        assert read_recipe(f"{folder}/recipe.yaml").shards.startswith(
             f"demo/data/natural-{record['seed']}/"
         )
         assert "natural" not in record["run"]
         assert list(record["measures"]) == list(data.natural.MEASURES)
-        log = json.loads((folder / "natural-test.json").read_text())
+        log = read_json(folder / "natural-test.json")
         assert log["measures"] == record["measures"]
     first, second = (tmp_path / f"demo/data/natural-{seed}" for seed in (4, 5))
     assert (first / "000000.tar").read_bytes() != (second / "000000.tar").read_bytes()

@@ -1,11 +1,8 @@
 """Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without
 this package."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import open_clip
@@ -16,18 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from safetensors.torch import load_file
-from support import GOLDEN
+from support import GOLDEN, cases, input_error, parametrize
+from support.data import MakesFolder
 from support.models import (
     MODELS,
     VOCAB_SIZE,
-    copy_model,
     plain_model,
     random_weights,
     write_model,
     write_vocabulary,
 )
-from support.training_runs import call, completed, error_of, on_a_full_disk, superclip_train
+from support.stock import opened_by_stock
+from support.training_runs import (
+    call,
+    error_of,
+    execute,
+    on_a_full_disk,
+    run_train,
+)
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import read_architecture
@@ -48,7 +51,7 @@ ALWAYS = {  # files of a model with its own vocabulary
 }
 
 
-def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
+def head_of(width: int, vocab_size: int):
     """The class head and token statistics of a SuperCLIP checkpoint."""
     return {
         "class_head.weight": torch.randn(1, width).repeat(vocab_size, 1),
@@ -60,60 +63,35 @@ def head_of(width: int, vocab_size: int) -> dict[str, torch.Tensor]:
     }
 
 
-def image() -> Image.Image:
+def image():
     return Image.effect_mandelbrot((300, 260), (-2, -1, 1, 1), 60).convert("RGB")
 
 
 @pytest.fixture(scope="module")
-def trained(train_flags, tmp_path_factory):
+def trained(short_run, tmp_path_factory):
     """The checkpoint of a run with image size and preprocessing from the command line."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model")
     flags = (
-        "--force-image-size 24 --image-mean 0.1 0.2 0.3 --image-resize-mode squash "
-        "--image-interpolation bilinear"
+        f"--model {model} --superclip --force-image-size 24 --image-mean 0.1 0.2 0.3 "
+        "--image-resize-mode squash --image-interpolation bilinear --force-quick-gelu "
+        "--force-context-length 16"
     )
-    flags += " --force-quick-gelu --force-context-length 16"
-    completed(
-        superclip_train, *train_flags, "--model", model, "--superclip", *flags.split(), cwd=folder
-    )
-    return folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"
+    run_train(short_run, flags, cwd=folder)
+    return folder / "logs/run/checkpoints/epoch_1.pt"
 
 
 @pytest.fixture(scope="module")
 def exports(trained, tmp_path_factory):
     """Exports of the run's checkpoint in both formats, and one with the class head."""
     folder = tmp_path_factory.mktemp("exports")
-    assert call("export", trained, "--out", folder / "openclip") == 0
+    execute(f"export {trained} --out {folder}/openclip")
     for name, format in {"with-head": "openclip", "hf": "hf"}.items():
-        assert (
-            call("export", trained, "--out", folder / name, "--format", format, "--with-head") == 0
-        )
+        execute(f"export {trained} --out {folder}/{name} --format {format} --with-head")
     return folder
 
 
 # Stock OpenCLIP
-
-OPEN = """
-import sys
-sys.modules["openclip_superclip"] = None  # importing it fails
-import open_clip, torch
-from PIL import Image
-
-torch.set_num_threads(1)
-opened = {}
-for folder in sys.argv[2:]:
-    name = f"local-dir:{folder}"
-    model, preprocess = open_clip.create_model_from_pretrained(name)
-    model.eval()
-    image = preprocess(Image.open("image.png"))[None]
-    text = open_clip.get_tokenizer(name)(%r)
-    with torch.no_grad():
-        features = [model.encode_image(image), model.encode_text(text)]
-        opened[folder.split("/")[-1]] = [image, text, *features]
-torch.save(opened, sys.argv[1])
-assert not [name for name in sys.modules if name.startswith("openclip_superclip.")]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -124,28 +102,24 @@ def opened(exports, tmp_path_factory):
     sources deleted.
     """
     folder = tmp_path_factory.mktemp("opened")
-    sources = {name: write_model(folder / "sources" / name, **MODELS[name]) for name in KINDS}
-    sources["OpenCLIP's vocabulary"] = write_model(
-        folder / "sources" / "vit", text={"vocab_size": 49408, "width": 12}
-    )
+    vit = {"text": {"vocab_size": 49408, "width": 12}}
+    kinds = {name: MODELS[name] for name in KINDS} | {"OpenCLIP's vocabulary": vit}
     stock = {}
-    for name, model in sources.items():
+    for name, cfg in kinds.items():
+        model = write_model(folder / "sources" / name, **cfg)
         weights = random_weights(model)
         compiled = {f"module._orig_mod.{k}": v for k, v in (weights | head_of(8, 100)).items()}
         torch.save({"epoch": 1, "state_dict": compiled}, folder / "run.pt")
-        assert (
-            call("export", folder / "run.pt", "--model", model, "--out", folder / "out" / name) == 0
-        )
+        execute(f"export {folder}/run.pt --model {model} --out", folder / "out" / name)
         stock[name] = plain_model(model, weights), open_clip.get_tokenizer(model)(TEXTS)
     shutil.rmtree(folder / "sources")
-    (folder / "moved").mkdir()
-    folders = [(folder / "out" / name).rename(folder / "moved" / name) for name in sources]
-    folders += [exports / "openclip", exports / "with-head"]
+    (folder / "out").rename(folder / "moved")
+    for name in ("openclip", "with-head"):
+        (folder / "moved" / name).symlink_to(exports / name)
     image().save(folder / "image.png")
-    argv = [sys.executable, "-c", OPEN % TEXTS, "features.pt", *map(str, folders)]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return stock, torch.load(folder / "features.pt", weights_only=True)
+    names = [f"local-dir:moved/{name}" for name in (*kinds, "openclip", "with-head")]
+    found = opened_by_stock(names, TEXTS, folder)
+    return stock, {name.removeprefix("local-dir:moved/"): found[name] for name in names}
 
 
 @torch.no_grad()
@@ -154,14 +128,14 @@ def assert_same_features(model, image, text, image_features, text_features):
     assert torch.equal(model.encode_text(text), text_features)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "OpenCLIP's vocabulary"])
+@parametrize("name", [*KINDS, "OpenCLIP's vocabulary"])
 def test_stock_openclip_opens_an_export_with_bit_equal_features_and_its_own_tokens(name, opened):
     model, tokens = opened[0][name]
     assert torch.equal(opened[1][name][1], tokens)
     assert_same_features(model, *opened[1][name])
 
 
-@pytest.mark.parametrize("name", ["openclip", "with-head"])
+@parametrize("name", ["openclip", "with-head"])
 def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(
     name, opened, exports, trained
 ):
@@ -184,7 +158,7 @@ def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(
     assert_same_features(model.eval(), pixels, tokens, *features)
 
 
-@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+@parametrize("clean", ["lower", "whitespace", "canonicalize"])
 def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
     stock = SimpleTokenizer(bpe_path=write_vocabulary(tmp_path), context_length=12, clean=clean)
     tokenizer = as_hugging_face(stock)
@@ -215,7 +189,7 @@ def test_a_vocabularys_tokenizer_gives_openclips_ids(clean, tmp_path):
 
 
 def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_data):
-    card = (exports / "openclip" / "README.md").read_text()
+    card = (exports / "openclip/README.md").read_text()
     assert not any(absent in card for absent in ("None", str(exports), str(csv_data.parent)))
     options = {
         "pretrained": "<script>alert(1)</script>",
@@ -231,25 +205,15 @@ def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_
 # The class head of an export
 
 
-@pytest.mark.parametrize("name", ["with-head", "hf"])
-def test_with_head_saves_the_head_next_to_the_model(name, exports, trained):
-    state = torch.load(trained, weights_only=True)["state_dict"]
-    kept = load_file(exports / name / "superclip_head.safetensors")
-    assert kept.keys() == {
-        name for name in state if name.startswith(("class_head.", "statistics."))
-    }
-    assert all(torch.equal(tensor, state[name]) for name, tensor in kept.items())
-
-
 def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path):
     weights = random_weights(f"local-dir:{small}/model") | head_of(16, VOCAB_SIZE)
     save_weights(weights, tmp_path / "run.pt", {"superclip_idf": "off"})
     first, second = tmp_path / "first", tmp_path / "second"
     argv = ["--model", f"local-dir:{small}/model", "--with-head"]
-    assert call("export", tmp_path / "run.pt", *argv, "--out", first) == 0
-    assert call("export", first, "--with-head", "--out", second) == 0
+    execute(f"export {tmp_path}/run.pt", *argv, "--out", first)
+    execute(f"export {first} --with-head --out {second}")
     for command in ("average", "interpolate"):
-        assert call(command, first, second, "--out", f"{tmp_path}/{command}.pt") == 0
+        execute(f"{command} {first} {second} --out {tmp_path}/{command}.pt")
     files = [
         second,
         tmp_path / "average.pt",
@@ -268,10 +232,10 @@ def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path
         )
         torch.testing.assert_close(state["class_head.weight"], weights["class_head.weight"])
     # the file records its model
-    assert call("export", tmp_path / "average.pt", "--out", tmp_path / "third") == 0
+    execute(f"export {tmp_path}/average.pt --out {tmp_path}/third")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@parametrize("suffix", [".safetensors", ".pt"])
 def test_equal_content_gives_equal_bytes(suffix, tmp_path):
     """safetensors writes several metadata entries in random order."""
     file, contents = tmp_path / f"weights{suffix}", set()
@@ -333,19 +297,7 @@ def test_the_processor_gives_openclips_pixels(small, tmp_path):
     down.
     """
     model = f"local-dir:{small}/model"
-    assert (
-        call(
-            "export",
-            small / "plain.pt",
-            "--model",
-            model,
-            "--out",
-            tmp_path / "out",
-            "--format",
-            "hf",
-        )
-        == 0
-    )
+    execute(f"export {small}/plain.pt --model {model} --out {tmp_path}/out --format hf")
     _, _, preprocess = open_clip.create_model_and_transforms(model, load_weights=False)
     exact, default = (
         transformers.CLIPProcessor.from_pretrained(tmp_path / "out", **b)
@@ -389,7 +341,7 @@ NOT_EXPRESSED = {
 }
 
 
-@pytest.mark.parametrize(("reason", "cfg"), NOT_EXPRESSED.items(), ids=NOT_EXPRESSED)
+@cases("reason, cfg", NOT_EXPRESSED)
 def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_path):
     cfg = {**cfg, "text": {"vocab_size": 600, **cfg.get("text", {})}}
     with pytest.raises(InputError) as refused:
@@ -398,11 +350,6 @@ def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_pa
 
 
 # Errors, and files after a failure
-
-
-class RunsCode:
-    def __reduce__(self):
-        return (os.mkdir, ("pwned",))
 
 
 CHANGES = {  # by file: the tensor to change, and how
@@ -428,13 +375,7 @@ def small(tmp_path_factory):
         torch.save(changed | {name: change(changed[name])}, folder / file)
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
-    torch.save({"state_dict": RunsCode()}, folder / "code.pt")
-    copy_model(model, folder / "imported")
-    shutil.copy(folder / "plain.pt", folder / "imported" / "pytorch_model.bin")
-    (folder / "model" / "notes.txt").write_text("mine")
-    (folder / "run/checkpoints").mkdir(parents=True)
-    for epoch in (2, 10):
-        (folder / f"run/checkpoints/epoch_{epoch}.pt").write_bytes(whole)
+    torch.save({"state_dict": MakesFolder("ran")}, folder / "code.pt")
     return folder
 
 
@@ -449,75 +390,53 @@ REFUSED = {  # arguments after --model local-dir:model --out out, and the error 
     "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
     "plain.pt --with-head": "--with-head: plain.pt contains no class head",
     "truncated.pt": "truncated, corrupt, or no checkpoint",
-    "code.pt": ".mkdir; only weights are ever loaded",
+    "code.pt": "os.makedirs; only weights are ever loaded",
     f"{GOLDEN}/reference_tiny.pt": (
         f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER"
     ),
     "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out model --overwrite --model local-dir:imported": (
-        "contains notes.txt, which --overwrite would delete"
-    ),
     "plain.pt --out model --overwrite": "model is, contains or is in model, which is an input",
-    "imported --out imported --overwrite": (
-        "imported is, contains or is in imported, which is an input"
-    ),
     "plain.pt --model my_open_clip_config.json": "--model: my_open_clip_config.json cannot be read",
 }
 
 
-@pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
+@cases("argv, reason", REFUSED)
 def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(
     argv, reason, small, refused
 ):
-    assert reason in refused(
-        small, "export", "--model", "local-dir:model", "--out", "out", *argv.split()
-    )
-
-
-def test_of_a_runs_folder_the_newest_complete_checkpoint_is_exported(
-    small, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(small)
-    assert call("export", "run", "--model", "local-dir:model", "--out", tmp_path / "out") == 0
-    assert "as plain CLIP, epoch_10.pt of run\n" in capsys.readouterr().out
+    assert reason in refused(small, f"export --model local-dir:model --out out {argv}")
 
 
 def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
     model = superclip.create_model_and_transforms(write_model(tmp_path, text={"vocab_size": 600}))[
         0
     ]
-    with pytest.raises(InputError, match="superclip import FILE"):
+    with input_error("superclip import FILE"):
         model.load_state_dict({"cap_fq": torch.zeros(1, 600)})
 
 
 def test_overwrite_replaces_the_whole_folder_behind_a_link_which_the_printed_code_opens(
-    small, tmp_path, capsys
+    small, tmp_path
 ):
     (link := tmp_path / 'my "link"').symlink_to("out")
     argv = ["export", small / "plain.pt", "--model", f"local-dir:{small}/model", "--out", link]
-    assert call(*argv) == 0
+    execute(*argv)
     (tmp_path / "out/superclip_head.safetensors").touch()
-    capsys.readouterr()
-    assert call(*argv, "--overwrite") == 0
-    exec(capsys.readouterr().out.partition("\n")[2])
+
+    exec(execute(*argv, "--overwrite").partition("\n")[2])
     assert link.is_symlink()
     assert {path.name for path in (tmp_path / "out").iterdir()} == ALWAYS
 
 
-@pytest.mark.parametrize("format", ["openclip", "hf"])
+@parametrize("format", ["openclip", "hf"])
 def test_a_full_disk_leaves_the_earlier_export(format, small, tmp_path):
     (models := tmp_path / "models").mkdir()
-    argv = [
-        small / "plain.pt",
-        "--model",
-        f"local-dir:{small}/model",
-        "--format",
-        format,
-        "--out",
-        models / "out",
-    ]
-    assert call("export", *argv) == 0
+    export = (
+        f"export {small}/plain.pt --model local-dir:{small}/model --format {format} "
+        f"--out {models}/out"
+    )
+    execute(export)
     before = {path: path.read_bytes() for path in models.rglob("*.*")}
-    error = error_of(on_a_full_disk(call), "export", *argv, "--overwrite", cwd=tmp_path)
+    error = error_of(on_a_full_disk(call), export, "--overwrite", cwd=tmp_path)
     assert re.fullmatch(r"error: .* cannot be written \(.*\)", error)
     assert {path: path.read_bytes() for path in models.rglob("*.*")} == before

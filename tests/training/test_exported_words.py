@@ -1,12 +1,7 @@
 """Words and their weights: a run, its checkpoint and its export agree, also on a hub and with
 --superclip-idf FILE."""
 
-import csv
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import open_clip
@@ -14,9 +9,11 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
+from support import parametrize, read_json, write_json
 from support.data import write_images, write_table
 from support.models import add_to_cache, write_model
-from support.training_runs import call, completed, superclip_train
+from support.stock import opened_by_stock
+from support.training_runs import execute, run_train
 from transformers import CLIPTokenizer
 
 import openclip_superclip as superclip
@@ -27,26 +24,14 @@ from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.lab.words.tagger import open_lexicon, open_with_head
 from openclip_superclip.method.idf import idf
 
-TABLE = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-TRAIN = [
-    *TABLE,
-    "--batch-size",
-    32,
-    "--epochs",
-    1,
-    "--workers",
-    0,
-    "--lr",
-    3e-3,
-    "--warmup",
-    1,
-    "--device",
-    "cpu",
-]
+TRAIN = (
+    "--csv-separator , --csv-img-key image --csv-caption-key caption --batch-size 32 --epochs 1 "
+    "--workers 0 --lr 3e-3 --warmup 1 --device cpu"
+)
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def work(tmp_path_factory):
     """A run `logs/run` with --superclip-idf df.safetensors, and its export `exported`; not to be
     changed.
 
@@ -60,32 +45,19 @@ def work(tmp_path_factory) -> Path:
         work / "counted.csv",
         [(pairs[0][0], caption) for caption in ["red"] * 90 + ["blue", "low"] * 10],
     )
-    flags = ["--tokenizer-of", model, "--out", work / "df.safetensors"]
-    assert call("frequencies", work / "counted.csv", *flags) == 0
+    execute(f"frequencies {work}/counted.csv --tokenizer-of {model} --out {work}/df.safetensors")
     # relative to the run's working directory
-    idf_file = ["--superclip", "--superclip-idf", "df.safetensors"]
-    train = ["--model", model, "--train-data", "train.csv", *TRAIN, *idf_file, "--name", "run"]
-    completed(superclip_train, *train, cwd=work)
+    data = f"--model {model} --train-data train.csv --superclip --superclip-idf df.safetensors"
+    run_train(data, TRAIN, "--name run", cwd=work)
     checkpoint = work / "logs/run/checkpoints/epoch_1.pt"
-    assert (
-        call(
-            "export",
-            checkpoint,
-            "--out",
-            work / "exported",
-            "--with-head",
-            "--hub",
-            "someone/words",
-        )
-        == 0
-    )
+    execute(f"export {checkpoint} --out {work}/exported --with-head --hub someone/words")
     return work
 
 
 # The weights of --superclip-idf FILE
 
 
-def expected_weights(work: Path) -> torch.Tensor:
+def expected_weights(work: Path):
     frequencies = read_frequencies(work / "df.safetensors")
     weights = idf(frequencies.document_frequency, frequencies.num_captions)
     weights[list(frequencies.ignored_tokens)] = 0
@@ -95,8 +67,8 @@ def expected_weights(work: Path) -> torch.Tensor:
 def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
     run, exported = work / "logs/run", work / "exported"
     checkpoint = run / "checkpoints/epoch_1.pt"
-    assert call("average", checkpoint, checkpoint, "--out", tmp_path / "average.pt") == 0
-    assert call("export", exported, "--with-head", "--out", tmp_path / "again") == 0
+    execute(f"average {checkpoint} {checkpoint} --out {tmp_path}/average.pt")
+    execute(f"export {exported} --with-head --out {tmp_path}/again")
     shutil.copy(checkpoint, tmp_path / "lone.pt")
     weights = expected_weights(work)
     (red,), (blue,) = map(
@@ -120,7 +92,7 @@ def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
 
 
 @pytest.fixture
-def of_version_0_2(work, tmp_path) -> Path:
+def of_version_0_2(work, tmp_path):
     """A copy of the run as version 0.2 saved it, without the counts of the file."""
     for name in ("model", "df.safetensors"):
         (tmp_path / name).symlink_to(work / name)
@@ -141,12 +113,7 @@ def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an
 ):
     run = of_version_0_2 / "logs/run"
     assert torch.equal(open_with_head(run).token_weights, expected_weights(work))
-    assert (
-        call(
-            "export", run / "checkpoints/epoch_1.pt", "--out", of_version_0_2 / "out", "--with-head"
-        )
-        == 0
-    )
+    execute(f"export {run}/checkpoints/epoch_1.pt --out {of_version_0_2}/out --with-head")
     (of_version_0_2 / "df.safetensors").unlink()
     assert torch.equal(open_with_head(of_version_0_2 / "out").token_weights, expected_weights(work))
     Image.new("RGB", (32, 32)).save(of_version_0_2 / "image.png")
@@ -156,7 +123,7 @@ def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an
         "audit train.csv --model logs/run --out audited",
         "export logs/run/checkpoints/epoch_1.pt --with-head --out other",
     ):
-        message = refused(of_version_0_2, *command.split())
+        message = refused(of_version_0_2, command)
         assert f"--superclip-idf {of_version_0_2}/df.safetensors, which does not exist" in message
 
 
@@ -165,102 +132,28 @@ def test_start_and_end_are_words_if_they_were_in_training(work, tmp_path):
     model, _, _ = superclip.create_model_and_transforms(name, idf="off", special_tokens=True)
     options = {"model": name, "superclip_idf": "off", "superclip_special_tokens": True}
     save_weights(model.state_dict(), tmp_path / "run.pt", options)
-    assert call("export", tmp_path / "run.pt", "--out", tmp_path / "out", "--with-head") == 0
+    execute(f"export {tmp_path}/run.pt --out {tmp_path}/out --with-head")
     for file in ("run.pt", "out"):
         assert open_with_head(tmp_path / file).token_weights.eq(1).all()
 
 
 def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
     """Not with those in the weights that it starts from."""
-    run = [
-        "--model",
-        f"local-dir:{work}/exported",
-        "--train-data",
-        work / "train.csv",
-        *TRAIN,
-        "--superclip",
-    ]
-    write_table(
-        tmp_path / "other.csv",
-        [(work / "images/0.png", caption) for caption in ["blue"] * 9 + ["red"]],
-    )
-    flags = ["--tokenizer-of", f"local-dir:{work}/exported", "--out", tmp_path / "df.safetensors"]
-    assert call("frequencies", tmp_path / "other.csv", *flags) == 0
-    completed(
-        superclip_train, *run, "--superclip-idf", "df.safetensors", "--name", "with", cwd=tmp_path
-    )
-    completed(superclip_train, *run, "--name", "without", cwd=tmp_path)
-    assert torch.equal(
-        open_with_head(tmp_path / "logs/with").token_weights, expected_weights(tmp_path)
-    )
+    model = f"local-dir:{work}/exported"
+    run = f"--model {model} --train-data {work}/train.csv --superclip {TRAIN}"
+    pairs = [(work / "images/0.png", caption) for caption in ["blue"] * 9 + ["red"]]
+    write_table(tmp_path / "other.csv", pairs)
+    df = tmp_path / "df.safetensors"
+    execute(f"frequencies {tmp_path}/other.csv --tokenizer-of {model} --out {df}")
+    for flags in (f"--name with --superclip-idf {df}", "--name without"):
+        run_train(run, flags, cwd=tmp_path)
+    weights = open_with_head(tmp_path / "logs/with").token_weights
+    assert torch.equal(weights, expected_weights(tmp_path))
     opened = open_with_head(tmp_path / "logs/without")
     assert torch.equal(opened.token_weights, opened.model.statistics.idf())
 
 
 # The words of an export
-
-
-def test_words_and_audit_of_a_run_and_its_export_agree(
-    squares_run, squares_export, work, tmp_path, capsys
-):
-    images = [work / f"images/{number}.png" for number in range(16)]
-    write_table(tmp_path / "pairs.csv", [(image, "blue") for image in images])
-    printed, scores = [], []
-    for model in (squares_run, squares_export):
-        assert call("words", images[0], "--model", model, "--top", 3) == 0
-        printed.append(capsys.readouterr().out)
-        out = tmp_path / model.name
-        assert call("audit", tmp_path / "pairs.csv", "--model", model, "--out", out) == 0
-        scores.append((out / "scores.jsonl").read_text())
-        capsys.readouterr()
-    assert printed[0] == printed[1]
-    assert len(printed[0].split("\n\n")[1].splitlines()) == 4  # heads and three words
-    assert scores[0] == scores[1]
-    offered = {
-        word["word"]
-        for line in scores[1].splitlines()
-        for word in json.loads(line).get("offered", ())
-    }
-    assert {"red", "green"} <= offered
-
-
-def test_the_word_course_of_a_run_from_an_export_names_the_same_tokens(work, tmp_path):
-    run = [
-        "--model",
-        f"local-dir:{work}/exported",
-        "--train-data",
-        work / "train.csv",
-        *TRAIN,
-        "--superclip",
-    ]
-    completed(superclip_train, *run, "--name", "tuned", cwd=tmp_path)
-    before, after = (
-        folder / "words/tokens.json" for folder in (work / "logs/run", tmp_path / "logs/tuned")
-    )
-    assert before.read_bytes() == after.read_bytes()
-    assert call("words", "--course", tmp_path / "logs/tuned", "--out", tmp_path / "course") == 0
-    words = {
-        row["word"]
-        for row in csv.DictReader((tmp_path / "course/word_course.csv").read_text().splitlines())
-    }
-    assert {"red", "blue", "green"} <= words and not [word for word in words if "</w>" in word]
-
-
-def test_counts_of_the_original_fit_the_export_and_the_reverse(work, tmp_path):
-    tokenizers = [
-        open_clip.get_tokenizer(f"local-dir:{work}/{name}") for name in ("model", "exported")
-    ]
-    assert isinstance(tokenizers[1], HFTokenizer)
-    assert tokenizer_identity(tokenizers[0]) == tokenizer_identity(tokenizers[1])
-    flags = ["--tokenizer-of", f"local-dir:{work}/exported", "--out", tmp_path / "df.safetensors"]
-    assert call("frequencies", work / "counted.csv", *flags) == 0
-    assert (tmp_path / "df.safetensors").stat().st_size == (work / "df.safetensors").stat().st_size
-    for counted in (work, tmp_path):
-        for tokenizer in tokenizers:
-            read_frequencies(counted / "df.safetensors").check(tokenizer, "df")
-    assert torch.equal(
-        *(read_frequencies(f / "df.safetensors").document_frequency for f in (work, tmp_path))
-    )
 
 
 def test_the_tokens_of_clip_have_the_same_texts_in_each_kind_of_tokenizer(tmp_path):
@@ -281,22 +174,6 @@ def test_the_tokens_of_clip_have_the_same_texts_in_each_kind_of_tokenizer(tmp_pa
 
 # The hub
 
-OPEN = """
-import sys
-sys.modules["openclip_superclip"] = None  # importing it fails
-import open_clip, torch
-
-torch.set_num_threads(1)
-opened = []
-for name in sys.argv[2:]:
-    model, preprocess = open_clip.create_model_from_pretrained(name)
-    text = open_clip.get_tokenizer(name)(["a red cat", "blue"])
-    with torch.no_grad():
-        image = torch.ones(1, 3, 32, 32)
-        opened.append([text, model.eval().encode_text(text), model.encode_image(image)])
-torch.save(opened, sys.argv[1])
-"""
-
 
 def test_stock_openclip_opens_an_export_with_its_own_vocabulary_from_a_folder_and_from_a_hub(
     work, tmp_path
@@ -304,30 +181,25 @@ def test_stock_openclip_opens_an_export_with_its_own_vocabulary_from_a_folder_an
     shutil.copytree(work / "exported", tmp_path / "uploaded")
     assert 'get_tokenizer("hf-hub:someone/words")' in (work / "exported/README.md").read_text()
     add_to_cache(tmp_path / "cache", "someone/words", *(tmp_path / "uploaded").iterdir())
-    names = [f"local-dir:{work}/exported", "hf-hub:someone/words"]
-    environment = os.environ | {"HF_HUB_CACHE": f"{tmp_path}/cache", "HF_HUB_OFFLINE": "1"}
-    argv = [sys.executable, "-c", OPEN, f"{tmp_path}/opened.pt", *names]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder, hub = torch.load(tmp_path / "opened.pt", weights_only=True)
+    shutil.copy(work / "images/0.png", tmp_path / "image.png")
+    names, texts = [f"local-dir:{work}/exported", "hf-hub:someone/words"], ["a red cat", "blue"]
+    found = opened_by_stock(names, texts, tmp_path, HF_HUB_CACHE=f"{tmp_path}/cache")
+    folder, hub = (found[name] for name in names)
     assert all(map(torch.equal, folder, hub))
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{work}/model")
-    assert torch.equal(folder[0], tokenizer(["a red cat", "blue"]))
+    assert torch.equal(folder[1], open_clip.get_tokenizer(f"local-dir:{work}/model")(texts))
 
 
-@pytest.mark.parametrize("hub", ["words", "someone/words/more", "https://hub/someone/words"])
-def test_a_repository_that_cannot_be_is_refused(hub, work, refused):
-    argv = ["logs/run/checkpoints/epoch_1.pt", "--out", "new", "--hub", hub]
-    assert f"--hub is {hub}; expected the name of a repository, OWNER/NAME" in refused(
-        work, "export", *argv
-    )
+@parametrize("hub", ["words", "someone/words/more", "https://hub/someone/words"])
+def test_an_invalid_repository_name_is_refused(hub, work, refused):
+    error = refused(work, f"export logs/run/checkpoints/epoch_1.pt --out new --hub {hub}")
+    assert f"--hub is {hub}; expected the name of a repository, OWNER/NAME" in error
 
 
 def test_an_export_names_no_folder_of_this_machine(work, tmp_path):
-    assert call("export", work / "exported", "--out", tmp_path / "out") == 0
-    config = json.loads((tmp_path / "out/open_clip_config.json").read_text())
+    execute(f"export {work}/exported --out {tmp_path}/out")
+    config = read_json(tmp_path / "out/open_clip_config.json")
     assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "someone/words"
-    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(work / "exported")
-    (tmp_path / "out/open_clip_config.json").write_text(json.dumps(config))
-    assert call("export", tmp_path / "out", "--out", tmp_path / "again") == 0
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = f"{work}/exported"
+    write_json(tmp_path / "out/open_clip_config.json", config)
+    execute(f"export {tmp_path}/out --out {tmp_path}/again")
     assert str(work) not in (tmp_path / "again/open_clip_config.json").read_text()

@@ -1,7 +1,6 @@
 """Released weights of every kind start a SuperCLIP run bit-equal, with a fresh head or the one
 that they bring."""
 
-import json
 import logging
 import re
 import shutil
@@ -13,12 +12,21 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import cases, parametrize, write_json
 from support.models import MODELS, add_to_cache, random_weights, write_hf_text_model, write_model
 from support.three_steps import results_of
-from support.training_runs import completed, load, run_ranks, stock_train, superclip_train
+from support.training_runs import (
+    completed,
+    execute,
+    failure,
+    load,
+    run_ranks,
+    run_train,
+    stock_train,
+    superclip_train,
+)
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.weights import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
@@ -44,10 +52,10 @@ def tiny_configuration(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small_flags(train_flags, tmp_path_factory):
+def small_run(short_run, tmp_path_factory):
     """Flags of a short run of a model whose head is small."""
     model = write_model(tmp_path_factory.mktemp("small"), CONFIG["vision_cfg"], CONFIG["text_cfg"])
-    return [*train_flags, "--model", model]
+    return f"{short_run} --model {model}"
 
 
 def plain(weights):
@@ -84,10 +92,13 @@ def as_a_file(suffix, model=NAME):
     return write
 
 
+def write_config(folder):
+    content = {"model_cfg": CONFIG, "preprocess_cfg": {}}
+    write_json(folder / "open_clip_config.json", content)
+
+
 def as_a_hub_repository(weights, folder):
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
-    )
+    write_config(folder)
     save_file(weights, folder / "open_clip_model.safetensors")
     files = [folder / "open_clip_config.json", folder / "open_clip_model.safetensors"]
     add_to_cache(folder / "cache", "someone/model", *files)
@@ -102,61 +113,50 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("kind", FILES)
+@parametrize("kind", FILES)
 def test_a_file_of_any_kind_loads_bit_equal_beside_a_fresh_head(kind, tmp_path, caplog):
     weights = random_weights(NAME)
     model, pretrained = FILES[kind](weights, tmp_path)
     with caplog.at_level(logging.INFO):
         model, *_ = superclip.create_model_and_transforms(
-            model, pretrained, cache_dir=str(tmp_path / "cache")
+            model, pretrained, cache_dir=f"{tmp_path}/cache"
         )
     assert_holds(model, weights)
     assert caplog.messages.count(FRESH) == 1
 
 
-@pytest.mark.parametrize("quick_gelu", [False, True])
+@parametrize("quick_gelu", [False, True])
 @torch.no_grad()
 def test_a_released_tag_is_exported_to_a_folder_that_opens_without_a_cache(
-    quick_gelu, tmp_path, monkeypatch, capsys
+    quick_gelu, tmp_path, monkeypatch
 ):
-    released = {
-        "hf_hub": "someone/model/",
-        "mean": [0.5] * 3,
-        "std": [0.4] * 3,
-        "quick_gelu": quick_gelu,
-    }
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, {"ours": released})
+    released = {"hf_hub": "someone/model/", "mean": [0.5] * 3, "std": [0.4] * 3}
+    tags = {"ours": released | {"quick_gelu": quick_gelu}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, tags)
     as_a_released_tag(random_weights(NAME), tmp_path)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    options = {
-        "pretrained": "ours",
-        "cache_dir": str(tmp_path / "cache"),
-        "force_quick_gelu": quick_gelu,
-    }
-    expected, _, transform = open_clip.create_model_and_transforms(NAME, **options)
-    assert main(["export", f"{NAME}:ours", "--out", str(tmp_path / "start")]) == 0
-    shutil.rmtree(tmp_path / "cache")
-    exported, _, exported_transform = open_clip.create_model_and_transforms(
-        f"local-dir:{tmp_path}/start"
+    cache, start = f"{tmp_path}/cache", f"local-dir:{tmp_path}/start"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+    expected, _, transform = open_clip.create_model_and_transforms(
+        NAME, "ours", cache_dir=cache, force_quick_gelu=quick_gelu
     )
-    image, tokens = (
-        torch.randn(2, 3, 32, 32),
-        open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")(["a", "a cat"]),
-    )
-    assert torch.equal(exported.eval().encode_image(image), expected.eval().encode_image(image))
-    assert torch.equal(
-        exported.encode_text(tokens),
-        expected.encode_text(open_clip.get_tokenizer(NAME)(["a", "a cat"])),
-    )
+    execute(f"export {NAME}:ours --out {tmp_path}/start")
+    shutil.rmtree(cache)
+    exported, _, exported_transform = open_clip.create_model_and_transforms(start)
+    image, captions = torch.randn(2, 3, 32, 32), ["a", "a cat"]
+    features = [
+        [
+            model.eval().encode_image(image),
+            model.encode_text(open_clip.get_tokenizer(name)(captions)),
+        ]
+        for model, name in ((exported, start), (expected, NAME))
+    ]
+    assert all(map(torch.equal, *features))
     assert str(exported_transform) == str(transform)
-    assert main(["export", f"{NAME}:others", "--out", str(tmp_path / "other")]) == 1
-    assert (
-        "CHECKPOINT is tiny-for-fine-tuning:others: no file, and no MODEL:TAG"
-        in capsys.readouterr().err
-    )
+    error = failure(f"export {NAME}:others --out {tmp_path}/other")
+    assert f"CHECKPOINT is {NAME}:others: no file, and no MODEL:TAG" in error
 
 
-@pytest.mark.parametrize("kind", ["resnet", "timm-vit-map", "a Hugging Face text tower"])
+@parametrize("kind", ["resnet", "timm-vit-map", "a Hugging Face text tower"])
 def test_the_weights_in_a_models_folder_load_bit_equal_beside_a_fresh_head(kind, tmp_path):
     name = (
         write_model(tmp_path, **MODELS[kind]) if kind in MODELS else write_hf_text_model(tmp_path)
@@ -171,7 +171,7 @@ def test_plain_weights_start_the_logit_bias_of_siglip_at_zero(tmp_path):
     weights = random_weights(NAME)
     torch.save(weights, tmp_path / "plain.pt")
     model, *_ = superclip.create_model_and_transforms(
-        NAME, str(tmp_path / "plain.pt"), init_logit_bias=-10
+        NAME, f"{tmp_path}/plain.pt", init_logit_bias=-10
     )
     assert_holds(model, weights | {"logit_bias": torch.zeros(())})
 
@@ -189,12 +189,12 @@ def test_openais_archives_load_bit_equal_beside_a_fresh_head(tmp_path, caplog):
     model.attn_mask = None
     torch.jit.script(model).save(tmp_path / "openai.pt")
     with caplog.at_level(logging.INFO):
-        ours, *_ = superclip.create_model_and_transforms(NAME, str(tmp_path / "openai.pt"))
+        ours, *_ = superclip.create_model_and_transforms(NAME, f"{tmp_path}/openai.pt")
     assert_holds(ours, weights)
     assert caplog.messages.count(FRESH) == 1
 
 
-@pytest.mark.parametrize("disguise", ["a/x/constants.pkl", "b/constants.pkl"])
+@parametrize("disguise", ["a/x/constants.pkl", "b/constants.pkl"])
 def test_a_pickle_disguised_as_torchscript_is_not_taken_for_it(disguise, tmp_path):
     file = tmp_path / "a.pt"
     torch.save({"weight": torch.zeros(1)}, file)
@@ -206,7 +206,7 @@ def test_a_pickle_disguised_as_torchscript_is_not_taken_for_it(disguise, tmp_pat
 # The warm-up of the head
 
 
-def reached(model, *micro_batches) -> list[bool]:
+def reached(model, *micro_batches):
     """Whether the class loss of each micro-batch of a step reaches the vision tower; it always
     reaches the head."""
     if len(micro_batches) > 1:
@@ -239,7 +239,7 @@ def test_the_heads_warm_up_ends_for_all_micro_batches_of_a_step_and_continues_af
     assert answers == [[False, False], [False, False], [True, True]]
 
 
-def test_the_heads_warm_up_ends_at_once_on_all_ranks(tmp_path):
+def test_the_heads_warm_up_ends_at_the_same_step_on_all_ranks(tmp_path):
     def warm_up(rank, world_size):
         model = superclip.create_model_and_transforms(NAME, head_warmup=8)[0]
         captions = [("a red cat", "a dog", "a fish"), ("sun",)][rank]
@@ -251,9 +251,9 @@ def test_the_heads_warm_up_ends_at_once_on_all_ranks(tmp_path):
 WARM_UP = "--superclip --superclip-head-warmup"
 
 
-def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(small_flags, tmp_path):
-    (stock,) = run_ranks(stock_train, *small_flags, "--name", "stock", cwd=tmp_path)
-    (run,) = run_ranks(superclip_train, *small_flags, *WARM_UP.split(), "64", cwd=tmp_path)
+def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(small_run, tmp_path):
+    (stock,) = completed(stock_train, small_run, "--name stock", cwd=tmp_path)
+    run = run_train(small_run, f"{WARM_UP} 64", cwd=tmp_path)
     assert run.values("Contrastive_loss") == stock.values("Contrastive_loss")
     stock, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("stock", "run"))
     assert all(torch.equal(whole[name], tensor) for name, tensor in stock.items())
@@ -264,20 +264,15 @@ def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(sma
 
 
 @pytest.fixture(scope="module")
-def runs(small_flags, tmp_path_factory):
+def runs(small_run, tmp_path_factory):
     """A folder with a plain run and a SuperCLIP run under logs/, and files that are none."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, flags in {"plain": [], "with-head": ["--superclip"]}.items():
-        completed(
-            superclip_train, *small_flags, "--name", name, "--save-most-recent", *flags, cwd=folder
-        )
+    for flags in ("--name plain", "--name with-head --superclip"):
+        run_train(small_run, "--save-most-recent", flags, cwd=folder)
     torch.save(load(folder / "logs/plain")["state_dict"], folder / "bare.pt")
-    (folder / "empty").mkdir()
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
     (folder / "teacher").mkdir()
-    (folder / "teacher" / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
-    )
+    write_config(folder / "teacher")
     return folder
 
 
@@ -308,90 +303,60 @@ REFUSED = {  # flags: what the one line says
 }
 
 
-@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_start_a_run_is_refused_before_it_begins(
-    flags, reason, runs, small_flags, refusal, monkeypatch
+@cases("flags, reason", REFUSED)
+def test_weights_that_cannot_start_a_run_are_refused_before_it_begins(
+    flags, reason, runs, small_run, refusal, monkeypatch
 ):
     monkeypatch.chdir(runs)
     before = sorted(runs.rglob("*"))
-    assert reason in refusal(*small_flags, *flags.split())
+    assert reason in refusal(small_run, flags)
     assert sorted(runs.rglob("*")) == before
 
 
-STILL = ["--lr", "0", "--wd", "0"]  # saves what it started from
+STILL = "--lr 0 --wd 0"  # saves what it started from
 
 
-@pytest.mark.parametrize(("name", "world_size"), [("plain", 1), ("with-head", 2)])
-def test_the_advice_to_start_from_a_runs_weights_works(
-    name, world_size, runs, small_flags, tmp_path
-):
+@parametrize("name, world_size", [("plain", 1), ("with-head", 2)])
+def test_the_advice_to_start_from_a_runs_weights_works(name, world_size, runs, small_run, tmp_path):
     """The model is a local-dir:, beside which OpenCLIP ignores --pretrained."""
     shutil.copytree(runs / "logs", tmp_path / "logs")
-    flags, ranks = (
-        [*small_flags, "--superclip", *STILL],
-        {"world_size": world_size, "cwd": tmp_path},
-    )
-    refused = run_ranks(superclip_train, *flags, "--name", name, "--resume", "latest", **ranks)[0]
+    flags = f"{small_run} --superclip {STILL}"
+    ranks = {"world_size": world_size, "cwd": tmp_path}
+    refused = run_ranks(superclip_train, flags, f"--name {name} --resume latest", **ranks)[0]
     (error,) = refused.errors()
     advice = re.search(r"give (--pretrained .+) and a new --name", error)[1]
-    completed(superclip_train, *flags, *advice.split(), "--name", "advised", **ranks)
-    found, given = (
-        load(folder)["state_dict"] for folder in (tmp_path / "logs/advised", runs / "logs" / name)
-    )
+    run_train(flags, advice, "--name advised", **ranks)
+    found, given = (load(tmp_path / "logs" / run)["state_dict"] for run in ("advised", name))
     torch.testing.assert_close(plain(found), plain(given), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--model local-dir:{folder}",
-        "--superclip --distill-model {name} --model {name} "
-        "--distill-pretrained {folder}/open_clip_pytorch_model.bin",
-    ],
-    ids=["model", "teacher"],
-)
-def test_weights_with_a_class_head_start_a_model_without_one(flags, small_flags, tmp_path):
+def test_weights_with_a_class_head_start_a_model_without_one(small_run, tmp_path):
     weights = superclip.create_model_and_transforms(NAME)[0].state_dict()
     torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}})
-    )
-    argv = flags.format(name=NAME, folder=tmp_path).split()
-    completed(superclip_train, *small_flags, *argv, *STILL, cwd=tmp_path)
-    if "distill" not in flags:
-        torch.testing.assert_close(
-            load(tmp_path / "logs/run")["state_dict"], plain(weights), rtol=0, atol=0
-        )
+    write_config(tmp_path)
+    flags = f"{small_run} --model local-dir:{tmp_path}"
+    run_train(flags, STILL, cwd=tmp_path)
+    trained = load(tmp_path / "logs/run")["state_dict"]
+    torch.testing.assert_close(trained, plain(weights), rtol=0, atol=0)
+    teacher = f"--distill-model local-dir:{tmp_path} --distill-pretrained local-dir:{tmp_path}"
+    run_train(flags, f"--superclip --name taught {teacher}", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("others", [["epoch_1.pt"], []], ids=["a whole one", "no other"])
-def test_a_checkpoint_that_was_cut_is_set_aside_and_the_newest_whole_one_resumed(
-    others, runs, small_flags, tmp_path
+@parametrize("others", [["epoch_1.pt"], []], ids=["a whole one", "no other"])
+def test_a_truncated_checkpoint_is_set_aside_and_the_newest_complete_one_resumed(
+    others, runs, small_run, tmp_path
 ):
     place = Path("logs/with-head/checkpoints")
     (tmp_path / place).mkdir(parents=True)
     for name in (*others, "../params.txt"):
         shutil.copy(runs / place / name, tmp_path / place / name)
-    cut, half = (
-        tmp_path / place / "epoch_latest.pt",
-        (runs / place / "epoch_1.pt").read_bytes()[:100_000],
-    )
+    cut = tmp_path / place / "epoch_latest.pt"
+    half = (runs / place / "epoch_1.pt").read_bytes()[:100_000]
     cut.write_bytes(half)
-    argv = [
-        "--superclip",
-        "--name",
-        "with-head",
-        "--resume",
-        "latest",
-        "--epochs",
-        "2",
-        "--save-most-recent",
-    ]
-    (run,) = completed(superclip_train, *small_flags, *argv, cwd=tmp_path)
+    flags = "--superclip --name with-head --resume latest --epochs 2 --save-most-recent"
+    run = run_train(small_run, flags, cwd=tmp_path)
     resumes = f"resumes from {place}/epoch_1.pt" if others else "starts from the beginning"
-    assert f"renamed to {place}/{cut.name}.damaged; --resume latest {resumes}" in run.output, (
-        run.output[:300]
-    )
+    assert f"renamed to {place}/{cut.name}.damaged; --resume latest {resumes}" in run.output
     assert ("Start epoch 0" in run.output) == (not others)
     assert cut.with_name("epoch_latest.pt.damaged").read_bytes() == half
     assert torch.load(cut)["epoch"] == 2

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 import re
 import sys
 import types
@@ -12,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from support import cases, read_json
 from support.pages import PAGES
 from support.plugins import install_plugin
 from support.training_runs import completed, load, train_with
@@ -63,9 +63,9 @@ def test_open_clip_add_options_adds_flags_to_openclips_command_line(register, pa
             parser.add_argument("--toy", type=int, default=1) and None
         ),
     )
-    args = parse_args(["--toy", "3", "--batch-size", "7"])
+    args = parse_args("--toy 3 --batch-size 7")
     assert (args.toy, args.batch_size) == (3, 7)
-    assert parse_args([]).toy == 1
+    assert parse_args().toy == 1
 
 
 def test_open_clip_check_options_may_refuse_the_command_line(register, parse_args):
@@ -75,8 +75,8 @@ def test_open_clip_check_options_may_refuse_the_command_line(register, parse_arg
 
     register("toy", open_clip_check_options=check)
     with pytest.raises(SystemExit, match="--batch-size is more than 5"):
-        parse_args(["--batch-size", "6"])
-    assert parse_args(["--batch-size", "5"]).batch_size == 5
+        parse_args("--batch-size 6")
+    assert parse_args("--batch-size 5").batch_size == 5
 
 
 def test_open_clip_model_kwargs_of_all_plugins_are_merged_and_one_that_two_set_is_an_error(
@@ -125,24 +125,16 @@ def open_clip_epoch_end(args, model, epoch):
 
 
 @pytest.fixture(scope="module")
-def train_in_order(shards, train_flags, tmp_path_factory):
+def train_in_order(shards, short_run, tmp_path_factory):
     """Trains two epochs with the plugin IN_ORDER, once with the same flags."""
     folder = tmp_path_factory.mktemp("in-order")
     install_plugin(folder, "in_order", IN_ORDER)
 
     @functools.cache
-    def train(*flags):
-        argv = [
-            *train_flags,
-            "--dataset-type",
-            "webdataset",
-            "--train-data",
-            shards,
-            "--train-num-samples",
-            "64",
-        ]
-        argv += ["--epochs", "2", "--logs", "none", "--name", f"run{len(flags)}", *flags]
-        (run,) = completed(functools.partial(train_with, folder), *argv, cwd=folder)
+    def train(flags=""):
+        data = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+        every = f"{short_run} {data} --epochs 2 --logs none --name run{flags} {flags}"
+        (run,) = completed(functools.partial(train_with, folder), every, cwd=folder)
         assert len(run.losses()) == 8
         return run
 
@@ -183,9 +175,9 @@ def test_open_clip_select_model_class_gets_the_configuration_and_gives_the_class
     register, tiny_model
 ):
     asked = []
-    config = json.loads(
-        Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json").read_text()
-    )["model_cfg"]
+    config = read_json(Path(tiny_model.removeprefix("local-dir:"), "open_clip_config.json"))[
+        "model_cfg"
+    ]
 
     class ToyCLIP(CLIP):
         def __init__(self, *args, toy, **kwargs):
@@ -216,14 +208,14 @@ def open_clip_model_created(args, model):
 """
 
 
-@pytest.mark.parametrize("more", [[], ["--superclip"]], ids=["CLIP", "SuperCLIP"])
+@cases("more", {"CLIP": "", "SuperCLIP": "--superclip"})
 def test_open_clip_model_created_changes_the_trained_model_that_has_its_weights_and_not_a_teacher(
-    more, train_flags, teacher, tmp_path
+    more, short_run, teacher, tmp_path
 ):
     install_plugin(tmp_path, "freezing", FREEZING)
-    distillation = ["--distill-model", teacher, "--distill-pretrained", teacher]
-    flags = [*train_flags, "--model", teacher, *distillation, *more]
-    (run,) = completed(functools.partial(train_with, tmp_path), *flags, cwd=tmp_path)
+    flags = f"--model {teacher} --distill-model {teacher} --distill-pretrained {teacher}"
+    train = functools.partial(train_with, tmp_path)
+    (run,) = completed(train, short_run, flags, more, cwd=tmp_path)
     start, end = open_clip.create_model(teacher).state_dict(), load(tmp_path / "logs/run")
     created = re.findall("^created: (.*)$", run.output, re.MULTILINE)
     kind = "SuperCLIP" if more else "CLIP"
@@ -265,7 +257,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("source", "reason"), BROKEN.values(), ids=BROKEN.keys())
+@cases("source, reason", BROKEN)
 def test_a_plugin_that_fails_to_load_is_named_in_one_line(source, reason, tmp_path, monkeypatch):
     install_plugin(tmp_path, "broken", source)
     monkeypatch.syspath_prepend(tmp_path)

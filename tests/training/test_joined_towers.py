@@ -1,55 +1,40 @@
 """A model of two joined towers is accepted by every command: train, plan, study, words, audit,
 evaluate and export."""
 
-from pathlib import Path
-
 import open_clip
 import pytest
 import torch
 from support.data import write_colours, write_images, write_table
+from support.evaluation import evaluate
 from support.models import write_bert, write_image_tower
-from support.training_runs import call, completed, superclip_train
+from support.training_runs import execute, run_train
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory):
     """A folder with two joined towers, `start`, a table, and the run `logs/run` that was trained
     from them."""
     folder = tmp_path_factory.mktemp("joined")
     write_image_tower(folder / "image.pth")
     write_bert(folder / "text")
     image = f"timm:test_efficientnet={folder}/image.pth"
-    options = ["--embed-dim", 16, "--image-size", 32]
-    assert (
-        call(
-            "join", "--image", image, "--text", folder / "text", "--out", folder / "start", *options
-        )
-        == 0
-    )
+    towers = f"--image {image} --text {folder}/text --embed-dim 16 --image-size 32"
+    execute(f"join {towers} --out {folder}/start")
     write_table(folder / "pairs.csv", write_images(folder / "images", 64, seed=0))
     flags = (
         "--superclip --model local-dir:start --train-data pairs.csv --csv-separator , "
-        "--csv-img-key image"
+        "--csv-img-key image --csv-caption-key caption --batch-size 16 --epochs 1 --workers 0 "
+        "--lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run"
     )
-    flags += (
-        " --csv-caption-key caption --batch-size 16 --epochs 1 --workers 0 --lr 1e-3 "
-        "--warmup 1 --device cpu"
-    )
-    flags += " --precision fp32 --name run"
-    completed(superclip_train, *flags.split(), cwd=folder)
+    run_train(flags, cwd=folder)
     return folder
 
 
 def test_training_starts_from_both_towers_and_the_export_opens_in_stock_openclip(trained, tmp_path):
     checkpoint = trained / "logs/run/checkpoints/epoch_1.pt"
-    assert call("export", checkpoint, "--out", tmp_path / "exported") == 0
-    start, end = (
-        open_clip.create_model(f"local-dir:{folder}").state_dict()
-        for folder in (
-            trained / "start",
-            tmp_path / "exported",
-        )
-    )
+    execute(f"export {checkpoint} --out {tmp_path}/exported")
+    folders = (trained / "start", tmp_path / "exported")
+    start, end = (open_clip.create_model(f"local-dir:{each}").state_dict() for each in folders)
     assert start.keys() == end.keys()
     moved = {
         name: (end[name] - start[name]).abs().max()
@@ -65,60 +50,12 @@ def test_training_starts_from_both_towers_and_the_export_opens_in_stock_openclip
     )
 
 
-def test_words_audit_and_evaluate_open_the_run(trained, tmp_path, monkeypatch, capsys):
+def test_words_audit_and_evaluate_open_the_run(trained, tmp_path, monkeypatch):
     checkpoint = trained / "logs/run/checkpoints/epoch_1.pt"
-    assert (
-        call("words", trained / "images", "--model", checkpoint, "--out", tmp_path / "words") == 0
-    )
+    execute(f"words {trained}/images --model {checkpoint} --out {tmp_path}/words")
     assert (tmp_path / "words/index.html").exists()
-    audit = [
-        "audit",
-        trained / "pairs.csv",
-        "--model",
-        checkpoint,
-        "--out",
-        tmp_path / "audit",
-        "--device",
-        "cpu",
-    ]
-    assert call(*audit) == 0
+    execute(f"audit {trained}/pairs.csv --model {checkpoint} --out {tmp_path}/audit --device cpu")
     assert any((tmp_path / "audit").iterdir())
     write_colours(tmp_path / "data/colours")
     monkeypatch.chdir(tmp_path)
-    evaluate = [
-        "evaluate",
-        checkpoint,
-        trained / "start",
-        "--data",
-        "data",
-        "--datasets",
-        "wds/colours",
-    ]
-    assert call(*evaluate, "--device", "cpu", "--workers", 0) == 0
-
-
-def test_plan_and_study_accept_the_folder(trained, monkeypatch, capsys):
-    monkeypatch.chdir(trained)
-    recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    changes = [
-        "--set",
-        "model=local-dir:start",
-        "--set",
-        "global_batch_size=16",
-        "--set",
-        "samples=1 passes",
-    ]
-    assert call("plan", recipe, "--data", "pairs.csv", "--device", "cpu", *changes) == 0
-    study = [
-        "study",
-        "own_data",
-        "--data",
-        "pairs.csv",
-        "--val-data",
-        "pairs.csv",
-        "--out",
-        "answer",
-        "--dry-run",
-    ]
-    assert call(*study, *changes) == 0
-    assert "local-dir:start" in capsys.readouterr().out
+    assert evaluate(f"{checkpoint} {trained}/start --data data --datasets wds/colours") == 0

@@ -1,5 +1,6 @@
 """OpenCLIP's main branch, from a checkout: OPENCLIP_SOURCE=DIR pytest -m main."""
 
+import argparse
 import functools
 import os
 import re
@@ -12,17 +13,22 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from support import cases
 from support.data import SHARD_SIZE, write_imagenet, write_shards
 from support.models import MODELS, write_model, write_weights
 from support.openclip_trees import ROOT, openclip_train
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
+    WHOLE_PICTURES,
     Run,
     assert_trains_as_stock,
     bits,
     completed,
+    execute,
     in_one_order,
     run_ranks,
+    run_train,
+    shell_words,
     stock_train,
     superclip_train,
     traced_train,
@@ -30,9 +36,8 @@ from support.training_runs import (
 )
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.weights import read_checkpoint
-from openclip_superclip.openclip import current
+from openclip_superclip.openclip import current, openclip_4
 from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_effects import EFFECTS
 from openclip_superclip.runs.progress import read_log
@@ -49,7 +54,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
+def models(tmp_path_factory):
     """--model of small models, and of a teacher with weights."""
     root = tmp_path_factory.mktemp("models")
     models = {
@@ -115,14 +120,14 @@ STOCK = {  # flags, ranks
 }
 
 
-@pytest.mark.parametrize(("flags", "world_size"), STOCK.values(), ids=STOCK)
+@cases("flags, world_size", STOCK)
 def test_without_the_flag_training_is_stock(
-    flags, world_size, models, shards, csv_data, train_flags, tmp_path
+    flags, world_size, models, shards, csv_data, short_run, tmp_path
 ):
-    flags = flags.format(shards=shards, csv=csv_data, **models).split()
-    argv = [*train_flags, "--batch-size", str(16 // world_size), "--logs", "none", *flags]
+    size = f"--batch-size {16 // world_size} --logs none"
     stock = on_cpu_ranks(stock_train) if world_size > 1 and "--fsdp" not in flags else stock_train
-    num_steps = assert_trains_as_stock(*argv, cwd=tmp_path, world_size=world_size, stock=stock)
+    flags = f"{short_run} {size} {flags}".format(shards=shards, csv=csv_data, **models)
+    num_steps = assert_trains_as_stock(flags, cwd=tmp_path, world_size=world_size, stock=stock)
     assert num_steps == (2 if "--accum-freq" in flags else 4)
 
 
@@ -153,54 +158,35 @@ ONE_STEP = {  # --model, flags, ranks on main
 }
 
 
-@pytest.mark.parametrize(("model", "flags", "world_size"), ONE_STEP.values(), ids=ONE_STEP)
+@cases("model, flags, world_size", ONE_STEP)
 def test_a_step_has_the_losses_of_the_release(
-    model, flags, world_size, models, shards, train_flags, tmp_path
+    model, flags, world_size, models, shards, short_run, tmp_path
 ):
     torch.manual_seed(1)
     torch.save(
         superclip.create_model_and_transforms(models[model])[0].state_dict(),
         tmp_path / "weights.pt",
     )
-    flags = flags.format(shards=shards, **models).split()
     batch_size = 64 // world_size // (2 if "--accum-freq" in flags else 1)
-    argv = [
-        *train_flags,
-        "--model",
-        models[model],
-        "--pretrained",
-        str(tmp_path / "weights.pt"),
-        "--superclip",
-        *flags,
-    ]
-    argv += [
-        "--batch-size",
-        str(batch_size),
-        "--precision",
-        "fp32",
-        "--aug-cfg",
-        "scale=(1.0,1.0)",
-        "ratio=(1.0,1.0)",
-    ]
-    runs = completed(superclip_train, *argv, world_size=world_size, cwd=tmp_path)
-    argv = [
-        *filter(lambda flag: flag != "--fsdp", argv),
-        "--batch-size",
-        str(batch_size * world_size),
-    ]
-    released = released_train(*argv, cwd=tmp_path)
+    flags = (
+        f"{short_run} --model {models[model]} --pretrained {tmp_path}/weights.pt --superclip "
+        f"--precision fp32 {WHOLE_PICTURES} {flags} --batch-size"
+    ).format(shards=shards, **models)
+    run = run_train(flags, batch_size, world_size=world_size, cwd=tmp_path)
+    one_rank = flags.replace("--fsdp", "")
+    released = released_train(f"{one_rank} {batch_size * world_size}", cwd=tmp_path)
     names = {"Contrastive_loss", "Class_loss", "Loss"} | (
         {"Caption_loss"} if model == "coca" else set()
     )
-    assert names <= set(re.findall(r"(\w*oss): ", runs[0].losses()[0]))
+    assert names <= set(re.findall(r"(\w*oss): ", run.losses()[0]))
     for name in names:
         assert len(released.values(name)) == 1
-        assert runs[0].values(name) == pytest.approx(released.values(name), rel=3e-5), name
+        assert run.values(name) == pytest.approx(released.values(name), rel=3e-5), name
 
 
-def released_train(*argv: str, cwd: Path) -> Run:
+def released_train(flags: str, cwd: Path):
     """`superclip train` with the OpenCLIP that is installed, in an interpreter of its own."""
-    command = [sys.executable, "-m", "openclip_superclip", "train", *argv, "--name", "released"]
+    command = shell_words(sys.executable, "-m openclip_superclip train", flags, "--name released")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
@@ -213,47 +199,23 @@ def released_train(*argv: str, cwd: Path) -> Run:
 # More steps
 
 
-def test_every_compile_strategy_trains_with_the_same_losses(models, train_flags, tmp_path):
-    argv = [
-        *train_flags,
-        "--model",
-        models["one-layer"],
-        "--superclip",
-        "--precision",
-        "fp32",
-        "--logs",
-        "none",
-    ]
-    found = []
-    for strategy in ("none", "model", "task", "step"):
-        flags = [
-            "--torchcompile",
-            "--torchcompile-strategy",
-            strategy,
-            "--torchcompile-backend",
-            "aot_eager",
-        ]
-        (run,) = completed(
-            superclip_train, *argv, *(flags if found else []), "--name", strategy, cwd=tmp_path
+def test_every_compile_strategy_trains_with_the_same_losses(models, short_run, tmp_path):
+    flags = f"{short_run} --model {models['one-layer']} --superclip --precision fp32 --logs none"
+    found = [run_train(flags, "--name uncompiled", cwd=tmp_path).values("Class_loss")]
+    for strategy in ("model", "task", "step"):
+        compiled = (
+            f"--torchcompile --torchcompile-strategy {strategy} --torchcompile-backend aot_eager "
+            f"--name {strategy}"
         )
-        found.append(run.values("Class_loss"))
+        found.append(run_train(flags, compiled, cwd=tmp_path).values("Class_loss"))
     assert len(found[0]) == 4
     assert found == [pytest.approx(found[0], rel=1e-3)] * 4
 
 
-def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_flags, tmp_path):
-    argv = [
-        *train_flags,
-        "--superclip",
-        "--precision",
-        "fp32",
-        "--batch-size",
-        "32",
-        "--epochs",
-        "2",
-    ]
-    for name, flags in (("ddp", []), ("fsdp", ["--fsdp"])):
-        completed(superclip_train, *argv, *flags, "--name", name, world_size=2, cwd=tmp_path)
+def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, short_run, tmp_path):
+    flags = f"{short_run} --superclip --precision fp32 --batch-size 32 --epochs 2"
+    for more in ("--name ddp", "--name fsdp --fsdp"):
+        run_train(flags, more, world_size=2, cwd=tmp_path)
     files = [tmp_path / f"logs/{name}/checkpoints/epoch_2.pt" for name in ("ddp", "fsdp")]
     ddp, fsdp = map(read_checkpoint, files)
     assert ddp.weights.keys() == fsdp.weights.keys()
@@ -261,7 +223,7 @@ def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_fla
     for name, weight in ddp.weights.items():
         torch.testing.assert_close(fsdp.weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
     assert ddp.weights["statistics.num_captions"] == 2 * 64
-    assert main(["export", str(files[1]), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
+    execute(f"export {files[1]} --out {tmp_path}/exported --with-head")
     exported = read_checkpoint(tmp_path / "exported")
     assert torch.equal(exported.weights["class_head.weight"], fsdp.weights["class_head.weight"])
     texts = ["a cat!", "!!! (!", "a red dog and a house", ""]
@@ -272,66 +234,33 @@ def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, train_fla
     assert torch.equal(*tokens)  # with the padding that the text tower knows
 
 
-def test_naflex_trains_and_its_model_exports(models, train_flags, tmp_path):
+def test_naflex_trains_and_its_model_exports(models, short_run, tmp_path):
     shards = write_shards(tmp_path / "shards", 2)
-    argv = [
-        *train_flags,
-        "--train-data",
-        shards,
-        "--dataset-type",
-        "webdataset",
-        "--train-num-samples",
-    ]
-    argv += [
-        str(2 * SHARD_SIZE),
-        "--model",
-        models["vit"],
-        "--superclip",
-        "--use-naflex",
-        "--naflex-patch-sizes",
-        "8",
-    ]
-    argv += ["--naflex-seq-lens", "9", "16", "--naflex-max-tokens-per-batch", "200"]
-    (run,) = completed(superclip_train, *argv, cwd=tmp_path)
+    flags = (
+        f"--train-data {shards} --dataset-type webdataset --train-num-samples {2 * SHARD_SIZE} "
+        f"--model {models['vit']} --superclip --use-naflex --naflex-patch-sizes 8 "
+        "--naflex-seq-lens 9 16 --naflex-max-tokens-per-batch 200"
+    )
+    run = run_train(short_run, flags, cwd=tmp_path)
     assert run.values("Class_loss")
     checkpoint = tmp_path / "logs/run/checkpoints/epoch_1.pt"
-    assert (
-        main(["export", str(checkpoint), "--out", str(tmp_path / "exported"), "--with-head"]) == 0
-    )
+    execute(f"export {checkpoint} --out {tmp_path}/exported --with-head")
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'exported'}")
     assert type(model.visual.trunk).__name__ == "NaFlexVit"
 
 
-def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, train_flags, tmp_path):
+def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, short_run, tmp_path):
     imagenet = write_imagenet(csv_data, tmp_path / "imagenet")
-    argv = [
-        *train_flags,
-        "--superclip",
-        "--precision",
-        "fp32",
-        "--imagenet-val",
-        str(imagenet),
-        "--fsdp",
-    ]
-    runs = completed(train_on_five_classes, *argv, world_size=2, cwd=tmp_path)
+    flags = f"--superclip --precision fp32 --imagenet-val {imagenet} --fsdp"
+    runs = completed(train_on_five_classes, short_run, flags, world_size=2, cwd=tmp_path)
     assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
 
 
 def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(tmp_path):
     recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
-    assert main(["plan", str(recipe), "--device", "cpu"]) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "openclip_superclip",
-        "run",
-        str(recipe),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    execute(f"plan {recipe} --device cpu")
+    command = f"{sys.executable} -m openclip_superclip run {recipe} --out {out} --device cpu"
+    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert state(out)["state"] == "finished"
     points = read_log(out / "out.log")
@@ -339,11 +268,39 @@ def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to
     assert {"contrastive_loss", "class_loss", "samples_per_second"} <= points[-1].keys()
 
 
+SAMPLES = [
+    {"jpg": b"1", "txt": b"a dog", "alt": b"an alt", "json": {"cap": "one"}},
+    {"jpg": b"2", "txt": b" ", "alt": b"b", "json": {}},
+]
+CAPTIONS = {  # flags of OpenCLIP: the captions that the plugins get
+    "txt": ({}, ["a dog"]),
+    "alternatives": ({"text_key": "none;alt"}, ["an alt", "b"]),
+    "json": ({"json_text_key": "none;cap"}, ["one"]),
+}
+
+
+@cases("flags, captions", CAPTIONS)
+def test_plugins_get_the_caption_that_openclips_flags_name_and_no_empty_one(flags, captions):
+    asked = []
+
+    def tokens(sample):
+        asked.append(sample["txt"])
+        return torch.tensor([len(asked)])
+
+    defaults = {"text_key": "txt", "json_text_key": None, "json_text_key_probs": None}
+    stage = openclip_4.WebDataset(argparse.Namespace(**defaults | flags), None, tokens)
+    renamed = stage.rename(image="jpg", text="json" if "json_text_key" in flags else "txt")
+    assert [sample["text"].item() for sample in renamed(iter(SAMPLES))] == [
+        *range(1, len(captions) + 1)
+    ]
+    assert asked == captions
+
+
 # Patched
 
 
 @pytest.fixture(scope="module")
-def patched(tmp_path_factory) -> Path:
+def patched(tmp_path_factory):
     """The checkout, patched."""
     tree = tmp_path_factory.mktemp("patched") / "src"
     shutil.copytree(
@@ -352,10 +309,10 @@ def patched(tmp_path_factory) -> Path:
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     before = {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()}
-    assert main(["patch", "apply", "--source", str(tree.parent)]) == 0
-    assert main(["patch", "revert", "--source", str(tree.parent)]) == 0
+    execute(f"patch apply --source {tree.parent}")
+    execute(f"patch revert --source {tree.parent}")
     assert {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()} == before
-    assert main(["patch", "apply", "--source", str(tree.parent)]) == 0
+    execute(f"patch apply --source {tree.parent}")
     return tree
 
 
@@ -374,21 +331,14 @@ PATCHED = {
 }
 
 
-@pytest.mark.parametrize("flags", PATCHED.values(), ids=PATCHED)
+@cases("flags", PATCHED)
 def test_a_patched_main_branch_has_the_losses_of_the_launcher(
-    flags, patched, models, shards, train_flags, tmp_path
+    flags, patched, models, shards, short_run, tmp_path
 ):
-    argv = [
-        *train_flags,
-        "--logs",
-        "none",
-        "--precision",
-        "fp32",
-        *flags.format(shards=shards, **models).split(),
-    ]
+    flags = f"{short_run} --logs none --precision fp32 {flags}".format(shards=shards, **models)
     train_patched = functools.partial(openclip_train, patched)
-    (ours,) = completed(in_one_order(superclip_train), *argv, "--name", "ours", cwd=tmp_path)
-    (theirs,) = completed(in_one_order(train_patched), *argv, "--name", "patched", cwd=tmp_path)
+    (ours,) = completed(in_one_order(superclip_train), flags, "--name ours", cwd=tmp_path)
+    (theirs,) = completed(in_one_order(train_patched), flags, "--name patched", cwd=tmp_path)
     assert len(ours.losses()) >= 2
     assert theirs.losses() == ours.losses()
 
@@ -403,34 +353,19 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize(("flags", "world_size"), RESUMED.values(), ids=RESUMED)
+@cases("flags, world_size", RESUMED)
 def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
-    flags, world_size, train_flags, tmp_path
+    flags, world_size, short_run, tmp_path
 ):
     shards = write_shards(tmp_path / "shards", 6)
-    argv = [
-        *train_flags,
-        "--train-data",
-        shards,
-        "--dataset-type",
-        "webdataset",
-        "--train-num-samples",
-    ]
-    argv += [
-        str(2 * SHARD_SIZE),
-        "--batch-size",
-        "8",
-        "--superclip-slices",
-        "3",
-        "--epochs",
-        "4",
-        *flags.split(),
-    ]
-    argv += ["--aug-cfg", "scale=(0.3,1.0)", "--resume", "latest"]
+    flags = (
+        f"{short_run} --train-data {shards} --dataset-type webdataset --train-num-samples "
+        f"{2 * SHARD_SIZE} --batch-size 8 --superclip-slices 3 --epochs 4 {flags} "
+        "--aug-cfg scale=(0.3,1.0) --resume latest"
+    )
     ranks = {"world_size": world_size, "cwd": tmp_path}
-    completed(superclip_train, *argv, "--name", "whole", **ranks)
-    killed = run_ranks(functools.partial(traced_train, killed_at=(1, 1)), *argv, **ranks)
+    run_train(flags, "--name whole", **ranks)
+    killed = run_ranks(functools.partial(traced_train, killed_at=(1, 1)), flags, **ranks)
     assert -signal.SIGKILL in [run.returncode for run in killed]
-    runs = completed(superclip_train, *argv, **ranks)
-    assert "resuming checkpoint" in runs[0].output
+    assert "resuming checkpoint" in run_train(flags, **ranks).output
     assert bits(tmp_path / "logs/run", 4) == bits(tmp_path / "logs/whole", 4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+from support import cases
 from support.openclip_trees import copy, superclip_train_of
 from support.plugins import install_plugin, write_plugin
 from support.training_runs import completed, in_one_order
@@ -23,14 +24,6 @@ MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
             "def create_loss(args, model):\n    model.visual\n",
         ),
         ("open_clip_train/main.py", "create_loss(args)\n", "create_loss(args, model=model)\n"),
-    ],
-    "create_loss takes the model first": [
-        (
-            "open_clip/factory.py",
-            "def create_loss(args):\n",
-            "def create_loss(model, args):\n    model.visual\n",
-        ),
-        ("open_clip_train/main.py", "create_loss(args)\n", "create_loss(model, args)\n"),
     ],
     "loaders take model_traits": [
         (
@@ -52,13 +45,6 @@ MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
             "open_clip_train/data.py",
             "def get_data(args, preprocess_fns, epoch=0, tokenizer=None, *, model_traits):",
             "def get_data(args, preprocess_fns, epoch=0, tokenizer=None):",
-        ),
-    ],
-    "loaders take is_train by position": [
-        (
-            "open_clip_train/data.py",
-            "args, preprocess_train, is_train=True, epoch=epoch, tokenizer=tokenizer)",
-            "args, preprocess_train, True, tokenizer=tokenizer, epoch=epoch)",
         ),
     ],
     "get_dataset_fn takes a third argument": [
@@ -84,7 +70,7 @@ MOVED = {  # of OpenCLIP 3.3: file, what is replaced, and by what
 }
 
 
-def moved(tree: Path, changes) -> Path:
+def moved(tree: Path, changes):
     """The installed OpenCLIP, copied to a folder and changed."""
     for package in ("open_clip", "open_clip_train"):
         copy(SITE / package, tree / package)
@@ -98,37 +84,25 @@ def moved(tree: Path, changes) -> Path:
 
 
 @pytest.fixture(scope="module")
-def losses(train_flags, shards, tmp_path_factory):
+def losses(short_run, shards, tmp_path_factory):
     """The losses of four steps with a copy of OpenCLIP that is changed so, and what was printed."""
 
     @functools.cache
     def losses(changes, plugins: str = ""):
         folder = tmp_path_factory.mktemp("moved")
         tree = moved(folder / "tree", changes)
-        argv = [
-            *train_flags,
-            "--superclip",
-            "--superclip-captions",
-            "dual",
-            "--superclip-long-caption",
-            "txt",
-        ]
-        argv += [
-            "--train-data",
-            shards,
-            "--dataset-type",
-            "webdataset",
-            "--train-num-samples",
-            "64",
-        ]
+        flags = (
+            "--superclip --superclip-captions dual --superclip-long-caption txt --logs none "
+            f"--train-data {shards} --dataset-type webdataset --train-num-samples 64"
+        )
         train = in_one_order(functools.partial(train_with_plugins, tree, plugins))
-        (run,) = completed(train, *argv, "--logs", "none", cwd=folder)
+        (run,) = completed(train, short_run, flags, cwd=folder)
         return run.losses(), run.output
 
     return losses
 
 
-def train_with_plugins(tree: Path, plugins: str, *argv: str) -> int:
+def train_with_plugins(tree: Path, plugins: str, *argv: str):
     sys.path[:0] = filter(None, [plugins])
     return superclip_train_of(tree, *argv)
 
@@ -137,7 +111,7 @@ only_3 = pytest.mark.skipif(current().HAS_TASKS, reason="the changed lines are O
 
 
 @only_3
-@pytest.mark.parametrize("changes", MOVED.values(), ids=MOVED)
+@cases("changes", MOVED)
 def test_an_openclip_whose_functions_ask_for_more_trains_the_same(changes, losses):
     ours, _ = losses(tuple(changes))
     expected, _ = losses(())

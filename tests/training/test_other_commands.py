@@ -1,40 +1,25 @@
 """OpenCLIP trains with what other commands write: a file of frequencies, an import, a plan."""
 
-import json
-
 import pytest
 import torch
+from support import read_json, write_json
 from support.data import write_shards
 from support.models import AUTHORS_CONFIG, VOCAB_SIZE, altered_authors, write_vocabulary
-from support.training_runs import completed, superclip_train
+from support.training_runs import execute, run_train
 
-from openclip_superclip.__main__ import main
-from openclip_superclip.data.frequencies import Frequencies
 from openclip_superclip.lab.demo.data import write_model as write_demo_model
 from openclip_superclip.runs.cost import estimate_cost
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 
 
-def test_frequencies_that_do_not_fit_are_refused_before_anything_is_loaded(
-    train_flags, refusal, tmp_path
-):
-    other, broken = tmp_path / "other.safetensors", tmp_path / "broken.safetensors"
-    Frequencies(torch.ones(300).long(), 5, "HFTokenizer other", "0", "short, 9 tokens", (0,)).write(
-        other
-    )
-    broken.write_bytes(b"no safetensors")
-    for path, reason in ((other, "HFTokenizer other"), (broken, "superclip frequencies wrote")):
-        assert reason in refusal(*train_flags, "--superclip", "--superclip-idf", path)
-
-
-def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
+def test_an_import_trains_on_through_the_command_line(short_run, tmp_path):
     """A model of the authors' layout with a vocabulary that has a tokenizer, so that captions
     fit it."""
-    config = json.loads(AUTHORS_CONFIG.read_text())
+    config = read_json(AUTHORS_CONFIG)
     vocabulary = {"bpe_path": str(write_vocabulary(tmp_path))}
     config["text_cfg"] |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": vocabulary}
-    (tmp_path / "authors.json").write_text(json.dumps(config))
+    write_json(tmp_path / "authors.json", config)
     big = {"text.token_embedding.weight": 48, "text_decoder.text_projection.weight": 64}
     changes = {name: torch.randn(VOCAB_SIZE, width) * 0.02 for name, width in big.items()}
     changes |= {
@@ -42,19 +27,9 @@ def test_an_import_trains_on_through_the_command_line(train_flags, tmp_path):
         "cap_fq": torch.ones(1, VOCAB_SIZE),
     }
     file = altered_authors(tmp_path, **changes)
-    convert = [
-        "import",
-        file,
-        "--model",
-        tmp_path / "authors.json",
-        "--out",
-        tmp_path / "out",
-        "--global-batch",
-        10,
-    ]
-    assert main([*map(str, convert)]) == 0
-    argv = [*train_flags, "--superclip", "--model", f"local-dir:{tmp_path}/out"]
-    (training,) = completed(superclip_train, *argv, cwd=tmp_path)
+    out = tmp_path / "out"
+    execute(f"import {file} --model {tmp_path}/authors.json --out {out} --global-batch 10")
+    training = run_train(short_run, f"--superclip --model local-dir:{out}", cwd=tmp_path)
     assert "the weights contain a class head and the counts of 500 captions" in training.output
 
 
@@ -62,7 +37,7 @@ def test_openclip_runs_the_steps_that_were_planned_and_writes_checkpoints_of_the
     tmp_path,
 ):
     """The demo's recipe, planned for 3 data loaders."""
-    write_demo_model(tmp_path / "demo" / "model")
+    write_demo_model(tmp_path / "demo/model")
     write_shards(tmp_path / "shards")
     model = f"local-dir:{tmp_path}/demo/model"
     set_ = {"samples": "128", "data_samples": "256", "global_batch_size": "8", "model": model}
@@ -77,9 +52,7 @@ def test_openclip_runs_the_steps_that_were_planned_and_writes_checkpoints_of_the
     )
     # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
     assert (ours.num_slices, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
-    completed(
-        superclip_train, *ours.openclip_arguments(), "--logs", "logs", "--name", "run", cwd=tmp_path
-    )
+    run_train(*ours.openclip_arguments(), "--logs logs --name run", cwd=tmp_path)
     folder = tmp_path / "logs/run/checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["epoch_1.pt", "epoch_2.pt"]
     checkpoint = torch.load(folder / "epoch_2.pt", weights_only=True)

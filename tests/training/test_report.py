@@ -2,7 +2,6 @@
 not comparable."""
 
 import base64
-import csv
 import itertools
 import json
 import os
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
+from support import cases, read_rows, write_json
 from support.models import write_model
-from support.training_runs import completed, superclip_train
+from support.training_runs import run_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.errors import InputError
 from openclip_superclip.lab.evaluation.results import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
@@ -29,15 +28,15 @@ BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
 
 
-def report(*argv) -> int:
+def report(*argv):
     return main(["report", *map(str, argv)])
 
 
-def table(file: Path) -> list[dict]:
-    return list(csv.DictReader(file.read_text().splitlines()))
+def table(file: Path):
+    return read_rows(file)
 
 
-def changed_copy(run: Path, to: Path, **options) -> Path:
+def changed_copy(run: Path, to: Path, **options):
     """A copy of OpenCLIP's folder of a run, with other values in params.txt."""
     shutil.copytree(run, to)
     text = (to / "params.txt").read_text()
@@ -49,7 +48,7 @@ def changed_copy(run: Path, to: Path, **options) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, shards, train_flags) -> list[Path]:
+def trained(tmp_path_factory, shards, short_run):
     """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured
     themselves."""
     folder = tmp_path_factory.mktemp("trained")
@@ -60,46 +59,25 @@ def trained(tmp_path_factory, shards, train_flags) -> list[Path]:
     )
 
     for name, batch_size, seed in itertools.product(("clip", "superclip"), BATCH_SIZES, SEEDS):
-        completed(
-            superclip_train,
-            *train_flags,
-            "--model",
-            model,
-            "--train-data",
-            shards,
-            "--dataset-type",
-            "webdataset",
-            "--val-data",
-            shards,
-            "--train-num-samples",
-            64,
-            "--val-num-samples",
-            64,
-            "--epochs",
-            2,
-            "--batch-size",
-            batch_size,
-            "--seed",
-            seed,
-            "--precision",
-            "fp32",
-            "--name",
-            f"{name}_{batch_size}_{seed}",
-            *(["--superclip"] if name == "superclip" else []),
-            cwd=folder,
+        flags = (
+            f"--model {model} --train-data {shards} --dataset-type webdataset --val-data "
+            f"{shards} --train-num-samples 64 --val-num-samples 64 --epochs 2 --batch-size "
+            f"{batch_size} --seed {seed} --precision fp32 --name {name}_{batch_size}_{seed}"
         )
+        method = ["--superclip"] if name == "superclip" else []
+        run_train(short_run, flags, method, cwd=folder)
     return sorted((folder / "logs").iterdir())
 
 
 @pytest.fixture(scope="module")
-def whole(trained, tmp_path_factory) -> Path:
+def whole(trained, tmp_path_factory):
     """The report of the runs, and of a run that is not there."""
     out = tmp_path_factory.mktemp("report")
     assert report(*trained, trained[0].parent / "nowhere", "--out", out) == 0
     return out
 
 
-def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state) -> Path:
+def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state):
     """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here
     could train."""
     (folder / "evaluation").mkdir(parents=True)
@@ -112,10 +90,8 @@ def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None
         "hosts": ["gpu7"],
         "command": ["x"],
     }
-    (folder / "run.json").write_text(json.dumps(recorded))
-    (folder / "state.json").write_text(
-        json.dumps({"state": "finished", "error": None, "epoch": 25, **state})
-    )
+    write_json(folder / "run.json", recorded)
+    write_json(folder / "state.json", {"state": "finished", "error": None, "epoch": 25, **state})
     for (dataset, task), metrics in scores.items():
         record = {
             "model": "x",
@@ -124,11 +100,11 @@ def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None
             "metrics": metrics,
             "epoch": state.get("epoch", 25),
         }
-        record_file(folder / "evaluation", "x", dataset, task, "x").write_text(json.dumps(record))
+        write_json(record_file(folder / "evaluation", "x", dataset, task, "x"), record)
     return folder
 
 
-def imagenet(zero_shot: float, probe: float) -> dict:
+def imagenet(zero_shot: float, probe: float):
     """CLIP_benchmark's metrics, in its fractions."""
     return {
         ("imagenet1k", "zeroshot_classification"): {"acc1": zero_shot / 100, "acc5": 0.9},
@@ -137,15 +113,6 @@ def imagenet(zero_shot: float, probe: float) -> dict:
 
 
 # The page
-
-
-def test_the_page_holds_no_script_and_escapes_names(trained, tmp_path):
-    odd = shutil.copytree(trained[0], tmp_path / "a <script> & b")
-    assert report(odd, "--out", tmp_path / "out", "--title", "<i>x</i>") == 0
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert not re.search(r"<script|<link|<i>|https?://|@import|url\(", page)
-    assert page.count("a &lt;script&gt; &amp; b") >= 2
-    assert "default-src 'none'" in page
 
 
 def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missing(trained, whole):
@@ -171,7 +138,7 @@ def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missi
 def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(trained, whole):
     measured = {}
     for run in trained:
-        last = json.loads((run / "checkpoints" / "results.jsonl").read_text().splitlines()[-1])
+        last = json.loads((run / "checkpoints/results.jsonl").read_text().splitlines()[-1])
         measured[run.name] = 100 * last["image_to_text_R@1"]
     markdown = (whole / "report.md").read_text()
     for batch in BATCH_SIZES:
@@ -207,30 +174,12 @@ def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_l
     assert read_run(on_table).samples == 128
 
 
-def test_runs_on_other_data_are_not_seeds_of_each_other(tmp_path):
-    runs = [
-        recipe_run(tmp_path / f"{n}", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(50.0, 70.0))
-        for n in range(2)
-    ]
-    with pytest.raises(InputError, match=r"RUN: \S+/0 and \S+/1 have equal settings and seeds"):
-        find_comparisons([read_run(run) for run in runs])
-    record = json.loads((runs[1] / "run.json").read_text())
-    (runs[1] / "run.json").write_text(
-        json.dumps({**record, "plan": {**record["plan"], "data": "other/0.tar"}})
-    )
-    (found,) = find_comparisons([read_run(run) for run in runs])
-    assert [series.name for series in found.series] == [
-        "CLIP (data other/0.tar)",
-        "CLIP (data the recipe's)",
-    ]
-
-
 @pytest.fixture
 def rates(tmp_path):
     """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns the
     scores and differences."""
 
-    def rows(**runs) -> dict[str, float]:
+    def rows(**runs):
         read, folder = [], tmp_path / str(len(list(tmp_path.iterdir())))
         for name, (set_, score) in runs.items():
             recipe = f"datacomp1b/{name.partition('_')[0]}_vit-b-16_512m_bs1k"
@@ -313,7 +262,7 @@ def test_runs_on_other_long_captions_are_not_seeds_of_each_other(rates):
 
 def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do_not(tmp_path):
     run = recipe_run(tmp_path / "run", "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
-    (run / "demo-test.json").write_text(json.dumps({"measures": {"zero_shot": 41.5}}))
+    write_json(run / "demo-test.json", {"measures": {"zero_shot": 41.5}})
     scores = {"imagenet_zero_shot": 49.5, "imagenet_linear_probe": 70.0}
     assert read_run(run).scores == pytest.approx(scores | {"demo zero shot": 41.5})
     other = {
@@ -322,8 +271,8 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         "metrics": {"acc1": 0.9},
         "epoch": 26,
     }
-    (run / "evaluation/other.json").write_text(
-        json.dumps(other | {"source": "../../other/checkpoints/epoch_26.pt"})
+    write_json(
+        run / "evaluation/other.json", other | {"source": "../../other/checkpoints/epoch_26.pt"}
     )
     (run / "checkpoints").mkdir()
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
@@ -340,17 +289,16 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         )
 
 
-@pytest.mark.parametrize(
-    ("lines", "scores"),
-    [
+@cases(
+    "lines, scores",
+    {
         (
             '{"epoch": 1, "im{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top1": '
-            "0.5}\n",
-            [50],
-        ),
-        ('[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n', [50]),
-        ('{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top', []),
-    ],
+            "0.5}\n"
+        ): [50],
+        '[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n': [50],
+        '{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top': [],
+    },
 )
 def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_count(
     lines, scores, trained, tmp_path
@@ -372,27 +320,12 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
     options = (half / "params.txt").read_text()
     (half / "params.txt").write_text(options[: options.index("world_size: ") + len("world_size: ")])
     assert report(cut, *trained[1:], half, "--out", tmp_path / "out") == 0
-    rows = [(row["state"], row["note"]) for row in table(tmp_path / "out" / "runs.csv")]
+    rows = [(row["state"], row["note"]) for row in table(tmp_path / "out/runs.csv")]
     assert rows[0] == ("cut short", "the log ends at 32 samples of 128")
     assert rows[-1] == ("missing", "params.txt is incomplete: it lacks world_size")
-    markdown = (tmp_path / "out" / "report.md").read_text()
+    markdown = (tmp_path / "out/report.md").read_text()
     assert "| CLIP | 8 | 2 (seed 0, 1) |" in markdown
     assert "| CLIP | 16 | 1 (seed 1) |" in markdown  # the other one counts alone
-
-
-@pytest.mark.parametrize(
-    ("log", "state", "note"),
-    [
-        ("", "cut short", "out.log is missing or contains no step"),
-        ("nan", "finished", "the loss became non-finite"),
-    ],
-)
-def test_an_empty_log_and_a_non_finite_loss_are_noted(log, state, note, trained, tmp_path):
-    run = shutil.copytree(trained[-1], tmp_path / "run")
-    text = (run / "out.log").read_text()
-    (run / "out.log").write_text(log and re.sub(r"Class_loss: \S+", f"Class_loss: {log}", text))
-    found = read_run(run)
-    assert (found.state, found.note) == (state, note)
 
 
 def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_path):
@@ -496,6 +429,6 @@ def test_a_runs_name_is_text_in_every_file(tmp_path):
 
 def test_without_a_run_it_fails_in_one_line(tmp_path, refused):
     (tmp_path / "other").mkdir()
-    error = refused(tmp_path, "report", "nowhere", "other", "--out", "out")
+    error = refused(tmp_path, "report nowhere other --out out")
     assert error.startswith("error: RUN: no run found (")
     assert "the folder contains neither recipe.yaml nor params.txt" in error

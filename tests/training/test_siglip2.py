@@ -1,15 +1,15 @@
 """The recipe that fine-tunes SigLIP 2 trains a small model of the same kind, whose export opens
 in stock OpenCLIP."""
 
-import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from support import write_json
 from support.data import write_shards
 from support.models import LIST_OF_WORDS, random_weights, write_tokenizer
-from support.training_runs import call, run_superclip
+from support.training_runs import execute, run_superclip, shell_words
 
 from openclip_superclip.checkpoints.model_configurations import register_model
 from openclip_superclip.runs.progress import read_log
@@ -17,7 +17,7 @@ from openclip_superclip.runs.progress import read_log
 RECIPE = "finetune/supersiglip_vit-b-16-siglip2_512k_bs128"
 
 
-def write_small_siglip2(folder: Path) -> Path:
+def write_small_siglip2(folder: Path):
     """Writes ViT-B-16-SigLIP2's configuration with few layers and words, and returns its JSON
     file."""
     write_tokenizer(folder / "tokenizer")
@@ -30,8 +30,8 @@ def write_small_siglip2(folder: Path) -> Path:
         "layers": 1,
         "vocab_size": len(LIST_OF_WORDS),
     }
-    model_cfg["text_cfg"]["hf_tokenizer_name"] = str(folder / "tokenizer")
-    (folder / "small.json").write_text(json.dumps(model_cfg))
+    model_cfg["text_cfg"]["hf_tokenizer_name"] = f"{folder}/tokenizer"
+    write_json(folder / "small.json", model_cfg)
     return folder / "small.json"
 
 
@@ -53,27 +53,15 @@ def test_the_recipe_trains_both_losses_from_released_weights_and_exports(tmp_pat
         "superclip.head_warmup": 32,
         "flags.log-every-n-steps": 1,
     }
-    options = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
-    data = write_shards(tmp_path / "shards", 4)
-    arguments = [
-        "run",
-        RECIPE,
-        "--data",
-        data,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "run",
-        *options,
-    ]
-    assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0, (
-        tmp_path / "output"
-    ).read_text()
+    options = [f"--set {name}={value}" for name, value in changes.items()]
+    data, output = write_shards(tmp_path / "shards", 4), tmp_path / "output"
+    run = f"run {RECIPE} --data {data} --device cpu --out {tmp_path}/run"
+    assert run_superclip(shell_words(run, options), output, tmp_path) == 0, output.read_text()
     points = read_log(tmp_path / "run/out.log")
     assert len(points) == 8 and all(
         point["contrastive_loss"] > 0 and point["class_loss"] > 0 for point in points
     )
-    assert call("export", tmp_path / "run", "--out", tmp_path / "exported") == 0
+    execute(f"export {tmp_path}/run --out {tmp_path}/exported")
     exported = open_clip.create_model(f"local-dir:{tmp_path}/exported").state_dict()
     assert exported.keys() == weights.keys() and "logit_bias" in exported
     moved = [(tensor - weights[name]).abs().max() for name, tensor in exported.items()]

@@ -2,13 +2,12 @@
 the first batch."""
 
 import math
-from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from support import input_error, parametrize
 from support.models import (
     MODELS,
     copy_model,
@@ -17,18 +16,17 @@ from support.models import (
     write_model,
     write_weights,
 )
-from support.training_runs import completed, error_of, run_ranks, superclip_train
+from support.training_runs import error_of, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.starting_weights import start_of_towers
-from openclip_superclip.errors import InputError
 from openclip_superclip.method.finite_weights import is_finite_on_all_ranks
 
 BAD = "contains NaN or infinity (1 of "
 
 
-def with_one(value: float, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_one(value: float, weights: dict[str, torch.Tensor]):
     """Returns weights with one value replaced."""
     name = "visual.proj" if "visual.proj" in weights else next(iter(weights))
     changed = weights[name].clone()
@@ -39,33 +37,33 @@ def with_one(value: float, weights: dict[str, torch.Tensor]) -> dict[str, torch.
 # Weights with NaN or infinity
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@parametrize("suffix", [".pt", ".safetensors", ".npz"])
+@parametrize("value", [math.nan, -math.inf])
 def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
-    value, suffix, small_model, train_flags, refusal, tmp_path
+    value, suffix, small_model, short_run, refusal, tmp_path
 ):
     weights, file = with_one(value, random_weights(small_model)), tmp_path / f"weights{suffix}"
     if suffix == ".npz":
         np.savez(file, **{name: tensor.numpy() for name, tensor in weights.items()})
     else:
         (save_file if suffix == ".safetensors" else torch.save)(weights, file)
-    error = refusal(*train_flags, "--superclip", "--model", small_model, "--pretrained", file)
+    error = refusal(short_run, f"--superclip --model {small_model} --pretrained {file}")
     assert error.startswith(f"error: --pretrained: {file}: visual.proj {BAD}")
 
 
 def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(
-    small_model, train_flags, refusal, tmp_path
+    small_model, short_run, refusal, tmp_path
 ):
     copy_model(small_model, folder := tmp_path / "model")
     weights = superclip.create_model_and_transforms(small_model)[0].state_dict()
     bad = with_one(math.nan, weights)
     torch.save({"epoch": 1, "state_dict": bad}, tmp_path / "epoch_1.pt")
     resumed = refusal(
-        *train_flags, "--superclip", "--model", small_model, "--resume", tmp_path / "epoch_1.pt"
+        short_run, f"--superclip --model {small_model} --resume {tmp_path}/epoch_1.pt"
     )
     assert resumed.startswith(f"error: --resume: {tmp_path}/epoch_1.pt: visual.proj {BAD}")
     save_file(bad, folder / "open_clip_model.safetensors")
-    opened = refusal(*train_flags, "--superclip", "--model", f"local-dir:{folder}")
+    opened = refusal(short_run, f"--superclip --model local-dir:{folder}")
     assert opened.startswith(
         f"error: --model: {folder}/open_clip_model.safetensors: visual.proj {BAD}"
     )
@@ -75,14 +73,14 @@ def test_weights_that_no_check_has_read_are_refused_when_they_are_loaded(small_m
     model, *_ = superclip.create_model_and_transforms(small_model)
     state = model.state_dict()
     model.load_state_dict(state)
-    with pytest.raises(InputError, match=r"visual\.proj of the weights contains NaN or infinity"):
+    with input_error(r"visual\.proj of the weights contains NaN or infinity"):
         model.load_state_dict(with_one(math.nan, state))
 
 
 # The check at the end of an epoch
 
 
-@pytest.mark.parametrize("name", ["visual.proj", "visual.trunk.bn1.running_var"])
+@parametrize("name", ["visual.proj", "visual.trunk.bn1.running_var"])
 def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model, tmp_path):
     model_name = (
         tiny_model if name == "visual.proj" else write_model(tmp_path, **MODELS["timm-resnet"])
@@ -93,7 +91,7 @@ def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model
     assert not is_finite_on_all_ranks(model)
 
 
-def sharded_check() -> None:
+def sharded_check():
     """Prints whether a sharded model is finite, before and after one rank's shard of one weight
     is not."""
     dist.init_process_group("gloo")
@@ -117,61 +115,41 @@ def test_all_ranks_decide_together_if_only_one_has_the_shard_that_is_not_finite(
 
 def test_each_tower_has_a_start(tiny_model, tmp_path):
     timm = write_model(tmp_path / "timm", **MODELS["timm-vit"])
-    hugging_face = write_hf_text_model(tmp_path / "hf")
-    assert (
-        start_of_towers(tiny_model, None, pretrained_image=False)
-        == "random weights (image) and random weights (text)"
-    )
-    assert (
-        start_of_towers(timm, None, pretrained_image=True)
-        == "timm's test_vit (image) and random weights (text)"
-    )
-    tower = f"{tmp_path}/hf/tower"
-    assert (
-        start_of_towers(hugging_face, None, pretrained_image=False)
-        == f"random weights (image) and {tower} (text)"
-    )
-    assert start_of_towers("ViT-B-32", "openai", pretrained_image=False) == "openai"
-    assert start_of_towers(hugging_face, "weights.pt", pretrained_image=False) == "weights.pt"
+    hugging_face, tower = write_hf_text_model(tmp_path / "hf"), f"{tmp_path}/hf/tower"
+    starts = {  # model, --pretrained, --pretrained-image: the start
+        (tiny_model, None, False): "random weights (image) and random weights (text)",
+        (timm, None, True): "timm's test_vit (image) and random weights (text)",
+        (hugging_face, None, False): f"random weights (image) and {tower} (text)",
+        ("ViT-B-32", "openai", False): "openai",
+        (hugging_face, "weights.pt", False): "weights.pt",
+    }
+    assert {row: start_of_towers(*row[:2], pretrained_image=row[2]) for row in starts} == starts
     write_weights(timm)
-    assert (
-        start_of_towers(timm, None, pretrained_image=False) == f"{tmp_path}/timm/pytorch_model.bin"
-    )
-
-
-def test_a_training_logs_the_start_of_its_towers_once(train_flags, tmp_path):
-    hugging_face = write_hf_text_model(tmp_path / "hf")
-    (run,) = completed(
-        superclip_train, *train_flags, "--superclip", "--model", hugging_face, cwd=tmp_path
-    )
-    line = f"SuperCLIP: the towers start from random weights (image) and {tmp_path}/hf/tower (text)"
-    assert run.output.count("SuperCLIP: the towers start from") == run.output.count(line) == 1
-    plain, *_ = completed(superclip_train, *train_flags, "--name", "plain", cwd=tmp_path)
-    assert "the towers start from" not in plain.output
+    found = start_of_towers(timm, None, pretrained_image=False)
+    assert found == f"{tmp_path}/timm/pytorch_model.bin"
 
 
 def test_weights_of_timm_that_openclip_would_not_load_are_refused(
-    tiny_model, train_flags, refusal, tmp_path
+    tiny_model, short_run, refusal, tmp_path
 ):
     vision = {**MODELS["timm-vit"]["vision"], "timm_model_pretrained": True}
     model = write_model(tmp_path, vision=vision)
-    error = refusal(*train_flags, "--superclip", "--model", model)
+    error = refusal(short_run, f"--superclip --model {model}")
     assert error.startswith(
         f"error: --model: {model} contains timm_model_pretrained: true, which OpenCLIP ignores"
     )
     assert "add --pretrained-image" in error
-    error = refusal(*train_flags, "--superclip", "--pretrained-image")
+    error = refusal(short_run, "--superclip --pretrained-image")
     assert error.startswith("error: --pretrained-image has no effect: the image tower of ")
 
 
-@pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_towers_own_weights_that_cannot_be_loaded_are_one_error(tower, train_flags, tmp_path):
-    flags = [*train_flags, "--superclip", "--model"]
+@parametrize("tower", ["image", "text"])
+def test_a_towers_own_weights_that_cannot_be_loaded_are_one_error(tower, short_run, tmp_path):
     if tower == "image":  # without a network
-        flags += [write_model(tmp_path / "model", **MODELS["timm-vit"]), "--pretrained-image"]
+        flags = f"--pretrained-image --model {write_model(tmp_path / 'm', **MODELS['timm-vit'])}"
     else:
-        flags += [write_hf_text_model(tmp_path / "model")]
-        Path(tmp_path / "model/tower/model.safetensors").unlink()
-    error = error_of(superclip_train, *flags, cwd=tmp_path)
+        flags = f"--model {write_hf_text_model(tmp_path / 'm')}"
+        (tmp_path / "m/tower/model.safetensors").unlink()
+    error = error_of(superclip_train, short_run, "--superclip", flags, cwd=tmp_path)
     assert "error: a tower's own weights cannot be loaded (" in error
     assert not (tmp_path / "logs").exists()

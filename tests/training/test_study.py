@@ -1,24 +1,23 @@
 """`superclip study`: paired seeds, placebos, and resuming after a stop."""
 
 import contextlib
-import csv
 import io
-import json
 import logging
 import os
 import signal
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from ruamel.yaml import YAML
+from support import cases, parametrize, read_json, read_rows, write_json
 from support.data import write_shards
 from support.slurm_cluster import wait_until
 from support.tiny_run import weights, write_recipe
-from support.training_runs import fork, in_forks, processes_in
+from support.training_runs import call, execute, fork, in_forks, processes_in
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import RECORD
 from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.runs.lock import lock
@@ -27,10 +26,10 @@ from openclip_superclip.runs.run import Run
 from openclip_superclip.runs.slurm import Placement
 
 
-def arguments(folder, *more) -> list[str]:
-    which = [] if more and more[0].endswith(".yaml") else ["which.yaml"]
-    more = *more, "--val-data", write_shards(folder / "val", 2), "--set", "flags.val-num-samples=32"
-    return ["study", *which, "--out", "out", "--jobs", "2", *more]
+def study(folder, more: str = "", file: str = "which.yaml"):
+    """The exit code of a study in this process."""
+    data = f"--val-data {write_shards(folder / 'val', 2)} --set flags.val-num-samples=32"
+    return call(f"study {file} --out out --jobs 2 {data} {more}")
 
 
 @pytest.fixture
@@ -38,35 +37,34 @@ def study_here(monkeypatch, capsys):
     """Calls a study in this process, and returns what it prints, or the last line of its error."""
     level = logging.getLogger().level
 
-    def call(folder, *more, code: int = 0) -> str:
+    def study_here(folder, *more, code: int = 0):
         monkeypatch.chdir(folder)
-        assert main(arguments(folder, *more)) == code
+        assert study(folder, *more) == code
         printed = capsys.readouterr()
         return printed.err.strip().splitlines()[-1] if code else printed.out
 
-    yield call
+    yield study_here
     logging.getLogger().setLevel(level)
+
+
+def write_study(recipe: Path, arms: dict):
+    """Writes which.yaml beside a recipe."""
+    values = {"question": "which?", "primary": "image_to_text_R@1", "measures": "validation"}
+    study = {**values, "recipe": str(recipe), "seeds": 1, "arms": arms}
+    YAML().dump(study, recipe.with_name("which.yaml"))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """The folder of a study of CLIP, SuperCLIP and both placebos."""
     folder = tmp_path_factory.mktemp("study")
-    recipe = write_recipe(folder, passes=1, slices=1)
     arms = {
         "CLIP": {"method": "clip"},
         "SuperCLIP": {},
         "head detached": {"superclip.placebo": "detached-head"},
         "captions shuffled": {"superclip.placebo": "shuffled-captions"},
     }
-    values = {
-        "question": "which?",
-        "primary": "image_to_text_R@1",
-        "recipe": str(recipe),
-        "seeds": 1,
-        "measures": "validation",
-    }
-    YAML().dump({**values, "arms": arms}, folder / "which.yaml")
+    write_study(write_recipe(folder, passes=1, slices=1), arms)
     return folder
 
 
@@ -79,7 +77,7 @@ def studied(prepared):
         in_forks(),
     ):
         patch.chdir(prepared)
-        assert main(arguments(prepared)) == 0
+        assert study(prepared) == 0
     return prepared, printed.getvalue()
 
 
@@ -92,7 +90,7 @@ def test_it_prints_a_table_with_every_arm_and_writes_a_row_a_run(studied):
     arms = "| % | CLIP | SuperCLIP | head detached | captions shuffled |"
     pairs = " SuperCLIP − CLIP | head detached − CLIP | captions shuffled − CLIP |"
     assert f"{arms}{pairs}" in printed.splitlines()
-    rows = list(csv.DictReader((folder / "out/study.csv").read_text().splitlines()))
+    rows = read_rows(folder / "out/study.csv")
     assert len({row["checkpoint"] for row in rows}) == len(rows) == 4
     assert (
         "Best epoch on the validation data, the median over the runs: CLIP 1 of 1 (1 to 1), "
@@ -113,7 +111,7 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
     )
     assert all(detached[name].equal(tensor) for name, tensor in clip.items())
     assert not all(ours[name].equal(tensor) for name, tensor in clip.items())
-    differences = json.loads((folder / "out/study.json").read_text())["differences"]
+    differences = read_json(folder / "out/study.json")["differences"]
     assert all(
         value == 0
         for one in differences
@@ -126,8 +124,8 @@ def test_seeds_are_paired_so_exactly_that_a_detached_head_trains_clips_own_tower
 
 def test_a_report_reads_what_the_runs_of_a_study_leave(studied, tmp_path):
     folder, out = studied[0], tmp_path / "out"
-    assert main(["report", str(run(folder, "superclip")), "--out", str(out)]) == 0
-    (row,) = csv.DictReader((out / "runs.csv").read_text().splitlines())
+    execute(f"report {run(folder, 'superclip')} --out {out}")
+    (row,) = read_rows(out / "runs.csv")
     assert [
         row[name] for name in ("run", "state", "note", "method", "samples", "batch", "seed", "lr")
     ] == [
@@ -152,22 +150,19 @@ def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
     }
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--set", "lr=1e-4"], "lr is 0.001 there and 0.0001 here"),
-        (["--data", "val/{000000..000001}.tar"], "--data"),
-        (["--device", "cuda"], "--device cpu, not cuda"),
-        (
-            ["--set", "lr=1e-4", "--out", "another", "--runs", "out/runs"],
-            "lr is 0.001 there and 0.0001 here",
-        ),
-    ],
+@cases(
+    "more, message",
+    {
+        "--set lr=1e-4": "lr is 0.001 there and 0.0001 here",
+        "--data val/{000000..000001}.tar": "--data",
+        "--device cuda": "--device cpu, not cuda",
+        "--set lr=1e-4 --out another --runs out/runs": "lr is 0.001 there and 0.0001 here",
+    },
 )
 def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(
     studied, study_here, more, message
 ):
-    error = study_here(studied[0], *more, code=1)
+    error = study_here(studied[0], more, code=1)
     assert error.startswith("error: out/runs/")
     assert message in error
     assert error.endswith(f"give {'--runs' if '--runs' in more else '--out'} another folder")
@@ -176,7 +171,7 @@ def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(
 def test_a_folder_of_something_else_is_not_trained_over(studied, study_here):
     folder, _ = studied
     (folder / "own/clip_seed0/checkpoints").mkdir(parents=True)
-    assert "contains checkpoints of something else" in study_here(folder, "--runs", "own", code=1)
+    assert "contains checkpoints of something else" in study_here(folder, "--runs own", code=1)
     assert (folder / "own/clip_seed0/checkpoints").exists()
 
 
@@ -187,25 +182,25 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
     arms = {**values["arms"], "SuperCLIP, detached": detached}
     YAML().dump({**values, "question": "another?", "arms": arms}, folder / "other.yaml")
     there = sorted(folder.glob("out/runs/*"))
-    command = ["other.yaml", "--out", "other", "--runs", "out/runs"]
+    command = "--out other --runs out/runs", "other.yaml"
     study_here(folder, *command)
     assert sorted(folder.glob("out/runs/*")) == there
-    rows = list(csv.DictReader((folder / "other/study.csv").read_text().splitlines()))
+    rows = read_rows(folder / "other/study.csv")
     assert [row["arm"] for row in rows].count("SuperCLIP, detached") == 1
-    with lock(folder / "out" / "runs.lock", Placement()):
+    with lock(folder / "out/runs.lock", Placement()):
         error = study_here(folder, *command, code=1)
     assert "error: out/runs belongs to another run" in error
     assert "or give --runs another folder" in error
-    with lock(folder / "out" / "lock", Placement()):
+    with lock(folder / "out/lock", Placement()):
         assert "out belongs to another run" in study_here(folder, code=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
     prepared, number, tmp_path
 ):
-    more = ["--out", str(tmp_path / "out"), "--stall-minutes", "9"]
-    stopped = fork(lambda: main(arguments(prepared, *more)), tmp_path / "printed", prepared, {})
+    more = f"--out {tmp_path}/out --stall-minutes 9"
+    stopped = fork(lambda: study(prepared, more), tmp_path / "printed", prepared, {})
     wait_until(lambda: processes_in(tmp_path / "out"), 120, "the runs")
     runs = [Run.open(path.parent) for path in (tmp_path / "out/runs").glob(f"*/{RECORD}")]
     assert runs and {run.settings.stall_minutes for run in runs} == {9}
@@ -218,14 +213,14 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
     assert "Traceback" not in said
 
 
-def test_a_run_is_a_process_of_its_own_with_its_output_and_cpu_time(tmp_path):
+def test_a_run_has_its_own_process_output_and_cpu_time(tmp_path):
     code, seconds = run_superclip(["--version"], tmp_path / "output", True, lambda: False)
     assert code == 0 and seconds > 0
     assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
 
 
 def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_here):
-    error = study_here(studied[0], "--set", "model=local-dir:nowhere", "--out", "elsewhere", code=1)
+    error = study_here(studied[0], "--set model=local-dir:nowhere --out elsewhere", code=1)
     assert error.startswith("error: ")
     assert "_seed0 failed" in error
 
@@ -234,34 +229,25 @@ def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_h
 def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again(
     tmp_path, csv_data, study_here
 ):
-    recipe = write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes")
     arms = {"CLIP": {"method": "clip"}, "head detached": {"superclip.placebo": "detached-head"}}
-    values = {
-        "question": "which?",
-        "primary": "image_to_text_R@1",
-        "recipe": str(recipe),
-        "seeds": 1,
-    }
-    YAML().dump({**values, "measures": "validation", "arms": arms}, tmp_path / "which.yaml")
+    write_study(write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes"), arms)
     with in_forks():
         study_here(tmp_path)
-    clip, detached = (
-        tmp_path / "out/runs" / name
-        for name in ("clip_seed0", "superclip_placebo-detached-head_seed0")
+    clip = run(tmp_path, "clip")
+    before, detached = (
+        weights(clip, 2),
+        weights(run(tmp_path, "superclip_placebo-detached-head"), 2),
     )
-    assert all(
-        weights(detached, 2)[name].equal(tensor) for name, tensor in weights(clip, 2).items()
-    )
-    before = weights(clip, 2)
+    assert all(detached[name].equal(tensor) for name, tensor in before.items())
     # as if stopped after the first pass, whose order would come again
     (clip / "checkpoints/epoch_2.pt").unlink()
-    (clip / "state.json").write_text(json.dumps({"state": "preempted", "epoch": 1}))
+    write_json(clip / "state.json", {"state": "preempted", "epoch": 1})
     with in_forks():
         study_here(tmp_path)
     assert all(weights(clip, 2)[name].equal(tensor) for name, tensor in before.items())
 
 
-def test_what_a_study_has_trained_is_opened_for_its_measures(tmp_path, tiny_model):
+def test_the_models_of_a_study_are_opened_for_its_measures(tmp_path, tiny_model):
     siglip, *_ = superclip.create_model_and_transforms(tiny_model, init_logit_bias=-10.0)
     for trained in (siglip, open_clip.create_model(tiny_model, force_patch_dropout=0.5)):
         saved = trained.state_dict()

@@ -1,33 +1,29 @@
 """`superclip train`: how it starts, and what a run records."""
 
-import logging
 import multiprocessing
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from support import cases, parametrize
 from support.models import VOCAB_SIZE
 from support.plugins import install_plugin
-from support.slurm_cluster import may_unshare
 from support.training_runs import (
-    completed,
     error_of,
     fork,
     on_a_full_disk,
     run_ranks,
+    run_train,
     superclip_train,
     train_with,
 )
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.openclip.output_folder import make_folder, remove_unstarted_run
 from openclip_superclip.runs.process import free_port
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
@@ -89,17 +85,15 @@ REFUSED = {  # flags: what the error says
 }
 
 
-@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+@cases("flags, reason", REFUSED)
 def test_flags_that_cannot_work_are_refused_in_one_line(
-    flags, reason, train_flags, shards, refusal, tmp_path, monkeypatch
+    flags, reason, short_run, shards, refusal, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty/empty").mkdir(parents=True)
-    (
-        monkeypatch.setitem(sys.modules, "wandb", None),
-        monkeypatch.setitem(sys.modules, "bitsandbytes", None),
-    )
-    assert reason in refusal(*train_flags, *flags.format(shards=shards).split())
+    for package in ("wandb", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert reason in refusal(short_run, flags.format(shards=shards))
 
 
 LATE = {  # flags: what the error says
@@ -116,60 +110,42 @@ LATE = {  # flags: what the error says
 }
 
 
-@pytest.mark.parametrize(("flags", "reason"), LATE.items(), ids=LATE)
+@cases("flags, reason", LATE)
 def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(
-    flags, reason, train_flags, tmp_path
+    flags, reason, short_run, tmp_path
 ):
     (tmp_path / "file").touch()
-    assert reason in error_of(
-        superclip_train, *train_flags, "--superclip", *flags.split(), cwd=tmp_path
-    )
+    assert reason in error_of(superclip_train, short_run, "--superclip", flags, cwd=tmp_path)
     assert not (tmp_path / "logs/run").exists()
 
 
-def test_weights_that_are_not_finite_are_not_saved(train_flags, tmp_path):
-    error = error_of(superclip_train, *train_flags, "--superclip", "--lr", "inf", cwd=tmp_path)
-    assert (
-        "the weights are not finite after epoch 1, which is not saved: resume from an earlier "
-        "checkpoint" in error
-    )
+def test_weights_that_are_not_finite_are_not_saved_and_the_log_is_kept(short_run, tmp_path):
+    error = error_of(superclip_train, short_run, "--superclip --lr inf", cwd=tmp_path)
+    assert "the weights are not finite after epoch 1, which is not saved: resume from" in error
     assert not [*tmp_path.glob("logs/run/checkpoints/*")]
+    assert "Train Epoch" in (tmp_path / "logs/run/out.log").read_text()
 
 
 def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouched(
-    train_flags, tmp_path
+    short_run, tmp_path
 ):
-    argv = [*train_flags, "--superclip", "--aug-cfg", "unknown=1"]
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    flags = f"{short_run} --superclip --aug-cfg unknown=1"
+    (run,) = run_ranks(superclip_train, flags, cwd=tmp_path)
     assert "unexpected keyword argument 'unknown'" in run.output
     assert not (tmp_path / "logs/run").exists()
     (tmp_path / "logs/run/checkpoints").mkdir(parents=True)
-    (run,) = run_ranks(superclip_train, *argv, cwd=tmp_path)
+    (run,) = run_ranks(superclip_train, flags, cwd=tmp_path)
     assert run.returncode == 1
     assert (tmp_path / "logs/run/checkpoints").is_dir()
 
 
-@pytest.mark.parametrize("log", ["out.log", "out-0"])
-def test_a_run_that_ends_in_its_first_epoch_keeps_its_logs(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    for text, is_kept in (("Start epoch 0", False), ("Train Epoch: 0 [16/64", True)):
-        make_folder(Namespace(logs=str(tmp_path), name="run"))
-        handler = logging.FileHandler(tmp_path / "run" / log)
-        handler.stream.write(text)
-        handler.flush()
-        monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers, handler])
-        remove_unstarted_run()
-        assert (tmp_path / "run").exists() == is_kept
-
-
-def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp_path):
+def test_the_loser_of_two_equal_names_leaves_the_winners_folder(short_run, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
 
-    def train() -> int:
+    def train():
         barrier.wait()
-        return superclip_train(*train_flags, "--superclip")
+        return superclip_train(short_run, "--superclip")
 
     both = [fork(train, tmp_path / f"{name}.txt", tmp_path, {}) for name in ("one", "two")]
     for process in both:
@@ -185,28 +161,14 @@ def test_the_loser_of_two_equal_names_leaves_the_winners_folder(train_flags, tmp
     assert "Train Epoch" in (tmp_path / "logs/run/out.log").read_text()
 
 
-def test_a_folder_that_another_process_has_begun_to_fill_is_not_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(logging.root.manager, "disable", 0)  # which is put back
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    make_folder(Namespace(logs=str(tmp_path), name="run"))
-    (tmp_path / "run/out.log").write_text("Start epoch 0")  # no handler of this process's
-    remove_unstarted_run()
-    assert (tmp_path / "run/out.log").is_file()
-    (tmp_path / "mine").mkdir()
-    make_folder(Namespace(logs=str(tmp_path), name="mine"))
-    remove_unstarted_run()
-    assert (tmp_path / "mine").is_dir()
-
-
 def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_removed(
-    train_flags, tmp_path
+    short_run, tmp_path
 ):
-    argv = [*train_flags, "--superclip", "--resume", "latest", "--workers", "1"]
-    completed(superclip_train, *argv, cwd=tmp_path)
+    flags = f"{short_run} --superclip --resume latest --workers 1"
+    run_train(flags, cwd=tmp_path)
     size = (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size
-    error = error_of(
-        on_a_full_disk(superclip_train, size // 2), *argv, "--epochs", "2", cwd=tmp_path
-    )
+    limited = on_a_full_disk(superclip_train, size // 2)
+    error = error_of(limited, flags, "--epochs 2", cwd=tmp_path)
     assert error == (
         "error: --logs: logs/run cannot be written (the disk is full, or a limit is reached); "
         "epoch_2.pt was incomplete and is removed"
@@ -214,90 +176,39 @@ def test_a_full_disk_at_a_resume_is_one_line_and_the_incomplete_checkpoint_is_re
     assert [path.name for path in (tmp_path / "logs/run/checkpoints").iterdir()] == ["epoch_1.pt"]
 
 
-@pytest.mark.skipif(
-    not may_unshare(), reason="a full disk is mounted, which needs root (CAP_SYS_ADMIN)"
-)
-@pytest.mark.parametrize(
-    ("left", "reason"),
-    [
-        (0, "cannot write to logs/run: No space left on device"),
-        (
-            100_000,
-            "logs/run cannot be written (the disk is full, or a limit is reached); epoch_2.pt "
-            "was incomplete",
-        ),
-    ],
-)
-def test_a_resume_on_a_disk_without_space_ends_in_one_line(left, reason, train_flags, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "openclip_superclip",
-        "train",
-        *train_flags,
-        "--superclip",
-        "--resume",
-        "latest",
-    ]
-    fill = f"head -c $(($(df --output=avail -B1 . | tail -1) - {left})) /dev/zero > filler"
-    script = (
-        f"mount -t tmpfs -o size=64m tmpfs {tmp_path} && cd {tmp_path} && "
-        f"{shlex.join(command)} >&2 && {fill} && "
-        f"echo resumed >&2; {shlex.join([*command, '--epochs', '2'])}; echo $?; ls "
-        "logs/run/checkpoints"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.split()[-2:] == ["1", "epoch_1.pt"]
-    _, _, errors = done.stderr.partition("resumed\n")
-    assert "Traceback" not in errors and "Logging error" not in errors
-    (line,) = (line for line in errors.splitlines() if "error: " in line)
-    assert line.startswith(f"error: --logs: {reason}")
-
-
 GPU = torch.cuda.is_available()
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
-def test_cuda_without_a_gpu_is_refused_at_once_with_our_flags_only(train_flags, tmp_path):
-    argv = [*train_flags, "--device", "cuda", "--epochs", "1"]
-    error = error_of(
-        superclip_train, *argv, "--superclip", "--train-data", "nowhere.csv", cwd=tmp_path
-    )
+def test_cuda_without_a_gpu_is_refused_at_once_with_our_flags_only(short_run, tmp_path):
+    flags = f"{short_run} --device cuda"
+    error = error_of(superclip_train, flags, "--superclip --train-data nowhere.csv", cwd=tmp_path)
     assert error == "error: --device is cuda, and PyTorch finds no GPU here: expected --device cpu"
-    completed(superclip_train, *argv, cwd=tmp_path)  # OpenCLIP falls back to the CPU
+    run_train(flags, cwd=tmp_path)  # OpenCLIP falls back to the CPU
 
 
-@pytest.mark.parametrize("hook", ["open_clip_create_loss", "open_clip_check_options"])
-def test_a_plugin_that_raises_is_named_in_one_line(hook, train_flags, tmp_path):
+@parametrize("hook", ["open_clip_create_loss", "open_clip_check_options"])
+def test_a_plugin_that_raises_is_named_in_one_line(hook, short_run, tmp_path):
     source = (
         f"from open_clip.hooks import hookimpl\n\n@hookimpl\ndef {hook}(args):\n    "
         "return args['x']\n"
     )
     install_plugin(tmp_path / "plugins", "cracked", source)
-    error = error_of(train_with, tmp_path / "plugins", *train_flags, "--superclip", cwd=tmp_path)
+    error = error_of(train_with, tmp_path / "plugins", short_run, "--superclip", cwd=tmp_path)
     assert error == (
         f"error: open_clip plugin 'cracked' failed in {hook}: TypeError: 'Namespace' object is "
         f"not subscriptable ({tmp_path}/plugins/cracked_module.py:5)"
     )
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_training_with_one_line(signum, train_flags, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "openclip_superclip",
-        "train",
-        *train_flags,
-        "--superclip",
-        "--epochs",
-        "1000",
-    ]
-    command += ["--workers", "1", "--save-frequency", "0"]
+@parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_training_with_one_line(signum, short_run, tmp_path):
+    command = (
+        f"{sys.executable} -m openclip_superclip train {short_run} --superclip --epochs 1000 "
+        "--workers 1 --save-frequency 0"
+    )
     with subprocess.Popen(
-        command,
+        command.split(),
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -315,66 +226,51 @@ def test_a_signal_ends_the_training_with_one_line(signum, train_flags, tmp_path)
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
 
 
-def test_a_full_disk_is_reported_in_one_line(train_flags, tmp_path):
-    error = error_of(on_a_full_disk(superclip_train), *train_flags, cwd=tmp_path)
+def test_a_full_disk_is_reported_in_one_line(short_run, tmp_path):
+    error = error_of(on_a_full_disk(superclip_train), short_run, cwd=tmp_path)
     assert error == "error: the output cannot be written (the disk is full, or a limit is reached)"
     assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size <= 65536
 
 
-@pytest.mark.parametrize("config", [None, Config(weight=2.5, special_tokens=True)])
-def test_params_txt_and_the_log_describe_superclip_only_with_the_flag(
-    config, train_flags, tmp_path
-):
-    flags = (
-        ["--superclip", "--superclip-weight", "2.5", "--superclip-special-tokens"] if config else []
-    )
-    (run,) = completed(superclip_train, *train_flags, "--save-frequency", "0", *flags, cwd=tmp_path)
-    options = dict(
-        line.split(": ", 1) for line in (tmp_path / "logs/run/params.txt").read_text().splitlines()
-    )
-    ours = {"superclip": True, **options_of(config)} if config else {}
+def read_params(run: Path):
+    return dict(line.split(": ", 1) for line in (run / "params.txt").read_text().splitlines())
+
+
+def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_run, tmp_path):
+    flags = "--save-frequency 0 --superclip --superclip-weight 2.5 --superclip-special-tokens"
+    run = run_train(short_run, flags, cwd=tmp_path)
+    expected = {"superclip": True, **options_of(Config(weight=2.5, special_tokens=True))}
+    options = read_params(tmp_path / "logs/run")
     recorded = {name: value for name, value in options.items() if "superclip" in name}
-    assert recorded == {name: str(value) for name, value in ours.items()}
-    assert options["batch_size"] == "16"
+    assert recorded == {name: str(value) for name, value in expected.items()}
     log = (tmp_path / "logs/run/out.log").read_text()
-    lines = re.findall(r"SuperCLIP: (.*)", run.output.partition("Train Epoch")[0])
-    assert lines == re.findall(r"SuperCLIP: (.*)", log)
-    assert "  batch_size: 16" in log
-    assert (
-        ("  batch_size: 16" in run.output)
-        == ("ResidualAttentionBlock" in run.output)
-        == (config is None)
-    )
-    if config is None:
-        assert lines == []
-        return
-    model, towers, data, logs, head = lines
-    assert model == f"model {train_flags[1]} in amp on 1 rank(s)"
-    assert towers == "the towers start from random weights (image) and random weights (text)"
-    steps = run.output.count("Train Epoch")
-    assert data == f"data {train_flags[3]}, 1 epoch(s) in batches of 16 samples: {steps} steps"
-    assert logs == "log and checkpoints in logs/run"
+    assert "  batch_size: 16" in log and "  batch_size: 16" not in run.output
+    *lines, head = re.findall(r"SuperCLIP: (.*)", run.output.partition("Train Epoch")[0])
+    assert lines == [
+        f"model {tiny_model} in amp on 1 rank(s)",
+        "the towers start from random weights (image) and random weights (text)",
+        f"data {csv_data}, 1 epoch(s) in batches of 16 samples: 4 steps",
+        "log and checkpoints in logs/run",
+    ]
     of_head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
     for part in (f"vocabulary {VOCAB_SIZE:,}", of_head, "patch tokens", "width 64", "IDF online"):
         assert part in head
 
 
-def test_it_trains_under_torchrun(train_flags, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    torchrun = [*launcher, "--master-port", str(free_port())]
-    superclip = [
-        "-m",
-        "openclip_superclip",
-        "train",
-        "--",
-        *train_flags,
-        "--batch-size",
-        "16",
-        "--superclip",
-    ]
-    done = subprocess.run(
-        [*torchrun, *superclip], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+def test_without_the_flag_params_txt_and_the_output_are_openclips(short_run, tmp_path):
+    run = run_train(short_run, "--save-frequency 0", cwd=tmp_path)
+    assert "superclip" not in " ".join(read_params(tmp_path / "logs/run"))
+    assert "  batch_size: 16" in run.output and "ResidualAttentionBlock" in run.output
+    assert "SuperCLIP: " not in run.output
+
+
+def test_it_trains_under_torchrun(short_run, tmp_path):
+    torchrun = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2"
+    command = (
+        f"{torchrun} --master-port {free_port()} -m openclip_superclip train -- {short_run} "
+        "--batch-size 16 --superclip"
+    ).split()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "local 0), total 2." in done.stderr + done.stdout
     assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2

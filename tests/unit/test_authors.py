@@ -1,23 +1,21 @@
 """Losses, gradients, counts and imported checkpoints equal those of the authors' code
 (golden/README.md)."""
 
-import json
-
-import pytest
 import torch
 from open_clip import ClipLoss
 from safetensors.torch import load_file
-from support import GOLDEN
+from support import GOLDEN, cases, parametrize, read_json, write_json
 from support.models import AUTHORS, AUTHORS_CONFIG, altered_authors
 from support.three_steps import results_of
-from support.training_runs import call
+from support.training_runs import execute
+from torch.testing import assert_close
 
 import openclip_superclip as superclip
 from openclip_superclip import SuperCLIPLoss, TokenStatistics, class_loss, plain_class_loss
 from openclip_superclip.checkpoints.authors import from_authors
 from openclip_superclip.method.head_input import encode_image
 
-BOTH = pytest.mark.parametrize("function", [class_loss, plain_class_loss])
+BOTH = parametrize("function", [class_loss, plain_class_loss])
 
 
 def through_identity(function, logits, tokens, idf):
@@ -47,10 +45,8 @@ def assert_counts_equal(statistics, golden, global_batch):
     cap_fq, num_steps = golden["cap_fq"].squeeze(0), golden["num_samples"].squeeze()
     document_frequency = (cap_fq * global_batch).round()
     # a count, but for float32
-    torch.testing.assert_close(cap_fq * global_batch, document_frequency, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        statistics.document_frequency, document_frequency.long(), atol=0, rtol=0
-    )
+    assert_close(cap_fq * global_batch, document_frequency, atol=1e-5, rtol=0)
+    assert_close(statistics.document_frequency, document_frequency.long(), atol=0, rtol=0)
     assert statistics.num_captions == num_steps * global_batch
 
 
@@ -58,7 +54,7 @@ def assert_counts_equal(statistics, golden, global_batch):
 def test_losses_gradients_and_counts_of_one_process_equal_the_authors(function):
     golden = load_file(GOLDEN / "class_loss.safetensors")
     losses, gradients, statistics = replay(golden, function)
-    torch.testing.assert_close(gradients, golden["logits_grad"], atol=1e-7, rtol=0)
+    assert_close(gradients, golden["logits_grad"], atol=1e-7, rtol=0)
     assert_counts_equal(statistics, golden, global_batch=6)
     for step, class_losses in enumerate(losses):
         features = {name: golden[name][step] for name in ("image_features", "text_features")}
@@ -66,7 +62,7 @@ def test_losses_gradients_and_counts_of_one_process_equal_the_authors(function):
             **features, logit_scale=torch.tensor(10.0), class_losses=class_losses, output_dict=True
         )
         for name in ("contrastive_loss", "class_loss"):
-            torch.testing.assert_close(found[name], golden[name][step], atol=1e-6, rtol=0)
+            assert_close(found[name], golden[name][step], atol=1e-6, rtol=0)
 
 
 @BOTH
@@ -74,7 +70,7 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
     def compare(rank, world_size):
         golden = load_file(GOLDEN / f"class_loss_world2.rank{rank}.safetensors")
         losses, _, statistics = replay(golden, function)
-        torch.testing.assert_close(losses.mean(dim=1), golden["class_loss"], atol=1e-6, rtol=0)
+        assert_close(losses.mean(dim=1), golden["class_loss"], atol=1e-6, rtol=0)
         assert_counts_equal(statistics, golden, global_batch=8)
 
     assert results_of(compare, 2, tmp_path / "ranks") == [None] * 2
@@ -83,24 +79,12 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 # Imported checkpoints
 
 
-@pytest.mark.parametrize("custom_text", [False, True])  # OpenCLIP's two model classes
+@parametrize("custom_text", [False, True])  # OpenCLIP's two model classes
 @torch.no_grad()
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
-    config = json.loads(AUTHORS_CONFIG.read_text()) | {"custom_text": custom_text}
-    (tmp_path / "m.json").write_text(json.dumps(config))
-    assert (
-        call(
-            "import",
-            AUTHORS,
-            "--model",
-            tmp_path / "m.json",
-            "--out",
-            tmp_path / "out",
-            "--global-batch",
-            48,
-        )
-        == 0
-    )
+    config = read_json(AUTHORS_CONFIG) | {"custom_text": custom_text}
+    write_json(tmp_path / "m.json", config)
+    execute(f"import {AUTHORS} --model {tmp_path}/m.json --out {tmp_path}/out --global-batch 48")
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
@@ -110,7 +94,7 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
         "logit_scale": outputs["logit_scale"].view(1),
     }
     for name in ("image_features", "text_features", "logit_scale", "class_logits"):
-        torch.testing.assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
+        assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
     theirs = torch.load(AUTHORS, weights_only=True)["state_dict"]
     assert model.statistics.num_captions == theirs["module.num_samples"].item() * 48
     assert torch.equal(
@@ -124,10 +108,10 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
     losses = superclip.plain_class_loss(*logits_as_they_are, golden["text"], model.statistics.idf())
     for name, expected in {**golden, "class_losses": losses}.items():
         if name in ("image_features", "text_features", "class_losses"):
-            torch.testing.assert_close(trained[name], expected, atol=1e-5, rtol=0)
+            assert_close(trained[name], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("global_batch", [6, 16384, 10000])
+@parametrize("global_batch", [6, 16384, 10000])
 def test_float32_means_restore_every_count(global_batch):
     """Running means over batches, computed like the authors', with a different frequency for
     each token."""
@@ -143,28 +127,16 @@ def test_float32_means_restore_every_count(global_batch):
     assert ours["statistics.num_captions"] == 50 * global_batch
 
 
-@pytest.mark.parametrize(("given", "is_whole"), [(48, True), (40, False)])
-def test_a_global_batch_that_gives_no_whole_counts_is_reported(given, is_whole, tmp_path, capsys):
+@parametrize("given, is_whole", [(48, True), (40, False)])
+def test_a_global_batch_that_gives_fractional_counts_is_reported(given, is_whole, tmp_path, capsys):
     counts = torch.arange(300) % 47
     file = altered_authors(
         tmp_path, cap_fq=(counts.float() / 48).double()[None], num_samples=torch.ones(1, 1).double()
     )
-    assert (
-        call(
-            "import",
-            file,
-            "--model",
-            AUTHORS_CONFIG,
-            "--out",
-            tmp_path / "my out",
-            "--global-batch",
-            given,
-        )
-        == 0
-    )
-    printed = capsys.readouterr()
-    assert f"superclip export '{tmp_path}/my out' --out" in printed.out
-    warnings = [line for line in printed.err.splitlines() if "--global-batch" in line]
+    command = f"import {file} --model {AUTHORS_CONFIG} --global-batch {given} --out"
+    printed = execute(command, tmp_path / "my out")
+    assert f"superclip export '{tmp_path}/my out' --out" in printed
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "--global-batch" in line]
     assert [line.startswith("warning: --global-batch 40 does not give") for line in warnings] == [
         True
     ] * (not is_whole)
@@ -182,7 +154,7 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
 }
 
 
-@pytest.mark.parametrize(("reason", "given"), REFUSED.items(), ids=REFUSED)
+@cases("reason, given", REFUSED)
 def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
     reason, given, tmp_path, refused
 ):
@@ -191,6 +163,4 @@ def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
         if isinstance(given, str)
         else (altered_authors(tmp_path, **given), [])
     )
-    assert reason in refused(
-        tmp_path, "import", file, "--model", AUTHORS_CONFIG, "--out", "out", *flags
-    )
+    assert reason in refused(tmp_path, f"import {file} --model {AUTHORS_CONFIG} --out out", *flags)

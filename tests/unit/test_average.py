@@ -6,8 +6,9 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import cases, parametrize
 from support.models import add_to_cache, random_weights, write_model
-from support.training_runs import call, error_of, on_a_full_disk
+from support.training_runs import execute
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.weights import save_weights
@@ -55,16 +56,13 @@ def state(file):
     return {k.removeprefix("module."): v for k, v in content.get("state_dict", content).items()}
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@parametrize("suffix", [".pt", ".safetensors"])
 def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run(
     suffix, files, tmp_path
 ):
     out = tmp_path / f"mean{suffix}"
-    assert call("average", files / "1.pt", files / "2.pt", "--out", out) == 0
-    assert (
-        call("average", files / "1.pt", files / "3.pt", files / "2.pt", "--out", out, "--overwrite")
-        == 0
-    )
+    execute(f"average {files}/1.pt {files}/2.pt --out {out}")
+    execute(f"average {files}/1.pt {files}/3.pt {files}/2.pt --out {out} --overwrite")
     assert list(tmp_path.iterdir()) == [out]
     mean, parts = state(out), [state(files / f"{number}.pt") for number in (1, 2, 3)]
     assert mean.keys() == parts[0].keys()
@@ -78,8 +76,8 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
     assert mean["statistics.num_captions"] == 30
 
 
-@pytest.mark.parametrize(
-    ("argv", "weights", "counts"),
+@parametrize(
+    "argv, weights, counts",
     [
         ("average 2.pt 2.pt", "2.pt", "2.pt"),
         ("average 3.pt array.pt", "3.pt", "3.pt"),  # OpenCLIP ignores the position_ids of array.pt
@@ -93,7 +91,7 @@ def test_averages_of_equals_and_ends_of_interpolations_are_exact(
     argv, weights, counts, files, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(files)
-    assert call(*argv.split(), "--out", tmp_path / "out.pt") == 0
+    execute(f"{argv} --out {tmp_path}/out.pt")
     out, floats, others = (
         state(file) for file in (tmp_path / "out.pt", files / weights, files / counts)
     )
@@ -108,22 +106,11 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
     """MODEL:TAG names released weights, here from a cache like that of a download."""
     shutil.copy(files / "plain.safetensors", tmp_path / "open_clip_model.safetensors")
     add_to_cache(tmp_path / "cache", "someone/model", tmp_path / "open_clip_model.safetensors")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", f"{tmp_path}/cache")
     monkeypatch.setitem(
         open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}}
     )
-    assert (
-        call(
-            "interpolate",
-            "tiny:ours",
-            files / "2.pt",
-            "--alpha",
-            0.25,
-            "--out",
-            tmp_path / "out.pt",
-        )
-        == 0
-    )
+    execute(f"interpolate tiny:ours {files}/2.pt --alpha 0.25 --out {tmp_path}/out.pt")
     out, plain, tuned = (
         state(tmp_path / "out.pt"),
         state(files / "plain.safetensors"),
@@ -163,17 +150,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("argv", "reason"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(argv, reason, files, refused):
-    assert reason in refused(files, *argv.split())
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_full_disk_is_named_and_nothing_is_left(suffix, files, tmp_path):
-    argv = ["average", files / "1.pt", files / "2.pt", "--out", f"out/mean{suffix}"]
-    error = error_of(on_a_full_disk(call, 4096), *argv, cwd=tmp_path)
-    assert error == (
-        f"error: --out: out/mean{suffix} cannot be written (the disk is full, or a limit is "
-        "reached)"
-    )
-    assert not list((tmp_path / "out").iterdir())
+@cases("argv, reason", REFUSED)
+def test_impossible_averages_are_refused_in_one_line_and_nothing_is_written(
+    argv, reason, files, refused
+):
+    assert reason in refused(files, argv)

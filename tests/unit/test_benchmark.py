@@ -3,6 +3,7 @@ little memory."""
 
 import pytest
 import torch
+from support import parametrize
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
@@ -17,8 +18,8 @@ from openclip_superclip.lab.benchmark.time_and_memory import (
 )
 
 
-@pytest.mark.parametrize(
-    ("model", "vision", "text", "share", "layers", "width"),
+@parametrize(
+    "model, vision, text, share, layers, width",
     [
         ("ViT-L-16", 59.689, 6.547, 0.00077, 24, 1024),
         ("ViT-B-16", 16.87, 2.91, 0.0019, 12, 768),
@@ -64,8 +65,8 @@ def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
     make_step(roberta, 2, "cpu", "fp32", with_head=False)()
 
 
-@pytest.mark.parametrize(
-    ("flags", "error"),
+@parametrize(
+    "flags, error",
     {
         "--model coca_ViT-B-32": "--model: coca_ViT-B-32 is a CoCa model",
         # offline, and before the timing
@@ -76,8 +77,10 @@ def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
         "--vocab 1": "--vocab is 1; expected 2",
     }.items(),
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
-    assert error in refused(tmp_path, "benchmark", *flags.split(), "--device", "cpu", "--out", ".")
+def test_models_and_sizes_that_cannot_be_measured_are_refused_in_one_line(
+    flags, error, tmp_path, refused
+):
+    assert error in refused(tmp_path, f"benchmark {flags}", "--device", "cpu", "--out", ".")
 
 
 def allocate(num_bytes):

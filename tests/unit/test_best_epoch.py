@@ -8,21 +8,22 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from support import parametrize
 from support.models import random_weights
-from support.training_runs import call, run_superclip
+from support.training_runs import execute, run_superclip, shell_words
 
-from openclip_superclip.checkpoints.validation import BestEpoch, best_epoch
+from openclip_superclip.checkpoints.validation import best_epoch
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
 from openclip_superclip.runs.run import Run
 
 
-def write_results(run: Path, *rows: dict) -> Path:
+def write_results(run: Path, *rows: dict):
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return run
 
 
-def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0) -> dict:
+def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0):
     return {
         "epoch": epoch,
         "image_to_text_R@1": to_text,
@@ -31,8 +32,8 @@ def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0) ->
     }
 
 
-@pytest.mark.parametrize(
-    ("rows", "best"),
+@parametrize(
+    "rows, best",
     [
         ([retrieval(1, 0.1, 0.2), retrieval(2, 0.1, 0.5), retrieval(3, 0.3, 0.2)], (2, "R@1", 30)),
         (
@@ -52,14 +53,8 @@ def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, t
     assert (found and (found.epoch, found.measure, pytest.approx(found.score))) == best
 
 
-def test_a_line_that_was_cut_hides_no_other(tmp_path):
-    file = write_results(tmp_path, retrieval(1, 0.2, 0.2)) / "checkpoints/results.jsonl"
-    file.write_text(file.read_text() + '{"epoch": 2, "image_to')
-    assert best_epoch(tmp_path) == BestEpoch(1, "R@1", pytest.approx(20))
-
-
 @pytest.fixture
-def run(tmp_path, tiny_model) -> Path:
+def run(tmp_path, tiny_model):
     """A run of three epochs, the second of which is the best one."""
     run = write_results(
         tmp_path / "run", *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in (1, 2, 3))
@@ -72,12 +67,11 @@ def run(tmp_path, tiny_model) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("options", "epoch"), [([], 3), (["--best"], 2)], ids=["last", "best"])
-def test_export_of_a_run_takes_the_last_checkpoint_or_the_best_one(
-    run, options, epoch, tmp_path, capsys
-):
-    assert call("export", run, *options, "--out", tmp_path / "exported") == 0
-    assert f"as plain CLIP, epoch_{epoch}.pt of {run}" in capsys.readouterr().out
+@parametrize("options, epoch", [([], 3), (["--best"], 2)], ids=["last", "best"])
+def test_export_of_a_run_takes_the_last_checkpoint_or_the_best_one(run, options, epoch, tmp_path):
+    assert f"as plain CLIP, epoch_{epoch}.pt of {run}" in execute(
+        f"export {run}", *options, "--out", tmp_path / "exported"
+    )
     assert open_clip.create_model(f"local-dir:{tmp_path}/exported").logit_scale == epoch
 
 
@@ -85,7 +79,7 @@ def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(
     run, tmp_path, refused
 ):
     (run / "checkpoints/epoch_2.pt").unlink()
-    line = refused(tmp_path, "export", run, "--best", "--out", "exported")
+    line = refused(tmp_path, f"export {run} --best --out exported")
     assert (
         "--best: best epoch on the validation data: 2, with 10.0 % R@1, but its checkpoint was "
         "not saved" in line
@@ -93,12 +87,12 @@ def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(
     assert line.endswith(f"give one of {run}/checkpoints/epoch_1.pt, {run}/checkpoints/epoch_3.pt")
     (run / "checkpoints/results.jsonl").unlink()
     assert f"--best: {run} has no validation scores" in refused(
-        tmp_path, "export", run, "--best", "--out", "exported"
+        tmp_path, f"export {run} --best --out exported"
     )
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     assert "is a run without a complete checkpoints/epoch_N.pt" in refused(
-        tmp_path, "export", run, "--out", "exported"
+        tmp_path, f"export {run} --out exported"
     )
 
 
@@ -115,21 +109,14 @@ def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
     assert kept == [1, 2, *range(number - NUM_KEPT + 1, number + 1)]
 
 
-def test_a_run_with_validation_names_its_best_epoch_at_the_end(csv_data, tmp_path, forks):
-    changes = ["global_batch_size=16", "samples=2 passes", "warmup=1", f"flags.val-data={csv_data}"]
-    options = [part for change in changes for part in ("--set", change)]
+def test_a_run_with_validation_names_its_best_epoch_at_the_end(
+    csv_data, small_model, tmp_path, forks
+):
+    changes = ["global_batch_size=16", "samples=2 passes", "warmup=1", f"model={small_model}"]
+    changes.append(f"flags.val-data={csv_data}")
     recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    arguments = [
-        "run",
-        recipe,
-        "--data",
-        csv_data,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "run",
-        *options,
-    ]
+    run = f"run {recipe} --data {csv_data} --device cpu --out {tmp_path}/run"
+    arguments = shell_words(run, [f"--set '{change}'" for change in changes])
     assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0
     best = best_epoch(tmp_path / "run")
     line = f"superclip run: {best}; superclip export {tmp_path}/run --best exports it"

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from support import parametrize
+from support.training_runs import execute
 
 from openclip_superclip import __version__
-from openclip_superclip.__main__ import COMMANDS, main
+from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.flags import Config, DataConfig
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
@@ -19,7 +20,7 @@ SCRIPT = [str(Path(sys.executable).with_name("superclip"))]
 MODULE = [sys.executable, "-m", "openclip_superclip"]
 
 
-def call(*command: str) -> subprocess.CompletedProcess:
+def call(*command: str):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -44,9 +45,7 @@ def test_it_answers_without_importing_torch():
         f"for argv in {asked!r}:\n try: main(argv)\n except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
-    )
+    done = call(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == len(refused)
     assert done.stdout.count(f"openclip-superclip {__version__}\n") == 1
@@ -62,12 +61,16 @@ def test_it_answers_without_importing_torch():
 
 
 def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_to_install():
-    extras = ["matplotlib", "scipy", "clip_benchmark", "transformers"]
+    """Without the extra `eval` alone, everything that the extra `report` promises imports."""
     program = (
-        f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+        "import sys; sys.modules.update(dict.fromkeys(extras := ['matplotlib', 'scipy',"
+        " 'transformers', 'clip_benchmark']))\n"
         "from openclip_superclip.__main__ import COMMANDS, main\n"
         "for argv in [*([name, '--help'] for name in COMMANDS), ['demo']]:\n"
-        " try: main(argv)\n except SystemExit as exit: assert not exit.code"
+        " try: main(argv)\n except SystemExit as exit: assert not exit.code\n"
+        "for extra in extras[:3]: del sys.modules[extra]\n"
+        "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
+        "import openclip_superclip.lab.studies.figures, openclip_superclip.lab.reports.report_page"
     )
     done = call(sys.executable, "-c", program)
     assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr
@@ -77,8 +80,8 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
     )
 
 
-@pytest.mark.parametrize(
-    ("command", "error"),
+@parametrize(
+    "command, error",
     [
         (
             [*SCRIPT, "trian"],
@@ -90,8 +93,8 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
             "lists all",
         ),
         (
-            [*SCRIPT, "demo", "--seed", "3"],
-            "unrecognized arguments: --seed 3; did you mean --seeds? (superclip demo --help "
+            [*SCRIPT, "plan", "x", "--node", "3"],
+            "unrecognized arguments: --node 3; did you mean --nodes? (superclip plan --help "
             "lists every flag)",
         ),
         (
@@ -101,13 +104,13 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
     ],
     ids=["command", "no command", "abbreviated flag", "unlike any"],
 )
-def test_what_is_unknown_is_named_in_one_line_and_exits_with_2(command, error):
+def test_unknown_commands_and_flags_are_named_in_one_line_with_exit_code_2(command, error):
     done = call(*command)
     assert (done.returncode, done.stderr) == (2, f"error: {error}\n")
 
 
-@pytest.mark.parametrize("argv", ["--help", "recipes"])
-def test_a_reader_that_has_closed_the_output_is_no_error(argv):
+@parametrize("argv", ["--help", "recipes"])
+def test_a_closed_output_is_not_an_error(argv):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
         [*SCRIPT, argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
@@ -126,9 +129,8 @@ def test_a_full_disk_is_one_line():
     )
 
 
-def test_doctor_prints_ten_lines(capsys):
-    assert main(["doctor"]) == 0
-    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+def test_doctor_prints_ten_lines():
+    lines = dict(line.split(":", 1) for line in execute("doctor").splitlines())
     assert len(lines) == 10
     assert lines["openclip-superclip"].split()[0] == __version__
     assert "adapter v" in lines["OpenCLIP"] and "patched" in lines["OpenCLIP"]
@@ -142,17 +144,6 @@ def test_a_training_loads_nothing_of_the_lab():
         "except SystemExit: pass\n"
         "loaded = [name for name in sys.modules if name.startswith('openclip_superclip.lab')]\n"
         "assert 'openclip_superclip.openclip.hook_calls' in sys.modules and not loaded, loaded"
-    )
-    done = call(sys.executable, "-c", program)
-    assert done.returncode == 0, done.stderr
-
-
-def test_only_evaluate_needs_clip_benchmark():
-    """Everything that the extra `report` promises imports without the extra `eval`."""
-    program = (
-        "import sys; sys.modules['clip_benchmark'] = None\n"
-        "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.lab.studies.figures, openclip_superclip.lab.reports.report_page"
     )
     done = call(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

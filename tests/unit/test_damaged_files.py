@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import GOLDEN
+from support import GOLDEN, input_error, parametrize
 from support.models import write_model
+from support.training_runs import call, execute
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.weights import read_checkpoint
-from openclip_superclip.errors import InputError
 
 COMMANDS = [  # a file, and a command that reads it
     ("run.pt", "export run.pt --model model/open_clip_config.json --with-head --out out"),
@@ -46,16 +45,8 @@ def whole(tmp_path_factory):
         {"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "run.pt"
     )
     save_file(state, folder / "run.safetensors")
-    argv = [
-        "export",
-        folder / "run.pt",
-        "--model",
-        name,
-        "--with-head",
-        "--out",
-        folder / "exported",
-    ]
-    assert main([*map(str, argv)]) == 0
+    argv = f"export {folder}/run.pt --model {name} --with-head --out {folder}/exported"
+    execute(argv)
     shutil.copy(GOLDEN / "reference_tiny.pt", folder / "authors.pt")
     shutil.copy(GOLDEN / "reference_tiny.json", folder / "authors.json")
     return folder
@@ -70,15 +61,15 @@ DAMAGES = {  # what becomes of a file's content
 }
 
 
-def is_noticed(file: str, damage: str) -> bool:
+def is_noticed(file: str, damage: str):
     """Returns whether a damage can be found: values of safetensors have no checksum, and zeros
     are valid ones."""
     return not (file.endswith(".safetensors") and damage == "zeros")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize(("file", "command"), COMMANDS)
+@parametrize("damage", DAMAGES)
+@parametrize("file, command", COMMANDS)
 def test_a_damaged_file_is_one_error_and_leaves_no_part(
     file, command, damage, whole, tmp_path, monkeypatch, capsys
 ):
@@ -86,7 +77,7 @@ def test_a_damaged_file_is_one_error_and_leaves_no_part(
     monkeypatch.chdir(tmp_path)
     Path(file).write_bytes(DAMAGES[damage](Path(file).read_bytes()))
     out = Path(command.split()[-1])
-    code, said = main(command.split()), capsys.readouterr().err
+    code, said = call(command), capsys.readouterr().err
     written = [path for path in Path().iterdir() if path.name.startswith("out")]
     if is_noticed(file, damage):
         assert (code, written) == (1, [])
@@ -117,7 +108,7 @@ class RunsWhenOpened(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
+@parametrize(
     "command",
     [
         "export e.pt --model ViT-B-32 --out out",
@@ -134,25 +125,25 @@ def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(
     torch.jit.script(RunsWhenOpened()).save("e.pt")
     Path("e.png").touch()
     try:
-        code = main(command.split())
+        code = call(command)
     except SystemExit as error:
         print(error.code, file=sys.stderr)
         code = 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 1 and "e.pt is a TorchScript archive that runs code when it is opened" in line
-    with pytest.raises(InputError, match="runs code"):
+    with input_error("runs code"):
         superclip.create_model_and_transforms("ViT-Ti-16-96", "e.pt")
     assert not Path("written").exists()
     torch.jit.load("e.pt")
     assert Path("written").exists()
 
 
-@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+@parametrize("position", [0.2, 0.5, 0.8])
 def test_every_reader_of_a_checkpoint_finds_values_that_have_changed(position, whole, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "run.pt"
     content = bytearray(file.read_bytes())
     content[int(position * len(content))] ^= 1
     file.write_bytes(content)
-    with pytest.raises(InputError, match="its checksums are wrong"):
+    with input_error("its checksums are wrong"):
         read_checkpoint(file)

@@ -3,28 +3,23 @@
 import functools
 import hashlib
 import json
-from types import SimpleNamespace
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip_train.data import get_wds_dataset
-from support import models
+from support import parametrize
 from torch import nn
 
 from openclip_superclip.lab.demo import natural
-from openclip_superclip.lab.demo import scene_measures as measures_module
 from openclip_superclip.lab.demo import scenes as drawn
 from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
 from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
 from openclip_superclip.lab.demo.scene_measures import (
-    fraction_found,
     measure,
     measure_natural,
     measure_transfer,
     predicted_names,
-    representative,
 )
 from openclip_superclip.lab.demo.scenes import (
     DESIGNERS,
@@ -39,17 +34,6 @@ from openclip_superclip.lab.studies.study_file import MEASURES
 
 def contents(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """An untrained model, its preprocessing and its tokenizer."""
-    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "head_width": 64}
-    text = {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2}
-    name = models.write_model(tmp_path_factory.mktemp("model"), vision, text, embed_dim=64)
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms(name, load_weights=False)
-    return model.eval(), preprocess, open_clip.get_tokenizer(name)
 
 
 class Oracle(nn.Module):
@@ -72,8 +56,8 @@ class Oracle(nn.Module):
     encode_text = encode_image
 
 
-@pytest.mark.parametrize(
-    ("draw", "digest"),
+@parametrize(
+    "draw, digest",
     [
         (lambda: scenes(50, seed=3, designers=DESIGNERS), "938f87102b3586fb"),
         (lambda: scenes(50, seed=3, designers=SECOND_DESIGNERS), "12cc98f78697a429"),
@@ -119,26 +103,6 @@ def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_pat
         drawn.write_shards(tmp_path / "c", 30, 2, 20)
 
 
-def test_openclip_reads_the_shards_images_and_captions(tmp_path, tiny):
-    _, preprocess, tokenizer = tiny
-    pattern = drawn.write_shards(tmp_path, 30, seed=0, samples_per_shard=20, caption="short")
-    args = SimpleNamespace(val_data=pattern, val_num_samples=30, batch_size=8, workers=0)
-    batches = list(
-        get_wds_dataset(args, preprocess, is_train=False, tokenizer=tokenizer).dataloader
-    )
-    images, texts = (torch.cat(column) for column in zip(*batches, strict=True))
-    expected = list(scenes(30))
-    assert torch.equal(images, torch.stack([preprocess(scene.image) for scene in expected]))
-    assert torch.equal(texts, tokenizer([scene.captions["short"] for scene in expected]))
-
-
-@pytest.mark.parametrize(
-    ("scores", "fraction"), [([4, 3, 2, 1], 100.0), ([4, 2, 3, 1], 50.0), ([1, 2, 3, 4], 0.0)]
-)
-def test_the_fraction_found_counts_the_objects_among_the_best_names(scores, fraction):
-    assert fraction_found(torch.tensor([scores]), torch.tensor([[1.0, 1.0, 0.0, 0.0]])) == fraction
-
-
 def test_a_model_that_knows_the_objects_measures_100():
     known = [
         *scenes(50, split="tune", num_objects=(1,)),
@@ -164,25 +128,6 @@ def test_a_model_that_knows_the_objects_measures_100():
     assert predicted == [scene.objects[0] for scene in singles]
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "number", "chosen"),
-    [
-        ("RRRRRRRRRW", 10, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
-        (
-            "RRWRRRRRRR",
-            5,
-            [0, 1, 3, 4, 5],
-        ),  # 4.5 and 0.5: the remainders are equal, and R comes first
-        ("WWWRRRRRRR", 4, [0, 3, 4, 5]),
-        ("RW", 1, [0]),
-    ],
-)
-def test_a_representative_choice_has_each_outcomes_fraction_and_its_first_places(
-    outcomes, number, chosen
-):
-    assert representative([(outcome,) for outcome in outcomes], number) == chosen
-
-
 def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_chance():
     known = [
         *scenes(50, 7, "tune", num_objects=(1,)),
@@ -203,23 +148,6 @@ def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_c
         100
     )
     assert max(found["zero_shot"], found["tagging"], found["text_to_image_R@1"]) < 15
-
-
-def test_an_untrained_model_measures_chance_and_the_same_in_other_batches(tiny, monkeypatch):
-    first = measure(tiny, num_scenes=300, num_probe_scenes=100)
-    monkeypatch.setattr(measures_module, "BATCH_SIZE", 100)
-    assert first == pytest.approx(measure(tiny, num_scenes=300, num_probe_scenes=100), abs=1)
-    assert first["zero_shot"] < 4  # chance: 1
-    assert max(first["image_to_text_R@1"], first["text_to_image_R@1"]) < 2  # chance: 0.33
-    assert first["tagging"] < 6  # chance: 3
-
-
-def test_the_unseen_designers_drawings_are_in_no_training_scene_and_are_the_same_objects():
-    found = set(drawn.drawings("fluent")) & set(NAMES)
-    assert set(NAMES) - found == {"leafless tree"}
-    assert drawn.drawn_by(drawn.UNSEEN_DESIGNERS) == found
-    assert drawn.drawn_by(DESIGNERS) == set(NAMES)
-    assert not set(drawn.UNSEEN_DESIGNERS) & set(DESIGNERS)
 
 
 # The data set `natural`
@@ -261,7 +189,7 @@ VOCABULARIES = {
 }
 
 
-@pytest.mark.parametrize("kind", VOCABULARIES)
+@parametrize("kind", VOCABULARIES)
 def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens(
     kind, shown, tmp_path
 ):

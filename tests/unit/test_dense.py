@@ -1,7 +1,6 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against
 slow plain versions."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
+from support import input_error
 from support.evaluation import errors, evaluate, records
 from support.models import write_random_model
 from support.training_runs import run_superclip
 
-from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.scenes import (
     BACKGROUND_DEPTH,
     NAMES,
@@ -32,11 +31,11 @@ COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> list[str]:
+def model(tmp_path_factory):
     return write_random_model(tmp_path_factory.mktemp("model"))
 
 
-def write_cells(folder: Path) -> Path:
+def write_cells(folder: Path):
     """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has
     no class."""
     for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
@@ -62,7 +61,7 @@ def write_cells(folder: Path) -> Path:
             labels.save(folder / f"masks/annotations/{place}/{index}.png")
             depths = Image.fromarray(1000 * np.array(labels, np.uint16))
             depths.save(folder / f"depth/{split}/depths/{index}.png")
-    (folder / "masks" / "classes.txt").write_text("black\nred\ngreen\n")
+    (folder / "masks/classes.txt").write_text("black\nred\ngreen\n")
     return folder
 
 
@@ -92,7 +91,7 @@ def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
 
 
 def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
-    root = tmp_path / "VOCdevkit" / "VOC2012"
+    root = tmp_path / "VOCdevkit/VOC2012"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)
     for name in ("one", "two"):
@@ -100,8 +99,8 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
         mask = Image.fromarray(np.full((4, 6), 20 if name == "one" else 255, np.uint8)).convert("P")
         mask.putpixel((0, 0), 0)
         mask.save(root / "SegmentationClass" / f"{name}.png")
-    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("one\n")
-    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("two\n")
+    (root / "ImageSets/Segmentation/train.txt").write_text("one\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("two\n")
     assert dense_kind(tmp_path) == "segmentation"
     train, test = (DenseSet(tmp_path, split, np.asarray) for split in ("train", "test"))
     assert (len(train), train.num_classes) == (1, 21)
@@ -110,20 +109,9 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
-    flags = [
-        "--datasets",
-        "masks",
-        "depth",
-        "--suite",
-        "dense",
-        "--dense-epochs",
-        12,
-        "--dense-lr",
-        0.02,
-    ]
-    assert (
-        evaluate(*model, "--data", write_cells(tmp_path / "data"), "--out", tmp_path, *flags) == 0
-    )
+    data = write_cells(tmp_path / "data")
+    flags = "--datasets masks depth --suite dense --dense-epochs 12 --dense-lr 0.02"
+    assert evaluate(f"--data {data} --out {tmp_path} {flags}", *model) == 0
     printed = capsys.readouterr().out
     assert "| mIoU masks | " in printed
     assert "| RMSE depth, cm | " in printed
@@ -156,42 +144,28 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
 
     monkeypatch.setattr("openclip_superclip.lab.studies.measure_run.run_superclip", run)
     write_dense_scenes(tmp_path / "scenes", 3, 4)
-    weights = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    weights = tmp_path / "run/checkpoints/epoch_1.pt"
     weights.parent.mkdir(parents=True)
     shutil.copy(model[0], weights)
-    (tmp_path / "run" / "params.txt").write_text(f"model: {model[2]}\n")
-    other = {
-        "model": "run/epoch_1",
-        "dataset": "demo_masks",
-        "task": "segmentation",
-        "metrics": {"miou": -1},
-    }
-    # evaluated into this run's folder
-    other["source"] = "../../elsewhere/run/checkpoints/epoch_1.pt"
-    (tmp_path / "run/evaluation").mkdir()
-    (tmp_path / "run/evaluation/z.json").write_text(json.dumps(other))
+    (tmp_path / "run/params.txt").write_text(f"model: {model[2]}\n")
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
-    (tmp_path / "run/evaluation/z.json").unlink()
-    made = {
-        task: record for (_, _, task), record in records(tmp_path / "run" / "evaluation").items()
-    }
-    of_classes, of_depth = made["segmentation"], made["depth"]
+    made = {task: record for (_, _, task), record in records(tmp_path / "run/evaluation").items()}
     assert found == {
-        "mIoU": 100 * of_classes["metrics"]["miou"],
-        "depth_RMSE": 100 * of_depth["metrics"]["rmse"],
+        "mIoU": 100 * made["segmentation"]["metrics"]["miou"],
+        "depth_RMSE": 100 * made["depth"]["metrics"]["rmse"],
     }
-    assert of_classes["settings"]["epochs"] == DENSE_EPOCHS
-    shutil.rmtree(tmp_path / "scenes")
-    with pytest.raises(InputError, match="failed: error: --data: there is no folder"):
-        measure_dense(weights, tmp_path / "scenes", lambda: False)
+    assert made["segmentation"]["settings"]["epochs"] == DENSE_EPOCHS
+    with input_error("failed: error: --data: there is no folder"):
+        measure_dense(weights, tmp_path / "nowhere", lambda: False)
 
 
 def test_wrong_labels_are_named(model, tmp_path, capsys):
     write_cells(tmp_path / "data")
-    (tmp_path / "data" / "masks" / "classes.txt").write_text("black\nred\n")
+    (tmp_path / "data/masks/classes.txt").write_text("black\nred\n")
     (tmp_path / "data/depth/train/depths/3.png").unlink()
-    flags = ["--datasets", "masks", "depth", "--suite", "dense", "--dense-epochs", 1]
-    assert evaluate(*model, "--data", tmp_path / "data", "--out", tmp_path / "out", *flags) == 1
+    flags = "--datasets masks depth --suite dense --dense-epochs 1"
+    folders = f"--data {tmp_path}/data --out {tmp_path}/out"
+    assert evaluate(f"{folders} {flags}", *model) == 1
     found = "".join(errors(capsys))
     assert "contains the class 3; expected 2 classes" in found
     assert "depths/3.png; expected a label for every image" in found

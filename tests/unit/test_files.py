@@ -1,11 +1,9 @@
 """Files: JSON, and outputs that are written whole or not at all; texts of messages and tables."""
 
 import errno
-import warnings
 
 import pytest
-from fontTools.ttLib import TTFont
-from matplotlib import font_manager
+from support import input_error, parametrize
 
 from openclip_superclip.errors import InputError
 from openclip_superclip.files import read_json, whole_output
@@ -13,27 +11,23 @@ from openclip_superclip.rendering import (
     aligned_table,
     bytes_text,
     markdown_table,
-    png,
-    pyplot,
     significant,
 )
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", b"\xff"])
+@parametrize("content", [None, "", "{", "[1]", b"\xff"])
 def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert read_json(path, {"b": 2}) == {"b": 2}
-    with pytest.raises(
-        InputError, match=r"^--data: .*a\.json cannot be read \(.*\): remove it$"
-    ) as error:
+    with input_error(r"^--data: .*a\.json cannot be read \(.*\): remove it$") as error:
         read_json(path, flag="--data", advice="remove it")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("error", "is_input_error"),
+@parametrize(
+    "error, is_input_error",
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
@@ -72,34 +66,6 @@ def test_large_numbers_have_no_exponent():
     ]
     assert significant(1234.56, 4) == "1,235"
     assert [*map(bytes_text, (999, 999_600, 1_090_000))] == ["999 B", "1 MB", "1.09 MB"]
-
-
-def drawn(word: str) -> str:
-    """The title that a figure shows for a word."""
-    figure, axes = pyplot().subplots()
-    axes.set_title(word)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Glyph .* missing")
-        png(figure)
-    return axes.get_title()
-
-
-def test_characters_that_the_default_font_lacks_are_drawn_with_another_or_escaped(
-    tmp_path, monkeypatch
-):
-    cat, dog = "\ue732", "\ue72c"  # private characters, which no font of a machine has
-    assert drawn(f"a {cat}, {dog}") == "a \\ue732, \\ue72c"
-    font = TTFont(font_manager.findfont(font_manager.FontProperties()))
-    for cmap in font["cmap"].tables:
-        if cmap.isUnicode():
-            cmap.cmap[ord(cat)] = "A"
-    for name in font["name"].names:
-        if name.nameID in (1, 4, 16):
-            name.string = "Cats"
-    font.save(tmp_path / "cats.ttf")
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
-    font_manager.fontManager.addfont(tmp_path / "cats.ttf")
-    assert drawn(f"a {cat}, {dog}") == f"a {cat}, \\ue72c"
 
 
 def test_a_table_in_a_terminal_has_aligned_columns():

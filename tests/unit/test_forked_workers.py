@@ -6,9 +6,9 @@ import signal
 import time
 
 import pytest
+from support import input_error
 
 from openclip_superclip.data.tar_shards import work_on
-from openclip_superclip.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -50,5 +50,5 @@ def test_a_worker_that_is_killed_is_reported_with_the_remedy():
     def kill_itself(_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(InputError, match="--jobs: one of 2 worker processes was killed"):
+    with input_error("--jobs: one of 2 worker processes was killed"):
         list(work_on(kill_itself, ["a", "b", "c"], 2, "--jobs"))

@@ -4,7 +4,6 @@ files."""
 import csv
 import math
 import random
-import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -17,20 +16,18 @@ import torch
 import webdataset
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import WORDS
+from support import WORDS, cases, input_error, parametrize
 from support.data import IMAGE
-from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, VOCAB_SIZE, write_model, write_tokenizer
+from support.models import LIST_OF_WORDS, write_model, write_tokenizer
+from support.training_runs import execute, failure
 
-import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.data.frequencies import read_frequencies
-from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.method.idf import idf
 
 NUM_SHARDS, PER_SHARD = 4, 25
 
 
-def captions(shard: int, index: int) -> tuple[str, str]:
+def captions(shard: int, index: int):
     """A short caption and a long one; the first of each shard are empty."""
     rng = random.Random(1000 * shard + index)
     if index == 0:
@@ -39,12 +36,12 @@ def captions(shard: int, index: int) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Four shards of 25 samples with a short caption and a long one, and three things that are
     no samples."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(NUM_SHARDS):
-        with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
+        with webdataset.TarWriter(f"{folder}/{shard}.tar") as tar:
             for index in range(PER_SHARD):
                 short, long = captions(shard, index)
                 sample = {
@@ -69,11 +66,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pattern(folder) -> str:
+def pattern(folder):
     return f"{folder}/{{0..3}}.tar"
 
 
-def expected(kind: int) -> tuple[Counter, int]:
+def expected(kind: int):
     """Captions that hold each word, and captions with any."""
     texts = [
         captions(shard, index)[kind].split()
@@ -83,7 +80,7 @@ def expected(kind: int) -> tuple[Counter, int]:
     return Counter(word for text in texts for word in set(text)), sum(bool(text) for text in texts)
 
 
-def by_word(counts: torch.Tensor) -> Counter:
+def by_word(counts: torch.Tensor):
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     return Counter(
         {
@@ -93,105 +90,86 @@ def by_word(counts: torch.Tensor) -> Counter:
     )
 
 
-def call(*argv) -> None:
-    assert main(["frequencies", *map(str, argv)]) == 0
+def frequencies(flags: str):
+    return execute(f"frequencies {flags}")
 
 
-@pytest.mark.parametrize(
-    ("flags", "kind"),
-    [
-        ([], 0),
-        (["--captions", "long", "--long-caption", "long.txt"], 1),
-        (["--captions", "long", "--long-caption", "json:a.b", "--workers", "2"], 1),
-        (["--captions", "dual", "--long-caption", "long.txt"], 1),
-        (["--captions", "mixed:1", "--long-caption", "long.txt", "--workers", "2"], 0),
-        (["--text-key", "long.txt"], 1),
-    ],
+@cases(
+    "flags, kind",
+    {
+        "": 0,
+        "--captions long --long-caption long.txt": 1,
+        "--captions long --long-caption json:a.b --workers 2": 1,
+        "--captions dual --long-caption long.txt": 1,
+        "--captions mixed:1 --long-caption long.txt --workers 2": 0,
+        "--text-key long.txt": 1,
+    },
 )
-def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path, capsys):
+def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path):
     out = tmp_path / "df.safetensors"
-    call(pattern, "--tokenizer-of", "ViT-B-32", *flags, "--out", out)
-    frequencies = read_frequencies(out)
+    printed = frequencies(f"{pattern} --tokenizer-of ViT-B-32 {flags} --out {out}")
+    found = read_frequencies(out)
     words, num_captions = expected(kind)
-    assert by_word(frequencies.document_frequency) == words
-    assert frequencies.document_frequency.dtype == torch.int64
-    assert frequencies.num_captions == num_captions
-    assert frequencies.ignored_tokens == (0, 49406, 49407)
-    assert capsys.readouterr().out.startswith(
+    assert by_word(found.document_frequency) == words
+    assert found.document_frequency.dtype == torch.int64
+    assert found.num_captions == num_captions
+    assert found.ignored_tokens == (0, 49406, 49407)
+    assert printed.startswith(
         f"{out}: {num_captions:,} captions of 4 shards, SimpleTokenizer lower"
     )
 
 
 def test_missing_long_captions_are_counted_and_an_absent_key_is_refused(
-    pattern, tmp_path, monkeypatch, capsys
+    pattern, tmp_path, monkeypatch
 ):
     # after which training stops
     monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 1)
-    flags = ["--tokenizer-of", "ViT-B-32", "--captions", "long", "--workers", "2"]
-    call(pattern, *flags, "--long-caption", "long.txt", "--out", tmp_path / "df")
-    assert "4 samples have no long caption: the short one was counted" in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "frequencies",
-                pattern,
-                *flags,
-                "--long-caption",
-                "other.txt",
-                "--out",
-                str(tmp_path / "x"),
-            ]
-        )
-        == 1
-    )
-    error = capsys.readouterr().err.splitlines()[-1]
+    flags = f"{pattern} --tokenizer-of ViT-B-32 --captions long --workers 2 --long-caption"
+    printed = frequencies(f"{flags} long.txt --out {tmp_path}/df")
+    assert "4 samples have no long caption: the short one was counted" in printed
+    error = failure(f"frequencies {flags} other.txt --out {tmp_path}/x").splitlines()[-1]
     assert "error: --long-caption: no text at 'other.txt' in 100 samples" in error
     assert [path.name for path in tmp_path.iterdir()] == ["df"]
 
 
-def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path, capsys):
-    table = tmp_path / "pairs.csv"
+def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
+    table, out = tmp_path / "pairs.csv", tmp_path / "df"
     rows = [captions(shard, index) for shard in range(NUM_SHARDS) for index in range(PER_SHARD)]
     with open(table, "w", newline="") as file:
         writer = csv.writer(file, delimiter=";")
-        writer.writerow(["file", "words", "more"])
-        writer.writerows(
-            [f"{number}.png", short, long] for number, (short, long) in enumerate(rows)
-        )
+        writer.writerows([["file", "words", "more"], *(["0.png", *row] for row in rows)])
         writer.writerow(["last.png", "moon", ""])
-    flags = ["--tokenizer-of", "ViT-B-32", "--csv-separator", ";", "--csv-img-key", "file"]
-    flags += ["--csv-caption-key", "words"]
-    call(table, *flags, "--out", tmp_path / "df")
-    found = read_frequencies(tmp_path / "df")
+    command = (
+        f"frequencies {table} --tokenizer-of ViT-B-32 --csv-separator ';' --csv-img-key file "
+        f"--csv-caption-key words --out {out} --overwrite"
+    )
+    printed = execute(command)
+    found = read_frequencies(out)
     assert by_word(found.document_frequency) == expected(0)[0] + Counter(["moon"])
     assert found.num_captions == expected(0)[1] + 1
-    assert f"{found.num_captions:,} captions of {table}" in capsys.readouterr().out
-    long = ["--captions", "long", "--long-caption"]
-    call(table, *flags, *long, "more", "--out", tmp_path / "long")
-    assert by_word(read_frequencies(tmp_path / "long").document_frequency) == expected(1)[
-        0
-    ] + Counter(["moon"])
-    assert "5 samples have no long caption: the short one was counted" in capsys.readouterr().out
+    assert f"{found.num_captions:,} captions of {table}" in printed
+    printed = execute(f"{command} --captions long --long-caption more")
+    words = by_word(read_frequencies(out).document_frequency)
+    assert words == expected(1)[0] + Counter(["moon"])
+    assert "5 samples have no long caption: the short one was counted" in printed
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
+@parametrize(
+    "change, reason",
     [
         (lambda counts: counts + 10**6, "its counts are not integers from 0 to"),
         (lambda counts: counts.float(), "its counts are not integers from 0 to"),
         (lambda counts: None, "File does not contain tensor document_frequency"),
     ],
 )
-def test_a_file_of_counts_that_cannot_be_is_refused_in_one_line(change, reason, pattern, tmp_path):
-    call(pattern, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
+def test_a_file_of_impossible_counts_is_refused_in_one_line(change, reason, pattern, tmp_path):
+    frequencies(pattern, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
     with safe_open(tmp_path / "df", "pt") as file:
         about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     changed = change(tensors.pop("document_frequency"))
     tensors |= {} if changed is None else {"document_frequency": changed}
     save_file(tensors, tmp_path / "odd.safetensors", about)
-    with pytest.raises(
-        superclip.InputError, match=f"odd.safetensors is not a file of token frequencies .*{reason}"
-    ):
+    with input_error(f"odd.safetensors is not a file of token frequencies .*{reason}"):
         read_frequencies(tmp_path / "odd.safetensors")
 
 
@@ -203,69 +181,37 @@ def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
     assert idf(torch.tensor([0, 1, 9, 10]), 10).tolist() == pytest.approx(wanted)
 
 
-def test_a_file_fixes_the_weights_from_the_first_step(pattern, small_model, tmp_path):
-    call(pattern, "--tokenizer-of", small_model, "--out", tmp_path / "df")
-    clip, _, _ = superclip.create_model_and_transforms(small_model, idf=f"{tmp_path}/df")
-    tokens = open_clip.get_tokenizer(small_model)(["cat dog", "red"])
-    with torch.no_grad():
-        losses = clip(torch.ones(2, 3, 32, 32), tokens)["class_losses"]
-        _, _, patch_mean = encode_image(clip.visual, clip.patch_tokens, torch.ones(2, 3, 32, 32))
-    words, num_captions = expected(0)
-    weights = torch.zeros(VOCAB_SIZE)
-    for word in ("cat", "dog", "red"):
-        weights[open_clip.get_tokenizer(small_model).encode(word)[0]] = math.log(
-            num_captions / (1 + words[word])
-        )
-    assert losses.tolist() == pytest.approx(
-        clip.class_head(patch_mean, tokens, weights).tolist(), rel=1e-5
-    )
-    before = clip.fixed_idf()
-    assert clip.to(torch.bfloat16).fixed_idf().equal(before)  # no cast reaches the counts
-    # words and audit need the counts
-    assert clip.state_dict()["fixed_idf.num_captions"] == num_captions
-    assert before[SPECIAL_TOKENS].tolist() == [0, 0, 0]
-
-
 # Bad input
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ("{shards} --workers 0", "--workers"),
-        ("{shards} --csv-separator ;", "--csv-separator has no effect with"),
-        ("{shards} --out . --overwrite", "--out: . is a folder; expected the name of a file"),
-        (
-            "{shards} --out a.csv --overwrite",
-            "--out: a.csv was not written by this command; give another name",
+@cases(
+    "flags, named",
+    {
+        "{shards} --workers 0": "--workers",
+        "{shards} --csv-separator ;": "--csv-separator has no effect with",
+        "{shards} --out . --overwrite": "--out: . is a folder; expected the name of a file",
+        "{shards} --out a.csv --overwrite": (
+            "--out: a.csv was not written by this command; give another name"
         ),
-        (
-            "a.csv --out a.csv --overwrite",
-            "--out: a.csv is, contains or is in a.csv, which is an input",
+        "a.csv --out a.csv --overwrite": (
+            "--out: a.csv is, contains or is in a.csv, which is an input"
         ),
-        ("{shards} --captions long", "--captions long needs --long-caption"),
-        ("x/{{0..3}}.tar", "DATA: there is no file x/0.tar, nor any other of 4"),
-    ],
+        "{shards} --captions long": "--captions long needs --long-caption",
+        "x/{{0..3}}.tar": "DATA: there is no file x/0.tar, nor any other of 4",
+    },
 )
 def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
     (tmp_path / "a.csv").touch()
-    argv = [
-        "frequencies",
-        "--tokenizer-of",
-        "ViT-B-32",
-        "--out",
-        "df",
-        *flags.format(shards=pattern).split(),
-    ]
-    assert named in refused(tmp_path, *argv)
+    flags = f"--tokenizer-of ViT-B-32 --out df {flags.format(shards=pattern)}"
+    assert named in refused(tmp_path, f"frequencies {flags}")
 
 
 def test_a_shard_through_a_pipe_is_counted(folder, tmp_path):
-    call(f"pipe:cat {folder}/0.tar", "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "piped")
+    frequencies(f"'pipe:cat {folder}/0.tar' --tokenizer-of ViT-B-32 --out {tmp_path}/piped")
     assert read_frequencies(tmp_path / "piped").num_captions == PER_SHARD - 1
 
 
-def without_end_marker(file: Path) -> bytes:
+def without_end_marker(file: Path):
     """The content of a shard up to the end of its last member."""
     with tarfile.open(file) as tar:
         last = tar.getmembers()[-1]
@@ -284,45 +230,41 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize(("damaged", "reason", "num_more"), UNREADABLE.values(), ids=UNREADABLE)
+@cases("damaged, reason, num_more", UNREADABLE)
 def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(
-    damaged, reason, num_more, folder, tmp_path, capsys
+    damaged, reason, num_more, folder, tmp_path
 ):
     shutil.copy(folder / "0.tar", tmp_path / "0.tar")
     if damaged is not None:
         (tmp_path / "1.tar").write_bytes(damaged(folder / "1.tar"))
-    argv = ["frequencies", f"{tmp_path}/{{0..1}}.tar", "--tokenizer-of", "ViT-B-32"]
-    argv += ["--out", f"{tmp_path}/df"]
+    count = f"frequencies {tmp_path}/{{0..1}}.tar --tokenizer-of ViT-B-32 --out {tmp_path}/df"
     named = f"1 of 2 shards cannot be read to their end: {tmp_path}/1.tar ({reason}"
-    for allowed in ([], ["--unreadable-max", "0.4"]):
-        assert main([*argv, *allowed]) == 1
-        (error,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    for allowed in ("", "--unreadable-max 0.4"):
+        errors = failure(f"{count} {allowed}")
+        (error,) = [line for line in errors.splitlines() if "error: " in line]
         assert f"error: DATA: {named}" in error
         assert not (tmp_path / "df").exists()
-    assert main([*argv, "--unreadable-max", "0.5"]) == 0
-    printed = capsys.readouterr().out
+    printed = execute(f"{count} --unreadable-max 0.5")
     assert named in printed and "captions of 1 of 2 shards, " in printed
     num_captions = read_frequencies(tmp_path / "df").num_captions
     assert PER_SHARD - 1 <= num_captions <= PER_SHARD - 1 + num_more
 
 
 def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
-    def model(name: str, clean: str = "whitespace", known=WORDS) -> str:
+    def model(name: str, clean: str = "whitespace", known=WORDS):
         write_tokenizer(tmp_path / name, [*LIST_OF_WORDS[:4], *known])
         text = {"hf_tokenizer_name": str(tmp_path / name), "tokenizer_kwargs": {"clean": clean}}
         return write_model(tmp_path / name, text={"vocab_size": 64, "context_length": 8, **text})
 
-    call(pattern, "--tokenizer-of", model("here"), "--out", tmp_path / "df")
+    frequencies(f"{pattern} --tokenizer-of {model('here')} --out {tmp_path}/df")
     read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("there")), "df")
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
-        with pytest.raises(
-            superclip.InputError, match=r"df counts the tokens of HFTokenizer whitespace"
-        ):
+        with input_error(r"df counts the tokens of HFTokenizer whitespace"):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
 
 
-@pytest.mark.parametrize(
-    ("counted_with", "trained_with", "error"),
+@parametrize(
+    "counted_with, trained_with, error",
     [
         ("--captions long --long-caption long.txt", "long .LONG.txt", None),
         ("--captions long --long-caption long.txt", "dual long.txt", None),
@@ -367,52 +309,32 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     counted_with, trained_with, error, pattern, small_model, parse_args, refusal, tmp_path
 ):
     file = tmp_path / "df.safetensors"
-    call(pattern, "--tokenizer-of", small_model, *counted_with.split(), "--out", file)
-    argv = [
-        "--model",
-        small_model,
-        "--train-data",
-        pattern,
-        "--dataset-type",
-        "webdataset",
-        "--superclip",
-    ]
-    argv += [
-        "--train-num-samples",
-        "16",
-        "--batch-size",
-        "4",
-        "--workers",
-        "0",
-        "--superclip-idf",
-        str(file),
-    ]
+    frequencies(f"{pattern} --tokenizer-of {small_model} {counted_with} --out {file}")
+    train = (
+        f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "
+        f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {file}"
+    )
     flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
-    argv += [part for pair in zip(flags, trained_with.split(), strict=False) for part in pair]
+    for pair in zip(flags, trained_with.split(), strict=False):
+        train += " " + " ".join(pair)
     if error is None:
-        assert parse_args(argv).superclip_idf == str(file)
+        assert parse_args(train).superclip_idf == str(file)
         return
-    message = refusal(*argv)
+    message = refusal(train)
     assert message.startswith(f"error: --superclip-idf: {file} counts the captions '")
     assert error in message
-    again = shlex.split(message.partition("count these with superclip frequencies ")[2])
-    call(*again[:-1], file, "--overwrite")  # the command that the line names
-    assert parse_args(argv).superclip_idf == str(file)
+    again = message.partition("count these with superclip frequencies ")[2]
+    frequencies(f"{again.removesuffix('FILE')} {file} --overwrite")
+    assert parse_args(train).superclip_idf == str(file)
 
 
 def test_files_without_a_number_of_tokens_are_accepted_with_any(
     pattern, small_model, parse_args, tmp_path
 ):
-    call(pattern, "--tokenizer-of", small_model, "--context", "10", "--out", tmp_path / "new")
+    frequencies(f"{pattern} --tokenizer-of {small_model} --context 10 --out {tmp_path}/new")
     replace(read_frequencies(tmp_path / "new"), context=None).write(tmp_path / "old")
-    argv = [
-        "--model",
-        small_model,
-        "--train-data",
-        pattern,
-        "--dataset-type",
-        "webdataset",
-        "--superclip",
-    ]
-    argv += ["--train-num-samples", "16", "--batch-size", "4", "--workers", "0"]
-    assert parse_args([*argv, "--superclip-idf", f"{tmp_path}/old"]).superclip_captions == "short"
+    flags = (
+        f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "
+        f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {tmp_path}/old"
+    )
+    assert parse_args(flags).superclip_captions == "short"

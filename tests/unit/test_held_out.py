@@ -4,9 +4,9 @@ import os
 import random
 
 import pytest
+from support import cases, input_error, parametrize
 
 from openclip_superclip.data.held_out import held_out, image_digests
-from openclip_superclip.errors import InputError
 
 FLAG = "--val-fraction"
 
@@ -53,8 +53,8 @@ def test_the_order_of_the_pairs_does_not_matter_and_added_pairs_move_few():
     assert sum(now[pair] != sides[pair] for pair in pairs) < 20
 
 
-@pytest.mark.parametrize(
-    ("num_pairs", "fraction", "num_held_out"),
+@parametrize(
+    "num_pairs, fraction, num_held_out",
     [
         (10, 0.1, 1),
         (10, 0.001, 1),
@@ -76,28 +76,21 @@ def test_a_large_group_is_left_for_training_and_without_small_ones_the_smallest_
     assert sum(split(large + [(f"other {number}", "a dog") for number in range(40)], 0.1)) == 40
 
 
-@pytest.mark.parametrize(
-    "pairs",
-    [
-        [(f"image {number}", "a cat") for number in range(9)],
-        [("image", f"a cat, {number}") for number in range(9)],
-        [("image", "a cat"), ("other", "")],
-    ],
-    ids=["one caption", "one image", "one pair"],
-)
-def test_pairs_that_cannot_be_split_are_refused(pairs):
-    with pytest.raises(InputError, match=r"--val-fraction is 0.2: the pairs cannot be split"):
+UNSPLIT = {  # pairs: what the error says
+    "one caption": ([(f"image {number}", "a cat") for number in range(9)], "the pairs cannot be"),
+    "one image": ([("image", f"a cat, {number}") for number in range(9)], "the pairs cannot be"),
+    "one pair": ([("image", "a cat"), ("other", "")], "the pairs cannot be split"),
+    "no caption": ([("image", ""), ("other", "")], "there is no pair with a caption to split"),
+}
+
+
+@cases("pairs, reason", UNSPLIT)
+def test_pairs_that_cannot_be_split_are_refused(pairs, reason):
+    with input_error(f"--val-fraction is 0.2: {reason}"):
         split(pairs)
 
 
-def test_no_pair_with_a_caption_is_an_error_that_says_so():
-    with pytest.raises(
-        InputError, match=r"--val-fraction is 0\.2: there is no pair with a caption to split"
-    ):
-        split([("image", ""), ("other", "")])
-
-
-def test_equal_files_have_equal_digests_and_what_is_no_file_has_its_path(tmp_path):
+def test_equal_files_have_equal_digests_and_other_paths_are_their_own_digest(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe")

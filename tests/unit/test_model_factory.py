@@ -1,11 +1,9 @@
 """OpenCLIP's factory makes models with a head, from names and files; weights go in and out; the
 public names exist."""
 
-import json
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,16 +12,15 @@ import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from support.models import MODELS, SPECIAL_TOKENS, copy_model, write_model, write_vocabulary
+from support import input_error, parametrize, read_json, write_json
+from support.models import MODELS, copy_model, write_model, write_vocabulary
+from support.training_runs import execute
 
 import openclip_superclip as superclip
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
 from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS
 from openclip_superclip.checkpoints.run_outputs import options_to_keep
 from openclip_superclip.checkpoints.weights import Checkpoint
-from openclip_superclip.lab.benchmark import time_and_memory
-from openclip_superclip.openclip import factory
 from openclip_superclip.openclip.parsed_options import Training
 
 NAME = "superclip-tiny"
@@ -47,8 +44,8 @@ def batch(model=NAME):
     return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
-@pytest.mark.parametrize(
-    ("options", "model_class", "stock_class"),
+@parametrize(
+    "options, model_class, stock_class",
     [
         ({}, "SuperCLIP", CLIP),
         ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
@@ -82,7 +79,7 @@ def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_coun
     assert ours.statistics.num_captions == 0
 
 
-@pytest.mark.parametrize("kind", ["vit", "coca"])
+@parametrize("kind", ["vit", "coca"])
 def test_in_training_the_other_outputs_are_openclips_to_the_last_bit(kind, tmp_path):
     name = write_model(tmp_path, **MODELS[kind])
     ours, stock = (
@@ -117,41 +114,17 @@ def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
     assert not [name for name, tensor in state.items() if tensor.isnan().any()]
 
 
-def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args, monkeypatch, tmp_path):
-    released = []
-    monkeypatch.setattr(factory.weights, "released_file", lambda name, *_: released.append(name))
-    given = {
-        "model": "ViT-B/32",
-        "pretrained": "openai",
-        "distill_model": None,
-        "distill_pretrained": None,
-    }
-    factory.check_models(
-        Namespace(
-            **given,
-            cache_dir=None,
-            force_context_length=None,
-            lock_text=False,
-            pretrained_image=False,
-        )
-    )
-    assert released == ["ViT-B-32:openai"]
+def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args):
     assert read_architecture("ViT-B/32", "openai") == read_architecture("ViT-B-32", "openai")
-    monkeypatch.setattr(time_and_memory, "_measure", lambda _: {"measured": 1})
-    assert time_and_memory.measure_head_cost(
-        Namespace(model="ViT-B/32", device="cpu", out=tmp_path)
-    ) == {"measured": 1}
-    argv = ["--model", "ViT-Ti/16-96", "--train-data", str(csv_data)]
+    flags = f"--model ViT-Ti/16-96 --train-data {csv_data}"
     for only_options in (True, False):
-        args = parse_args([*argv, "--superclip"], only_options=only_options)
+        args = parse_args(flags, "--superclip", only_options=only_options)
         assert (args.model, Training(args).tokenizer.context_length) == ("ViT-Ti-16-96", 32)
-    assert parse_args(argv).model == "ViT-Ti/16-96"  # stock OpenCLIP's
+    assert parse_args(flags).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 
 
-@pytest.mark.parametrize("has_head", [False, True], ids=["CLIP", "SuperCLIP"])
-@pytest.mark.parametrize(
-    "is_checkpoint", [False, True], ids=["weights", "training on several ranks"]
-)
+@parametrize("has_head", [False, True], ids=["CLIP", "SuperCLIP"])
+@parametrize("is_checkpoint", [False, True], ids=["weights", "training on several ranks"])
 def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fresh(
     is_checkpoint, has_head, tmp_path
 ):
@@ -163,7 +136,7 @@ def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fre
     torch.manual_seed(2)
     expected = create().state_dict() | state
     torch.manual_seed(2)
-    model = create(str(tmp_path / "saved.pt"))
+    model = create(f"{tmp_path}/saved.pt")
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     assert model.class_head.weight.std() > 0
@@ -184,30 +157,19 @@ def test_every_public_name_can_be_imported_and_no_other():
         _ = superclip.no_such_name
 
 
-@pytest.mark.parametrize(
-    ("module", "packages"),
+@parametrize(
+    "module, packages",
     [
         ("openclip_superclip", "torch, open_clip, numpy"),
         ("openclip_superclip.runs.supervisor", "open_clip, torchvision"),
     ],
 )
-def test_the_package_loads_no_torch_and_what_watches_a_run_no_openclip(module, packages):
+def test_the_package_imports_no_torch_and_the_supervisor_no_openclip(module, packages):
     code = (
         f"import {module}, sys; print(sorted(set('{packages}'.split(', ')) & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
-
-
-def test_special_tokens_count_as_words_only_if_requested(tiny_model):
-    tokens = open_clip.get_tokenizer(tiny_model)(["cat", "red dog"])
-    # counted whether or not the loss uses the counts
-    for special_tokens, idf in ((False, "online"), (True, "off")):
-        model = create(special_tokens=special_tokens, idf=idf)
-        model.train()(torch.zeros(2, 3, 32, 32), tokens)
-        assert (
-            model.statistics.document_frequency[SPECIAL_TOKENS] == (2 if special_tokens else 0)
-        ).all()
 
 
 def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(tiny_model):
@@ -231,53 +193,39 @@ def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at
 @pytest.fixture
 def model_file(tmp_path):
     """A model configuration in another folder."""
-    file = tmp_path / "models" / "my_model.json"
+    file = tmp_path / "models/my_model.json"
     file.parent.mkdir()
     config = open_clip.get_model_config(NAME)
     config["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = str(write_vocabulary(file.parent))
-    file.write_text(json.dumps(config))
+    write_json(file, config)
     return file
 
 
 def test_a_small_vit_and_a_small_resnet_ship_and_are_known_by_their_names(csv_data, parse_args):
     shipped = [file.stem for file in CONFIGURATIONS.glob("*.json")]
     for name in shipped:
-        assert (
-            parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model
-            == name
-        )
+        assert parse_args(f"--superclip --model {name} --train-data {csv_data}").model == name
     assert {
         type(read_architecture(name).model_cfg["vision_cfg"]["layers"]) for name in shipped
     } == {int, list}
 
 
-def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, monkeypatch, capsys):
+def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, monkeypatch):
     monkeypatch.chdir(model_file.parent.parent)
     name = "models/my_model.json"
-    assert parse_args(["--superclip", "--model", name, "--train-data", str(csv_data)]).model == name
+    assert parse_args(f"--superclip --model {name} --train-data {csv_data}").model == name
     model, *_ = superclip.create_model_and_transforms(name)
     assert model.class_head
     models = [read_architecture(name)]
-    config = json.loads(model_file.read_text())
+    config = read_json(model_file)
     config["text_cfg"]["tokenizer_kwargs"] = {"clean": "whitespace"}  # keeps capital letters
-    model_file.write_text(json.dumps(config))
+    write_json(model_file, config)
     models.append(read_architecture(name))  # another file of this name
     assert [len(one.tokenizer().encode("AB")) for one in models] == [1, 2]
     assert open_clip.get_tokenizer(name).context_length == model.context_length
-    assert (
-        main(
-            [
-                "plan",
-                "demo/superclip_demo-model_8k_bs64",
-                "--device",
-                "cpu",
-                "--set",
-                f"model={name}",
-            ]
-        )
-        == 0
+    assert name in execute(
+        f"plan demo/superclip_demo-model_8k_bs64 --device cpu --set model={name}"
     )
-    assert name in capsys.readouterr().out
     run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
     monkeypatch.chdir("/")  # the run's model is found from any working directory
     assert (
@@ -293,7 +241,7 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(
     copy_model(tiny_model, there / "model")
     options = {"model": "local-dir:model", "logs": "logs", "name": "run"}
     (tmp_path / "copy").mkdir()
-    (tmp_path / "copy/run.json").write_text(json.dumps({"cwd": str(there)}))
+    write_json(tmp_path / "copy/run.json", {"cwd": str(there)})
     checkpoints = [
         run / "checkpoints/epoch_1.pt" for run in (there / "logs/run", tmp_path / "copy")
     ]
@@ -311,9 +259,7 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(
     monkeypatch.chdir(tmp_path)
     assert options_to_keep(Checkpoint(checkpoints[0], {})) == {"model": f"local-dir:{there}/model"}
     shutil.rmtree(there / "model")
-    with pytest.raises(
-        superclip.InputError, match=f"--model is missing: the model of .* is not at {there}/model"
-    ):
+    with input_error(f"--model is missing: the model of .* is not at {there}/model"):
         architecture_of(checkpoints[0], options)
 
 
@@ -321,22 +267,22 @@ def test_preprocessing_that_training_would_ignore_is_refused(
     model_file, csv_data, parse_args, refusal
 ):
     content = {
-        "model_cfg": json.loads(model_file.read_text()),
+        "model_cfg": read_json(model_file),
         "preprocess_cfg": {"mean": [0, 0, 0]},
     }
-    model_file.write_text(json.dumps(content))
-    argv = ["--superclip", "--model", str(model_file), "--train-data", str(csv_data)]
-    assert "contains a preprocess_cfg, " in refusal(*argv)
+    write_json(model_file, content)
+    flags = f"--superclip --model {model_file} --train-data {csv_data}"
+    assert "contains a preprocess_cfg, " in refusal(flags)
     content["preprocess_cfg"] = {
         "size": 32,
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "resize_mode": "shortest",
     }
-    model_file.write_text(json.dumps(content))  # the defaults, as in an export
-    assert parse_args(argv).superclip
+    write_json(model_file, content)  # the defaults, as in an export
+    assert parse_args(flags).superclip
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "preprocessing",
     [
         {"mean": "x"},
@@ -350,7 +296,7 @@ def test_preprocessing_that_training_would_ignore_is_refused(
 def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(
     preprocessing, model_file, tmp_path
 ):
-    content = {"model_cfg": json.loads(model_file.read_text()), "preprocess_cfg": preprocessing}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
-    with pytest.raises(superclip.InputError, match="has a preprocess_cfg that OpenCLIP cannot use"):
+    content = {"model_cfg": read_json(model_file), "preprocess_cfg": preprocessing}
+    write_json(tmp_path / "open_clip_config.json", content)
+    with input_error("has a preprocess_cfg that OpenCLIP cannot use"):
         read_architecture(f"local-dir:{tmp_path}")

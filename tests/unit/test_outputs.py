@@ -5,19 +5,17 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from support import input_error, parametrize
 from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.tables import Columns
-from openclip_superclip.errors import InputError
 from openclip_superclip.files import whole_output
 from openclip_superclip.lab.audit.audit import write_kept
 from openclip_superclip.lab.audit.reading import AuditedData
@@ -45,7 +43,7 @@ FOREIGN = {  # the command: the file of another program that it would replace
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """A table, an image, a model and its weights, and a recipe."""
     folder = tmp_path_factory.mktemp("outputs")
     model = write_model(folder / "model")
@@ -58,9 +56,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("command", "file"), FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN]
-)
+@parametrize("command, file", FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN])
 def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
     place = folder / file
     place.parent.mkdir(exist_ok=True)
@@ -70,30 +66,14 @@ def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, 
         place.write_text('{"mine": 1}\n')
     before = place.read_bytes()
     try:
-        error = refused(folder, *command.split())
+        error = refused(folder, command)
         assert "--out: " in error and "this command" in error
         assert place.read_bytes() == before
     finally:
         place.unlink()
 
 
-def test_a_file_of_counts_is_replaced_with_overwrite_only(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    argv = ["frequencies", "pairs.csv", "--tokenizer-of", "ViT-B-32", "--out", "df.safetensors"]
-    assert [main(argv), main(argv), main([*argv, "--overwrite"])] == [0, 1, 0]
-    assert (
-        "--out: df.safetensors exists; give another name, or --overwrite" in capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_average_without_options_is_replaced_with_overwrite(suffix, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    argv = ["average", "one.pt", "two.pt", "--out", f"mean{suffix}"]
-    assert [main(argv), main(argv), main([*argv, "--overwrite"])] == [0, 1, 0]
-
-
-def test_what_killed_calls_left_is_removed_and_what_running_calls_write_is_not(tmp_path):
+def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()
@@ -119,14 +99,12 @@ def test_what_killed_calls_left_is_removed_and_what_running_calls_write_is_not(t
 def test_a_folder_of_kept_shards_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/notes.txt").write_text("mine")
-    with pytest.raises(
-        InputError, match=r"--keep: .*kept contains notes\.txt, which it would delete"
-    ):
+    with input_error(r"--keep: .*kept contains notes\.txt, which it would delete"):
         write_kept(tmp_path, AuditedData("a.tar", ["a.tar"], None, None), [], [])
     assert (tmp_path / "kept/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640])
+@parametrize("mode", [0o600, 0o640])
 def test_copies_of_private_files_are_as_private(mode, tmp_path):
     setup, table = tmp_path / "setup", tmp_path / "pairs.csv"
     setup.write_text("export TOKEN=secret\n")

@@ -3,19 +3,18 @@ alone."""
 
 import copy
 
-import pytest
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP
 from open_clip.timm_model import TimmModel
+from support import cases, input_error, parametrize
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
+from torch.testing import assert_close
 
-from openclip_superclip import InputError
 from openclip_superclip.method.head_input import (
     Reading,
     encode_image,
-    head_input_map,
     head_width,
     make_readable,
     patch_map,
@@ -92,7 +91,7 @@ OTHER = {
     ),
 }
 
-EVERY_NATIVE = pytest.mark.parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
+EVERY_NATIVE = parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
 
 
 def tower(vision_cfg):
@@ -119,17 +118,15 @@ def same_dropout(function, *args):
 
 
 @EVERY_NATIVE
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
+@parametrize("training", [True, False], ids=["training", "evaluation"])
+@parametrize("head_input", ["patches", "pooled", "both"])
 def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
     vision_cfg, training, head_input
 ):
     visual = native_tower(vision_cfg).train(training)
     tokens = patch_tokens(visual)
     if head_input == "both" and vision_cfg.get("attentional_pool") is True:
-        with pytest.raises(
-            InputError, match="of width 32, to the mean patch token, of width 64, which differ"
-        ):
+        with input_error("of width 32, to the mean patch token, of width 64, which differ"):
             head_width(visual, tokens, head_input)
         return
     features, _, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
@@ -139,7 +136,7 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
     assert vector.shape == (3, head_width(visual, tokens, head_input))
     assert vector.dtype == torch.float32
     if head_input == "pooled":
-        torch.testing.assert_close(vector @ visual.proj, own.reshape(3, -1))
+        assert_close(vector @ visual.proj, own.reshape(3, -1))
     elif head_input == "both":
         parts = (
             same_dropout(encode_image, visual, tokens, images(visual), one)[2]
@@ -161,7 +158,7 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
     is_pooled_before_norm = vision_cfg.get("attentional_pool") is True
     patches = tokens[:, 1:] if is_pooled_before_norm else visual.ln_post(tokens[:, 1:])
     _, _, patch_mean = same_dropout(encode_image, visual, patch_tokens(visual), images(visual))
-    torch.testing.assert_close(patch_mean, patches.mean(dim=1))
+    assert_close(patch_mean, patches.mean(dim=1))
 
 
 READ = [
@@ -172,7 +169,7 @@ READ = [
 ]
 
 
-@pytest.mark.parametrize(("name", "head_input"), READ)
+@parametrize("name, head_input", READ)
 @torch.no_grad()
 def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(
     name, head_input
@@ -187,7 +184,7 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
         else f"of width {pooled}, to the mean patch token, of width {width}"
     )
     if (head_input != "patches" and pooled == NONE) or (head_input == "both" and pooled != width):
-        with pytest.raises(InputError, match=f"^--superclip-head-input {head_input}.*{error}"):
+        with input_error(f"^--superclip-head-input {head_input}.*{error}"):
             head_width(visual, tokens, head_input)
         return
     image = torch.randn(2, 3, size, size)
@@ -196,28 +193,15 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     assert vector.shape == (2, head_width(visual, tokens, head_input))
     assert vector.dtype == torch.float32
     if head_input == "patches":
-        torch.testing.assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
+        assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
     else:
         before_projection = (
             vector - encode_image(visual, tokens, image)[2] if head_input == "both" else vector
         )
-        torch.testing.assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
+        assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_the_patch_mean_of_a_resnet_and_a_convnext_is_that_of_the_last_feature_map():
-    for name, layer in (("ResNet", "layer4"), ("timm ConvNeXt", "trunk.norm_pre")):
-        visual, seen = tower(OTHER[name][0]).eval(), []
-        visual.get_submodule(layer).register_forward_hook(
-            lambda module, args, output, seen=seen: seen.append(output)
-        )
-        _, _, patch_mean = encode_image(visual, patch_tokens(visual), torch.randn(2, 3, 64, 64))
-        torch.testing.assert_close(patch_mean, seen[0].flatten(2).mean(dim=2))
-
-
-@pytest.mark.parametrize(
-    ("name", "pool"), [("test_vit", "token"), ("test_vit2", "avg"), ("test_vit3", "map")]
-)
+@cases("name, pool", {"test_vit": "token", "test_vit2": "avg", "test_vit3": "map"})
 @torch.no_grad()
 def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name, pool):
     visual = tower({"timm_model_name": name, "image_size": 160, "timm_pool": pool}).eval()
@@ -225,7 +209,7 @@ def test_the_patch_mean_of_a_timm_vit_leaves_class_and_register_tokens_out(name,
     image = torch.randn(2, 3, 160, 160)
     tokens = visual.trunk.forward_features(image)  # after the trunk's last norm
     _, _, patch_mean = encode_image(visual, patch_tokens(visual), image)
-    torch.testing.assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
+    assert_close(patch_mean, tokens[:, visual.trunk.num_prefix_tokens :].mean(dim=1))
 
 
 @torch.no_grad()
@@ -244,7 +228,7 @@ COCA = {
 }
 
 
-@pytest.mark.parametrize("vision_cfg", COCA.values(), ids=COCA.keys())
+@cases("vision_cfg", COCA)
 def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_cfg):
     vision_cfg = {**VIT, **POOLER, **vision_cfg, "output_tokens": True, "patch_dropout": 0.5}
     torch.manual_seed(0)
@@ -259,28 +243,13 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     assert torch.equal(pooled, own_pooled)
     # without dropout, as a map has none
     _, _, vector = encode_image(visual.eval(), reading.tokens, images(visual))
-    torch.testing.assert_close(
-        patch_map(visual, reading.tokens, images(visual)).mean(dim=(2, 3)), vector
-    )
+    assert_close(patch_map(visual, reading.tokens, images(visual)).mean(dim=(2, 3)), vector)
     visual.train().output_tokens = False
     _, _, expected = same_dropout(encode_image, visual, reading.tokens, images(visual))
     assert torch.equal(reading.vector, expected)
 
 
-@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
-@torch.no_grad()
-def test_the_mean_over_the_patches_of_what_the_head_reads_is_what_it_reads_of_the_image(head_input):
-    visual = native_tower(NATIVE["oblong"])
-    tokens = patch_tokens(visual)
-    found = head_input_map(visual, tokens, images(visual), head_input)
-    assert found.shape == ((3, 64, 1, 1) if head_input == "pooled" else (3, 64, 4, 6))
-    _, _, vector = encode_image(visual, tokens, images(visual), head_input)
-    torch.testing.assert_close(found.mean(dim=(2, 3)), vector)
-    if head_input == "patches":
-        assert torch.equal(found, patch_map(visual, tokens, images(visual)))
-
-
-@pytest.mark.parametrize("name", ["native", "ResNet", "timm ViT"])
+@parametrize("name", ["native", "ResNet", "timm ViT"])
 def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(name):
     vision_cfg, size = (VIT, 32) if name == "native" else OTHER[name][:2]
     visual = tower(vision_cfg).eval()
@@ -300,15 +269,15 @@ def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(na
 
 
 def test_a_tower_or_a_trunk_without_features_is_refused_by_name():
-    with pytest.raises(InputError, match="vision tower with patch features; Linear has none"):
+    with input_error("vision tower with patch features; Linear has none"):
         patch_tokens(nn.Linear(3, 4))
     visual = tower(OTHER["timm EfficientNet"][0])
     visual.trunk = nn.Sequential(visual.trunk)
-    with pytest.raises(InputError, match="vision tower with patch features; Sequential has none"):
+    with input_error("vision tower with patch features; Sequential has none"):
         patch_tokens(visual)
 
 
-def naflex_tower(pool: str) -> nn.Module:
+def naflex_tower(pool: str):
     """A tower that takes images of any shape, as OpenCLIP 4's --use-naflex makes it."""
     visual = TimmModel("test_vit", embed_dim=16, image_size=160)
     cfg = NaFlexVitCfg(
@@ -324,7 +293,7 @@ def naflex_tower(pool: str) -> nn.Module:
     return visual.eval()
 
 
-def patches_of(image: torch.Tensor, padding: int) -> dict[str, torch.Tensor]:
+def patches_of(image: torch.Tensor, padding: int):
     """What NaFlex's collator makes of images [B, 3, 32, 32]; the padding holds large numbers."""
     patches = (
         image.unflatten(3, (4, 8))
@@ -340,8 +309,8 @@ def patches_of(image: torch.Tensor, padding: int) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("head_input", ["patches", "pooled", "both"])
-@pytest.mark.parametrize("pool", ["avg", "token", "map"])
+@parametrize("head_input", ["patches", "pooled", "both"])
+@parametrize("pool", ["avg", "token", "map"])
 @torch.no_grad()
 def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head_reads(
     pool, head_input
@@ -353,17 +322,16 @@ def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head
     assert torch.equal(features, visual(padded))
     for same in (patches_of(image, padding=0), image):
         expected_features, _, expected_vector = encode_image(visual, tokens, same, head_input)
-        torch.testing.assert_close(features, expected_features)
-        torch.testing.assert_close(vector, expected_vector)
+        assert_close(features, expected_features)
+        assert_close(vector, expected_vector)
     assert vector.dtype == torch.float32
     if head_input == "patches":
-        torch.testing.assert_close(vector, patch_map(visual, tokens, image).mean(dim=(2, 3)))
+        assert_close(vector, patch_map(visual, tokens, image).mean(dim=(2, 3)))
 
 
 def test_a_vit_without_pooling_is_refused_for_its_pool_type():
     visual = native_tower({"pool_type": "none"})
-    with pytest.raises(
-        InputError,
-        match=r"has no pooled vector .*, as its pool_type is none: .* pool_type tok or avg$",
+    with input_error(
+        r"has no pooled vector .*, as its pool_type is none: .* pool_type tok or avg$"
     ):
         head_width(visual, patch_tokens(visual), "pooled")

@@ -1,18 +1,17 @@
 """`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that
 OpenCLIP runs."""
 
-import json
 import re
 import shlex
 import types
 
 import open_clip_train.data
 import pytest
+from support import cases, input_error, parametrize, write_json
 from support.models import write_hf_text_model
+from support.training_runs import execute
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.commands.plan import command_text
-from openclip_superclip.errors import InputError
 from openclip_superclip.runs.cost import estimate_cost
 from openclip_superclip.runs.plan import make_run, openclip_steps
 from openclip_superclip.runs.recipe import read_recipe
@@ -25,7 +24,7 @@ def plan(name=RELEASED, nodes=4, gpus=8, set_=None, **options):
     return make_run(read_recipe(name, set_), nodes, gpus, **options)
 
 
-def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand():
+def test_the_plan_of_the_released_run_on_four_nodes_matches_a_calculation_by_hand():
     ours = plan()
     assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
     assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
@@ -35,8 +34,8 @@ def test_the_released_run_on_four_nodes_of_eight_is_what_one_calculates_by_hand(
     assert ours.warnings == []
 
 
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "gpu_batch_max", "batch_size", "accum_freq"),
+@parametrize(
+    "nodes, gpus, gpu_batch_max, batch_size, accum_freq",
     [
         (1, 8, 2048, 2048, 1),
         (1, 8, 1000, 512, 4),
@@ -55,8 +54,8 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(
-    ("num_samples", "batch_size", "world_size", "workers", "accum_freq"),
+@parametrize(
+    "num_samples, batch_size, world_size, workers, accum_freq",
     [
         (1000, 10, 1, 1, 1),
         (1000, 10, 1, 0, 1),
@@ -95,8 +94,8 @@ def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
     assert warning == "warm-up takes 500 steps, but the run has 250: shorten it with --set warmup=N"
 
 
-@pytest.mark.parametrize(
-    ("set_", "num_slices", "slice_steps"),
+@parametrize(
+    "set_, num_slices, slice_steps",
     [
         ({"data_samples": "1228800000"}, 25, 1250),  # 512 M × 60 / 1,228.8 M = 25
         # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
@@ -112,8 +111,8 @@ def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_s
     assert bool(ours.warnings) == (ours.samples != ours.recipe.samples)
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"),
+@parametrize(
+    "name, kept",
     [
         (
             RELEASED,
@@ -122,9 +121,7 @@ def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_s
         ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
     ],
 )
-def test_the_disk_holds_the_newest_checkpoints_a_few_of_the_run_and_the_last_of_every_pass(
-    name, kept
-):
+def test_the_disk_estimate_counts_the_checkpoints_that_are_kept(name, kept):
     cost = estimate_cost(plan(name))
     assert cost["disk_bytes"] == kept * cost["checkpoint_bytes"]
 
@@ -168,14 +165,14 @@ def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_
     assert larger["parameters"] - ours["parameters"] == 3 * 14 * 14 * 768 + 77 * 512
     assert larger["flops"] > 3.9 * ours["flops"]
     model = write_hf_text_model(tmp_path)
-    (tmp_path / "tower" / "model.safetensors").unlink()
+    (tmp_path / "tower/model.safetensors").unlink()
     gmacs = estimate_cost(plan(set_={"model": model}))["forward_gmacs"]
     # BERT's linear layers
     assert gmacs["text"] == pytest.approx(20 * (2 * (4 * 48**2 + 2 * 48 * 96) + 48**2) / 1e9)
 
 
-@pytest.mark.parametrize(
-    ("name", "slow", "fast"),
+@parametrize(
+    "name, slow, fast",
     [
         ("datacomp1b/clip_vit-b-16_512m_bs16k", 310, 396),
         ("finetune/superclip_vit-l-14_51.2m_bs4k", 66, 79),
@@ -195,64 +192,30 @@ def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
     assert cost["hours"] == cost["hours_range"][1]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "launcher"),
-    [
-        (1, 1, ["superclip", "train"]),
-        (
-            1,
-            2,
-            [
-                "torchrun",
-                "--standalone",
-                "--nproc-per-node",
-                "2",
-                "-m",
-                "openclip_superclip",
-                "train",
-                "--",
-            ],
-        ),
-        (
-            4,
-            8,
-            [
-                "torchrun",
-                "--nnodes",
-                "4",
-                "--node-rank",
-                "$NODE",
-                "--master-addr",
-                "$HEAD",
-                "--master-port",
-                "29500",
-                "--nproc-per-node",
-                "8",
-                "-m",
-                "openclip_superclip",
-                "train",
-                "--",
-            ],
-        ),
-    ],
-)
+LAUNCHERS = {  # nodes, GPUs of each, and how the command begins
+    "one": (1, 1, "superclip train"),
+    "a node": (1, 2, "torchrun --standalone --nproc-per-node 2 -m openclip_superclip train --"),
+    "nodes": (
+        4,
+        8,
+        "torchrun --nnodes 4 --node-rank $NODE --master-addr $HEAD --master-port 29500 "
+        "--nproc-per-node 8 -m openclip_superclip train --",
+    ),
+}
+
+
+@cases("nodes, gpus, launcher", LAUNCHERS)
 def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     ours = plan(nodes=nodes, gpus=gpus, data="a folder/{0..9}.tar")
+    named = f"--logs runs --name {ours.recipe.name}".split()
     words = shlex.split(command_text(ours).replace("\\\n", ""))
-    assert words == [
-        *launcher,
-        *ours.openclip_arguments(),
-        "--logs",
-        "runs",
-        "--name",
-        ours.recipe.name,
-    ]
+    assert words == [*launcher.split(), *ours.openclip_arguments(), *named]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "flag", ["report-to=wandb", "use-bnb-linear=SwitchBackLinear", "pretrained=on-nodes.pt"]
 )
-def test_what_only_nodes_may_have_is_planned(flag):
+def test_files_and_packages_that_only_nodes_have_are_planned(flag):
     name, value = flag.split("=")
     assert value in plan(set_={f"flags.{name}": value}).openclip_arguments()
 
@@ -265,7 +228,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
         "checkpoint": {"seconds": 36},
     }
     summary["samples_per_second"] = {"low": 1e4, "median": 2e4, "high": 4e4}
-    file.write_text(json.dumps(summary))
+    write_json(file, summary)
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {
             "low": 1.024e9 / 4e4 / 3600 + 0.5,
@@ -273,101 +236,81 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
             "high": 1.024e9 / 1e4 / 3600 + 0.5,
         }
     )
-    with pytest.raises(InputError, match=r"measured with nodes 4, not 2: rehearse again"):
+    with input_error(r"measured with nodes 4, not 2: rehearse again"):
         read_rehearsal(str(file), plan(nodes=2, gpus=16))
     del summary["samples_per_second"]
-    file.write_text(json.dumps(summary))
-    with pytest.raises(InputError, match=r"is not a rehearsal\.json"):
+    write_json(file, summary)
+    with input_error(r"is not a rehearsal\.json"):
         read_rehearsal(str(file), longer)
 
 
-@pytest.mark.parametrize(
-    ("found", "device", "is_error", "said"),
+@parametrize(
+    "device, is_error, said, resumed",
     [
         (
-            (2, 0, 0.5, False, False),
             "cpu",
             True,
             "other losses in 2 of 8 steps, by up to 0.5, other weights",
+            {"different": 2, "largest": 0.5},
         ),
         (
-            (2, 0, 0.5, True, False),
             "cuda",
             False,
             "other losses in 2 of 8 steps, by up to 0.5; they differ",
+            {"different": 2, "largest": 0.5, "equal_weights": True},
         ),
         (
-            (0, 0, 0.0, True, True),
             "cpu",
             False,
             "after SIGUSR1, with equal losses in all 8 steps and equal weights",
+            {"equal_weights": True, "repeats": True},
         ),
-        ((3, 3, 0.0, False, False), "cpu", True, "3 of 8 steps are missing"),
+        ("cpu", True, "3 of 8 steps are missing", {"different": 3, "missing": 3}),
     ],
 )
 def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(
-    found, device, is_error, said
+    device, is_error, said, resumed
 ):
-    names = ("different", "missing", "largest", "equal_weights", "repeats")
-    summary = {"device": device, "resumed": {"steps": 8, **dict(zip(names, found, strict=True))}}
+    nothing = dict.fromkeys(("different", "missing", "largest", "equal_weights", "repeats"), 0)
+    summary = {"device": device, "resumed": {"steps": 8} | nothing | resumed}
     assert bool(other_training(summary)) == is_error
     assert (other_training(summary) or _resumed(summary)).startswith(said)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--nodes", "0"], "--nodes is 0"),
-        (
-            ["--nodes", "3", "--gpus-per-node", "8"],
-            "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global "
-            "batch of 16,384 does not divide among 24 GPUs; the nearest numbers that do are 16 "
-            "and 32",
-        ),
-        (
-            ["--nodes", "4096", "--gpus-per-node", "8"],
-            "among 32768 GPUs; the nearest numbers that do are 16384",
-        ),
-        (["--set", "flags.fsdp-checkpoint=sharded"], "only supports single-file checkpoints"),
-        (["--set", "flags.distill-model=ViT-B-16", "--gpu-batch-max", "1"], "cannot distil"),
-        (["--set", "schedule=const-cooldown"], "epochs-cooldown"),
-        (["--set", "flags.aug-cfg=scale=(0.4"], "OpenCLIP refuses them"),
-        (
-            ["--set", "flags.pretrained=laion9"],
-            "--pretrained is 'laion9', which is neither a file nor weights that",
-        ),
-        (
-            ["--set", "flags.report-to=tensorbord"],
-            "--report-to is tensorbord; expected wandb, tensorboard or",
-        ),
-        (["--set", "flags.log-every-n-steps=0"], "--log-every-n-steps is 0; expected 1 or more"),
-        (
-            ["--set", "flags.torchscript=true"],
-            "--torchscript cannot save a model with the class head",
-        ),
-        (["--set", "flags.batch=4"], "OpenCLIP refuses them: unrecognized arguments: --batch 4"),
-        (["--set", "epochs=3"], "there is no field 'epochs' to set"),
-        (["--set", "superclip={weight: 2}"], "expected --set superclip.KEY=VALUE"),
-        (["--set", "samples=12"], "expected at least one global batch, 16,384"),
-        (["--set", "model=ViT-B-17"], "OpenCLIP has no 'ViT-B-17'"),
-        (["--set", "model=local-dir:demo/model"], "superclip demo --data-only"),
-        (
-            ["--nodes", "128", "--gpus-per-node", "8"],
-            "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers",
-        ),
-        (
-            ["--set", "slices=1000000"],
-            "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices",
-        ),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(arguments, named, tmp_path, refused):
-    assert named in refused(tmp_path, "plan", RELEASED, *arguments)
+REFUSED = {  # arguments: what the error says
+    "--nodes 0": "--nodes is 0",
+    "--nodes 3 --gpus-per-node 8": (
+        "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global batch of 16,384 does "
+        "not divide among 24 GPUs; the nearest numbers that do are 16 and 32"
+    ),
+    "--nodes 4096 --gpus-per-node 8": "among 32768 GPUs; the nearest numbers that do are 16384",
+    "--set flags.fsdp-checkpoint=sharded": "only supports single-file checkpoints",
+    "--set flags.distill-model=ViT-B-16 --gpu-batch-max 1": "cannot distil",
+    "--set schedule=const-cooldown": "epochs-cooldown",
+    "--set flags.aug-cfg='scale=(0.4'": "OpenCLIP refuses them",
+    "--set flags.torchscript=true": "--torchscript cannot save a model with the class head",
+    "--set flags.batch=4": "OpenCLIP refuses them: unrecognized arguments: --batch 4",
+    "--set epochs=3": "there is no field 'epochs' to set",
+    "--set 'superclip={weight: 2}'": "expected --set superclip.KEY=VALUE",
+    "--set samples=12": "expected at least one global batch, 16,384",
+    "--set model=ViT-B-17": "OpenCLIP has no 'ViT-B-17'",
+    "--set model=local-dir:demo/model": "superclip demo --data-only",
+    "--nodes 128 --gpus-per-node 8": (
+        "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers"
+    ),
+    "--set slices=1000000": (
+        "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"
+    ),
+}
 
 
-def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops(capsys):
-    assert main(["plan", "laion2b/superclip_vit-l-16_12.8b_bs16k", "--gpu", "H100"]) == 0
-    text = capsys.readouterr().out
+@cases("arguments, reason", REFUSED)
+def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, refused):
+    assert reason in refused(tmp_path, f"plan {RELEASED} {arguments}")
+
+
+def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
+    text = execute("plan laion2b/superclip_vit-l-16_12.8b_bs16k --gpu H100")
     assert re.search(
         r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split())
     )

@@ -3,13 +3,14 @@ as formulas."""
 
 import csv
 import io
-import json
 import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from support import parametrize, write_json
+from support.training_runs import call
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError, one_line, printable
@@ -20,7 +21,7 @@ from openclip_superclip.rendering import csv_text, markdown_text
 EVIL = "\x1b[31m\x1b]0;title\x07\x9b2J\u202e\rx"
 
 
-def assert_is_one_error(text: str, *parts: str) -> None:
+def assert_is_one_error(text: str, *parts: str):
     """The text is one error line without control characters, which shows those of EVIL."""
     (line,) = text.splitlines()
     assert line.startswith("error: ")
@@ -28,7 +29,7 @@ def assert_is_one_error(text: str, *parts: str) -> None:
     assert all(part in line for part in (r"\x1b[31m", *parts)), line
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "command",
     [
         "export {} --out out",
@@ -52,9 +53,8 @@ def test_an_error_shows_the_control_characters_of_an_argument_as_escapes(
     command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([part.format(EVIL) for part in command.split()]) == (
-        2 if command.startswith("patch") else 1
-    )
+    code = main([part.format(EVIL) for part in command.split()])
+    assert code == (2 if command.startswith("patch") else 1)
     assert_is_one_error(capsys.readouterr().err)
 
 
@@ -66,42 +66,17 @@ def test_an_unknown_command_or_flag_is_shown_with_escapes(capsys):
     assert_is_one_error(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("flag", ["--model", "--train-data", "--pretrained"])
-def test_training_shows_the_name_of_a_model_or_file_with_escapes(flag, refusal, csv_data):
-    table = [
-        "--csv-img-key",
-        "filepath",
-        "--csv-caption-key",
-        "title",
-        "--batch-size",
-        "2",
-        "--workers",
-        "0",
-    ]
-    flags = [
-        "--superclip",
-        "--model",
-        "ViT-Ti-16-96",
-        "--train-data",
-        csv_data,
-        "--dataset-type",
-        "csv",
-        *table,
-    ]
-    assert_is_one_error(refusal(*flags, flag, f"{EVIL}.csv"))
-
-
 def test_the_names_of_tensors_and_fields_of_json_are_shown_with_escapes(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("a", EVIL):
         torch.save({f"visual.{name}": torch.zeros(1)}, f"{'other' if name == EVIL else 'first'}.pt")
-    assert main(["average", "first.pt", "other.pt", "--out", "out.pt"]) == 1
+    assert call("average first.pt other.pt --out out.pt") == 1
     assert_is_one_error(capsys.readouterr().err, "visual.a is missing")
     text = {"tokenizer_kwargs": {EVIL: EVIL}}
-    Path("x.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": text}))
-    assert main(["export", "first.pt", "--model", "x.json", "--out", "out"]) == 1
+    write_json(Path("x.json"), {"embed_dim": 8, "vision_cfg": {}, "text_cfg": text})
+    assert call("export first.pt --model x.json --out out") == 1
     assert_is_one_error(capsys.readouterr().err)
 
 
@@ -127,14 +102,14 @@ def test_an_error_of_several_lines_is_one_line_and_that_of_a_worker_has_no_trace
     assert one_line(InputError(worker)) == "row 3"
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-"])
+@parametrize("cell", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-"])
 def test_a_csv_file_has_no_cell_that_a_spreadsheet_computes(cell):
     (read,) = csv.reader(io.StringIO(csv_text([[cell, f"a{cell}"]]), newline=""))
     shown = cell.replace("\r", " ")
     assert read == [f"'{shown}", f"a{shown}"]
 
 
-@pytest.mark.parametrize("cell", ["-0.5", "+1.50", "-inf", "-1e-3", -2, -0.25, "−3", "a-b", ""])
+@parametrize("cell", ["-0.5", "+1.50", "-inf", "-1e-3", -2, -0.25, "−3", "a-b", ""])
 def test_numbers_and_other_texts_in_a_csv_file_are_unchanged(cell):
     assert csv_text([[cell, 1]]) == f"{cell},1\n"
 

@@ -4,7 +4,7 @@ of decisions."""
 import signal
 import socket
 
-import pytest
+from support import cases, parametrize
 
 from openclip_superclip.runs.process import exit_failure, failures
 from openclip_superclip.runs.recovery import (
@@ -27,7 +27,7 @@ from openclip_superclip.runs.recovery import (
 )
 
 
-def start(job: str | None = None, restarts: int = 0, before: int = 0, **values) -> dict:
+def start(job: str | None = None, restarts: int = 0, before: int = 0, **values):
     """An attempt of run.json that began after `before` slices."""
     return {"job": job, "restarts": restarts, "epoch_before": before, **values}
 
@@ -64,7 +64,7 @@ DECISIONS = [  # (kind of failure, attempts, saved slices, seconds left, decisio
 ]
 
 
-@pytest.mark.parametrize(("kind", "attempts", "progress", "left", "decision"), DECISIONS)
+@parametrize("kind, attempts, progress, left, decision", DECISIONS)
 def test_a_failure_decides_how_a_run_continues(kind, attempts, progress, left, decision):
     assert (
         decide(Failure("rank 1", "it failed", kind=kind, host="node2"), attempts, progress, left)
@@ -72,28 +72,29 @@ def test_a_failure_decides_how_a_run_continues(kind, attempts, progress, left, d
     )
 
 
-def test_starts_in_a_row_count_until_a_slice_is_trained():
-    attempts = [
-        start(again=True),
-        start(again=True),
-        start(),
-        start(again=True),
-        start("17"),
-        start("17", 1),
-    ]
-    counted = [starts_without_slice(attempts[: number + 1], 0) for number in range(len(attempts))]
-    assert counted == [1, 2, 3, 1, 2, 3]
-    # by hand, in the same allocation
-    assert starts_without_slice([*attempts, start("17", 1)], 0) == 1
+BY_HAND, OF_JOB, REQUEUED = start(), start("17"), start("17", 1)
+IN_A_ROW = {  # attempts: how many starts in a row trained no slice
+    "the first": ([AGAIN], 1),
+    "a restart": ([AGAIN, AGAIN], 2),
+    "two restarts": ([AGAIN, AGAIN, BY_HAND], 3),
+    "started by hand": ([AGAIN, AGAIN, BY_HAND, AGAIN], 1),
+    "requeued": ([AGAIN, OF_JOB, REQUEUED], 3),
+    "by hand in the same allocation": ([OF_JOB, REQUEUED, {**REQUEUED}], 1),
+}
+
+
+@cases("attempts, expected", IN_A_ROW)
+def test_starts_in_a_row_count_until_a_slice_is_trained(attempts, expected):
+    assert starts_without_slice(attempts, 0) == expected
     assert starts_without_slice(attempts, 1) == 0
 
 
-def failure(kind: str, rank: int, timestamp: float, host: str = "node1") -> Failure:
+def failure(kind: str, rank: int, timestamp: float, host: str = "node1"):
     return Failure(f"rank {rank}", kind, timestamp=timestamp, kind=kind, host=host)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "first"),
+@parametrize(
+    "ranks, first",
     [
         # A clock that is three minutes ahead does not turn the user's error into a closed
         # connection.
@@ -123,8 +124,8 @@ def test_failures_are_in_the_order_of_ranks(tmp_path):
     assert [one.who for one in failures(tmp_path)] == ["node_2", "rank_9", "rank_10"]
 
 
-@pytest.mark.parametrize(
-    ("exit_code", "message", "kind"),
+@parametrize(
+    "exit_code, message, kind",
     [
         (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", KILLED),
         (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", CONNECTION),
@@ -143,35 +144,29 @@ def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
     )
 
 
-@pytest.mark.parametrize(
-    ("message", "kind"),
-    [
-        (
-            "DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:268, unhandled system error",
-            HARDWARE,
-        ),
+@cases(
+    "message, kind",
+    {
+        "DistBackendError: NCCL error in: NCCL.cpp:268, unhandled system error": HARDWARE,
         (
             "DistBackendError: NCCL error in: NCCLUtils.cpp:1, ncclRemoteError: A call failed "
-            "possibly due to",
-            CONNECTION,
-        ),
-        ("AcceleratorError: CUDA error: uncorrectable ECC error encountered", HARDWARE),
-        ("RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.", HARDWARE),
+            "possibly due to"
+        ): CONNECTION,
+        "AcceleratorError: CUDA error: uncorrectable ECC error encountered": HARDWARE,
+        "RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error.": HARDWARE,
         (
             "RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer "
-            "[192.0.2.2]:4242",
-            CONNECTION,
-        ),
-        ("RuntimeError: Timed out waiting 1800000ms for recv operation to complete", CONNECTION),
+            "[192.0.2.2]:4242"
+        ): CONNECTION,
+        "RuntimeError: Timed out waiting 1800000ms for recv operation to complete": CONNECTION,
         (
             "DistNetworkError: The server socket has failed to listen on any local network "
-            "address. EADDRINUSE",
-            HARDWARE,
-        ),
-        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB", USER),
-        ("ZeroDivisionError: division by zero", USER),
-        ("FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'", USER),
-    ],
+            "address. EADDRINUSE"
+        ): HARDWARE,
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB": USER,
+        "ZeroDivisionError: division by zero": USER,
+        "FileNotFoundError: [Errno 2] No such file or directory: 'words.safetensors'": USER,
+    },
 )
 def test_a_failure_is_of_the_machines_or_the_users(message, kind):
     assert kind_of(message) == kind

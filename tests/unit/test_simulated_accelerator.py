@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 from open_clip_train.train import train_one_epoch
+from support import parametrize
 from support.models import MODELS, write_model, write_weights
 from support.simulated_device import DEVICE, add_device, move, simulation
 from support.training_runs import Run
@@ -34,31 +35,25 @@ BATCH = 4
 CONFIGURATIONS = {  # name: the model and flags
     "fp32": ("vit", "--precision fp32"),
     "amp": ("vit", "--precision amp"),
-    "amp_bf16": ("vit", "--precision amp_bf16"),
     "pure_bf16": ("vit", "--precision pure_bf16"),
     "accumulation": ("vit", "--accum-freq 2"),
     "warm-up": ("vit", "--superclip-head-warmup 6"),
     "two captions": ("vit", "--superclip-captions dual --superclip-long-caption long.txt"),
     "the word course": ("vit", "--superclip-word-course on"),
     "IDF of a file": ("vit", "--superclip-idf {frequencies}"),
-    "IDF off": ("vit", "--superclip-idf off"),
-    "pooled input": ("vit", "--superclip-head-input pooled"),
     "both inputs": ("vit", "--superclip-head-input both"),
     "checkpointing": ("vit", "--grad-checkpointing"),
     "patch dropout": ("vit", "--force-patch-dropout 0.5"),
     "channels_last": ("resnet", ""),
     "SigLIP": ("vit", "--siglip"),
-    "CoCa": ("coca", ""),
     "CoCa, accumulation in amp_bf16": ("coca", "--accum-freq 2 --precision amp_bf16"),
-    "timm": ("timm-vit", ""),
     "timm, pooled input in amp": ("timm-vit", "--superclip-head-input pooled --precision amp"),
     "distillation": ("vit", "--distill-model {teacher} --distill-pretrained {teacher}"),
-    "a placebo": ("vit", "--superclip-placebo shuffled-captions"),
 }
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, str]:
+def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     models = {
         name: write_model(root / name, **MODELS[name])
@@ -75,7 +70,7 @@ def models(tmp_path_factory) -> dict[str, str]:
         special_token_ids(tokenizer),
     )
     Frequencies(*counts).write(root / "frequencies.safetensors")
-    return models | {"frequencies": str(root / "frequencies.safetensors")}
+    return models | {"frequencies": f"{root}/frequencies.safetensors"}
 
 
 class Batches:
@@ -109,7 +104,7 @@ class Scaler:
         pass
 
 
-def train_twice(name: str, flags: str, change=lambda: None) -> int:
+def train_twice(name: str, flags: str, change=lambda: None):
     """Trains on the CPU, so that what is done once is done, and then two steps on the device."""
     add_device()
     data = (
@@ -185,7 +180,7 @@ def create_models(args):
     return model, teacher
 
 
-def run_of(models, model: str, flags: str, mistake: str | None = None) -> Run:
+def run_of(models, model: str, flags: str, mistake: str | None = None):
     """The run of a process that trains twice, with one of MISTAKES."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -200,7 +195,7 @@ def run_of(models, model: str, flags: str, mistake: str | None = None) -> Run:
     return Run(process.exitcode, output.read_text())
 
 
-def _train(model: str, flags: str, mistake: str | None, output: Path) -> None:
+def _train(model: str, flags: str, mistake: str | None, output: Path):
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -208,7 +203,7 @@ def _train(model: str, flags: str, mistake: str | None, output: Path) -> None:
     sys.exit(train_twice(model, flags, *([] if mistake is None else [MISTAKES[mistake][0]])))
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@parametrize("name", CONFIGURATIONS)
 def test_a_step_reads_nothing_back_and_every_gradient_arrives(name, models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = run_of(models, *CONFIGURATIONS[name])
@@ -229,13 +224,13 @@ def add_to_loss(make):
     return change
 
 
-def compare_upstream() -> None:
+def compare_upstream():
     """Makes the head's loss compare its upstream gradients on the host, as for any caller of
     `class_loss`."""
     head.class_loss = lambda *args, uniform: class_loss(*args, uniform=False)
 
 
-def detach_class_losses() -> None:
+def detach_class_losses():
     forward = SuperCLIPLoss.forward
 
     def changed(self, *, class_losses, **outputs):
@@ -246,10 +241,6 @@ def detach_class_losses() -> None:
 
 MISTAKES = {  # what is put in on purpose: the change, and what the failure says
     "a tensor on the wrong device": (add_to_loss(lambda losses: torch.ones(len(losses))), "ones"),
-    "a number on the wrong device": (
-        add_to_loss(lambda losses: torch.ones(())),
-        "makes a tensor on the host",
-    ),
     "an item": (add_to_loss(lambda losses: losses.mean().item()), "_local_scalar_dense"),
     "a comparison": (
         add_to_loss(lambda losses: 1.0 if losses.mean() > 0 else 0.0),
@@ -259,10 +250,6 @@ MISTAKES = {  # what is put in on purpose: the change, and what the failure says
         add_to_loss(lambda losses: losses.cpu().to(losses.device)),
         "copies a tensor to the host",
     ),
-    "a shape that depends on values": (
-        add_to_loss(lambda losses: len(losses.nonzero())),
-        "nonzero",
-    ),
     "a comparison in the backward pass": (compare_upstream, "_local_scalar_dense|is_nonzero"),
     "a gradient that does not arrive": (
         detach_class_losses,
@@ -271,8 +258,8 @@ MISTAKES = {  # what is put in on purpose: the change, and what the failure says
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_would_stall_or_fail_on_a_device_fails_here(mistake, models, tmp_path, monkeypatch):
+@parametrize("mistake", MISTAKES)
+def test_mistakes_that_stall_or_fail_on_a_device_fail_here(mistake, models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = run_of(models, "vit", "", mistake)
     assert run.returncode == 1

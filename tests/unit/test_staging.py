@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import input_error, parametrize
 from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
+from support.training_runs import failure
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.data.slices import slice_of
 from openclip_superclip.data.tar_shards import expand
-from openclip_superclip.errors import InputError
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
@@ -24,7 +24,7 @@ from openclip_superclip.runs.supervisor import NodeTraining
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory) -> dict:
+def plans(tmp_path_factory):
     recipe = read_recipe(str(write_recipe(tmp_path_factory.mktemp("staging"))))
     return {nodes: make_run(recipe, nodes, 2, device="cpu") for nodes in (1, 2)}
 
@@ -35,22 +35,22 @@ def disk(tmp_path):
     return tmp_path / "disk"
 
 
-def staging(plan, disk, node: int = 0) -> Staging:
+def staging(plan, disk, node: int = 0):
     return Staging(plan, Placement(plan.nodes, node), RunFolder(disk.parent / "run"), str(disk))
 
 
-def shards_of(plan, epoch: int) -> list[str]:
+def shards_of(plan, epoch: int):
     names = expand(plan.data)
     return [names[index] for index in slice_of(len(names), SLICES, plan.recipe.seed, epoch)]
 
 
-def wait_for(disk, shards: list[str]) -> None:
+def wait_for(disk, shards: list[str]):
     """Returns once the disk holds copies of exactly these shards."""
     names = {os.path.basename(shard) for shard in shards}
     wait_until(lambda: {path.name for path in disk.rglob("*.tar")} == names, 30, "the copies")
 
 
-def test_a_node_holds_the_slice_that_trains_and_the_next_one_and_nothing_in_the_end(plans, disk):
+def test_a_node_copies_the_current_slice_and_the_next_one_and_removes_all_at_the_end(plans, disk):
     plan, run = plans[1], disk.parent / "run"
     with staging(plan, disk) as ours:
         wait_until(ours.first.is_set, 30, "the first slice")
@@ -117,22 +117,18 @@ def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(
 
 
 def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypatch):
-    with pytest.raises(
-        InputError, match=r"--stage is .*NOWHERE.*; expected a folder there that can be"
-    ):
+    with input_error(r"--stage is .*NOWHERE.*; expected a folder there that can be"):
         Staging(plans[1], Placement(), RunFolder(disk / "run"), "$NOWHERE/x").__enter__()
     usage = shutil.disk_usage(disk)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    too_small = pytest.raises(
-        InputError, match=r"has 1 kB free, and two slices of its ranks' shards take"
-    )
+    too_small = input_error(r"has 1 kB free, and two slices of its ranks' shards take")
     with too_small, staging(plans[1], disk):
         pass
     assert not list(disk.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
+@parametrize(
+    "data, said",
     [
         (
             "pipe:cat x/{0..99}.tar",
@@ -141,28 +137,13 @@ def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypat
         ("pairs.csv", "--stage copies shards, and --data pairs.csv is a table: leave --stage out"),
     ],
 )
-def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch, capsys):
+def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.csv").write_text("filepath\ttitle\n" + "x.png\ta\n" * 64)
     recipe = str(write_recipe(tmp_path))
-    for command in (["run", "--dry-run"], ["submit", "--dry-run", "--gpus-per-node", "1"]):
-        assert (
-            main(
-                [
-                    command[0],
-                    recipe,
-                    *command[1:],
-                    "--device",
-                    "cpu",
-                    "--data",
-                    data,
-                    "--stage",
-                    "/tmp",
-                ]
-            )
-            == 1
-        )
-        assert said in capsys.readouterr().err
+    for command in ("run --dry-run", "submit --dry-run --gpus-per-node 1"):
+        flags = f"{recipe} --device cpu --data '{data}' --stage /tmp"
+        assert said in failure(f"{command} {flags}")
 
 
 def test_copying_the_first_slice_is_not_a_stall(disk, tmp_path):

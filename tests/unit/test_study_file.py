@@ -4,20 +4,16 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 import threading
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from ruamel.yaml import YAML
 from scipy import stats
+from support import cases, input_error, parametrize, read_json, write_json
 
-from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.data import TRAINING_DATA
 from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.studies.figures import draw_study
 from openclip_superclip.lab.studies.measure_run import measured
 from openclip_superclip.lab.studies.study_call import StudyCall, StudyOptions, study_call
 from openclip_superclip.lab.studies.study_file import MEASURES, read_study, study_files
@@ -97,120 +93,106 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
 LONGER = {"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}  # in whole steps
 
 
-@pytest.mark.parametrize(
-    ("arms", "values", "set_", "names"),
-    [
-        (LONGER, {}, {}, ["clip", "clip_samples-45056"]),
-        (LONGER, {}, {"samples": "100"}, ["clip", "clip_samples-128"]),
-        (LONGER, {}, {"samples": "2048"}, ["clip", "clip_samples-2272"]),
-        (
-            {"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}},
-            {"set": {"wd": 0.1}},
-            {},
-            ["superclip_wd-0.2", "superclip", "superclip"],
-        ),
-        (
-            {"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}},
-            {"choose": {"lr": [1e-3], "seeds": 1}},
-            {},
-            ["superclip_lr-0.001", "superclip_lr-0.004", "superclip_lr-0.001"],
-        ),
-        ({"A": {"superclip.weight": 1}, "B": {}}, {}, {}, ["superclip", "superclip"]),
-        (
-            {"A": {"method": "clip"}, "B": {}},
-            {"cells": {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}},
-            {},
-            ["clip", "superclip_weight-0.5", "clip", "superclip_weight-2_idf-off"],
-        ),
-        (
-            {
-                "A": {"superclip.placebo": "detached-head"},
-                "B": {"flags.log-every-n-steps": None},
-                "C": {"method": "clip", "lr": 1e-3},
-                "D": {"lr": 5e-4},
-                "E": {"flags.val-num-samples": 8},
-            },
-            {},
-            {},
-            [
-                "superclip_placebo-detached-head",
-                "superclip_log-every-n-steps-none",
-                "clip_lr-0.001",
-                "superclip",
-                "superclip_val-num-samples-8",
-            ],
-        ),
-    ],
-)
+CELLS_OF_WEIGHT = {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}
+FOLDERS = [  # arms, other fields, --set samples, and the names of the runs' folders
+    (LONGER, {}, None, "clip clip_samples-45056"),
+    (LONGER, {}, "2048", "clip clip_samples-2272"),
+    (
+        {"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}},
+        {"set": {"wd": 0.1}},
+        None,
+        "superclip_wd-0.2 superclip superclip",
+    ),
+    (
+        {"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}},
+        {"choose": {"lr": [1e-3], "seeds": 1}},
+        None,
+        "superclip_lr-0.001 superclip_lr-0.004 superclip_lr-0.001",
+    ),
+    (
+        {"A": {"method": "clip"}, "B": {}},
+        {"cells": CELLS_OF_WEIGHT},
+        None,
+        "clip superclip_weight-0.5 clip superclip_weight-2_idf-off",
+    ),
+    (
+        {"A": {"superclip.placebo": "detached-head"}, "B": {"flags.log-every-n-steps": None}},
+        {},
+        None,
+        "superclip_placebo-detached-head superclip_log-every-n-steps-none",
+    ),
+]
+
+
+@parametrize("arms, values, samples, names", FOLDERS)
 def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(
-    arms, values, set_, names, tmp_path
+    arms, values, samples, names, tmp_path
 ):
     study = write_study(tmp_path, arms=arms, seeds=1, **values)
     tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
+    set_ = {"samples": samples} if samples else {}
     runs = StudyTraining(called(study, out=tmp_path, set=set_)).runs(tuned)
-    assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names]
+    assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names.split()]
 
 
-REFUSED = [  # fields of a study's file, or arguments, and the error message
+def arm(**fields):
+    """The arms CLIP and B, which has these fields."""
+    return {"arms": {"CLIP": {}, "B": fields}}
+
+
+REFUSED_FILES = [  # fields of a study's file, and the error message
     ({"arms": {"CLIP": {}}}, "two or more"),
     ({"seeds": 0}, "seeds is 0"),
-    ({"arms": {"CLIP": {}, "B": {"like": "A"}}}, "'B' is like an arm that does not exist"),
-    (
-        {"arms": {"CLIP": {}, "B": {"rate": 1}}},
-        "which.yaml, arm 'B': --set rate=1: there is no field 'rate'",
-    ),
-    ({"arms": {"CLIP": {}, "B": {"superclip.placebo": "sugar"}}}, "--superclip-placebo"),
+    (arm(like="A"), "'B' is like an arm that does not exist"),
+    (arm(rate=1), "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
+    (arm(samples="x%"), "arm 'B': "),
     ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
     (
         {"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
         "would share the folder superclip_pretrained-a-b.pt_seed0 but differ in "
         "flags.pretrained: rename",
     ),
-    ({"arms": None}, "arms is missing"),
     ({"recipe": 3}, "recipe is 3; expected a string"),
-    ({"set": ["lr"]}, "set is ['lr']; expected a mapping"),
     ({"set": {1: 2}}, "there is no field '1'"),
-    ({"cells": {"lr": []}}, "cells is"),
     ({"cells": {"lr": {1: 3}}}, "cells is"),
-    ({"compare": ["CLIP"]}, "compare is"),
     ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
-    ({"compare": 3}, "compare is 3; expected a list"),
-    ({"choose": {"lr": [1e-3], "seeds": 0}}, "choose is"),
     ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
-    ({"arms": {"CLIP": {}, "B": {"samples": "x%"}}}, "arm 'B': "),
-    (["nowhere"], "no file or study 'nowhere'"),
-    ([], "expected a STUDY"),
-    (["one_batch", "--seeds", "0"], "--seeds is 0"),
-    (["one_batch", "--set", "lr=1e-3"], "--set lr: the study varies or tunes this field"),
-    (["one_batch", "--set", "method=clip"], "--set method"),
-    (["placebos", "--set", "seed=3"], "--set seed"),
-    (["placebos", "--set", "samples=many"], "samples"),
-    (["datacomp_batch_size", "--set", "warmup=5"], "--set warmup"),
-    (["datacomp_batch_size"], "which training measures with --set flags.imagenet-val=FOLDER"),
-    (
-        ["one_batch", "--seeds", "1001"],
-        "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999",
-    ),
-    (
-        ["one_batch", "--only", "report", "--accept-changes"],
-        "--accept-changes has no effect with --only",
-    ),
-    (
-        ["demo", "--only", "report"],
-        "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)",
-    ),
-    (["demo", "--only", "report", "--jobs", "3"], "expected neither --slurm nor --jobs"),
-    (["one_batch", "--jobs", "0"], "--jobs is 0"),
-    (["one_batch", "--data", "a.tar"], "--val-data"),
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), REFUSED, ids=lambda one: str(one)[:40])
-def test_a_study_that_cannot_be_is_refused_in_one_line_and_nothing_is_written(
-    given, message, tmp_path, refused
+@parametrize("fields, message", REFUSED_FILES, ids=lambda value: str(value)[:40])
+def test_a_wrong_file_is_refused_in_one_line_and_nothing_is_written(
+    fields, message, tmp_path, refused
 ):
-    argv = given if isinstance(given, list) else [write_study(tmp_path, **given), "--out", "out"]
-    assert message in refused(tmp_path, "study", *argv)
+    study = write_study(tmp_path, **fields)
+    assert message in refused(tmp_path, f"study {study} --out out")
+
+
+REFUSED = {  # arguments, and the error message
+    "nowhere": "no file or study 'nowhere'",
+    "": "expected a STUDY",
+    "one_batch --set lr=1e-3": "--set lr: the study varies or tunes this field",
+    "placebos --set seed=3": "--set seed",
+    "datacomp_batch_size --set warmup=5": "--set warmup",
+    "datacomp_batch_size": "which training measures with --set flags.imagenet-val=FOLDER",
+    "one_batch --seeds 1001": (
+        "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"
+    ),
+    "one_batch --only report --accept-changes": "--accept-changes has no effect with --only",
+    "demo --only report": (
+        "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)"
+    ),
+    "demo --only report --jobs 3": "expected neither --slurm nor --jobs",
+    "one_batch --jobs 0": "--jobs is 0",
+    "one_batch --data a.tar": "--val-data",
+}
+
+
+@cases("arguments, message", REFUSED)
+def test_wrong_arguments_are_refused_in_one_line_and_nothing_is_written(
+    arguments, message, tmp_path, refused
+):
+    assert message in refused(tmp_path, f"study {arguments}")
 
 
 # Differences
@@ -219,9 +201,7 @@ CELLS = [16, 32, 64]
 A_AND_B = {"A": {"method": "clip"}, "B": {}}
 
 
-@pytest.mark.parametrize(
-    "values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]]
-)
+@parametrize("values", [[1.0, 2.0], [3.0, 2.5, 4.0, -1.0], [0.1 * n**2 for n in range(10)]])
 def test_the_interval_is_that_of_students_paired_test(values):
     interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
@@ -235,7 +215,7 @@ def test_one_seed_has_no_interval_and_equal_differences_exclude_zero_unless_they
     assert not PairedDifference([0.0, 0.0]).excludes_zero
 
 
-def records(**scores: list[float]) -> list[dict]:
+def records(**scores: list[float]):
     """Records of a seed each for arms A and B."""
     return [
         {
@@ -267,7 +247,7 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
     monkeypatch.setattr(
         "openclip_superclip.lab.studies.study_training.measured", lambda *_: undefined
     )
-    with pytest.raises(InputError, match="one was measured without a finite zero_shot: "):
+    with input_error("one was measured without a finite zero_shot: "):
         StudyTraining(call).tune()
 
 
@@ -282,18 +262,7 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
 
 
-def test_nothing_of_a_figure_with_two_panels_is_cut_at_its_border(tmp_path):
-    arms = {f"the arm with a name as long as this one, {name}": {} for name in "AB"}
-    results = StudyResults(
-        read_study(write_study(tmp_path, arms={**A_AND_B, **arms})),
-        records(A=[50, 60], B=[53, 62], **{name: [1, 2] for name in arms}),
-    )
-    pixels = np.asarray(Image.open(io.BytesIO(draw_study(results))).convert("L"))
-    for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
-        assert (border == 255).all()
-
-
-def test_over_the_cells_it_says_the_mean_and_the_slope_by_paired_seeds(tmp_path):
+def test_results_over_cells_have_mean_and_slope_by_paired_seeds(tmp_path):
     found = [
         {**record, "cell": cell}
         for place, cell in enumerate(CELLS)
@@ -333,42 +302,42 @@ def study_run(folder, data=None) -> StudyRun:
     return StudyRun(call, "A", None, 0, {}, folder)
 
 
-def measure(folder) -> dict:
+def measure(folder):
     return measured(study_run(folder), threading.Event())
 
 
-@pytest.mark.parametrize("damage", ["", "[]"])
+@parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr(
         "openclip_superclip.lab.studies.measure_run._measure", lambda *_: {"zero_shot": 41.5}
     )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
-    assert measure(trained) == first == json.loads((trained / "demo-test.json").read_text())
+    assert measure(trained) == first == read_json(trained / "demo-test.json")
     monkeypatch.setattr("openclip_superclip.lab.studies.measure_run._measure", None)
     assert measure(trained) == first
-    (trained / "run.json").write_text(json.dumps({"plan": {"epochs": 2}}))
-    with pytest.raises(InputError, match=r"is finished but lacks its last checkpoint"):
+    write_json(trained / "run.json", {"plan": {"epochs": 2}})
+    with input_error(r"is finished but lacks its last checkpoint"):
         measure(trained)
 
 
-@pytest.mark.parametrize(
-    ("after", "reason"),
-    [
-        ({"error": "no disk"}, "no disk"),
-        ({"error": "stopped"}, "as it may"),
-        ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
-    ],
-)
+AFTER = {  # the state of a run after its start has failed: what the study says
+    "its error": ({"error": "no disk"}, "no disk"),
+    "none of this start": ({"error": "stopped"}, "as it may"),
+    "a refusal": ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
+}
+
+
+@cases("after, reason", AFTER)
 def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
     def train(_, output, **__):
         output.write_text("as it may")
-        (trained / "state.json").write_text(json.dumps(after))
+        write_json(trained / "state.json", after)
         return 1, 0.0
 
     (trained / "state.json").write_text('{"error": "stopped"}')
     monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", train)
-    with pytest.raises(InputError, match=f"a failed: {reason}; see"):
+    with input_error(f"a failed: {reason}; see"):
         study_run(trained, data="{0..9}.tar").train(threading.Event())
 
 
@@ -393,10 +362,10 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
     } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"]
 )
-def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, monkeypatch):
+def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained, monkeypatch):
     (trained / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue
     monkeypatch.setenv("PATH", str(trained))
     if "job" in trainer:
@@ -404,11 +373,11 @@ def test_a_study_leaves_a_run_alone_that_is_trained_elsewhere(trainer, trained, 
     held = lock(trained / "lock", Placement()) if "process" in trainer else contextlib.nullcontext()
     if "failed" in trainer:  # the job's earlier start held the lock
         owner = {"job": "17", "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon"}
-        (trained / "lock").write_text(json.dumps(owner))
+        write_json(trained / "lock", owner)
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         train = "openclip_superclip.lab.studies.study_run.run_superclip"
         monkeypatch.setattr(train, lambda _, output, **__: (output.write_text("as it may"), 0.0))
-    with held, pytest.raises(InputError, match=trainer):
+    with held, input_error(trainer):
         study_run(trained, data="pairs.csv").train(threading.Event())
     assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)

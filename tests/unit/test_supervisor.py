@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from support import cases, input_error, parametrize
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints.resume import (
@@ -11,7 +12,6 @@ from openclip_superclip.checkpoints.resume import (
     read_beginning,
     write_beginning,
 )
-from openclip_superclip.errors import InputError
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
@@ -25,19 +25,19 @@ from openclip_superclip.runs.supervisor import NodeTraining
 
 
 @pytest.fixture
-def folder(tmp_path) -> RunFolder:
+def folder(tmp_path):
     """The folder of a run that accepts changes and has not begun."""
     folder, recipe = RunFolder(tmp_path / "run"), read_recipe(str(write_recipe(tmp_path)))
     folder.write(make_run(recipe, device="cpu", settings=Settings(accept_changes=True)))
     return folder
 
 
-def started(folder: RunFolder, **values) -> int:
+def started(folder: RunFolder, **values):
     """Returns the exit code of a start, whose run has other values than the folder's."""
     return NodeTraining(replace(Run.open(folder.path), **values), Placement(), folder).train()
 
 
-@pytest.mark.parametrize("engine", ["torchrun", "horovod"])
+@parametrize("engine", ["torchrun", "horovod"])
 def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, monkeypatch):
     monkeypatch.setattr(checks, "check_horovod", lambda: None)
     training = NodeTraining(
@@ -47,33 +47,22 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     assert training._checked() == {BEGAN_WITH: beginning(options, world_size=1)}
 
 
-def test_a_file_that_the_run_has_not_saved_is_refused(folder):
-    folder.checkpoints.mkdir()
-    (folder.checkpoints / "mean.pt").touch()
-    with pytest.raises(
-        InputError, match=r"would use .*/checkpoints/mean\.pt, which the run has not saved: move it"
-    ):
-        started(folder)
-    assert folder.state()["refused"]["error"].startswith("--resume latest would use ")
+ATTEMPTS = {  # job, restarts, step, whether it accepted: whether the start 17.1-1 accepts
+    "before it was requeued": ("17", 0, "0", True, False),
+    "before it was started again in the job": ("17", 1, "0", True, False),
+    "this start": ("17", 1, "1", True, True),
+    "one that did not accept": ("17", 0, "0", False, True),
+    "another job": ("16", 0, "0", True, True),
+    "of an earlier version": ("17", 0, "0", None, True),
+}
 
 
-@pytest.mark.parametrize(
-    ("attempt", "accepts"),
-    [
-        (
-            {"job": "17", "restarts": 0, "step": "0", "accepts": True},
-            False,
-        ),  # before it was requeued
-        # before it was started again in the job
-        ({"job": "17", "restarts": 1, "step": "0", "accepts": True}, False),
-        ({"job": "17", "restarts": 1, "step": "1", "accepts": True}, True),  # this start
-        ({"job": "17", "restarts": 0, "step": "0", "accepts": False}, True),
-        ({"job": "16", "restarts": 0, "step": "0", "accepts": True}, True),
-        ({"job": "17", "restarts": 0, "step": "0"}, True),  # of an earlier version
-    ],
-)
-def test_a_job_accepts_changes_unless_an_earlier_start_has(folder, attempt, accepts):
-    folder.note(attempts=[attempt])
+@cases("job, restarts, step, accepted, accepts", ATTEMPTS)
+def test_a_job_accepts_changes_unless_an_earlier_start_has(
+    folder, job, restarts, step, accepted, accepts
+):
+    attempt = {"job": job, "restarts": restarts, "step": step}
+    folder.note(attempts=[attempt if accepted is None else attempt | {"accepts": accepted}])
     # a table has no slices
     for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):
         run = replace(Run.open(folder.path), data=data)
@@ -89,18 +78,13 @@ def test_a_finished_run_of_other_data_is_refused(folder):
     folder.note(plan=Run.open(folder.path).as_dict(), data_check=checked)
     assert started(folder) == 0
     table.write_text("after")
-    with pytest.raises(
-        InputError,
-        match=r"/held\.csv has changed since .*/run was trained on it: give --out another",
-    ):
+    with input_error(r"/held\.csv has changed since .*/run was trained on it: give --out another"):
         started(folder)
-    with pytest.raises(
-        InputError, match=r"with --data .*, not other.tar; give --out another folder"
-    ):
+    with input_error(r"with --data .*, not other.tar; give --out another folder"):
         started(folder, data="other.tar")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
+@parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
 def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
     assert read_beginning(tmp_path) is None
@@ -121,9 +105,7 @@ def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder
     assert read_beginning(folder.path) == now | {"changes": []}
     run = Run.open(folder.path)
     folder.check_recipe(run.recipe)
-    with pytest.raises(
-        InputError, match=r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"
-    ):
+    with input_error(r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"):
         folder.check_recipe(replace(run.recipe, lr=2e-3))
     folder.start(run, Placement(), [], "local-1", began_with=now)
     assert not (folder.path / "description.json").exists()
@@ -132,8 +114,8 @@ def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder
     assert len(folder.attempts) == 2
 
 
-def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_lock_that_cannot_be_written_gives_one_error_line(tmp_path):
     (tmp_path / "file").touch()
     held = lock(tmp_path / "file/runs.lock", Placement(), flag="--runs")
-    with pytest.raises(InputError, match=r"--runs: .*/file cannot be written"), held:
+    with input_error(r"--runs: .*/file cannot be written"), held:
         pass

@@ -14,10 +14,10 @@ import pytest
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
+from support import cases, input_error, parametrize, read_json_lines
+from support.training_runs import execute
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.environment import replaced
-from openclip_superclip.errors import InputError
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
@@ -32,7 +32,7 @@ NUM_ROWS = 70
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and
     names.csv."""
     folder = tmp_path_factory.mktemp("own")
@@ -52,8 +52,8 @@ def plan(folder, set_=None, table="pairs.csv", **machines):
     return make_run(recipe, data=data, device="cpu", **machines)
 
 
-@pytest.mark.parametrize(
-    ("set_", "machines", "epochs", "steps"),
+@parametrize(
+    "set_, machines, epochs, steps",
     [
         ({}, {}, 30, 1),
         ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
@@ -75,11 +75,10 @@ def test_a_plan_trains_whole_passes_without_the_last_partial_batch(
     assert bool(warnings) == (set_.get("samples") in ("100", "1.5 passes"))
 
 
-def test_the_columns_are_named_as_openclip_names_them(folder, capsys):
-    columns = ["--csv-separator", "\t", "--csv-img-key", "path", "--csv-caption-key", "text"]
-    tabs = ["--data", f"{folder}/tabs.csv", *columns]
-    assert main(["plan", OWN, *tabs, "--device", "cpu", "--json", "--check"]) == 0
-    shown = json.loads(capsys.readouterr().out)
+def test_the_columns_are_named_as_openclip_names_them(folder):
+    columns = "--csv-separator '\t' --csv-img-key path --csv-caption-key text"
+    data = f"--data {folder}/tabs.csv {columns}"
+    shown = json.loads(execute(f"plan {OWN} {data} --device cpu --json --check"))
     assert (shown["data_check"]["rows"], [*shown["data_check"]["tables"]]) == (
         NUM_ROWS,
         [f"{folder}/tabs.csv"],
@@ -112,51 +111,20 @@ REFUSED = {
 }
 
 
-def own_data(**options) -> StudyOptions:
-    return StudyOptions(study="own_data", device="cpu", **options)
-
-
-@pytest.mark.parametrize(("table", "set_", "reason"), REFUSED.values(), ids=REFUSED)
-def test_run_and_study_refuse_what_cannot_be_trained_and_write_nothing(
+@cases("table, set_, reason", REFUSED)
+def test_run_and_study_refuse_unusable_tables_and_write_nothing(
     table, set_, reason, folder, monkeypatch
 ):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
-    options = own_data(data=table, val_data="pairs.csv", set=set_)
+    options = StudyOptions("own_data", device="cpu", data=table, val_data="pairs.csv", set=set_)
     for call in (
         lambda: plan(Path(), set_, table),
         lambda: run_study(study_call(options), 1),
     ):
-        with pytest.raises(InputError, match=re.escape(reason)):
+        with input_error(re.escape(reason)):
             call()
     assert sorted(folder.iterdir()) == before
-
-
-def test_a_study_is_refused_if_its_validation_table_cannot_be_measured(folder, tmp_path):
-    pairs = str(folder / "pairs.csv")
-    (tmp_path / "val.csv").write_text("image,caption\nnix.png,a cat\n")
-    with pytest.raises(
-        InputError, match=r"--val-data: 1 of 1 images of .*val.csv .* row 1 names nix.png: no such"
-    ):
-        run_study(study_call(own_data(data=pairs, val_data=f"{tmp_path}/val.csv")), 1)
-    with pytest.raises(InputError, match="which training measures with --val-data"):
-        study_call(own_data(data=pairs))
-
-
-def test_a_studys_dry_run_has_the_warnings_and_errors_of_its_runs_plans(folder, capsys):
-    call = [
-        "study",
-        "own_data",
-        *("--data", f"{folder}/pairs.csv", "--val-data", f"{folder}/pairs.csv"),
-        "--dry-run",
-    ]
-    assert main(call) == 0
-    assert (
-        "\nwarning: warm-up takes 50 steps, but the run has 30: shorten it with"
-        in capsys.readouterr().out
-    )
-    for wrong in (["--set", "global_batch_size=128"], ["--val-data", "nix.csv"]):
-        assert main([*call, *wrong]) == 1
 
 
 def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
@@ -167,9 +135,9 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
         r"1 of 70 images cannot be read, more than --unreadable-max 0\.01 allows: row 1 "
         r"names nix\.png \(no such file"
     )
-    with pytest.raises(InputError, match=named):
+    with input_error(named):
         refuse_bad_files(refused, refused.check_data())
-    with pytest.raises(InputError, match="--val-data: there is no file 20260101"):
+    with input_error("--val-data: there is no file 20260101"):
         plan(folder, {"flags.val-data": "20260101"}).check_validation()
     accepted = plan(folder, table=table, settings=Settings(unreadable_max=0.1))
     checked = accepted.check_data()
@@ -177,13 +145,17 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     assert checked["warnings"][0].endswith("such rows are skipped")
 
 
-def short_caption(row: dict) -> list[str]:
+def short_caption(row: dict):
     return [row["title"]]
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
-@pytest.mark.parametrize(
-    "has_tokens", [False, True], ids=["OpenCLIP's table", "with a plugin's tokens"]
+@cases(
+    "has_tokens, start_method",
+    {
+        "OpenCLIP's table": (False, "fork"),
+        "with a plugin's tokens": (True, "fork"),
+        "with a plugin's tokens, spawned": (True, "spawn"),
+    },
 )
 def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(
     has_tokens, start_method, tmp_path
@@ -196,7 +168,7 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     rows = [f"{tmp_path}/{name}.png\t{name}" for name in names]
     (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
     data = open_clip_train.data
-    options = ["--train-data", f"{tmp_path}/pairs.tsv", "--batch-size", "1", "--workers", "1"]
+    options = f"--train-data {tmp_path}/pairs.tsv --batch-size 1 --workers 1".split()
     args = openclip_args(options)
     args.distributed = False
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
@@ -215,21 +187,19 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert captions == ["a", "a", "a", "a", "b"]
-    lines = [
-        json.loads(line) for line in (tmp_path / "unreadable_0.jsonl").read_text().splitlines()
-    ]
+    lines = read_json_lines(tmp_path / "unreadable_0.jsonl")
     named = Counter(Path(line["why"].split(": ")[1]).stem for line in lines)
     assert named == {"nix": 1, "cut": 2, "pipe": 3}
     assert all(line["epoch"] == 3 and line["sample"] for line in lines)
 
 
-def caption_of(batch) -> str:
+def caption_of(batch):
     """The caption of a batch of one pair, of OpenCLIP 3 or 4."""
     texts = batch["text"] if isinstance(batch, dict) else batch[1]
     return texts[0][0]
 
 
-def first_word(texts: list[str]) -> list[list[str]]:
+def first_word(texts: list[str]):
     return [texts]
 
 
@@ -237,16 +207,14 @@ def test_a_table_without_any_readable_image_is_an_error(tmp_path):
     (tmp_path / "pairs.tsv").write_text("filepath\ttitle\nnix.png\ta\nalso nix.png\tb\n")
     with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", lambda: 3):
         table = open_clip_train.data.CsvDataset(tmp_path / "pairs.tsv", None, "filepath", "title")
-    with pytest.raises(InputError, match="no image of the table can be read"):
+    with input_error("no image of the table can be read"):
         table[1]
 
 
 def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/pipe.png\ta cat\n")
-    args = parse_args(
-        ["--superclip", "--train-data", str(csv_data), "--batch-size", "1", "--workers", "0"]
-    )
+    args = parse_args(f"--superclip --train-data {csv_data} --batch-size 1 --workers 0")
     args.train_data, args.distributed = f"{tmp_path}/pairs.tsv", False
     get_dataset = adapter.with_plugins_data(lambda *_: open_clip_train.data.get_csv_dataset)(
         args.train_data, "csv"

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.training_runs import call, completed, superclip_train
+from support import cases, input_error, parametrize
+from support.training_runs import execute, run_train
 
 from openclip_superclip.data.table_split import split_table
 from openclip_superclip.data.tables import Columns, detect_columns
-from openclip_superclip.errors import InputError
 
 COLUMNS = Columns(",", "image", "caption")
 
 
 def write_pairs(
     folder: Path, number: int = 40, header: str = "image,caption", name: str = "pairs.csv"
-) -> Path:
+):
     """Writes a table of images of one colour each, two rows per image, three rows per caption."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     separator = "," if "," in header else "\t" if "\t" in header else ";"
@@ -32,27 +32,9 @@ def write_pairs(
     return folder / name
 
 
-def read(file: Path | str) -> list[list[str]]:
+def read(file: Path | str):
     with open(file, newline="") as opened:
         return list(csv.reader(opened))
-
-
-def test_no_image_and_no_caption_is_on_both_sides_and_no_row_is_lost(tmp_path):
-    table = write_pairs(tmp_path)
-    split = split_table(str(table), COLUMNS, 0.25, tmp_path / "logs", "--data", "--out")
-    (header, *train), (other_header, *val) = read(split.train), read(split.val)
-    assert header == other_header == ["image", "caption"]
-    assert sorted(train + val) == sorted(read(table)[1:])
-    assert (len(train), len(val)) == (split.num_train, split.num_val) and 5 <= len(val) <= 10
-    for column in (0, 1):
-        sides = [
-            {Image.open(row[0]).getpixel((0, 0)) if column == 0 else row[1] for row in rows}
-            for rows in (train, val)
-        ]
-        assert not sides[0] & sides[1]
-    record = json.loads((split.folder / "split.json").read_text())
-    assert record["table"] == str(table) and record["fraction"] == 0.25
-    assert (record["num_train"], record["num_val"]) == (split.num_train, split.num_val)
 
 
 def test_the_same_call_finds_the_split_and_another_table_or_fraction_has_another(tmp_path):
@@ -85,8 +67,8 @@ def test_empty_captions_stay_empty_and_text_stays_as_it_is(tmp_path):
     assert captions.count("") == 1 and captions.count("007\nnew line") == 1
 
 
-@pytest.mark.parametrize(
-    ("header", "row", "columns"),
+@parametrize(
+    "header, row, columns",
     [
         ("filepath\ttitle", "{image}\ta, b", ("\t", "filepath", "title")),
         ("image;caption", "{image};a", (";", "image", "caption")),
@@ -104,69 +86,48 @@ def test_columns_are_found_if_only_one_answer_is_possible(tmp_path, header, row,
     table = tmp_path / "pairs.csv"
     table.write_text(f"{header}\n" + f"{row.format(image=tmp_path / 'image.png')}\n" * 3)
     if columns is None:
-        with pytest.raises(
-            InputError,
-            match=r"--csv-(img|caption)-key: .*pairs.csv has no column .*; its columns are",
-        ):
+        with input_error(r"--csv-(img|caption)-key: .*pairs.csv has no column .*; its columns are"):
             detect_columns(str(table), None, None, None, "--data")
     else:
         assert detect_columns(str(table), None, None, None, "--data") == columns
 
 
-def small_study(table: Path | str, *options) -> list[str]:
-    changes = ["--set", "global_batch_size=8", "--set", "samples=1 passes", "--set", "warmup=1"]
-    return [
-        "study",
-        "own_data",
-        "--data",
-        str(table),
-        "--seeds",
-        "2",
-        "--device",
-        "cpu",
-        *changes,
-        *map(str, options),
-    ]
+def small_study(table: Path | str, options: str):
+    return (
+        f"study own_data --data {table} --seeds 2 --device cpu --set global_batch_size=8 "
+        f"--set 'samples=1 passes' --set warmup=1 {options}"
+    )
 
 
 def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     write_pairs(tmp_path, header="photo;words")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert call(*small_study("pairs.csv", "--dry-run")) == 0
-    printed = capsys.readouterr()
-    assert "runs: 4, of which 4 are left to train" in printed.out
-    assert "pairs for training and 6 for validation" in printed.err
+    printed = execute(small_study("pairs.csv", "--dry-run"))
+    assert "runs: 4, of which 4 are left to train" in printed
+    assert "pairs for training and 6 for validation" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["--val-fraction", 0], "--val-fraction is 0.0; expected a fraction above 0 and below 1"),
-        (
-            ["--val-fraction", 0.5, "--val-data", "pairs.csv"],
-            "--val-fraction splits validation data off --data: leave out",
+@cases(
+    "options, problem",
+    {
+        "--val-fraction 0": "--val-fraction is 0.0; expected a fraction above 0 and below 1",
+        "--val-fraction 0.5 --val-data pairs.csv": (
+            "--val-fraction splits validation data off --data: leave out"
         ),
-        (
-            ["--data", "{0..1}.tar", "--val-fraction", 0.5],
-            "--val-fraction splits a table, and --data is {0..1}.tar",
+        "--data {0..1}.tar --val-fraction 0.5": (
+            "--val-fraction splits a table, and --data is {0..1}.tar"
         ),
-        (["--data", "absent.csv"], "--data: there is no file absent.csv"),
-        (
-            ["--data", "one_caption.csv"],
-            "the pairs cannot be split, because all 20 of them share images or captions",
+        "--data absent.csv": "--data: there is no file absent.csv",
+        "--data one_caption.csv": (
+            "the pairs cannot be split, because all 20 of them share images or captions"
         ),
-        (
-            ["--data", "one_missing.csv"],
-            "1 of 40 images of one_missing.csv cannot be read: row 1 names images/nix.png",
+        "--data one_missing.csv": (
+            "1 of 40 images of one_missing.csv cannot be read: row 1 names images/nix.png"
         ),
-        (
-            ["--set", "global_batch_size=64"],
-            "samples is 40; expected at least one global batch, 64",
-        ),
-    ],
-    ids=str,
+        "--set global_batch_size=64": "samples is 40; expected at least one global batch, 64",
+    },
 )
 def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     tmp_path, refused, options, problem
@@ -178,24 +139,21 @@ def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     )
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
-    assert problem in refused(tmp_path, *small_study("pairs.csv", *options))
+    assert problem in refused(tmp_path, small_study("pairs.csv", options))
 
 
-def train_flags(*options) -> list:
-    flags = (
-        "--model ViT-Ti-16-96 --batch-size 8 --epochs 1 --workers 0 --lr 1e-4 --warmup 1 "
-        "--device cpu"
+@pytest.fixture
+def train(small_model):
+    return (
+        f"--model {small_model} --batch-size 8 --epochs 1 --workers 0 --lr 1e-4 --warmup 1 "
+        "--device cpu --precision fp32 --train-data pairs.csv"
     )
-    return [*flags.split(), "--precision", "fp32", *options]
 
 
-def test_both_methods_train_and_validate_on_the_same_split(tmp_path):
+def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
     write_pairs(tmp_path, header="photo;words")
-    split = ["--train-data", "pairs.csv", "--val-fraction", 0.2]
-    completed(superclip_train, *train_flags(*split, "--superclip", "--name", "ours"), cwd=tmp_path)
-    (run,) = completed(
-        superclip_train, *train_flags(*split, "--name", "clip"), cwd=tmp_path, world_size=1
-    )
+    run_train(train, "--val-fraction 0.2 --superclip --name ours", cwd=tmp_path)
+    run = run_train(train, "--val-fraction 0.2 --name clip", cwd=tmp_path)
     assert (
         "pairs.csv: images in column 'photo', captions in 'words', separated by ';'" in run.output
     )
@@ -214,50 +172,38 @@ def test_both_methods_train_and_validate_on_the_same_split(tmp_path):
         assert measured["num_samples"] == 6
 
 
-def test_two_ranks_share_one_split(tmp_path):
+def test_two_ranks_share_one_split(train, tmp_path):
     write_pairs(tmp_path)
-    options = ["--train-data", "pairs.csv", "--val-fraction", 0.2, "--superclip", "--name", "run"]
-    completed(
-        superclip_train,
-        *train_flags(*options, "--dist-backend", "gloo"),
-        cwd=tmp_path,
-        world_size=2,
-    )
+    flags = "--val-fraction 0.2 --superclip --name run --dist-backend gloo"
+    run_train(train, flags, cwd=tmp_path, world_size=2)
     assert [path.suffix for path in (tmp_path / "logs").glob("split-*")] == [""]
 
 
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (
-            ["--val-fraction", "1"],
-            "--val-fraction is 1.0; expected a fraction of the pairs, above 0 and below 1",
+@cases(
+    "options, problem",
+    {
+        "--val-fraction 1": (
+            "--val-fraction is 1.0; expected a fraction of the pairs, above 0 and below 1"
         ),
-        (
-            ["--val-fraction", "0.2", "--val-data", "pairs.csv"],
-            "--val-data is pairs.csv: leave one of them out",
+        "--val-fraction 0.2 --val-data pairs.csv": "--val-data is pairs.csv: leave one of them out",
+        "--val-fraction 0.9": "train.csv: 6 rows do not fill --batch-size 8",
+        "--val-fraction 0.2 --csv-caption-key text": (
+            "--csv-caption-key: pairs.csv has no column 'text'"
         ),
-        (["--val-fraction", "0.9"], "train.csv: 6 rows do not fill --batch-size 8"),
-        (
-            ["--val-fraction", "0.2", "--csv-caption-key", "text"],
-            "--csv-caption-key: pairs.csv has no column 'text'",
+        "--val-fraction 0.2 --train-data one_caption.csv": (
+            "the pairs cannot be split, because all 20 of them"
         ),
-        (
-            ["--val-fraction", "0.2", "--train-data", "one_caption.csv"],
-            "the pairs cannot be split, because all 20 of them",
-        ),
-    ],
-    ids=str,
+    },
 )
-def test_training_refuses_what_it_cannot_split_and_writes_nothing(
-    tmp_path, monkeypatch, refusal, options, problem
+def test_training_refuses_tables_that_cannot_be_split_and_writes_nothing(
+    train, tmp_path, monkeypatch, refusal, options, problem
 ):
     write_pairs(tmp_path)
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert problem in refusal(*train_flags("--superclip", "--train-data", "pairs.csv", *options))
+    assert problem in refusal(train, "--superclip", options)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -265,5 +211,5 @@ def test_a_recipe_cannot_set_the_fraction(tmp_path, refused):
     table = write_pairs(tmp_path)
     recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
     assert "val-fraction" in refused(
-        tmp_path, "plan", recipe, "--data", table, "--set", "flags.val-fraction=0.2"
+        tmp_path, f"plan {recipe} --data {table} --set flags.val-fraction=0.2"
     )

@@ -1,16 +1,15 @@
 """Training data that OpenCLIP could not train on is refused in one line, before anything is
 loaded or written."""
 
-import json
 import multiprocessing
 import os
 import re
 import shutil
 
 import pytest
-import webdataset
 from PIL import Image
-from support.data import IMAGE, write_shards
+from support import cases, parametrize, read_json, write_json
+from support.data import IMAGE, write_shards, write_tar
 from support.models import VOCAB_SIZE, write_model
 
 from openclip_superclip.openclip.checks import check_command_line
@@ -115,26 +114,20 @@ def folder(tmp_path_factory):
         "cut": {"png": b"x", "txt": b"a cat"},
     }
     for name, members in broken.items():
-        with webdataset.TarWriter(str(folder / f"{name}.tar")) as tar:
-            for number in range(16):
-                tar.write({"__key__": str(number), **members})
+        write_tar(folder / f"{name}.tar", [members] * 16)
     return folder
 
 
-def arguments(train_data: str, csv_data, folder) -> list[str]:
-    table, shards = str(csv_data), f"{folder}/{{000000..000015}}.tar"
-    return [
-        "--train-data",
-        *train_data.format(table=table, wds=shards, folder=folder, comma=COMMA).split(),
-    ]
+def arguments(train_data: str, csv_data, folder):
+    shards = f"{folder}/{{000000..000015}}.tar"
+    values = {"table": csv_data, "wds": shards, "folder": folder, "comma": COMMA}
+    return f"--train-data {train_data.format(**values)}"
 
 
-@pytest.mark.parametrize(("train_data", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refusal):
-    argv = arguments(train_data, csv_data, folder)
-    message = refusal(
-        "--batch-size", "16", "--train-num-samples", "64", "--workers", "1", *argv, "--superclip"
-    )
+@cases("train_data, reason", REFUSED)
+def test_data_that_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refusal):
+    flags = "--batch-size 16 --train-num-samples 64 --workers 1 --superclip"
+    message = refusal(flags, arguments(train_data, csv_data, folder))
     assert (
         reason.format(csv=csv_data, wds=f"{folder}/{{000000..000015}}.tar", folder=folder)
         in message
@@ -150,40 +143,30 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
         shutil.copy(paths[0], path)
     table = tmp_path / "table.csv"
     table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", *paths)))
-    argv = [
-        "--superclip",
-        "--train-data",
-        str(table),
-        "--batch-size",
-        "4",
-        "--csv-caption-key",
-        "a cat",
-    ]
-    assert parse_args(argv)
+    flags = f"--superclip --train-data {table} --batch-size 4 --csv-caption-key 'a cat'"
+    assert parse_args(flags)
     paths[-1].write_bytes(paths[0].read_bytes()[:300])
     (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
-    message = refusal(*argv)
+    message = refusal(flags)
     monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2")
-    assert parse_args([*argv, "--val-data", str(table)])  # only one rank decodes
+    assert parse_args(flags, f"--val-data {table}")  # only one rank decodes
     assert f"row 399 names {paths[398]}: no readable image" in message
     assert f"row 400 names {paths[399]}: no such file" in message
 
 
-@pytest.mark.parametrize(
-    "data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"]
-)
+@parametrize("data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"])
 def test_a_warm_up_longer_than_the_run_is_warned_of(data, csv_data, folder, parse_args, capsys):
-    argv = arguments(f"{data} --superclip --batch-size 16 --epochs 2 --workers 0", csv_data, folder)
-    for flags in (["--warmup", "8"], ["--warmup", "7"], ["--warmup", "8", "--skip-scheduler"]):
-        parse_args([*argv, *flags])
+    run = arguments(f"{data} --superclip --batch-size 16 --epochs 2 --workers 0", csv_data, folder)
+    for flags in ("--warmup 8", "--warmup 7", "--warmup 8 --skip-scheduler"):
+        parse_args(run, flags)
     warning = "superclip: warm-up takes 8 steps, but the run has 8: shorten it with --warmup"
     assert [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line] == [warning]
 
 
 def test_no_data_at_all_is_refused_and_an_evaluation_is_not(csv_data, parse_args, refusal, capsys):
-    for flag in (["--superclip"], ["--superclip-slices", "2"]):
-        assert "--train-data is missing" in refusal(*flag)
-        assert parse_args([*flag, "--val-data", str(csv_data)]).train_data is None
+    for flag in ("--superclip", "--superclip-slices 2"):
+        assert "--train-data is missing" in refusal(flag)
+        assert parse_args(flag, f"--val-data {csv_data}").train_data is None
     assert train([]) == 1
     assert capsys.readouterr().err.startswith("error: --train-data is missing")
 
@@ -191,67 +174,57 @@ def test_no_data_at_all_is_refused_and_an_evaluation_is_not(csv_data, parse_args
 def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards_and_fill_a_slice(
     folder, parse_args, refusal, tmp_path
 ):
-    message = refusal("--superclip", "--train-data", f"{folder}/{{000000..000015}}.tar")
+    message = refusal(f"--superclip --train-data {folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
     shards, sized = (
         shutil.copytree(folder, tmp_path / "shards"),
         f"{tmp_path}/shards/{{000000..000015}}.tar",
     )
-    (shards / "sizes.json").write_text(json.dumps({f"{shard:06}.tar": 16 for shard in range(16)}))
+    write_json(shards / "sizes.json", {f"{shard:06}.tar": 16 for shard in range(16)})
     # OpenCLIP reads only the first folder's sizes.json
     other = shutil.copytree(shards, tmp_path / "other")
     assert "--train-num-samples is not given" in refusal(
-        "--superclip", "--train-data", f"{sized}::{other}/000000.tar"
+        f"--superclip --train-data {sized}::{other}/000000.tar"
     )
-    assert parse_args(["--superclip", "--train-data", sized]).train_num_samples is None
-    argv = [
-        "--train-data",
-        sized,
-        "--superclip-slices",
-        "4",
-        "--batch-size",
-        "8",
-        "--train-num-samples",
-    ]
-    for num_samples in ("61", "64"):
-        assert parse_args([*argv, num_samples]).train_num_samples == int(num_samples)
-    for num_samples in ("65", "72"):
-        assert re.search(
-            f"samples is {num_samples}; expected .* 4 slices, 64 of 256",
-            refusal(*argv, num_samples),
-        )
+    assert parse_args(f"--superclip --train-data {sized}").train_num_samples is None
+    flags = f"--train-data {sized} --superclip-slices 4 --batch-size 8 --train-num-samples"
+    for number in (61, 64):
+        assert parse_args(flags, number).train_num_samples == number
+    for number in (65, 72):
+        expected = f"samples is {number}; expected .* 4 slices, 64 of 256"
+        assert re.search(expected, refusal(flags, number))
 
 
 def test_workers_of_a_webdataset_are_not_started_by_a_way_that_loses_it(
     folder, parse_args, refusal, monkeypatch
 ):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
-    argv = ["--superclip", *arguments("{wds} --train-num-samples 256", "", folder)]
-    assert parse_args([*argv, "--workers", "0"]).workers == 0
+    flags = arguments("{wds} --train-num-samples 256 --superclip --workers", "", folder)
+    assert parse_args(flags, 0).workers == 0
     expected = r"--workers is 1, and .* starts processes by spawn, .*: give --workers 0"
-    assert re.search(expected, refusal(*argv, "--workers", "1"))
+    assert re.search(expected, refusal(flags, 1))
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     csv_data, parse_args, refusal, tmp_path
 ):
     model = write_model(tmp_path)
-    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config = read_json(tmp_path / "open_clip_config.json")
     config["model_cfg"]["text_cfg"]["vocab_size"] = VOCAB_SIZE - 1
-    argv = ["--superclip", "--model", model, "--train-data", str(csv_data)]
-    assert parse_args(argv).superclip
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    flags = f"--superclip --model {model} --train-data {csv_data}"
+    assert parse_args(flags).superclip
+    write_json(tmp_path / "open_clip_config.json", config)
     reason = (
         f"every caption token id {VOCAB_SIZE - 1}, and its text_cfg has vocab_size "
         f"{VOCAB_SIZE - 1}: expected"
     )
-    assert f"--model: the tokenizer of {model} gives {reason}" in refusal(*argv)
+    assert f"--model: the tokenizer of {model} gives {reason}" in refusal(flags)
 
 
 def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    argv = ["--train-data", str(csv_data), "--batch-size", "16", "--epochs", "2", "--superclip"]
-    args = parse_args([*argv, "--model", "ViT-Ti-16-96", "--warmup", "5"], only_options=True)
+    flags = f"--train-data {csv_data} --batch-size 16 --epochs 2 --superclip --warmup 5"
+    args = parse_args(flags, "--model ViT-Ti-16-96", only_options=True)
     args.only_options = False
     before = dict(vars(args))
     findings = check_command_line(Training(args))

@@ -1,7 +1,6 @@
 """A model or weights from a stranger never run code, and never make a command download what the
 user has not named."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support import GOLDEN
+from support import GOLDEN, read_json, write_json
 from support.hub import serving
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 
@@ -40,10 +39,10 @@ def run(argv):
     streams = (("yes", os.O_RDONLY), ("output", os.O_WRONLY), ("output", os.O_WRONLY))
     for number, (file, flags) in enumerate(streams):
         os.dup2(os.open(file, flags), number)
-    if argv == ["stock"]:
+    if argv == "stock":
         return open_clip.get_tokenizer("local-dir:trusted-code") is None
     try:
-        return main(argv)
+        return main(argv.split())
     except SystemExit as error:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
@@ -81,7 +80,7 @@ class Result(NamedTuple):
 # Models and weights of a stranger
 
 
-def write_code(folder: Path, *, tower: bool = False) -> None:
+def write_code(folder: Path, *, tower: bool = False):
     """Makes the transformers files in a folder name a Python file, which leaves a marker where
     it runs."""
     (folder / "evil.py").write_text(
@@ -93,19 +92,17 @@ def write_code(folder: Path, *, tower: bool = False) -> None:
     )
     if tower:
         auto_map = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
-        (folder / "config.json").write_text(
-            json.dumps({"model_type": "evil", "auto_map": auto_map})
-        )
+        write_json(folder / "config.json", {"model_type": "evil", "auto_map": auto_map})
     else:
         file = folder / "tokenizer_config.json"
-        content = json.loads(file.read_text())
+        content = read_json(file)
         content |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
-        file.write_text(json.dumps(content))
+        write_json(file, content)
 
 
 def write_folder(
     folder: Path, text: dict | None = None, vision: dict | None = None, weights: bool = True
-) -> Path:
+):
     """Writes a folder like that of superclip export --with-head, with a Hugging Face tokenizer."""
     write_model(
         folder,
@@ -124,15 +121,13 @@ def write_folder(
     return folder
 
 
-def change_configuration(
-    folder: Path, text: dict | None = None, vision: dict | None = None
-) -> None:
+def change_configuration(folder: Path, text: dict | None = None, vision: dict | None = None):
     """Changes fields of a model's text_cfg and vision_cfg."""
     file = folder / "open_clip_config.json"
-    content = json.loads(file.read_text())
+    content = read_json(file)
     content["model_cfg"]["text_cfg"] |= text or {}
     content["model_cfg"]["vision_cfg"] |= vision or {}
-    file.write_text(json.dumps(content))
+    write_json(file, content)
 
 
 def trusted_code(folder):
@@ -150,10 +145,10 @@ def code_of_nested_tokenizer(folder):
     nested = folder / "question_encoder_tokenizer"
     shutil.copytree(folder, nested)
     write_code(nested)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "RagTokenizer"}))
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "RagTokenizer"})
     part = {"model_type": "bert"}
     config = {"model_type": "rag", "question_encoder": part, "generator": part}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_json(folder / "config.json", config)
 
 
 def code_of_tower(folder):
@@ -168,9 +163,7 @@ def kernel_of_tower(folder):
     write_folder(folder, {"hf_model_name": str(tower)})
     tower.mkdir()
     config = {"model_type": "bert", "vocab_size": 50, "hidden_size": 6, "num_attention_heads": 1}
-    (tower / "config.json").write_text(
-        json.dumps({**config, "attn_implementation": f"{STRANGER}:kernel"})
-    )
+    write_json(tower / "config.json", {**config, "attn_implementation": f"{STRANGER}:kernel"})
 
 
 def kernel_of_a_part_of_a_tower(folder):
@@ -178,7 +171,7 @@ def kernel_of_a_part_of_a_tower(folder):
     write_folder(folder, {"hf_model_name": str(tower)})
     tower.mkdir()
     part = {"model_type": "clip_text_model", "attn_implementation": f"{STRANGER}:kernel"}
-    (tower / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": part}))
+    write_json(tower / "config.json", {"model_type": "clip", "text_config": part})
 
 
 def tokenizer_without_fields(content):
@@ -194,40 +187,31 @@ def configuration_without_model_cfg(folder):
     write_folder(folder)
     write_code(folder)
     file = folder / "open_clip_config.json"
-    model_cfg = json.loads(file.read_text())["model_cfg"]
+    model_cfg = read_json(file)["model_cfg"]
     del model_cfg["text_cfg"]["hf_tokenizer_name"]
-    file.write_text(json.dumps(model_cfg))
-
-
-def tower_on_the_hub(folder):
-    write_folder(folder, {"hf_model_name": STRANGER})
+    write_json(file, model_cfg)
 
 
 def tower_outside(folder):
-    write_folder(folder, {"hf_model_name": str(folder / "../elsewhere")})
+    write_folder(folder, {"hf_model_name": f"{folder}/../elsewhere"})
 
 
 def linked_tower(folder):
-    write_folder(folder, {"hf_model_name": str(folder / "tower")})
+    write_folder(folder, {"hf_model_name": f"{folder}/tower"})
     (folder / "tower").symlink_to(folder.parent / "elsewhere")
 
 
-def timm(name):
-    return lambda folder: write_folder(folder, vision={"timm_model_name": name, "image_size": 64})
-
-
-def vocabulary_outside(folder):
-    write_folder(
-        folder, {"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}
-    )
+def fields(**cfg):
+    """Writes a folder with these fields of text_cfg and vision_cfg."""
+    return lambda folder: write_folder(folder, **cfg)
 
 
 def option(**kwargs):
-    return lambda folder: write_folder(folder, {"tokenizer_kwargs": kwargs})
+    return fields(text={"tokenizer_kwargs": kwargs})
 
 
-def options_of_openclip_4(**cfg):
-    return lambda folder: write_folder(folder, **cfg)
+def timm(name):
+    return fields(vision={"timm_model_name": name, "image_size": 64})
 
 
 FOLDERS = {
@@ -241,99 +225,58 @@ FOLDERS = {
     "a tokenizer's null": tokenizer_without_fields("null"),
     "a tokenizer without padding": tokenizer_without_fields("{}"),
     "a number as vocabulary": option(bpe_path=5),
-    "a tower on the hub": tower_on_the_hub,
+    "a tower on the hub": fields(text={"hf_model_name": STRANGER}),
     "a tower outside": tower_outside,
     "a linked tower": linked_tower,
     "timm from the hub": timm(f"hf-hub:{STRANGER}"),
     "timm from the hub, older name": timm(f"hf_hub:{STRANGER}"),
     "timm from a folder": timm("local-dir:elsewhere"),
-    "a vocabulary outside": vocabulary_outside,
+    "a vocabulary outside": fields(
+        text={"hf_tokenizer_name": None, "tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}
+    ),
     "a tokenizer's revision": option(revision="x", subfolder="y"),
     "a tokenizer's file": option(gguf_file="weights.gguf"),
     "NLTK's pickles": option(reduction_mask="syntax"),
     "an object": option(pad_token={"__type": "AddedToken"}),
-    "timm's options": options_of_openclip_4(
-        vision={"timm_model_kwargs": {"checkpoint_path": "/etc/passwd"}}
-    ),
-    "transformers' options": options_of_openclip_4(
-        text={"hf_model_config": {"attn_implementation": STRANGER}}
-    ),
+    "timm's options": fields(vision={"timm_model_kwargs": {"checkpoint_path": "/etc/passwd"}}),
+    "transformers' options": fields(text={"hf_model_config": {"attn_implementation": STRANGER}}),
 }
 EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 
 
-def commands_of_folder(folder: str) -> dict[str, list]:
-    train = ["train", "--superclip", *TRAIN]
+def commands_of_folder(folder: str):
     return {
-        "words": ["words", "image.png", "--model", folder],
-        "serve": ["words", "--serve", "--port", "0", "--model", folder],
-        "export": ["export", folder, "--out", "out"],
-        "export hf": ["export", folder, "--out", "out", "--format", "hf"],
-        "audit": ["audit", "pairs.csv", "--model", folder, "--out", "out"],
-        "evaluate": [
-            "evaluate",
-            folder,
-            "--data",
-            "data",
-            "--datasets",
-            "own/colours",
-            "--out",
-            "out",
-        ],
-        "average": ["average", folder, folder, "--out", "out.pt", "--overwrite"],
-        "interpolate": ["interpolate", folder, folder, "--out", "out.pt", "--overwrite"],
-        "distil": [*train, "--model", "ViT-Ti-16-96", "--distill-model", f"local-dir:{folder}"],
+        "words": f"words image.png --model {folder}",
+        "serve": f"words --serve --port 0 --model {folder}",
+        "export": f"export {folder} --out out",
+        "export hf": f"export {folder} --out out --format hf",
+        "audit": f"audit pairs.csv --model {folder} --out out",
+        "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
+        "average": f"average {folder} {folder} --out out.pt --overwrite",
+        "interpolate": f"interpolate {folder} {folder} --out out.pt --overwrite",
+        "distil": f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder}",
         **commands_of_model(f"local-dir:{folder}"),
     }
 
 
-def commands_of_model(model: str) -> dict[str, list]:
+def commands_of_model(model: str):
     """Commands that take a model's name or a JSON file, without weights."""
     return {
-        "architecture of words": [
-            "words",
-            "image.png",
-            "--model",
-            "weights.pt",
-            "--architecture",
-            model,
-        ],
-        "architecture of export": ["export", "weights.pt", "--model", model, "--out", "out"],
-        "frequencies": [
-            "frequencies",
-            "pairs.csv",
-            "--tokenizer-of",
-            model,
-            "--out",
-            "out.safetensors",
-        ],
-        "import": ["import", "authors.pt", "--model", model, "--out", "out"],
-        "train": ["train", "--superclip", *TRAIN, "--model", model],
-        "plan": ["plan", "recipe.yaml", "--set", f"model={model}", "--device", "cpu"],
-        "benchmark": ["benchmark", "--model", model, "--device", "cpu", "--out", "out"],
+        "architecture of words": f"words image.png --model weights.pt --architecture {model}",
+        "architecture of export": f"export weights.pt --model {model} --out out",
+        "frequencies": f"frequencies pairs.csv --tokenizer-of {model} --out out.safetensors",
+        "import": f"import authors.pt --model {model} --out out",
+        "train": f"{TRAIN} --model {model}",
+        "plan": f"plan recipe.yaml --set model={model} --device cpu",
+        "benchmark": f"benchmark --model {model} --device cpu --out out",
     }
 
 
-TRAIN = [
-    "--train-data",
-    "pairs.csv",
-    "--dataset-type",
-    "csv",
-    "--csv-separator",
-    ",",
-    "--csv-img-key",
-    "image",
-    "--csv-caption-key",
-    "caption",
-    "--batch-size",
-    "2",
-    "--epochs",
-    "1",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-]
+TRAIN = (
+    "train --superclip --train-data pairs.csv --dataset-type csv --csv-separator , --csv-img-key "
+    "image --csv-caption-key caption --batch-size 2 --epochs 1 --workers 0 --device "
+    "cpu"
+)
 RECIPE = """
 method: superclip
 model: ViT-Ti-16-96
@@ -359,13 +302,13 @@ chosen: {settings: a test's}
 """
 
 
-def commands_of_file(file: str) -> dict[str, list]:
+def commands_of_file(file: str):
     commands = commands_of_folder(file)
     names = ("words", "export", "audit", "evaluate", "average", "interpolate")
     return {name: commands[name] for name in names}
 
 
-def files_that_name(model: str, folder: Path) -> dict[str, str]:
+def files_that_name(model: str, folder: Path):
     """Writes weights whose recorded options name a model: in the file itself, or beside it."""
     run = folder / "run/checkpoints"
     run.mkdir(parents=True)
@@ -378,18 +321,18 @@ def files_that_name(model: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, Result]:
+def results(tmp_path_factory):
     """What becomes of each command, all run in forks of one process with a hub of this machine."""
     root = tmp_path_factory.mktemp("untrusted")
     cases = write_cases(root)
-    (root / "cases.json").write_text(json.dumps(cases))
+    write_json(root / "cases.json", cases)
     (root / "yes").write_text("y\n" * 1000)
     repositories = root / "hub"
     with serving(repositories) as hub:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(root / "cache"),
+            "HF_HOME": f"{root}/cache",
         }
         done = subprocess.run(
             [sys.executable, "-c", RUNNER],
@@ -405,11 +348,11 @@ def results(tmp_path_factory) -> dict[str, Result]:
             case = by_path.get(path, case)
             if path not in by_path:
                 requests[case].append(path)
-    found = json.loads((root / "results.json").read_text())
+    found = read_json(root / "results.json")
     return {name: Result(*found[name], requests[name]) for name in cases}
 
 
-def write_cases(root: Path) -> dict[str, list[str]]:
+def write_cases(root: Path):
     """Writes the models and weights, and returns the command of each case by its name."""
     torch.manual_seed(0)
     harmless = write_folder(root / "harmless", weights=False)
@@ -421,7 +364,7 @@ def write_cases(root: Path) -> dict[str, list[str]]:
     (root / "recipe.yaml").write_text(RECIPE)
     (root / "data/own/colours").mkdir(parents=True)
     write_outside(root / "elsewhere")
-    cases = {"stock": ["stock"]}
+    cases = {"stock": "stock"}
     for kind, write in FOLDERS.items():
         name = kind.translate({ord(" "): "-", ord("'"): None})
         write(root / name)
@@ -432,33 +375,18 @@ def write_cases(root: Path) -> dict[str, list[str]]:
             else {one: commands[one] for one in ("words", "train")}
         )
         cases |= {f"{kind}: {command}": argv for command, argv in shown.items()}
-    of_recipe = [
-        "run",
-        "recipe.yaml",
-        "--set",
-        "model=local-dir:trusted-code",
-        "--device",
-        "cpu",
-        "--out",
-        "run",
-    ]
-    cases["a run of trusted code"] = of_recipe
+    cases["a run of trusted code"] = (
+        "run recipe.yaml --set model=local-dir:trusted-code --device cpu --out run"
+    )
     for name in (STRANGER, "../elsewhere", "elsewhere"):
         file = f"models/{name.replace('/', '-')}.json"
         (root / "models").mkdir(exist_ok=True)
-        write_json(root / file, harmless, name)
+        write_own_json(root / file, harmless, name)
         cases |= {f"{file}: {command}": argv for command, argv in commands_of_model(file).items()}
     for repository, write in REPOSITORIES.items():
         write(root / "hub" / repository)
         commands = commands_of_model(f"hf-hub:{repository}")
-        commands["evaluate"] = [
-            "evaluate",
-            f"hf-hub:{repository}",
-            "--data",
-            "data",
-            "--datasets",
-            "own/colours",
-        ]
+        commands["evaluate"] = f"evaluate hf-hub:{repository} --data data --datasets own/colours"
         cases |= {f"hf-hub:{repository}: {command}": argv for command, argv in commands.items()}
     for kind, model in named_models(root).items():
         for place, file in files_that_name(model, root / f"named-{kind}").items():
@@ -468,7 +396,7 @@ def write_cases(root: Path) -> dict[str, list[str]]:
     return cases
 
 
-def named_models(root: Path) -> dict[str, str]:
+def named_models(root: Path):
     """Models that a file of weights names."""
     return {
         "hub": f"hf-hub:{STRANGER}",
@@ -481,7 +409,7 @@ def named_models(root: Path) -> dict[str, str]:
     }
 
 
-def write_outside(folder: Path) -> None:
+def write_outside(folder: Path):
     """Writes a folder with the files of a tokenizer and of a tower, which contain code."""
     folder.mkdir()
     write_tokenizer(folder)
@@ -489,11 +417,11 @@ def write_outside(folder: Path) -> None:
     write_code(folder, tower=True)
 
 
-def write_json(file: Path, model: Path, tokenizer: str) -> None:
+def write_own_json(file: Path, model: Path, tokenizer: str):
     """Writes a model's configuration with another hf_tokenizer_name, as --model x.json."""
-    content = json.loads((model / "open_clip_config.json").read_text())["model_cfg"]
+    content = read_json(model / "open_clip_config.json")["model_cfg"]
     content["text_cfg"]["hf_tokenizer_name"] = tokenizer
-    file.write_text(json.dumps(content))
+    write_json(file, content)
 
 
 REPOSITORIES = {
