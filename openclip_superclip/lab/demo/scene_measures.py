@@ -115,47 +115,48 @@ def measure_natural(
     """Returns a model's measures on the held-out scenes of a seed, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for
-    each concept. The split
-        "tune", for tuning learning rates, uses the training designers instead.
+        each concept. The split "tune", for tuning learning rates, uses the training designers.
     new_combinations: top-1 accuracy over all pairs of a colour and a name, on scenes with one
-    object in a colour in
-        which training never shows it.
+        object in a colour in which training never shows it.
     image_to_text_R@1, text_to_image_R@1: retrieval of correct short captions, for scenes with sets
-    of at least two
-        objects that training never shows.
+        of at least two objects that training never shows.
     image_to_long_text_R@1, long_text_to_image_R@1: the same with captions that name everything.
     tagging, linear_probe: as in `measure`.
     """
-    model, preprocess, tokenizer = opened
     world = natural.World(seed)
     designers = natural.UNSEEN_DESIGNERS if split == "test" else natural.TRAINING_DESIGNERS
     singles = [
         world.scene(split, index, (1,), designers, world.concepts[index // scenes_per_concept])
         for index in range(len(world.concepts) * scenes_per_concept)
     ]
-    pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
-    is_new = torch.tensor([world.is_new(*pair) for pair in pairs])
-    new = [
-        world.scene(split, index, (1,), concept=concept, colour=colour)
-        for index, (concept, colour) in enumerate(pairs)
-        if is_new[index]
-    ]
     several = (world.scene(split, index, (2, 3)) for index in itertools.count())
     groups = different(num_scenes, several, caption="clean")
     probe_scenes = [world.scene("train", index) for index in range(num_probe_scenes)]
-    phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
-    with torch.inference_mode():
-        # [D, P]
-        pair_classifier = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])
-        new_features = scene_features(model, preprocess, new)  # [S, D]
     captions = {"text": "clean", "long_text": "long"}
     measures = _measure(
         opened, singles, groups, probe_scenes, world.names, natural.TEMPLATES, captions
     )
-    measures["new_combinations"] = fraction_found(
-        new_features @ pair_classifier, torch.eye(len(pairs))[is_new]
-    )
+    measures["new_combinations"] = _measure_new_combinations(opened, world, split)
     return {name: measures[name] for name in natural.MEASURES}
+
+
+def _measure_new_combinations(opened: OpenedModel, world: natural.World, split: str) -> float:
+    """Returns the accuracy over all pairs of a colour and a name, in percent, on scenes of those
+    that training never shows."""
+    model, preprocess, tokenizer = opened
+    pairs = [(concept, colour) for concept in world.concepts for colour in natural.COLOURS]
+    phrases = [f"{colour} {concept.name}" for concept, colour in pairs]
+    is_new = torch.tensor([world.is_new(*pair) for pair in pairs])  # [P]
+    shown = [
+        world.scene(split, index, (1,), concept=concept, colour=colour)
+        for index, (concept, colour) in enumerate(pairs)
+        if is_new[index]
+    ]
+    with torch.inference_mode():
+        # [D, P]
+        classifier = name_classifier(model, tokenizer, phrases, natural.TEMPLATES[:1])
+        features = scene_features(model, preprocess, shown)  # [S, D]
+    return fraction_found(features @ classifier, torch.eye(len(pairs))[is_new])
 
 
 def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:

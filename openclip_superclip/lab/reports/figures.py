@@ -1,7 +1,6 @@
 """The figures of `superclip report`: scores over the batch size, and losses over the samples."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
-from .comparable_runs import Comparison, PaperPoint, Series, number
-from .reported_run import FINISHED, ReportedRun
+from .comparable_runs import Comparison, Group, PaperPoint, Series, number
+from .reported_run import FINISHED
 from .run_scores import LABELS
 
 plt = pyplot()
@@ -26,7 +25,6 @@ COLOURS = {
 STYLES = ["-", "--", "-.", ":"]  # of the series of one method
 WIDTH = 10.4  # inches: the width of a report's page
 MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel for each score
-MOST_POINTS = 150  # of a loss curve: longer ones are averaged
 LOSSES = ("contrastive_loss", "class_loss")
 
 
@@ -100,7 +98,7 @@ def _curve(comparison: Comparison, series: Series, key: str) -> list[PaperPoint]
 
 
 def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -> None:
-    """Draws a score of a series over the batch size, its seeds, and the paper's curve."""
+    """Draws a score of a series over the batch size, and the paper's curve."""
     look = _look(comparison, series)
     groups = [group for group in comparison.groups if group.series == series and group.score(key)]
     spreads = {group.batch_size: group.score(key) for group in groups}
@@ -115,10 +113,6 @@ def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -
             label=series.name,
             **look,
         )
-    for size, spread in spreads.items():
-        if len(spread.values) > 1:
-            sizes = [size] * len(spread.values)
-            axes.plot(sizes, spread.values, ".", color="black", markersize=3, zorder=3)
     paper = _curve(comparison, series, key)
     if paper:
         without_training = Series(series.method, series.variant)  # which is ours
@@ -161,8 +155,7 @@ def draw_losses(comparison: Comparison, file: str) -> Figure | None:
         for axes, loss in zip(row, losses, strict=True):
             for group in comparison.groups:
                 if group.batch_size == batch_size:
-                    look = {"label": group.series.name, **_look(comparison, group.series)}
-                    _draw_loss(axes, group.runs, loss, look)
+                    _draw_loss(axes, group, loss, _look(comparison, group.series))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.set_xlabel("samples seen")
             axes.grid()
@@ -172,16 +165,13 @@ def draw_losses(comparison: Comparison, file: str) -> Figure | None:
     return Figure(file, png(drawing), "Losses over the samples seen")
 
 
-def _draw_loss(axes: Axes, runs: Sequence[ReportedRun], loss: str, look: dict) -> None:
-    """Draws the loss of runs that differ by the seed, each as a curve of at most MOST_POINTS."""
-    for run in runs:
-        logged = [point for point in run.points if loss in point]
-        points = np.array([(point["samples"], point[loss]) for point in logged])
-        if not len(points):
+def _draw_loss(axes: Axes, group: Group, loss: str, look: dict) -> None:
+    """Draws the loss of runs that differ by the seed; a cross marks the end of unfinished ones."""
+    for run in group.runs:
+        points = [(point["samples"], point[loss]) for point in run.points if loss in point]
+        if not points:
             continue
-        step = math.ceil(len(points) / MOST_POINTS)
-        starts = range(0, len(points), step)
-        curve = np.array([points[start : start + step].mean(axis=0) for start in starts])
-        axes.plot(*curve.T, linewidth=1.3, alpha=0.8, **look)
+        samples, losses = zip(*points, strict=True)
+        axes.plot(samples, losses, label=group.series.name, linewidth=1.3, alpha=0.8, **look)
         if run.state != FINISHED:
-            axes.plot(*curve[-1], "x", color="black", markersize=7, label="ended early")
+            axes.plot(samples[-1], losses[-1], "x", color="black", label="ended early")
