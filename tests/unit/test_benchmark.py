@@ -7,7 +7,6 @@ from support import parametrize
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
-from openclip_superclip.lab.benchmark import time_and_memory
 from openclip_superclip.lab.benchmark.time_and_memory import (
     CONTENDERS,
     compute,
@@ -15,6 +14,7 @@ from openclip_superclip.lab.benchmark.time_and_memory import (
     make_inputs,
     make_step,
     peak_memory,
+    prepared_head,
 )
 
 
@@ -93,7 +93,5 @@ def test_peak_memory_is_what_a_call_allocates_and_the_class_loss_takes_a_third_o
 ):
     assert peak_memory(allocate, 2**27, device="cpu") == pytest.approx(2**27, rel=0.1)
     sizes, names = (512, 16, 49408, "cpu", "fp32"), ("dense targets", "class_loss")
-    dense, ours = (
-        peak_memory(time_and_memory._prepared_head, name, *sizes, device="cpu") for name in names
-    )
+    dense, ours = (peak_memory(prepared_head, name, *sizes, device="cpu") for name in names)
     assert ours <= 0.35 * dense

@@ -67,13 +67,18 @@ def _measure(options: argparse.Namespace) -> dict:
     device, precision = options.device, options.precision
     # first, since it can fail
     steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}
-    sizes = options.head_batch, options.width, options.vocab, device
-    inputs = make_inputs(*sizes)
+    inputs = make_inputs(options.head_batch, options.width, options.vocab, device)
     calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
     seconds = timed_in_turns(calls, options.repeats, device, "class loss and gradients")
-    peaks = {
-        name: peak_memory(_prepared_head, name, *sizes, precision, device=device) for name in calls
-    }
+    prepare = functools.partial(
+        prepared_head,
+        batch=options.head_batch,
+        width=options.width,
+        vocab_size=options.vocab,
+        device=device,
+        precision=precision,
+    )
+    peaks = {name: peak_memory(prepare, name, device=device) for name in calls}
     is_gpu = device.startswith("cuda")
     return {
         "options": {**vars(options), "out": str(options.out)},
@@ -193,7 +198,7 @@ def compute(name: str, inputs: list[Tensor], precision: str = "fp32") -> None:
         CONTENDERS[name](*inputs)
 
 
-def _prepared_head(
+def prepared_head(
     name: str, batch: int, width: int, vocab_size: int, device: str, precision: str
 ) -> Callable[[], None]:
     """Returns a function that runs a contender on inputs of its own."""

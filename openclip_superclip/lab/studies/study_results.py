@@ -96,7 +96,7 @@ class StudyResults:
         rows = []
         for measure in self.measures:
             spreads = [self.spread(arm, cell, measure) for arm in arms]
-            differences = [self.difference(*pair, cell, measure) for pair in pairs]
+            differences = [self.difference(arm, base, cell, measure) for arm, base in pairs]
             rows.append([self.title(measure), *map(str, spreads), *map(str, differences)])
         if all(record["cpu_seconds"] is not None for record in self.records):  # unknown for jobs
             row = ["CPU seconds"]
@@ -110,10 +110,10 @@ class StudyResults:
         """Returns a table with a row for each measure, and a column for each comparison and kind
         of summary over the cells."""
         heads, rows = ["points"], [[self.title(measure)] for measure in self.measures]
-        for pair in self.study.pairs:
-            summaries = [self.over_cells(*pair, measure) for measure in self.measures]
+        for arm, baseline in self.study.pairs:
+            summaries = [self.over_cells(arm, baseline, measure) for measure in self.measures]
             for kind in summaries[0]:
-                heads.append(f"{' − '.join(pair)}, {kind}")
+                heads.append(f"{arm} − {baseline}, {kind}")
                 for row, summary in zip(rows, summaries, strict=True):
                     row.append(str(summary[kind]))
         return markdown_table(heads, rows)
@@ -129,14 +129,14 @@ class StudyResults:
         """Returns which differences exclude zero, for each comparison, in each cell and over the
         cells."""
         study, measures, sentences = self.study, self.measures, []
-        for pair in study.pairs:
-            name = " − ".join(pair)
+        for arm, baseline in study.pairs:
+            name = f"{arm} − {baseline}"
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
-                differences = {m: self.difference(*pair, cell, m) for m in measures}
+                differences = {m: self.difference(arm, baseline, cell, m) for m in measures}
                 sentences.append(f"{name}{at_cell}: {_excludes_zero(differences)}.")
             if study.cells:
-                over = {m: self.over_cells(*pair, m) for m in measures}
+                over = {m: self.over_cells(arm, baseline, m) for m in measures}
                 for kind in over[study.primary]:
                     differences = {m: over[m][kind] for m in measures}
                     sentences.append(
