@@ -172,6 +172,7 @@ def pairs(tmp_path):
     return tmp_path / "pairs.csv"
 
 
+@pytest.mark.filterwarnings("error::pandas.errors.ParserWarning")
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(kept_module, "ROWS_AT_ONCE", 4)
     kept = np.array([False, True, False, True, False, True])
