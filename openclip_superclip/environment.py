@@ -1,7 +1,7 @@
-"""Optional packages, devices and versions of this machine and Python."""
+"""Devices, versions and processes of this machine and Python."""
 
 import ctypes
-import importlib.util
+import importlib
 import platform
 import signal
 import sys
@@ -15,20 +15,6 @@ from .errors import InputError, reason
 from .files import shipped_folder
 
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
-
-
-def require(what: str, extra: str, *packages: str) -> None:
-    """Raises InputError, naming the extra to install, if any, if a package that `what` needs is
-    not installed."""
-    missing = next(
-        (package for package in packages if importlib.util.find_spec(package) is None), None
-    )
-    if missing:
-        install = " ".join(packages).replace("_", "-")
-        of_extra = f"install the extra [{extra}], or " if extra else ""
-        raise InputError(
-            f"{what} needs {missing}, which is not installed: {of_extra}pip install {install}"
-        )
 
 
 def check_horovod() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .checkpoints.resume import beginning, write_beginning
-from .data.slices import DataOrder
+from .data.shard_order import DataOrder
 from .errors import InputError, one_line
 from .flags import add_options, config_from
 from .hooks import hookimpl

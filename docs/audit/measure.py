@@ -25,18 +25,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from openclip_superclip.environment import versions
-from openclip_superclip.lab.audit.page import most_doubtful
-from openclip_superclip.lab.audit.scores import (
+from openclip_superclip.lab.audit.audit_page import most_doubtful
+from openclip_superclip.lab.audit.pair_scores import (
+    ModelOutputs,
     PairScore,
     PairScorer,
-    Seen,
     WordSupport,
-    mean_of_ranks,
     words_of,
 )
+from openclip_superclip.lab.audit.score_file import mean_of_ranks
 from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
 from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
-from openclip_superclip.lab.words.tagger import open_checkpoint, read_model
+from openclip_superclip.lab.words.open_checkpoint import open_checkpoint, read_model
 from openclip_superclip.rendering import markdown_table
 
 # each at its own learning rate, which the study chose
@@ -155,7 +155,7 @@ def measure(
     return found
 
 
-def _see(scorer: PairScorer, preprocess: Callable, shown: Sequence[Scene]) -> Seen:
+def _see(scorer: PairScorer, preprocess: Callable, shown: Sequence[Scene]) -> ModelOutputs:
     batches = [
         scorer.see(
             torch.stack([preprocess(scene.image) for scene in shown[start : start + BATCH_SIZE]])
@@ -163,19 +163,25 @@ def _see(scorer: PairScorer, preprocess: Callable, shown: Sequence[Scene]) -> Se
         for start in range(0, len(shown), BATCH_SIZE)
     ]
     features, log_probabilities = zip(*batches, strict=True)
-    return Seen(torch.cat(features), torch.cat(log_probabilities) if scorer.has_head else None)
+    return ModelOutputs(
+        torch.cat(features), torch.cat(log_probabilities) if scorer.has_head else None
+    )
 
 
-def _score(scorer: PairScorer, seen: Seen, captions: Sequence[str]) -> list[PairScore]:
+def _score(scorer: PairScorer, seen: ModelOutputs, captions: Sequence[str]) -> list[PairScore]:
     found = []
     for start in range(0, len(captions), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         log_probabilities = seen.log_probabilities[rows] if scorer.has_head else None
-        found += scorer.score(Seen(seen.image_features[rows], log_probabilities), captions[rows])
+        found += scorer.score(
+            ModelOutputs(seen.image_features[rows], log_probabilities), captions[rows]
+        )
     return found
 
 
-def _of_pairs(scorer: PairScorer, seen: Seen, planted: Planted, title: str) -> dict[str, float]:
+def _of_pairs(
+    scorer: PairScorer, seen: ModelOutputs, planted: Planted, title: str
+) -> dict[str, float]:
     found, bad = _score(scorer, seen, planted.captions), np.array([bool(w) for w in planted.wrong])
     scores = {"CLIP score": np.array([one.clip_score for one in found])}
     if scorer.has_head:
@@ -189,7 +195,7 @@ def _of_pairs(scorer: PairScorer, seen: Seen, planted: Planted, title: str) -> d
 
 
 def _of_words(
-    scorer: PairScorer, seen: Seen, shown: Sequence[Scene], rng: np.random.Generator
+    scorer: PairScorer, seen: ModelOutputs, shown: Sequence[Scene], rng: np.random.Generator
 ) -> dict[str, float]:
     planted = plant_words(shown, rng, 1.0)
     several = [len(caption.split(", ")) > 1 for caption in planted.captions]
@@ -224,7 +230,11 @@ def _of_words(
 
 
 def _of_one_word(
-    scorer: PairScorer, seen: Seen, shown: Sequence[Scene], rng: np.random.Generator, share: float
+    scorer: PairScorer,
+    seen: ModelOutputs,
+    shown: Sequence[Scene],
+    rng: np.random.Generator,
+    share: float,
 ) -> dict[str, float]:
     true = [scene.captions["long"] for scene in shown]
     of_true, places = _words(scorer, seen, true), []
@@ -245,12 +255,12 @@ def _of_one_word(
     }
 
 
-def _rows(seen: Seen, places: Sequence[int]) -> Seen:
-    return Seen(seen.image_features[places], seen.log_probabilities[places])
+def _rows(seen: ModelOutputs, places: Sequence[int]) -> ModelOutputs:
+    return ModelOutputs(seen.image_features[places], seen.log_probabilities[places])
 
 
 def _words(
-    scorer: PairScorer, seen: Seen, captions: Sequence[str]
+    scorer: PairScorer, seen: ModelOutputs, captions: Sequence[str]
 ) -> dict[int, Sequence[WordSupport]]:
     """Returns the words of captions with their support, by place."""
     tokens = scorer.opened.tokenizer(list(captions)).to(scorer.device)

@@ -25,7 +25,12 @@ from openclip_superclip.checkpoints.epoch_words import find_course
 from openclip_superclip.lab.demo.data import write_model
 from openclip_superclip.lab.demo.scenes import NAMES, Scene, draw_image, sample, split_of
 from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.words.learning import BANDS, WordCourse, draw_word_courses, word_course
+from openclip_superclip.lab.words.word_course import (
+    BANDS,
+    WordCourse,
+    draw_word_courses,
+    word_course,
+)
 
 NUM_SHARDS, SHARD_SIZE = 20, 1024
 SEEDS, IDF = (0, 1, 2), ("online", "off")

@@ -7,27 +7,26 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
 from ..lab.audit import SORTED_BY
-from .options import add_columns, columns_of
+from .shared_options import add_columns, add_model_options, add_number, columns_of
 
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
     from ..lab.audit.audit import Audit, check_is_free
     from ..lab.audit.reading import open_data
-    from ..lab.words.tagger import read_model
+    from ..lab.words.open_checkpoint import read_model
 
     data = open_data(options.data, columns_of(options, options.data))
     check_is_free(options.out)
-    device, model = check_device(options.device), read_model(options.model)
     audit = Audit(
         data,
-        model,
-        options.out,
-        options.by,
-        options.architecture,
-        device,
-        options.batch_size,
-        options.threads,
+        device=check_device(options.device),
+        model=read_model(options.model),
+        out=options.out,
+        by=options.by,
+        architecture=options.architecture,
+        batch_size=options.batch_size,
+        threads=options.threads,
     )
     audit.score()
     print(audit.finish(options.worst, options.keep))
@@ -37,12 +36,10 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip audit",
-        description="Scores how well the image of each pair of a data set supports its "
-        "caption: class loss, support of "
-        "each word, likely words that the caption lacks, and the CLIP score of the same model. "
-        "Writes one line of JSON "
-        "per pair and a page of the worst pairs. If a call is interrupted, the same command "
-        "continues it.",
+        description="Scores how well the image of each pair of a data set supports its caption: "
+        "class loss, support of each word, likely words that the caption lacks, and the CLIP score "
+        "of the same model. Writes one line of JSON per pair and a page of the worst pairs. If a "
+        "call is interrupted, the same command continues it.",
         epilog="example: superclip audit pairs.csv --model logs/superclip --out audit --keep 0.8",
     )
     add = parser.add_argument
@@ -64,32 +61,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--by",
         choices=SORTED_BY,
         default="",
-        help="order of the pairs, for --keep and the page; both: the mean of the ranks by "
-        "support and by CLIP score (default: both; clip-score without a head)",
+        help="order of the pairs, for --keep and the page; both: the mean of the ranks by support "
+        "and by CLIP score (default: both; clip-score without a head)",
     )
-    about = "write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards"
-    add("--keep", type=float, metavar="FRACTION", help=about)
     add(
-        "--worst",
+        "--keep",
+        type=float,
+        metavar="FRACTION",
+        help="write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards",
+    )
+    add_number(parser, "--worst", 60, "pairs on the page", metavar="N")
+    add_model_options(parser)
+    add_number(parser, "--batch-size", 64, "images per batch", metavar="N")
+    add(
+        "--threads",
         type=int,
-        default=60,
+        default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="pairs on the page (default: %(default)s)",
+        help="number of threads that read images (default: one per core, at most 8)",
     )
-    add(
-        "--architecture",
-        help="the name of the OpenCLIP model, if it is not recorded with the weights",
-    )
-    add("--device", help="device of the model (default: cuda if there is a GPU)")
-    add(
-        "--batch-size",
-        type=int,
-        default=64,
-        metavar="N",
-        help="images per batch (default: %(default)s)",
-    )
-    about = "number of threads that read images (default: one per core, at most 8)"
-    add("--threads", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help=about)
     options = parser.parse_args(argv)
     at_least(options, batch_size=1, threads=1, worst=1)
     if options.keep is not None and not 0 < options.keep < 1:

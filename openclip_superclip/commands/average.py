@@ -1,20 +1,20 @@
 """superclip average: averages several checkpoints."""
 
-import argparse
 from pathlib import Path
 
 from ..errors import InputError, Parser
+from .shared_options import add_weights_output
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip average",
-        description="Writes the mean of the weights of several checkpoints of one model, with "
-        "the caption counts of the checkpoint that has seen the most captions.",
+        description="Writes the mean of the weights of several checkpoints of one model, with the "
+        "caption counts of the checkpoint that has seen the most captions.",
         epilog="example: superclip average epoch_4.pt epoch_5.pt --out ../mean.pt",
     )
     parser.add_argument("checkpoints", type=Path, nargs="+", help="two or more files or folders")
-    add_output(parser)
+    add_weights_output(parser)
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:
         raise InputError(
@@ -32,9 +32,3 @@ def main(argv: list[str]) -> int:
         save_weights(weights, file, options_to_keep(checkpoints[0]))
     print(f"{options.out}: the mean of {len(checkpoints)} checkpoints")
     return 0
-
-
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds the options --out and --overwrite."""
-    parser.add_argument("--out", type=Path, required=True, help=".pt or .safetensors file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")

@@ -4,6 +4,7 @@ record of a GPU."""
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least
+from .shared_options import add_number, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -23,26 +24,10 @@ def main(argv: list[str]) -> int:
         default="fp32",
         help="(default: %(default)s)",
     )
-    add(
-        "--head-batch",
-        type=int,
-        default=1024,
-        help="batch size of the class loss (default: %(default)s)",
-    )
-    add(
-        "--width",
-        type=int,
-        default=768,
-        help="input width of the class head (default: %(default)s)",
-    )
-    add(
-        "--vocab",
-        type=int,
-        default=49408,
-        help="output width of the class head (default: %(default)s)",
-    )
+    add_number(parser, "--head-batch", 1024, "batch size of the class loss")
+    add_number(parser, "--width", 768, "input width of the class head")
+    add_number(parser, "--vocab", 49408, "output width of the class head")
     add("--model", default="ViT-B-16", help="model of the training step (default: %(default)s)")
-    about = "batch size of the training step (default: %(default)s)"
     add(
         "--batch-size",
         "--local-batch",
@@ -50,26 +35,17 @@ def main(argv: list[str]) -> int:
         type=int,
         default=64,
         metavar="N",
-        help=about,
+        help="batch size of the training step (default: %(default)s)",
     )
-    add(
-        "--repeats",
-        type=int,
-        default=7,
-        help="repetitions of the class loss (default: %(default)s)",
+    add_number(parser, "--repeats", 7, "repetitions of the class loss")
+    add_number(parser, "--step-repeats", 3, "repetitions of the training step; 0 to skip it")
+    add_switch(parser, "--grad-checkpointing", "use gradient checkpointing in the training step")
+    add_switch(
+        parser,
+        "--card",
+        "measure a record of this GPU instead, with sizes of its own, and check its results: "
+        "about ten minutes",
     )
-    about = "repetitions of the training step; 0 to skip it (default: %(default)s)"
-    add("--step-repeats", type=int, default=3, help=about)
-    add(
-        "--grad-checkpointing",
-        action="store_true",
-        help="use gradient checkpointing in the training step",
-    )
-    about = (
-        "measure a record of this GPU instead, with sizes of its own, and check its "
-        "results: about ten minutes"
-    )
-    add("--card", action="store_true", help=about)
     add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=2, local_batch=1, repeats=1, step_repeats=0)
@@ -85,11 +61,8 @@ def main(argv: list[str]) -> int:
 def _measure_card(parser: Parser, options) -> int:
     """Prints the record of a card; returns 1 if a check of its results fails."""
     for action in parser._actions:
-        name = action.dest
-        if (
-            name not in ("help", "card", "device", "out")
-            and getattr(options, name) != action.default
-        ):
+        is_used = action.dest in ("help", "card", "device", "out")
+        if not is_used and getattr(options, action.dest) != action.default:
             raise InputError(
                 f"{action.option_strings[0]} has no effect with --card, which has sizes of its own"
             )

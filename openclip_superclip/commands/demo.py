@@ -5,8 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..environment import require
 from ..errors import Parser, at_least, no_effect
+from ..extras import require
 from ..files import check_results, make_folder
 from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     if options.data_only:
         print(_write_training_data(options))
         return 0
-    require("superclip demo", "report", "matplotlib", "scipy")
+    require("superclip demo", "report")
     out = options.out
     check_results(out, "--out", [*RESULTS, "demo.png"], MARK)
     set_ = {} if options.samples is None else {"samples": str(options.samples)}

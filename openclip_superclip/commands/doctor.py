@@ -11,13 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError, Parser, reason
-
-EXTRAS = {  # with the packages that each installs
-    "report": ("matplotlib", "scipy"),
-    "eval": ("clip_benchmark", "requests"),
-    "serve": ("starlette", "uvicorn"),
-    "horovod": ("horovod",),
-}
+from ..extras import EXTRAS
 
 
 def main(argv: list[str]) -> int:
@@ -83,5 +77,5 @@ def _torch() -> str:
 def _slurm() -> str:
     if shutil.which("sinfo") is None:
         return ""
-    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True)
+    version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
     return version.stdout.strip() or "installed, but sinfo --version fails"

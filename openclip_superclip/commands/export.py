@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
 from ..errors import Parser
+from .shared_options import add_output, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -21,31 +22,32 @@ def main(argv: list[str]) -> int:
         type=Path,
         help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder",
     )
-    about = (
-        "of the folder of a run, the checkpoint with the best validation scores (default: "
-        "the last one)"
+    add_switch(
+        parser,
+        "--best",
+        "of the folder of a run, the checkpoint with the best validation scores (default: the "
+        "last one)",
     )
-    add("--best", action="store_true", help=about)
-    add("--out", type=Path, required=True, help="folder to write")
-    about = (
-        "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
-        "run's params.txt)"
-    )
-    add("--model", "--architecture", help=about)
-    about = "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)"
-    add("--format", choices=("openclip", "hf"), default="openclip", help=about)
+    add_output(parser)
     add(
-        "--with-head",
-        action="store_true",
-        help=f"keep the class head and the counts in {HEAD_NAME}",
+        "--model",
+        "--architecture",
+        help="an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
+        "run's params.txt)",
     )
-    about = (
-        "the repository on the Hugging Face hub to which you will upload the folder: "
-        "OpenCLIP then opens it as "
+    add(
+        "--format",
+        choices=("openclip", "hf"),
+        default="openclip",
+        help="OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)",
     )
-    about += "hf-hub:OWNER/NAME, also if the model has its own tokenizer"
-    add("--hub", metavar="OWNER/NAME", help=about)
-    add("--overwrite", action="store_true", help="replace an existing folder")
+    add_switch(parser, "--with-head", f"keep the class head and the counts in {HEAD_NAME}")
+    add(
+        "--hub",
+        metavar="OWNER/NAME",
+        help="the repository on the Hugging Face hub to which you will upload the folder: "
+        "OpenCLIP then opens it as hf-hub:OWNER/NAME, also if the model has its own tokenizer",
+    )
     options = parser.parse_args(argv)
     from ..checkpoints.export import export
     from ..checkpoints.starting_weights import released_file

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.tables import is_table
 from ..errors import InputError, Parser, at_least, no_effect
 from ..files import check_out, make_folder
-from .options import add_columns, columns_of
+from .shared_options import add_columns, add_number, add_output, columns_of
 
 
 def main(argv: list[str]) -> int:
@@ -21,9 +21,8 @@ def main(argv: list[str]) -> int:
 
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
-    tokenizer = model.with_options({"force_context_length": options.context}).tokenizer(
-        "--tokenizer-of"
-    )
+    model = model.with_options({"force_context_length": options.context})
+    tokenizer = model.tokenizer("--tokenizer-of")
     columns, shards = columns_of(options, options.data), [options.data]
     if is_table(options.data):
         no_effect(options, options.data, "text_key")
@@ -31,21 +30,21 @@ def main(argv: list[str]) -> int:
         columns, shards = None, sorted(set(expand(options.data, "DATA")))
     try:
         config = Config(captions=options.captions, long_caption=options.long_caption)
-        counter = CaptionCounter(
-            config, tokenizer, options.seed, columns, options.text_key or "txt"
-        )
+        member = options.text_key or "txt"
+        counter = CaptionCounter(config, tokenizer, options.seed, columns, member)
         make_folder(options.out.parent, "--out")
         frequencies, unreadable = counter.count(shards, options.workers, options.unreadable_max)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from error
     frequencies.write(options.out)
-    where = options.data if columns else f"{len(shards):,} shards"
+    source = options.data if columns else f"{len(shards):,} shards"
     if unreadable:
-        where = f"{len(shards) - len(unreadable):,} of {where}"
+        source = f"{len(shards) - len(unreadable):,} of {source}"
     print(
-        f"{options.out}: {frequencies.num_captions:,} captions of {where}, {frequencies.tokenizer}"
+        f"{options.out}: {frequencies.num_captions:,} captions of {source}, {frequencies.tokenizer}"
     )
-    if num_missing := counter.reader.counts.so_far()[1]:
+    _, num_missing = counter.reader.counts.so_far()
+    if num_missing:
         print(f"{num_missing:,} samples have no long caption: the short one was counted")
     if unreadable:
         print(unreadable_text(unreadable, len(shards)))
@@ -55,23 +54,27 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip frequencies",
-        description="Counts the captions with each token, in one pass over WebDataset shards "
-        "or a table, without "
-        "reading images. --superclip-idf FILE then weights words by the whole data set from "
-        "the first step on.",
+        description="Counts the captions with each token, in one pass over WebDataset shards or a "
+        "table, without reading images. --superclip-idf FILE then weights words by the whole data "
+        "set from the first step on.",
         epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out "
         "df.safetensors",
     )
     add = parser.add_argument
-    about = (
-        "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv"
+    add(
+        "data",
+        metavar="DATA",
+        help="the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a "
+        ".csv",
     )
-    add("data", metavar="DATA", help=about)
     add_columns(parser)
     add("--text-key", metavar="KEY", help="member with captions (default: txt)")
     add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
-    about = "captions of the class loss: short, long, dual or mixed:P (default: %(default)s)"
-    add("--captions", default="short", help=about)
+    add(
+        "--captions",
+        default="short",
+        help="captions of the class loss: short, long, dual or mixed:P (default: %(default)s)",
+    )
     add(
         "--long-caption",
         default="",
@@ -83,12 +86,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=int,
         help="number of tokens per caption to read (default: the text tower's)",
     )
-    add("--seed", type=int, default=0, help="seed of mixed:P (default: %(default)s)")
-    add("--workers", type=int, default=1, help="processes that count shards (default: %(default)s)")
-    about = "fail if a larger fraction of the shards is missing or broken (default: %(default)s)"
-    add("--unreadable-max", type=float, default=0.0, metavar="FRACTION", help=about)
-    add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    add("--overwrite", action="store_true", help="replace an existing file of counts")
+    add_number(parser, "--seed", 0, "seed of mixed:P")
+    add_number(parser, "--workers", 1, "processes that count shards")
+    add_number(
+        parser,
+        "--unreadable-max",
+        0.0,
+        "fail if a larger fraction of the shards is missing or broken",
+        metavar="FRACTION",
+    )
+    add_output(parser, "the file to write", "file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
     marks = {"": '"document_frequency"'}

@@ -6,30 +6,33 @@ import sys
 from pathlib import Path
 
 from ..errors import Parser, at_least
+from .shared_options import add_output
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip import",
-        description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder "
-        "with the same features, "
-        "class logits and scale. --superclip --model local-dir:FOLDER continues the training, "
-        "and superclip export converts it to plain CLIP.",
+        description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with "
+        "the same features, class logits and scale. --superclip --model local-dir:FOLDER continues "
+        "the training, and superclip export converts it to plain CLIP.",
         epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
     )
     add = parser.add_argument
     add("checkpoint", type=Path, help="the authors' file")
-    about = "the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'"
-    add("--model", "--architecture", required=True, help=about)
-    add("--out", type=Path, required=True, help="folder to write")
+    add(
+        "--model",
+        "--architecture",
+        required=True,
+        help="the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'",
+    )
     add(
         "--global-batch",
         type=int,
         default=16_384,
-        help="captions per step of the run, over all GPUs, to convert its running means to "
-        "counts (default: %(default)s, as in the released runs)",
+        help="captions per step of the run, over all GPUs, to convert its running means to counts "
+        "(default: %(default)s, as in the released runs)",
     )
-    add("--overwrite", action="store_true", help="replace an existing folder")
+    add_output(parser)
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)
     from ..checkpoints.authors import import_checkpoint
@@ -43,15 +46,14 @@ def main(argv: list[str]) -> int:
     )
     if not is_whole:
         print(
-            f"warning: --global-batch {options.global_batch} does not give integer counts, "
-            "which were rounded: the run used another global batch size, or several",
+            f"warning: --global-batch {options.global_batch} does not give integer counts, which "
+            "were rounded: the run used another global batch size, or several",
             file=sys.stderr,
         )
+    model, folder = shlex.quote(f"local-dir:{options.out}"), shlex.quote(str(options.out))
     print(
-        f"{options.out}: {options.model} with its class head and the counts of "
-        f"{num_captions:,} captions\n"
-        "continue:      superclip train --superclip --model "
-        f"{shlex.quote(f'local-dir:{options.out}')} …\nto plain CLIP: superclip export "
-        f"{shlex.quote(str(options.out))} --out FOLDER"
+        f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} "
+        f"captions\ncontinue:      superclip train --superclip --model {model} …\n"
+        f"to plain CLIP: superclip export {folder} --out FOLDER"
     )
     return 0

@@ -4,7 +4,7 @@ forgetting."""
 from pathlib import Path
 
 from ..errors import InputError, Parser
-from .average import add_output
+from .shared_options import add_number, add_weights_output
 
 
 def main(argv: list[str]) -> int:
@@ -15,19 +15,15 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
     )
     add = parser.add_argument
-    about = (
-        "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG"
-    )
-    add("released", metavar="RELEASED", help=about)
-    add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
     add(
-        "--alpha",
-        type=float,
-        default=0.5,
-        metavar="α",
-        help="weight of TUNED, 0 to 1 (default: %(default)s)",
+        "released",
+        metavar="RELEASED",
+        help="weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's "
+        "MODEL:TAG",
     )
-    add_output(parser)
+    add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
+    add_number(parser, "--alpha", 0.5, "weight of TUNED, 0 to 1", metavar="α")
+    add_weights_output(parser)
     options = parser.parse_args(argv)
     if not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
@@ -40,10 +36,8 @@ def main(argv: list[str]) -> int:
 
     inputs = [options.released, options.tuned]
     check_out(options.out, inputs, {"": OPTIONS}, overwrite=options.overwrite)
-    released, tuned = (
-        read_checkpoint(released_file(options.released, "RELEASED")),
-        read_checkpoint(options.tuned),
-    )
+    released = read_checkpoint(released_file(options.released, "RELEASED"))
+    tuned = read_checkpoint(options.tuned)
     weights = interpolate(released, tuned, options.alpha)
     with whole_output(options.out, overwrite=options.overwrite) as file:
         save_weights(weights, file, options_to_keep(tuned))

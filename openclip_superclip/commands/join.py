@@ -5,43 +5,55 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least, listed
+from .shared_options import add_number, add_output, add_switch
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="superclip join",
-        description="Writes an OpenCLIP model folder with the weights, the preprocessing and "
-        "the tokenizer of two "
-        "pretrained towers, and with random projections. Nothing is downloaded if the image "
-        "tower has a file.",
+        description="Writes an OpenCLIP model folder with the weights, the preprocessing and the "
+        "tokenizer of two pretrained towers, and with random projections. Nothing is downloaded if "
+        "the image tower has a file.",
         epilog="example: superclip join --image timm:resnet50=resnet50.pth --text bert --out start",
     )
     add = parser.add_argument
-    about = (
-        "a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a "
-        "file, timm downloads them"
-    )
-    add("--image", required=True, metavar="timm:NAME[=FILE]", help=about)
-    about = (
-        "folder or zip file of a Hugging Face text model, also in the layout of "
-        "sentence-transformers"
-    )
-    add("--text", type=Path, required=True, metavar="FOLDER", help=about)
-    add("--out", type=Path, required=True, help="folder to write")
-    about = "match the image tower's weights by order and shape, if the file has other names"
-    add("--by-order", action="store_true", help=about)
     add(
-        "--embed-dim", type=int, default=256, help="width of the projections (default: %(default)s)"
+        "--image",
+        required=True,
+        metavar="timm:NAME[=FILE]",
+        help="a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a "
+        "file, timm downloads them",
     )
+    add(
+        "--text",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder or zip file of a Hugging Face text model, also in the layout of "
+        "sentence-transformers",
+    )
+    add_output(parser)
+    add_switch(
+        parser,
+        "--by-order",
+        "match the image tower's weights by order and shape, if the file has other names",
+    )
+    add_number(parser, "--embed-dim", 256, "width of the projections")
     add("--image-size", type=int, help="pixels (default: the image tower's own)")
     for name in ("mean", "std"):
-        about = (
-            f"{name} of the channels that the image tower expects, from 0 to 1 (default: timm's)"
+        add(
+            f"--image-{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{name} of the channels that the image tower expects, from 0 to 1 (default: "
+            f"timm's)",
         )
-        add(f"--image-{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=about)
-    about = "tokens of a caption (default: the text tower's own length; a shorter one is faster)"
-    add("--context-length", type=int, help=about)
-    add("--overwrite", action="store_true", help="replace an existing folder")
+    add(
+        "--context-length",
+        type=int,
+        help="tokens of a caption (default: the text tower's own length; a shorter one is faster)",
+    )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
     schema, _, image = options.image.partition(":")

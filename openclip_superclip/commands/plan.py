@@ -12,7 +12,7 @@ from ..rendering import bytes_text, significant
 from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
 from ..runs.recipe import METHODS
 from ..runs.run import Run
-from .options import add_recipe_options, planned_run
+from .recipe_options import add_recipe_options, planned_run
 
 MAX_BAD = 10  # bad shards or images to print
 

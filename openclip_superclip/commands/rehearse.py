@@ -8,7 +8,7 @@ from ..errors import Parser, at_least
 from ..files import check_results, write_json
 from ..runs.process import Stopped
 from ..runs.slurm import find_placement
-from .options import add_recipe_options, add_settings, opened_run
+from .recipe_options import add_recipe_options, add_settings, opened_run
 
 
 def main(argv: list[str]) -> int:

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from .. import __version__
-from ..environment import require
 from ..errors import InputError, Parser, no_effect
+from ..extras import require
 from ..files import check_results, make_folder
 from ..lab.reports.comparable_runs import find_comparisons
 from ..lab.reports.published_record import write_record

@@ -14,7 +14,7 @@ from ..runs.process import EXIT_AGAIN, Stopped, stopped_by_signals
 from ..runs.run import Run
 from ..runs.slurm import Placement, find_placement
 from ..runs.supervisor import NodeTraining
-from .options import add_run_options, opened_run
+from .recipe_options import add_run_options, opened_run
 
 
 def main(argv: list[str]) -> int:

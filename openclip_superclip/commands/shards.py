@@ -3,9 +3,13 @@
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, Parser, at_least, no_effect
-from .options import add_columns, columns_of
+from .shared_options import add_columns, add_number, columns_of
+
+if TYPE_CHECKING:
+    from ..data.conversion import Written
 
 
 def main(argv: list[str]) -> int:
@@ -18,13 +22,14 @@ def main(argv: list[str]) -> int:
         epilog="example: superclip shards pairs.csv shards",
     )
     add = parser.add_argument
-    about = (
-        "a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's "
-        "captions (.json)"
+    add(
+        "source",
+        metavar="SOURCE",
+        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's "
+        "captions (.json)",
     )
-    add("source", metavar="SOURCE", help=about)
     add("out", type=Path, metavar="OUT", help="a new folder for the shards")
-    add_columns(parser, of_json=True)
+    add_columns(parser, captions=", or field of each .json")
     add(
         "--label-key",
         default="",
@@ -38,16 +43,21 @@ def main(argv: list[str]) -> int:
         help="column or field with a longer caption, which becomes long.txt",
     )
     add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
-    about = "fraction of the pairs for validation; no image and no caption is in both splits "
-    about += "(default: %(default)s)"
-    add("--val-share", type=float, default=0.1, metavar="FRACTION", help=about)
+    add(
+        "--val-share",
+        type=float,
+        default=0.1,
+        metavar="FRACTION",
+        help="fraction of the pairs for validation; no image and no caption is in both splits "
+        "(default: %(default)s)",
+    )
     add(
         "--shard-size",
         type=int,
         metavar="N",
         help="pairs per shard (default: 16 to 10,000, for 32 shards)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of the order (default: %(default)s)")
+    add_number(parser, "--seed", 0, "seed of the order", metavar="N")
     add(
         "--jobs",
         type=int,
@@ -63,35 +73,41 @@ def main(argv: list[str]) -> int:
     at_least(options, shard_size=1, jobs=1)
     if not options.source.endswith(".json"):
         no_effect(options, options.source, "images")
-    from ..data.conversion import Keys, read_pairs, reasons, write_pair_shards
-    from ..data.images import counts_text
+    from ..data.conversion import write_pair_shards
+    from ..data.pairs import Keys, read_pairs
 
     keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
     written = write_pair_shards(
         read_pairs(options.source, keys, options.images),
-        out := options.out,
+        options.out,
         val_share=options.val_share,
         shard_size=options.shard_size,
         seed=options.seed,
         jobs=options.jobs,
     )
+    _print(written, options.out)
+    return 0
+
+
+def _print(written: "Written", out: Path) -> None:
+    """Prints what was written, and the commands that use it."""
+    from ..data.conversion import reasons
+    from ..data.images import counts_text
+
     for split, pattern in written.patterns.items():
         print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
     if written.converted:
-        how = "upright, with 8 bits per channel, transparent pixels on white"
-        print(f"converted images ({how}): {counts_text(written.converted)}")
+        changes = "upright, with 8 bits per channel, transparent pixels on white"
+        print(f"converted images ({changes}): {counts_text(written.converted)}")
     if written.left_out:
         print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
-    if "val" in written.patterns:
-        sets = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
-        print(shlex.join(["superclip", "evaluate", "MODEL", *sets]))
-        data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
-        size = written.sizes["train"]
-        # than own_data's 64
-        smaller = ["--set", f"global_batch_size={max(1, size // 4)}"] if size < 64 else []
-        print(
-            shlex.join(
-                ["superclip", "study", "own_data", *data, "--set", f"data_samples={size}", *smaller]
-            )
-        )
-    return 0
+    if "val" not in written.patterns:
+        return
+    evaluation = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
+    print(shlex.join(["superclip", "evaluate", "MODEL", *evaluation]))
+    data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
+    size = written.sizes["train"]
+    command = ["superclip", "study", "own_data", *data, "--set", f"data_samples={size}"]
+    if size < 64:  # own_data's batch size
+        command += ["--set", f"global_batch_size={max(1, size // 4)}"]
+    print(shlex.join(command))

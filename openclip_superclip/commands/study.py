@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.table_split import TableSplit, split_table
+from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
-from ..environment import require
 from ..errors import InputError, Parser, at_least
+from ..extras import require
 from ..flags import Config
-from . import options as shared
+from . import recipe_options as shared
 
 if TYPE_CHECKING:
     from ..lab.studies.study_call import StudyCall
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         return 0
     device = options.device or ("cuda" if options.slurm else shared.device_here())
     settings = shared.run_settings(options, "--only" if options.only else "")
-    require("superclip study", "report", "matplotlib", "scipy")
+    require("superclip study", "report")
     study_options = StudyOptions(
         study=options.study,
         device=device,

@@ -12,7 +12,13 @@ from ..runs.lock import lock
 from ..runs.progress import accepted_data
 from ..runs.run import Run
 from ..runs.slurm import Placement, SlurmRequest, minutes_of
-from .options import add_run_options, add_slurm_options, planned_run, run_settings, slurm_request
+from .recipe_options import (
+    add_run_options,
+    add_slurm_options,
+    planned_run,
+    run_settings,
+    slurm_request,
+)
 
 
 def main(argv: list[str]) -> int:

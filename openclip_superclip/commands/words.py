@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..environment import require
 from ..errors import InputError, Parser, at_least, no_effect
+from ..extras import require
 from ..files import check_results, make_folder
+from .shared_options import add_model_options, add_switch
 
 SKIPPED = 3  # exit code if some images could not be read
 
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     if not options.serve:
         return _tag(options)
     no_effect(options, "--serve", "heatmap", "json", "out")
-    require("--serve", "serve", "starlette", "uvicorn", "matplotlib")
+    require("--serve", "serve")
     import uvicorn
 
     from ..lab.words.server import MAX_REQUESTS, words_app
@@ -47,26 +48,25 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--model",
         type=Path,
-        help="a model with a class head: the folder of a run, a training checkpoint, or a "
-        "folder of superclip export --with-head or of superclip import",
+        help="a model with a class head: the folder of a run, a training checkpoint, or a folder "
+        "of superclip export --with-head or of superclip import",
     )
     add(
         "--course",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="show when each word was learned, for one run or two side by side, given as "
-        "folders of runs with "
-        "--superclip; needs no --model (--out, default word_course: word_course.csv, .json and "
-        ".png)",
+        help="show when each word was learned, for one run or two side by side, given as folders "
+        "of runs with --superclip; needs no --model (--out, default word_course: word_course.csv, "
+        ".json and .png)",
     )
-    about = "serve a web page: drop an image to see its words and their locations, or type a word"
-    add("--serve", action="store_true", help=about)
+    add_switch(
+        parser,
+        "--serve",
+        "serve a web page: drop an image to see its words and their locations, or type a word",
+    )
     add("--port", type=int, help="port of --serve (default: 8000); 0 means any free one")
-    add(
-        "--architecture",
-        help="the name of the OpenCLIP model, if it is not recorded with the weights",
-    )
+    add_model_options(parser)
     add(
         "--words",
         help="words and phrases to show, separated by commas, or a file with one per line",
@@ -77,24 +77,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="K",
         help="the K most likely words of an image (default: 10, or all of --words)",
     )
-    add(
-        "--heatmap",
-        action="store_true",
-        help="draw a heat map of each word, one PNG per image in --out",
-    )
-    add("--json", action="store_true", help="print one line of JSON per image instead of tables")
+    add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
+    add_switch(parser, "--json", "print one line of JSON per image instead of tables")
     add(
         "--out",
         type=Path,
-        help="folder for index.html, words.jsonl and heat maps (default: words, for folders "
-        "and heat maps; otherwise nothing is written)",
+        help="folder for index.html, words.jsonl and heat maps (default: words, for folders and "
+        "heat maps; otherwise nothing is written)",
     )
-    add("--device", help="device of the model (default: cuda if there is a GPU)")
     options = parser.parse_args(argv)
     at_least(options, top=1)
     if not 0 <= (options.port or 0) < 2**16:
         raise InputError(f"--port is {options.port}; expected 0 to 65535")
-    if bool(options.images) + options.serve + (options.course is not None) != 1:
+    actions = [bool(options.images), options.serve, options.course is not None]
+    if actions.count(True) != 1:
         raise InputError("expected one of IMAGE, --serve and --course")
     if len(options.course or ()) > 2:
         raise InputError(
@@ -108,29 +104,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _course(options: argparse.Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
-    no_effect(
-        options,
-        "--course",
-        "model",
-        "architecture",
-        "words",
-        "top",
-        "heatmap",
-        "json",
-        "device",
-        "port",
-    )
+    unused = ("model", "architecture", "words", "top", "heatmap", "json", "device", "port")
+    no_effect(options, "--course", *unused)
     require("--course", "report", "matplotlib")
     from ..checkpoints.epoch_words import find_course
-    from ..lab.words.learning import MARK, NAME, course_text, word_course, write_word_courses
+    from ..lab.words.word_course import MARK, NAME, course_text, word_course, write_word_courses
     from ..rendering import run_names
 
     out = options.out or Path(NAME)
     check_results(out, "--out", [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
     names = run_names(options.course)
-    courses = [
-        word_course(name, find_course(run)) for name, run in zip(names, options.course, strict=True)
-    ]
+    runs = zip(names, options.course, strict=True)
+    courses = [word_course(name, find_course(run)) for name, run in runs]
     make_folder(out, "--out")
     write_word_courses(out, courses)
     for course in courses:
@@ -141,7 +126,9 @@ def _course(options: argparse.Namespace) -> int:
 
 def _tagger(options: argparse.Namespace):
     """Returns a tagger with the model of --model and the words of --words."""
-    from ..lab.words.tagger import Tagger, chosen_lexicon, open_with_head
+    from ..lab.words.lexicon import chosen_lexicon
+    from ..lab.words.open_checkpoint import open_with_head
+    from ..lab.words.tagger import Tagger
 
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
@@ -175,12 +162,12 @@ def _tag(options: argparse.Namespace) -> int:
             write_folder(out, tagged, options.model), total=len(paths), unit=" images", disable=None
         )
     num_skipped = 0
-    for one in tagged:
-        num_skipped += one.words is None
+    for image in tagged:
+        num_skipped += image.words is None
         if options.json:
-            tqdm.write(json.dumps(one.record()))
-        elif not writes_folder or one.words is None:
-            tqdm.write(one.table())
+            tqdm.write(json.dumps(image.record()))
+        elif not writes_folder or image.words is None:
+            tqdm.write(image.table())
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
     if writes_folder and not options.json:

@@ -17,8 +17,8 @@ from torch.utils.data import get_worker_info
 
 from ..errors import InputError, listed
 from ..flags import Config
-from .slices import check_batch
-from .tar_shards import is_empty, long_caption
+from .caption_text import is_empty, long_caption
+from .shard_order import check_batch
 
 PADDING = "<padding_of_text>"  # the second name of token 0 in exports of OpenCLIP's own tokenizer
 END_OF_WORD = "</w>"  # of CLIP's tokens
@@ -29,7 +29,7 @@ def token_texts(tokenizer, vocab_size: int) -> list[str]:
     if isinstance(tokenizer, SimpleTokenizer):
         texts = {
             id: _text_of_clip(token, tokenizer.decode([id]))
-            for token, id in vocabulary(tokenizer).items()
+            for token, id in tokenizer.encoder.items()
         }
     else:
         inner = tokenizer.tokenizer
@@ -56,15 +56,15 @@ def _text(token: str, mark: str, inner) -> str:
             token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
         )
     is_part = token.startswith(mark) if mark == "##" else not token.startswith((mark, "<"))
-    text = (
-        inner.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token.removeprefix(mark)
-    )
-    return "-" * is_part + (text or token)
+    text = token.removeprefix(mark)
+    if mark == "Ġ":
+        text = inner.convert_tokens_to_string([token]).strip()
+    return f"{'-' if is_part else ''}{text or token}"
 
 
 def _text_of_clip(token: str, decoded: str) -> str:
     is_whole = token.endswith(END_OF_WORD) or token.startswith("<")
-    return decoded.removesuffix(END_OF_WORD).strip() + ("" if is_whole else "-")
+    return f"{decoded.removesuffix(END_OF_WORD).strip()}{'' if is_whole else '-'}"
 
 
 def vocabulary(tokenizer) -> dict[str, int]:
@@ -95,6 +95,14 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 
 # samples, about one shard: without a long caption in these, the data is assumed to have none
 NUM_WITHOUT = 10_000
+
+
+class Texts(NamedTuple):
+    """The captions that a sample holds."""
+
+    stock: str  # the short one as stock OpenCLIP reads it
+    words: str  # the words of the short one; "" if it is empty or missing
+    long: str  # "" if it is missing
 
 
 class Captions(NamedTuple):
@@ -151,76 +159,74 @@ class CaptionTokens:
             return None
         length = self.config.long_context or self.tokenizer.context_length
         words = self.tokenizer([captions.words], context_length=length)[0]
-        return (
-            torch.cat([self.tokenizer([captions.contrastive])[0], words])
-            if self.separate_words
-            else words
-        )
+        if not self.separate_words:
+            return words
+        return torch.cat([self.tokenizer([captions.contrastive])[0], words])
 
     def captions(self, sample: dict) -> Captions | None:
         """Returns the sample's captions according to the mode, or None to skip the sample."""
-        read = self._read(sample)
-        if read is None:
+        texts = self._read(sample)
+        if texts is None:
             return None
-        stock, short, long = read
+        short = Captions(texts.stock, texts.words)
         if self.config.captions == "short":
-            return Captions(stock, short)
-        key = sample.get(self.sample_key)
-        self.counts.add(missing=not long)
-        if not long:
-            if self.config.missing_long == "error":
-                raise InputError(
-                    f"--superclip-missing-long: sample {key} has no long caption, "
-                    f"'{self.config.long_caption}'"
-                )
-            num_samples, num_missing = self.counts.so_far()
-            if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
-                members = listed(name for name in sample if not str(name).startswith("__"))
-                raise InputError(
-                    f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
-                    f"'{self.config.long_caption}'; the last one holds {members}"
-                )
-            return None if self.config.missing_long == "skip" else Captions(stock, short)
+            return short
+        self.counts.add(missing=not texts.long)
+        if not texts.long:
+            self._check_missing(sample)
+            return None if self.config.missing_long == "skip" else short
         if self.config.captions == "dual":
-            return Captions(stock, long)
-        is_short = self._draw(f"{key}\0{short}") < self.config.short_probability
-        return Captions(stock, short) if is_short else Captions(long, long)
+            return Captions(texts.stock, texts.long)
+        draw = self._draw(f"{sample.get(self.sample_key)}\0{texts.words}")
+        return short if draw < self.config.short_probability else Captions(texts.long, texts.long)
+
+    def _check_missing(self, sample: dict) -> None:
+        """Raises InputError if a long caption may not be missing, or if all of them are."""
+        if self.config.missing_long == "error":
+            raise InputError(
+                f"--superclip-missing-long: sample {sample.get(self.sample_key)} has no long "
+                f"caption, '{self.config.long_caption}'"
+            )
+        num_samples, num_missing = self.counts.so_far()
+        if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
+            members = listed(name for name in sample if not str(name).startswith("__"))
+            raise InputError(
+                f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "
+                f"'{self.config.long_caption}'; the last one holds {members}"
+            )
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is used for training. Called once for each row of a table."""
-        read = self._read(sample)
-        return read is not None and (bool(read[2]) or self.config.missing_long != "skip")
+        texts = self._read(sample)
+        return texts is not None and (bool(texts.long) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError if a pass over a worker's shards kept less than one batch."""
         skips = self.config.missing_long == "skip"
-        check_batch(
-            num_kept, self.batch_size, "--superclip-missing-long skip" if skips else "--train-data"
-        )
+        flag = "--superclip-missing-long skip" if skips else "--train-data"
+        check_batch(num_kept, self.batch_size, flag)
 
-    def _read(self, sample: dict) -> tuple[str, str, str] | None:
-        """Returns the short caption as stock OpenCLIP reads it, its words and the long caption.
-
-        Words and long caption may be "". Returns None if a caption cannot be read.
-        """
+    def _read(self, sample: dict) -> Texts | None:
+        """Returns the captions of a sample, or None if one cannot be read."""
+        key = self.config.long_caption_key
         try:
             short = sample[self.caption_key]
             stock = short.decode("utf-8") if isinstance(short, bytes) else str(short)
-            long = long_caption(sample, key) if (key := self.config.long_caption_key) else ""
+            long = long_caption(sample, key) if key else ""
         except ValueError as error:  # not UTF-8 or not JSON: OpenCLIP warns and continues
-            key = sample.get(self.sample_key)
+            name = sample.get(self.sample_key)
             logging.warning(
-                f"SuperCLIP: sample {key} is left out, its caption cannot be read ({error})"
+                f"SuperCLIP: sample {name} is left out, its caption cannot be read ({error})"
             )
             return None
-        return stock, "" if is_empty(short) else stock.strip(), long
+        return Texts(stock, "" if is_empty(short) else stock.strip(), long)
 
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the
         sample."""
         worker = get_worker_info()
-        place = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
-        text = f"{self.seed}\0{self.epoch.get_value()}\0{place}\0{name}"
+        reader = "" if self.rank is None else f"{self.rank}:{worker.id if worker else 0}"
+        text = f"{self.seed}\0{self.epoch.get_value()}\0{reader}\0{name}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big") / 2**56
 
 
@@ -241,7 +247,7 @@ class CaptionCounts:
         """Returns the numbers of samples and of missing long captions."""
         return tuple(self._counts)
 
-    def add(self, missing: bool) -> None:
+    def add(self, *, missing: bool) -> None:
         with self._counts.get_lock():
             self._counts[0] += 1
             self._counts[1] += missing

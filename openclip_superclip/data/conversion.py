@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,102 +15,19 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError
-from ..files import make_folder, read_json, whole_file, write_json, write_text
+from ..files import make_folder, whole_file, write_json, write_text
 from ..rendering import csv_text
 from .held_out import held_out, image_digests
-from .images import as_seen, ignored_property, images_below, open_image, unreadable
-from .tables import Columns, is_table, rows_of
-from .tar_shards import contract, text_of, work_on
+from .images import as_seen, ignored_property, open_image, unreadable
+from .pairs import Pair
+from .tar_shards import contract
+from .workers import work_on
 
 NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
 SMALLEST, LARGEST = 16, 10_000  # pairs per shard
 VALIDATION_SIZE = 1000  # pairs per shard of the validation split
 SPLITS = ("train", "val")
-
-
-class Keys(NamedTuple):
-    """The columns of a table, or the fields of a JSON file, that make up a pair."""
-
-    columns: Columns
-    label: str = ""  # the class; "" if there is none
-    long: str = ""  # a second, longer caption
-
-
-class Pair(NamedTuple):
-    """The path of an image, and its texts; a missing text is ""."""
-
-    where: str  # for messages: "row 3"
-    image: str
-    caption: str
-    label: str = ""
-    long: str = ""
-
-
-def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
-    """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`;
-    InputError for none."""
-    place = Path(path)
-    if is_table(path):
-        pairs = list(pairs_of_table(path, keys))
-    elif place.is_dir():
-        pairs = list(pairs_of_folder(place, keys))
-    elif path.endswith(".json"):
-        pairs = _pairs_of_coco(place, images or place.parent)
-    else:
-        missing = "" if place.exists() else ": there is no such file or folder"
-        raise InputError(
-            f"SOURCE is {path}{missing}; expected a table (.csv, .tsv), a folder of images or "
-            "COCO's .json"
-        )
-    if not pairs:
-        raise InputError(
-            f"{path} holds no pair"
-            + ": expected images beside their .txt or .json" * place.is_dir()
-        )
-    for name, key in (("label", keys.label), ("long", keys.long)):
-        if key and not any(getattr(pair, name) for pair in pairs):
-            raise InputError(f"--{name}-key: no pair of {path} has a '{key}'")
-    return pairs
-
-
-def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
-    """Yields the rows of a table; InputError, which names `flag`, if it cannot be read."""
-    for number, row in enumerate(rows_of(path, keys.columns, flag, dtype=str), 1):
-        yield Pair(f"row {number}", text_of(row[keys.columns.image]), *_texts(row, keys))
-
-
-def pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
-    """Yields the images below a folder that have a .txt or .json file of the same name."""
-    for image in images_below(folder):
-        text, fields = image.with_suffix(".txt"), image.with_suffix(".json")
-        if text.is_file() or fields.is_file():
-            pair = Pair(str(image), str(image), *_texts(read_json(fields, default={}), keys))
-            if text.is_file() and not keys.columns.caption:  # a field of the .json
-                pair = pair._replace(caption=text.read_text("utf-8-sig", errors="replace").strip())
-            yield pair
-
-
-def _pairs_of_coco(file: Path, images: Path) -> list[Pair]:
-    """Returns a pair for each caption of a JSON in COCO's format."""
-    content = read_json(file)
-    try:
-        names = {image["id"]: str(images / image["file_name"]) for image in content["images"]}
-        annotations = enumerate(content["annotations"], 1)
-        return [
-            Pair(f"annotation {n}", names[one["image_id"]], text_of(one["caption"]))
-            for n, one in annotations
-        ]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{file} does not have the format of COCO's captions ({error!r})"
-        ) from error
-
-
-def _texts(row: dict, keys: Keys) -> Iterator[str]:
-    """Yields the caption, the label, in one line, and the long caption of a row; "" if missing."""
-    yield text_of(row.get(keys.columns.caption or "caption"))
-    yield " ".join(text_of(row.get(keys.label)).split())
-    yield text_of(row.get(keys.long))
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's format
 
 
 class StoredImage(NamedTuple):
@@ -129,16 +46,31 @@ def stored_image(path: str) -> StoredImage:
     """
     with open_image(path) as image:
         ignored = ignored_property(image)
-        is_jpeg = image.format in ("JPEG", "MPO")
-        extension = "jpg" if is_jpeg else {"PNG": "png", "WEBP": "webp"}.get(image.format)
+        extension = EXTENSIONS.get(image.format)
         if extension and not ignored:
             return StoredImage(extension, Path(path).read_bytes())
-        written = io.BytesIO()
-        if is_jpeg:
-            as_seen(image).save(written, "JPEG", quality=95, subsampling=0)
+        content = io.BytesIO()
+        if extension == "jpg":
+            as_seen(image).save(content, "JPEG", quality=95, subsampling=0)
         else:
-            as_seen(image).save(written, "PNG")
-        return StoredImage("jpg" if is_jpeg else "png", written.getvalue(), ignored)
+            extension = "png"
+            as_seen(image).save(content, "PNG")
+        return StoredImage(extension, content.getvalue(), ignored)
+
+
+class Shard(NamedTuple):
+    """A shard to write."""
+
+    split: str
+    name: str
+    rows: Sequence[int]  # indices of its pairs
+
+
+class Skipped(NamedTuple):
+    """Why pairs of a shard were skipped, and what was converted in images of others, by row."""
+
+    problems: dict[int, str]
+    converted: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -157,10 +89,10 @@ def write_pair_shards(
     pairs: list[Pair],
     out: Path,
     *,
-    val_share: float = 0.1,
-    shard_size: int | None = None,
-    seed: int = 0,
-    jobs: int = 1,
+    val_share: float,
+    shard_size: int | None,
+    seed: int,
+    jobs: int,
 ) -> Written:
     """Writes OUT/train, OUT/val and OUT/evaluation.
 
@@ -183,41 +115,40 @@ def write_pair_shards(
     names = sorted({pair.label for pair in pairs if pair.label})
     labels = {label: number for number, label in enumerate(names)}
     write = functools.partial(_write_shard, pairs, out, labels)
-    results = work_on(write, shards, jobs, "--jobs") if jobs > 1 else map(write, shards)
+    problems, converted = {}, {}
     sizes = {split: {} for split in SPLITS}
-    bad: dict[int, str] = {}
-    converted: dict[str, str] = {}  # by image, which may have several captions
     with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
-        for (split, number, in_shard), (problems, ignored) in zip(shards, results, strict=True):
-            sizes[split][f"{number:06}.tar"] = len(in_shard) - len(problems)
-            bad |= problems
-            converted |= {images[row]: what for row, what in ignored.items()}
-            progress.update(len(in_shard))
-    left_out = [(pairs[row], bad[row]) for row in sorted(bad)]
-    lines = [("where", "image", "reason")]
-    lines += [(pair.where, pair.image, reason) for pair, reason in left_out]
-    write_text(out / "left_out.csv", csv_text(lines))
-    for split, listed_sizes in sizes.items():
-        if rows[split] and not sum(listed_sizes.values()):
+        for shard, skipped in zip(shards, work_on(write, shards, jobs, "--jobs"), strict=True):
+            problems |= skipped.problems
+            converted |= skipped.converted
+            sizes[shard.split][shard.name] = len(shard.rows) - len(skipped.problems)
+            progress.update(len(shard.rows))
+    left_out = [(pairs[row], problems[row]) for row in sorted(problems)]
+    lines = [(pair.where, pair.image, reason) for pair, reason in left_out]
+    write_text(out / "left_out.csv", csv_text([("where", "image", "reason"), *lines]))
+    patterns = {}
+    for split, shard_sizes in sizes.items():
+        if shard_sizes and not any(shard_sizes.values()):
             raise InputError(
                 f"no pair of the split {split} is left: {reasons(left_out)}; "
                 f"{out}/left_out.csv lists all"
             )
-        write_json(out / split / "sizes.json", listed_sizes)
-    patterns = {}
-    for split, listed_sizes in sizes.items():
-        if listed_sizes:
-            patterns[split] = contract([f"{out / split / name}" for name in listed_sizes])
-    train, val = ([row for row in sorted(rows[split]) if row not in bad] for split in SPLITS)
-    by_image: dict[str, list[Pair]] = {}
-    for row in val:
-        by_image.setdefault(images[row], []).append(pairs[row])
-    probed = list(sizes["train"]) if all(pairs[row].label for row in train) else []
+        write_json(out / split / "sizes.json", shard_sizes)
+        if shard_sizes:
+            patterns[split] = contract([f"{out / split / name}" for name in shard_sizes])
+    by_image = defaultdict(list)
+    for row in sorted(rows["val"]):
+        if row not in problems:
+            by_image[images[row]].append(pairs[row])
+    is_labelled = all(pairs[row].label for row in rows["train"] if row not in problems)
+    probed = list(sizes["train"]) if is_labelled else []
+    # an image may have several captions
+    converted_images = {images[row]: ignored for row, ignored in converted.items()}
     return Written(
         patterns=patterns,
-        sizes={split: sum(listed_sizes.values()) for split, listed_sizes in sizes.items()},
+        sizes={split: sum(shard_sizes.values()) for split, shard_sizes in sizes.items()},
         left_out=left_out,
-        converted=Counter(converted.values()),
+        converted=Counter(converted_images.values()),
         data_sets=_write_evaluation(out, list(by_image.values()), labels, probed),
     )
 
@@ -231,50 +162,49 @@ def reasons(left_out: list[tuple[Pair, str]]) -> str:
 def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
     """Returns the rows of each split, shuffled by the seed."""
 
-    def place(row: int) -> bytes:
+    def digest(row: int) -> bytes:
         return hashlib.blake2b(f"{seed}\0{row}".encode(), digest_size=8).digest()
 
     rows = {split: [] for split in SPLITS}
-    for row in sorted(range(len(are_held_out)), key=place):
+    for row in sorted(range(len(are_held_out)), key=digest):
         rows["val" if are_held_out[row] else "train"].append(row)
     return rows
 
 
-def _shards_of(
-    split: str,
-    rows: Sequence[int],
-    shard_size: int | None,
-) -> list[tuple[str, int, Sequence[int]]]:
-    """Returns the shards of a split: its name, the shard's number, and its rows."""
+def _shards_of(split: str, rows: Sequence[int], shard_size: int | None) -> list[Shard]:
+    """Returns the shards of a split."""
     wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
     size = shard_size or min(LARGEST, max(SMALLEST, wanted))
     starts = range(0, len(rows), size)
-    return [(split, number, rows[start : start + size]) for number, start in enumerate(starts)]
+    return [
+        Shard(split, f"{number:06}.tar", rows[start : start + size])
+        for number, start in enumerate(starts)
+    ]
 
 
-def _write_shard(
-    pairs: list[Pair], out: Path, labels: dict[str, int], shard: tuple[str, int, Sequence[int]]
-) -> tuple[dict[int, str], dict[int, str]]:
-    """Writes one shard; returns the skipped rows and the rows of converted images, with reasons."""
-    split, number, rows = shard
-    problems, converted = {}, {}
-    with whole_file(out / split / f"{number:06}.tar") as file, TarWriter(file, mtime=0) as writer:
-        for row in rows:
+def _write_shard(pairs: list[Pair], out: Path, labels: dict[str, int], shard: Shard) -> Skipped:
+    """Writes one shard; returns the skipped pairs and the converted images."""
+    skipped = Skipped({}, {})
+    with whole_file(out / shard.split / shard.name) as file, TarWriter(file, mtime=0) as writer:
+        for row in shard.rows:
             pair = pairs[row]
             if not pair.caption:
-                problems[row] = "no caption"
+                skipped.problems[row] = "no caption"
                 continue
             try:
                 image = stored_image(pair.image)
             except Exception as error:  # a broken file can raise any exception
-                problems[row] = unreadable(error)
+                skipped.problems[row] = unreadable(error)
                 continue
-            texts = {"txt": pair.caption} | ({"long.txt": pair.long} if pair.long else {})
-            label = {"cls": labels[pair.label]} if pair.label else {}
-            writer.write({"__key__": f"{row:09}", image.extension: image.content, **texts, **label})
+            sample = {"__key__": f"{row:09}", image.extension: image.content, "txt": pair.caption}
+            if pair.long:
+                sample["long.txt"] = pair.long
+            if pair.label:
+                sample["cls"] = labels[pair.label]
+            writer.write(sample)
             if image.ignored:
-                converted[row] = image.ignored
-    return problems, converted
+                skipped.converted[row] = image.ignored
+    return skipped
 
 
 def _write_evaluation(
@@ -291,28 +221,28 @@ def _write_evaluation(
     """
     if not images:
         return []
-    captions = []
+    captions, classes = [], []
     for pairs in images:
         lines = [" ".join(pair.caption.split()) for pair in pairs]
         captions.append((pairs[0], "\n".join(lines)))
-    retrieval, classes = out / "evaluation" / "retrieval", out / "evaluation" / "labels"
-    write_data_set(retrieval, _samples(captions, "txt"), {"dataset_type.txt": "retrieval"})
-    labelled = []
-    for pairs in images:
-        with_label = [pair for pair in pairs if pair.label]
-        labelled += [(pair, labels[pair.label]) for pair in with_label[:1]]
-    if not labelled:
+        labelled = [pair for pair in pairs if pair.label]
+        if labelled:
+            classes.append((labelled[0], labels[labelled[0].label]))
+    texts = {"dataset_type.txt": "retrieval"}
+    write_data_set(out / "evaluation" / "retrieval", _samples(captions, "txt"), texts)
+    if not classes:
         return ["retrieval"]
-    names = {
+    folder = out / "evaluation" / "labels"
+    texts = {
         "classnames.txt": "\n".join(labels),
         "zeroshot_classification_templates.txt": "a photo of a {c}.",
     }
-    write_data_set(classes, _samples(labelled, "cls"), names)
+    write_data_set(folder, _samples(classes, "cls"), texts)
     if train:
-        (classes / "train").mkdir()
+        (folder / "train").mkdir()
         for number, name in enumerate(train):
-            (classes / "train" / f"{number}.tar").symlink_to(Path("../../../train", name))
-        write_text(classes / "train" / "nshards.txt", f"{len(train)}\n")
+            (folder / "train" / f"{number}.tar").symlink_to(Path("../../../train", name))
+        write_text(folder / "train" / "nshards.txt", f"{len(train)}\n")
     return ["retrieval", "labels"]
 
 

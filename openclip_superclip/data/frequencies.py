@@ -1,12 +1,12 @@
 """Counts the captions of a table or of shards that contain each token, in parallel processes."""
 
-import itertools
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,19 +18,12 @@ from ..errors import InputError, listed, reason
 from ..files import write_bytes
 from ..flags import Config
 from ..method.idf import TokenStatistics, special_token_ids
+from .caption_text import caption_member, caption_place
 from .captions import CaptionTokens, tokenizer_identity, vocabulary
 from .tables import Columns, rows_of
-from .tar_shards import (
-    BROKEN,
-    caption_member,
-    caption_place,
-    check_any_exists,
-    is_remote,
-    is_trained,
-    read_members,
-    why_broken,
-    work_on,
-)
+from .tar_shards import check_any_exists, is_remote, is_trained, read_members
+from .truncated_tar import BROKEN, why_broken
+from .workers import work_on
 
 BATCH = 1024  # captions tokenized at a time
 
@@ -53,16 +46,15 @@ class Frequencies:
         identity = tokenizer_identity(tokenizer)
         if (self.tokenizer, self.vocabulary) != identity:
             raise InputError(
-                f"{what} counts the tokens of {self.tokenizer} "
-                f"({len(self.document_frequency):,} of them), but the "
-                f"model's tokenizer, {identity.name}, has others: count again with superclip "
-                "frequencies --tokenizer-of this model"
+                f"{what} counts the tokens of {self.tokenizer} ({len(self.document_frequency):,} "
+                f"of them), but the model's tokenizer, {identity.name}, has others: count again "
+                "with superclip frequencies --tokenizer-of this model"
             )
         if not self.num_captions:
             raise InputError(f"{what} counts no caption at all")
 
     def check_captions(
-        self, config: Config, context: int, is_table: bool, what: str, command: str
+        self, config: Config, context: int, what: str, command: str, *, is_table: bool
     ) -> None:
         """Raises InputError if the class loss reads other captions than the file counts, or more or
         fewer tokens.
@@ -72,19 +64,20 @@ class Frequencies:
         that choose them are added to it.
         """
         counted, counted_key = _kind(self.captions)
-        read, read_key = _kind(counted_captions(config, is_table))
+        read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
         if counted == read and same_key and self.context in (None, context):
             return
-        found = self.captions if self.context is None else f"{self.captions}, {self.context} tokens"
+        in_file = self.captions
+        if self.context is not None:
+            in_file += f", {self.context} tokens"
         wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
         mode = wanted.partition(" ")[0]
-        flags = (
-            f" --captions {mode} --long-caption {config.long_caption}" if mode != "short" else ""
-        )
+        if mode != "short":
+            command += f" --captions {mode} --long-caption {config.long_caption}"
         raise InputError(
-            f"{what} counts the captions '{found}', but the class loss reads '{wanted}, "
-            f"{context} tokens': count these with {command}{flags} --context {context} --out FILE"
+            f"{what} counts the captions '{in_file}', but the class loss reads '{wanted}, "
+            f"{context} tokens': count these with {command} --context {context} --out FILE"
         )
 
     def write(self, path: Path) -> None:
@@ -106,8 +99,9 @@ def read_frequencies(path: str | Path) -> Frequencies:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            found = Frequencies(
-                file.get_tensor("document_frequency"),
+            counts = file.get_tensor("document_frequency")
+            frequencies = Frequencies(
+                counts,
                 int(file.get_tensor("num_captions")),
                 about["tokenizer"],
                 about["vocabulary"],
@@ -115,29 +109,25 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 tuple(json.loads(about["ignored_tokens"])),
                 int(about["context"]) if "context" in about else None,
             )
-        counts = found.document_frequency
-        if (
-            counts.dtype != torch.int64
-            or counts.ndim != 1
-            or (counts < 0).any()
-            or (counts > found.num_captions).any()
-        ):
-            raise ValueError(f"its counts are not integers from 0 to {found.num_captions:,}")
+        most, is_vector = frequencies.num_captions, counts.dtype == torch.int64 and counts.ndim == 1
+        if not is_vector or (counts < 0).any() or (counts > most).any():
+            raise ValueError(f"its counts are not integers from 0 to {most:,}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a file of token frequencies that superclip frequencies wrote "
             f"({reason(error)})"
         ) from error
-    return found
+    return frequencies
 
 
-def counted_captions(config: Config, is_table: bool) -> str:
+def counted_captions(config: Config, *, is_table: bool) -> str:
     """Returns the captions of the class loss as a file records them, such as `short` and `mixed:0.8
     json:re_caption`.
 
     The column of a table is not recorded, because the same captions have another key in shards.
     """
-    return f"{config.captions} {'' if is_table else config.long_caption_key}".strip()
+    key = "" if is_table else config.long_caption_key
+    return f"{config.captions} {key}".strip()
 
 
 def _kind(captions: str) -> tuple[float, str]:
@@ -147,10 +137,19 @@ def _kind(captions: str) -> tuple[float, str]:
     For the class loss, `dual` is `long`.
     """
     mode, _, key = captions.replace("dual", "long", 1).partition(" ")
-    probability = (
-        1.0 if mode == "short" else Config(captions=mode, long_caption=key or "-").short_probability
-    )
+    if mode == "short":
+        return 1.0, ""
+    probability = Config(captions=mode, long_caption=key or "-").short_probability
     return probability, "" if probability == 1 else caption_place(key)
+
+
+class ShardCounts(NamedTuple):
+    """The counts of a shard, sparse so that little is sent to the parent process."""
+
+    tokens: Tensor  # int64 [K], the token ids that occur
+    document_frequency: Tensor  # int64 [K], of these
+    num_captions: int
+    problem: str  # why the shard could not be read to its end, or ""
 
 
 class CaptionCounter:
@@ -165,9 +164,9 @@ class CaptionCounter:
         self,
         config: Config,
         tokenizer,
-        seed: int = 0,
-        columns: Columns | None = None,
-        member: str = "txt",
+        seed: int,
+        columns: Columns | None,
+        member: str,
     ):
         self.config, self.tokenizer, self.columns, self.member = config, tokenizer, columns, member
         self.vocab_size = 1 + max(vocabulary(tokenizer).values())
@@ -182,43 +181,38 @@ class CaptionCounter:
             epoch=SimpleNamespace(get_value=lambda: 0),
         )
 
-    def count_shard(self, shard: str) -> tuple[Tensor, Tensor, int, str]:
-        """Returns the counts of a shard, up to its first defect, sparse so that little is sent to
-        the parent process.
-
-        They are the token ids that occur, int64 [K], their document frequency, int64 [K], the
-        number of captions, and why the shard could not be read to its end, or "".
-        """
+    def count_shard(self, shard: str) -> ShardCounts:
+        """Returns the counts of a shard, up to its first defect."""
         statistics = TokenStatistics(self.vocab_size, special_token_ids(self.tokenizer))
-        problems = []
-
-        def captions() -> Iterator[str]:
-            try:
-                if self.columns:
-                    samples = rows_of(shard, self.columns, "DATA")
-                else:
-                    wanted = {self.member, caption_member(self.config.long_caption_key)}
-                    samples = (
-                        one for one in read_members(shard, wanted) if is_trained(one, self.member)
-                    )
-                yield from (
-                    found.words for found in map(self.reader.captions, samples) if found is not None
-                )
-            except BROKEN as error:
-                problems.append(why_broken(error))
-
-        found = captions()
-        while batch := list(itertools.islice(found, BATCH)):
-            statistics.update(self.tokenizer(batch))
+        texts, problem = [], ""
+        try:
+            for sample in self._samples(shard):
+                captions = self.reader.captions(sample)
+                if captions is not None:
+                    texts.append(captions.words)
+                if len(texts) == BATCH:
+                    statistics.update(self.tokenizer(texts))
+                    texts.clear()
+        except BROKEN as error:
+            problem = why_broken(error)
+        if texts:
+            statistics.update(self.tokenizer(texts))
         counts = statistics.document_frequency
         tokens = counts.nonzero().flatten()
-        return tokens, counts[tokens], int(statistics.num_captions), *(problems or [""])
+        return ShardCounts(tokens, counts[tokens], int(statistics.num_captions), problem)
+
+    def _samples(self, shard: str) -> Iterator[dict]:
+        """Yields the samples on which OpenCLIP trains."""
+        if self.columns:
+            yield from rows_of(shard, self.columns, "DATA")
+            return
+        wanted = {self.member, caption_member(self.config.long_caption_key)}
+        for sample in read_members(shard, wanted):
+            if is_trained(sample, self.member):
+                yield sample
 
     def count(
-        self,
-        shards: list[str],
-        workers: int,
-        unreadable_max: float = 0.0,
+        self, shards: list[str], workers: int, unreadable_max: float = 0.0
     ) -> tuple[Frequencies, dict[str, str]]:
         """Returns the counts of all shards, and why some are missing or were not read to their end.
 
@@ -229,17 +223,13 @@ class CaptionCounter:
         problems = {shard: "no such file" for shard in local if not os.path.exists(shard)}
         _check_readable(problems, len(shards), unreadable_max)
         document_frequency, num_captions = torch.zeros(self.vocab_size, dtype=torch.int64), 0
-        counted = (
-            work_on(self.count_shard, shards, workers, "--workers")
-            if workers > 1
-            else map(self.count_shard, shards)
-        )
+        counted = work_on(self.count_shard, shards, workers, "--workers")
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
-            for shard, (tokens, counts, num_counted, problem) in zip(shards, counted, strict=True):
-                document_frequency[tokens] += counts
-                num_captions += num_counted
-                if problem:
-                    problems[shard] = problem
+            for shard, counts in zip(shards, counted, strict=True):
+                document_frequency[counts.tokens] += counts.document_frequency
+                num_captions += counts.num_captions
+                if counts.problem:
+                    problems[shard] = counts.problem
                     _check_readable(problems, len(shards), unreadable_max)
                 progress.update()
                 progress.set_postfix_str(f"{num_captions:,} captions")
@@ -250,16 +240,19 @@ class CaptionCounter:
                 "samples"
             )
         if not num_captions:
-            raise InputError(
-                f"DATA: no caption could be read from {shards[0]}"
-                + " and the others" * (len(shards) > 1)
-            )
-        captions = counted_captions(self.config, is_table=self.columns is not None)
-        identity, ignored = tokenizer_identity(self.tokenizer), special_token_ids(self.tokenizer)
-        context = self.tokenizer.context_length
-        return Frequencies(
-            document_frequency, num_captions, *identity, captions, ignored, context
-        ), problems
+            others = " and the others" if len(shards) > 1 else ""
+            raise InputError(f"DATA: no caption could be read from {shards[0]}{others}")
+        identity = tokenizer_identity(self.tokenizer)
+        frequencies = Frequencies(
+            document_frequency,
+            num_captions,
+            identity.name,
+            identity.vocabulary,
+            counted_captions(self.config, is_table=self.columns is not None),
+            special_token_ids(self.tokenizer),
+            self.tokenizer.context_length,
+        )
+        return frequencies, problems
 
 
 def _check_readable(problems: dict[str, str], num_shards: int, unreadable_max: float) -> None:

@@ -1,17 +1,28 @@
-"""Holds out pairs for validation, so that no image and no caption is on both sides of the split."""
+"""Holds out pairs for validation, so that no image and no caption is on both sides of the split,
+and splits tables so."""
 
+import contextlib
+import csv
 import hashlib
+import json
 import os
+import shutil
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import content_digest
+from ..files import content_digest, make_folder, write_json
+from .caption_text import is_empty
+from .tables import Columns, is_table, rows_of
+from .tar_shards import is_remote
 
+RECORD = "split.json"  # of a table that was split
 NUM_THREADS = 8  # that read images
 
 
@@ -67,39 +78,124 @@ def held_out(
             "share images or captions; expected different images and captions, or "
             f"{flag} 0 and other data for validation"
         )
-    keys: dict[int, str] = {}
+    first_images: dict[tuple[str, str], str] = {}
     for group, image in zip(groups, images, strict=True):
-        keys[group] = min(keys.get(group, image), image)
+        first_images[group] = min(first_images.get(group, image), image)
 
-    def place(group: int) -> bytes:
-        return hashlib.sha256(keys[group].encode(errors="replace")).digest()
+    def digest(group: tuple[str, str]) -> bytes:
+        return hashlib.sha256(first_images[group].encode(errors="replace")).digest()
 
+    in_order = sorted(sizes, key=digest)
     wanted = min(max(round(fraction * num_pairs), 1), num_pairs - 1)
     chosen, num_chosen = set(), 0
-    for group in sorted(sizes, key=place):
+    for group in in_order:
         if num_chosen + sizes[group] <= wanted:
             chosen.add(group)
             num_chosen += sizes[group]
     if not chosen:  # every group is larger than the fraction
-        chosen.add(min(sorted(sizes, key=place), key=sizes.get))
+        chosen.add(min(in_order, key=sizes.get))
     return [group in chosen for group in groups]
 
 
-def _groups(images: Sequence[str], captions: Sequence[str]) -> list[int]:
-    """Returns the group of each pair, as the index of one of the group's pairs."""
-    parents = list(range(len(images)))
+def _groups(images: Sequence[str], captions: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the group of each pair, named by one of its images or captions."""
+    from networkx.utils import UnionFind
 
-    def root(pair: int) -> int:
-        while parents[pair] != pair:
-            parents[pair] = parents[parents[pair]]
-            pair = parents[pair]
-        return pair
-
-    first_pairs: dict[tuple[str, str], int] = {}
-    for pair, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        links = [("image", image)]
+    groups = UnionFind()
+    for image, caption in zip(images, captions, strict=True):
         if caption:
-            links.append(("caption", " ".join(caption.split()).casefold()))
-        for link in links:
-            parents[root(pair)] = root(first_pairs.setdefault(link, pair))
-    return [root(pair) for pair in range(len(images))]
+            groups.union(("image", image), ("caption", " ".join(caption.split()).casefold()))
+    return [groups["image", image] for image in images]
+
+
+@dataclass(frozen=True)
+class TableSplit:
+    """The two tables of a split."""
+
+    folder: Path
+    num_train: int
+    num_val: int
+    is_new: bool  # whether this call has written it
+    is_parent_new: bool = False
+
+    @property
+    def train(self) -> str:
+        return str(self.folder / "train.csv")
+
+    @property
+    def val(self) -> str:
+        return str(self.folder / "val.csv")
+
+    def remove(self) -> None:
+        """Removes the tables if this call has written them."""
+        if self.is_new:
+            shutil.rmtree(self.folder)
+        if self.is_parent_new:
+            with contextlib.suppress(OSError):  # it contains something else
+                os.removedirs(self.folder.parent)
+
+
+def split_table(
+    table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
+) -> TableSplit:
+    """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is
+    there.
+
+    ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
+    validation, so that the same call finds the same tables. Several processes may write them at
+    once.
+
+    Raises InputError, naming --val-fraction, `data_flag` or `out_flag`, before anything is written.
+    """
+    if not is_table(table) or is_remote(table):
+        raise InputError(
+            f"--val-fraction splits a table on this machine, and {data_flag} is {table}; "
+            "expected a .csv or .tsv, or --val-data"
+        )
+    if len(columns.separator) > 1:
+        raise InputError(
+            f"--val-fraction needs one character as the separator; it is {columns.separator!r}"
+        )
+    rows = list(rows_of(table, columns, data_flag, dtype=str))
+    identity = json.dumps([content_digest(Path(table)), *columns, fraction])
+    folder = parent / f"split-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    if (folder / RECORD).exists():
+        record = json.loads((folder / RECORD).read_text())
+        return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
+    images = [str(row[columns.image]) for row in rows]
+    captions = ["" if is_empty(row[columns.caption]) else row[columns.caption] for row in rows]
+    digests = image_digests(images)
+    is_val = held_out([digests[image] for image in images], captions, fraction, "--val-fraction")
+    train = [row for row, is_held_out in zip(rows, is_val, strict=True) if not is_held_out]
+    val = [row for row, is_held_out in zip(rows, is_val, strict=True) if is_held_out]
+    is_parent_new = not parent.exists()
+    split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=is_parent_new)
+    make_folder(parent, out_flag)
+    part = parent / f"split-{uuid.uuid4().hex}.part"
+    part.mkdir()
+    try:
+        _write_rows(part / "train.csv", train, columns.separator)
+        _write_rows(part / "val.csv", val, columns.separator)
+        record = {
+            "table": os.path.abspath(table),
+            "fraction": fraction,
+            "columns": columns._asdict(),
+            "num_train": split.num_train,
+            "num_val": split.num_val,
+        }
+        write_json(part / RECORD, record)
+        os.rename(part, folder)
+    except OSError:
+        if not (folder / RECORD).exists():  # another process was not faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return split
+
+
+def _write_rows(file: Path, rows: Sequence[dict], separator: str) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened, delimiter=separator, lineterminator="\n")
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(value if isinstance(value, str) else "" for value in row.values())

@@ -36,15 +36,16 @@ MAX_ASPECT = 100
 def images_below(folder: Path) -> list[Path]:
     """Returns the images in a folder and the folders below it; links are followed, each folder
     is read once."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()  # they have been read, too
+    images, read = [], set()
+    for path, subfolders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(path)
+        if real_path in read:
+            subfolders.clear()  # they have been read, too
             continue
-        seen.add(real)
-        folders.sort()
-        found += [Path(place, name) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(found)
+        read.add(real_path)
+        subfolders.sort()
+        images += [Path(path, name) for name in names if name.lower().endswith(SUFFIXES)]
+    return sorted(images)
 
 
 def check_regular(path: str | Path) -> None:

@@ -5,17 +5,30 @@ import functools
 import itertools
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ..errors import InputError, listed
 from ..files import read_json
-from . import tar_shards as tar
+from .caption_text import caption_member, has_long_caption
 from .images import check_image, ignored_warning
 from .slices import Split, equal_sizes, more_than_a_slice
+from .tar_shards import (
+    IMAGES,
+    check_any_exists,
+    contract,
+    expand,
+    is_remote,
+    is_trained,
+    read_members,
+)
+from .truncated_tar import BROKEN, why_broken
+from .workers import work_on
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken
 NUM_DECODED = 100  # images of a shard
@@ -25,23 +38,59 @@ NUM_THREADS = 32  # that query file sizes, for network file systems
 TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShardReport:
     """The contents of a shard; `problem` is why training could not read all of it, or ""."""
 
     shard: str
-    num_samples: int  # readable samples with image and caption
-    num_long: int  # samples with a long caption
-    num_decoded: int  # images
-    num_unreadable: int  # of these
-    ignored: Counter  # numbers of decoded images by the property that OpenCLIP ignores
-    members: str  # of all samples
-    problem: str
+    num_samples: int = 0  # readable samples with image and caption
+    has_caption: bool = False  # that is not empty
+    num_long: int = 0  # samples with a long caption
+    num_decoded: int = 0  # images
+    num_unreadable: int = 0  # of these
+    image_error: str = ""  # of the last unreadable image
+    # numbers of decoded images by the property that OpenCLIP ignores
+    ignored: Counter = field(default_factory=Counter)
+    members: dict[str, None] = field(default_factory=dict)  # the extensions of all samples
+    problem: str = ""
+
+    def count_captions(self, sample: dict, caption: str, long_key: str) -> None:
+        """Counts a sample with an image and a caption."""
+        self.num_samples += 1
+        with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
+            self.has_caption |= bool(sample[caption].decode().strip())
+        if long_key and has_long_caption(sample, long_key):
+            self.num_long += 1
+
+    def decode_image(self, sample: dict) -> None:
+        """Decodes the image of a sample."""
+        checked = check_image(next(sample[name] for name in IMAGES if name in sample))
+        self.num_decoded += 1
+        if checked.problem:
+            self.num_unreadable += 1
+            self.image_error = checked.problem
+        if checked.ignored:
+            self.ignored[checked.ignored] += 1
+
+    def check_contents(self, caption: str) -> None:
+        """Sets the problem of a shard that was read without an error."""
+        if not self.num_samples:
+            self.problem = (
+                f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.{caption}); its "
+                f"members are {listed(self.members) or 'nothing'}"
+            )
+        elif not self.has_caption:
+            self.problem = f"all of its captions (.{caption}) are empty or not UTF-8"
+        elif self.num_unreadable == self.num_decoded:
+            self.problem = (
+                f"none of its {self.num_samples:,} images can be read: {self.image_error}"
+            )
 
 
 def inspect_shard(
     shard: str,
-    place: str = "",
+    long_key: str = "",
+    *,
     until_found: bool = False,
     caption: str = "txt",
     num_images: int = NUM_DECODED,
@@ -51,66 +100,34 @@ def inspect_shard(
     It decodes the first `num_images` images and, if none of them can be read, the next until one
     can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
-    members, problem, image_error = {}, "", ""
-    num_samples = num_long = num_decoded = num_unreadable = 0
-    ignored = Counter()
-    has_caption = False
-    wanted = {caption, tar.caption_member(place), *tar.IMAGES}
+    report = ShardReport(shard)
+    wanted = {caption, caption_member(long_key), *IMAGES}
     try:
-        for sample in tar.read_members(shard, wanted):
-            members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
-            if not tar.is_trained(sample, caption):
+        for sample in read_members(shard, wanted):
+            report.members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
+            if not is_trained(sample, caption):
                 continue
-            num_samples += 1
-            with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
-                has_caption |= bool(sample[caption].decode().strip())
-            num_long += bool(place) and tar.has_long_caption(sample, place)
-            if wanted.issuperset(tar.IMAGES):
-                image = next(sample[name] for name in tar.IMAGES if name in sample)
-                checked = check_image(image)
-                num_decoded += 1
-                if checked.problem:
-                    image_error = checked.problem
-                    num_unreadable += 1
-                if checked.ignored:
-                    ignored[checked.ignored] += 1
-                if num_decoded >= num_images and num_unreadable < num_decoded:
-                    wanted.difference_update(tar.IMAGES)  # the next samples have no images
-            elif until_found and has_caption and (num_long or not place):
+            report.count_captions(sample, caption, long_key)
+            if wanted.issuperset(IMAGES):
+                report.decode_image(sample)
+                if report.num_decoded >= num_images and report.num_unreadable < report.num_decoded:
+                    wanted.difference_update(IMAGES)  # the next samples have no images
+            elif until_found and report.has_caption and (report.num_long or not long_key):
                 break
-    except tar.BROKEN as error:
-        problem = tar.why_broken(error)
-    found = listed(members) or "nothing"
-    if not problem and not num_samples:
-        problem = (
-            f"no sample has an image (.{', .'.join(tar.IMAGES)}) and a caption "
-            f"(.{caption}); its members are {found}"
-        )
-    elif not problem and not has_caption:
-        problem = f"all of its captions (.{caption}) are empty or not UTF-8"
-    elif not problem and num_unreadable == num_decoded:
-        problem = f"none of its {num_samples:,} images can be read: {image_error}"
-    return ShardReport(
-        shard=shard,
-        num_samples=num_samples,
-        num_long=num_long,
-        num_decoded=num_decoded,
-        num_unreadable=num_unreadable,
-        ignored=ignored,
-        members=found,
-        problem=problem,
-    )
+        report.check_contents(caption)
+    except BROKEN as error:
+        report.problem = why_broken(error)
+    return report
 
 
-@dataclass
-class Inspection:
+class Inspection(NamedTuple):
     """A report on shards; it is empty if some are URLs or pipes, which are not inspected."""
 
     shards: list[str]
-    sizes: dict[str, int] = field(default_factory=dict)  # bytes of the shards that exist
-    bad: dict[str, str] = field(default_factory=dict)  # the problems of missing and broken shards
-    reports: list[ShardReport] = field(default_factory=list)  # of the shards that were read
-    warnings: list[str] = field(default_factory=list)
+    sizes: dict[str, int]  # bytes of the shards that exist
+    bad: dict[str, str]  # the problems of missing and broken shards
+    reports: list[ShardReport]  # of the shards that were read
+    warnings: list[str]
 
 
 def inspect(
@@ -136,63 +153,79 @@ def inspect(
         most: the number of shards to look for; by default all.
         num_images: the number of images to decode in each inspected shard.
     """
-    found = Inspection(tar.expand(pattern, flag))
-    if any(map(tar.is_remote, found.shards)):
-        return found
+    shards = expand(pattern, flag)
+    if any(map(is_remote, shards)):
+        return Inspection(shards, {}, {}, [], [])
     for source in pattern.split("::"):
-        tar.check_any_exists(tar.expand(source, flag), flag)
-    sizes = _file_sizes(found.shards[:most])
-    found.sizes = {shard: size for shard, size in sizes.items() if size is not None}
-    there = list(found.sizes) or [next(filter(os.path.exists, found.shards))]
+        check_any_exists(expand(source, flag), flag)
+    sizes = _file_sizes(shards[:most])
+    existing = {shard: size for shard, size in sizes.items() if size is not None}
     read = functools.partial(
         inspect_shard,
-        place=long_caption,
+        long_key=long_caption,
         until_found=not full,
         caption=caption,
         num_images=num_images,
     )
-    if full:
-        reports = tar.work_on(read, there, os.cpu_count() or 1, "--check")
-        found.reports = list(
-            tqdm(reports, total=len(there), desc="reading shards", unit=" shards", disable=None)
-        )
-    else:
-        found.reports = [read(shard) for shard in there[:1] + there[1:][-1:]]
-        for shard in there[1:-1][:NUM_MORE]:
-            if all(report.problem for report in found.reports):
-                found.reports.append(read(shard))
-    first = found.reports[0]
-    if all(report.problem for report in found.reports):
-        raise InputError(f"{flag}: {first.shard}: {first.problem}")
-    num_samples = sum(report.num_samples for report in found.reports)
-    num_long = sum(report.num_long for report in found.reports)
-    if long_caption and not num_long:
+    readable = list(existing) or [next(filter(os.path.exists, shards))]
+    reports = _read_all(read, readable) if full else _read_some(read, readable)
+    problems = {report.shard: report.problem for report in reports if report.problem}
+    if len(problems) == len(reports):
+        raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
+    if long_caption and not any(report.num_long for report in reports):
         raise InputError(
-            f"{flag}: no sample of {first.shard} holds the long caption '{long_caption}'; its "
-            f"members are {first.members}"
+            f"{flag}: no sample of {reports[0].shard} holds the long caption '{long_caption}'; its "
+            f"members are {listed(reports[0].members) or 'nothing'}"
         )
-    problems = {report.shard: report.problem for report in found.reports if report.problem}
     problems |= {shard: "no such file" for shard, size in sizes.items() if size is None}
-    found.bad = {shard: problems[shard] for shard in found.shards if shard in problems}
-    if found.bad:
-        found.warnings.append(
-            f"{flag}: {len(found.bad):,} of {len(sizes):,} shards are missing or broken, the "
-            f"first is {next(iter(found.bad))}: training skips them"
+    bad = {shard: problems[shard] for shard in shards if shard in problems}
+    warnings = []
+    if bad:
+        warnings.append(
+            f"{flag}: {len(bad):,} of {len(sizes):,} shards are missing or broken, the first is "
+            f"{next(iter(bad))}: training skips them"
         )
-    ignored = sum((report.ignored for report in found.reports), Counter())
-    num_decoded = sum(report.num_decoded for report in found.reports)
-    found.warnings += ignored_warning(ignored, num_decoded, flag)
-    partly = [report for report in found.reports if report.num_unreadable and not report.problem]
+    warnings += _content_warnings(reports, flag, long_caption if full else "")
+    return Inspection(shards, existing, bad, reports, warnings)
+
+
+def _read_all(read: Callable, shards: list[str]) -> list[ShardReport]:
+    reports = work_on(read, shards, os.cpu_count() or 1, "--check")
+    return list(
+        tqdm(reports, total=len(shards), desc="reading shards", unit=" shards", disable=None)
+    )
+
+
+def _read_some(read: Callable, shards: list[str]) -> list[ShardReport]:
+    """Returns the reports on the first and the last shard and, if these are broken, on a few
+    more."""
+    reports = [read(shard) for shard in dict.fromkeys([shards[0], shards[-1]])]
+    for shard in shards[1:-1][:NUM_MORE]:
+        if all(report.problem for report in reports):
+            reports.append(read(shard))
+    return reports
+
+
+def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> list[str]:
+    """Returns warnings on images, and on missing long captions if they are looked for."""
+    num_decoded = sum(report.num_decoded for report in reports)
+    ignored = sum((report.ignored for report in reports), Counter())
+    warnings = ignored_warning(ignored, num_decoded, flag)
+    partly = [report for report in reports if report.num_unreadable and not report.problem]
     if partly:
         num_unreadable = sum(report.num_unreadable for report in partly)
-        found.warnings.append(
+        warnings.append(
             f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
             f"first is in {partly[0].shard}: training skips them"
         )
-    if full and long_caption and num_long < num_samples:
-        without = f"{num_samples - num_long:,} of {num_samples:,}"
-        found.warnings.append(f"{flag}: {without} samples have no long caption '{long_caption}'")
-    return found
+    num_samples = sum(report.num_samples for report in reports)
+    num_missing = num_samples - sum(report.num_long for report in reports)
+    if long_caption and num_missing:
+        warnings.append(
+            f"{flag}: {num_missing:,} of {num_samples:,} samples have no long caption "
+            f"'{long_caption}'"
+        )
+    return warnings
 
 
 def _file_sizes(shards: list[str]) -> dict[str, int | None]:
@@ -215,13 +248,11 @@ def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
         if (folder / "sizes.json").exists():
             sizes = read_json(folder / "sizes.json", flag=flag, advice="remove it")
             numbers |= {name: sizes[Path(name).name] for name in names if Path(name).name in sizes}
-    if wrong := [
-        shard for shard, number in numbers.items() if not isinstance(number, int) or number < 0
-    ]:
-        raise InputError(
-            f"{flag}: sizes.json gives {wrong[0]} {numbers[wrong[0]]!r} samples: correct or "
-            "remove it"
-        )
+    for shard, number in numbers.items():
+        if not isinstance(number, int) or number < 0:
+            raise InputError(
+                f"{flag}: sizes.json gives {shard} {number!r} samples: correct or remove it"
+            )
     return numbers
 
 
@@ -238,69 +269,91 @@ def total_samples(shards: list[str]) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class ShardCheck:
+    """What a check of a run finds in its shards. Its fields are those of the JSON of plan."""
+
+    data: str
+    shards: int
+    found: int | None  # shards that exist; None for URLs and pipes
+    bytes: int | None
+    full: bool  # whether all were read
+    num_checked: int
+    samples: int | None  # counted
+    samples_listed: int | None  # by sizes.json
+    samples_expected: int | None  # by the recipe
+    bad: list[dict[str, str]]  # each with "shard" and "problem"
+    good: str | None  # the pattern without these
+    warnings: list[str]
+
+
 def check_shards(
     pattern: str,
     split: Split,
     expected: int | None = None,
-    full: bool = False,
     *,
+    full: bool = False,
     long_caption: str = "",
-) -> dict:
-    """Returns a report on the shards of --data, for JSON; InputError if training could not start.
+) -> ShardCheck:
+    """Returns a report on the shards of --data; InputError if training could not start.
 
     With `full` all shards are read; otherwise only the first and the last. The recipe assumes
     `expected` samples.
     """
     split.check()
-    found = inspect(pattern, split.flag, long_caption, full=full)
-    was_read = bool(found.reports)
-    numbers = listed_samples(found.shards, split.flag)
-    num_listed, is_counted = sum(numbers.values()), full and was_read
+    inspection = inspect(pattern, split.flag, long_caption, full=full)
+    shards, reports = inspection.shards, inspection.reports
+    sizes = listed_samples(shards, split.flag)
+    num_listed = sum(sizes.values())
+    if len(sizes) == len(shards):
+        _check_slice(split, num_listed)
+    warnings = inspection.warnings
+    num_remote = sum(map(is_remote, shards))
+    if num_remote:
+        warnings.append(
+            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
+        )
+    is_counted = full and bool(reports)
+    if is_counted:
+        sizes = {report.shard: report.num_samples for report in reports}
+    num_samples = sum(sizes.values())
+    if expected and num_samples and abs(num_samples - expected) > TOLERANCE * expected:
+        source = "the shards hold" if is_counted else "sizes.json lists"
+        warnings.append(
+            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+            f"data_samples={num_samples} plans with those"
+        )
+    if not sizes and expected:
+        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    if split.slice_samples and split.batch_size and sizes:
+        mean = round(sum(sizes.values()) / len(sizes))
+        warnings += split.check_sizes(
+            [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
+        )
+    good = [shard for shard in shards if shard not in inspection.bad]
+    return ShardCheck(
+        data=pattern,
+        shards=len(shards),
+        found=len(inspection.sizes) if reports else None,
+        bytes=sum(inspection.sizes.values()) if reports else None,
+        full=is_counted,
+        num_checked=len(shards),
+        samples=num_samples if is_counted else None,
+        samples_listed=num_listed or None,
+        samples_expected=expected,
+        bad=[{"shard": shard, "problem": problem} for shard, problem in inspection.bad.items()],
+        good=contract(good) if inspection.bad else None,
+        warnings=warnings,
+    )
+
+
+def _check_slice(split: Split, num_samples: int) -> None:
+    """Raises InputError if the shards hold too few samples for the slices."""
     global_batch_size = (split.batch_size or 1) * split.world_size
-    is_listed = split.slice_samples and len(numbers) == len(found.shards)
-    if is_listed and more_than_a_slice(
-        split.slice_samples, num_listed, split.slices, global_batch_size
+    if split.slice_samples and more_than_a_slice(
+        split.slice_samples, num_samples, split.slices, global_batch_size
     ):
         raise InputError(
-            f"{split.flag}: sizes.json lists {num_listed:,} samples, too few for "
-            f"{split.slices} slices of {split.slice_samples:,}: --set "
-            f"data_samples={num_listed} plans with those"
+            f"{split.flag}: sizes.json lists {num_samples:,} samples, too few for {split.slices} "
+            f"slices of {split.slice_samples:,}: --set data_samples={num_samples} plans with those"
         )
-    warnings = found.warnings
-    if num_remote := sum(map(tar.is_remote, found.shards)):
-        warnings.append(
-            f"{num_remote:,} of {len(found.shards):,} shards are URLs or pipes, which are not "
-            "checked"
-        )
-    if is_counted:
-        numbers = {report.shard: report.num_samples for report in found.reports}
-    samples = sum(numbers.values())
-    if expected and samples and abs(samples - expected) > TOLERANCE * expected:
-        where = "the shards hold" if is_counted else "sizes.json lists"
-        warnings.append(
-            f"{where} {samples:,} samples, and the recipe assumes {expected:,}: --set "
-            f"data_samples={samples} plans with those"
-        )
-    if not numbers and expected:
-        numbers = dict(zip(found.shards, equal_sizes(expected, len(found.shards)), strict=True))
-    if split.slice_samples and split.batch_size and numbers:
-        mean = round(sum(numbers.values()) / len(numbers))
-        warnings += split.check_sizes(
-            [0 if s in found.bad else numbers.get(s, mean) for s in found.shards]
-        )
-    return {
-        "data": pattern,
-        "shards": len(found.shards),
-        "found": len(found.sizes) if was_read else None,
-        "bytes": sum(found.sizes.values()) if was_read else None,
-        "full": is_counted,
-        "num_checked": len(found.shards),
-        "samples": samples if is_counted else None,
-        "samples_listed": num_listed or None,
-        "samples_expected": expected,
-        "bad": [{"shard": shard, "problem": problem} for shard, problem in found.bad.items()],
-        "good": tar.contract([shard for shard in found.shards if shard not in found.bad])
-        if found.bad
-        else None,
-        "warnings": warnings,
-    }

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import math
 import os
 import re
@@ -15,8 +16,9 @@ from tqdm import tqdm
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
+from .caption_text import has_long_caption, is_empty
 from .images import check_image, ignored_warning
-from .tar_shards import has_long_caption, is_empty, is_remote
+from .tar_shards import is_remote
 
 SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
 # OpenCLIP's defaults, then the most common names
@@ -43,6 +45,13 @@ class Columns(NamedTuple):
             f"{separator}"
         )
 
+    @property
+    def reading(self) -> dict[str, str]:
+        """The options of pandas.read_csv for the separator: only its Python engine reads
+        patterns."""
+        is_pattern = len(self.separator.encode()) > 1 and self.separator != r"\s+"
+        return {"sep": self.separator, "engine": "python" if is_pattern else "c"}
+
 
 def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
     """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
@@ -56,12 +65,13 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
         )
     if dataset_type != "auto":
         return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
-    found = {"csv": "table", "tsv": "table", "tar": "shards"}.get(str(data).rpartition(".")[2], "")
-    if flag and not found:
+    kinds = {"csv": "table", "tsv": "table", "tar": "shards"}
+    data_kind = kinds.get(str(data).rpartition(".")[2], "")
+    if flag and not data_kind:
         raise InputError(
             f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
         )
-    return found
+    return data_kind
 
 
 def is_table(data: str | None, dataset_type: str = "auto") -> bool:
@@ -79,31 +89,30 @@ def detect_columns(
     and the only other column that can be the caption.
     """
     lines: list[str] = []
-    if not is_remote(path):
-        with _readable(path, flag), open(path, encoding="utf-8-sig", newline="") as file:
-            lines = [line for line, _ in zip(file, range(NUM_LOOKED_AT), strict=False)]
-    header = lines[0].rstrip("\r\n") if lines else ""
-    separators = (
-        [separator]
-        if separator
-        else sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
-    )
-    separators = separators or [","]
     with _readable(path, flag):
-        tables = [(separator, _rows(lines, separator)) for separator in separators]
-    found = [
-        Columns(separator, *names)
-        for separator, rows in tables
-        for names in _possible_columns(rows, image, caption)
-    ]
-    if len(found) == 1:
-        return found[0]
-    names = tables[0][1][0] if lines else []
+        if not is_remote(path):
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                lines = list(itertools.islice(file, NUM_LOOKED_AT))
+        header = lines[0].rstrip("\r\n") if lines else ""
+        separators = [separator] if separator else _separators_in(header) or [","]
+        tables = [_rows(lines, separator) for separator in separators]
+    possible = []
+    for separator, rows in zip(separators, tables, strict=True):
+        for names in _possible_columns(rows, image, caption):
+            possible.append(Columns(separator, *names))
+    if len(possible) == 1:
+        return possible[0]
+    names = tables[0][0] if lines else []
     known = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
     columns = Columns(separators[0], image or known[0], caption or known[1])
     if names:
         _check_header(path, names, columns)
     return columns
+
+
+def _separators_in(header: str) -> list[str]:
+    """Returns the separators in a header, the most frequent first."""
+    return sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
@@ -121,21 +130,22 @@ def _possible_columns(
     for pair in NAMES:
         if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
             return [pair]
-    images, captions = (
-        [known for known in kind if known in names] for kind in zip(*NAMES, strict=True)
-    )
-    if image or not images:
-        files = [name for place, name in enumerate(names) if _are_files(values, place)]
-        images = [image] if image in names else [] if image else files
-    if caption or not captions:
-        others = [name for name in names if name not in images]
-        captions = [caption] if caption in names else [] if caption else others
-    return [(image, caption) for image in images for caption in captions]
+    images = [pair[0] for pair in NAMES if pair[0] in names]
+    captions = [pair[1] for pair in NAMES if pair[1] in names]
+    if image:
+        images = [image] if image in names else []
+    elif not images:
+        images = [name for index, name in enumerate(names) if _are_files(values, index)]
+    if caption:
+        captions = [caption] if caption in names else []
+    elif not captions:
+        captions = [name for name in names if name not in images]
+    return list(itertools.product(images, captions))
 
 
-def _are_files(rows: list[list[str]], place: int) -> bool:
+def _are_files(rows: list[list[str]], column: int) -> bool:
     """Returns whether all rows, at least one, have the name of a file in a column."""
-    return bool(rows) and all(len(row) > place and os.path.isfile(row[place]) for row in rows)
+    return bool(rows) and all(len(row) > column and os.path.isfile(row[column]) for row in rows)
 
 
 @dataclass
@@ -165,11 +175,8 @@ class TableReport:
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the
         others are skipped."""
-        return (
-            self.num_long
-            if config.long_caption_key and config.missing_long == "skip"
-            else self.num_rows
-        )
+        skips = config.long_caption_key and config.missing_long == "skip"
+        return self.num_long if skips else self.num_rows
 
 
 def check_table(
@@ -210,22 +217,22 @@ def check_table(
     num_kept = table.num_trained(config)
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if num_kept < needed:
-        skips = f" of {table.num_rows:,} that --superclip-missing-long skip keeps" * (
-            num_kept < table.num_rows
-        )
-        accumulated = f" with --accum-freq {accum_freq}" * (accum_freq > 1)
+        rows = f"{num_kept:,} rows"
+        if num_kept < table.num_rows:
+            rows += f" of {table.num_rows:,} that --superclip-missing-long skip keeps"
+        batch = f"--batch-size {batch_size:,}"
+        if accum_freq > 1:
+            batch += f" with --accum-freq {accum_freq}"
+        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise InputError(
-            f"{flag}: {path}: {num_kept:,} rows{skips} do not fill --batch-size "
-            f"{batch_size:,}{accumulated} on "
-            f"{world_size} rank{'s' * (world_size > 1)}; expected {needed:,} rows or a smaller "
-            "batch"
+            f"{flag}: {path}: {rows} do not fill {batch} on {ranks}; expected {needed:,} rows or a "
+            "smaller batch"
         )
     if table.num_empty:
         table.warnings.append(
             f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no "
-            "caption: the text tower "
-            "reads the word 'nan', as in stock OpenCLIP, and the class loss no word; superclip "
-            "shards leaves such rows out"
+            "caption: the text tower reads the word 'nan', as in stock OpenCLIP, and the class "
+            "loss no word; superclip shards leaves such rows out"
         )
     table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
     return table
@@ -238,13 +245,14 @@ def read_table(
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
-    place, table, images = config.long_caption_key, TableReport(), []
+    long_key, table, images = config.long_caption_key, TableReport(), []
     for rows in _chunks(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
-        if place:
-            table.num_long += sum(has_long_caption(row, place) for row in rows.to_dict("records"))
+        if long_key:
+            records = rows.to_dict("records")
+            table.num_long += sum(has_long_caption(row, long_key) for row in records)
         if max_decoded != 0:
             images += map(str, rows[columns.image])
     if not table.num_rows:
@@ -265,9 +273,8 @@ def read_table(
 
 def has_empty_captions(path: str, columns: Columns) -> bool:
     """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
-    return any(
-        any(map(is_empty, rows[columns.caption])) for rows in _chunks(path, columns, "--train-data")
-    )
+    rows = rows_of(path, columns, "--train-data")
+    return any(is_empty(row[columns.caption]) for row in rows)
 
 
 def rows_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator[dict]:
@@ -284,14 +291,13 @@ def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -
 
     with _readable(path, flag):
         header = pd.read_csv(
-            path, sep=columns.separator, header=None, nrows=1, dtype=str, keep_default_na=False
+            path, **columns.reading, header=None, nrows=1, dtype=str, keep_default_na=False
         )
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        with pd.read_csv(
-            path, sep=columns.separator, chunksize=ROWS_AT_ONCE, dtype=dtype
-        ) as chunks:
+        options = {**columns.reading, "chunksize": ROWS_AT_ONCE, "dtype": dtype}
+        with pd.read_csv(path, **options) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
                 if not isinstance(rows.index, pd.RangeIndex):
@@ -328,15 +334,10 @@ def _check_header(path: str, names: list[str], columns: Columns) -> None:
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue
-        others = [
-            separator
-            for separator in SEPARATORS
-            if separator != columns.separator and separator in names[0]
-        ]
+        others = [name for name in _separators_in(names[0]) if name != columns.separator]
         if len(names) == 1 and others:
-            separator = SEPARATORS[max(others, key=names[0].count)]
             raise InputError(
-                f"{path} has one column, {names[0]!r}: give --csv-separator {separator}, which "
-                "applies to all tables"
+                f"{path} has one column, {names[0]!r}: give --csv-separator "
+                f"{SEPARATORS[others[0]]}, which applies to all tables"
             )
         raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")

@@ -1,22 +1,15 @@
-"""WebDataset shards: names and patterns, samples as OpenCLIP groups them, and parallel reading."""
+"""WebDataset shards: names and patterns, and samples as OpenCLIP groups them."""
 
 import itertools
-import json
-import multiprocessing
 import os
 import re
-import signal
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from numbers import Number
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
 import braceexpand
 
-from ..environment import end_with_parent
 from ..errors import InputError, reason
+from .truncated_tar import BROKEN, StrictTarInfo
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
@@ -44,9 +37,12 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
 def check_any_exists(shards: Sequence[str], flag: str) -> None:
     """Raises InputError if all shards are local and none of them exists."""
     if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
-        others = f", nor any other of {len(shards):,} shards" if len(shards) > 1 else ""
-        hint = "; superclip demo --data-only writes the demo's" * shards[0].startswith("demo/data/")
-        raise InputError(f"{flag}: there is no file {shards[0]}{others}{hint}")
+        message = f"{flag}: there is no file {shards[0]}"
+        if len(shards) > 1:
+            message += f", nor any other of {len(shards):,} shards"
+        if shards[0].startswith("demo/data/"):
+            message += "; superclip demo --data-only writes the demo's"
+        raise InputError(message)
 
 
 def is_remote(shard: str) -> bool:
@@ -79,51 +75,11 @@ def _braces(numbers: Iterable[str]) -> str:
 
 
 IMAGES = ("png", "jpg", "jpeg", "webp")  # the members that OpenCLIP trains on
-BROKEN = (OSError, EOFError, tarfile.TarError)  # exceptions raised for an unreadable shard
-
-
-def why_broken(error: Exception) -> str:
-    """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    # tarfile lists every format it tried
-    return f"broken tar file ({str(error).partition(':')[0]})"
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """A member's header; a broken or missing one raises ReadError.
-
-    tarfile takes these for the end of the file, which blocks of zeros should mark.
-    """
-
-    @classmethod
-    def fromtarfile(cls, tar):
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EmptyHeaderError as error:
-            if tar.offset == 0:  # an empty file, for which tarfile has an error
-                raise
-            problem = f"it was cut at byte {tar.offset:,}, without an end marker"
-            raise tarfile.ReadError(problem) from error
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(
-                f"what should be a member at byte {tar.offset:,} is none"
-            ) from error
 
 
 def is_trained(sample: dict, caption: str) -> bool:
     """Returns whether OpenCLIP trains on a sample: it has an image and a caption."""
     return caption in sample and any(image in sample for image in IMAGES)
-
-
-def caption_place(long_caption: str) -> str:
-    """Returns `json:FIELD` unchanged, and an extension in WebDataset's spelling."""
-    return long_caption if long_caption.startswith("json:") else long_caption.lower().lstrip(".")
-
-
-def caption_member(long_caption: str) -> str:
-    """Returns the extension of the member that contains the long caption."""
-    return caption_place(long_caption).partition(":")[0]
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
@@ -166,90 +122,6 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
             number, key, extensions = number + 1, name[1], set()
         extensions.add(extension)
         yield number, key, extension, member
-
-
-Item, Result = TypeVar("Item"), TypeVar("Result")
-# a fork inherits what cannot be pickled: a data set and its reader
-_of_this_process: dict[str, Callable] = {}
-
-
-def work_on(
-    work: Callable[[Item], Result], items: Sequence[Item], num_workers: int, flag: str
-) -> Iterator[Result]:
-    """Yields `work(item)` of each item, in order, computed in parallel processes.
-
-    Closing the generator ends the processes. `work` need not be picklable. Raises InputError,
-    naming the `flag` that starts the workers, if one of them is killed, for example for lack of
-    memory.
-    """
-    num_workers = min(num_workers, len(items))
-    if num_workers < 1:
-        return
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work,))
-    try:
-        yield from pool.map(_work, items)
-    except BrokenProcessPool:
-        raise InputError(
-            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory "
-            "ran out: use fewer of them or a machine with more memory"
-        ) from None
-    finally:
-        workers = set(multiprocessing.active_children()) - before
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.kill()  # a worker inherits how this process handles SIGTERM
-        for worker in workers:
-            worker.join()
-
-
-def _begin(work: Callable) -> None:
-    end_with_parent()
-    # Ctrl-C reaches all processes; the parent ends the workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _of_this_process["work"] = work
-
-
-def _work(item):
-    return _of_this_process["work"](item)
-
-
-def long_caption(sample: dict, place: str) -> str:
-    """Returns the caption at `place`, an extension, a column or a JSON field `json:a.b`; "" if
-    missing."""
-    if not place.startswith("json:"):
-        return text_of(sample.get(place, sample.get(caption_place(place))))
-    value = sample.get("json")
-    if isinstance(value, (bytes, str)):
-        value = json.loads(value)
-    for name in place.removeprefix("json:").split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return text_of(value)
-
-
-def has_long_caption(sample: dict, place: str) -> bool:
-    """Returns whether there is a readable long caption at `place`."""
-    try:
-        return bool(long_caption(sample, place))
-    except ValueError:
-        return False
-
-
-def is_empty(value) -> bool:
-    """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the
-    word 'nan'."""
-    return isinstance(value, float | str | bytes) and not text_of(value)
-
-
-def text_of(value) -> str:
-    """Returns a stripped string, or a number as text; "" for anything else, such as an empty
-    cell."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8")
-    if isinstance(value, Number) and value == value:  # NaN is pandas' empty cell
-        value = str(value)
-    # JSON may hold half of a surrogate pair, which UTF-8 cannot encode
-    return value.strip().encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def pickle_as_bytes(name: str, content: bytes) -> bytes | None:

@@ -17,8 +17,9 @@ from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
-from ..environment import check_horovod, require
+from ..environment import check_horovod
 from ..errors import InputError, at_least, refuse
+from ..extras import require
 from ..flags import Config, DataConfig, is_idf_file
 from . import current
 from .parsed_options import Training, launched
@@ -259,7 +260,9 @@ def _check_idf_file(training: Training) -> None:
     if options.train_data:
         context = config.long_context or training.tokenizer.context_length
         command = ["superclip", "frequencies", options.train_data, "--tokenizer-of", options.model]
-        frequencies.check_captions(config, context, training.is_table, what, shlex.join(command))
+        frequencies.check_captions(
+            config, context, what, shlex.join(command), is_table=training.is_table
+        )
 
 
 def _check_resume(training: Training) -> None:

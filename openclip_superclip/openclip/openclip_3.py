@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from .. import hooks
-from ..data.slices import at_least_a_batch
+from ..data.shard_order import at_least_a_batch
 from . import trained
 
 HAS_TASKS = False

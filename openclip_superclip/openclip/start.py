@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name, register_model
-from ..data.table_split import split_table
+from ..data.held_out import split_table
 from ..data.tables import Columns, check_table, detect_columns
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line

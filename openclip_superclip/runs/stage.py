@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..checkpoints import run_outputs
-from ..data.slices import slice_of
+from ..data.shard_order import slice_of
 from ..data.tar_shards import expand, is_remote
 from ..errors import InputError
 from ..files import keep_private

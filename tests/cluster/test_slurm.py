@@ -17,7 +17,7 @@ from support.slurm_cluster import Cluster, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
 from support.training_runs import run_superclip
 
-from openclip_superclip.data.slices import slice_of
+from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.recipe import read_recipe

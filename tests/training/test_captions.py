@@ -16,7 +16,8 @@ from support.data import IMAGE, write_tar
 from support.models import MODELS, write_model, write_weights
 from support.training_runs import completed, in_one_order, load, stock_train, superclip_train
 
-from openclip_superclip.data.captions import CaptionTokens, long_caption
+from openclip_superclip.data.caption_text import long_caption
+from openclip_superclip.data.captions import CaptionTokens
 from openclip_superclip.flags import Config
 from openclip_superclip.method.model import SuperCoCa, _WithClassHead
 

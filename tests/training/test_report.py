@@ -17,7 +17,7 @@ from support.models import write_model
 from support.training_runs import run_train
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.evaluation.results import record_file
+from openclip_superclip.lab.evaluation.result_files import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
 from openclip_superclip.lab.reports.reported_run import read_run

@@ -10,7 +10,7 @@ from support import read_json, read_rows
 from support.training_runs import execute, run_train
 
 from openclip_superclip.checkpoints.epoch_words import CourseFiles, find_course
-from openclip_superclip.lab.words.learning import word_course
+from openclip_superclip.lab.words.word_course import word_course
 from openclip_superclip.method.idf import EpochWords
 
 

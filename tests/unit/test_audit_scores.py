@@ -17,11 +17,13 @@ from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, write_tokenizer
 
 import openclip_superclip as superclip
 from openclip_superclip.data.tables import Columns
-from openclip_superclip.lab.audit import audit as audit_module
-from openclip_superclip.lab.audit.audit import _lock, write_kept
+from openclip_superclip.lab.audit import kept as kept_module
+from openclip_superclip.lab.audit.audit import _lock
+from openclip_superclip.lab.audit.kept import write_kept
+from openclip_superclip.lab.audit.pair_scores import CaptionSupport, PairScorer
 from openclip_superclip.lab.audit.reading import open_data, read_in_batches
-from openclip_superclip.lab.audit.scores import CaptionSupport, PairScorer, mean_of_ranks
-from openclip_superclip.lab.words.tagger import Opened
+from openclip_superclip.lab.audit.score_file import mean_of_ranks
+from openclip_superclip.lab.words.open_checkpoint import OpenedCheckpoint
 from openclip_superclip.method.head_input import encode_image
 
 LEARNED = [
@@ -46,7 +48,9 @@ def scorer(tiny_model):
     model.statistics.update(tokenizer(LEARNED))
     model.class_head.weight.data *= 3
     return PairScorer(
-        Opened(model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf())
+        OpenedCheckpoint(
+            model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf()
+        )
     )
 
 
@@ -168,8 +172,9 @@ def pairs(tmp_path):
     return tmp_path / "pairs.csv"
 
 
+@pytest.mark.filterwarnings("error::pandas.errors.ParserWarning")
 def test_the_kept_rows_of_a_table_are_unchanged(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(audit_module, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(kept_module, "ROWS_AT_ONCE", 4)
     kept = np.array([False, True, False, True, False, True])
     assert write_kept(tmp_path, open_data(str(pairs), COLUMNS), kept, []) == f"{tmp_path}/kept.csv"
     image, cut = tmp_path / "0.png", tmp_path / "cut.png"

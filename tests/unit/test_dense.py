@@ -21,8 +21,8 @@ from openclip_superclip.lab.demo.scenes import (
     scenes,
     write_dense_scenes,
 )
-from openclip_superclip.lab.evaluation.datasets import NO_CLASS, DenseSet, dense_kind
-from openclip_superclip.lab.evaluation.dense import _overlaps
+from openclip_superclip.lab.evaluation.dense_datasets import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.lab.evaluation.dense_probe import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
 from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
 
@@ -134,7 +134,7 @@ def test_the_mean_iou_is_sklearns():
     rng = np.random.default_rng(0)
     found, label = (torch.tensor(rng.integers(0, 5, 300)) for _ in range(2))
     both, either = _overlaps(found, label, 5)
-    outcome = Outcome(IOU, both[None], either[None])
+    outcome = Outcome(IOU, both[None].numpy(), either[None].numpy())
     assert estimate(outcome).value == pytest.approx(jaccard_score(label, found, average="macro"))
 
 

@@ -24,8 +24,8 @@ from support.training_runs import execute, run_ranks
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.lab.demo.data import write_evaluation_data
-from openclip_superclip.lab.evaluation.datasets import find_data
 from openclip_superclip.lab.evaluation.intervals import estimate, read_outcomes
+from openclip_superclip.lab.evaluation.local_datasets import find_dataset
 from openclip_superclip.lab.reports.run_scores import read_scores
 
 NUM_SCENES = 60
@@ -135,7 +135,7 @@ def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_pat
     expected = list(
         build_dataset("wds/colours", root=str(colours), transform=np.asarray, split="test")
     )
-    ours = find_data(tmp_path, "colours").build(np.asarray, "test", "zeroshot_classification")
+    ours = find_dataset(tmp_path, "colours").build(np.asarray, "test", "zeroshot_classification")
     assert len(ours) == len(expected) == 54
     for place in (53, 0, *range(54)):
         assert ours[place][1] == expected[place][1]
@@ -153,7 +153,7 @@ def test_a_pickle_in_a_shard_is_loaded_by_clip_benchmark_and_not_by_us(build, tm
             "wds/colours", root=str(colours), transform=np.asarray, split="test"
         )
     else:
-        samples = find_data(tmp_path, "colours").build(
+        samples = find_dataset(tmp_path, "colours").build(
             np.asarray, "test", "zeroshot_classification"
         )
     assert [label for _, label in samples] == [2]

@@ -8,7 +8,7 @@ import time
 import pytest
 from support import input_error
 
-from openclip_superclip.data.tar_shards import work_on
+from openclip_superclip.data.workers import work_on
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from support import parametrize
 from support.pages import ROOT
 
 from openclip_superclip.lab.evaluation import intervals
-from openclip_superclip.lab.evaluation.datasets import Features, Settings
+from openclip_superclip.lab.evaluation.features import EvaluationSettings, Features
 from openclip_superclip.lab.evaluation.intervals import (
     IOU,
     MEAN,
@@ -29,7 +29,7 @@ from openclip_superclip.lab.evaluation.intervals import (
     estimate,
     right,
 )
-from openclip_superclip.lab.evaluation.metrics import _of_logits, fit_probe
+from openclip_superclip.lab.evaluation.metrics import _of_logits, linear_probe_metrics
 from openclip_superclip.lab.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 SPEC = importlib.util.spec_from_file_location("coverage", ROOT / "docs/evaluation/coverage.py")
@@ -147,12 +147,12 @@ def test_too_few_images_of_a_class_or_too_large_a_bias_give_no_interval():
 def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
     logits = torch.tensor(RNG.integers(0, 4, (300, 12)), dtype=torch.bfloat16)  # ties in every row
     target = torch.tensor(RNG.integers(0, 12, 300))
-    found = _of_logits(logits, target, "", 12)
+    found = _of_logits(logits, target, 12)
     assert estimate(found["acc1"]).value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
     recall = balanced_accuracy_score(target, logits.argmax(axis=1))
     assert estimate(found["mean_per_class_recall"]).value == pytest.approx(recall)
     labels = torch.tensor(RNG.integers(0, 2, (300, 12)))
-    found = _of_logits(logits.float(), labels, "", 12)["mean_average_precision"]
+    found = _of_logits(logits.float(), labels, 12)["mean_average_precision"]
     precisions = average_precision_per_class(logits.float(), labels)
     assert estimate(found).value == pytest.approx(precisions.mean().item(), abs=1e-6)
 
@@ -179,8 +179,9 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     torch.manual_seed(0)
     theirs = own["evaluate"](model, *loaders, **options, normalize=True, seed=0)
     torch.manual_seed(0)
-    settings = Settings("cpu", "amp" if amp else "fp32", 8, 0, 0.1, 2, dense_lr=1.0, dense_epochs=1)
-    ours, outcomes = fit_probe(train, test, settings)
+    precision = "amp" if amp else "fp32"
+    settings = EvaluationSettings("cpu", precision, 8, 0, 0.1, 2, dense_lr=1.0, dense_epochs=1)
+    ours, outcomes = linear_probe_metrics(train, test, settings)
     assert [ours["lp_acc1"], ours["lp_acc5"]] == [theirs["lp_acc1"], theirs["lp_acc5"]]
     assert outcomes["lp_acc1"].scored.mean() == pytest.approx(theirs["lp_acc1"])
 

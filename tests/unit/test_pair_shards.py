@@ -15,7 +15,7 @@ from support.training_runs import call
 
 from openclip_superclip.data.inspection import inspect_shard, total_samples
 from openclip_superclip.data.tar_shards import expand
-from openclip_superclip.lab.evaluation.datasets import find_data
+from openclip_superclip.lab.evaluation.local_datasets import find_dataset
 
 NUM = 60
 LABELS, FORMATS = ("cat", "dog", "emu"), ("png", "jpg", "ppm")
@@ -126,7 +126,9 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
 
 
 def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
-    retrieval, labels = (find_data(table / "evaluation", name) for name in ("retrieval", "labels"))
+    retrieval, labels = (
+        find_dataset(table / "evaluation", name) for name in ("retrieval", "labels")
+    )
     assert (retrieval.kind, labels.kind) == ("retrieval", "classification")
     val = samples(pattern(table, "val"))
     texts = [

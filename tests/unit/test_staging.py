@@ -12,7 +12,7 @@ from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
 from support.training_runs import failure
 
-from openclip_superclip.data.slices import slice_of
+from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.tar_shards import expand
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.plan import make_run

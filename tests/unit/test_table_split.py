@@ -10,7 +10,7 @@ from PIL import Image
 from support import cases, input_error, parametrize
 from support.training_runs import execute, run_train
 
-from openclip_superclip.data.table_split import split_table
+from openclip_superclip.data.held_out import split_table
 from openclip_superclip.data.tables import Columns, detect_columns
 
 COLUMNS = Columns(",", "image", "caption")

@@ -7,26 +7,23 @@ import hashlib
 import itertools
 import json
 import os
-import tarfile
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pandas
 import torch
 from tqdm import tqdm
 
 from ...checkpoints.weights import Checkpoint
-from ...data.tables import ROWS_AT_ONCE
-from ...data.tar_shards import contract, numbered_members
 from ...errors import InputError
-from ...files import keep_private, make_folder, read_json, whole_file, whole_output, write_json
-from ..words.tagger import NO_HEAD, open_checkpoint
-from .page import write_page
+from ...files import make_folder, read_json, write_json
+from ..words.open_checkpoint import NO_HEAD, open_checkpoint
+from .audit_page import write_page
+from .kept import select, write_kept
+from .pair_scores import PairScorer
 from .reading import AuditedData, AuditedPair, read_in_batches
-from .scores import PairScore, PairScorer, ScoredPairs, read_scores
+from .score_file import ScoredPairs, read_scores, record_of
 
 RECORD, PAGE = "audit.json", "report.html"
 
@@ -61,10 +58,9 @@ class Audit:
                 f"({NO_HEAD}): give --by clip-score"
             )
         self.scores, self.record = self.out / "scores.jsonl", self.out / RECORD
-        columns = list(self.data.columns or ())
         self.facts = {
-            "data": self.data.given,
-            "columns": columns,
+            "data": self.data.source,
+            "columns": list(self.data.columns or ()),
             "model": str(self.model.path),
             "architecture": self.architecture,
             "files": _digest([*self.data.files, self.model.path]),
@@ -96,35 +92,29 @@ class Audit:
             _lock(file, part)
             if self.scores.exists():  # another call has finished while this one built the model
                 return
-            num_earlier = _keep_batches(file, self.batch_size)
-            with tqdm(
-                total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None
-            ) as progress:
-                pairs, preprocess = (
-                    itertools.islice(self.data.pairs(), num_earlier, None),
-                    scorer.opened.preprocess(),
-                )
-                for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
-                    good, found = [pair for pair in batch if not pair.problem], iter(())
-                    if good:
-                        seen = scorer.see(torch.stack([pair.image for pair in good]))
-                        found = iter(scorer.score(seen, [pair.caption for pair in good]))
-                    records = [
-                        _record(pair, None if pair.problem else next(found)) for pair in batch
-                    ]
-                    lines = "".join(
-                        f"{json.dumps(record, ensure_ascii=False)}\n" for record in records
-                    )
-                    file.write(lines.encode("utf-8", "replace"))
-                    file.flush()
-                    progress.update(len(records))
+            self._score_rest(scorer, file)
             os.fsync(file.fileno())
             os.replace(part, self.scores)
+
+    def _score_rest(self, scorer: PairScorer, file: BinaryIO) -> None:
+        """Appends the scores of the pairs that an interrupted call has not scored."""
+        num_earlier = _keep_batches(file, self.batch_size)
+        pairs = itertools.islice(self.data.pairs(), num_earlier, None)
+        preprocess = scorer.opened.preprocess()
+        with tqdm(
+            total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None
+        ) as progress:
+            for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+                for record in _score_batch(scorer, batch):
+                    line = f"{json.dumps(record, ensure_ascii=False)}\n"
+                    file.write(line.encode("utf-8", "replace"))
+                file.flush()
+                progress.update(len(batch))
 
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs;
         returns the summary."""
-        scored = ScoredPairs(self.scores)
+        scored = ScoredPairs(self.scores, self.by)
         problems = ", ".join(
             f"{number:,} × {problem}" for problem, number in scored.problems.most_common()
         )
@@ -134,27 +124,15 @@ class Audit:
                 f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
                 f"{self.scores}"
             )
-        goodness = scored.goodness(self.by)
-        num_sorted = int(np.isfinite(goodness).sum())
+        num_sorted = int(np.isfinite(scored.goodness).sum())
         if not num_sorted:
             raise InputError(
                 f"--by {self.by}: no caption contains a word that the head has learned: give "
                 "--by clip-score or both"
             )
-        write_page(
-            self.out / PAGE,
-            self.data,
-            self.model.path,
-            scored,
-            self.scores,
-            goodness,
-            self.by,
-            num_worst,
-        )
-        lines = [
-            f"{num_scored:,} pair{'s' * (num_scored > 1)} scored"
-            + f"; left out: {problems}" * bool(problems)
-        ]
+        write_page(self.out / PAGE, self.data, self.model.path, scored, num_worst)
+        scores = f"{num_scored:,} pairs scored" if num_scored > 1 else "1 pair scored"
+        lines = [f"{scores}; left out: {problems}" if problems else scores]
         if not self.has_head:
             lines.append("the model has no class head: only the CLIP score")
         if scored.warning:
@@ -166,11 +144,9 @@ class Audit:
                 f"{num_scored - num_sorted:,} pairs without {self.by} are neither shown nor kept"
             )
         if keep is not None:
-            kept = select(goodness, keep)
-            places = (
-                record["place"] for record in itertools.compress(read_scores(self.scores), kept)
-            )
-            written = write_kept(self.out, self.data, kept, places)
+            kept = select(scored.goodness, keep)
+            records = itertools.compress(read_scores(self.scores), kept)
+            written = write_kept(self.out, self.data, kept, (record["place"] for record in records))
             lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
         lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
@@ -188,12 +164,11 @@ def _digest(paths: list[str | Path]) -> str:
     digest = hashlib.sha256()
     for path in map(Path, paths):
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            state = file.stat() if file.exists() else None
-            digest.update(
-                f"{file}\0{state and (state.st_size, state.st_mtime_ns)}\0".encode(
-                    "utf-8", "replace"
-                )
-            )
+            facts = None
+            if file.exists():
+                state = file.stat()
+                facts = (state.st_size, state.st_mtime_ns)
+            digest.update(f"{file}\0{facts}\0".encode("utf-8", "replace"))
     return digest.hexdigest()
 
 
@@ -215,101 +190,23 @@ def _keep_batches(file: BinaryIO, batch_size: int) -> int:
     """
     num_lines = end = 0
     file.seek(0)
-    while len(batch := list(itertools.islice(file, batch_size))) == batch_size and batch[
-        -1
-    ].endswith(b"\n"):
-        num_lines, end = num_lines + batch_size, end + sum(map(len, batch))
+    while True:
+        batch = list(itertools.islice(file, batch_size))
+        if len(batch) < batch_size or not batch[-1].endswith(b"\n"):
+            break
+        num_lines += batch_size
+        end += sum(map(len, batch))
     file.truncate(end)
     return num_lines
 
 
-def _record(pair: AuditedPair, score: PairScore | None) -> dict:
-    """Returns the record of a pair for scores.jsonl."""
-    record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
-    if score is None:
-        return record | {"problem": pair.problem}
-    for name in ("clip_score", "class_loss", "support"):
-        value = getattr(score, name)
-        record |= {} if value is None else {name: round(value, 6)}
-    for name in ("words", "offered"):
-        words = [
-            {
-                "word": word.word,
-                "share": float(f"{word.share:.4g}"),
-                "expected": float(f"{word.expected:.4g}"),
-                "support": round(word.support, 4),
-            }
-            for word in getattr(score, name)
-        ]
-        record |= {name: words} if words else {}
-    return record
-
-
-def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns a mask of the pairs to keep, bool [N]: the best `fraction` of the scored pairs, and
-    at least one.
-
-    Ties are resolved in favour of earlier pairs.
-    """
-    num_scored = int(np.isfinite(goodness).sum())
-    kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[: max(1, round(fraction * num_scored))]] = True
-    return kept
-
-
-def write_kept(
-    out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[Sequence[int]]
-) -> str:
-    """Writes the kept pairs to `out`, replacing those of an earlier call, and returns the table or
-    pattern of shards.
-
-    `kept` is bool [N], and `places` are (shard, sample) of each kept pair.
-    """
-    if data.columns is None:
-        return _write_shards(out / "kept", data, places)
-    # of the copy, too
-    table, separator = out / f"kept{Path(data.given).suffix}", data.columns.separator
-    as_text = {"sep": separator, "dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
-    with whole_file(table) as file, pandas.read_csv(data.given, **as_text) as chunks:
-        keep_private(Path(file.name), Path(data.given))
-        for number, rows in enumerate(chunks):
-            chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
-            text = chosen.to_csv(
-                sep=separator if len(separator) == 1 else "\t", index=False, header=number == 0
-            )
-            file.write(text.encode("utf-8", "replace"))
-    return f"{table}, separated by tabs" if len(separator) > 1 else str(table)
-
-
-def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:
-    """Copies the kept samples unchanged into shards of the same names, and returns their brace
-    pattern."""
-    there = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    others = [name for name in there if name != "sizes.json" and not name.endswith(".tar")]
-    if others:
-        raise InputError(
-            f"--keep: {out} contains {others[0]}, which it would delete; move it elsewhere"
-        )
-    sizes: dict[str, int] = {}
-    names = list(map(os.path.basename, data.files))
-    if len(set(names)) < len(names):
-        names = [f"{number:06}.tar" for number in range(len(names))]
-    with whole_output(out, overwrite=True) as folder:
-        folder.mkdir()
-        for index, group in itertools.groupby(places, lambda place: place[0]):
-            numbers, name = {number for _, number in group}, names[index]
-            (folder / name).touch()
-            keep_private(folder / name, Path(data.files[index]))
-            with (
-                tarfile.open(data.files[index]) as source,
-                tarfile.open(folder / name, "w", format=tarfile.GNU_FORMAT) as target,
-                # damage after the last kept sample
-                contextlib.suppress(EOFError, tarfile.TarError),
-            ):
-                for number, _, _, member in numbered_members(source):
-                    if number in numbers:
-                        target.addfile(member, source.extractfile(member))
-                        target.members.clear()
-            sizes[name] = len(numbers)
-        write_json(folder / "sizes.json", sizes)
-    return contract([str(out / name) for name in sizes])
+def _score_batch(scorer: PairScorer, batch: list[AuditedPair]) -> list[dict]:
+    """Returns the records of the pairs of a batch, in order."""
+    good = [pair for pair in batch if not pair.problem]
+    scores = {}
+    if good:
+        outputs = scorer.see(torch.stack([pair.image for pair in good]))
+        captions = [pair.caption for pair in good]
+        for pair, score in zip(good, scorer.score(outputs, captions), strict=True):
+            scores[pair.place] = score
+    return [record_of(pair, scores.get(pair.place)) for pair in batch]

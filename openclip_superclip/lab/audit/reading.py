@@ -1,6 +1,5 @@
 """Reads the pairs of a table or of shards in a fixed order."""
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,19 +10,12 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from ...data.conversion import Keys, pairs_of_table
 from ...data.images import as_trained, read_image
 from ...data.inspection import listed_samples
+from ...data.pairs import Keys, pairs_of_table
 from ...data.tables import Columns, is_table
-from ...data.tar_shards import (
-    BROKEN,
-    IMAGES,
-    check_any_exists,
-    expand,
-    is_remote,
-    read_members,
-    why_broken,
-)
+from ...data.tar_shards import IMAGES, check_any_exists, expand, is_remote, read_members
+from ...data.truncated_tar import BROKEN, why_broken
 from ...errors import InputError
 
 AHEAD = 2  # batches to prefetch
@@ -48,13 +40,13 @@ def read_in_batches(
 
     Only the last batch may be smaller."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
-        while batch := list(itertools.islice(pairs, batch_size)):
-            waiting.append([pool.submit(_read, pair, preprocess) for pair in batch])
-            if len(waiting) > AHEAD:
-                yield [read.result() for read in waiting.popleft()]
+        waiting = deque()
+        for pair in pairs:
+            waiting.append(pool.submit(_read, pair, preprocess))
+            if len(waiting) == (1 + AHEAD) * batch_size:
+                yield [waiting.popleft().result() for _ in range(batch_size)]
         while waiting:
-            yield [read.result() for read in waiting.popleft()]
+            yield [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
 
 
 def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
@@ -73,7 +65,7 @@ def _read(pair: AuditedPair, preprocess: Callable) -> AuditedPair:
 class AuditedData:
     """The rows of a table or the samples of WebDataset shards."""
 
-    given: str
+    source: str
     files: list[str]  # the table, or the shards
     columns: Columns | None  # of the table; None for shards
     num_pairs: int | None  # None if unknown
@@ -84,34 +76,33 @@ class AuditedData:
             for index, shard in enumerate(self.files):
                 yield from _pairs_of_shard(index, shard)
             return
-        for row, pair in enumerate(pairs_of_table(self.given, Keys(self.columns), "DATA")):
+        for row, pair in enumerate(pairs_of_table(self.source, Keys(self.columns), "DATA")):
             problem = "" if pair.caption else "no caption"
             yield AuditedPair((0, row), pair.where, pair.image, pair.caption, pair.image, problem)
 
 
-def open_data(given: str, columns: Columns) -> AuditedData:
+def open_data(source: str, columns: Columns) -> AuditedData:
     """Returns the data set of DATA. Raises InputError if none of its files exists."""
-    if is_table(given):
-        images = [pair.image for pair in pairs_of_table(given, Keys(columns), "DATA")]
+    if is_table(source):
+        images = [pair.image for pair in pairs_of_table(source, Keys(columns), "DATA")]
         if not images:
-            raise InputError(f"DATA: {given} has no rows")
+            raise InputError(f"DATA: {source} has no rows")
         if not any(map(os.path.exists, images)):
             raise InputError(
-                f"DATA: none of the {len(images):,} images of {given} exists, such as "
+                f"DATA: none of the {len(images):,} images of {source} exists, such as "
                 f"{images[-1]}: paths are relative to {os.getcwd()}, the working directory"
             )
-        return AuditedData(given, [given], columns, len(images))
-    shards = expand(given, "DATA")
+        return AuditedData(source, [source], columns, len(images))
+    shards = expand(source, "DATA")
     if not shards[0].endswith(".tar") or is_remote(shards[0]):
         raise InputError(
-            f"DATA is {given}; expected a table (.csv, .tsv) or a brace pattern of local "
+            f"DATA is {source}; expected a table (.csv, .tsv) or a brace pattern of local "
             "shards (.tar); superclip shards makes shards of folders and of COCO's JSON"
         )
     check_any_exists(shards, "DATA")
-    listed = listed_samples(shards, "DATA")
-    return AuditedData(
-        given, shards, None, sum(listed.values()) if len(listed) == len(shards) else None
-    )
+    sizes = listed_samples(shards, "DATA")
+    num_pairs = sum(sizes.values()) if len(sizes) == len(shards) else None
+    return AuditedData(source, shards, None, num_pairs)
 
 
 def _pairs_of_shard(index: int, shard: str) -> Iterator[AuditedPair]:

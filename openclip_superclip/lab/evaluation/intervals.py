@@ -40,6 +40,10 @@ class Outcome(NamedTuple):
     of: np.ndarray
 
 
+# metrics and outcomes by name; an undefined metric is None
+Measured = tuple[dict[str, float | None], dict[str, Outcome]]
+
+
 def right(hits: np.ndarray) -> Outcome:
     """Returns the outcome of a mean over samples that are right or wrong."""
     return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
@@ -71,7 +75,7 @@ def estimate(outcome: Outcome) -> Estimate:
     that stabilises their variance. Its limits are NaN if there are too few samples.
     """
     if outcome.kind in (MEAN, RECALL):
-        return wilson(*_proportion(outcome)[:2])
+        return _proportion(outcome).interval()
     return _jackknife_interval(_leave_one_out(outcome), outcome.kind)
 
 
@@ -84,9 +88,13 @@ def difference(first: Outcome, second: Outcome) -> Estimate:
     """
     if first.kind in (MEAN, RECALL):
         return _newcombe(_proportion(first), _proportion(second))
-    one, two = _leave_one_out(first), _leave_one_out(second)
-    both = _LeaveOneOut(two.score - one.score, two.without - one.without, min(one.least, two.least))
-    return _jackknife_interval(both, "difference")
+    before, after = _leave_one_out(first), _leave_one_out(second)
+    change = _LeaveOneOut(
+        after.score - before.score,
+        after.without - before.without,
+        min(before.least, after.least),
+    )
+    return _jackknife_interval(change, "difference")
 
 
 def mean_of(parts: Sequence[Estimate]) -> Estimate:
@@ -94,9 +102,8 @@ def mean_of(parts: Sequence[Estimate]) -> Estimate:
     squares."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
     value = float(values.mean())
-    below, above = (
-        float(np.sqrt((part**2).sum()) / len(parts)) for part in (values - lows, highs - values)
-    )
+    below = float(np.linalg.norm(values - lows)) / len(parts)
+    above = float(np.linalg.norm(highs - values)) / len(parts)
     return Estimate(value, value - below, value + above)
 
 
@@ -108,37 +115,39 @@ class _Proportion(NamedTuple):
     deviations: np.ndarray
     is_binary: bool  # each sample is right or wrong and weighs the same
 
+    def interval(self) -> Estimate:
+        return wilson(self.value, self.size)
+
 
 def _proportion(outcome: Outcome) -> _Proportion:
-    scored, of = (np.asarray(part, np.float64) for part in outcome[1:])
+    scored, of = np.asarray(outcome.scored, np.float64), np.asarray(outcome.of, np.float64)
     if outcome.kind == RECALL:
-        _, place, sizes = np.unique(of, return_inverse=True, return_counts=True)
-        weights = 1 / sizes[place] / len(sizes)
+        _, classes, sizes = np.unique(of, return_inverse=True, return_counts=True)
+        weights = 1 / sizes[classes] / len(sizes)
         value = float((weights * scored).sum())
-        return _Proportion(
-            value, len(sizes) ** 2 / (1 / sizes).sum(), weights * (scored - value), False
-        )
+        size = len(sizes) ** 2 / (1 / sizes).sum()
+        return _Proportion(value, size, weights * (scored - value), is_binary=False)
     value, size = float(scored.sum() / of.sum()), float(len(of))
     deviations = scored - value * of
-    if of.max() > 1:
+    is_binary = of.max() <= 1
+    if not is_binary:
         variance = size / max(size - 1, 1) * (deviations**2).sum() / of.sum() ** 2
-        size = min(value * (1 - value) / variance, of.sum()) if variance > 0 else size
-    return _Proportion(value, size, deviations, of.max() <= 1)
+        if variance > 0:
+            size = min(value * (1 - value) / variance, of.sum())
+    return _Proportion(value, size, deviations, is_binary)
 
 
 def wilson(p: float, size: float) -> Estimate:
     """Returns a proportion with its Wilson interval, given the number of samples."""
-    centre, width = (
-        p + Z**2 / (2 * size),
-        Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2)),
-    )
-    low, high = ((centre + sign * width) / (1 + Z**2 / size) for sign in (-1, 1))
+    centre = p + Z**2 / (2 * size)
+    width = Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
+    low, high = ((centre + side) / (1 + Z**2 / size) for side in (-width, width))
     # at 0 and 1 up to rounding
     return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
-    one, two = wilson(*first[:2]), wilson(*second[:2])
+    before, after = first.interval(), second.interval()
     shared = (first.deviations * second.deviations).sum()
     # Newcombe's continuity correction: n/2 from n times the covariance
     if first.is_binary and shared > 0:
@@ -149,9 +158,9 @@ def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
     def margin(up: float, down: float) -> float:
         return math.sqrt(max(up**2 - 2 * correlation * up * down + down**2, 0.0))
 
-    value = two.value - one.value
-    low = value - margin(two.value - two.low, one.high - one.value)
-    return Estimate(value, low, value + margin(two.high - two.value, one.value - one.low))
+    value = after.value - before.value
+    low = value - margin(after.value - after.low, before.high - before.value)
+    return Estimate(value, low, value + margin(after.high - after.value, before.value - before.low))
 
 
 class _LeaveOneOut(NamedTuple):
@@ -164,22 +173,22 @@ class _LeaveOneOut(NamedTuple):
 
 
 def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
-    scored, of = (np.asarray(part, np.float64).reshape(len(part), -1) for part in outcome[1:])
+    num_samples = len(outcome.of)
+    scored = np.asarray(outcome.scored, np.float64).reshape(num_samples, -1)
+    of = np.asarray(outcome.of, np.float64).reshape(num_samples, -1)
     if outcome.kind == PRECISION:
         by_class = [_average_precisions(*column) for column in zip(scored.T, of.T, strict=True)]
-        score, without = (np.mean(part, axis=0) for part in zip(*by_class, strict=True))
+        score = np.mean([score for score, _ in by_class])
+        without = np.mean([without for _, without in by_class], axis=0)
         num_relevant = of.sum(axis=0)
-        return _LeaveOneOut(
-            float(score), without, int(min(num_relevant.min(), (len(of) - num_relevant).min()))
-        )
+        least = min(num_relevant.min(), (num_samples - num_relevant).min())
+        return _LeaveOneOut(float(score), without, int(least))
     present = of.any(axis=0)  # classes with pixels
     scored, of = scored[:, present], of[:, present]
     total, of_total = scored.sum(axis=0), of.sum(axis=0)
+    score = (total / of_total).mean()
     with np.errstate(divide="ignore", invalid="ignore"):  # without the only sample of a class
-        score, without = (
-            (total / of_total).mean(),
-            ((total - scored) / (of_total - of)).mean(axis=1),
-        )
+        without = ((total - scored) / (of_total - of)).mean(axis=1)
     if outcome.kind == RMSE:
         score, without = np.sqrt(score), np.sqrt(without)
     return _LeaveOneOut(float(score), without, int((of > 0).sum(axis=0).min()))
@@ -206,7 +215,7 @@ def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, 
     return score, without
 
 
-def _jackknife_interval(found: _LeaveOneOut, kind: str) -> Estimate:
+def _jackknife_interval(scores: _LeaveOneOut, kind: str) -> Estimate:
     """Returns the score with Student's interval around the jackknife's estimate without bias.
 
     The interval has as many degrees of freedom as samples of equal weight would have if they varied
@@ -214,13 +223,13 @@ def _jackknife_interval(found: _LeaveOneOut, kind: str) -> Estimate:
     class, or if the bias is at least the standard error, because the jackknife then removes too
     little of it.
     """
-    size = len(found.without)
-    parts = size * found.score - (size - 1) * found.without  # Tukey's pseudo-values
-    centre = parts.mean()
-    squares = (parts - centre) ** 2
+    size = len(scores.without)
+    values = size * scores.score - (size - 1) * scores.without  # Tukey's pseudo-values
+    centre = values.mean()
+    squares = (values - centre) ** 2
     error = math.sqrt(squares.sum() / size / (size - 1)) if size > 1 else 0.0
-    if found.least < LEAST or abs(found.score - centre) >= error:
-        return Estimate(found.score, math.nan, math.nan)
+    if scores.least < LEAST or abs(scores.score - centre) >= error:
+        return Estimate(scores.score, math.nan, math.nan)
     half = _student(squares.sum() ** 2 / (squares**2).sum()) * error
     low, high = centre - half, centre + half
     if kind == RMSE:  # on the logarithmic scale
@@ -228,16 +237,17 @@ def _jackknife_interval(found: _LeaveOneOut, kind: str) -> Estimate:
         low, high = centre * math.exp(-half / centre), centre * math.exp(half / centre)
     elif kind in (PRECISION, IOU):
         low, high = _arcsine_limits(centre, half, error / 2)
-    return Estimate(found.score, min(low, found.score), max(high, found.score))
+    return Estimate(scores.score, min(low, scores.score), max(high, scores.score))
 
 
 def _arcsine_limits(centre: float, half: float, margin: float) -> list[float]:
     """Returns the limits of an interval on the scale arcsin √x, whose centre is at least
     `margin` from 0 and 1."""
     centre = min(max(centre, margin), 1 - margin)
-    angle, slope = math.asin(math.sqrt(centre)), 0.5 / math.sqrt(centre * (1 - centre))
-    ends = (angle - slope * half, angle + slope * half)
-    return [math.sin(min(max(end, 0.0), math.pi / 2)) ** 2 for end in ends]
+    angle = math.asin(math.sqrt(centre))
+    reach = half * 0.5 / math.sqrt(centre * (1 - centre))
+    ends = (max(angle - reach, 0.0), min(angle + reach, math.pi / 2))
+    return [math.sin(end) ** 2 for end in ends]
 
 
 def _student(freedom: float) -> float:
@@ -256,28 +266,23 @@ def _student(freedom: float) -> float:
 
 def write_outcomes(file: Path, outcomes: dict[str, Outcome]) -> None:
     """Writes outcomes by measure."""
-    arrays = {
-        f"{measure} {outcome.kind} {name}": getattr(outcome, name)
-        for measure, outcome in outcomes.items()
-        for name in ("scored", "of")
-    }
+    arrays = {}
+    for measure, outcome in outcomes.items():
+        arrays[f"{measure} {outcome.kind} scored"] = outcome.scored
+        arrays[f"{measure} {outcome.kind} of"] = outcome.of
     with whole_file(file) as opened:
         np.savez_compressed(opened, **arrays)
 
 
 def read_outcomes(file: Path) -> dict[str, Outcome]:
     """Returns outcomes by measure, {} if the file cannot be read."""
+    outcomes = {}
     try:
         with np.load(file) as arrays:
-            names = [
-                name.removesuffix(" scored") for name in arrays.files if name.endswith(" scored")
-            ]
-            return {
-                measure: Outcome(
-                    kind, arrays[f"{measure} {kind} scored"], arrays[f"{measure} {kind} of"]
-                )
-                for measure, _, kind in (name.rpartition(" ") for name in names)
-            }
+            for name in arrays.files:
+                measure, kind, part = name.rsplit(" ", 2)
+                if part == "scored":
+                    outcomes[measure] = Outcome(kind, arrays[name], arrays[f"{measure} {kind} of"])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        # none, or damaged
-        return {}
+        return {}  # none, or damaged
+    return outcomes

@@ -23,14 +23,14 @@ from ...checkpoints.weights import check_match, read_checkpoint
 from ...errors import InputError
 
 
-class Evaluated(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model to evaluate; its weights are memory-mapped or not even fetched yet."""
 
     name: str  # RUN/epoch_N, or the user's argument
-    given: str
+    argument: str
     # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
     weights_id: str
-    place: Path | None = None  # its file or folder
+    path: Path | None = None  # its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of its run
     # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
@@ -41,53 +41,64 @@ class Evaluated(NamedTuple):
 
 def checkpoints_of(run: str) -> list[str]:
     """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
-    found = checkpoints(Path(run, "checkpoints"))
-    if not found:
+    files = checkpoints(Path(run, "checkpoints"))
+    if not files:
         raise InputError(
             f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run"
         )
-    return list(map(str, found.values()))
+    return list(map(str, files.values()))
 
 
-def find_model(given: str, model: str | None = None) -> Evaluated:
+def find_model(argument: str, model: str | None = None) -> EvaluatedModel:
     """Returns the model of a file, a folder, hf-hub:REPO or MODEL:TAG; InputError if it cannot be
     evaluated.
 
     `model` is the OpenCLIP model's name, for files and folders that do not contain it.
     """
-    path = Path(given.removeprefix("local-dir:"))
-    name, _, tag = given.partition(":")
-    if not path.exists():
-        if name == "hf-hub" and tag:
-            read_architecture(given, flag="CHECKPOINT")  # InputError if there is no such repository
-            commit = Path(download_pretrained_from_hf(tag, filename=HF_CONFIG_NAME)).parent.name
-            return Evaluated(given, given, commit, openclip=(given, ""))
-        if open_clip.get_pretrained_cfg(name, tag):
-            return Evaluated(given, given, given, openclip=(name, tag))
-        raise InputError(
-            f"CHECKPOINT is {given}: no file or folder, and no MODEL:TAG of "
-            "open_clip.list_pretrained()"
-        )
+    path = Path(argument.removeprefix("local-dir:"))
+    if path.exists():
+        return _local_model(argument, path, model)
+    name, _, tag = argument.partition(":")
+    if name == "hf-hub" and tag:
+        read_architecture(argument, flag="CHECKPOINT")  # InputError if there is no such repository
+        commit = Path(download_pretrained_from_hf(tag, filename=HF_CONFIG_NAME)).parent.name
+        return EvaluatedModel(argument, argument, commit, openclip=(argument, ""))
+    if open_clip.get_pretrained_cfg(name, tag):
+        return EvaluatedModel(argument, argument, argument, openclip=(name, tag))
+    raise InputError(
+        f"CHECKPOINT is {argument}: no file or folder, and no MODEL:TAG of "
+        "open_clip.list_pretrained()"
+    )
+
+
+def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel:
+    """Returns the model of a file or folder."""
     is_openclip = (path / HF_CONFIG_NAME).is_file()
     if (path / "config.json").is_file() and not is_openclip:
         raise InputError(
             f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf"
         )
     checkpoint = read_checkpoint(path)
-    found = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
-    architecture, weights = fit(found, checkpoint.without_head())
-    check_match(weights, architecture.build().state_dict(), str(path), found.name)
+    recorded = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
+    architecture, weights = fit(recorded, checkpoint.without_head())
+    check_match(weights, architecture.build().state_dict(), str(path), recorded.name)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
-    name, place = (
-        f"{run.resolve().name}/{path.stem}" if run else given,
-        folder.resolve() / path.name,
-    )
-    evaluated = Evaluated(name, given, _digest(architecture, weights), place, checkpoint.epoch, run)
     is_unchanged = is_openclip and (checkpoint.head_beside or not checkpoint.head())
-    if is_unchanged and not holds_text_tower(path, found.model_cfg):  # which OpenCLIP may not find
-        return evaluated._replace(openclip=(f"local-dir:{path}", ""))
-    return evaluated._replace(plain=(architecture, weights))
+    # a folder with its own text tower, which OpenCLIP may not find, is opened as a plain model
+    if is_unchanged and not holds_text_tower(path, recorded.model_cfg):
+        opened_as = {"openclip": (f"local-dir:{path}", "")}
+    else:
+        opened_as = {"plain": (architecture, weights)}
+    return EvaluatedModel(
+        name=f"{run.resolve().name}/{path.stem}" if run else argument,
+        argument=argument,
+        weights_id=_digest(architecture, weights),
+        path=folder.resolve() / path.name,
+        epoch=checkpoint.epoch,
+        run=run,
+        **opened_as,
+    )
 
 
 def _digest(architecture: Architecture, weights: dict[str, Tensor]) -> str:
@@ -100,9 +111,16 @@ def _digest(architecture: Architecture, weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Callable]:
-    """Returns (model, transform, tokenizer) from CLIP_benchmark's loader, which opens our
-    weights as an export."""
+class OpenedModel(NamedTuple):
+    """A model in evaluation mode, as CLIP_benchmark loads it."""
+
+    model: nn.Module
+    transform: Callable
+    tokenizer: Callable
+
+
+def open_model(model: EvaluatedModel, device: str) -> OpenedModel:
+    """Opens a model by CLIP_benchmark's loader, which opens our weights as an export."""
     with tempfile.TemporaryDirectory(prefix="superclip-evaluate-") as folder:
         name, tag = model.openclip
         if model.plain is not None:
@@ -112,4 +130,4 @@ def open_model(model: Evaluated, device: str) -> tuple[nn.Module, Callable, Call
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device
         )
-    return opened.eval(), transform, tokenizer
+    return OpenedModel(opened.eval(), transform, tokenizer)

@@ -60,19 +60,22 @@ def averaged(models: list[list[dict]]) -> dict[str, list[list[tuple[dict, str]]]
     These are the data sets of the 38 that all models, given by their results, have in common, at
     least two.
     """
-    # each zero-shot result, with its accuracy's or mean average precision's name
-    found = [{} for _ in models]
-    for parts, records in zip(found, models, strict=True):
-        for record in records:
-            shown = [
-                name
-                for name in ("acc1", "mean_average_precision")
-                if record["metrics"].get(name) is not None
-            ]
-            if record.get("task") == "zeroshot_classification" and shown:
-                parts[record.get("dataset")] = record, shown[0]
-    shared = [name for name in THE_38 if all(name in parts for parts in found)]
+    models_parts = [_zero_shot_scores(records) for records in models]
+    shared = [name for name in THE_38 if all(name in parts for parts in models_parts)]
     if len(shared) < 2:
         return {}
     label = "average of 38" if len(shared) == len(THE_38) else f"average of {len(shared)} of the 38"
-    return {label: [[parts[name] for name in shared] for parts in found]}
+    return {label: [[parts[name] for name in shared] for parts in models_parts]}
+
+
+def _zero_shot_scores(records: list[dict]) -> dict[str, tuple[dict, str]]:
+    """Returns each zero-shot result with the name of its accuracy or mean average precision, by
+    data set."""
+    parts = {}
+    for record in records:
+        if record.get("task") == "zeroshot_classification":
+            metrics = record["metrics"]
+            measure = "acc1" if metrics.get("acc1") is not None else "mean_average_precision"
+            if metrics.get(measure) is not None:
+                parts[record.get("dataset")] = (record, measure)
+    return parts

@@ -19,7 +19,7 @@ from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
 from ..reports.run_scores import of_training
-from ..words.tagger import open_checkpoint
+from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
 
 # packages whose versions change measures

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...environment import require
 from ...errors import InputError
+from ...extras import require
 from ...files import check_results
 from ...runs.plan import settings_of_table
 from ...runs.run import DEFAULTS, Settings
@@ -110,7 +110,7 @@ def _check_measures(study: Study, data: str | None) -> None:
             "--data requires --val-data: this study would otherwise evaluate on the demo's scenes"
         )
     if study.measures == "dense-scenes":
-        require("a study of dense-scenes", "eval", "clip_benchmark", "requests")
+        require("a study of dense-scenes", "eval")
     if study.is_of_scenes:
         return
     flag, option = "val-data", "--val-data SHARDS (or a .csv)"

@@ -16,8 +16,9 @@ from starlette.routing import Route
 from ...data.images import as_trained, read_image
 from ...errors import listed
 from ...rendering import bytes_text, data_url, html_template
-from .tag_images import as_model_sees
-from .tagger import FULL_BAR, Tagger, lexicon
+from .heat_map import as_model_sees
+from .lexicon import lexicon
+from .tagger import FULL_BAR, Tagger
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of an image: its decoded copies take up to 1 GB
 MAX_REQUESTS = 20  # at a time, whose images wait in memory
@@ -29,7 +30,7 @@ POLICY = (
 
 def words_app(tagger: Tagger, model: str) -> Starlette:
     """Returns the application, which writes no files and discards each image after its response."""
-    html = html_template(Path(__file__).with_name("word_map.html")).render(
+    html = html_template(Path(__file__).with_suffix(".html")).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
     )
     one_at_a_time = threading.Lock()  # images and the logits of all patches take much memory
@@ -57,8 +58,8 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
 
     def answer(content: bytes, typed: str) -> JSONResponse:
         with one_at_a_time:
-            found = answer_to(tagger, content, typed)
-        return JSONResponse(found, 422 if "error" in found else 200)
+            words = answer_to(tagger, content, typed)
+        return JSONResponse(words, 422 if "error" in words else 200)
 
     # against DNS rebinding
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -78,14 +79,15 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
     if image is None:
         return {"error": reason}
     opened = tagger.opened
-    if words := [" ".join(word.split()) for word in typed.split(",") if word.strip()]:
+    words = [" ".join(word.split()) for word in typed.split(",") if word.strip()]
+    if words:
         tagger = Tagger(opened, lexicon(words, opened.tokenizer, len(opened.token_weights)))
         if not tagger.lexicon.words:
             return {"error": f"the model's tokenizer has no tokens for {listed(words)}"}
     shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
     return {
         "image": data_url(Image.fromarray(shown)),
-        "words": [seen._asdict() | {"map": seen.map.tolist()} for seen in tagger.tag(image)],
+        "words": [word._asdict() | {"map": word.map.tolist()} for word in tagger.tag(image)],
     }
 
 

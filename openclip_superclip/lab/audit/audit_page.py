@@ -1,7 +1,7 @@
-"""Writes report.html: histograms of the scores, and the worst pairs with their doubtful words."""
+"""Writes report.html of an audit: histograms of the scores, and the worst pairs with their
+doubtful words."""
 
 import contextlib
-import heapq
 import itertools
 import tarfile
 from collections import Counter, defaultdict
@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ...data.images import as_trained, read_image
-from ...data.tar_shards import BROKEN, IMAGES, numbered_members
+from ...data.tar_shards import IMAGES, numbered_members
+from ...data.truncated_tar import BROKEN
 from ...files import write_text
 from ...rendering import data_url, html_template
 from ..evaluation.intervals import Estimate, wilson
+from .pair_scores import WORD
 from .reading import AuditedData
-from .scores import SCORES, WORD, ScoredPairs, read_scores
+from .score_file import ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
 NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20
@@ -37,59 +39,46 @@ FUNCTION_WORDS = frozenset(
 
 
 def write_page(
-    file: Path,
-    data: AuditedData,
-    model: Path,
-    scored: ScoredPairs,
-    scores: Path,
-    goodness: np.ndarray,
-    by: str,
-    num_worst: int,
+    file: Path, data: AuditedData, model: Path, scored: ScoredPairs, num_worst: int
 ) -> None:
-    """Writes the page as a single file without scripts or external resources.
-
-    It shows the `num_worst` pairs with the lowest `goodness`, float64 [N], with their records from
-    the file of scores.
-    """
-    numbers = np.flatnonzero(np.isfinite(goodness)).tolist()
-    numbers = heapq.nsmallest(num_worst, numbers, key=lambda number: goodness[number])
-    wanted, records, problems = set(numbers), {}, []
-    for number, record in enumerate(read_scores(scores)):
+    """Writes the page of the `num_worst` worst pairs as a single file without scripts or external
+    resources."""
+    is_sorted = np.isfinite(scored.goodness)
+    worst = np.argsort(scored.goodness, kind="stable")
+    worst = worst[is_sorted[worst]][:num_worst].tolist()
+    wanted, records, problems = set(worst), {}, []
+    for number, record in enumerate(read_scores(scored.file)):
         if number in wanted:
             records[number] = record
         if "problem" in record and len(problems) < NUM_PROBLEMS:
             problems.append(record)
-    worst = [records[number] for number in numbers]
+    worst = [records[number] for number in worst]
+    histograms = []
+    for name, title in TITLES.items():
+        values = scored.finite(name)
+        if len(values):
+            histograms.append(_histogram(title, values))
+    words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
     template = html_template(
-        Path(__file__).with_name("audit.html"),
-        segments=_segments,
-        percent=lambda fraction: f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}",
+        Path(__file__).with_suffix(".html"), segments=_segments, percent=_percent
     )
     page = template.render(
-        data=data.given,
+        data=data.source,
         model=str(model),
-        by="support and CLIP score" if by == "both" else by.replace("-", " "),
-        num_pairs=len(goodness),
-        left_out=scored.problems,
-        has_head=len(scored.finite("class_loss")) > 0,
-        suggestion=scored.suggestion,
-        warning=scored.warning,
+        by="support and CLIP score" if scored.by == "both" else scored.by.replace("-", " "),
+        scored=scored,
         problems=problems,
         worst=worst,
         images=_images(data, worst),
         thumbnail=THUMBNAIL,
-        histograms=[
-            _histogram(TITLES[name], scored.finite(name))
-            for name in SCORES
-            if len(scored.finite(name))
-        ],
-        words=[
-            row
-            for row in most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
-            if row.num_doubted
-        ],
+        histograms=histograms,
+        words=[row for row in words if row.num_doubted],
     )
     write_text(file, page)
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}"
 
 
 class WordRow(NamedTuple):
@@ -118,20 +107,15 @@ def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
 
 def _histogram(title: str, values: np.ndarray) -> dict:
     """Returns the title, the bars (heights in percent), the range and the median of a histogram."""
-    numbers, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
-    bars = [
-        {"height": 100 * number / max(1, numbers.max()), "number": number, "low": low, "high": high}
-        for number, (low, high) in zip(
-            numbers.tolist(), itertools.pairwise(edges.tolist()), strict=True
-        )
-    ]
-    return {
-        "title": title,
-        "bars": bars,
-        "low": edges[0],
-        "high": edges[-1],
-        "median": float(np.median(values)),
-    }
+    counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
+    highest = max(1, counts.max())
+    bars = []
+    for number, (low, high) in zip(
+        counts.tolist(), itertools.pairwise(edges.tolist()), strict=True
+    ):
+        bars.append({"height": 100 * number / highest, "number": number, "low": low, "high": high})
+    median = float(np.median(values))
+    return {"title": title, "bars": bars, "low": edges[0], "high": edges[-1], "median": median}
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
@@ -153,11 +137,11 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
 
 def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
     """Returns thumbnails as data: URLs, by place of the pair."""
-    found, by_shard = {}, defaultdict(set)
+    thumbnails, by_shard = {}, defaultdict(set)
     for record in worst:
         shard, number = record["place"]
         if data.columns is not None:
-            found[shard, number] = _thumbnail(record["key"])
+            thumbnails[shard, number] = _thumbnail(record["key"])
         else:
             by_shard[shard].add(number)
     for shard, numbers in by_shard.items():
@@ -166,8 +150,8 @@ def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
                 if number > max(numbers):
                     break
                 if number in numbers and extension in IMAGES:
-                    found[shard, number] = _thumbnail(tar.extractfile(member).read())
-    return found
+                    thumbnails[shard, number] = _thumbnail(tar.extractfile(member).read())
+    return thumbnails
 
 
 def _thumbnail(source: str | bytes) -> str:

@@ -1,6 +1,5 @@
 """Segmentation and depth by a linear layer on the frozen patch tokens."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
@@ -9,8 +8,9 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize
 from tqdm import tqdm
 
 from ...errors import InputError
-from .datasets import NO_CLASS, SEED, DenseSet, Settings
-from .intervals import IOU, RMSE, Outcome, estimate
+from .dense_datasets import NO_CLASS, DenseSet
+from .features import SEED, EvaluationSettings
+from .intervals import IOU, RMSE, Measured, Outcome, estimate
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4
@@ -27,8 +27,8 @@ def whole_image(network: nn.Module) -> Compose:
 
 
 def dense_probe(
-    splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: Settings
-) -> tuple[dict[str, float], dict[str, Outcome]]:
+    splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: EvaluationSettings
+) -> Measured:
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in
     metres as `rmse`.
 
@@ -37,7 +37,7 @@ def dense_probe(
     `tokens` are the patch tokens of both splits, [N, D, h, w].
     """
     torch.manual_seed(SEED)
-    train, test = splits["train"], splits["test"]
+    train = splits["train"]
     width = tokens["train"].shape[1]
     head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, train.num_classes or 1, 1))
     if not train.num_classes:
@@ -49,20 +49,17 @@ def dense_probe(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, settings.dense_epochs * len(loader)
     )
-    for _ in tqdm(
-        range(settings.dense_epochs), desc="dense probe", unit=" epochs", leave=False, disable=None
-    ):
+    epochs = range(settings.dense_epochs)
+    for _ in tqdm(epochs, desc="dense probe", unit=" epochs", leave=False, disable=None):
         for patches, labels in loader:
-            labels = labels.to(settings.device)
-            outputs = interpolate(
-                head(patches.to(settings.device)), labels.shape[1:], mode="bilinear"
-            )
-            loss = _loss(outputs, labels, train.num_classes)
+            outputs = head(patches.to(settings.device))
+            outputs = interpolate(outputs, labels.shape[1:], mode="bilinear")
+            loss = _loss(outputs, labels.to(settings.device), train.num_classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _measure(head.eval(), test, tokens["test"], settings)
+    return _measure(head.eval(), splits["test"], tokens["test"], settings)
 
 
 class _Metres(nn.Module):
@@ -89,7 +86,7 @@ class _Metres(nn.Module):
 class _Labelled(Dataset):
     """The patch tokens of each image, and the labels of its pixels, resized to `size` if given."""
 
-    def __init__(self, images: DenseSet, tokens: Tensor, size: tuple[int, int] | None):
+    def __init__(self, images: DenseSet, tokens: Tensor, size: tuple[int, int] | None = None):
         self.images, self.tokens, self.size = images, tokens, size
 
     def __len__(self) -> int:
@@ -110,49 +107,44 @@ def _has_label(labels: Tensor, num_classes: int) -> Tensor:
 
 def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Returns the loss over all labelled pixels; 0 if there are none."""
-    known = _has_label(labels, num_classes)
-    if not known.any():
+    is_labelled = _has_label(labels, num_classes)
+    if not is_labelled.any():
         return outputs.sum() * 0
     if num_classes:
         return cross_entropy(outputs, labels, ignore_index=NO_CLASS)
-    return mse_loss(outputs[:, 0][known], labels[known])
+    return mse_loss(outputs[:, 0][is_labelled], labels[is_labelled])
 
 
 @torch.no_grad()
 def _measure(
-    head: nn.Module, test: DenseSet, tokens: Tensor, settings
-) -> tuple[dict, dict[str, Outcome]]:
-    parts, num_known = [], 0
-    loader = DataLoader(_Labelled(test, tokens, None), None, num_workers=settings.workers)
+    head: nn.Module, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
+) -> Measured:
+    """Returns the score over the pixels of all test images, and the outcome of each image."""
+    parts = []
+    loader = DataLoader(_Labelled(test, tokens), None, num_workers=settings.workers)
     for patches, label in tqdm(
         loader, desc="dense test", unit=" images", leave=False, disable=None
     ):
-        output = interpolate(head(patches[None].to(settings.device)), label.shape, mode="bilinear")[
-            0
-        ].cpu()
-        known = _has_label(label, test.num_classes)
-        num_known += int(known.sum())
+        outputs = head(patches[None].to(settings.device))
+        output = interpolate(outputs, label.shape, mode="bilinear")[0].cpu()
+        is_labelled = _has_label(label, test.num_classes)
+        predicted, true = output[:, is_labelled], label[is_labelled]
         if test.num_classes:
-            parts.append(_overlaps(output.argmax(dim=0)[known], label[known], test.num_classes))
+            parts.append(_overlaps(predicted.argmax(dim=0), true, test.num_classes))
         else:
-            parts.append((float(((output[0] - label)[known] ** 2).sum()), int(known.sum())))
-    if not num_known:
-        raise InputError(
-            f"its test images have no {'class' if test.num_classes else 'depth'}: no pixel has "
-            "a label"
-        )
-    scored, of = (np.array(part, dtype=np.float64) for part in zip(*parts, strict=True))
+            parts.append((((predicted[0] - true) ** 2).sum(), is_labelled.sum()))
+    scored = torch.stack([scored for scored, _ in parts]).double().numpy()
+    of = torch.stack([of for _, of in parts]).double().numpy()
+    if not of.any():
+        unit = "class" if test.num_classes else "depth"
+        raise InputError(f"its test images have no {unit}: no pixel has a label")
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
     return {name: estimate(outcome).value}, {name: outcome}
 
 
-def _overlaps(found: Tensor, label: Tensor, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _overlaps(predicted: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Returns the pixels of each class in both and in either, [C] each."""
-    both = torch.bincount(label[found == label], minlength=num_classes)
-    either = (
-        torch.bincount(found, minlength=num_classes)
-        + torch.bincount(label, minlength=num_classes)
-        - both
-    )
-    return both.numpy(), either.numpy()
+    both = torch.bincount(label[predicted == label], minlength=num_classes)
+    sizes = [torch.bincount(pixels, minlength=num_classes) for pixels in (predicted, label)]
+    return both, sum(sizes) - both

@@ -1,5 +1,6 @@
 """When a run learned each word, summarized in bands of word frequency."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -82,48 +83,50 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         words = files.read(epoch)
         return words._replace(captions=words.captions * is_word)
 
-    totals, num_captions, samples = torch.zeros(len(is_word), dtype=torch.int64), 0, [0]
-    for before, epoch in zip([0, *files.epochs], files.epochs, strict=False):
+    totals, num_captions, samples = torch.zeros(len(is_word), dtype=torch.int64), 0, []
+    num_trained, last_epoch = 0, 0
+    for epoch in files.epochs:
         words = read(epoch)
-        totals, num_captions = totals + words.captions, num_captions + words.num_captions
-        samples.append(samples[-1] + (epoch - before) * words.num_trained)
+        totals += words.captions
+        num_captions += words.num_captions
+        num_trained += (epoch - last_epoch) * words.num_trained
+        samples.append(num_trained)
+        last_epoch = epoch
     bounds = torch.tensor([bound for bound, _ in BANDS.values()], dtype=torch.float64)
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
 
-    # accumulated since each word's last evaluation
-    sums = torch.zeros(4, len(totals), dtype=torch.float64)
-    lift, learned = torch.full_like(sums[0], torch.nan), torch.full_like(totals, -1)
+    # captions with and without each word since its last evaluation, and the sums of its
+    # probabilities in both
+    sums = torch.zeros(2, 2, len(totals), dtype=torch.float64)
+    lift, learned = torch.full_like(sums[0, 0], torch.nan), torch.full_like(totals, -1)
     known, median_lift = [], []
-    for index, words in enumerate(map(read, files.epochs)):
-        captions, others = words.captions.double(), (words.num_captions - words.captions).double()
-        probabilities = (
-            words.share_where_label.double() * captions,
-            words.share_where_not.double() * others,
-        )
-        sums += torch.stack(
-            [captions, others, *(values.nan_to_num(0.0) for values in probabilities)]
-        )
-        captions, others, with_word, without_word = sums
-        is_due = captions >= NUM_LOOKED_AT
-        lift = torch.where(is_due, (with_word / captions) / (without_word / others), lift)
-        sums[:, is_due] = 0.0
+    for index, epoch in enumerate(files.epochs):
+        words = read(epoch)
+        counts = torch.stack([words.captions, words.num_captions - words.captions]).double()
+        shares = torch.stack([words.share_where_label, words.share_where_not]).double()
+        sums += torch.stack([counts, (shares * counts).nan_to_num(0.0)])
+        with_word, without_word = sums[1] / sums[0]
+        is_due = sums[0, 0] >= NUM_LOOKED_AT
+        lift = torch.where(is_due, with_word / without_word, lift)
+        sums[..., is_due] = 0.0
         is_known = lift >= KNOWN
         learned[is_known & (learned < 0)] = index
-        known.append([is_known[band == one].double().mean() for one in range(len(BANDS))])
-        median_lift.append([lift[band == one].nanmedian() for one in range(len(BANDS))])
+        members = [band == number for number in range(len(BANDS))]
+        known.append(torch.stack([is_known[member].double().mean() for member in members]))
+        median_lift.append(torch.stack([lift[member].nanmedian() for member in members]))
     return WordCourse(
-        name,
-        files.texts,
-        files.epochs,
-        samples[1:],
-        num_captions,
-        totals,
-        band,
-        learned,
-        lift,
-        torch.tensor(known).double().T,
-        torch.tensor(median_lift).double().T,
+        name=name,
+        texts=files.texts,
+        epochs=files.epochs,
+        samples=samples,
+        num_captions=num_captions,
+        captions=totals,
+        band=band,
+        learned=learned,
+        lift=lift,
+        known=torch.stack(known, dim=1),
+        median_lift=torch.stack(median_lift, dim=1),
     )
 
 
@@ -132,23 +135,22 @@ def course_record(course: WordCourse) -> dict:
     for JSON."""
 
     def numbers(curve: Tensor) -> list[float | None]:
-        return [round(value, 6) if abs(value) < float("inf") else None for value in curve.tolist()]
+        return [round(value, 6) if math.isfinite(value) else None for value in curve.tolist()]
 
     bands = []
     for index in course.band[course.band >= 0].unique().tolist():
         words = course.band == index
-        num, learned, forgotten = (
-            int((words & which).sum())
-            for which in (words, course.learned >= 0, course.is_forgotten)
-        )
+        num_words = int(words.sum())
+        num_learned = int((course.learned[words] >= 0).sum())
+        num_forgotten = int(course.is_forgotten[words].sum())
         half = (course.known[index] >= 0.5).nonzero().flatten().tolist()
         bands.append(
             {
                 "band": list(BANDS)[index],
-                "words": num,
-                "learned": learned - forgotten,
-                "forgotten": forgotten,
-                "not_yet": num - learned,
+                "words": num_words,
+                "learned": num_learned - num_forgotten,
+                "forgotten": num_forgotten,
+                "not_yet": num_words - num_learned,
                 "half_known_after": course.samples[half[0]] if half else None,
                 "known": numbers(course.known[index]),
                 "median_lift": numbers(course.median_lift[index]),
@@ -167,46 +169,46 @@ def course_record(course: WordCourse) -> dict:
 def course_text(course: WordCourse) -> str:
     """Returns the summary of a run's words for a terminal."""
     numbers = ("words", "half_known_after", "learned", "not_yet", "forgotten")
-    rows = [
-        [band["band"], *("–" if band[name] is None else f"{band[name]:,}" for name in numbers)]
-        for band in course_record(course)["bands"]
-    ]
+    heads = ["in … of captions", *(name.replace("_", " ") for name in numbers)]
+    rows = []
+    for band in course_record(course)["bands"]:
+        cells = ["–" if band[name] is None else f"{band[name]:,}" for name in numbers]
+        rows.append([band["band"], *cells])
     num_rare = int(((course.captions > 0) & (course.band < 0)).sum())
-    lines = [
-        f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a "
-        "word is known if its "
-        f"probability is {KNOWN:g} × that in other images; {num_rare:,} words are in fewer "
-        f"than {NUM_LOOKED_AT} of the {course.num_captions:,} observed captions",
-        aligned_table(
-            ["in … of captions", "words", "half known after", "learned", "not yet", "forgotten"],
-            rows,
-        ),
-    ]
+    summary = (
+        f"{course.name}: {course.samples[-1]:,} captions in {course.epochs[-1]:,} epochs; a word "
+        f"is known if its probability is {KNOWN:g} × that in other images; {num_rare:,} words are "
+        f"in fewer than {NUM_LOOKED_AT} of the {course.num_captions:,} observed captions"
+    )
     by_frequency = course.captions.argsort(descending=True, stable=True).tolist()
+    seen = [token for token in by_frequency if course.captions[token]]
     by_time = sorted(
         (token for token in by_frequency if course.learned[token] >= 0), key=course.learned_after
     )
     lists = {"first": by_time, "last": by_time[::-1]}
     for state in ("not yet learned", "forgotten"):
-        lists[state] = [
-            token
-            for token in by_frequency
-            if course.captions[token] and course.state(token) == state
-        ]
-    some = [
-        f"{title}: {listed(course.texts[token] for token in tokens)}"
-        for title, tokens in lists.items()
-        if tokens
-    ]
-    return "\n\n".join([*lines, "\n".join(some)]) + "\n"
+        lists[state] = [token for token in seen if course.state(token) == state]
+    words = []
+    for title, tokens in lists.items():
+        if tokens:
+            words.append(f"{title}: {listed(course.texts[token] for token in tokens)}")
+    return "\n\n".join([summary, aligned_table(heads, rows), "\n".join(words)]) + "\n"
 
 
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     """Writes word_course.csv (one row per run and word), .json (the curves of each band) and
     .png (a plot of them)."""
-    rows = [
-        ["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]
-    ]
+    heads = (
+        "run",
+        "token",
+        "word",
+        "captions",
+        "share of captions",
+        "state",
+        "learned after",
+        "lift",
+    )
+    rows = [heads]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
             captions, lift = int(course.captions[token]), float(course.lift[token])
@@ -219,7 +221,7 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
                     f"{captions / course.num_captions:.6g}",
                     course.state(token),
                     course.learned_after(token),
-                    "" if lift != lift else f"{lift:.4g}",
+                    "" if math.isnan(lift) else f"{lift:.4g}",
                 ]
             )
     write_json(
@@ -235,14 +237,9 @@ def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
     """Returns a PNG with one column per run: each band's fraction of known words above, its
     median lift below."""
     plt = pyplot()
+    size, shared = (max(5.5, 4.4 * len(courses)), 5.6), {"sharex": "col", "sharey": "row"}
     figure, grid = plt.subplots(
-        2,
-        len(courses),
-        figsize=(max(5.5, 4.4 * len(courses)), 5.6),
-        squeeze=False,
-        sharex="col",
-        sharey="row",
-        layout="constrained",
+        2, len(courses), figsize=size, squeeze=False, layout="constrained", **shared
     )
     for (above, below), course in zip(grid.T, courses, strict=True):
         for index, (band, (_, colour)) in enumerate(BANDS.items()):

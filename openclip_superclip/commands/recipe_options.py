@@ -1,21 +1,21 @@
-"""Options of several commands: recipes, runs, SLURM jobs, tables."""
+"""Options of recipes, runs and their SLURM jobs, and the runs that they describe."""
 
 import argparse
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 
-from ..data.tables import Columns, detect_columns, is_table
-from ..errors import InputError, at_least, no_effect
+from ..errors import InputError, at_least
 from ..runs.folder import RunFolder
 from ..runs.plan import make_run, on_machines, settings_of_table
 from ..runs.recipe import COLUMN_FLAGS, read_recipe
 from ..runs.run import DEFAULTS, Run, Settings
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
+from .shared_options import add_columns, add_switch
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
+# options that may differ each time a run is started
+OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def device_here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, here: bool) -> None:
+def add_recipe_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
     """Adds the options that turn a recipe into a plan, for this machine (`here`) or for machines
     with GPUs."""
     parser.add_argument(
@@ -63,19 +63,17 @@ def planned_run(
 ) -> Run:
     """Returns the run of the options that `add_recipe_options` adds, on given machines."""
     set_ = all_settings(options)
-    recipe = read_recipe(
-        options.recipe, {**set_, **settings_of_table(options.recipe, set_, options.data)}
-    )
+    table_settings = settings_of_table(options.recipe, set_, options.data)
     return make_run(
-        recipe,
+        read_recipe(options.recipe, {**set_, **table_settings}),
         nodes,
         gpus_per_node,
-        options.data,
-        options.gpu_batch_max,
-        options.workers,
-        device,
-        settings,
-        set_,
+        data=options.data,
+        gpu_batch_max=options.gpu_batch_max,
+        workers=options.workers,
+        device=device,
+        settings=settings,
+        set_=set_,
     )
 
 
@@ -87,7 +85,7 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
         help="brace pattern of shards to train on, in quotes, or a .csv of images and captions "
         f"(default: {default})",
     )
-    add_columns(parser, of_recipe=True)
+    add_columns(parser, "the recipe's, else from the header")
     parser.add_argument(
         "--set",
         action="append",
@@ -108,9 +106,9 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per GPU")
 
 
-def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:
+def add_run_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
     """Adds the common options of `superclip run` and `superclip submit`."""
-    add_recipe_options(parser, here)
+    add_recipe_options(parser, here=here)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)"
     )
@@ -120,29 +118,20 @@ def add_run_options(parser: argparse.ArgumentParser, here: bool) -> None:
 def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
     """Adds options that do not affect the trained model, by their names in Settings."""
     for name in names:
-        about = Settings.__dataclass_fields__[name]
-        parser.add_argument(flag_of(name), default=about.default, **about.metadata)
+        setting = Settings.__dataclass_fields__[name]
+        parser.add_argument(flag_of(name), default=setting.default, **setting.metadata)
 
 
 def run_settings(options: argparse.Namespace, without_runs: str = "") -> Settings:
     """Returns the settings of the options; InputError for an invalid one, or any beside a flag
     that trains no run."""
-    given = [
-        name
-        for name in RUN_SETTINGS
-        if without_runs and getattr(options, name) != getattr(DEFAULTS, name)
-    ]
-    if given:
-        raise InputError(
-            f"{flag_of(given[0])} has no effect with {without_runs}: leave one of them out"
-        )
-    return Settings(
-        **{
-            name: value
-            for name, value in vars(options).items()
-            if name in Settings.__dataclass_fields__
-        }
-    )
+    for name in RUN_SETTINGS if without_runs else ():
+        if getattr(options, name) != getattr(DEFAULTS, name):
+            raise InputError(
+                f"{flag_of(name)} has no effect with {without_runs}: leave one of them out"
+            )
+    names = Settings.__dataclass_fields__.keys() & vars(options).keys()
+    return Settings(**{name: getattr(options, name) for name in names})
 
 
 def flag_of(name: str) -> str:
@@ -158,45 +147,36 @@ def opened_run(
         # a job's GPU may have failed
         device = options.device or (placement.job and "cuda") or device_here()
         num_processes = options.nproc or placement.num_processes(device)
-        run = planned_run(
-            options, placement.num_nodes, num_processes, device, run_settings(options)
-        )
+        settings = run_settings(options)
+        run = planned_run(options, placement.num_nodes, num_processes, device, settings)
         return run, RunFolder(options.out or Path("runs") / run.recipe.name)
     for name, value in vars(options).items():
-        if name not in (
-            "recipe",
-            "nproc",
-            "dry_run",
-            "steps",
-            "accept_changes",
-        ) and value != parser.get_default(name):
+        if name not in OF_A_START and value != parser.get_default(name):
             flag = flag_of(name)
             raise InputError(
                 f"{flag}: the options of the run {folder} are in its run.json; leave {flag} out"
             )
     run = Run.open(folder)
     if getattr(options, "accept_changes", False):
-        run = dataclasses.replace(
-            run, settings=dataclasses.replace(run.settings, accept_changes=True)
-        )
+        settings = dataclasses.replace(run.settings, accept_changes=True)
+        run = dataclasses.replace(run, settings=settings)
     here = run.gpus_per_node if run.device == "cpu" else placement.num_processes(run.device)
     return on_machines(run, placement.num_nodes, options.nproc or here), RunFolder(folder)
 
 
 def all_settings(options: argparse.Namespace) -> dict[str, str]:
     """Returns the values of --set, including those of a table's options."""
+    settings = {}
     for pair in options.set:
         if "=" not in pair:
             raise InputError(f"--set is {pair}; expected KEY=VALUE, such as lr=5e-4")
-    given = {flag: getattr(options, flag.replace("-", "_")) for flag in COLUMN_FLAGS}
-    quoted = {
-        flag: json.dumps(value, ensure_ascii=False)
-        for flag, value in given.items()
-        if value is not None
-    }
-    return dict(pair.split("=", 1) for pair in options.set) | {
-        f"flags.{flag}": quoted[flag] for flag in quoted
-    }
+        key, value = pair.split("=", 1)
+        settings[key] = value
+    for flag in COLUMN_FLAGS:
+        value = getattr(options, flag.replace("-", "_"))
+        if value is not None:
+            settings[f"flags.{flag}"] = json.dumps(value, ensure_ascii=False)
+    return settings
 
 
 def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
@@ -204,11 +184,15 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
     add("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
-    about = f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})"
-    add("--gpus-per-node", type=int, metavar="N", help=about)
+    add(
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help=f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})",
+    )
     add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
-        parser.add_argument(f"--{name}", help=f"sbatch's --{name}")
+        add(f"--{name}", help=f"sbatch's --{name}")
     add(
         "--cpus-per-node",
         type=int,
@@ -221,22 +205,24 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
         metavar="NAME=VALUE",
         help="another option of sbatch: mem=400G, exclude=node7",
     )
-    about = (
-        "bash file that the job sources first: module loads, exported variables, "
-        "SUPERCLIP_CONTAINER"
+    add(
+        "--setup",
+        metavar="FILE",
+        help="bash file that the job sources first: module loads, exported variables, "
+        "SUPERCLIP_CONTAINER",
     )
-    add("--setup", metavar="FILE", help=about)
-    about = (
-        "check only the number of shards, not the files: for data that only the nodes can access"
+    add_switch(
+        parser,
+        "--skip-data-check",
+        "check only the number of shards, not the files: for data that only the nodes can access",
     )
-    add("--skip-data-check", action="store_true", help=about)
-    add("--dry-run", action="store_true", help="print the commands; read no shards, submit nothing")
+    add_switch(parser, "--dry-run", "print the commands; read no shards, submit nothing")
 
 
 def slurm_request(options: argparse.Namespace) -> SlurmRequest:
     """Returns the request of the options; InputError for contradictory options."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
-    sbatch = {name: value for name in NAMED if (value := getattr(options, name))}
+    sbatch = {name: getattr(options, name) for name in NAMED if getattr(options, name)}
     for option in options.sbatch or []:
         name, _, value = option.lstrip("-").partition("=")
         if len(name) < 2:
@@ -261,42 +247,3 @@ def slurm_request(options: argparse.Namespace) -> SlurmRequest:
         sbatch,
         setup,
     )
-
-
-COLUMN_HELP = ("column separator of a table", "column of the images", "column of the captions")
-
-
-def add_columns(
-    parser: argparse.ArgumentParser, of_recipe: bool = False, of_json: bool = False
-) -> None:
-    """Adds the options that name the columns of a table.
-
-    A recipe can set them with `of_recipe`; with `of_json`, captions can also be in JSON files
-    beside the images.
-    """
-    default = "the recipe's, else from the header" if of_recipe else "from the header"
-    for flag, help in zip(COLUMN_FLAGS, COLUMN_HELP, strict=True):
-        field = ", or field of each .json" if of_json and flag == "csv-caption-key" else ""
-        metavar = flag.rpartition("-")[2].upper()
-        parser.add_argument(
-            f"--{flag}", metavar=metavar, help=f"{help}{field} (default: {default})"
-        )
-
-
-def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
-    """Returns the columns of the options, by default detected from the table's header, and prints
-    detected ones.
-
-    Without a table, only the field of captions in a folder's .json files can be given; it is "" if
-    it is not.
-    """
-    given = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
-    if not is_table(data):
-        no_effect(options, data, "csv_separator", "csv_img_key")
-        if not os.path.isdir(data):
-            no_effect(options, data, "csv_caption_key")
-        return Columns(caption=options.csv_caption_key or "")
-    columns = detect_columns(data, *given, flag)
-    if None in given:
-        print(f"superclip: {data}: {columns.description}", file=sys.stderr)
-    return columns

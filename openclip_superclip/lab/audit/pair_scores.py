@@ -1,32 +1,25 @@
-"""Scores how well an image supports each word of its caption; reads the scores of an audit and
-ranks its pairs."""
+"""Scores how well an image supports each word of its caption, and the caption as a whole."""
 
 import itertools
-import json
 import math
 import re
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import pandas
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import InputError
 from ...method.head_input import encode_image
-from ..words.tagger import Lexicon, Opened, WordProbabilities, lexicon, open_lexicon, start_differs
+from ..words.lexicon import Lexicon, WordProbabilities, lexicon, open_lexicon, start_differs
+from ..words.open_checkpoint import OpenedCheckpoint
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
 NUM_OFFERED = 5  # suggested words per caption
 # of a suggested word: its probability given the image, divided by the expected one
 LEAST_LIFT = 1.5
 LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
-SCORES = ("class_loss", "support", "clip_score")
 
 
 def words_of(caption: str) -> list[str]:
@@ -43,7 +36,11 @@ class WordSupport(NamedTuple):
     word: str  # in lower case
     share: float  # probability of the word given the image
     expected: float  # probability of the word without knowledge of the image
-    support: float  # log2(share / expected): negative if the image is evidence against the word
+
+    @property
+    def support(self) -> float:
+        """log2(share / expected): negative if the image is evidence against the word."""
+        return math.log2(max(self.share, LEAST) / max(self.expected, LEAST))
 
 
 class CaptionSupport:
@@ -70,10 +67,10 @@ class CaptionSupport:
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
         every = open_lexicon(tokenizer, len(weights))
         learned = self._is_known(every).cpu()
-        words = list(itertools.compress(every.words, learned.tolist()))
-        self.places = {word: place for place, word in enumerate(words)}
+        self.learned_words = list(itertools.compress(every.words, learned.tolist()))
+        self.index = {word: index for index, word in enumerate(self.learned_words)}
         self.offered = WordProbabilities(
-            Lexicon(words, every.tokens[learned], every.vocab_size), self.weights
+            Lexicon(self.learned_words, every.tokens[learned], every.vocab_size), self.weights
         )
 
     def words(
@@ -86,25 +83,23 @@ class CaptionSupport:
         """
         words = [words_of(caption) for caption in captions]
         every, present = sorted(set().union(*words)), _present(tokens, len(self.weights))
-        found: list[dict[str, WordSupport]] = [{} for _ in words]
+        supports: list[dict[str, WordSupport]] = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
-            spelled = lexicon(every, self.tokenizer, len(self.weights), at_start)
-            places = {word: place for place, word in enumerate(spelled.words)}
-            shares, is_known = WordProbabilities(spelled, self.weights), self._is_known(spelled)
-            expected = shares.of(self.expected)
-            for row, of in enumerate(words):
-                asked = torch.tensor(
-                    [places[word] for word in of if word in places], device=tokens.device
-                ).long()
-                asked = asked[is_known[asked] & present[row, shares.tokens[asked]].all(dim=1)]
-                names = [spelled.words[place] for place in asked.tolist()]
-                values = shares.of(probabilities[row], asked).tolist(), expected[asked].tolist()
-                found[row] |= zip(
-                    names, map(word_support, map(str.casefold, names), *values), strict=True
-                )
+            spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
+            index = {word: number for number, word in enumerate(spelled.words)}
+            scores = WordProbabilities(spelled, self.weights)
+            shares, expected = scores.of(probabilities).tolist(), scores.of(self.expected).tolist()
+            is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
+            for row, is_defined_here in enumerate(is_defined.tolist()):
+                for word in words[row]:
+                    number = index.get(word)
+                    if number is not None and is_defined_here[number]:
+                        supports[row][word] = WordSupport(
+                            word.casefold(), shares[row][number], expected[number]
+                        )
         return [
-            [by_word[word] for word in of if word in by_word]
-            for of, by_word in zip(words, found, strict=True)
+            [by_word[word] for word in of_caption if word in by_word]
+            for of_caption, by_word in zip(words, supports, strict=True)
         ]
 
     def missing(
@@ -115,35 +110,28 @@ class CaptionSupport:
         Only words that the head has learned and that are LEAST_LIFT times as probable as expected
         are returned.
         """
-        shares, expected, words = (
-            self.offered.of(probabilities),
-            self.offered.of(self.expected),
-            list(self.places),
-        )
+        shares, expected = self.offered.of(probabilities), self.offered.of(self.expected)
         present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
-            named = map(str.lower, words_of(caption))
-            present[row, [self.places[word] for word in named if word in self.places]] = True
-        best = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0).topk(
-            min(NUM_OFFERED, len(words))
-        )
-        return [
-            [
-                word_support(words[place], value, expected[place].item())
-                for value, place in pairs
-                if value > 0
-            ]
-            for pairs in map(zip, best.values.tolist(), best.indices.tolist())
-        ]
+            named = [word.lower() for word in words_of(caption)]
+            present[row, [self.index[word] for word in named if word in self.index]] = True
+        shares = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0)
+        best = shares.topk(min(NUM_OFFERED, len(self.learned_words)))
+        offered = []
+        for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            offered.append(
+                [
+                    WordSupport(self.learned_words[number], share, expected[number].item())
+                    for share, number in zip(values, numbers, strict=True)
+                    if share > 0
+                ]
+            )
+        return offered
 
-    def _is_known(self, of: Lexicon) -> Tensor:
+    def _is_known(self, words: Lexicon) -> Tensor:
         """Returns whether the head has learned all tokens of each word, bool [N]."""
         known = torch.cat([self.known, self.known.new_ones(1)])  # the blank
-        return known[of.tokens.to(known.device)].all(dim=1)
-
-
-def word_support(word: str, share: float, expected: float) -> WordSupport:
-    return WordSupport(word, share, expected, math.log2(max(share, LEAST) / max(expected, LEAST)))
+        return known[words.tokens.to(known.device)].all(dim=1)
 
 
 def _present(tokens: Tensor, vocab_size: int) -> Tensor:
@@ -151,12 +139,12 @@ def _present(tokens: Tensor, vocab_size: int) -> Tensor:
 
     The last column, the padding, is True."""
     present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
-    present.scatter_(1, tokens, True)
+    present.scatter_(1, tokens, value=True)
     present[:, -1] = True
     return present
 
 
-class Seen(NamedTuple):
+class ModelOutputs(NamedTuple):
     """A model's outputs for images."""
 
     image_features: Tensor  # [B, E], normalized
@@ -185,7 +173,7 @@ class PairScorer:
     caption.
     """
 
-    def __init__(self, opened: Opened):
+    def __init__(self, opened: OpenedCheckpoint):
         self.opened, self.device = opened, next(opened.model.parameters()).device
         self.has_head = opened.token_weights is not None
         if not self.has_head:
@@ -200,134 +188,49 @@ class PairScorer:
         self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)
 
     @torch.inference_mode()
-    def see(self, images: Tensor) -> Seen:
+    def see(self, images: Tensor) -> ModelOutputs:
         """Returns the model's outputs for preprocessed images [B, 3, H, W]."""
         model, images = self.opened.model, images.to(self.device)
         if not self.has_head:
-            return Seen(model.encode_image(images, normalize=True).float(), None)
+            return ModelOutputs(model.encode_image(images, normalize=True).float(), None)
         features, _, head_input = encode_image(
             model.visual, model.patch_tokens, images, model.class_head.reads
         )
         logits = model.class_head.logits(head_input).float()  # [B, V]
-        return Seen(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
+        return ModelOutputs(F.normalize(features.float(), dim=-1), logits.log_softmax(dim=1))
 
     @torch.inference_mode()
-    def score(self, seen: Seen, captions: Sequence[str]) -> list[PairScore]:
+    def score(self, outputs: ModelOutputs, captions: Sequence[str]) -> list[PairScore]:
         """Returns the scores of each image with its caption."""
         tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
         text_features = self.opened.model.encode_text(tokens, normalize=True).float()
-        cosines = (seen.image_features * text_features).sum(dim=1).tolist()
+        cosines = (outputs.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:
             return [PairScore(cosine) for cosine in cosines]
-        losses, supports = (
-            [None if math.isnan(value) else value for value in values.tolist()]
-            for values in self._losses(seen.log_probabilities, tokens)
-        )
-        probabilities = seen.log_probabilities.exp()
+        losses, supports = self._losses(outputs.log_probabilities, tokens)
+        probabilities = outputs.log_probabilities.exp()
         words = self.captions.words(probabilities, captions, tokens)
         offered = self.captions.missing(probabilities, captions, tokens)
-        return list(map(PairScore, cosines, losses, supports, words, offered))
+        rows = zip(cosines, _defined(losses), _defined(supports), words, offered, strict=True)
+        return [PairScore(*row) for row in rows]
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
-        weighed, learned = labels * self.weights, labels * self.weights * self.captions.known
-        target = F.normalize(weighed, p=1, dim=1)
+        weighted = labels * self.weights
+        target = F.normalize(weighted, p=1, dim=1)
         losses = -(target * log_probabilities).sum(dim=1)
+        learned = weighted * self.captions.known
         target = F.normalize(learned, p=1, dim=1)
         log_expected = self.captions.expected.clamp_min(LEAST).log()
         gained = (target * (log_probabilities - log_expected)).sum(dim=1)
         most = (target * (target.clamp_min(LEAST).log() - log_expected)).sum(dim=1).clamp_min(LEAST)
         return (
-            losses.masked_fill(weighed.sum(dim=1) == 0, math.nan),
+            losses.masked_fill(weighted.sum(dim=1) == 0, math.nan),
             (gained / most).masked_fill(learned.sum(dim=1) == 0, math.nan),
         )
 
 
-def read_scores(file: Path) -> Iterator[dict]:
-    """Yields the records of a finished file."""
-    with open(file, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise InputError(
-                    f"--out: line {number:,} of {file} is damaged: remove the file, and the "
-                    "same command scores again"
-                ) from None
-
-
-class ScoredPairs:
-    """The scores in a finished file, float32 [N] each by name; NaN for pairs without a score."""
-
-    def __init__(self, file: Path):
-        found = {name: array("f") for name in SCORES}
-        # pairs by word and by problem
-        self.counts, self.doubted, self.problems = Counter(), Counter(), Counter()
-        for record in read_scores(file):
-            for name, values in found.items():
-                value = record.get(name)
-                values.append(np.nan if value is None else value)
-            for word in record.get("words", []):
-                self.counts[word["word"]] += 1
-                self.doubted[word["word"]] += word["support"] < 0
-            if "problem" in record:
-                self.problems[record["problem"].partition(" (")[0]] += 1
-        self.scores = {
-            name: np.frombuffer(values, dtype=np.float32) for name, values in found.items()
-        }
-
-    def finite(self, name: str) -> np.ndarray:
-        """Returns the finite scores of that name."""
-        return self.scores[name][np.isfinite(self.scores[name])]
-
-    @property
-    def suggestion(self) -> str:
-        """A sentence that suggests a --keep: the fraction of pairs with support of at least 0;
-        "" if it is extreme."""
-        support = self.finite("support")
-        doubtful = float((support < 0).mean()) if len(support) else 0.0
-        if not 0.005 < doubtful < 0.9:
-            return ""
-        return (
-            f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} "
-            "is a starting point"
-        )
-
-    @property
-    def warning(self) -> str:
-        """A sentence that warns of a head without knowledge of the captions: the median support
-        is negative; or ""."""
-        support = self.finite("support")
-        if not len(support) or np.median(support) >= 0:
-            return ""
-        return (
-            f"The median support is {np.median(support):.2f}: the class head predicts these "
-            "captions worse than the "
-            "frequencies of their words do. Train it longer, or check that the images belong "
-            "to the captions. Its suggestions are left out"
-        )
-
-    def goodness(self, by: str) -> np.ndarray:
-        """Returns the values that sort the pairs, float64 [N], higher for better pairs; −∞ for
-        pairs without a score.
-
-        "both" is the mean of the ranks by support and by CLIP score; for pairs without support, the
-        latter alone.
-        """
-        if by == "both":
-            values = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])
-        else:
-            values = self.scores[by.replace("-", "_")].astype(np.float64) * (
-                -1 if by == "class-loss" else 1
-            )
-        return np.where(np.isnan(values), -np.inf, values)
-
-
-def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the mean rank of each pair over several scores [N], float64 [N].
-
-    Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN
-    if all are missing.
-    """
-    return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()
+def _defined(values: Tensor) -> list[float | None]:
+    """Returns the values, with None for NaN."""
+    return [None if math.isnan(value) else value for value in values.tolist()]

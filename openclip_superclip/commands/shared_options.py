@@ -1,0 +1,82 @@
+"""Options of several commands: outputs, models, the columns of a table."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ..data.tables import Columns, detect_columns, is_table
+from ..errors import no_effect
+
+
+def add_switch(parser: argparse.ArgumentParser, flag: str, help: str) -> None:
+    """Adds an option without a value."""
+    parser.add_argument(flag, action="store_true", help=help)
+
+
+def add_number(
+    parser: argparse.ArgumentParser,
+    flag: str,
+    default: float,
+    help: str = "",
+    metavar: str | None = None,
+) -> None:
+    """Adds an option whose value is a number of the default's type."""
+    help = f"{help} (default: %(default)s)".strip()
+    parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=help)
+
+
+def add_output(
+    parser: argparse.ArgumentParser, help: str = "folder to write", replaced: str = "folder"
+) -> None:
+    """Adds --out and --overwrite."""
+    parser.add_argument("--out", type=Path, required=True, help=help)
+    add_switch(parser, "--overwrite", f"replace an existing {replaced}")
+
+
+def add_weights_output(parser: argparse.ArgumentParser) -> None:
+    """Adds --out and --overwrite of a file of weights."""
+    add_output(parser, ".pt or .safetensors file to write", "file")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --architecture and --device, for a model that a command opens."""
+    parser.add_argument(
+        "--architecture",
+        help="the name of the OpenCLIP model, if it is not recorded with the weights",
+    )
+    parser.add_argument("--device", help="device of the model (default: cuda if there is a GPU)")
+
+
+def add_columns(
+    parser: argparse.ArgumentParser, default: str = "from the header", captions: str = ""
+) -> None:
+    """Adds the options that name the columns of a table; `captions` extends the help of their
+    column."""
+    columns = {
+        "csv-separator": "column separator of a table",
+        "csv-img-key": "column of the images",
+        "csv-caption-key": f"column of the captions{captions}",
+    }
+    for flag, about in columns.items():
+        metavar = flag.rpartition("-")[2].upper()
+        parser.add_argument(f"--{flag}", metavar=metavar, help=f"{about} (default: {default})")
+
+
+def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
+    """Returns the columns of the options, by default detected from the table's header, and prints
+    detected ones.
+
+    Without a table, only the field of captions in a folder's .json files can be given; it is "" if
+    it is not.
+    """
+    if not is_table(data):
+        no_effect(options, data, "csv_separator", "csv_img_key")
+        if not os.path.isdir(data):
+            no_effect(options, data, "csv_caption_key")
+        return Columns(caption=options.csv_caption_key or "")
+    chosen = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
+    columns = detect_columns(data, *chosen, flag)
+    if None in chosen:
+        print(f"superclip: {data}: {columns.description}", file=sys.stderr)
+    return columns

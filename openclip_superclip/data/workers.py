@@ -1,0 +1,53 @@
+"""Work on many items in parallel processes."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from ..environment import end_with_parent
+from ..errors import InputError
+
+# a fork inherits what cannot be pickled: a data set and its reader
+_of_this_process: dict[str, Callable] = {}
+
+
+def work_on(work: Callable, items: Sequence, num_workers: int, flag: str) -> Iterator:
+    """Yields `work(item)` of each item, in order, computed in parallel processes, if several.
+
+    Closing the generator ends the processes. `work` need not be picklable. Raises InputError,
+    naming the `flag` that starts the workers, if one of them is killed, for example for lack of
+    memory.
+    """
+    num_workers = min(num_workers, len(items))
+    if num_workers <= 1:
+        yield from map(work, items)
+        return
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work,))
+    try:
+        yield from pool.map(_work, items)
+    except BrokenProcessPool:
+        raise InputError(
+            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory "
+            "ran out: use fewer of them or a machine with more memory"
+        ) from None
+    finally:
+        workers = set(multiprocessing.active_children()) - before
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()  # a worker inherits how this process handles SIGTERM
+        for worker in workers:
+            worker.join()
+
+
+def _begin(work: Callable) -> None:
+    end_with_parent()
+    # Ctrl-C reaches all processes; the parent ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _of_this_process["work"] = work
+
+
+def _work(item):
+    return _of_this_process["work"](item)

@@ -1,0 +1,94 @@
+"""Copies the best pairs of an audit into a table or into shards."""
+
+import contextlib
+import itertools
+import operator
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas
+
+from ...data.tables import ROWS_AT_ONCE
+from ...data.tar_shards import contract, numbered_members
+from ...errors import InputError
+from ...files import keep_private, whole_file, whole_output, write_json
+from .reading import AuditedData
+
+
+def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns a mask of the pairs to keep, bool [N]: the best `fraction` of the scored pairs, and
+    at least one.
+
+    Ties are resolved in favour of earlier pairs.
+    """
+    num_scored = int(np.isfinite(goodness).sum())
+    kept = np.zeros(len(goodness), dtype=bool)
+    kept[np.argsort(-goodness, kind="stable")[: max(1, round(fraction * num_scored))]] = True
+    return kept
+
+
+def write_kept(
+    out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[Sequence[int]]
+) -> str:
+    """Writes the kept pairs to `out`, replacing those of an earlier call, and returns the table or
+    pattern of shards.
+
+    `kept` is bool [N], and `places` are (shard, sample) of each kept pair.
+    """
+    if data.columns is None:
+        return _write_shards(out / "kept", data, places)
+    table = out / f"kept{Path(data.source).suffix}"
+    is_pattern = len(data.columns.separator) > 1
+    separator = "\t" if is_pattern else data.columns.separator  # of the copy
+    as_text = {"dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
+    with (
+        whole_file(table) as file,
+        pandas.read_csv(data.source, **data.columns.reading, **as_text) as chunks,
+    ):
+        keep_private(Path(file.name), Path(data.source))
+        for number, rows in enumerate(chunks):
+            chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
+            text = chosen.to_csv(sep=separator, index=False, header=number == 0)
+            file.write(text.encode("utf-8", "replace"))
+    return f"{table}, separated by tabs" if is_pattern else str(table)
+
+
+def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]]) -> str:
+    """Copies the kept samples unchanged into shards of the same names, and returns their brace
+    pattern."""
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        if path.name != "sizes.json" and path.suffix != ".tar":
+            raise InputError(
+                f"--keep: {out} contains {path.name}, which it would delete; move it elsewhere"
+            )
+    names = [os.path.basename(shard) for shard in data.files]
+    if len(set(names)) < len(names):
+        names = [f"{number:06}.tar" for number in range(len(names))]
+    sizes: dict[str, int] = {}
+    with whole_output(out, overwrite=True) as folder:
+        folder.mkdir()
+        for shard, group in itertools.groupby(places, operator.itemgetter(0)):
+            samples = {sample for _, sample in group}
+            _copy_samples(Path(data.files[shard]), folder / names[shard], samples)
+            sizes[names[shard]] = len(samples)
+        write_json(folder / "sizes.json", sizes)
+    return contract([str(out / name) for name in sizes])
+
+
+def _copy_samples(shard: Path, copy: Path, samples: set[int]) -> None:
+    """Copies the samples with these numbers into a new shard."""
+    copy.touch()
+    keep_private(copy, shard)
+    with (
+        tarfile.open(shard) as source,
+        tarfile.open(copy, "w", format=tarfile.GNU_FORMAT) as target,
+        # damage after the last kept sample
+        contextlib.suppress(EOFError, tarfile.TarError),
+    ):
+        for number, _, _, member in numbered_members(source):
+            if number in samples:
+                target.addfile(member, source.extractfile(member))
+                target.members.clear()

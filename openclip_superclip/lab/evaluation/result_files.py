@@ -1,0 +1,65 @@
+"""The files of results: one per model, data set and task, reused while its inputs are unchanged."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...files import read_json, write_json
+from .intervals import Outcome, estimate, read_outcomes, write_outcomes
+
+PACKAGES = (
+    "openclip-superclip",
+    "open_clip_torch",
+    "clip-benchmark",
+    "torch",
+    "torchvision",
+    "webdataset",
+    "scikit-learn",
+    "numpy",
+    "pillow",
+    "transformers",
+)
+MUST_AGREE = ("model", "source", "dataset", "task", "weights", "data_files", "settings", "versions")
+
+
+def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
+    """Returns the file of a result; its digest distinguishes models of the same name by their
+    `source`."""
+    digest = hashlib.sha256(json.dumps([model, dataset, task, source]).encode()).hexdigest()[:8]
+    words = (re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in (model, dataset, task))
+    return folder / f"{'.'.join([*words, digest])}.json"
+
+
+def outcomes_file(file: Path) -> Path:
+    """Returns the file of the outcomes that belong to a result."""
+    return file.with_suffix(".outcomes.npz")
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A result's file, and what the result depends on."""
+
+    path: Path
+    facts: dict
+
+    def read(self) -> dict | None:
+        """Returns the existing result, with its file, if its inputs are unchanged and its outcomes
+        are there, else None."""
+        record = read_json(self.path, default={})
+        if any(record.get(key) != self.facts[key] for key in MUST_AGREE):
+            return None
+        if not record["intervals"].keys() <= read_outcomes(outcomes_file(self.path)).keys():
+            return None
+        return record | {"file": str(self.path)}
+
+    def write(self, metrics: dict, outcomes: dict[str, Outcome], about: dict) -> dict:
+        """Writes a result and its outcomes; returns it with its file. `about` is recorded with
+        it."""
+        self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
+        write_outcomes(outcomes_file(self.path), outcomes)
+        intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
+        record = {**self.facts, "metrics": metrics, "intervals": intervals, **about}
+        write_json(self.path, record, allow_nan=False)
+        return record | {"file": str(self.path)}
