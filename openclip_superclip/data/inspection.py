@@ -232,9 +232,7 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
     """Returns the size of each file in bytes, or None if it does not exist."""
 
     def size(shard: str) -> int | None:
-        with contextlib.suppress(OSError):
-            return os.stat(shard).st_size
-        return None
+        return os.path.getsize(shard) if os.path.exists(shard) else None
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return dict(zip(shards, pool.map(size, shards), strict=True))

@@ -2,7 +2,6 @@
 doubtful words."""
 
 import contextlib
-import itertools
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -43,29 +42,26 @@ def write_page(
 ) -> None:
     """Writes the page of the `num_worst` worst pairs as a single file without scripts or external
     resources."""
-    is_sorted = np.isfinite(scored.goodness)
-    worst = np.argsort(scored.goodness, kind="stable")
-    worst = worst[is_sorted[worst]][:num_worst].tolist()
-    wanted, records, problems = set(worst), {}, []
+    order = np.argsort(scored.goodness, kind="stable")
+    is_sorted = np.isfinite(scored.goodness[order])
+    records = dict.fromkeys(order[is_sorted][:num_worst].tolist())  # by number, the worst first
+    problems = []
     for number, record in enumerate(read_scores(scored.file)):
-        if number in wanted:
+        if number in records:
             records[number] = record
         if "problem" in record and len(problems) < NUM_PROBLEMS:
             problems.append(record)
-    worst = [records[number] for number in worst]
+    worst = list(records.values())
     histograms = []
     for name, title in TITLES.items():
         values = scored.finite(name)
         if len(values):
             histograms.append(_histogram(title, values))
     words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
-    template = html_template(
-        Path(__file__).with_suffix(".html"), segments=_segments, percent=_percent
-    )
+    template = html_template(Path(__file__).with_suffix(".html"), segments=_segments)
     page = template.render(
         data=data.source,
         model=str(model),
-        by="support and CLIP score" if scored.by == "both" else scored.by.replace("-", " "),
         scored=scored,
         problems=problems,
         worst=worst,
@@ -75,10 +71,6 @@ def write_page(
         words=[row for row in words if row.num_doubted],
     )
     write_text(file, page)
-
-
-def _percent(fraction: float) -> str:
-    return f"{fraction:.0%}" if fraction >= 0.1 else f"{fraction:.2%}"
 
 
 class WordRow(NamedTuple):
@@ -106,16 +98,10 @@ def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
 
 
 def _histogram(title: str, values: np.ndarray) -> dict:
-    """Returns the title, the bars (heights in percent), the range and the median of a histogram."""
+    """Returns the title, the numbers of values in the bins, their edges and the median."""
     counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
-    highest = max(1, counts.max())
-    bars = []
-    for number, (low, high) in zip(
-        counts.tolist(), itertools.pairwise(edges.tolist()), strict=True
-    ):
-        bars.append({"height": 100 * number / highest, "number": number, "low": low, "high": high})
     median = float(np.median(values))
-    return {"title": title, "bars": bars, "low": edges[0], "high": edges[-1], "median": median}
+    return {"title": title, "counts": counts.tolist(), "edges": edges.tolist(), "median": median}
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:

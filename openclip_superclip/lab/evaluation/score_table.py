@@ -2,7 +2,6 @@
 
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from ...rendering import markdown_table
 from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
@@ -31,18 +30,8 @@ MOST_COLUMNS = 5
 ORDER = [*THE_38, *RETRIEVAL]
 
 
-class Part(NamedTuple):
-    """A data set's contribution to a model's score: a measure of a result."""
-
-    record: dict
-    measure: str
-
-    def outcome(self) -> Outcome:
-        """Returns the stored outcome of the measure."""
-        return read_outcomes(outcomes_file(Path(self.record["file"])))[self.measure]
-
-
-Score = list[Part]  # one part, or all parts of an average
+# measures of results: one, or those of an average
+Score = list[tuple[dict, str]]
 
 
 def table(models: list[list[dict]]) -> str:
@@ -80,14 +69,12 @@ def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
     for column, records in zip(columns, models, strict=True):
         for record in records:
             for measure, label in _shown(record).items():
-                column[label] = [Part(record, measure)]
+                column[label] = [(record, measure)]
     rows = {}
     for record in sorted(chain(*models), key=_table_order):
         for label in _shown(record).values():
             rows[label] = [column.get(label) for column in columns]
-    for label, scores in averaged(models).items():
-        rows[label] = [[Part(*part) for part in score] for score in scores]
-    return rows
+    return rows | averaged(models)
 
 
 def _table_order(record: dict) -> tuple[int, int, str]:
@@ -107,8 +94,13 @@ def _shown(record: dict) -> dict[str, str]:
     }
 
 
+def _outcome(record: dict, measure: str) -> Outcome:
+    """Returns the stored outcome of a measure."""
+    return read_outcomes(outcomes_file(Path(record["file"])))[measure]
+
+
 def _percent(score: Score) -> str:
-    return mean_of([estimate(part.outcome()) for part in score]).text(".1f", 100)
+    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f", 100)
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
@@ -117,9 +109,9 @@ def _ahead(first: Score | None, other: Score | None) -> str:
         return "–"
     parts = []
     for before, after in zip(first, other, strict=True):
-        outcomes = before.outcome(), after.outcome()
+        outcomes = _outcome(*before), _outcome(*after)
         num_samples = {len(outcome.scored) for outcome in outcomes}
-        if len(num_samples) > 1 or before.record["data_files"] != after.record["data_files"]:
+        if len(num_samples) > 1 or before[0]["data_files"] != after[0]["data_files"]:
             return "–"
         parts.append(difference(*outcomes))
     return mean_of(parts).text("+.1f", 100)

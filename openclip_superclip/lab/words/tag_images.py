@@ -51,6 +51,10 @@ class TaggedImage(NamedTuple):
     thumbnail: str = ""  # a data: URL
     ignored: str = ""  # what the model does not see, as in training
 
+    def heatmap_url(self) -> str:
+        """Returns the heat map as a data: URL."""
+        return data_url(self.heatmap.read_bytes())
+
     def record(self) -> dict:
         """Returns the words or the error as a JSON-serializable dict."""
         if self.words is None:
@@ -114,17 +118,12 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
-    template = html_template(Path(__file__).with_suffix(".html"), as_url=_as_url)
+    template = html_template(Path(__file__).with_suffix(".html"))
     page = template.render(
         num_images=num_images,
         model=str(model),
         images=shown,
         full_bar=FULL_BAR,
         thumbnail=THUMBNAIL,
-        column=700 if any(image.heatmap for image in shown) else THUMBNAIL + 24,
     )
     write_text(out / "index.html", page)
-
-
-def _as_url(heatmap: Path) -> str:
-    return data_url(heatmap.read_bytes())

@@ -95,6 +95,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     bounds = torch.tensor([bound for bound, _ in BANDS.values()], dtype=torch.float64)
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
+    members = band == torch.arange(len(BANDS))[:, None]  # [BANDS, V]
 
     # captions with and without each word since its last evaluation, and the sums of its
     # probabilities in both
@@ -112,9 +113,8 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         sums[..., is_due] = 0.0
         is_known = lift >= KNOWN
         learned[is_known & (learned < 0)] = index
-        members = [band == number for number in range(len(BANDS))]
-        known.append(torch.stack([is_known[member].double().mean() for member in members]))
-        median_lift.append(torch.stack([lift[member].nanmedian() for member in members]))
+        known.append((members & is_known).sum(dim=1).double() / members.sum(dim=1))
+        median_lift.append(torch.where(members, lift, torch.nan).nanmedian(dim=1).values)
     return WordCourse(
         name=name,
         texts=files.texts,
