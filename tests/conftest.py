@@ -47,6 +47,7 @@ from support.training_runs import (
     shell_words,
 )
 
+from openclip_superclip import environment
 from openclip_superclip.lab.demo import data
 from openclip_superclip.openclip import current, hook_calls
 
@@ -84,6 +85,13 @@ def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the
     others."""
     return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Keeps what plans compute in a folder of the tests instead of the user's."""
+    with environment.replaced(environment, CACHE=tmp_path_factory.mktemp("cache")):
+        yield
 
 
 @pytest.fixture(scope="session")

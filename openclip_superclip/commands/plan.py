@@ -9,11 +9,12 @@ import textwrap
 
 from ..errors import InputError, Parser
 from ..rendering import bytes_text, significant
-from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost
+from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost, estimate_memory
 from ..runs.recipe import METHODS
 from ..runs.run import Run
 from .recipe_options import add_recipe_options, planned_run
 
+PARTS = ("parameters", "gradients", "optimizer", "activations")
 MAX_BAD = 10  # bad shards or images to print
 
 
@@ -32,16 +33,23 @@ def main(argv: list[str]) -> int:
         rehearsed = read_rehearsal(options.rehearsal, run)
         speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
+    memory = estimate_memory(run)
     checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
         print(
             json.dumps(
-                {**run.as_dict(), "cost": cost, "rehearsal": rehearsed, "data_check": checked},
+                {
+                    **run.as_dict(),
+                    "cost": cost,
+                    "memory": memory,
+                    "rehearsal": rehearsed,
+                    "data_check": checked,
+                },
                 indent=1,
             )
         )
     else:
-        print(plan_text(run, cost, checked, rehearsed))
+        print(plan_text(run, cost, memory, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 
@@ -89,7 +97,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None) -> str:
+def plan_text(
+    run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None
+) -> str:
     """Returns all information on a plan; `checked` is None if the data was not read."""
     recipe = run.recipe
     rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
@@ -143,6 +153,7 @@ def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None
         ),
         ("compute", _compute(run, cost)),
         ("model", f"{cost['parameters']:,} parameters{in_head}"),
+        ("memory", _memory(run, memory)),
         *rehearsal,
         (
             "checkpoint",
@@ -216,6 +227,27 @@ def _compute(run: Run, cost: dict) -> str:
         "OpenCLIP's published runs "
         f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse "
         "measures it"
+    )
+
+
+def _memory(run: Run, memory: dict) -> str:
+    if "problem" in memory:
+        return f"not computed ({memory['problem']}); superclip rehearse measures it"
+    parts = [f"{part} {bytes_text(memory[part])}" for part in PARTS]
+    rank = "GPU" if run.device == "cuda" else "process"
+    text = (
+        f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {', '.join(parts)}"
+    )
+    if memory["head"]:
+        text += f"; of these, the class head {bytes_text(memory['head'])}"
+    if memory["largest_batches"]:
+        batches = ", ".join(
+            f"{size or 'none'} in {card} GB" for card, size in memory["largest_batches"].items()
+        )
+        text += f"; largest batch per GPU (--gpu-batch-max): {batches}"
+    return (
+        f"{text}. Computed, and never measured on a GPU: CUDA's context, workspaces and "
+        "fragmentation need more"
     )
 
 

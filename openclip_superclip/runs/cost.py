@@ -1,9 +1,13 @@
 """The cost of a run: FLOPs, hours, parameters and checkpoint sizes."""
 
+import hashlib
 import math
 import os
+from collections.abc import Callable
+from pathlib import Path
 
-from ..errors import InputError
+from ..environment import kept
+from ..errors import InputError, reason
 from .run import Run
 
 # OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
@@ -22,6 +26,8 @@ CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, meas
 HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of two bytes
 # in bfloat16, dense; data sheets
 GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
+
+NO_MEMORY = ("fsdp", "use-naflex")  # flags of OpenCLIP 4
 
 
 def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
@@ -45,10 +51,8 @@ def estimate_cost(
     0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops`
     is a GPU's peak, and `samples_per_second` the measured throughput of all GPUs together.
     """
-    from ..checkpoints.architecture import count_gmacs  # OpenCLIP takes seconds to import
-
-    counts, model, head = build_model(run)
-    gmacs = count_gmacs(model, head)
+    counts = kept_of_model(run, "models", _count, {})
+    gmacs = counts.pop("forward_gmacs")
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
     flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
@@ -76,6 +80,66 @@ def estimate_cost(
         **counts,
         "disk_bytes": run.max_checkpoints * counts["checkpoint_bytes"],
     }
+
+
+def estimate_memory(run: Run) -> dict:
+    """Returns the plan's peak memory, for JSON, as `step_memory` does; for a model or a flag for
+    which it cannot be computed, `problem` is why."""
+    inputs = {
+        "device": run.device,
+        "batch_size": run.batch_size,
+        "accum_freq": run.accum_freq,
+        "world_size": run.world_size,
+        "engine": run.settings.engine,
+    }
+    for flag in NO_MEMORY:
+        if run.recipe.flags.get(flag):
+            return {"problem": f"--{flag} is not supported"}
+    try:
+        return kept_of_model(run, "memory", _step_memory, inputs)
+    except InputError:
+        raise
+    except Exception as error:  # of a tower that cannot run without values
+        return {"problem": reason(error)[:200]}
+
+
+def _step_memory(run: Run) -> dict:
+    from .memory import step_memory
+
+    return step_memory(run)
+
+
+def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: dict) -> dict:
+    """Returns `compute(run)`, which depends on the run's model, its flags and `inputs`, from the
+    cache if possible: importing OpenCLIP takes seconds."""
+    recipe = run.recipe
+    files = _files_of(recipe.model)
+    if files is None:
+        return compute(run)
+    inputs = inputs | {"model": recipe.model, "files": files, "precision": recipe.precision}
+    inputs |= {"flags": recipe.flags, "superclip": recipe.superclip}
+    return kept(name, inputs, lambda: compute(run))
+
+
+def _files_of(model: str) -> list[str] | None:
+    """Returns digests of the files that describe a model; None if they refer to others, which may
+    change."""
+    path = Path(model.removeprefix("local-dir:"))
+    if model.startswith("hf-hub:"):
+        return None
+    files = [path] if path.suffix == ".json" else sorted(path.glob("*.json"))
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    if any(b'"hf_model_name"' in content for content in contents):
+        return None
+    return [hashlib.sha256(content).hexdigest() for content in contents]
+
+
+def _count(run: Run) -> dict:
+    """Returns the plan's numbers of parameters, bytes and multiplications."""
+    from ..checkpoints.architecture import count_gmacs
+
+    counts, model, head = build_model(run)
+    return {"forward_gmacs": count_gmacs(model, head), **counts}
 
 
 def build_model(run: Run) -> tuple[dict, object, dict]:

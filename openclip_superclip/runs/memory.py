@@ -23,10 +23,12 @@ from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import hooks
 from ..checkpoints.architecture import read_architecture
 from ..environment import replaced
 from ..flags import config_from
 from ..method import loss as class_loss
+from ..method.model import AccumulatedLosses
 from ..openclip import v3
 from ..openclip.replacing import plugins_model_class
 from ..openclip.train import check_command
@@ -305,14 +307,15 @@ class Step:
             changes["init_logit_bias"] = -10
         if config is not None:
             changes["superclip"] = {
-                **{
-                    name: getattr(config, name) for name in ("head_input", "head_warmup", "placebo")
-                },
-                "accum_freq": NUM_TRACED,
+                "head_warmup": config.head_warmup,
+                "head_input": config.head_input,
                 "word_course": config.word_course == "on",
             }
+            if config.placebo != "off":
+                changes["superclip"]["placebo"] = config.placebo
         with plugins_model_class():
             model = architecture.build(**changes)
+        hooks.plugin_manager().hook.open_clip_model_created(args=options, model=model)
         if config is not None and config.captions == "dual":
             model.text_length = model.context_length
         if options.lock_image:
@@ -350,7 +353,7 @@ class Step:
     def peak(self, batch_size: int, accum_freq: int) -> Peak:
         """Returns the peak of a step with a batch of the given size and accumulation."""
         if self.config is not None:
-            self.model.accum_freq = accum_freq
+            self.model.accumulated = AccumulatedLosses(accum_freq) if accum_freq > 1 else None
         self.allocations.restart()
         with self._simulation():
             self._train(batch_size, accum_freq)
@@ -459,17 +462,22 @@ def step_memory(run: Run) -> dict:
     """Returns the plan's peak memory of each GPU, for JSON: its kinds, and the largest batch for
     each size of card.
 
-    A batch of a card divides the run's batch per GPU, whose rest is accumulated; 0 if none fits.
+    A batch of a card divides the run's batch per GPU, whose rest is accumulated; 0 if none fits. A
+    card of 24 GB has 24 GiB: the difference of 7 % is for what is not counted.
     """
     step = Step(run)
     peak = functools.cache(step.peak)
-    per_gpu = run.batch_size * run.accum_freq
-    sizes = divisors(per_gpu)
-    largest = {}
-    for card in CARDS_GB:
-        num_fitting = bisect.bisect(
-            sizes, card * 1e9, key=lambda size: peak(size, per_gpu // size).total
-        )
-        largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
     found = peak(run.batch_size, run.accum_freq)
+    per_gpu = run.batch_size * run.accum_freq
+
+    def peak_of(size: int) -> int:
+        return peak(size, per_gpu // size).total
+
+    sizes, largest = divisors(per_gpu), {}
+    for card in CARDS_GB if run.device == "cuda" else ():
+        num_bytes = card * 10**9
+        num_fitting = len(sizes)
+        if peak_of(per_gpu) > num_bytes:
+            num_fitting = bisect.bisect(sizes, num_bytes, hi=len(sizes) - 1, key=peak_of)
+        largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
     return {"peak_bytes": found.total, **dataclasses.asdict(found), "largest_batches": largest}

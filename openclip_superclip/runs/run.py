@@ -14,6 +14,7 @@ from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
+from ..environment import kept
 from ..errors import InputError, Rule, check, reason
 from ..files import content_digest, read_json, write_json
 from ..flags import Config
@@ -219,9 +220,15 @@ class Run:
         shards or samples."""
         if self.is_table:
             return []
+        inputs = self.recipe.data_samples, self.recipe.slices, self.slice_samples, self.batch_size
+        machines = self.data, self.world_size, self.workers
+        return kept("shards", [*inputs, *machines], self._check_split)["warnings"]
+
+    def _check_split(self) -> dict:
         split = self._split()
         split.check()
-        return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
+        sizes = equal_sizes(self.recipe.data_samples, split.num_shards)
+        return {"warnings": split.check_sizes(sizes)}
 
     def check_data(self, full: bool = False) -> dict:
         """Returns what a check finds in the data, for JSON; InputError if training could not start.

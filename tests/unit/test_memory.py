@@ -1,6 +1,10 @@
-"""The memory that `superclip plan` predicts is what OpenCLIP's trainer allocates."""
+"""The memory that `superclip plan` computes is what OpenCLIP's trainer allocates, and it is kept."""
 
-import logging
+import json
+import os
+import re
+import subprocess
+import sys
 
 import open_clip
 import pytest
@@ -9,10 +13,13 @@ from open_clip_train.train import train_one_epoch
 from support.models import MODELS, write_model
 from torch._C._profiler import _EventType
 
-from openclip_superclip import hooks
+from openclip_superclip import environment, hooks
+from openclip_superclip.__main__ import main
+from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.replacing import plugins_model_class
 from openclip_superclip.openclip.train import check_command
+from openclip_superclip.runs.cost import estimate_cost, estimate_memory
 from openclip_superclip.runs.memory import step_memory
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
@@ -113,5 +120,146 @@ def test_the_planned_peak_is_what_openclips_trainer_allocates(name, tmp_path):
     run = run_of(write_model(tmp_path, **LARGER), **CONFIGURATIONS[name])
     planned = step_memory(run)
     measured = allocated_peak(train, run)
-    print(name, f"{planned['peak_bytes'] / measured:.3f}", planned, measured)
     assert planned["peak_bytes"] == pytest.approx(measured, rel=0.1)
+
+
+RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+
+
+def released(name: str = RELEASED, nodes: int = 4, **options) -> Run:
+    set_ = options.pop("set_", None)
+    return make_run(read_recipe(name, set_), nodes, 8, **options)
+
+
+def test_the_parts_of_the_peak_are_those_that_one_calculates_by_hand():
+    ours, clip = step_memory(released()), step_memory(released("clip_vit-b-16_512m_bs16k"))
+    num_parameters = 187_617_025
+    assert ours["peak_bytes"] == sum(
+        ours[part] for part in ("parameters", "gradients", "optimizer", "activations")
+    )
+    assert ours["parameters"] == pytest.approx(4 * num_parameters, rel=0.01)  # and buffers
+    assert ours["optimizer"] == pytest.approx(8 * num_parameters, rel=0.01)
+    # DistributedDataParallel's copy, and the gradients that the backward pass has made
+    assert 4 * num_parameters <= ours["gradients"] <= 8 * num_parameters
+    assert clip["head"] == 0
+    # weight, its two moments and its copy of the gradient, and the gradient
+    assert ours["head"] == pytest.approx(5 * 4 * 37_996_288, rel=0.01)
+    assert ours["peak_bytes"] - clip["peak_bytes"] == pytest.approx(ours["head"], rel=0.05)
+
+
+def test_the_similarity_matrix_of_the_global_batch_is_counted():
+    flags = {"flags.local-loss": "false", "flags.gather-with-grad": "false"}
+    local, whole = step_memory(released()), step_memory(released(set_=flags))
+    matrix = 2 * 16_384**2  # in bfloat16
+    assert whole["peak_bytes"] - local["peak_bytes"] > 2 * matrix
+
+
+def test_the_largest_batch_of_a_card_is_the_largest_whose_plan_fits():
+    name, set_ = "datacomp1b/superclip_vit-b-16_512m_bs16k", {"flags.grad-checkpointing": "false"}
+    batches = step_memory(released(name, 1, set_=set_))["largest_batches"]
+    assert batches["24"] < batches["40"] < batches["80"]
+    for card, size in batches.items():
+        planned = [
+            step_memory(released(name, 1, set_=set_, gpu_batch_max=batch))["peak_bytes"]
+            for batch in (size, 2 * size)
+        ]
+        assert planned[0] <= int(card) * 1e9 < planned[1]
+
+
+def test_a_model_that_fits_no_card_has_no_batch():
+    set_ = {"model": "ViT-bigG-14", "superclip.head_input": "patches"}
+    assert step_memory(released(set_=set_))["largest_batches"]["24"] == 0
+
+
+@pytest.mark.parametrize("name", ["resnet", "timm-vit", "timm-convnext", "coca"])
+def test_other_towers_are_planned(name, tmp_path):
+    planned = step_memory(run_of(write_model(tmp_path, **MODELS[name])))
+    assert planned["activations"] > 0
+
+
+def test_a_flag_that_changes_how_memory_is_used_is_refused_in_the_output(capsys):
+    run = released()
+    run.recipe.flags["use-naflex"] = True
+    assert estimate_memory(run) == {"problem": "--use-naflex is not supported"}
+
+
+def test_a_repeated_plan_imports_neither_torch_nor_openclip(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "openclip_superclip", "plan", RELEASED]
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    first, second = (
+        subprocess.run(
+            [*command, "--json"], env=environ, capture_output=True, text=True, check=True
+        )
+        for _ in range(2)
+    )
+    assert json.loads(first.stdout) == json.loads(second.stdout)
+    assert {"torch", "open_clip"} <= imported(first.stderr)
+    assert not {"torch", "open_clip"} & imported(second.stderr)
+
+
+def imported(importtime: str) -> set[str]:
+    return set(re.findall(r"\| +([\w.]+)$", importtime, flags=re.MULTILINE))
+
+
+def test_what_is_kept_is_computed_again_if_the_models_file_changes(tmp_path):
+    narrow, wide = (write_model(tmp_path / "model", vision={"width": width}) for width in (64, 64))
+    first = estimate_cost(run_of(narrow))["parameters"]
+    write_model(tmp_path / "model", vision={"width": 128})
+    assert estimate_cost(run_of(wide))["parameters"] > first
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "CACHE", tmp_path / "cache")
+    return []
+
+
+def keep(calls, inputs, name: str = "numbers") -> dict:
+    def compute() -> dict:
+        calls.append(inputs)
+        if inputs == "bad":
+            raise InputError("bad")
+        return {"result": inputs}
+
+    return environment.kept(name, inputs, compute)
+
+
+def test_a_result_is_computed_once_for_each_input(calls):
+    assert [keep(calls, inputs) for inputs in (1, 2, 1)] == [{"result": n} for n in (1, 2, 1)]
+    assert calls == [1, 2]
+
+
+def test_a_damaged_file_of_the_cache_is_computed_again(calls, tmp_path):
+    keep(calls, 1)
+    (file,) = (tmp_path / "cache" / "numbers").iterdir()
+    file.write_text("{")
+    assert keep(calls, 1) == keep(calls, 1) == {"result": 1}
+    assert calls == [1, 1]
+
+
+def test_an_error_is_not_kept(calls):
+    for _ in range(2):
+        with pytest.raises(InputError):
+            keep(calls, "bad")
+    assert calls == ["bad", "bad"]
+
+
+def test_a_cache_that_cannot_be_written_is_left_out(calls, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    assert keep(calls, 1) == keep(calls, 1)
+    assert calls == [1, 1]
+
+
+def test_another_version_of_a_source_file_computes_again(calls, monkeypatch):
+    keep(calls, 1)
+    monkeypatch.setattr(environment, "_sources", lambda: iter([("loss.py", 1, 1)]))
+    keep(calls, 1)
+    assert calls == [1, 1]
+
+
+def test_a_plan_prints_the_memory_and_what_it_leaves_out(capsys):
+    assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"memory [\d.]+ GB per GPU at the peak of a step: parameters 751 MB, ", text)
+    assert "(--gpu-batch-max): 512 in 24 GB, 512 in 40 GB, 512 in 80 GB." in text
+    assert "never measured on a GPU: CUDA's context, workspaces and fragmentation need more" in text
