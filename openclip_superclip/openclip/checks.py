@@ -17,7 +17,7 @@ from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
-from ..environment import check_horovod
+from ..environment import check_horovod, kept
 from ..errors import InputError, at_least, refuse
 from ..extras import require
 from ..flags import Config, DataConfig, is_idf_file
@@ -234,10 +234,8 @@ def _check_models(training: Training) -> None:
     options, config = training.options, training.config
     # a file may exist only on nodes
     if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):
-        from . import factory
-
-        if options.model in factory.open_clip.list_models():
-            factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
+        inputs = options.model, options.pretrained, os.path.isfile(options.pretrained)
+        kept("pretrained", inputs, lambda: _check_tag(options))
     if config is None:
         return
     if not training.only_options:
@@ -246,6 +244,15 @@ def _check_models(training: Training) -> None:
         check_models(options)
     if is_idf_file(config.idf):
         _check_idf_file(training)
+
+
+def _check_tag(options: argparse.Namespace) -> dict:
+    """Raises InputError if OpenCLIP has no weights of the tag --pretrained for its model."""
+    from . import factory
+
+    if options.model in factory.open_clip.list_models():
+        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
+    return {"accepted": True}
 
 
 def _check_idf_file(training: Training) -> None:

@@ -249,10 +249,11 @@ def _as_on(device: str, precision: _Precision, world_size: int) -> Iterator[None
     if device != "cpu":
         functions |= {name: precision.in_float32(getattr(F, name)) for name in IN_FLOAT32}
     products = {name: precision.lowered(getattr(torch, name)) for name in LOWERED[torch]}
+    dtype_of = torch.get_autocast_dtype
     autocast = {
         "autocast": lambda *_, **__: contextlib.nullcontext(),
         "is_autocast_enabled": lambda device=None: device == META and dtype is not None,
-        "get_autocast_dtype": lambda device: dtype,
+        "get_autocast_dtype": lambda device: dtype if device == META else dtype_of(device),
     }
     exchanged = {
         "neighbour_exchange_with_grad": lambda _, __, tensor, **___: tensor.clone(),
@@ -264,7 +265,7 @@ def _as_on(device: str, precision: _Precision, world_size: int) -> Iterator[None
     with (
         replaced(F, **functions),
         replaced(torch, **products, **autocast),
-        replaced(Tensor, __matmul__=products["matmul"]),
+        replaced(Tensor, __matmul__=precision.lowered(Tensor.matmul)),
         replaced(torch.distributed, all_gather=lambda *_, **__: None),
         replaced(torch.distributed.nn, all_gather=gathered, all_reduce=Tensor.clone),
         replaced(open_clip.loss, **exchanged),

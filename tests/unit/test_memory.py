@@ -1,4 +1,4 @@
-"""The memory that `superclip plan` computes is what OpenCLIP's trainer allocates, and it is kept."""
+"""`superclip plan` computes the memory that OpenCLIP's trainer allocates, and keeps it."""
 
 import json
 import os
@@ -110,7 +110,6 @@ CONFIGURATIONS = {
     "accumulation and checkpointing": {"batch_max": 16, "flags.grad-checkpointing": "true"},
     "bfloat16 weights": {"precision": "pure_bf16"},
     "autocast": {"precision": "amp_bf16"},
-    "patch dropout": {"flags.force-patch-dropout": "0.5"},
 }
 
 
