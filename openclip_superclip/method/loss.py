@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# Size of a chunk's logits. Every chunk reads and writes the weight's gradient (152 MB at B/16):
-# small chunks are slow, large ones use more memory. Accelerators need many rows for efficient
-# matrix products.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+# Size of a chunk's logits, and the fewest captions of a chunk. Every chunk reads and writes the
+# weight's gradient (152 MB at B/16), so that the time depends on the captions of a chunk: few are
+# slow, many use more memory. Accelerators need many rows for efficient matrix products.
+CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
+CHUNK_ROWS = {"cpu": 256, "cuda": 1}
+CACHE_BYTES = 2 * 2**20  # of a processor's core
 
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them
 # without overflow.
@@ -66,7 +68,8 @@ def class_loss(
 
     Args:
         scale: a factor of every loss: a number, a tensor with one element, or [B].
-        chunk_size: captions per chunk; by default as many as fill CHUNK_BYTES with logits.
+        chunk_size: most captions per chunk; by default as many as fill CHUNK_BYTES with logits, and
+            at least CHUNK_ROWS.
         uniform: whether all losses will have the same upstream gradient. The device checks it and
             fails otherwise, and the backward pass never waits for the device. Without it, the host
             compares the gradients.
@@ -74,7 +77,8 @@ def class_loss(
     labels, target, row_scale = _sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
-        chunk_size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * len(weight)))
+        kind = device if device in CHUNK_BYTES else "cuda"
+        chunk_size = max(CHUNK_ROWS[kind], CHUNK_BYTES[kind] // (4 * len(weight)))
     compute_dtype = (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     )
@@ -124,13 +128,14 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
     problem = Problem(*arguments)
     features, weight, bias, labels, target, row_scale = problem[:6]
     chunk_size, compute_dtype, needs_grad, _ = problem[6:]
+    num_chunks = max(1, math.ceil(len(features) / chunk_size))
+    chunk_size = max(1, math.ceil(len(features) / num_chunks))  # equal chunks
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
     compute_weight = weight.detach().to(compute_dtype)  # [V, W]
     compute_bias = bias.detach().to(compute_dtype)
     # On a CPU, first-touch page faults cost as much as the softmax: all chunks share one buffer.
     in_place = features.device.type == "cpu" and compute_dtype == torch.float32
-    # [C, V]
-    buffer = weight.new_empty(min(chunk_size, len(features)), len(weight)) if in_place else None
+    buffer = weight.new_empty(chunk_size, len(weight)) if in_place else None  # [C, V]
     losses = features.new_empty(len(features), dtype=torch.float32)
     grad_features = torch.empty_like(features) if needs_grad[0] else None
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
@@ -142,15 +147,14 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
         for start in range(0, len(features), chunk_size):
             rows = slice(start, start + chunk_size)
             x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
-            memory = buffer[: len(x)] if in_place else None
-            # [C, V]
-            logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T, out=memory)
-            label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
-            highest = logits.amax(dim=1).float()
-            probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=memory)
-            # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a
-            # second exponential.
-            logsumexp = highest - probabilities.amax(dim=1).log()
+            if in_place:
+                logits = torch.mm(x.float(), compute_weight.T, out=buffer[: len(x)])  # [C, V]
+                label_logits = logits.gather(1, labels[rows]) + compute_bias[labels[rows]]  # [C, L]
+                probabilities, logsumexp = _softmax_in_place(logits, compute_bias)
+            else:
+                logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T)  # [C, V]
+                label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
+                probabilities, logsumexp = _softmax(logits)
             losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
             if not any(needs_grad):
                 continue
@@ -171,6 +175,25 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
         leaf.new_empty(0) if gradient is None else gradient.to(leaf.dtype)
         for gradient, leaf in gradients
     )
+
+
+def _softmax(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns the probabilities, float32 [C, V], of logits [C, V] and their logsumexp, [C]."""
+    highest = logits.amax(dim=1).float()
+    probabilities = torch.softmax(logits, dim=1, dtype=torch.float32, out=out)
+    # The highest probability is at least 1 / V, so its logarithm gives logsumexp without a second
+    # exponential.
+    return probabilities, highest - probabilities.amax(dim=1).log()
+
+
+def _softmax_in_place(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `_softmax(logits + bias)`, with the probabilities in the memory of `logits`.
+
+    Each block of rows is read and written several times, and stays in the processor's cache.
+    """
+    blocks = logits.split(max(1, CACHE_BYTES // (4 * logits.shape[1])))
+    logsumexp = [_softmax(block.add_(bias), out=block)[1] for block in blocks]
+    return logits, torch.cat(logsumexp)
 
 
 def scale_gradients(gradients: list[Tensor], upstream: Tensor, *arguments) -> None:

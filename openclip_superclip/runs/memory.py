@@ -261,7 +261,10 @@ def _as_on(device: str, precision: _Precision, world_size: int) -> Iterator[None
             tensor.clone() for tensor in tensors
         ],
     }
-    chunk_bytes = class_loss.CHUNK_BYTES
+    chunks = {
+        name: getattr(class_loss, name) | {META: getattr(class_loss, name)[device]}
+        for name in ("CHUNK_BYTES", "CHUNK_ROWS")
+    }
     with (
         replaced(F, **functions),
         replaced(torch, **products, **autocast),
@@ -269,7 +272,7 @@ def _as_on(device: str, precision: _Precision, world_size: int) -> Iterator[None
         replaced(torch.distributed, all_gather=lambda *_, **__: None),
         replaced(torch.distributed.nn, all_gather=gathered, all_reduce=Tensor.clone),
         replaced(open_clip.loss, **exchanged),
-        replaced(class_loss, CHUNK_BYTES=chunk_bytes | {META: chunk_bytes[device]}),
+        replaced(class_loss, **chunks),
     ):
         yield
 

@@ -243,12 +243,22 @@ def test_a_chunk_has_the_captions_that_fit_the_budget_and_at_least_one(
 ):
     vocab = 2**18
     monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
+    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 1)
     leaves, tokens, idf = problem(20, 2, vocab, 6)
     with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
         losses = class_loss(*leaves, tokens, idf)
     assert made.largest() == rows * vocab
     assert not {leaf.shape for leaf in leaves} & set(made.shapes)  # no gradients
     assert_close([losses], [exact_class_loss(*leaves, tokens, idf).detach()])
+
+
+@parametrize(("batch", "chunk"), [(300, 150), (256, 256), (1024, 256), (513, 171)])
+def test_chunks_of_a_large_vocabulary_have_equal_numbers_of_captions(batch, chunk):
+    vocab = 2**16
+    leaves, tokens, idf = problem(batch, 2, vocab, 6)
+    with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
+        class_loss(*leaves, tokens, idf)
+    assert made.largest() == chunk * vocab
 
 
 @parametrize("needed", [(0,), (1, 2), (0, 2)], ids=str)
