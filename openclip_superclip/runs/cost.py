@@ -1,5 +1,8 @@
 """The cost of a run: FLOPs, hours, parameters and checkpoint sizes."""
 
+import bisect
+import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from ..environment import kept
 from ..errors import InputError, reason
+from .plan import divisors
 from .run import Run
 
 # OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
@@ -27,6 +31,7 @@ HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of 
 # in bfloat16, dense; data sheets
 GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
 
+CARDS_GB = (24, 40, 80)
 NO_MEMORY = ("fsdp", "use-naflex")  # flags of OpenCLIP 4
 
 
@@ -96,17 +101,38 @@ def estimate_memory(run: Run) -> dict:
         if run.recipe.flags.get(flag):
             return {"problem": f"--{flag} is not supported"}
     try:
-        return kept_of_model(run, "memory", _step_memory, inputs)
+        return kept_of_model(run, "memory", step_memory, inputs)
     except InputError:
         raise
     except Exception as error:  # of a tower that cannot run without values
         return {"problem": reason(error)[:200]}
 
 
-def _step_memory(run: Run) -> dict:
-    from .memory import step_memory
+def step_memory(run: Run) -> dict:
+    """Returns the plan's peak memory of each GPU, for JSON: its kinds, and the largest batch for
+    each size of card.
 
-    return step_memory(run)
+    A batch of a card divides the run's batch per GPU, whose rest is accumulated; 0 if none fits. A
+    card of 24 GB has 24 GiB: the difference of 7 % is for what is not counted.
+    """
+    from ..openclip.step_memory import Step
+
+    step = Step(run.openclip_arguments(), run.world_size)
+    peak = functools.cache(step.peak)
+    found = peak(run.batch_size, run.accum_freq)
+    per_gpu = run.batch_size * run.accum_freq
+
+    def peak_of(size: int) -> int:
+        return peak(size, per_gpu // size).total
+
+    sizes, largest = divisors(per_gpu), {}
+    for card in CARDS_GB if run.device == "cuda" else ():
+        num_bytes = card * 10**9
+        num_fitting = len(sizes)
+        if peak_of(per_gpu) > num_bytes:
+            num_fitting = bisect.bisect(sizes, num_bytes, hi=len(sizes) - 1, key=peak_of)
+        largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
+    return {"peak_bytes": found.total, **dataclasses.asdict(found), "largest_batches": largest}
 
 
 def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: dict) -> dict:

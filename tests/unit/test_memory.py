@@ -17,10 +17,9 @@ from openclip_superclip import environment, hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import current
-from openclip_superclip.openclip.replacing import plugins_model_class
+from openclip_superclip.openclip.hook_calls import plugins_model_class
 from openclip_superclip.openclip.train import check_command
-from openclip_superclip.runs.cost import estimate_cost, estimate_memory
-from openclip_superclip.runs.memory import step_memory
+from openclip_superclip.runs.cost import estimate_cost, estimate_memory, step_memory
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run

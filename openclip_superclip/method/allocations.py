@@ -1,0 +1,270 @@
+"""What a training step allocates on a GPU, computed without one.
+
+The step runs on tensors of torch's device "meta", which have shapes and no values.
+"""
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+
+import open_clip
+import torch
+import torch.distributed.nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..environment import replaced
+from . import loss as class_loss
+
+META = "meta"
+OPERATORS = {  # ours, whose allocations are counted inside them
+    torch.ops.superclip.class_loss.default: class_loss.losses_and_gradients,
+    torch.ops.superclip.scale_gradients.default: class_loss.scale_gradients,
+}
+
+
+class Allocations(TorchDispatchMode):
+    """Records which tensors of a device are allocated and freed, and when.
+
+    Operators that only make new tensors run once for each shape of their inputs: later calls make
+    tensors like the first results. Python reads any tensor as 0 or 1.
+    """
+
+    def __init__(self, device: str = META):
+        super().__init__()
+        self.device = device
+        self.in_head = False  # whether the class loss is running
+        self.events: list[tuple[int, int]] = []  # number of the storage, bytes; negative if freed
+        self.of_head: set[int] = set()  # numbers of the storages that the class loss allocated
+        self._live: dict[int, tuple[int, int, weakref.ref]] = {}  # number, bytes; by storage
+        self._results: dict = {}
+        self._num_storages = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in OPERATORS:
+            with self, replaced(self, in_head=True):
+                return OPERATORS[function](*args, **kwargs)
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else 0
+        call = function, _signature(args), _signature(tuple(kwargs.items()))
+        if results := self._results.get(call):
+            outputs = [result and torch.empty_strided(**result) for result in results[1]]
+            outputs = outputs[0] if results[0] is Tensor else results[0](outputs)
+            self._record(outputs)
+            return outputs
+        outputs = function(*args, **kwargs)
+        all_new = self._record(outputs)
+        if call not in self._results:
+            self._results[call] = _layouts(outputs) if all_new else None
+        return outputs
+
+    def _record(self, outputs) -> bool:
+        """Records the storages of a function's results; returns whether all of them are new."""
+        all_new = True
+        for tensor in outputs if isinstance(outputs, tuple | list) else [outputs]:
+            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+                all_new &= self.add(tensor)
+        return all_new
+
+    def number_of(self, tensor: Tensor) -> int | None:
+        """Returns the number of a tensor's storage; None if it is not recorded."""
+        number, _, _ = self._live.get(tensor.untyped_storage()._cdata, (None, 0, None))
+        return number
+
+    def add(self, tensor: Tensor) -> bool:
+        """Records the storage of a tensor; returns whether it is new."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return False
+        self._num_storages += 1
+        number, num_bytes = self._num_storages, storage.nbytes()
+        self._live[key] = number, num_bytes, weakref.ref(storage, lambda _: self._free(key))
+        self.events.append((number, num_bytes))
+        if self.in_head:
+            self.of_head.add(number)
+        return True
+
+    def _free(self, key: int) -> None:
+        number, num_bytes, _ = self._live.pop(key)
+        self.events.append((number, -num_bytes))
+
+    def restart(self) -> None:
+        """Forgets the events so far; what is allocated remains allocated."""
+        self.events = [(number, num_bytes) for number, num_bytes, _ in self._live.values()]
+
+    def at_peak(self) -> dict[int, int]:
+        """Returns the bytes of each storage at the moment of their highest sum, by number."""
+        total, peak, end = 0, 0, 0
+        for index, (_, num_bytes) in enumerate(self.events, 1):
+            total += num_bytes
+            if total > peak:
+                peak, end = total, index
+        live = {}
+        for number, num_bytes in self.events[:end]:
+            if num_bytes < 0:
+                del live[number]
+            else:
+                live[number] = num_bytes
+        return live
+
+
+def _signature(value):
+    """Returns what the shapes of a function's results depend on, hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return tuple(map(_signature, value))
+    return value
+
+
+def _layouts(outputs) -> tuple[type, list[dict | None]] | None:
+    """Returns how to make tensors like a function's results; None for other results."""
+    is_one = isinstance(outputs, Tensor)
+    tensors = [outputs] if is_one else outputs
+    if not isinstance(tensors, tuple | list) or not any(isinstance(t, Tensor) for t in tensors):
+        return None
+    layouts = []
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            layout = {"size": tensor.shape, "stride": tensor.stride(), "dtype": tensor.dtype}
+            layouts.append(layout | {"device": tensor.device})
+        elif tensor is None:
+            layouts.append(None)
+        else:
+            return None
+    return (Tensor if is_one else type(outputs)), layouts
+
+
+class Precision:
+    """Autocast for the device "meta", which torch does not have: casts the arguments of functions.
+
+    Autocast keeps a weight's copy until it ends; so does `forward`.
+    """
+
+    def __init__(self, dtype: torch.dtype | None):
+        self.dtype = dtype
+        self._weights: dict[Tensor, Tensor] | None = None  # the copies; None outside `forward`
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """A context for the forward pass and the loss."""
+        self._weights = {}
+        try:
+            yield
+        finally:
+            self._weights = None
+
+    def state(self) -> dict:
+        """Returns torch's functions that get and set the state of autocast."""
+        dtype_of = torch.get_autocast_dtype
+        return {
+            "autocast": lambda *_, **__: contextlib.nullcontext(),
+            "is_autocast_enabled": lambda device=None: device == META and self.dtype is not None,
+            "get_autocast_dtype": lambda device: self.dtype if device == META else dtype_of(device),
+        }
+
+    def lowered(self, function):
+        """Returns the function with its floating-point arguments in autocast's type."""
+        return self._with_arguments(function, self._lower)
+
+    def in_float32(self, function):
+        """Returns the function with its floating-point arguments in float32."""
+        return self._with_arguments(function, Tensor.float)
+
+    def _with_arguments(self, function, cast):
+        if self.dtype is None:
+            return function
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            args = [_cast(value, cast) for value in args]
+            return function(*args, **{name: _cast(value, cast) for name, value in kwargs.items()})
+
+        return call
+
+    def _lower(self, tensor: Tensor) -> Tensor:
+        if self._weights is None or not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(self.dtype)
+        if tensor not in self._weights:
+            self._weights[tensor] = tensor.to(self.dtype)
+        return self._weights[tensor]
+
+
+def _cast(value, cast):
+    return cast(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+# What OpenCLIP, timm and transformers call of the functions that autocast changes, on a GPU.
+LOWERED = {
+    F: ("linear", "conv1d", "conv2d"),
+    torch: ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"),
+}
+IN_FLOAT32 = ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy")
+
+
+@contextlib.contextmanager
+def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
+    """A context in which torch treats tensors on "meta" like those of a device, "cuda" or "cpu",
+    of one of `world_size` ranks: autocast, fused attention, collectives, chunks of the class
+    loss."""
+    functions = {name: precision.lowered(getattr(F, name)) for name in LOWERED[F]}
+    functions["scaled_dot_product_attention"] = precision.lowered(_fused_attention())
+    if device != "cpu":
+        functions |= {name: precision.in_float32(getattr(F, name)) for name in IN_FLOAT32}
+    products = {name: precision.lowered(getattr(torch, name)) for name in LOWERED[torch]}
+    chunks = {
+        name: getattr(class_loss, name) | {META: getattr(class_loss, name)[device]}
+        for name in ("CHUNK_BYTES", "CHUNK_ROWS")
+    }
+    with (
+        replaced(F, **functions),
+        replaced(torch, **products, **precision.state()),
+        replaced(Tensor, __matmul__=precision.lowered(Tensor.matmul)),
+        replaced(class_loss, **chunks),
+        _collectives(world_size),
+    ):
+        yield
+
+
+def _fused_attention():
+    """Returns torch's attention, which keeps no matrix of weights: on "meta" it would."""
+    attention = F.scaled_dot_product_attention
+
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, *is_causal, **options):
+        if query.ndim != 4 or options.pop("enable_gqa", False):
+            return attention(query, key, value, attn_mask, dropout_p, *is_causal, **options)
+        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, *is_causal, attn_mask=attn_mask, **options
+        )
+        return output
+
+    return fused
+
+
+@contextlib.contextmanager
+def _collectives(world_size: int) -> Iterator[None]:
+    """A context in which OpenCLIP's losses receive the features of the other ranks."""
+
+    def gathered(tensor: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.clone() for _ in range(world_size))
+
+    def exchanged(_, __, tensor: Tensor, **___) -> Tensor:
+        return tensor.clone()
+
+    def both_exchanged(_, __, *tensors: Tensor, **___) -> list[Tensor]:
+        return [tensor.clone() for tensor in tensors]
+
+    with (
+        replaced(torch.distributed, all_gather=lambda *_, **__: None),
+        replaced(torch.distributed.nn, all_gather=gathered, all_reduce=Tensor.clone),
+        replaced(
+            open_clip.loss,
+            neighbour_exchange_with_grad=exchanged,
+            neighbour_exchange_bidir_with_grad=both_exchanged,
+        ),
+    ):
+        yield
