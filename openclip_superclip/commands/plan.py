@@ -233,11 +233,13 @@ def _compute(run: Run, cost: dict) -> str:
 def _memory(run: Run, memory: dict) -> str:
     if "problem" in memory:
         return f"not computed ({memory['problem']}); superclip rehearse measures it"
-    parts = [f"{part} {bytes_text(memory[part])}" for part in PARTS]
-    rank = "GPU" if run.device == "cuda" else "process"
-    text = (
-        f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {', '.join(parts)}"
-    )
+    parts = ", ".join(f"{part} {bytes_text(memory[part])}" for part in PARTS)
+    rank, others = "process", "libraries and the loading of data need more"
+    computed = "Computed"
+    if run.device == "cuda":
+        rank, others = "GPU", "CUDA's context, workspaces and fragmentation need more"
+        computed = "Computed, and never measured on a GPU"
+    text = f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {parts}"
     if memory["head"]:
         text += f"; of these, the class head {bytes_text(memory['head'])}"
     if memory["largest_batches"]:
@@ -245,10 +247,7 @@ def _memory(run: Run, memory: dict) -> str:
             f"{size or 'none'} in {card} GB" for card, size in memory["largest_batches"].items()
         )
         text += f"; largest batch per GPU (--gpu-batch-max): {batches}"
-    return (
-        f"{text}. Computed, and never measured on a GPU: CUDA's context, workspaces and "
-        "fragmentation need more"
-    )
+    return f"{text}. {computed}: {others}"
 
 
 def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
