@@ -1,4 +1,4 @@
-"""Devices, versions and processes of this machine and Python."""
+"""Devices, versions and processes of this machine and Python, and results that are kept."""
 
 import ctypes
 import hashlib
