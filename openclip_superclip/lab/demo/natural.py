@@ -182,8 +182,11 @@ class World:
         rng.shuffle(named)
         mentions = [_mention(rng, thing) for thing in named]
         if not rng.randrange(5):
+            shown = [thing.concept for thing in things]
+            wrong = shown[0]
+            while wrong in shown:
+                (wrong,) = self._draw(rng, 1)
             # in addition to a correct mention, or instead of it
-            wrong = self._wrong_concept(rng, things)
             index = rng.randrange(len(mentions) + 1)
             size, colour = rng.choice(list(SIZES)), rng.choice(list(COLOURS))
             phrase = _mention(rng, Thing(wrong, size, colour, rng.randrange(len(PLACES))))
@@ -192,14 +195,6 @@ class World:
             first = things[0]
             mentions = [f"{UNKNOWN} {first.colour or first.size} {PLACES[first.place]}"]
         return _sentence(rng, mentions)
-
-    def _wrong_concept(self, rng: random.Random, things: Sequence[Thing]) -> Concept:
-        """Returns a concept that the scene does not show."""
-        shown = [thing.concept for thing in things]
-        while True:
-            (concept,) = self._draw(rng, 1)
-            if concept not in shown:
-                return concept
 
 
 def _some(rng: random.Random, things: Sequence[Thing]) -> list[Thing]:
