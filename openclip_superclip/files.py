@@ -208,35 +208,35 @@ def check_out(
     names of files in the folder `out`, or by "" if `out` is a file, is found. It may not replace
     inputs, files in a folder that is an input, and folders of other files than a model's.
     """
-    is_folder = "" not in marks
-    if not is_folder and out.suffix == ".npz":
+    if "" in marks and out.suffix == ".npz":
         raise InputError(
             f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision"
         )
-    if not os.path.exists(out):
-        return
-    if not overwrite:
-        raise InputError(f"--out: {out} exists; give another name, or --overwrite")
-    target = Path(os.path.realpath(out))
+    if os.path.exists(out):
+        if not overwrite:
+            raise InputError(f"--out: {out} exists; give another name, or --overwrite")
+        for problem in _problems_with_replacing(Path(os.path.realpath(out)), inputs, marks):
+            raise InputError(f"--out: {out} {problem}")
+
+
+def _problems_with_replacing(
+    target: Path, inputs: Iterable[Path], marks: Mapping[str, str]
+) -> Iterator[str]:
+    is_folder = "" not in marks
     if target.is_dir() and not is_folder:
-        raise InputError(f"--out: {out} is a folder; expected the name of a file")
+        yield "is a folder; expected the name of a file"
     if is_folder and not target.is_dir():
-        raise InputError(f"--out: {out} is a file; expected the name of a folder")
+        yield "is a file; expected the name of a folder"
     for path in inputs:
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
-            raise InputError(
-                f"--out: {out} is, contains or is in {path}, which is an input; give another name"
-            )
+            yield f"is, contains or is in {path}, which is an input; give another name"
     for entry in sorted(target.iterdir()) if is_folder else ():
         is_vocabulary = entry.name.endswith(".txt.gz")
         if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
-            raise InputError(
-                f"--out: {out} contains {entry.name}, which --overwrite would delete; give "
-                "another name"
-            )
+            yield f"contains {entry.name}, which --overwrite would delete; give another name"
     if not any(is_own(target / name, mark) for name, mark in marks.items()):
-        raise InputError(f"--out: {out} was not written by this command; give another name")
+        yield "was not written by this command; give another name"
 
 
 def check_results(folder: Path, flag: str, names: Iterable[str], mark: str) -> None:
