@@ -55,21 +55,18 @@ def layers_to_adapt(args) -> list[str]:
         return []
     if not hasattr(model, "visual") or hasattr(model, "text_decoder"):
         raise SystemExit(f"error: --lora: {args.model} has more than an image and a text tower")
-    layers = []
-    for tower, other, layers_of in (
-        ("image", "text", image_layers),
-        ("text", "image", text_layers),
-    ):
-        if args.lora_towers == other:
-            continue
-        found = layers_of(model)
-        if not found:
+    layers = {}
+    if args.lora_towers != "text":
+        layers["image"] = image_layers(model)
+    if args.lora_towers != "image":
+        layers["text"] = text_layers(model)
+    for tower, other in (("image", "text"), ("text", "image")):
+        if layers.get(tower) == []:
             raise SystemExit(
                 f"error: --lora: the {tower} tower of {args.model} has no attention or linear "
                 f"layers for adapters: give --lora-towers {other}, or train without --lora"
             )
-        layers += found
-    return layers
+    return [*layers.get("image", []), *layers.get("text", [])]
 
 
 def model_without_weights(args) -> nn.Module | None:
@@ -79,10 +76,8 @@ def model_without_weights(args) -> nn.Module | None:
     size = options["force_image_size"]
     if isinstance(size, list | tuple) and len(size) == 1:
         options["force_image_size"] = size[0]
-    level, logging.root.level = (
-        logging.root.level,
-        logging.ERROR,
-    )  # it warns that weights are missing
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # OpenCLIP warns that the weights are missing
     try:
         with torch.device("meta"):
             return open_clip.create_model(
@@ -96,7 +91,7 @@ def model_without_weights(args) -> nn.Module | None:
     except Exception:
         return None
     finally:
-        logging.root.level = level
+        logging.root.setLevel(level)
 
 
 def image_layers(model: nn.Module) -> list[str]:

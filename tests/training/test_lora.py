@@ -3,11 +3,11 @@
 import copy
 import functools
 import sys
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from support import cases, parametrize
 from support.data import write_images, write_table
 from support.models import (
     MODELS,
@@ -35,7 +35,6 @@ from peft.tuners.lora import Linear
 
 SAVED = "training_only_lora."
 ADAPTED = ("vit", "custom-block", "attentional-pool", "timm-vit", "timm-vit-map", "timm-convnext")
-WITHOUT_LAYERS = ("resnet", "timm-resnet", "timm-efficientnet", "timm-attn-pool")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def stock(args, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     return model
 
 
-each_tower = pytest.mark.parametrize("name", [*ADAPTED, "hf-text"])
+each_tower = parametrize("name", [*ADAPTED, "hf-text"])
 
 
 @each_tower
@@ -147,7 +146,7 @@ def test_every_adapter_and_the_projections_are_trained_and_nothing_else_of_the_t
     assert without_gradient == []
 
 
-@pytest.mark.parametrize("towers", ["image", "text"])
+@parametrize("towers", ["image", "text"])
 def test_one_tower_can_have_adapters(towers, models, lora_args):
     model = adapted(lora_args(models["vit"], towers))
     adapters = [name for name, _ in model.named_parameters() if "lora_" in name]
@@ -157,7 +156,7 @@ def test_one_tower_can_have_adapters(towers, models, lora_args):
     assert model.text_projection.requires_grad
 
 
-@pytest.mark.parametrize("name", ["vit", "timm-vit", "hf-text"])
+@parametrize("name", ["vit", "timm-vit", "hf-text"])
 def test_gradient_checkpointing_gives_the_same_gradients(name, models, lora_args):
     gradients = []
     for checkpointing in (False, True):
@@ -209,43 +208,47 @@ def train(tmp_path_factory):
     return functools.partial(train_with, folder)
 
 
-@pytest.fixture
-def flags(train_flags, teacher) -> list[str]:
+@pytest.fixture(scope="module")
+def flags(short_run, teacher):
     """Flags of a run that starts from weights."""
-    return [*train_flags, "--model", teacher, "--precision", "fp32"]
+    return f"{short_run} --model {teacher} --precision fp32"
 
 
-LORA = ["--lora", "4"]
-
-
-@pytest.mark.parametrize(
-    ("more", "world_size"),
-    [([], 1), (["--superclip"], 1), (["--superclip"], 2)],
-    ids=["alone", "SuperCLIP", "two ranks"],
+@cases(
+    "more, world_size",
+    {"alone": ("", 1), "SuperCLIP": ("--superclip", 1), "two ranks": ("--superclip", 2)},
 )
 def test_a_resumed_run_ends_where_one_that_never_stopped_ends(
     more, world_size, train, flags, shards, tmp_path
 ):
-    data = ["--dataset-type", "webdataset", "--train-data", shards, "--train-num-samples", "64"]
-    batch_size = ["--batch-size", str(16 // world_size)]
-    argv = [*flags, *LORA, *data, "--superclip-slices", "1", *batch_size, *more]
-    assert_resumes(train, *argv, folder=tmp_path, world_size=world_size)
+    data = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+    in_slices = f"--superclip-slices 1 --batch-size {16 // world_size}"
+    argv = f"{flags} --lora 4 {data} {in_slices} {more}"
+    assert_resumes(train, argv, folder=tmp_path, world_size=world_size)
+
+
+@parametrize("more", ["--siglip", "--precision amp_bf16 --grad-checkpointing --accum-freq 2"])
+def test_adapters_train_with_other_options_of_openclip(more, train, flags, tmp_path):
+    completed(train, flags, "--lora 4", more, cwd=tmp_path)
+    saved = load(tmp_path / "logs/run")["state_dict"]
+    trained = {name: weight for name, weight in saved.items() if "lora_B" in name}
+    assert len(trained) == 16
+    assert all(weight.abs().max() > 0 for weight in trained.values())
 
 
 @pytest.fixture(scope="module")
-def run(train, train_flags, teacher, tmp_path_factory) -> Path:
+def run(train, flags, tmp_path_factory):
     """The folder of a run with adapters and a class head."""
     folder = tmp_path_factory.mktemp("run")
-    flags = [*train_flags, "--model", teacher, "--precision", "fp32", *LORA, "--superclip"]
-    (done,) = completed(train, *flags, cwd=folder)
-    assert "parameters are trained" in done.output
+    (done,) = completed(train, flags, "--lora 4 --superclip", cwd=folder)
+    assert "LoRA: adapters of rank 4 in 12 layers; " in done.output
     return folder / "logs/run"
 
 
 def test_the_export_is_the_merged_checkpoint_and_stock_openclip_gives_its_features(
     run, teacher, lora_args, tmp_path
 ):
-    assert call("export", run, "--out", tmp_path / "merged") == 0
+    assert call(f"export {run} --out {tmp_path}/merged") == 0
     saved = load(run)["state_dict"]
     exported = open_clip.create_model(f"local-dir:{tmp_path}/merged").eval()
     for name, weight in exported.state_dict().items():
@@ -259,71 +262,39 @@ def test_the_export_is_the_merged_checkpoint_and_stock_openclip_gives_its_featur
     merged = stock(args, trained.state_dict()).eval()
     images, tokens = batch(merged)
     with torch.no_grad():
-        for ours, theirs, adapter in zip(
-            exported(images, tokens)[:2],
-            merged(images, tokens)[:2],
-            trained.eval()(images, tokens)[:2],
-            strict=True,
-        ):
-            assert torch.equal(ours, theirs)
-            torch.testing.assert_close(ours, adapter, rtol=1e-4, atol=1e-5)
+        outputs = [model(images, tokens)[:2] for model in (exported, merged, trained.eval())]
+    for ours, theirs, of_adapters in zip(*outputs, strict=True):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, of_adapters, rtol=1e-4, atol=1e-5)
     changed = {name for name, weight in start.items() if not torch.equal(weight, saved[name])}
-    weights = {
-        name
-        for name in start
-        if name.endswith((".in_proj_weight", ".out_proj.weight", ".c_fc.weight", ".c_proj.weight"))
-    }
+    adapted_weights = (".in_proj_weight", ".out_proj.weight", ".c_fc.weight", ".c_proj.weight")
+    weights = {name for name in start if name.endswith(adapted_weights)}
     assert changed == weights | {"visual.proj", "text_projection", "logit_scale"}
 
 
-def test_evaluate_and_words_open_the_run_without_the_plugin(run, csv_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    audit = ["audit", csv_data, "--model", run, "--out", tmp_path / "audit", "--device", "cpu"]
-    assert call(*audit) == 0
-    words = ["words", csv_data.parent, "--model", run, "--out", tmp_path / "words"]
-    assert call(*words) == 0
+def test_audit_and_words_open_the_run_without_the_plugin(run, csv_data, tmp_path):
+    assert call(f"audit {csv_data} --model {run} --out {tmp_path}/audit --device cpu") == 0
+    assert call(f"words {csv_data.parent} --model {run} --out {tmp_path}/words") == 0
 
 
 def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path):
     write_image_tower(tmp_path / "image.pth")
     write_bert(tmp_path / "text")
-    image = f"timm:test_efficientnet={tmp_path}/image.pth"
-    options = ["--out", tmp_path / "start", "--embed-dim", 16, "--image-size", 32]
-    assert call("join", "--image", image, "--text", tmp_path / "text", *options) == 0
+    towers = f"--image timm:test_efficientnet={tmp_path}/image.pth --text {tmp_path}/text"
+    assert call(f"join {towers} --out {tmp_path}/start --embed-dim 16 --image-size 32") == 0
     write_table(tmp_path / "pairs.csv", write_images(tmp_path / "images", 64, seed=0))
-    flags = [
-        "--superclip",
-        "--model",
-        "local-dir:start",
-        "--train-data",
-        "pairs.csv",
-        "--batch-size",
-        "16",
-        "--epochs",
-        "1",
-        "--workers",
-        "0",
-        "--lr",
-        "1e-3",
-        "--warmup",
-        "1",
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--name",
-        "run",
-        "--lora",
-        "2",
-    ]
-    error = error_of(train, *flags, cwd=tmp_path)
+    flags = (
+        "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "
+        "--workers 0 --lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run --lora 2"
+    )
+    error = error_of(train, flags, cwd=tmp_path)
     assert error == (
         "error: --lora: the image tower of local-dir:start has no attention or linear layers for "
         "adapters: give --lora-towers text, or train without --lora"
     )
     assert not (tmp_path / "logs").exists()
-    completed(train, *flags, "--lora-towers", "text", cwd=tmp_path)
-    assert call("export", tmp_path / "logs/run", "--out", tmp_path / "end") == 0
+    completed(train, flags, "--lora-towers text", cwd=tmp_path)
+    assert call(f"export {tmp_path}/logs/run --out {tmp_path}/end") == 0
     start, end = (
         open_clip.create_model(f"local-dir:{tmp_path}/{name}").state_dict()
         for name in ("start", "end")
@@ -334,54 +305,52 @@ def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path
     assert not any("LayerNorm" in name or "bias" in name for name in changed)
 
 
-@pytest.mark.parametrize("name", WITHOUT_LAYERS)
+@parametrize("name", ["resnet", "timm-resnet", "timm-efficientnet", "timm-attn-pool"])
 def test_a_tower_without_layers_for_adapters_is_one_line_and_nothing_is_written(
-    name, models, train, train_flags, tmp_path
+    name, models, train, short_run, tmp_path
 ):
-    error = error_of(train, *train_flags, "--model", models[name], *LORA, cwd=tmp_path)
+    error = error_of(train, short_run, f"--model {models[name]} --lora 4", cwd=tmp_path)
     assert "the image tower of" in error
     assert "give --lora-towers text" in error
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".txt"] == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".txt"]
 
 
 REFUSED = {
-    "rank": (["--lora", "0"], "--lora is 0; expected a rank of 1 or more"),
-    "locked": ([*LORA, "--lock-image"], "--lora does not work with --lock-image"),
-    "CoCa": ([*LORA, "--model", "coca_ViT-B-32"], "more than an image and a text tower"),
+    "rank": ("--lora 0", "--lora is 0; expected a rank of 1 or more"),
+    "locked": ("--lora 4 --lock-image", "--lora does not work with --lock-image"),
+    "CoCa": ("--lora 4 --model coca_ViT-B-32", "more than an image and a text tower"),
 }
 
 
-@pytest.mark.parametrize(("more", "message"), REFUSED.values(), ids=REFUSED)
-def test_flags_that_do_not_work_together_are_one_line(more, message, train, train_flags, tmp_path):
-    assert message in error_of(train, *train_flags, *more, cwd=tmp_path)
+@cases("more, message", REFUSED)
+def test_flags_that_do_not_work_together_are_one_line(more, message, train, short_run, tmp_path):
+    assert message in error_of(train, short_run, more, cwd=tmp_path)
     assert not (tmp_path / "logs").exists()
 
 
 RESUMED = {
-    "another rank": (["--lora", "2"], "--lora 4 --lora-towers both, and this run has --lora 2"),
-    "another tower": ([*LORA, "--lora-towers", "text"], "has --lora 4 --lora-towers text"),
-    "none": ([], "with --lora 4 --lora-towers both, and this run has no --lora"),
+    "rank": ("--lora 2", "--lora 4 --lora-towers both, and this run has --lora 2"),
+    "towers": ("--lora 4 --lora-towers text", "this run has --lora 4 --lora-towers text"),
+    "none": ("", "with --lora 4 --lora-towers both, and this run has no --lora"),
 }
 
 
-@pytest.mark.parametrize(("more", "message"), RESUMED.values(), ids=RESUMED)
-@pytest.mark.parametrize("resume", ["file", "latest"])
-def test_a_run_resumes_with_the_adapters_it_began_with(
-    resume, more, message, run, train, flags, tmp_path
+@cases("more, message", RESUMED)
+def test_a_checkpoint_resumes_with_the_adapters_it_began_with(
+    more, message, run, train, flags, tmp_path
 ):
-    if resume == "latest" and not more:
-        pytest.skip("torch names the unexpected weights")
-    file = run / "checkpoints/epoch_1.pt"
-    argv = [*flags, "--superclip", "--epochs", "2", *more]
-    if resume == "latest":
-        argv += ["--logs", run.parent]
-        file = "latest"
-    assert message in error_of(train, *argv, "--resume", file, cwd=tmp_path)
+    resumed = f"--superclip --epochs 2 --resume {run}/checkpoints/epoch_1.pt"
+    assert message in error_of(train, flags, resumed, more, cwd=tmp_path)
 
 
-def test_without_the_flag_the_installed_plugin_changes_nothing(train, train_flags, tmp_path):
+def test_so_does_the_latest_checkpoint(run, train, flags, tmp_path):
+    resumed = f"--superclip --epochs 2 --resume latest --logs {run.parent} --lora 2"
+    assert RESUMED["rank"][1] in error_of(train, flags, resumed, cwd=tmp_path)
+
+
+def test_without_the_flag_the_installed_plugin_changes_nothing(train, short_run, tmp_path):
     with_plugin, without = (
-        completed(function, *train_flags, "--name", name, cwd=tmp_path)[0].losses()
-        for name, function in (("with", train), ("without", superclip_train))
+        completed(function, short_run, f"--name {name}", cwd=tmp_path)[0].losses()
+        for name, function in {"with": train, "without": superclip_train}.items()
     )
     assert with_plugin == without

@@ -35,23 +35,6 @@ def with_one(value: float, weights: dict[str, torch.Tensor]):
     return {**weights, name: changed}
 
 
-# Weights with NaN or infinity
-
-
-@parametrize("suffix", [".pt", ".safetensors", ".npz"])
-@parametrize("value", [math.nan, -math.inf])
-def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
-    value, suffix, small_model, short_run, refusal, tmp_path
-):
-    weights, file = with_one(value, random_weights(small_model)), tmp_path / f"weights{suffix}"
-    if suffix == ".npz":
-        np.savez(file, **{name: tensor.numpy() for name, tensor in weights.items()})
-    else:
-        (save_file if suffix == ".safetensors" else torch.save)(weights, file)
-    error = refusal(short_run, f"--superclip --model {small_model} --pretrained {file}")
-    assert error.startswith(f"error: --pretrained: {file}: visual.proj {BAD}")
-
-
 # Weights and sizes that do not fit the model
 
 
@@ -63,7 +46,7 @@ def test_weights_of_another_model_are_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     torch.save(random_weights(wider), "weights.pt")
     error = refusal(short_run, f"--model {small_model} --pretrained weights.pt", flags)
-    assert error.startswith(f"error: --pretrained: weights.pt is not of {small_model}, or damaged (")
+    assert error.startswith(f"error: --pretrained: weights.pt is not of {small_model}, or dam")
     assert "size mismatch for" in error
     assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "wider"}
 
@@ -97,6 +80,23 @@ def test_a_size_that_the_image_tower_cannot_take_is_refused(
     error = refusal(short_run, f"--superclip --model {model} {flags}")
     expected = f"error: {flag}: the image tower of {model} cannot take images of ({size}"
     assert error.startswith((expected, f"error: --model: OpenCLIP cannot build {model} ("))
+
+
+# Weights with NaN or infinity
+
+
+@parametrize("suffix", [".pt", ".safetensors", ".npz"])
+@parametrize("value", [math.nan, -math.inf])
+def test_a_file_with_a_non_finite_value_is_refused_before_anything_is_loaded(
+    value, suffix, small_model, short_run, refusal, tmp_path
+):
+    weights, file = with_one(value, random_weights(small_model)), tmp_path / f"weights{suffix}"
+    if suffix == ".npz":
+        np.savez(file, **{name: tensor.numpy() for name, tensor in weights.items()})
+    else:
+        (save_file if suffix == ".safetensors" else torch.save)(weights, file)
+    error = refusal(short_run, f"--superclip --model {small_model} --pretrained {file}")
+    assert error.startswith(f"error: --pretrained: {file}: visual.proj {BAD}")
 
 
 def test_a_folder_or_a_resumed_checkpoint_with_nan_is_refused(
