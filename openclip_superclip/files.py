@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -148,8 +149,8 @@ def make_folder(folder: Path, flag: str) -> None:
     """Creates a folder for results; InputError, naming `flag`, if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with tempfile.TemporaryFile(dir=folder):  # os.access allows root to write below /proc
+            pass
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be written ({error.strerror})") from error
 

@@ -4,18 +4,24 @@ one."""
 import functools
 import logging
 import os
+import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
+from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
-from torch import Tensor
+from open_clip.utils import to_2tuple
+from torch import Tensor, nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
+from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, reason
-from ..method.head import FRESH_HEAD
+from ..method.head import FRESH_HEAD, HEAD_PREFIXES
+from .architecture import read_architecture
 from .model_configurations import read_configuration
 from .weights import check_values, is_torchscript, read_checkpoint, read_head
 
@@ -119,13 +125,8 @@ def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) ->
 def check_weights(model: str, pretrained: str | None) -> None:
     """Raises InputError if the file that a run starts from cannot be read or contains NaN or
     infinity."""
-    schema, location = parse_model_name(model)
-    file = (
-        _find_checkpoint_in_dir(Path(location))
-        if schema == "local-dir" and not pretrained
-        else pretrained
-    )
-    if not file or not os.path.isfile(file):
+    file = _starting_file(model, pretrained)
+    if file is None:
         return
     flag = "--pretrained" if pretrained else "--model"
     try:
@@ -140,6 +141,90 @@ def check_weights(model: str, pretrained: str | None) -> None:
         raise InputError(f"{flag}: {error}") from error
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{flag}: {file} cannot be read ({reason(error)})") from error
+
+
+def _starting_file(model: str, pretrained: str | None) -> str | None:
+    """Returns the file of weights that a run starts from; None if it is not on this machine."""
+    schema, location = parse_model_name(model)
+    file = pretrained
+    if schema == "local-dir" and not pretrained:
+        file = _find_checkpoint_in_dir(Path(location))
+    return str(file) if file and os.path.isfile(file) else None
+
+
+BUILT_WITH = (
+    "force_quick_gelu",
+    "force_custom_text",
+    "force_image_size",
+    "force_context_length",
+    "siglip",
+)
+
+
+def check_start(options: Namespace) -> None:
+    """Raises InputError if the image tower cannot take images of its size, or if the weights that
+    a run starts from are of another model.
+
+    `options` are those of training. What is only on the nodes or on a hub is not checked.
+    """
+    model, pretrained = options.model, options.pretrained or None
+    schema, location = parse_model_name(model)
+    is_missing = schema == "local-dir" and not os.path.isdir(location)
+    is_missing |= model.endswith(".json") and not os.path.isfile(model)
+    if schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False):
+        return
+    values = {name: getattr(options, name) for name in BUILT_WITH}
+    if isinstance(options.force_image_size, list):
+        size = tuple(options.force_image_size)
+        values["force_image_size"] = size if len(size) > 1 else size[0]
+    file = _starting_file(model, pretrained)
+    changed = file and os.stat(file).st_mtime_ns
+    _check_start(model, file, "--pretrained" if pretrained else "--model", changed, *values.items())
+
+
+@functools.lru_cache(maxsize=64)  # a study checks each of its runs
+def _check_start(model: str, file: str | None, flag: str, _, *options: tuple) -> None:
+    values = dict(options)
+    bias = {"init_logit_bias": -10} if values["siglip"] else {}
+    level = logging.root.level
+    try:
+        architecture = read_architecture(model).with_options(values)
+        plain = architecture.build(force_custom_text=values["force_custom_text"], **bias)
+    finally:
+        logging.root.setLevel(level)
+    size = plain.visual.image_size
+    try:
+        with torch.no_grad():
+            plain.encode_image(torch.empty(2, 3, *to_2tuple(size), device="meta"))
+    except Exception as error:  # towers raise anything
+        flag = "--model" if values["force_image_size"] is None else "--force-image-size"
+        raise InputError(
+            f"{flag}: the image tower of {model} cannot take images of {size} px "
+            f"({reason(error)[:200]})"
+        ) from error
+    if file is None or file.endswith(".npz"):
+        return
+    try:
+        _load_shapes(plain, file)
+    except Exception as error:  # so do files, and OpenCLIP's conversions of their weights
+        raise InputError(
+            f"{flag}: {file} is not of {model}, or damaged ({reason(error)[:200]})"
+        ) from error
+
+
+def _load_shapes(model: nn.Module, file: str) -> None:
+    """Loads a file as OpenCLIP does, but for the class head, into a model on the meta device, which
+    only compares names and shapes."""
+    load = factory.load_state_dict
+
+    def load_without_head(*args, **kwargs):
+        state = load(*args, **kwargs)
+        return {n: w for n, w in state.items() if not n.startswith(HEAD_PREFIXES)}
+
+    without_head = replaced(factory, load_state_dict=load_without_head)
+    with FACTORY_LOCK, without_head, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no values are copied
+        open_clip.load_checkpoint(model, file, weights_only=not is_torchscript(file))
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:

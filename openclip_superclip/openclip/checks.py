@@ -236,12 +236,16 @@ def _check_models(training: Training) -> None:
     if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):
         inputs = options.model, options.pretrained, os.path.isfile(options.pretrained)
         kept("pretrained", inputs, lambda: _check_tag(options))
-    if config is None:
-        return
-    if not training.only_options:
+    if config is not None and not training.only_options:
         from .factory import check_models
 
         check_models(options)
+    if training.is_ours and not training.only_options:
+        from ..checkpoints.starting_weights import check_start
+
+        check_start(options)
+    if config is None:
+        return
     if is_idf_file(config.idf):
         _check_idf_file(training)
 

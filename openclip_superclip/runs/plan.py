@@ -74,7 +74,10 @@ def make_run(
     )
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
-    check_command(run.openclip_arguments())
+    options = check_command(run.openclip_arguments())
+    from ..checkpoints.starting_weights import check_start  # imports torch
+
+    check_start(options)
     if settings.stage:
         check_stage(run)
     return run

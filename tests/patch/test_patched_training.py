@@ -19,7 +19,7 @@ from support.openclip_trees import (
     openclip_train_without_plugins,
 )
 from support.openclip_trees import superclip_train_of as superclip_train
-from support.plugins import install_plugin
+from support.plugins import EXAMPLES, install_plugin
 from support.training_runs import Run, completed, error_of, in_one_order, shell_words
 
 openclip_train_in_one_order, superclip_train_in_one_order = (
@@ -112,18 +112,16 @@ def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
     assert printed == losses(openclip_train, patched["3.3.0"], "--superclip")
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
 def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     released, patched, losses, tmp_path
 ):
-    flags = "--global-contrastive-size 100000 --sub-captions 2 --superclip"
+    flags = "--global-contrastive-size 100000 --sub-captions 2 --superclip --lora 4"
     found = []
     for train, tree in ((openclip_train, patched["3.3.0"]), (superclip_train, released["3.3.0"])):
         copy = shutil.copytree(tree, tmp_path / train.__name__)
-        for module in EXAMPLES.glob("*/*.py"):
-            install_plugin(copy, module.stem, module.read_text())
+        for folder in EXAMPLES.iterdir():
+            install_plugin(copy, folder.name, f"from {folder.name} import *\n")
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
         found.append(losses(train, copy, flags))
     assert found[0] == found[1]
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])

@@ -50,12 +50,7 @@ def metadata(release: str) -> str:
 def enter(tree: Path) -> None:
     """Makes `tree` the OpenCLIP of this process, which has torch imported already."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in (
-            "open_clip",
-            "open_clip_train",
-            "openclip_superclip",
-            "pluggy",
-        ):
+        if name.startswith(("open_clip", "openclip_superclip", "pluggy")):  # and the examples
             del sys.modules[name]
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(tree))

@@ -1,7 +1,12 @@
 """Plugins of OpenCLIP as installed distributions, and some that disturb a run."""
 
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def install_plugin(folder, name, source):
@@ -57,3 +62,13 @@ def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
         f"    return {{name: {what} if step == {step} else value for name, value in "
         "losses.items()}\nreturn disturbed\n",
     )
+
+
+def pip_install(folder: Path, *names: str) -> Path:
+    """Installs example plugins from their own pyproject.toml into a folder, and returns it."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    options = ["--no-index", "--no-compile", "--target", folder]
+    for name in names:
+        copy = shutil.copytree(EXAMPLES / name, folder.with_name(f"{folder.name}-source") / name)
+        subprocess.run([*pip, *options, copy], check=True, timeout=100)
+    return folder

@@ -5,10 +5,7 @@ import argparse
 import functools
 import math
 import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip_train.data import SharedEpoch
 from support import cases, parametrize
+from support.plugins import EXAMPLES, pip_install
 from support.three_steps import results_of
 from support.training_runs import (
     WHOLE_PICTURES,
@@ -27,7 +25,6 @@ from support.training_runs import (
 )
 from torch.testing import assert_close
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
 for name in NAMES:
     sys.path.append(str(EXAMPLES / name))
@@ -161,15 +158,8 @@ def test_the_sub_caption_loss_is_the_mean_contrastive_loss_over_sub_captions(con
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with both plugins, installed by pip from their own pyproject.toml."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    for name in NAMES:
-        copy = shutil.copytree(EXAMPLES / name, tmp_path_factory.mktemp("source") / name)
-        pip = (
-            f"{sys.executable} -m pip install --quiet --no-deps --no-build-isolation --no-index"
-        ).split()
-        subprocess.run([*pip, "--no-compile", "--target", folder, copy], check=True, timeout=100)
-    return folder
+    """A folder with both plugins."""
+    return pip_install(tmp_path_factory.mktemp("site-packages"), *NAMES)
 
 
 GLOBAL = "--global-contrastive-size 1000000"  # at which no two of 64 hashes are equal

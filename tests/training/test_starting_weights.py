@@ -16,6 +16,7 @@ from support.models import (
     write_model,
     write_weights,
 )
+from support.tiny_run import write_recipe
 from support.training_runs import error_of, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
@@ -32,6 +33,53 @@ def with_one(value: float, weights: dict[str, torch.Tensor]):
     changed = weights[name].clone()
     changed.view(-1)[3] = value
     return {**weights, name: changed}
+
+
+# Weights and sizes that do not fit the model
+
+
+@parametrize("flags", ["--superclip", "--val-fraction 0.2"])
+def test_weights_of_another_model_are_refused_before_anything_is_written(
+    flags, small_model, short_run, refusal, tmp_path, monkeypatch
+):
+    wider = write_model(tmp_path / "wider", text={"width": 16, "heads": 2})
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_weights(wider), "weights.pt")
+    error = refusal(short_run, f"--model {small_model} --pretrained weights.pt", flags)
+    assert error.startswith(f"error: --pretrained: weights.pt is not of {small_model}, or dam")
+    assert "size mismatch for" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "wider"}
+
+
+def test_a_run_of_weights_of_another_model_is_refused_before_anything_is_written(
+    tiny_model, refused, tmp_path
+):
+    recipe = write_recipe(tmp_path / "recipe", method="clip", model="ViT-Ti-16-96")
+    weights = tmp_path / "weights.pt"
+    torch.save(random_weights(tiny_model), weights)
+    for command in ("run", "plan"):
+        flags = f"--device cpu --set flags.pretrained={weights}"
+        line = refused(tmp_path, f"{command} {recipe} {flags}")
+        assert line.startswith(f"error: --pretrained: {weights} is not of ViT-Ti-16-96, or dam")
+
+
+def test_weights_that_openclip_resizes_are_accepted(small_model, short_run, parse_args, tmp_path):
+    torch.save(random_weights(small_model), tmp_path / "weights.pt")
+    flags = f"--superclip --model {small_model} --pretrained {tmp_path}/weights.pt"
+    sizes = "--force-image-size 48 --force-context-length 12 --force-custom-text"
+    assert parse_args(f"{short_run} {flags} {sizes}".split()).force_image_size == [48]
+
+
+@parametrize("size", [4, -32])
+@parametrize("flag", ["--force-image-size", "--model"])
+def test_a_size_that_the_image_tower_cannot_take_is_refused(
+    size, flag, short_run, refusal, tmp_path
+):
+    model = write_model(tmp_path, vision={"image_size": size} if flag == "--model" else {})
+    flags = f"{flag} {size}" if flag == "--force-image-size" else ""
+    error = refusal(short_run, f"--superclip --model {model} {flags}")
+    expected = f"error: {flag}: the image tower of {model} cannot take images of ({size}"
+    assert error.startswith((expected, f"error: --model: OpenCLIP cannot build {model} ("))
 
 
 # Weights with NaN or infinity

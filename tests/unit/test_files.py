@@ -1,12 +1,13 @@
 """Files: JSON, and outputs that are written whole or not at all; texts of messages and tables."""
 
 import errno
+from pathlib import Path
 
 import pytest
 from support import input_error, parametrize
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.files import read_json, whole_output
+from openclip_superclip.files import make_folder, read_json, whole_output
 from openclip_superclip.rendering import (
     aligned_table,
     bytes_text,
@@ -44,6 +45,15 @@ def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(
         f"--out: {tmp_path}/out cannot be written ("
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_an_output_below_a_folder_that_holds_no_files_is_an_input_error():
+    with input_error(r"^--out: /proc cannot be written \("):  # noqa: SIM117
+        with whole_output(Path("/proc/out"), overwrite=False) as part:
+            part.mkdir()
+    for folder in ("/proc", "/proc/out"):
+        with input_error(rf"^--data: {folder} cannot be written \("):
+            make_folder(Path(folder), "--data")
 
 
 def test_a_cell_with_a_bar_or_a_line_break_stays_one_cell_of_one_row():

@@ -125,6 +125,22 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
     assert first["reason"].startswith("no readable image (") and " at 0x" not in first["reason"]
 
 
+def test_images_of_a_folder_without_a_caption_file_are_counted_and_the_first_is_named(
+    tmp_path, capsys
+):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        Image.effect_noise((8, 8), 9 + number).convert("RGB").save(folder / f"{number}.png")
+    (folder / "0.txt").write_text("a cat")
+    write_json(folder / "3.json", {"caption": "a dog"})
+    shards(folder, tmp_path / "out", "--val-share 0 --jobs 1")
+    printed = capsys.readouterr().out
+    assert f"train: 2 pairs in {tmp_path}/out/train/000000.tar\n" in printed
+    line = f"left out: 3 × no .txt or .json beside the image, first {folder}/1.png\n"
+    assert line in printed
+
+
 def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
     retrieval, labels = (
         find_dataset(table / "evaluation", name) for name in ("retrieval", "labels")

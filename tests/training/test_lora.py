@@ -1,0 +1,356 @@
+"""examples/open_clip_lora trains adapters alone, resumes exactly, and saves merged weights."""
+
+import copy
+import functools
+import sys
+
+import open_clip
+import pytest
+import torch
+from support import cases, parametrize
+from support.data import write_images, write_table
+from support.models import (
+    MODELS,
+    random_weights,
+    write_bert,
+    write_hf_text_model,
+    write_image_tower,
+    write_model,
+)
+from support.plugins import EXAMPLES, pip_install
+from support.training_runs import (
+    assert_resumes,
+    call,
+    completed,
+    error_of,
+    load,
+    superclip_train,
+    train_with,
+)
+
+sys.path.append(str(EXAMPLES / "open_clip_lora"))
+
+from open_clip_lora_layers import add_adapters, layers_to_adapt, save_merged_weights
+from peft.tuners.lora import Linear
+
+SAVED = "training_only_lora."
+ADAPTED = ("vit", "custom-block", "attentional-pool", "timm-vit", "timm-vit-map", "timm-convnext")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """--model by kind of tower."""
+    folder = tmp_path_factory.mktemp("models")
+    models = {name: write_model(folder / name, **cfg) for name, cfg in MODELS.items()}
+    return {**models, "hf-text": write_hf_text_model(folder / "hf-text")}
+
+
+@pytest.fixture
+def lora_args(parse_args):
+    """OpenCLIP's arguments of a run with adapters."""
+
+    def lora_args(model: str, towers: str = "both", rank: int = 2):
+        args = parse_args(["--model", model])
+        args.lora, args.lora_towers = rank, towers
+        return args
+
+    return lora_args
+
+
+def adapted(args, seed: int | None = None) -> torch.nn.Module:
+    """Returns a model of random weights with adapters, which are those of a trained model unless
+    the seed is None."""
+    model = open_clip.create_model(args.model, load_weights=False, pretrained_text=False)
+    model.load_state_dict(random_weights(args.model))
+    torch.manual_seed(seed or 0)
+    add_adapters(model, layers_to_adapt(args), args.lora)
+    if seed is not None:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    save_merged_weights(model, lambda state: None)
+    return model
+
+
+def batch(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(
+        4, 3, *open_clip.utils.to_2tuple(model.visual.image_size), generator=generator
+    )
+    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
+    tokens = torch.randint(1, vocab_size, (4, 20), generator=generator)
+    return images, tokens
+
+
+def stock(args, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """Returns stock OpenCLIP's model with the weights of a checkpoint that are not for resuming."""
+    model = open_clip.create_model(args.model, load_weights=False, pretrained_text=False)
+    plain = {name: value for name, value in weights.items() if not name.startswith(SAVED)}
+    model.load_state_dict(plain)
+    return model
+
+
+each_tower = parametrize("name", [*ADAPTED, "hf-text"])
+
+
+@each_tower
+def test_new_adapters_change_no_bit_of_the_features(name, models, lora_args):
+    args = lora_args(models[name])
+    model = adapted(args).eval()
+    plain = stock(args, random_weights(args.model)).eval()
+    plain.requires_grad_(False)  # torch multiplies by a trained weight in another order
+    images, tokens = batch(plain)
+    with torch.no_grad():
+        for ours, theirs in zip(model(images, tokens), plain(images, tokens), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@each_tower
+def test_the_saved_weights_are_merged_and_give_the_features_of_the_adapters(
+    name, models, lora_args
+):
+    args = lora_args(models[name])
+    model = adapted(args, seed=1).eval()
+    plain = stock(args, model.state_dict()).eval()
+    fresh = stock(args, random_weights(args.model)).eval()
+    images, tokens = batch(plain)
+    with torch.no_grad():
+        outputs = [one(images, tokens) for one in (model, plain, fresh)]
+    for ours, merged, without in zip(*(output[:2] for output in outputs), strict=True):
+        torch.testing.assert_close(ours, merged, rtol=1e-4, atol=1e-5)
+        assert (ours - without).abs().max() > 1e-3
+    for layer in [layer for layer in model.modules() if isinstance(layer, Linear)]:
+        layer.merge()  # as peft merges
+        assert any(torch.equal(layer.weight, weight) for weight in plain.parameters())
+
+
+@each_tower
+def test_every_adapter_and_the_projections_are_trained_and_nothing_else_of_the_towers(
+    name, models, lora_args
+):
+    args = lora_args(models[name])
+    model = adapted(args, seed=1).train()
+    image, text, *_ = model(*batch(model))
+    (image.sum() + text.sum() + model.logit_scale).backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    others = {name for name in trained if "lora_" not in name}
+    image_projection = "visual.head.proj.weight" if name.startswith("timm") else "visual.proj"
+    text_projection = {"text_projection"}
+    if name == "hf-text":
+        text_projection = {"text.proj.0.weight", "text.proj.2.weight"}
+    assert others == {image_projection, "logit_scale"} | text_projection
+    without_gradient = []
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.grad.abs().max() > 0:
+            without_gradient.append(parameter_name)
+    assert without_gradient == []
+
+
+@parametrize("towers", ["image", "text"])
+def test_one_tower_can_have_adapters(towers, models, lora_args):
+    model = adapted(lora_args(models["vit"], towers))
+    adapters = [name for name, _ in model.named_parameters() if "lora_" in name]
+    assert len(adapters) == 16
+    assert all(name.startswith("visual.") == (towers == "image") for name in adapters)
+    assert model.visual.proj.requires_grad
+    assert model.text_projection.requires_grad
+
+
+@parametrize("name", ["vit", "timm-vit", "hf-text"])
+def test_gradient_checkpointing_gives_the_same_gradients(name, models, lora_args):
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(lora_args(models[name]), seed=1).train()
+        if checkpointing:
+            model.set_grad_checkpointing()
+        torch.manual_seed(0)  # of dropout
+        image, text, *_ = model(*batch(model))
+        (image.sum() + text.sum()).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient)
+
+
+def test_the_base_weights_and_batch_norm_statistics_do_not_change_in_training(models, lora_args):
+    model = adapted(lora_args(models["timm-resnet"], "text"), seed=1)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+    for _ in range(3):
+        image, text, *_ = model.train()(*batch(model))
+        (image.sum() + text.sum()).backward()
+        optimizer.step()
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    in_image_tower = {name for name in changed if name.startswith("visual.")}
+    assert in_image_tower == {"visual.head.proj.weight"}
+    base = {name for name in before if name.startswith(SAVED) and "lora_" not in name}
+    assert base
+    assert not changed & base
+    assert "transformer.resblocks.0.mlp.c_fc.weight" in changed
+
+
+def test_a_saved_state_loads_bit_for_bit_also_into_a_copy_of_the_model(models, lora_args):
+    args = lora_args(models["timm-vit"])
+    model, other = adapted(args, seed=1), adapted(args, seed=2)
+    for target in (other, copy.deepcopy(adapted(args, seed=3))):
+        target.load_state_dict(model.state_dict())
+        for ours, theirs in zip(model.parameters(), target.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """`superclip train` in a process with the plugin, installed by pip from its pyproject.toml."""
+    folder = pip_install(tmp_path_factory.mktemp("site-packages"), "open_clip_lora")
+    return functools.partial(train_with, folder)
+
+
+@pytest.fixture(scope="module")
+def flags(short_run, teacher):
+    """Flags of a run that starts from weights."""
+    return f"{short_run} --model {teacher} --precision fp32"
+
+
+@cases(
+    "more, world_size",
+    {"alone": ("", 1), "SuperCLIP": ("--superclip", 1), "two ranks": ("--superclip", 2)},
+)
+def test_a_resumed_run_ends_where_one_that_never_stopped_ends(
+    more, world_size, train, flags, shards, tmp_path
+):
+    data = f"--dataset-type webdataset --train-data {shards} --train-num-samples 64"
+    in_slices = f"--superclip-slices 1 --batch-size {16 // world_size}"
+    argv = f"{flags} --lora 4 {data} {in_slices} {more}"
+    assert_resumes(train, argv, folder=tmp_path, world_size=world_size)
+
+
+@parametrize("more", ["--siglip", "--precision amp_bf16 --grad-checkpointing --accum-freq 2"])
+def test_adapters_train_with_other_options_of_openclip(more, train, flags, tmp_path):
+    completed(train, flags, "--lora 4", more, cwd=tmp_path)
+    saved = load(tmp_path / "logs/run")["state_dict"]
+    trained = {name: weight for name, weight in saved.items() if "lora_B" in name}
+    assert len(trained) == 16
+    assert all(weight.abs().max() > 0 for weight in trained.values())
+
+
+@pytest.fixture(scope="module")
+def run(train, flags, tmp_path_factory):
+    """The folder of a run with adapters and a class head."""
+    folder = tmp_path_factory.mktemp("run")
+    (done,) = completed(train, flags, "--lora 4 --superclip", cwd=folder)
+    assert "LoRA: adapters of rank 4 in 12 layers; " in done.output
+    return folder / "logs/run"
+
+
+def test_the_export_is_the_merged_checkpoint_and_stock_openclip_gives_its_features(
+    run, teacher, lora_args, tmp_path
+):
+    assert call(f"export {run} --out {tmp_path}/merged") == 0
+    saved = load(run)["state_dict"]
+    exported = open_clip.create_model(f"local-dir:{tmp_path}/merged").eval()
+    for name, weight in exported.state_dict().items():
+        assert torch.equal(weight, saved[name]), name
+    args = lora_args(teacher, rank=4)
+    trained = open_clip.create_model(teacher)
+    start = copy.deepcopy(trained.state_dict())
+    add_adapters(trained, layers_to_adapt(args), 4)
+    save_merged_weights(trained, lambda state: None)
+    trained.load_state_dict(saved, strict=False)  # the class head
+    merged = stock(args, trained.state_dict()).eval()
+    images, tokens = batch(merged)
+    with torch.no_grad():
+        outputs = [model(images, tokens)[:2] for model in (exported, merged, trained.eval())]
+    for ours, theirs, of_adapters in zip(*outputs, strict=True):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, of_adapters, rtol=1e-4, atol=1e-5)
+    changed = {name for name, weight in start.items() if not torch.equal(weight, saved[name])}
+    adapted_weights = (".in_proj_weight", ".out_proj.weight", ".c_fc.weight", ".c_proj.weight")
+    weights = {name for name in start if name.endswith(adapted_weights)}
+    assert changed == weights | {"visual.proj", "text_projection", "logit_scale"}
+
+
+def test_audit_and_words_open_the_run_without_the_plugin(run, csv_data, tmp_path):
+    assert call(f"audit {csv_data} --model {run} --out {tmp_path}/audit --device cpu") == 0
+    assert call(f"words {csv_data.parent} --model {run} --out {tmp_path}/words") == 0
+
+
+def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path):
+    write_image_tower(tmp_path / "image.pth")
+    write_bert(tmp_path / "text")
+    towers = f"--image timm:test_efficientnet={tmp_path}/image.pth --text {tmp_path}/text"
+    assert call(f"join {towers} --out {tmp_path}/start --embed-dim 16 --image-size 32") == 0
+    write_table(tmp_path / "pairs.csv", write_images(tmp_path / "images", 64, seed=0))
+    flags = (
+        "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "
+        "--workers 0 --lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run --lora 2"
+    )
+    error = error_of(train, flags, cwd=tmp_path)
+    assert error == (
+        "error: --lora: the image tower of local-dir:start has no attention or linear layers for "
+        "adapters: give --lora-towers text, or train without --lora"
+    )
+    assert not (tmp_path / "logs").exists()
+    completed(train, flags, "--lora-towers text", cwd=tmp_path)
+    assert call(f"export {tmp_path}/logs/run --out {tmp_path}/end") == 0
+    start, end = (
+        open_clip.create_model(f"local-dir:{tmp_path}/{name}").state_dict()
+        for name in ("start", "end")
+    )
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert {name for name in changed if name.startswith("visual.")} == {"visual.head.proj.weight"}
+    assert "text.transformer.encoder.layer.1.attention.self.query.weight" in changed
+    assert not any("LayerNorm" in name or "bias" in name for name in changed)
+
+
+@parametrize("name", ["resnet", "timm-resnet", "timm-efficientnet", "timm-attn-pool"])
+def test_a_tower_without_layers_for_adapters_is_one_line_and_nothing_is_written(
+    name, models, train, short_run, tmp_path
+):
+    error = error_of(train, short_run, f"--model {models[name]} --lora 4", cwd=tmp_path)
+    assert "the image tower of" in error
+    assert "give --lora-towers text" in error
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".txt"]
+
+
+REFUSED = {
+    "rank": ("--lora 0", "--lora is 0; expected a rank of 1 or more"),
+    "locked": ("--lora 4 --lock-image", "--lora does not work with --lock-image"),
+    "CoCa": ("--lora 4 --model coca_ViT-B-32", "more than an image and a text tower"),
+}
+
+
+@cases("more, message", REFUSED)
+def test_flags_that_do_not_work_together_are_one_line(more, message, train, short_run, tmp_path):
+    assert message in error_of(train, short_run, more, cwd=tmp_path)
+    assert not (tmp_path / "logs").exists()
+
+
+RESUMED = {
+    "rank": ("--lora 2", "--lora 4 --lora-towers both, and this run has --lora 2"),
+    "towers": ("--lora 4 --lora-towers text", "this run has --lora 4 --lora-towers text"),
+    "none": ("", "with --lora 4 --lora-towers both, and this run has no --lora"),
+}
+
+
+@cases("more, message", RESUMED)
+def test_a_checkpoint_resumes_with_the_adapters_it_began_with(
+    more, message, run, train, flags, tmp_path
+):
+    resumed = f"--superclip --epochs 2 --resume {run}/checkpoints/epoch_1.pt"
+    assert message in error_of(train, flags, resumed, more, cwd=tmp_path)
+
+
+def test_so_does_the_latest_checkpoint(run, train, flags, tmp_path):
+    resumed = f"--superclip --epochs 2 --resume latest --logs {run.parent} --lora 2"
+    assert RESUMED["rank"][1] in error_of(train, flags, resumed, cwd=tmp_path)
+
+
+def test_without_the_flag_the_installed_plugin_changes_nothing(train, short_run, tmp_path):
+    with_plugin, without = (
+        completed(function, short_run, f"--name {name}", cwd=tmp_path)[0].losses()
+        for name, function in {"with": train, "without": superclip_train}.items()
+    )
+    assert with_plugin == without
