@@ -152,15 +152,6 @@ def _starting_file(model: str, pretrained: str | None) -> str | None:
     return str(file) if file and os.path.isfile(file) else None
 
 
-BUILT_WITH = (
-    "force_quick_gelu",
-    "force_custom_text",
-    "force_image_size",
-    "force_context_length",
-    "siglip",
-)
-
-
 def check_start(options: Namespace) -> None:
     """Raises InputError if the image tower cannot take images of its size, or if the weights that
     a run starts from are of another model.
@@ -173,42 +164,41 @@ def check_start(options: Namespace) -> None:
     is_missing |= model.endswith(".json") and not os.path.isfile(model)
     if schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False):
         return
-    values = {name: getattr(options, name) for name in BUILT_WITH}
-    if isinstance(options.force_image_size, list):
-        size = tuple(options.force_image_size)
-        values["force_image_size"] = size if len(size) > 1 else size[0]
+    plain = _model_without_values(options)
+    _check_image_size(plain, options)
     file = _starting_file(model, pretrained)
-    changed = file and os.stat(file).st_mtime_ns
-    _check_start(model, file, "--pretrained" if pretrained else "--model", changed, *values.items())
-
-
-@functools.lru_cache(maxsize=64)  # a study checks each of its runs
-def _check_start(model: str, file: str | None, flag: str, _, *options: tuple) -> None:
-    values = dict(options)
-    bias = {"init_logit_bias": -10} if values["siglip"] else {}
-    level = logging.root.level
-    try:
-        architecture = read_architecture(model).with_options(values)
-        plain = architecture.build(force_custom_text=values["force_custom_text"], **bias)
-    finally:
-        logging.root.setLevel(level)
-    size = plain.visual.image_size
-    try:
-        with torch.no_grad():
-            plain.encode_image(torch.empty(2, 3, *to_2tuple(size), device="meta"))
-    except Exception as error:  # towers raise anything
-        flag = "--model" if values["force_image_size"] is None else "--force-image-size"
-        raise InputError(
-            f"{flag}: the image tower of {model} cannot take images of {size} px "
-            f"({reason(error)[:200]})"
-        ) from error
     if file is None or file.endswith(".npz"):
         return
     try:
         _load_shapes(plain, file)
-    except Exception as error:  # so do files, and OpenCLIP's conversions of their weights
+    except Exception as error:  # files, and OpenCLIP's conversions of weights, raise anything
+        flag = "--pretrained" if pretrained else "--model"
         raise InputError(
             f"{flag}: {file} is not of {model}, or damaged ({reason(error)[:200]})"
+        ) from error
+
+
+def _model_without_values(options: Namespace) -> nn.Module:
+    """Returns OpenCLIP's model of a training on the meta device."""
+    bias = {"init_logit_bias": -10} if options.siglip else {}
+    level = logging.root.level
+    try:
+        architecture = read_architecture(options.model).with_options(vars(options))
+        return architecture.build(force_custom_text=options.force_custom_text, **bias)
+    finally:
+        logging.root.setLevel(level)
+
+
+@torch.no_grad()
+def _check_image_size(model: nn.Module, options: Namespace) -> None:
+    size = model.visual.image_size
+    try:
+        model.encode_image(torch.empty(2, 3, *to_2tuple(size), device="meta"))
+    except Exception as error:  # towers raise anything
+        flag = "--model" if options.force_image_size is None else "--force-image-size"
+        raise InputError(
+            f"{flag}: the image tower of {options.model} cannot take images of {size} px "
+            f"({reason(error)[:200]})"
         ) from error
 
 

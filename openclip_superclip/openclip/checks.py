@@ -259,6 +259,26 @@ def _check_tag(options: argparse.Namespace) -> dict:
     return {"accepted": True}
 
 
+def check_start_once(options: argparse.Namespace) -> None:
+    """Does `check_start` for a run, unless it was done for the same files and options: importing
+    OpenCLIP takes seconds."""
+    model = Path(options.model.removeprefix("local-dir:"))
+    stats = {}
+    for file in [model, *model.glob("*"), Path(options.pretrained or "")]:
+        if file.is_file():
+            stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
+    named = ("model", "pretrained", "siglip", "force_custom_text", "force_image_size")
+    values = {name: getattr(options, name) for name in (*named, "force_context_length")}
+
+    def check() -> dict:
+        from ..checkpoints.starting_weights import check_start
+
+        check_start(options)
+        return {"accepted": True}
+
+    kept("start", [values, stats], check)
+
+
 def _check_idf_file(training: Training) -> None:
     """Raises InputError if the file of --superclip-idf counts other tokens or captions than the
     class loss reads."""

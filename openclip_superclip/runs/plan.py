@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
 from ..errors import InputError, at_least
-from ..openclip.checks import long_warmup
+from ..openclip.checks import check_start_once, long_warmup
 from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
@@ -74,10 +74,7 @@ def make_run(
     )
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
-    options = check_command(run.openclip_arguments())
-    from ..checkpoints.starting_weights import check_start  # imports torch
-
-    check_start(options)
+    check_start_once(check_command(run.openclip_arguments()))
     if settings.stage:
         check_stage(run)
     return run
