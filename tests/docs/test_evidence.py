@@ -166,7 +166,8 @@ def test_exactly_the_comparisons_that_holms_procedure_rejects_by_the_csv_are_sig
         if ours == theirs:
             continue
         key = tuple(round(a - b, 6) for a, b in zip(ours, theirs, strict=True))
-        of_all = ["all studies"] if one.is_primary else []
+        is_of_all = one.is_primary and one.study not in verdicts.OWN_FAMILY
+        of_all = ["all studies"] if is_of_all else []
         of_study = [] if one.flaw else [(one.study, one.is_primary)]
         for family in of_all + of_study:
             families.setdefault(family, {}).setdefault(key, []).append(one)
