@@ -101,11 +101,14 @@ def processor() -> str:
     )
 
 
-def end_with_parent(death_signal: int = signal.SIGKILL) -> None:
-    """Makes the kernel end this process when its parent dies."""
+def end_with_parent(death_signal: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Makes the kernel end this process when its parent dies, and ends it if `parent`, the number
+    of the process that started it, has died already."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     if prctl:
         prctl(1, int(death_signal))
+    if parent not in (None, os.getppid()):
+        os.kill(os.getpid(), death_signal)
 
 
 @contextmanager

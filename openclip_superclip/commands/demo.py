@@ -10,7 +10,7 @@ from ..extras import require
 from ..files import check_results, make_folder
 from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
-from ..runs.process import Stopped, stopped_by_signals
+from ..runs.signals import Stopped, stopped_by_signals
 
 
 def main(argv: list[str]) -> int:

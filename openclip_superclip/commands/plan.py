@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     warnings = run.check_shards()
     if not reads_data:
         run.warnings.extend(warnings)
-    speed, rehearsed = options.samples_per_second, None
+    speed = options.samples_per_second
+    rehearsed = None
     if options.rehearsal:
         from ..runs.rehearsal import read_rehearsal  # imports torch
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         print(
             json.dumps(
                 {
-                    **run.as_dict(),
+                    **plan_values(run),
                     "cost": cost,
                     "memory": memory,
                     "rehearsal": rehearsed,
@@ -97,6 +98,35 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
+def plan_values(run: Run) -> dict:
+    """Returns the plan for JSON."""
+    recipe = run.recipe
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "model": recipe.model,
+        "data": run.data,
+        "device": run.device,
+        "nodes": run.nodes,
+        "gpus_per_node": run.gpus_per_node,
+        "world_size": run.world_size,
+        "global_batch_size": run.global_batch_size,
+        "batch_size": run.batch_size,
+        "accum_freq": run.accum_freq,
+        "workers": run.workers,
+        "samples": run.samples,
+        "recipe_samples": recipe.samples,
+        "steps": run.steps,
+        "slices": recipe.slices,
+        "epochs": run.num_slices,
+        "passes": run.num_slices / recipe.slices,
+        "slice_samples": run.slice_samples,
+        "slice_steps": run.slice_steps,
+        "warnings": run.warnings,
+        "command": run.openclip_arguments(),
+    }
+
+
 def plan_text(
     run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None
 ) -> str:
@@ -120,7 +150,8 @@ def plan_text(
         )
     rehearsal = []
     if rehearsed:
-        hours, memory = rehearsed["hours"], rehearsed["memory"]
+        hours = rehearsed["hours"]
+        memory = rehearsed["memory"]
         rehearsal = [
             (
                 "rehearsed",
@@ -277,7 +308,8 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
         facts += ["all were read" if checked["full"] else "the first and the last were opened"]
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in checked["warnings"]]
-    bad, kind = checked["bad"], "image" if run.is_table else "shard"
+    bad = checked["bad"]
+    kind = "image" if run.is_table else "shard"
     rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
     if len(bad) > MAX_BAD:
         rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))

@@ -73,7 +73,6 @@ def planned_run(
         workers=options.workers,
         device=device,
         settings=settings,
-        set_=set_,
     )
 
 

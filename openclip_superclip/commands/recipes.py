@@ -74,12 +74,9 @@ def main(argv: list[str]) -> int:
     else:
         rows = [HEAD]
         for name, recipe in recipes.items():
-            method, batch, samples = (
-                METHODS[recipe.method],
-                f"{recipe.global_batch_size:,}",
-                f"{recipe.samples:,}",
-            )
-            rows.append((name, method, recipe.model, recipe.data, batch, samples, _score(recipe)))
+            row = [name, METHODS[recipe.method], recipe.model, recipe.data]
+            row += [f"{recipe.global_batch_size:,}", f"{recipe.samples:,}", _score(recipe)]
+            rows.append(row)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         print("\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows))
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import Parser, at_least
 from ..files import check_results, write_json
-from ..runs.process import Stopped
+from ..runs.signals import Stopped
 from ..runs.slurm import find_placement
 from .recipe_options import add_recipe_options, add_settings, opened_run
 
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
         if options.out or Path(options.recipe).is_dir()
         else Path("runs", f"{run.recipe.name}-rehearsal")
     )
-    from ..runs.progress import refuse_bad_files
     from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs.unreadable import refuse_bad_files
 
     check_results(folder, "--out", ["rehearsal.json"], '"samples_per_second"')
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)

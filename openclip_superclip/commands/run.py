@@ -2,7 +2,6 @@
 of the job."""
 
 import argparse
-import dataclasses
 import shlex
 import signal
 import sys
@@ -10,10 +9,10 @@ import sys
 from ..environment import check_horovod
 from ..errors import Parser, at_least
 from ..runs.folder import RunFolder
-from ..runs.process import EXIT_AGAIN, Stopped, stopped_by_signals
+from ..runs.launcher import train
 from ..runs.run import Run
+from ..runs.signals import Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
-from ..runs.supervisor import NodeTraining
 from .recipe_options import add_run_options, opened_run
 
 
@@ -68,19 +67,7 @@ def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> i
     folder.check_is_own()
     if run.settings.engine == "horovod":
         check_horovod()
-    return _train(run, placement, folder)
-
-
-def _train(run: Run, placement: Placement, folder: RunFolder) -> int:
-    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose
-    script does."""
-    while True:
-        code = NodeTraining(run, placement, folder).train()
-        if code != EXIT_AGAIN or placement.step is not None:
-            return code
-        run = dataclasses.replace(
-            run, settings=dataclasses.replace(run.settings, accept_changes=False)
-        )
+    return train(run, placement, folder)
 
 
 def _print_plan(run: Run, folder: RunFolder, placement: Placement) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from ..errors import InputError, Parser
 from ..files import read_json
 from ..rendering import markdown_table
-from ..runs.folder import FAILED, FINISHED, LOST, PREEMPTED, RUNNING, current_state
+from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
+from ..runs.recovery import LOST
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
@@ -81,7 +82,8 @@ def _runs_in(folder: Path) -> Iterator[Path]:
     # a folder that cannot be read
     report = functools.partial(print, "superclip status:", file=sys.stderr)
     for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
-        is_run, depth = not set(FILES).isdisjoint(files), len(Path(place).relative_to(folder).parts)
+        is_run = not set(FILES).isdisjoint(files)
+        depth = len(Path(place).relative_to(folder).parts)
         if is_run:
             yield Path(place)
         folders[:] = [] if is_run or depth == DEPTH else sorted(folders)
@@ -93,10 +95,9 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     submitted = read_json(run / "submitted.json", default={}).get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
-    speed, end = (
-        values.get(name) if state == RUNNING else None
-        for name in ("samples_per_second", "expected_end")
-    )
+    running = values if state == RUNNING else {}
+    speed = running.get("samples_per_second")
+    end = running.get("expected_end")
     progress = ""
     if values.get("steps"):
         percent = 100 * values.get("step", 0) / values["steps"]

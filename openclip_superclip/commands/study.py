@@ -129,7 +129,7 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
         print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..lab.studies.study_training import StudyTraining, run_study
-    from ..runs.process import Stopped, stopped_by_signals
+    from ..runs.signals import Stopped, stopped_by_signals
 
     if options.dry_run:
         print(StudyTraining(call).summary())

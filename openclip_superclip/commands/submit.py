@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..errors import InputError, Parser
 from ..runs.cost import estimate_cost
-from ..runs.folder import FINISHED, RunFolder
+from ..runs.folder import RunFolder
 from ..runs.lock import lock
-from ..runs.progress import accepted_data
 from ..runs.run import Run
 from ..runs.slurm import Placement, SlurmRequest, minutes_of
+from ..runs.unreadable import accepted_data
 from .recipe_options import (
     add_run_options,
     add_slurm_options,
@@ -81,7 +81,7 @@ def _check_folder(folder: RunFolder, run: Run) -> None:
     folder.check_is_free(Placement())
     if not run.settings.accept_changes:
         folder.check_recipe(run.recipe)
-    if folder.state().get("state") == FINISHED:
+    if folder.is_finished:
         raise InputError(f"{folder.path} is finished: give --out another folder to train it again")
 
 

@@ -69,7 +69,8 @@ def estimate_cost(
         speeds = [speed * 1e9 * (os.cpu_count() or 1) for speed in CORE_GFLOPS]
     else:
         speeds = [gpu_tflops * 1e12 * fraction * run.world_size for fraction in fractions]
-    fast, slow = flops / speeds[-1] / 3600, flops / speeds[0] / 3600
+    fast = flops / speeds[-1] / 3600
+    slow = flops / speeds[0] / 3600
     slice_samples = run.slice_steps * run.global_batch_size
     return {
         "forward_gmacs": gmacs,
@@ -178,12 +179,13 @@ def build_model(run: Run) -> tuple[dict, object, dict]:
     """
     from ..checkpoints.architecture import expected_head, read_architecture
 
-    recipe, head = run.recipe, {}
+    recipe = run.recipe
     if recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
         raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
     options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
     architecture = read_architecture(recipe.model, flag="model").with_options(options)
     model = architecture.build(force_patch_dropout=options.get("force_patch_dropout"))
+    head = {}
     if recipe.superclip is not None:
         head = expected_head(model, recipe.superclip.get("head_input", "patches"))
     of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}

@@ -1,13 +1,9 @@
 """The folder of a run: OpenCLIP's logs and checkpoints, run.json about the run, state.json about
 its state."""
 
-import contextlib
 import os
 import re
 import shutil
-import socket
-import tempfile
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -27,17 +23,14 @@ from ..files import (
     write_json,
     write_text,
 )
-from .lock import is_running, lock
-from .recipe import WORDS, Recipe, read_recipe
-from .recovery import Requeue, Restart
+from .lock import lock
+from .node_loss import why_gone
+from .recipe import WORDS, Recipe
+from .recovery import LOST, Requeue, Restart
 from .run import NUM_KEPT, OLD_DESCRIPTION, Run
 from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
-LOST = "lost"  # its process was killed
-PERIOD = 10  # seconds between two heartbeats of a run
-# seconds without a heartbeat after which a run is lost: network file systems can lag by a minute
-STALE = 120
 RECORDED = re.compile(
     r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$"
 )
@@ -50,33 +43,12 @@ def current_state(run: Path) -> dict:
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    file = run / "state.json"
-    state = read_json(file, default={})
-    if state.get("state") != RUNNING:
+    state = read_json(run / "state.json", default={})
+    problem = why_gone(run) if state.get("state") == RUNNING else None
+    if problem is None:
         return state
-    owner = read_json(run / "lock", default={})
-    if owner.get("host") == socket.gethostname() and not is_running(owner.get("pid")):
-        problem = f"process {owner.get('pid')} on {owner['host']} is gone"
-    elif _seconds_since(file) > STALE:
-        problem = "no heartbeat"
-    else:
-        return state
-    error = (
-        f"{problem}: stopped without an error message; last heartbeat at {state.get('heartbeat')}"
-    )
-    return {**state, "state": LOST, "error": error}
-
-
-def _seconds_since(file: Path) -> float:
-    """Returns the age of a file by the clock of its file system, from which this machine's may
-    differ."""
-    try:
-        with tempfile.TemporaryFile(dir=file.parent) as new:
-            new.write(b"now")
-            new.flush()
-            return os.fstat(new.fileno()).st_mtime - file.stat().st_mtime
-    except OSError:  # a folder of another user, or a full disk
-        return time.time() - file.stat().st_mtime
+    last = f"stopped without an error message; last heartbeat at {state.get('heartbeat')}"
+    return {**state, "state": LOST, "error": f"{problem}: {last}"}
 
 
 def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -104,6 +76,10 @@ class RunFolder:
         """Returns the content of state.json, {} if there is none."""
         return read_json(self.path / "state.json", default={})
 
+    @property
+    def is_finished(self) -> bool:
+        return self.state().get("state") == FINISHED
+
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
         return read_json(self.path / RECORD, default={})
@@ -124,41 +100,33 @@ class RunFolder:
     ) -> None:
         """Raises InputError if the folder contains a run of another recipe, which has begun or
         is in SLURM's queue."""
-        differences = self._differences(recipe)
+        run = Run.find(self.path)
+        here = recipe.as_dict()
+        there = run.recipe.as_dict() if run else here
+        differences = [
+            f"{key} is {there.get(key)} there and {here.get(key)} here"
+            for key in there | here
+            if key not in WORDS and there.get(key) != here.get(key)
+        ]
         if differences and (self.attempts or self.checkpoints.exists() or self._queued_job()):
             raise InputError(
                 f"{self.path} contains a run of another recipe: {', '.join(differences)}; {advice}"
             )
 
-    def _differences(self, recipe: Recipe) -> list[str]:
-        """Returns the fields in which the recipe differs from the folder's."""
-        try:
-            there = Run.open(self.path).recipe.as_dict()
-        except InputError:  # missing, or damaged
-            if not (self.path / "recipe.yaml").exists():
-                return []
-            there = read_recipe(str(self.path / "recipe.yaml")).as_dict()
-        given = recipe.as_dict()
-        keys = [
-            key for key in there | given if key not in WORDS and there.get(key) != given.get(key)
-        ]
-        return [f"{key} is {there.get(key)} there and {given.get(key)} here" for key in keys]
-
-    def check_plan(self, advice: str, **values: str) -> None:
-        """Raises InputError if the folder's run has other values in its plan, such as `data`.
+    def check_data(self, advice: str, data: str, device: str | None = None) -> None:
+        """Raises InputError if the folder's run has other data or is for another device.
 
         Also if it is finished, and a table that it has read has changed since.
         """
-        plan, tables = (
-            self.record().get("plan", {}),
-            (self.record().get("data_check") or {}).get("tables", {}),
-        )
-        for name, value in values.items():
-            if plan.get(name) not in (None, value):
+        run = Run.find(self.path) if self.attempts or self.is_finished else None
+        for name, value in {"data": data, "device": device}.items():
+            there = getattr(run, name, None)
+            if None not in (there, value) and there != value:
                 raise InputError(
-                    f"{self.path} contains a run with --{name} {plan[name]}, not {value}; {advice}"
+                    f"{self.path} contains a run with --{name} {there}, not {value}; {advice}"
                 )
-        for path, digest in tables.items() if self.state().get("state") == FINISHED else ():
+        tables = (self.record().get("data_check") or {}).get("tables", {})
+        for path, digest in tables.items() if self.is_finished else ():
             if os.path.exists(path) and content_digest(Path(path)) != digest:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
@@ -196,52 +164,43 @@ class RunFolder:
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
         make_folder(self.path, "--out")
-        write_json(self.path / "submitted.json", {"job": job, "since": _now()})
+        write_json(self.path / "submitted.json", {"job": job, "since": now()})
 
     def start(
-        self,
-        run: Run,
-        placement: Placement,
-        arguments: list[str],
-        logs: str,
-        accepts: bool = False,
-        **values,
+        self, run: Run, placement: Placement, logs: str, *, accepts: bool = False, **values
     ) -> None:
         """Writes run.json, with this start added to its attempts, and the state "running".
 
         `accepts` is whether this start accepts changes, and `values` are more fields of run.json.
         """
-        before, job = self.record(), placement.job
-        attempts = before.get("attempts", [])
+        attempts = self.attempts
         if attempts and "state" not in attempts[-1]:
             attempts[-1].update(state=LOST, ended=self.state().get("heartbeat"))
         attempt = {
-            "job": job,
+            "job": placement.job,
             "restarts": placement.restarts,
             "step": placement.step,
             "hosts": hosts(),
             "nodes": placement.num_nodes,
             "processes": run.gpus_per_node,
             "ranks": f"ranks/{logs}",
-            "started": _now(),
+            "started": now(),
             "epoch_before": newest(self.checkpoints),
             "accepts": accepts,
         }
         self.write(run)
         self.note(
-            command=["superclip", "train", *arguments],
             cwd=os.getcwd(),
-            plan=run.as_dict(),
             data_check=None,
-            set=run.set,
             versions=versions(*DEPENDS_ON),
-            hosts=hosts(),
             environment=recorded_environment(),
             attempts=[*attempts, attempt],
             **values,
         )
         (self.path / NAME).unlink(missing_ok=True)  # run.json contains it now
-        self._write_state(RUNNING, len(attempts) + 1, job=job, requeues=placement.restarts)
+        self._write_state(
+            RUNNING, restarts=len(attempts), job=placement.job, requeues=placement.restarts
+        )
 
     def note(self, **values) -> None:
         """Writes values into run.json."""
@@ -249,68 +208,65 @@ class RunFolder:
 
     def beat(self, **values) -> None:
         """Writes into state.json that the run is alive, and its progress."""
-        write_json(
-            self.path / "state.json",
-            {"state": RUNNING, **self.state(), "heartbeat": _now(), **values},
-        )
+        state = {"state": RUNNING, **self.state(), "heartbeat": now(), **values}
+        write_json(self.path / "state.json", state)
 
     def note_refusal(self, error: str) -> None:
         """Writes into state.json that a start was refused; the run's own state stays."""
-        write_json(
-            self.path / "state.json", {**self.state(), "refused": {"since": _now(), "error": error}}
-        )
+        refused = {"since": now(), "error": error}
+        write_json(self.path / "state.json", {**self.state(), "refused": refused})
 
     def end(
         self, state: str, error: str | None = None, then: Restart | Requeue | None = None
     ) -> None:
         """Writes how this start of the run ended and, if the run continues, how."""
         attempts = self.attempts or [{}]
-        continues = {"next": None, "without": None}
-        if then is not None:
-            continues = {
-                "next": type(then).__name__.lower(),
-                "without": getattr(then, "without", "") or None,
-            }
-        self._write_state(state, len(attempts), error=error, **continues)
-        ended = {"ended": _now(), "epoch_after": newest(self.checkpoints)}
-        attempts[-1] |= {**ended, "state": state, "error": error, "again": then is not None}
-        with _full_disk_allowed():
-            self.note(attempts=attempts)
-
-    def _write_state(self, state: str, num_starts: int, error: str | None = None, **values) -> None:
-        """Writes state.json, on a full disk in place."""
-        values |= {"state": state, "since": _now(), "error": error, "restarts": num_starts - 1}
-        values |= {"epoch": newest(self.checkpoints), "heartbeat": _now(), "expected_end": None}
-        before = {name: value for name, value in self.state().items() if name != "refused"}
-        content = {**before, "next": None, "without": None, **values}
-        file = self.path / "state.json"
+        self._write_state(
+            state,
+            error=error,
+            restarts=len(attempts) - 1,
+            next=then and type(then).__name__.lower(),
+            without=getattr(then, "without", None) or None,
+        )
+        attempts[-1] |= {
+            "ended": now(),
+            "epoch_after": newest(self.checkpoints),
+            "state": state,
+            "error": error,
+            "again": then is not None,
+        }
         try:
-            write_json(file, content)
+            self.note(attempts=attempts)
+        except OSError as full:
+            if not is_full(full):
+                raise
+
+    def _write_state(self, state: str, **values) -> None:
+        """Writes state.json at the begin or the end of a start, on a full disk in place."""
+        before = {name: value for name, value in self.state().items() if name != "refused"}
+        since = {"state": state, "since": now(), "heartbeat": now(), "expected_end": None}
+        of_start = {"error": None, "next": None, "without": None, "epoch": newest(self.checkpoints)}
+        content = before | since | of_start | values
+        try:
+            write_json(self.path / "state.json", content)
         except OSError as error:
             if not is_full(error):
                 raise
-            with open(file, "r+") as opened:
+            with open(self.path / "state.json", "r+") as opened:
                 opened.write(json_text(content))
                 opened.truncate()
 
     def prune(self, run: Run) -> None:
         """Removes the checkpoints that are neither among the newest nor to be kept, nor the best
         in validation."""
-        found, best = checkpoints(self.checkpoints), best_epoch(self.path)
-        complete = [epoch for epoch, path in found.items() if is_complete(path)]
+        best = best_epoch(self.path)
+        saved = checkpoints(self.checkpoints)
+        complete = [epoch for epoch, path in saved.items() if is_complete(path)]
         for epoch in complete[:-NUM_KEPT]:
             if not run.keeps(epoch) and (best is None or epoch != best.epoch):
-                found[epoch].unlink()
+                saved[epoch].unlink()
 
 
-@contextlib.contextmanager
-def _full_disk_allowed():
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-
-
-def _now() -> str:
+def now() -> str:
+    """Returns this moment by this machine's clock."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,31 +1,21 @@
 """A lock that one process on any machine holds, with its owner in the file."""
 
+import contextlib
 import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import json_text, make_folder, read_json, write_json
+from .node_loss import is_running
 from .slurm import Placement, has_job
 
 
-def is_running(pid: int | None) -> bool:
-    """Returns whether this machine has a process of this number."""
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return pid is not None
-
-
-@contextmanager
+@contextlib.contextmanager
 def lock(
     path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out"
 ) -> Iterator[None]:
@@ -52,7 +42,7 @@ def lock(
             raise _refusal(path, folder, flag) from None
         except OSError:  # not on this file system
             has_flock = False
-        if not _taken(path, owner, placement, has_flock):
+        if not (_created(path, owner) or _taken_over(path, owner, has_flock=has_flock)):
             raise _refusal(path, folder, flag)
         try:
             yield
@@ -61,43 +51,34 @@ def lock(
                 path.unlink(missing_ok=True)
 
 
-def _taken(path: Path, owner: dict, placement: Placement, has_flock: bool) -> bool:
-    """Returns whether the lock is this process's now: it was free, or its owner is dead."""
-    while not _created(path, owner):
-        other = _owner(path)
-        if path.exists():  # else it was released
-            return not _is_alive(other, placement, has_flock) and _taken_over(path, other, owner)
-    return True
-
-
 def _created(path: Path, owner: dict) -> bool:
     """Returns whether this process has created the file, which did not exist, and nobody has
     taken it since."""
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with open(path, "x") as file:
+            file.write(json_text(owner))
     except FileExistsError:
         return False
-    with open(file, "w") as opened:
-        opened.write(json_text(owner))
     return read_json(path, default={}) == owner
 
 
-def _owner(path: Path) -> dict:
-    owner = read_json(path, default={})
-    if not owner:  # it is being written, or was damaged
-        time.sleep(1)
-    return owner or read_json(path, default={})
-
-
-def _taken_over(path: Path, dead: dict, owner: dict) -> bool:
+def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     """Returns whether this process, and no other one, has replaced a dead owner."""
+    other = read_json(path, default={})
+    if not other:  # it is being written, or was damaged
+        time.sleep(1)
+        other = read_json(path, default={})
+    if not path.exists():  # it was released
+        return _created(path, owner)
+    if _is_alive(other, owner, has_flock=has_flock):
+        return False
     claim = Path(f"{path}.claim")
     try:
-        os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        claim.touch(exist_ok=False)
     except FileExistsError:
         return False
     try:
-        if read_json(path, default={}) != dead:
+        if read_json(path, default={}) != other:
             return False
         write_json(path, owner)
         return True
@@ -105,19 +86,18 @@ def _taken_over(path: Path, dead: dict, owner: dict) -> bool:
         claim.unlink()
 
 
-def _is_alive(owner: dict, placement: Placement, has_flock: bool) -> bool:
-    """Returns whether the lock's owner may be alive, although no process here holds the lock."""
-    if not owner:
+def _is_alive(other: dict, owner: dict, *, has_flock: bool) -> bool:
+    """Returns whether the lock's other owner may be alive, although no process here holds the
+    lock."""
+    if not other:
         return False
-    same_job = owner["job"] is not None and owner["job"] == placement.job
+    same_job = other["job"] is not None and other["job"] == owner["job"]
     # SLURM ended that start before this one
-    if same_job and owner["restarts"] < placement.restarts:
+    if same_job and other["restarts"] < owner["restarts"]:
         return False
-    if owner["host"] == socket.gethostname():
-        return not has_flock and is_running(owner["pid"])
-    if owner["job"] is None or same_job:
-        return True
-    return has_job(owner["job"])
+    if other["host"] == owner["host"]:
+        return not has_flock and is_running(other["pid"])
+    return other["job"] is None or same_job or has_job(other["job"])
 
 
 def _refusal(path: Path, folder: Path | None, flag: str) -> InputError:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
+from ..data.tar_shards import expand, is_remote
 from ..errors import InputError, at_least
 from ..openclip.checks import check_start_once, long_warmup
 from ..openclip.train import check_command
 from .recipe import COLUMN_FLAGS, Recipe, read_recipe
 from .run import DEFAULTS, Run, Settings
-from .stage import check_stage
 
 # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
 MAX_ROUNDING = 1.5
@@ -27,7 +27,6 @@ def make_run(
     workers: int | None = None,
     device: str = "cuda",
     settings: Settings = DEFAULTS,
-    set_: Mapping[str, str] | None = None,
 ) -> Run:
     """Returns the run of `recipe` on `nodes` × `gpus_per_node` ranks; InputError if the batch
     cannot be split.
@@ -36,17 +35,16 @@ def make_run(
     accumulated.
     """
     workers = recipe.workers if workers is None else workers
-    given = Namespace(
+    options = Namespace(
         nodes=nodes, gpus_per_node=gpus_per_node, workers=workers, gpu_batch_max=gpu_batch_max
     )
-    at_least(given, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
+    at_least(options, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
     batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
-    data, world_size = recipe.shards if data is None else data, nodes * gpus_per_node
+    data = recipe.shards if data is None else data
+    world_size = nodes * gpus_per_node
     if is_table(data):
-        slice_samples, num_slices = (
-            recipe.data_samples,
-            math.ceil(round(recipe.samples / recipe.data_samples, 6)),
-        )
+        slice_samples = recipe.data_samples
+        num_slices = math.ceil(round(recipe.samples / recipe.data_samples, 6))
         slice_steps = batches_of_table(slice_samples, batch_size, world_size) // accum_freq
         if not slice_steps:
             raise InputError(
@@ -70,13 +68,12 @@ def make_run(
         slice_steps,
         gpu_batch_max=gpu_batch_max,
         settings=settings,
-        set=dict(set_ or {}),
     )
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_start_once(check_command(run.openclip_arguments()))
     if settings.stage:
-        check_stage(run)
+        _check_stage(run)
     return run
 
 
@@ -93,7 +90,6 @@ def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
         run.workers,
         run.device,
         run.settings,
-        run.set,
     )
 
 
@@ -150,10 +146,24 @@ def openclip_steps(
     return batches_of_shards(num_samples, batch_size, world_size, workers) // accum_freq
 
 
+def _check_stage(run: Run) -> None:
+    """Raises InputError if the run's data cannot be copied shard by shard."""
+    if run.is_table:
+        raise InputError(
+            f"--stage copies shards, and --data {run.data} is a table: leave --stage out"
+        )
+    if remote := next(filter(is_remote, expand(run.data)), None):
+        raise InputError(
+            f"--stage copies files, and --data holds '{remote}', which each rank streams "
+            "itself: give --data shards on a file system that the nodes share, or leave --stage out"
+        )
+
+
 def _rounding(run: Run) -> list[str]:
     """Returns a warning if OpenCLIP will not run exactly the recipe's steps; InputError if the
     numbers differ much."""
-    recipe, exact = run.recipe, run.recipe.samples / run.recipe.global_batch_size
+    recipe = run.recipe
+    exact = recipe.samples / recipe.global_batch_size
     if run.is_table:
         if run.num_slices * recipe.data_samples == recipe.samples:
             return []

@@ -1,27 +1,16 @@
-"""What node 0 watches while a run trains: its steps, its log, and the data that its ranks could
-not read."""
+"""The progress of a run while it trains: steps, speed, expected end, stalls, and OpenCLIP's log."""
 
-import contextlib
-import functools
-import json
-import math
 import re
-import sys
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections import Counter, deque
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import MappingProxyType
 
-from ..data.tar_shards import expand
-from ..errors import InputError, listed
 from .run import Run
 
 FIRST_STEP = 30  # minutes that the first step may take, at least
 STACKS = 5  # seconds in which ranks without progress write their stacks
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
-NUM_NAMED = 3  # shards that a message lists
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
 STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
@@ -41,9 +30,10 @@ class Progress:
     def look(self) -> None:
         """Reads the number of steps."""
         try:
-            steps, now = int(self.steps_file.read_text()), time.monotonic()
+            steps = int(self.steps_file.read_text())
         except (OSError, ValueError):  # before the first step
             return
+        now = time.monotonic()
         if self.seen and steps <= self.seen[-1][1]:
             return
         self.last_step = now
@@ -83,16 +73,15 @@ class AddedLines:
     def read(self, file: Path) -> bytes:
         """Returns the complete lines that were added since the last call; b"" if there is no
         file."""
-        with contextlib.suppress(FileNotFoundError):
-            # do not open unchanged files: a run may have a thousand
-            if file.stat().st_size > self.offsets[file]:
-                with open(file, "rb") as opened:
-                    opened.seek(self.offsets[file])
-                    added = opened.read()
-                lines = added[: added.rfind(b"\n") + 1]
-                self.offsets[file] += len(lines)
-                return lines
-        return b""
+        # do not open unchanged files: a run may have a thousand
+        if not file.exists() or file.stat().st_size <= self.offsets[file]:
+            return b""
+        with open(file, "rb") as opened:
+            opened.seek(self.offsets[file])
+            added = opened.read()
+        lines = added[: added.rfind(b"\n") + 1]
+        self.offsets[file] += len(lines)
+        return lines
 
 
 def read_log(log: Path) -> list[dict]:
@@ -123,116 +112,3 @@ def read_log(log: Path) -> list[dict]:
             }
         )
     return points
-
-
-class UnreadableData:
-    """Counts the shards and samples that the ranks of all starts of a run could not read.
-
-    `ranks` is the folder with a folder for each start, and `start` is this one's name.
-    """
-
-    def __init__(self, run: Run, ranks: Path, start: str):
-        self.run, self.ranks, self.start = run, ranks, start
-        self.shards: dict[str, str] = {}  # of the whole run: why each cannot be read
-        self.of_slice = defaultdict(set)  # the shards of this start, by slice
-        self.samples = Counter()  # by start and epoch
-        self.added = AddedLines()
-
-    def look(self) -> dict[str, int]:
-        """Returns the numbers for state.json."""
-        for file in self.ranks.glob("*/unreadable_*.jsonl"):
-            for line in map(json.loads, self.added.read(file).splitlines()):
-                if "shard" in line:
-                    self.shards[line["shard"]] = line["why"]
-                    if file.parent.name == self.start:
-                        self.of_slice[line["epoch"]].add(line["shard"])
-                else:
-                    self.samples[file.parent.name, line["epoch"]] += 1
-        # a slice trained twice counts once
-        of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}
-        return {"shards": len(self.shards), "samples": sum(of_epoch.values())}
-
-    def check(self) -> None:
-        """Raises InputError if a slice that this start trains has too many."""
-        epochs = {*self.of_slice, *(epoch for start, epoch in self.samples if start == self.start)}
-        for epoch in sorted(epochs):
-            shards = {shard: self.shards[shard] for shard in sorted(self.of_slice[epoch])}
-            num_samples = self.samples[self.start, epoch]
-            if problem := too_much_unreadable(self.run, epoch, len(shards), num_samples, shards):
-                raise InputError(problem)
-
-
-def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
-    """Returns the numbers of shards and samples of a slice that a rank could not read, from its
-    file."""
-    lines = map(json.loads, file.read_bytes().splitlines()) if file.exists() else ()
-    found = [line for line in lines if line["epoch"] == epoch]
-    shards = [line["shard"] for line in found if "shard" in line]
-    return len(set(shards)), len(found) - len(shards)
-
-
-def too_much_unreadable(
-    run: Run,
-    epoch: int,
-    num_shards: int,
-    num_samples: int,
-    shards: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """Returns the error if more of a slice cannot be read than --unreadable-max allows, else "";
-    `shards` are named."""
-    limit = run.settings.unreadable_max
-    if num_shards and num_shards > limit * num_shards_of_slice(run):
-        return _too_much(
-            f"{num_shards:,} of the {num_shards_of_slice(run):,} shards of slice {epoch + 1}",
-            shards,
-            limit,
-        )
-    if num_samples > limit * run.slice_samples:
-        return _too_much(
-            f"{num_samples:,} of the {run.slice_samples:,} samples of slice {epoch + 1}", {}, limit
-        )
-    return ""
-
-
-def num_shards_of_slice(run: Run) -> int:
-    """Returns the number of shards of a slice."""
-    return math.ceil(_num_shards(run.data) / run.recipe.slices)
-
-
-@functools.lru_cache(maxsize=1)
-def _num_shards(data: str) -> int:
-    return len(expand(data))
-
-
-def _too_much(found: str, shards: Mapping[str, str], limit: float) -> str:
-    named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
-    return (
-        f"{found} cannot be read, more than --unreadable-max {limit:g} "
-        f"allows{': ' if named else ''}{named}; superclip plan --check finds all bad files, "
-        "and prints a pattern of the other shards"
-    )
-
-
-def accepted_data(run: Run, command: str, reads_data: bool = True) -> dict:
-    """Checks the run's data, or only its pattern, prints the warnings, and returns the findings.
-
-    Raises InputError for a problem, or if more files are bad than --unreadable-max allows.
-    """
-    checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
-    refuse_bad_files(run, checked)
-    for warning in [*run.warnings, *checked["warnings"]]:
-        print(f"superclip {command}: {warning}", file=sys.stderr, flush=True)
-    return checked
-
-
-def refuse_bad_files(run: Run, checked: dict) -> None:
-    """Raises InputError if a check found more bad shards or images than --unreadable-max allows."""
-    bad, limit = checked["bad"], run.settings.unreadable_max
-    if not bad or len(bad) <= limit * checked["num_checked"]:
-        return
-    found = f"{len(bad):,} of {checked['num_checked']:,} {'images' if run.is_table else 'shards'}"
-    named = {}
-    for one in bad:
-        name = f"row {one['row']} names {one['shard']}" if run.is_table else one["shard"]
-        named[name] = one["problem"]
-    raise InputError(_too_much(found, named, limit))

@@ -149,6 +149,16 @@ class Recipe:
         return text.getvalue()
 
     @property
+    def set_values(self) -> dict:
+        """The values of the fields that were given with --set."""
+        values = {}
+        for key in (key for key, why in self.chosen.items() if why == GIVEN):
+            name, _, inner = key.partition(".")
+            value = getattr(self, name, None)
+            values[key] = (value or {}).get(inner) if inner else value
+        return values
+
+    @property
     def columns(self) -> Columns:
         """The columns of the recipe's tables."""
         return Columns(
@@ -165,6 +175,7 @@ class Recipe:
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.metadata}
 REQUIRED = [name for name, field in FIELDS.items() if field.default is dataclasses.MISSING]
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+GIVEN = "given with --set"  # the reason for a value
 KINDS = {int: "an integer", float: "a number", str: "a string", dict: "a mapping"}
 WORDS = ("chosen", "paper", "note")  # fields that do not affect training
 # fields of `superclip` that select the captions
@@ -361,40 +372,53 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
     values = copy.deepcopy(values)
     for key, value in set_.items():
         name, _, inner = key.partition(".")
-        if name not in FIELDS or name in WORDS:
-            expected = ", ".join(field for field in FIELDS if field not in WORDS)
-            problem = f"there is no field '{name}' to set; expected one of {expected}"
-            raise InputError(
-                f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME"
-            )
-        if bool(inner) != (kind_of(name) is dict):
-            expected = f"{name}.KEY=VALUE" if kind_of(name) is dict else f"{name}=VALUE"
-            raise InputError(f"--set {key}={value}: expected --set {expected}")
+        _check_key(key, value)
         if inner:
-            if not isinstance(values.get(name), dict):
-                values[name] = {}
-            values[name][inner] = _parsed(
-                CONFIG_FIELDS.get(inner) if name == "superclip" else None, value
-            )
-            if name == "flags" and values[name][inner] is None:
-                del values[name][inner]
+            _set_inner(values, name, inner, value)
         else:
             values[name] = _parsed(FIELDS[name], value)
-        if name == "method":  # which determines whether there is a class loss
-            given = values["superclip"] if isinstance(values.get("superclip"), dict) else {}
-            if value.startswith("super"):
-                values["superclip"] = given or {"weight": 1.0, "idf": "online", "captions": "short"}
-            elif given.get("captions", "short") == "short":
-                values.pop("superclip", None)
-            else:  # the same captions without the class loss
-                values["superclip"] = {"weight": 0} | {
-                    key: given[key] for key in CAPTION_FIELDS if key in given
-                }
+        if name == "method":
+            _set_class_loss(values)
         if isinstance(values.get("chosen"), dict):
             if changes_scores(key) and key not in values["chosen"]:
                 values.pop("paper", None)
-            values["chosen"][key] = "given with --set"
+            values["chosen"][key] = GIVEN
     return values
+
+
+def _check_key(key: str, value: str) -> None:
+    """Raises InputError for a field of --set that does not exist."""
+    name, _, inner = key.partition(".")
+    if name not in FIELDS or name in WORDS:
+        expected = ", ".join(field for field in FIELDS if field not in WORDS)
+        problem = f"there is no field '{name}' to set; expected one of {expected}"
+        raise InputError(f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME")
+    is_mapping = kind_of(name) is dict
+    if bool(inner) != is_mapping:
+        expected = f"{name}.KEY=VALUE" if is_mapping else f"{name}=VALUE"
+        raise InputError(f"--set {key}={value}: expected --set {expected}")
+
+
+def _set_inner(values: dict, name: str, inner: str, value: str) -> None:
+    """Sets a field of a mapping; null removes a flag."""
+    if not isinstance(values.get(name), dict):
+        values[name] = {}
+    field = CONFIG_FIELDS.get(inner) if name == "superclip" else None
+    values[name][inner] = _parsed(field, value)
+    if name == "flags" and values[name][inner] is None:
+        del values[name][inner]
+
+
+def _set_class_loss(values: dict) -> None:
+    """Makes `superclip` that of a new method, which determines whether there is a class loss."""
+    given = values["superclip"] if isinstance(values.get("superclip"), dict) else {}
+    if str(values["method"]).startswith("super"):
+        values["superclip"] = given or {"weight": 1.0, "idf": "online", "captions": "short"}
+    elif given.get("captions", "short") == "short":
+        values.pop("superclip", None)
+    else:  # the same captions without the class loss
+        kept = {name: given[name] for name in CAPTION_FIELDS if name in given}
+        values["superclip"] = {"weight": 0, **kept}
 
 
 def _parsed(field: dataclasses.Field | None, value: str):
@@ -414,35 +438,35 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     `set_` are new values of fields (`lr`, `superclip.weight`). Raises InputError, with file and
     field, for missing, unknown or invalid values.
     """
-    if Path(path_or_name).is_file():
-        path = Path(path_or_name)
+    path = Path(path_or_name)
+    if path.is_file():
         file, values = path_or_name, read_yaml(path, "a recipe")
         # of a run's folder
         name = path.absolute().parent.name if path.name == "recipe.yaml" else path.stem
     else:
-        known, wanted = (
-            shipped_recipes(),
-            path_or_name.removesuffix(".yaml").removeprefix("recipes/"),
-        )
-        found = [full for full in known if wanted in (full, full.partition("/")[2])]
-        if len(found) > 1:
-            raise InputError(
-                f"there are several recipes '{path_or_name}': give one of {', '.join(found)}"
-            )
-        if not found:
-            near = difflib.get_close_matches(
-                wanted, [*known, *(full.partition("/")[2] for full in known)]
-            )
-            near_names = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
-            raise InputError(
-                f"there is no file and no recipe '{path_or_name}'{near_names}; superclip "
-                "recipes lists all"
-            )
-        (file,) = found
+        file = _shipped_name(path_or_name)
         name, values = file.partition("/")[2], shipped_recipes()[file]
     if set_:
-        values, file = with_settings(values, set_), f"{file} with --set {' '.join(set_)}"
+        values = with_settings(values, set_)
+        file = f"{file} with --set {' '.join(set_)}"
     return Recipe.of(values, file, name)
+
+
+def _shipped_name(name: str) -> str:
+    """Returns the full name of a shipped recipe; InputError, with similar names, for another
+    one."""
+    short_names = {full: full.partition("/")[2] for full in shipped_recipes()}
+    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
+    found = [full for full, short in short_names.items() if wanted in (full, short)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
+    near = difflib.get_close_matches(wanted, [*short_names, *short_names.values()])
+    similar = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
+    raise InputError(
+        f"there is no file and no recipe '{name}'{similar}; superclip recipes lists all"
+    )
 
 
 @functools.cache
@@ -456,38 +480,32 @@ def shipped_recipes() -> dict[str, dict]:
     recipes = {}
     for file in sorted(shipped_folder("recipes").glob("*.yaml")):
         content = read_yaml(file, "a file of recipes")
-        own: dict[str, dict] = {}
+        layers: dict[str, list[dict]] = {}  # of each run: those that it inherits, and its own
         for name, run in content["runs"].items():
-            like = {
-                field: value
-                for field, value in own.get(run.pop("like", ""), {}).items()
-                if field != "paper"
-            }
-            own[name] = _merged(like, run, keep_null=True)
+            below = layers.get(run.pop("like", ""), [])
+            layers[name] = [*(_without(layer, "paper") for layer in below), run]
             base = content["base"]
-            if not own[name]["method"].startswith("super"):
-                base = {
-                    **base,
-                    "superclip": None,
-                    "chosen": {
-                        field: why
-                        for field, why in base["chosen"].items()
-                        if not field.startswith("superclip.")
-                    },
-                }
-            recipes[f"{file.stem}/{name}"] = _merged(_merged({}, base), own[name])
+            if not functools.reduce(_merged, layers[name])["method"].startswith("super"):
+                chosen = [field for field in base["chosen"] if field.startswith("superclip.")]
+                base = _without(base, "superclip")
+                base["chosen"] = _without(base["chosen"], *chosen)
+            recipes[f"{file.stem}/{name}"] = functools.reduce(_merged, layers[name], base)
     return recipes
 
 
-def _merged(below: dict, above: dict, keep_null: bool = False) -> dict:
+def _without(values: dict, *names: str) -> dict:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def _merged(below: dict, above: dict) -> dict:
+    """Returns the values of both, merging mappings by key; null removes a field."""
     merged = dict(below)
     for key, value in above.items():
-        if isinstance(value, dict):
-            merged[key] = _merged(
-                merged[key] if isinstance(merged.get(key), dict) else {}, value, keep_null
-            )
-        elif value is None and not keep_null:
+        if value is None:
             merged.pop(key, None)
+        elif isinstance(value, dict):
+            inner = merged.get(key)
+            merged[key] = _merged(inner if isinstance(inner, dict) else {}, value)
         else:
             merged[key] = value
     return merged

@@ -1,8 +1,11 @@
 """How a run continues after a failure: which failure caused the others, and a decision, a pure
 function."""
 
+import contextlib
 import re
+import signal
 import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -60,6 +63,14 @@ class Failure:
         """What happened, and to which rank."""
         return f"{self.who}: {self.message}" if self.who else self.message
 
+    def describe(self, logs: Path) -> str:
+        """Returns what to print, given the folder of the ranks' output: the traceback first."""
+        first = f"superclip run: {self.who} failed first:\n" if self.who else ""
+        return (
+            f"{first}{self.traceback.rstrip() or self.message}\n"
+            f"superclip run: the output of every rank is in {logs}"
+        )
+
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
 
@@ -73,6 +84,26 @@ def kind_of(message: str) -> str:
     if OF_CONNECTIONS.search(message):
         return CONNECTION
     return HARDWARE if OF_HARDWARE.search(message) else USER
+
+
+def exit_failure(rank: int, exit_code: int) -> Failure:
+    """Returns the failure that the exit code of a rank shows."""
+    if exit_code > 0:
+        return Failure.here(f"rank {rank}", f"it ended with exit code {exit_code}")
+    name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    # of SLURM, and of NCCL's watchdog when another rank is gone
+    if -exit_code in (signal.SIGTERM, signal.SIGABRT):
+        return Failure.here(f"rank {rank}", f"it was ended by {name}", kind=CONNECTION)
+    return Failure.here(f"rank {rank}", f"it was ended from outside: {name}", kind=KILLED)
+
+
+def failures(logs: Path) -> list[Failure]:
+    """Returns the failures that ranks and nodes have written, in their order."""
+    # NFS, which caches the list of a folder's files for a minute, then looks for new ones
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
+        pass
+    files = sorted(logs.glob("*.error.json"), key=lambda file: (len(file.name), file.name))
+    return list(map(Failure.read, files))
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
@@ -136,14 +167,12 @@ def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
     Earlier starts count if the run was started again after them, or if SLURM has requeued their job
     since.
     """
-    if not attempts:
-        return 0
-    this = attempts[-1]
     number = 0
     for attempt in reversed(attempts):
-        same_job = this.get("job") and attempt.get("job") == this["job"]
-        requeued = same_job and attempt["restarts"] != this["restarts"]
-        counts = attempt is this or attempt.get("again") or requeued
+        last = attempts[-1]
+        same_job = last.get("job") and attempt.get("job") == last["job"]
+        requeued = same_job and attempt["restarts"] != last["restarts"]
+        counts = attempt is last or attempt.get("again") or requeued
         if attempt.get("epoch_before") != progress or not counts:
             break
         number += 1

@@ -19,13 +19,13 @@ from ..errors import InputError
 from ..files import read_json
 from ..rendering import bytes_text, significant
 from .folder import RunFolder
+from .launcher import NodeTraining
 from .plan import openclip_steps
-from .process import STOPPED_BY, Stopped, stopped_by_signals
 from .progress import read_log
 from .recipe import Recipe, with_settings
 from .run import Run
+from .signals import STOPPED_BY, Stopped, stopped_by_signals
 from .slurm import Placement
-from .supervisor import NodeTraining
 
 SLICES = 2  # that are trained; the training is interrupted in the second
 UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
@@ -96,13 +96,10 @@ class Rehearsal:
     def check_folder(self) -> None:
         """Raises InputError if the folder contains a rehearsal that is not of an earlier start
         of this job."""
-        attempts, here = (
-            RunFolder(self.folder / UNINTERRUPTED).record().get("attempts"),
-            self.placement,
-        )
-        if attempts and not (
-            0 < here.restarts <= MAX_RESTARTS and attempts[0].get("job") == here.job
-        ):
+        here = self.placement
+        attempts = RunFolder(self.folder / UNINTERRUPTED).attempts
+        is_requeued = 0 < here.restarts <= MAX_RESTARTS
+        if attempts and not (is_requeued and attempts[0].get("job") == here.job):
             raise InputError(
                 f"--out: {self.folder} contains a rehearsal: remove it, or give --out another "
                 "folder"
@@ -130,13 +127,10 @@ class Rehearsal:
         `repeats` is whether losses and weights were equal before the interruption.
         """
         ours, theirs = self._losses(INTERRUPTED), self._losses(UNINTERRUPTED)
-        gaps = {
-            samples: max(
-                (abs(a - b) for a, b in zip(ours[samples], theirs[samples], strict=True)), default=0
-            )
-            for samples in theirs
-            if samples in ours
-        }
+        gaps = {}
+        for samples in ours.keys() & theirs.keys():
+            pairs = zip(ours[samples], theirs[samples], strict=True)
+            gaps[samples] = max((abs(a - b) for a, b in pairs), default=0)
         first_slice = [gap for samples, gap in gaps.items() if samples <= self.run.slice_samples]
         return {
             "steps": len(theirs),
@@ -153,13 +147,14 @@ class Rehearsal:
 
         The first quarter of each slice, in which workers and GPUs warm up, is left out.
         """
-        found, batch = [], self.run.global_batch_size
+        batch = self.run.global_batch_size
+        speeds = []
         for point in read_log(self._path(UNINTERRUPTED) / "out.log"):
             step = point["samples"] % point["epoch_samples"] or point["epoch_samples"]
             if step > self.run.slice_steps // 4 * batch:
                 speed = point["samples_per_second"]
-                found.append((speed, min(1.0, point["data_seconds"] * speed / batch)))
-        return found
+                speeds.append((speed, min(1.0, point["data_seconds"] * speed / batch)))
+        return speeds
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints of both parts, after the report has read them."""
@@ -167,13 +162,13 @@ class Rehearsal:
             shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / (
-            f"{name}-{self.placement.restarts}" if self.placement.restarts else name
-        )
+        restarts = self.placement.restarts
+        return self.folder / (f"{name}-{restarts}" if restarts else name)
 
-    def _train(self, name: str, part: int, stopped: bool = False) -> int | None:
+    def _train(self, name: str, part: int, *, stopped: bool = False) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""
-        folder, placement = RunFolder(self._path(name)), self.placement
+        folder = RunFolder(self._path(name))
+        placement = self.placement
         if placement.num_nodes > 1:  # each part is a separate start of all nodes
             placement = dataclasses.replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
@@ -200,10 +195,9 @@ class Rehearsal:
         }
 
     def _equal_weights(self, epoch: int) -> bool:
-        file = f"checkpoints/epoch_{epoch}.pt"
+        folders = (self._path(name) for name in (INTERRUPTED, UNINTERRUPTED))
         ours, theirs = (
-            read_checkpoint(self._path(name) / file).weights
-            for name in (INTERRUPTED, UNINTERRUPTED)
+            read_checkpoint(folder / f"checkpoints/epoch_{epoch}.pt").weights for folder in folders
         )
         return ours.keys() == theirs.keys() and all(
             torch.equal(ours[name], theirs[name]) for name in ours
@@ -257,15 +251,17 @@ def _limit(run: Run, waiting: float, memory: dict) -> str:
 
 def report_text(summary: dict) -> str:
     """Returns a report on one screen."""
-    speed, hours, memory, checkpoint = (
-        summary[name] for name in ("samples_per_second", "hours", "memory", "checkpoint")
-    )
-    needed, waiting = checkpoint["at_most"] * checkpoint["bytes"], summary["waiting_for_data"]
+    memory = summary["memory"]
+    checkpoint = summary["checkpoint"]
+    waiting = summary["waiting_for_data"]
+    hours = {name: significant(value) for name, value in summary["hours"].items()}
+    speed = {name: significant(value, 4) for name, value in summary["samples_per_second"].items()}
+    needed = checkpoint["at_most"] * checkpoint["bytes"]
     of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
+    unit = "GPU" if summary["device"] == "cuda" else "process"
     differences = other_training(summary)
     lines = {
-        "speed": f"{significant(speed['median'], 4)} samples/s, {significant(speed['low'], 4)} to "
-        f"{significant(speed['high'], 4)} in 8 of 10 steps",
+        "speed": f"{speed['median']} samples/s, {speed['low']} to {speed['high']} in 8 of 10 steps",
         "data": "unknown with --accum-freq"
         if waiting is None
         else f"{waiting:.1%} of the time waiting for it",
@@ -274,20 +270,14 @@ def report_text(summary: dict) -> str:
         f"{checkpoint['at_most']} need {bytes_text(needed)}, and "
         f"{bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
-        "whole run": f"{significant(hours['median'])} hours without validation "
-        f"({significant(hours['low'])} to {significant(hours['high'])}), "
-        f"{significant(summary['gpu_hours']['median'])} "
-        f"{'GPU' if summary['device'] == 'cuda' else 'process'}-hours",
+        "whole run": f"{hours['median']} hours without validation ({hours['low']} to "
+        f"{hours['high']}), {significant(summary['gpu_hours']['median'])} {unit}-hours",
         "bottleneck": summary["limit"],
     }
     if needed > summary["disk_free"]:
         lines["warning"] = "the disk will be full before the run ends"
-    return "\n".join(
-        [
-            f"rehearsal of {summary['recipe']}:",
-            *(f"  {name:<12}{text}" for name, text in lines.items()),
-        ]
-    )
+    texts = [f"  {name:<12}{text}" for name, text in lines.items()]
+    return "\n".join([f"rehearsal of {summary['recipe']}:", *texts])
 
 
 def other_training(summary: dict) -> str:
@@ -303,25 +293,23 @@ def other_training(summary: dict) -> str:
 
 
 def _differences(resumed: dict) -> str:
-    steps, different = resumed["steps"], resumed["different"]
-    losses = (
-        f"other losses in {different} of {steps} steps, by up to {resumed['largest']:.2g}"
-        if different
-        else ""
-    )
-    return ", ".join(filter(None, [losses, "" if resumed["equal_weights"] else "other weights"]))
+    differences = []
+    if resumed["different"]:
+        of_steps = f"{resumed['different']} of {resumed['steps']} steps"
+        differences.append(f"other losses in {of_steps}, by up to {resumed['largest']:.2g}")
+    if not resumed["equal_weights"]:
+        differences.append("other weights")
+    return ", ".join(differences)
 
 
 def _resumed(summary: dict) -> str:
-    if differences := _differences(summary["resumed"]):
+    resumed = summary["resumed"]
+    if differences := _differences(resumed):
         return (
             f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels are not "
             "deterministic"
         )
-    return (
-        f"after SIGUSR1, with equal losses in all {summary['resumed']['steps']} steps and "
-        "equal weights"
-    )
+    return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:

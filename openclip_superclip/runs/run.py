@@ -1,8 +1,9 @@
 """The description of a run: recipe, machines and steps.
 
-A plan creates it once, and every job, node and rank reads it from RUN/run.json.
+A plan creates it once, and every job and node reads it from RUN/run.json.
 """
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..environment import kept
 from ..errors import InputError, Rule, check, reason
-from ..files import content_digest, read_json, write_json
+from ..files import content_digest, read_json
 from ..flags import Config
 from .recipe import CONFIG_FIELDS, Recipe
 
@@ -25,7 +26,7 @@ NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a mac
 NUM_KEPT_LONG = 5  # checkpoints over a whole run, to return to if training diverges
 
 
-def _setting(default, help: str, **argparse_options) -> dataclasses.Field:
+def _setting(help: str, *, default, **argparse_options) -> dataclasses.Field:
     return field(default=default, metadata={"help": help, **argparse_options})
 
 
@@ -36,32 +37,32 @@ class Settings:
     InputError for an invalid value."""
 
     unreadable_max: float = _setting(
-        0.01,
         "fail if a larger fraction of a slice's shards or samples cannot be read (default: "
         "%(default)s)",
+        default=0.01,
         type=float,
         metavar="FRACTION",
     )
     stall_minutes: float = _setting(
-        30.0,
         "restart after this many minutes without a step; 0 for never (default: %(default)s)",
+        default=30.0,
         type=float,
         metavar="M",
     )
     accept_changes: bool = _setting(
-        False,
         "resume even if recipe, data or packages have changed, and record the changes in run.json",
+        default=False,
         action="store_true",
     )
     stage: str | None = _setting(
-        None,
         "folder on each node's own disk, to which the shards of a slice are copied while the "
         "previous one trains",
+        default=None,
         metavar="DIR",
     )
     engine: str = _setting(
-        "torchrun",
         "average the gradients with torch.distributed or Horovod (default: %(default)s)",
+        default="torchrun",
         choices=("torchrun", "horovod"),
     )
 
@@ -101,13 +102,13 @@ class Run:
     # the largest batch size per GPU, to split the batch on other machines
     gpu_batch_max: int | None = None
     settings: Settings = DEFAULTS
-    set: dict = field(default_factory=dict)  # values of --set, already applied to the recipe
 
     @staticmethod
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other
         fields."""
-        file, advice = folder / RECORD, "give superclip run the recipe and --out again"
+        file = folder / RECORD
+        advice = "give superclip run the recipe and --out again"
         values = read_json(file, default={}).get("run")
         if values is None:
             file = folder / OLD_DESCRIPTION if (folder / OLD_DESCRIPTION).exists() else file
@@ -120,9 +121,17 @@ class Run:
             ) from error
 
     @staticmethod
+    def find(folder: Path) -> "Run | None":
+        """Returns the run of a folder, None without a description."""
+        with contextlib.suppress(InputError):
+            return Run.open(folder)
+        return None
+
+    @staticmethod
     def of_json(values: dict, file: str) -> "Run":
         """Returns the run from the result of `as_json`; `file` is for messages."""
         recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
+        values = {name: value for name, value in values.items() if name != "set"}  # of 0.2
         return Run(**{**values, "recipe": recipe, "settings": Settings(**values["settings"])})
 
     def as_json(self) -> dict:
@@ -230,7 +239,7 @@ class Run:
         sizes = equal_sizes(self.recipe.data_samples, split.num_shards)
         return {"warnings": split.check_sizes(sizes)}
 
-    def check_data(self, full: bool = False) -> dict:
+    def check_data(self, *, full: bool = False) -> dict:
         """Returns what a check finds in the data, for JSON; InputError if training could not start.
 
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
@@ -285,67 +294,6 @@ class Run:
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
-
-    def as_dict(self) -> dict:
-        """Returns the plan for JSON and for run.json."""
-        recipe = self.recipe
-        return {
-            "recipe": recipe.name,
-            "method": recipe.method,
-            "model": recipe.model,
-            "data": self.data,
-            "device": self.device,
-            "nodes": self.nodes,
-            "gpus_per_node": self.gpus_per_node,
-            "world_size": self.world_size,
-            "global_batch_size": self.global_batch_size,
-            "batch_size": self.batch_size,
-            "accum_freq": self.accum_freq,
-            "workers": self.workers,
-            "samples": self.samples,
-            "recipe_samples": recipe.samples,
-            "steps": self.steps,
-            "slices": self.recipe.slices,
-            "epochs": self.num_slices,
-            "passes": self.num_slices / self.recipe.slices,
-            "slice_samples": self.slice_samples,
-            "slice_steps": self.slice_steps,
-            "warnings": self.warnings,
-            "command": self.openclip_arguments(),
-        }
-
-
-@dataclass(frozen=True)
-class Start:
-    """The start parameters of the ranks of one node: LOGS/node_N.json."""
-
-    run: Run
-    logs: Path
-    arguments: list[str]  # of `superclip train`
-    node: int = 0
-    master_addr: str = "127.0.0.1"
-    master_port: int = 0
-    staged: str | None = None  # the folder of copied shards
-    measures: bool = False  # whether the ranks measure time and memory, for a rehearsal
-
-    @property
-    def file(self) -> Path:
-        return self.logs / f"node_{self.node}.json"
-
-    @property
-    def ranks(self) -> range:
-        """The ranks of this node."""
-        return range(self.node * self.run.gpus_per_node, (self.node + 1) * self.run.gpus_per_node)
-
-    def save(self) -> None:
-        write_json(self.file, {**vars(self), "run": self.run.as_json(), "logs": str(self.logs)})
-
-    @staticmethod
-    def open(file: str) -> "Start":
-        values = read_json(Path(file))
-        return Start(
-            **{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])}
-        )
 
 
 def _argument(flag: str, value) -> list[str]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,10 +98,8 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
                 "start it with srun --ntasks-per-node=1, as slurm/train.sbatch does"
             )
         return Placement(job=job, restarts=restarts, gpus=gpus)
-    num_nodes, num_tasks = (
-        int(environment["SLURM_STEP_NUM_NODES"]),
-        int(environment["SLURM_STEP_NUM_TASKS"]),
-    )
+    num_nodes = int(environment["SLURM_STEP_NUM_NODES"])
+    num_tasks = int(environment["SLURM_STEP_NUM_TASKS"])
     if num_tasks != num_nodes:
         raise InputError(
             f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one per node "
@@ -148,13 +146,13 @@ def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return [socket.gethostname()]
-    try:
-        listed = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return [nodes]
-    return listed.stdout.split()
+    names = _call("scontrol", "show", "hostnames", nodes)
+    return [nodes] if names is None or names.returncode else names.stdout.split()
+
+
+def this_host() -> str:
+    """Returns the name of this machine in SLURM."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 class QueuedJob(NamedTuple):
@@ -169,36 +167,32 @@ class QueuedJob(NamedTuple):
 def my_jobs() -> dict[str, QueuedJob] | None:
     """Returns this user's jobs by number and by ARRAY_TASK; {} without squeue, and None if it
     does not answer."""
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
+    if shutil.which("squeue") is None:
         return {}
-    except (OSError, subprocess.CalledProcessError):
+    queue = _call("squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r")
+    if queue is None or queue.returncode:
         return None
-    jobs = [QueuedJob(*line.strip().split("|", 3)) for line in listed.splitlines() if line.strip()]
+    jobs = [QueuedJob(*line.strip().split("|", 3)) for line in queue.stdout.splitlines() if line]
     return {job.number: job for job in jobs} | {job.task: job for job in jobs}
 
 
 def has_job(job: str) -> bool:
     """Returns whether SLURM has a job, of any user, in its queue; also true if SLURM does not
     answer."""
-    try:
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--format=%T", "--jobs", job], capture_output=True, text=True
-        )
-    except OSError:
+    queue = _call("squeue", "--noheader", "--format=%T", "--jobs", job)
+    if queue is None:
         return True
-    return (
-        bool(asked.stdout.strip())
-        if asked.returncode == 0
-        else "Invalid job id" not in asked.stderr
+    return bool(queue.stdout.strip()) or (
+        queue.returncode != 0 and "Invalid job id" not in queue.stderr
     )
 
 
-def this_host() -> str:
-    """Returns the name of this machine in SLURM."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+def _call(*command: str, **options) -> subprocess.CompletedProcess | None:
+    """Returns a command's exit code and output; None if it cannot be started here."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -225,9 +219,7 @@ class SlurmJob:
                 f"sbatch was not found here: submit on a login node, with sbatch {file}"
             )
         environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
-        done = subprocess.run(
-            self.command(dependency), capture_output=True, text=True, env=environment
-        )
+        done = _call(*self.command(dependency), env=environment)
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
@@ -267,21 +259,19 @@ class SlurmRequest:
 
         The folder of the script `file` contains the job's output and the copy of --setup.
         """
-        options = self._options(
-            file, name, self.nodes, self.gpus_per_node, "%A_%a" if array else "%j"
-        )
-        options |= (
-            {"cpus-per-task": str(self.cpus_per_node)}
-            if self.cpus_per_node
-            else {"exclusive": "", "mem": "0"}
-        )
-        options |= {"array": array} if array else {}
-        run = '"${runs[${SLURM_ARRAY_TASK_ID:-0}]}"'
-        lines = ["runs=(", *(f"    {shlex.quote(str(folder))}" for folder in runs), ")"]
+        options = self._options(file, name, number="%A_%a" if array else "%j")
+        if self.cpus_per_node:
+            options["cpus-per-task"] = str(self.cpus_per_node)
+        else:
+            options |= {"exclusive": "", "mem": "0"}
+        if array:
+            options["array"] = array
         lines = [
             *self._setup(file.parent),
-            *lines,
-            f"run={run}",
+            "runs=(",
+            *(f"    {shlex.quote(str(folder))}" for folder in runs),
+            ")",
+            'run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"',
             f'command=("${{superclip[@]}}" {command} "$run")',
         ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
@@ -293,11 +283,8 @@ class SlurmRequest:
     def command(self, file: Path, name: str, arguments: Sequence[str]) -> SlurmJob:
         """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the
         partition has GPUs."""
-        options = self._options(file, name, 1, 1, "%j") | {
-            "cpus-per-task": "1",
-            "requeue": "",
-            "open-mode": "append",
-        }
+        options = replace(self, nodes=1, gpus_per_node=1)._options(file, name)
+        options |= {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
         lines = [
             "#!/bin/bash",
             *self._directives(options),
@@ -308,43 +295,39 @@ class SlurmRequest:
         ]
         return SlurmJob(file, "\n".join(lines) + "\n")
 
-    def _options(self, file: Path, name: str, nodes: int, gpus: int, number: str) -> dict[str, str]:
+    def _options(self, file: Path, name: str, number: str = "%j") -> dict[str, str]:
         """Returns the common sbatch options of all jobs."""
         # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's
         # % as well.
         folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
-        options = {"job-name": name, "nodes": str(nodes), "time": TIME}
-        options |= {
+        options = {
+            "job-name": name,
+            "nodes": str(self.nodes),
+            "time": TIME,
             "output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out",
             "chdir": str(Path.cwd()),
         }
         # on clusters without --gpus-per-node
         if self.device == "cuda" and "gres" not in self.sbatch:
-            options["gpus-per-node"] = f"{self.gpu_type}:{gpus}" if self.gpu_type else str(gpus)
+            gpu_type = f"{self.gpu_type}:" if self.gpu_type else ""
+            options["gpus-per-node"] = f"{gpu_type}{self.gpus_per_node}"
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
-        # beside which sbatch refuses --mem
         if any(name.startswith("mem-per-") for name in self.sbatch):
-            options = {name: value for name, value in options.items() if name != "mem"}
+            options = {**options}
+            options.pop("mem", None)  # which sbatch refuses beside it
         given = {**options, **self.sbatch}.items()
-        return [
-            f"#SBATCH {shlex.quote(f'--{name}={value}' if value else f'--{name}')}"
-            for name, value in given
-        ]
+        texts = [f"--{name}={value}" if value else f"--{name}" for name, value in given]
+        return [f"#SBATCH {shlex.quote(text)}" for text in texts]
 
     def _setup(self, folder: Path) -> list[str]:
         """Returns the lines that set up the job and find `superclip`; in a container, on its own
         PATH."""
         setup = shlex.quote(f"{folder}/{SETUP}")
-        lines = (
-            [f'source {setup} || {{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}']
-            if self.setup
-            else []
-        )
-        superclip = f"{shlex.quote(sys.executable)} -m openclip_superclip"
+        failed = f'{{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'
         return [
-            *lines,
-            f"superclip=({superclip})",
+            *([f"source {setup} || {failed}"] if self.setup else []),
+            f"superclip=({shlex.quote(sys.executable)} -m openclip_superclip)",
             '[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)',
         ]

@@ -311,7 +311,7 @@ def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(
         -4000:
     ]
     assert state(run)["state"] == "finished"
-    assert json.loads((run / "run.json").read_text())["hosts"] == ["node1", "node2"]
+    assert json.loads((run / "run.json").read_text())["attempts"][0]["hosts"] == ["node1", "node2"]
     assert "Running in horovod mode" in (run / "out.log").read_text()
     _, expected = train_with_ddp(recipe, 2)
     torch.testing.assert_close(load(run, epoch=SLICES)["state_dict"], expected, rtol=0, atol=0)

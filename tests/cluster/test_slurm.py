@@ -93,11 +93,11 @@ def undisturbed(cluster, work, recipe) -> Path:
 def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert state(undisturbed)["state"] == "finished"
     record = json.loads((undisturbed / "run.json").read_text())
-    assert record["hosts"] == ["node1", "node2"]
-    assert record["plan"]["world_size"] == 2
+    assert (record["run"]["nodes"], record["run"]["gpus_per_node"]) == (2, 1)
     assert record["data_check"]["found"] == 12
     assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
     (start,) = record["attempts"]
+    assert start["hosts"] == ["node1", "node2"]
     assert sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log")) == [
         "rank_0.log",
         "rank_1.log",
@@ -160,13 +160,13 @@ def troubled(cluster, work, recipe, slow_steps) -> dict:
     cluster.call("sbatch", *urgent, cwd=work)
 
     wait_for_slice(cluster, run, 2, 2)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank_main")
 
     # A node whose connections break, and of which nothing more is heard: its ranks die, and
     # `superclip run` is silent.
     wait_for_slice(cluster, run, 3, 1)
     cluster.call("on", "node2", "pkill", "-STOP", "-f", "openclip_superclip run")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank")
+    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank_main")
     cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
     cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip run")
 

@@ -24,11 +24,13 @@ import webdataset
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
+from openclip_superclip.environment import end_with_parent
 from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.lab.demo.scene_measures import measure, measure_natural
 from openclip_superclip.lab.demo.scenes import write_dense_scenes
-from openclip_superclip.runs.process import STOPPED_BY, free_port
-from openclip_superclip.runs.rank import main as train_rank
+from openclip_superclip.runs.child_processes import free_port
+from openclip_superclip.runs.rank_main import main as train_rank
+from openclip_superclip.runs.signals import STOPPED_BY
 
 from . import WORDS
 
@@ -313,7 +315,7 @@ def in_forks() -> Iterator[None]:
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openclip_superclip.runs.process.subprocess", forked)
+        patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.lab.studies.study_training.ThreadPoolExecutor", AtOnce)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
         patch.setattr("openclip_superclip.lab.benchmark.time_and_memory.multiprocessing", forking)
@@ -326,18 +328,17 @@ def in_forks() -> Iterator[None]:
         yield
 
 
-def fork_python(
-    command: list[str], stdout, preexec_fn, env: dict[str, str], **_
-) -> multiprocessing.Process:
-    """`subprocess.Popen` of `python -m MODULE`, for the modules that studies and runs start."""
-    module, *arguments = command[command.index("-m") + 1 :]
+def fork_python(command: list[str], stdout, env: dict[str, str], **_) -> multiprocessing.Process:
+    """`subprocess.Popen` of a rank, or of the `superclip` of a study."""
 
     def run():
         os.setsid()
-        preexec_fn()
         for each in STOPPED_BY:
             signal.signal(each, signal.SIG_DFL)
-        return train_rank(*arguments) if module == train_rank.__module__ else main(arguments)
+        if train_rank.__module__ in command:
+            return train_rank(command[-1])
+        end_with_parent(signal.SIGTERM)
+        return main(command[command.index("-c") + 2 :])
 
     process = fork(run, stdout.name, Path.cwd(), env)
     process.poll, process.wait = lambda: process.exitcode, process.join

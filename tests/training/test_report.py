@@ -21,6 +21,7 @@ from openclip_superclip.lab.evaluation.result_files import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
 from openclip_superclip.lab.reports.reported_run import read_run
+from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.progress import read_log
 from openclip_superclip.runs.recipe import read_recipe
 
@@ -82,14 +83,8 @@ def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None
     could train."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text)
-    plan = {"epochs": 25, "world_size": 8, "device": "cuda", "accum_freq": 1}
-    recorded = {
-        "plan": plan,
-        "set": set_ or {},
-        "versions": {"torch": "2.13.0"},
-        "hosts": ["gpu7"],
-        "command": ["x"],
-    }
+    run = make_run(read_recipe(recipe, set_), gpus_per_node=8)
+    recorded = {"run": run.as_json(), "versions": {"torch": "2.13.0"}}
     write_json(folder / "run.json", recorded)
     write_json(folder / "state.json", {"state": "finished", "error": None, "epoch": 25, **state})
     for (dataset, task), metrics in scores.items():
@@ -385,7 +380,7 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     )
     assert (
         f"| SuperCLIP (lr 0.0005) | 1,024 | {zero_shot} | 54.0 | 54.7 | -0.7 | {source}; here "
-        "with --set lr=5e-4 |" in markdown
+        "with --set lr=0.0005 |" in markdown
     )
     assert f"| CLIP | 2,048 | {zero_shot} | missing | 54.5 | – | {source} |" in markdown
     assert f"| SuperCLIP | 2,048 | {zero_shot} | missing | 58.7 | – | {source} |" in markdown

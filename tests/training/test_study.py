@@ -20,8 +20,8 @@ from support.training_runs import call, execute, fork, in_forks, processes_in
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.run_outputs import RECORD
 from openclip_superclip.lab.studies.measure_run import open_trained
+from openclip_superclip.runs.child_processes import run_superclip
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.process import run_superclip
 from openclip_superclip.runs.run import Run
 from openclip_superclip.runs.slurm import Placement
 
@@ -214,7 +214,7 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
 
 
 def test_a_run_has_its_own_process_output_and_cpu_time(tmp_path):
-    code, seconds = run_superclip(["--version"], tmp_path / "output", True, lambda: False)
+    code, seconds = run_superclip(["--version"], tmp_path / "output", lambda: False)
     assert code == 0 and seconds > 0
     assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
 

@@ -24,7 +24,7 @@ from support.training_runs import (
 )
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.runs.process import free_port
+from openclip_superclip.runs.child_processes import free_port
 
 DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
 SLICES = (

@@ -161,7 +161,7 @@ def test_every_public_name_can_be_imported_and_no_other():
     "module, packages",
     [
         ("openclip_superclip", "torch, open_clip, numpy"),
-        ("openclip_superclip.runs.supervisor", "open_clip, torchvision"),
+        ("openclip_superclip.runs.launcher", "open_clip, torchvision"),
     ],
 )
 def test_the_package_imports_no_torch_and_the_supervisor_no_openclip(module, packages):

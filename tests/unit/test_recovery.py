@@ -6,7 +6,7 @@ import socket
 
 from support import cases, parametrize
 
-from openclip_superclip.runs.process import exit_failure, failures
+from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
     CONNECTION,
     DATA,
@@ -21,6 +21,8 @@ from openclip_superclip.runs.recovery import (
     Restart,
     Stop,
     decide,
+    exit_failure,
+    failures,
     first_failure,
     kind_of,
     starts_without_slice,
@@ -116,6 +118,25 @@ def test_the_first_failure_is_the_one_that_caused_the_others(ranks, first, tmp_p
     assert failures(tmp_path) == ranks
     assert first_failure(ranks) == ranks[first]
     assert first_failure([]) is None
+
+
+@parametrize(
+    ("known", "message", "kind"),
+    [
+        ([failure(CONNECTION, 0, 1)], "lost contact with node2", LOST),
+        ([failure(CONNECTION, 0, 1), failure(CONNECTION, 1, 1, "node2")], CONNECTION, CONNECTION),
+        ([failure(USER, 0, 1)], USER, USER),
+    ],
+    ids=["silent", "all have reported", "a cause"],
+)
+def test_a_node_is_gone_if_connections_were_closed_and_it_has_reported_nothing(
+    known, message, kind, tmp_path
+):
+    # the first node's, which it could not write
+    first = cause(tmp_path, known, nodes=["node1", "node2"], patience=0)
+    assert (first.message, first.kind) == (message, kind)
+    assert cause(tmp_path, known, nodes=[]) == known[0]  # one machine waits for no other
+    assert cause(tmp_path, [], nodes=[]) is None
 
 
 def test_failures_are_in_the_order_of_ranks(tmp_path):

@@ -21,6 +21,7 @@ from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
+from openclip_superclip.runs.child_processes import Start
 from openclip_superclip.runs.folder import (
     PREEMPTED,
     RUNNING,
@@ -30,11 +31,12 @@ from openclip_superclip.runs.folder import (
 )
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.plan import make_run, on_machines
-from openclip_superclip.runs.progress import Progress, UnreadableData
+from openclip_superclip.runs.progress import Progress
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.recovery import starts_without_slice
-from openclip_superclip.runs.run import Run, Settings, Start
+from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement, find_placement
+from openclip_superclip.runs.unreadable import UnreadableData
 
 IN_A_STEP = {
     "SLURM_JOB_ID": "17",
@@ -292,22 +294,20 @@ RUN = make_run(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k"), nodes=4,
 def start(folder: RunFolder, job: str | None = None, restarts: int = 0):
     """Begins a start of a run in the folder's records."""
     folder.path.mkdir(exist_ok=True)
-    folder.start(RUN, Placement(job=job, restarts=restarts), [], "local-0")
+    folder.start(RUN, Placement(job=job, restarts=restarts), "local-0")
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
     settings = Settings(unreadable_max=0.5, stage="/local", engine="torchrun")
     recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
-    run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings, {"lr": "2e-3"})
+    run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings)
     RunFolder(tmp_path).write(run)
     found = Run.open(tmp_path)
     assert (found, found.recipe.text) == (run, recipe.text)
     assert found.openclip_arguments() == run.openclip_arguments()
     assert on_machines(found, 2, 8) is found
-    assert on_machines(found, 4, 8) == make_run(
-        recipe, 4, 8, found.data, 256, 3, "cuda", settings, {"lr": "2e-3"}
-    )
-    begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, "/local/x", True)
+    assert on_machines(found, 4, 8) == make_run(recipe, 4, 8, found.data, 256, 3, "cuda", settings)
+    begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, "/local/x", measures=True)
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)

@@ -1,13 +1,15 @@
-"""How a command hears the signals that stop it."""
+"""How a command hears the signals that stop it, and how a child ends with its parent."""
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.process import STOPPED_BY, Stopped, stopped_by_signals
+from openclip_superclip.runs.signals import STOPPED_BY, Stopped, stopped_by_signals
 
 
 def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
@@ -23,3 +25,13 @@ def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("parent", [os.getpid(), 1], ids=["alive", "died before"])
+def test_a_process_ends_if_the_one_that_started_it_is_gone(parent):
+    code = (
+        "from openclip_superclip.environment import end_with_parent; "
+        f"end_with_parent({signal.SIGTERM.value}, parent={parent})"
+    )
+    expected = 0 if parent == os.getpid() else -signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == expected

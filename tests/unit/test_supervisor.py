@@ -16,12 +16,12 @@ from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.runs.folder import RunFolder
+from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.plan import make_run
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.runs.supervisor import NodeTraining
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_finished_run_of_other_data_is_refused(folder):
     (table := folder.path / "held.csv").write_text("before")
     checked = {"tables": {str(table): content_digest(table), "nowhere.csv": "0"}}
     write_json(folder.path / "state.json", {"state": "finished"})
-    folder.note(plan=Run.open(folder.path).as_dict(), data_check=checked)
+    folder.note(data_check=checked)
     assert started(folder) == 0
     table.write_text("after")
     with input_error(r"/held\.csv has changed since .*/run was trained on it: give --out another"):
@@ -98,7 +98,7 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
 def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder):
     """It held the run, its beginning and its starts in three files."""
     record = folder.record()
-    write_json(folder.path / "description.json", record.pop("run"))
+    write_json(folder.path / "description.json", record.pop("run") | {"set": {"lr": "1e-3"}})
     now = beginning(vars(check_command(Run.open(folder.path).openclip_arguments())), world_size=1)
     write_beginning(folder.path, now, resumes=False)
     write_json(folder.path / "run.json", {"attempts": [{"job": None, "state": "preempted"}]})
@@ -107,7 +107,7 @@ def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder
     folder.check_recipe(run.recipe)
     with input_error(r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"):
         folder.check_recipe(replace(run.recipe, lr=2e-3))
-    folder.start(run, Placement(), [], "local-1", began_with=now)
+    folder.start(run, Placement(), "local-1", began_with=now)
     assert not (folder.path / "description.json").exists()
     assert not (folder.path / "began_with.json").exists()
     assert (Run.open(folder.path), read_beginning(folder.path)) == (run, now)

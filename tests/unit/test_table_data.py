@@ -21,11 +21,11 @@ from openclip_superclip.environment import replaced
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
+from openclip_superclip.runs.loss_monitor import CountedSteps
 from openclip_superclip.runs.plan import make_run, settings_of_table
-from openclip_superclip.runs.progress import refuse_bad_files
-from openclip_superclip.runs.rank import CountedEpoch
 from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.run import Settings
+from openclip_superclip.runs.unreadable import refuse_bad_files
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70
@@ -172,12 +172,12 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     args = openclip_args(options)
     args.distributed = False
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
-    epoch = CountedEpoch(calls=1)
-    epoch.begin("checkpoints/epoch_3.pt")
+    counted = CountedSteps(steps_of_epoch=1)
+    counted.resume("checkpoints/epoch_3.pt")
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(start_method, force=True)
     try:
-        with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", epoch.get_value):
+        with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", counted.epoch):
             table = (
                 functools.partial(adapter._Table, short_caption) if has_tokens else data.CsvDataset
             )

@@ -20,7 +20,7 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
     """Writes FOLDER/RUN/record.json; InputError if a run is unfinished, has no scores, or not
     one of superclip run."""
     problem = None
-    if run.recipe is None:
+    if run.planned is None:
         problem = "is not a run of superclip run or superclip study"
     elif run.state != FINISHED:
         problem = f"is {run.state}"
@@ -38,16 +38,15 @@ def record(run: ReportedRun) -> dict:
     """Returns what record.json contains.
 
     Processor, GPU and code are those of the machine that writes it."""
-    plan = run.record["plan"]
-    uses_gpu = plan["device"] != "cpu" and torch.cuda.is_available()
+    uses_gpu = run.planned.device != "cpu" and torch.cuda.is_available()
     return {
-        "recipe": plan["recipe"],
+        "recipe": run.planned.recipe.name,
         "settings": {
             name: value for name, value in run.recipe.as_dict().items() if name not in LEFT_OUT
         },
         "versions": run.record["versions"],
-        "device": plan["device"],
-        "ranks": plan["world_size"],
+        "device": run.planned.device,
+        "ranks": run.planned.world_size,
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if uses_gpu else None,
         "samples_per_second": run.samples_per_second,

@@ -155,7 +155,8 @@ def paper_table(comparison: Comparison) -> Table:
     trained."""
     rows = []
     for group in comparison.groups:
-        settings = [item for run in group.runs for item in run.record.get("set", {}).items()]
+        recipes = [run.recipe for run in group.runs if run.recipe]
+        settings = [item for recipe in recipes for item in recipe.set_values.items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
         for paper in comparison.paper_of(group.series):

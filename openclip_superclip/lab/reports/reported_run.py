@@ -13,6 +13,7 @@ from ...option_effects import EFFECTS
 from ...runs.folder import current_state
 from ...runs.progress import read_log
 from ...runs.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores, read_recipe
+from ...runs.run import Run
 from .run_scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"
@@ -42,6 +43,7 @@ class ReportedRun:
     # optimizer settings, --data and the like, without the seed
     training: dict = field(default_factory=dict)
     recipe: Recipe | None = None
+    planned: Run | None = None  # of `superclip run`
     record: dict = field(default_factory=dict)  # run.json
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
@@ -84,6 +86,7 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     """Returns the run in a folder; a folder without a run is missing."""
     run = ReportedRun(path, MISSING, name=name)
     run.record = read_json(path / "run.json", default={})
+    run.planned = Run.find(path)
     log = path / "out.log"
     run.points = read_log(log) if log.is_file() else []
     options = read_options(path)
@@ -95,7 +98,7 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     except InputError as error:
         run.note = str(error)
         return run
-    run.epochs = (run.record.get("plan") or options).get("epochs")
+    run.epochs = run.planned.num_slices if run.planned else options.get("epochs")
     run.scores, run.epoch = read_scores(path)
     _set_state(run, current_state(path))
     for measure, score in of_training(path).items():
@@ -118,7 +121,7 @@ def _set_recipe(run: ReportedRun, recipe: Recipe) -> None:
     options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
     options[LONG_CAPTION] = superclip.get("long_caption")
     run.training = _training({**vars(recipe), **options}, recipe.schedule)
-    data = run.record.get("plan", {}).get("data", recipe.shards)
+    data = run.planned.data if run.planned else recipe.shards
     run.training["data"] = "the recipe's" if data == recipe.shards else data
 
 

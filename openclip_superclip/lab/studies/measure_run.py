@@ -12,9 +12,9 @@ from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, read_json, write_json
-from ...runs.folder import RunFolder
-from ...runs.process import last_line, run_superclip
+from ...runs.child_processes import last_line, run_superclip
 from ...runs.recipe import read_recipe
+from ...runs.run import Run
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
@@ -66,7 +66,8 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
 def _last_checkpoint(run: Path) -> tuple[int, Path]:
     """Returns the last epoch and its checkpoint; InputError if it is missing."""
     by_epoch = checkpoints(run / "checkpoints")
-    epoch = RunFolder(run).record().get("plan", {}).get("epochs") or max(by_epoch, default=None)
+    planned = Run.find(run)
+    epoch = planned.num_slices if planned else max(by_epoch, default=None)
     if epoch not in by_epoch:
         raise InputError(
             f"{run} is finished but lacks its last checkpoint: remove it, to train the run again"

@@ -9,9 +9,9 @@ from ...errors import InputError
 from ...files import make_folder, read_json, write_json
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
-from ...runs.progress import accepted_data
 from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
+from ...runs.unreadable import accepted_data
 from .study_call import StudyCall
 from .study_run import StudyRun
 from .study_training import StudyTraining, unfinished, write_data

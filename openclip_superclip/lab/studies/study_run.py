@@ -11,9 +11,9 @@ from pathlib import Path
 from ...data.tables import is_table
 from ...errors import InputError
 from ...files import read_json, write_json
+from ...runs.child_processes import last_line, run_superclip
 from ...runs.folder import FINISHED, RunFolder
 from ...runs.plan import make_run
-from ...runs.process import last_line, run_superclip
 from ...runs.recipe import WORDS, Recipe, read_recipe
 from ...runs.run import Run
 from ...runs.slurm import find_placement
@@ -52,7 +52,6 @@ class StudyRun:
             data=self.call.data,
             device=self.call.options.device,
             settings=self.call.options.settings,
-            set_=self.set,
             **machines,
         )
 

@@ -18,9 +18,9 @@ from ...errors import InputError, listed
 from ...files import make_folder, read_json, write_bytes, write_json, write_text
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
-from ...runs.progress import refuse_bad_files
 from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
+from ...runs.unreadable import refuse_bad_files
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
 from .measure_run import DENSE_SCENES, MEASURED_WITH, measured
@@ -147,7 +147,7 @@ class StudyTraining:
             )
         folder.check_recipe(run.recipe, advice)
         data = self.call.data or run.recipe.shards
-        folder.check_plan(advice, data=data, device=self.call.options.device)
+        folder.check_data(advice, data, self.call.options.device)
 
     def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure

@@ -13,13 +13,16 @@ from pathlib import Path
 
 from ..checkpoints import run_outputs
 from ..data.shard_order import slice_of
-from ..data.tar_shards import expand, is_remote
+from ..data.tar_shards import expand
 from ..errors import InputError
 from ..files import keep_private
 from ..rendering import bytes_text
 from .folder import RunFolder
 from .run import Run
 from .slurm import Placement, this_host
+
+COPIES = 4  # at a time
+CHUNK = 8 << 20  # bytes
 
 
 class StagedShards:
@@ -39,30 +42,13 @@ class StagedShards:
             copy = self.copy_of(shard["url"])
             if copy.exists():
                 self._shard_of[str(copy)] = shard["url"]
-                shard = {**shard, "url": str(copy)}
-            yield shard
+                yield {**shard, "url": str(copy)}
+            else:
+                yield shard
 
     def name(self, copy: str) -> str:
         """Returns the shard of a copy that this process has read; other names unchanged."""
         return self._shard_of.get(copy, copy)
-
-
-COPIES = 4  # at a time
-CHUNK = 8 << 20  # bytes
-
-
-def check_stage(run: Run) -> None:
-    """Raises InputError if the run's data cannot be copied shard by shard."""
-    if run.is_table:
-        raise InputError(
-            f"--stage copies shards, and --data {run.data} is a table: leave --stage out"
-        )
-    remote = next(filter(is_remote, expand(run.data)), None)
-    if remote:
-        raise InputError(
-            f"--stage copies files, and --data holds '{remote}', which each rank streams "
-            "itself: give --data shards on a file system that the nodes share, or leave --stage out"
-        )
 
 
 class Staging:
@@ -94,8 +80,7 @@ class Staging:
                 "written to, such as /local or $TMPDIR in quotes"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.epoch = run_outputs.newest(self.checkpoints)
-        self._check_disk()
+        self._check_disk(run_outputs.newest(self.checkpoints))
         self.thread.start()
         return self
 
@@ -108,20 +93,14 @@ class Staging:
         """Copies the current slice and the next one, and another one whenever a slice is
         trained."""
         try:
-            for epoch in range(self.epoch, self.run.num_slices):
-                while self.epoch < epoch - 1:
+            for epoch in range(run_outputs.newest(self.checkpoints), self.run.num_slices):
+                while (current := run_outputs.newest(self.checkpoints)) < epoch - 1:
                     if self.stop.wait(1):
                         return
-                    self.epoch = max(self.epoch, run_outputs.newest(self.checkpoints))
-                wanted = {
-                    self.staged.copy_of(shard)
-                    for one in range(self.epoch, epoch)
-                    for shard in self._shards(one)
-                }
-                for copy in [
-                    path for path in self.folder.rglob("*") if path.is_file() and path not in wanted
-                ]:
-                    copy.unlink(missing_ok=True)
+                wanted = {*self._copies(current), *self._copies(epoch)}
+                for path in list(self.folder.rglob("*")):
+                    if path.is_file() and path not in wanted:
+                        path.unlink()
                 with ThreadPoolExecutor(COPIES) as pool:
                     list(pool.map(self._copy, dict.fromkeys(self._shards(epoch))))
                 self.first.set()
@@ -129,6 +108,9 @@ class Staging:
                     return
         finally:
             self.first.set()  # even after an error: the ranks then read the originals
+
+    def _copies(self, epoch: int) -> list[Path]:
+        return [self.staged.copy_of(shard) for shard in self._shards(epoch)]
 
     def _shards(self, epoch: int) -> list[str]:
         """Returns the shards of a slice that this node's ranks read, in their order; none after
@@ -143,18 +125,17 @@ class Staging:
             if place % run.world_size // run.gpus_per_node == of_node
         ]
 
-    def _check_disk(self) -> None:
+    def _check_disk(self, epoch: int) -> None:
         needed = 0
-        for shard in {*self._shards(self.epoch), *self._shards(self.epoch + 1)}:
+        for shard in {*self._shards(epoch), *self._shards(epoch + 1)}:
             with contextlib.suppress(OSError):  # reported when it is copied
                 needed += os.stat(shard).st_size
         free = shutil.disk_usage(self.disk).free
         if free < needed:
             raise InputError(
                 f"--stage: the disk of {self.disk} on {this_host()} has {bytes_text(free)} "
-                "free, and two slices of its "
-                f"ranks' shards take {bytes_text(needed)}: give a larger disk, more nodes, or "
-                "the recipe more slices"
+                f"free, and two slices of its ranks' shards take {bytes_text(needed)}: give a "
+                "larger disk, more nodes, or the recipe more slices"
             )
 
     def _copy(self, shard: str) -> None:

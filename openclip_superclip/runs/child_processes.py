@@ -1,0 +1,190 @@
+"""Child processes of a run: its ranks, and commands of `superclip`; how they start and end."""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..files import read_json, write_json
+from .recovery import Failure, exit_failure
+from .run import Run
+
+EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
+POLLS = 10  # of the ranks per second
+FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+# `superclip`, which ends by SIGTERM with its parent
+SUPERCLIP = (
+    "import sys; from openclip_superclip.environment import end_with_parent; "
+    "end_with_parent({signal}, {parent}); from openclip_superclip.__main__ import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The start parameters of the ranks of one node: LOGS/node_N.json."""
+
+    run: Run
+    logs: Path
+    arguments: list[str]  # of `superclip train`
+    node: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    staged: str | None = None  # the folder of copied shards
+    measures: bool = False  # whether the ranks measure time and memory, for a rehearsal
+    launcher: int = field(default_factory=os.getpid)  # the process with which the ranks end
+
+    @property
+    def file(self) -> Path:
+        return self.logs / f"node_{self.node}.json"
+
+    @property
+    def ranks(self) -> range:
+        """The ranks of this node."""
+        return range(self.node * self.run.gpus_per_node, (self.node + 1) * self.run.gpus_per_node)
+
+    def save(self) -> None:
+        write_json(self.file, {**vars(self), "run": self.run.as_json(), "logs": str(self.logs)})
+
+    @staticmethod
+    def open(file: str) -> "Start":
+        values = read_json(Path(file))
+        return Start(
+            **{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])}
+        )
+
+
+def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
+    """Runs this node's ranks to their end, and returns the failures, which are also written; none
+    if all succeeded.
+
+    If one fails, or `each_second` raises an exception, all are ended.
+    """
+    processes: dict[int, subprocess.Popen] = {}
+    try:
+        for rank in start.ranks:
+            processes[rank] = _start_rank(start, rank)
+        for poll in itertools.count(1):
+            codes = {rank: process.poll() for rank, process in processes.items()}
+            if any(codes.values()):
+                return [_failure(start.logs, rank, code) for rank, code in codes.items() if code]
+            if None not in codes.values():
+                return []
+            if poll % POLLS == 0:
+                each_second()
+            time.sleep(1 / POLLS)
+    finally:
+        _end(processes.values())
+
+
+def _failure(logs: Path, rank: int, exit_code: int) -> Failure:
+    """Returns the failure that a rank has written or, for one that could not, writes what its
+    exit code shows."""
+    file = logs / f"rank_{rank}.error.json"
+    if file.exists():
+        return Failure.read(file)
+    failure = exit_failure(rank, exit_code)
+    with contextlib.suppress(OSError):  # on a full disk
+        failure.write(file)
+    return failure
+
+
+def _start_rank(start: Start, rank: int) -> subprocess.Popen:
+    """Starts a rank in a session of its own, which signals of a terminal do not reach; its
+    output goes into a file."""
+    environment = {
+        **({"OMP_NUM_THREADS": "1"} if start.run.gpus_per_node > 1 else {}),  # as torchrun does
+        **FLIGHT_RECORDER,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_",
+        **os.environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(start.run.world_size),
+        "LOCAL_RANK": str(rank - start.ranks[0]),
+        "LOCAL_WORLD_SIZE": str(start.run.gpus_per_node),
+        "MASTER_ADDR": start.master_addr,
+        "MASTER_PORT": str(start.master_port),
+    }
+    command = [sys.executable, "-u", "-m", "openclip_superclip.runs.rank_main", str(start.file)]
+    return _start(command, environment, start.logs / f"rank_{rank}.log")
+
+
+def _start(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
+    with open(output, "wb") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def _end(processes: Iterable[subprocess.Popen]) -> None:
+    """Ends ranks and their data loaders by SIGTERM, after some seconds by SIGKILL."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + EXIT_PATIENCE
+    for process in running:
+        try:
+            process.wait(max(0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run_superclip(
+    arguments: Sequence[str],
+    output: Path,
+    is_to_stop: Callable[[], bool],
+    *,
+    one_thread: bool = False,
+) -> tuple[int, float]:
+    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its
+    own processes.
+
+    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
+    this process ends, or when `is_to_stop`, which is called twice a second, returns True. Its
+    output goes to the file `output`.
+    """
+    threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
+    code = SUPERCLIP.format(parent=os.getpid(), signal=signal.SIGTERM.value)
+    command = [sys.executable, "-c", code, *arguments]
+    process = _start(command, {**os.environ, **threads}, output)
+    ended = 0
+    try:
+        while not ended:
+            time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
+            if stops := is_to_stop():
+                process.terminate()
+            ended, status, usage = os.wait4(process.pid, 0 if stops else os.WNOHANG)
+    finally:
+        if not ended:
+            process.terminate()
+            process.wait()
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+
+
+def last_line(output: Path) -> str:
+    """Returns the last line of a file that is not empty."""
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def free_port() -> int:
+    """Returns a free port of this machine."""
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        return listening.getsockname()[1]

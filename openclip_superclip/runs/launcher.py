@@ -1,0 +1,371 @@
+"""`superclip run` on one node: starts the node's ranks; on the first node, also checks, watches and
+records the run."""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from ..checkpoints import run_outputs
+from ..checkpoints.resume import (
+    BEGAN_WITH,
+    beginning,
+    check_beginning,
+    differences,
+    read_beginning,
+    resumed_checkpoint,
+)
+from ..checkpoints.validation import best_epoch
+from ..errors import InputError
+from ..files import make_folder
+from ..openclip.train import check_command
+from ..rendering import bytes_text
+from . import recovery
+from .child_processes import Start, free_port, run_ranks
+from .cost import build_model
+from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, now
+from .lock import lock
+from .node_loss import HEARTBEAT, cause
+from .progress import AddedLines, Progress
+from .recovery import CONNECTION, DATA, LOSS, MAX_STARTS, STALL, Failure, Requeue, Stop
+from .run import Run
+from .signals import EXIT_AGAIN, Stopped
+from .slurm import Placement, hosts, time_left
+from .staging import Staging
+from .unreadable import UnreadableData, accepted_data
+
+FULL = 4 << 20  # bytes: a disk with less free space counts as full
+# seconds in which another node reports its failure after a signal: SLURM kills this process 30
+# seconds after it
+PATIENCE_AT_STOP = 5
+
+
+class Stalled(Exception):
+    """The ranks are alive but make no progress."""
+
+
+def train(run: Run, placement: Placement, folder: RunFolder) -> int:
+    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose
+    script does."""
+    while True:
+        training = NodeTraining(run, placement, folder)
+        code = training.train()
+        if code != EXIT_AGAIN or placement.step is not None:
+            return code
+        run = training.run  # which accepts no further changes
+
+
+class NodeTraining:
+    """Trains a run on this node, into a folder.
+
+    Every node runs its ranks, and ends with an error when one of them fails: srun then ends the
+    other nodes. Only the first node writes to the folder; the others write the failures of their
+    ranks beside the ranks' logs.
+    """
+
+    def __init__(
+        self, run: Run, placement: Placement, folder: RunFolder, *, measures: bool = False
+    ):
+        settings = run.settings
+        self.accept_changes = settings.accept_changes and not _accepted_before(placement, folder)
+        # later starts accept no changes
+        run = replace(run, settings=replace(settings, accept_changes=False))
+        self.run, self.placement, self.folder = run, placement, folder
+        num_local = len(list(folder.path.glob("ranks/local-*")))
+        self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
+        self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
+        self.start = Start(
+            run,
+            self.logs,
+            self._arguments(),
+            node=placement.node,
+            master_addr=placement.master_addr,
+            master_port=placement.master_port if placement.num_nodes > 1 else free_port(),
+            staged=str(self.staging.folder) if self.staging else None,
+            measures=measures,
+        )
+        self.progress = Progress(run, self.logs)
+        self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
+        self.last_beat = 0.0
+        self.disk_was_full = False
+        self.failures: list[Failure] = []  # of this node's ranks
+
+    def _arguments(self) -> list[str]:
+        """Returns the arguments of `superclip train`."""
+        path = self.folder.path
+        arguments = [
+            *self.run.openclip_arguments(),
+            "--logs",
+            str(path.parent),
+            "--name",
+            path.name,
+        ]
+        arguments += ["--resume", "latest", "--save-frequency", "1"]
+        if self.accept_changes and not self.run.is_table:
+            arguments.append("--superclip-accept-changes")
+        return arguments
+
+    def train(self) -> int:
+        """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
+        if self.placement.node == 0:
+            return self._first_node()
+        if self.folder.is_finished:
+            return 0
+        try:
+            failures = self._run_ranks(lambda: None)
+        except (InputError, OSError) as error:  # about this node's disk
+            failures = [Failure.here("superclip run", str(error))]
+            with contextlib.suppress(OSError):
+                failures[0].write(self.logs / f"node_{self.placement.node}.error.json")
+        if not failures:
+            return 0
+        # the first node prints the traceback of the failure that caused the others
+        _print_error(f"superclip run: {recovery.first_failure(failures).text}")
+        return 1
+
+    def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
+        """Runs this node's ranks to their end, after staging the first slice; returns their
+        failures."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.start.save()
+        with self.staging or contextlib.nullcontext():
+            while self.staging and not self.staging.first.is_set():
+                self.progress.last_step = time.monotonic()  # copying is not a stall
+                each_second()
+                time.sleep(0.5)
+            return run_ranks(self.start, each_second)
+
+    def _first_node(self) -> int:
+        folder = self.folder
+        make_folder(folder.path, "--out")
+        with lock(folder.path / "lock", self.placement):
+            with self._refusals_noted():
+                if folder.is_finished:
+                    folder.check_recipe(self.run.recipe, "give --out another folder")
+                    folder.check_data("give --out another folder", self.run.data)
+                    print(f"superclip run: {folder.path} is finished: nothing is left to train")
+                    return 0
+                values = self._checked()
+            for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
+                self._log(f"{path.stem} is damaged and was renamed to {path.name}")
+            accepts = self.accept_changes
+            folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
+            try:
+                self._check_starts()
+                self._check_disk()
+                folder.note(data_check=accepted_data(self.run, "run"))
+                return self._end(self._train())
+            except Stopped as stop:
+                then = Requeue() if stop.before_time_is_up else None
+                folder.end(PREEMPTED, f"stopped by {stop}", then)
+                if failure := self._failure_before(stop):
+                    return self._end(failure)
+                raise
+            except Exception as error:
+                name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                folder.end(FAILED, f"{name}{error}{self._full_disk()}")
+                raise
+
+    @contextlib.contextmanager
+    def _refusals_noted(self):
+        """Records an InputError as the reason why this start was refused."""
+        try:
+            yield
+        except InputError as error:
+            self.folder.note_refusal(str(error))
+            raise
+
+    def _checked(self) -> dict:
+        """Returns what this start adds to run.json; InputError if it may not train into the
+        folder."""
+        folder = self.folder
+        if not self.accept_changes:
+            folder.check_recipe(self.run.recipe)
+        resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
+        begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
+        before = read_beginning(folder.path) if run_outputs.newest(folder.checkpoints) else None
+        if before is None:  # nothing was trained yet
+            return {BEGAN_WITH: begins}
+        changed = differences(before, begins)
+        if not self.accept_changes:
+            check_beginning(folder.path, begins, "--accept-changes")
+        changes = folder.record().get("changes", [])
+        if changed:
+            change = {"when": now(), "start": len(folder.attempts), "changed": changed}
+            changes = [*changes, change]
+        began_with = begins if changed or not before["versions"] else before
+        return {BEGAN_WITH: began_with, "changes": changes}
+
+    def _train(self) -> Failure | None:
+        """Trains to the end, and returns the failure that caused the others."""
+        watch = self._watch()
+        try:
+            self.failures = self._run_ranks(watch)
+        except Stalled as stalled:
+            return Failure("", str(stalled), kind=STALL)
+        except OSError as error:
+            self._make_room()
+            return Failure("superclip run", f"{type(error).__name__}: {error}")
+        if self.failures:
+            self._make_room()  # this node's ranks, which may have been saving, have ended
+            failure = cause(self.logs, self.failures, self._nodes())
+            if failure.kind == DATA:
+                self.unreadable.look()
+                self.unreadable.check()  # raises an error that names the shards
+            return failure
+        self.last_beat = 0.0
+        watch()
+        last = self.run.num_slices
+        if run_outputs.newest(self.folder.checkpoints) < last:
+            return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
+        return None
+
+    def _watch(self) -> Callable[[], None]:
+        """Returns a function to call each second: it records the progress, prints the output of
+        rank 0, removes old checkpoints, and raises an exception for what ends the run."""
+        added = AddedLines()
+        last_epoch = None
+
+        def each_second() -> None:
+            nonlocal last_epoch
+            self._beat()
+            self.unreadable.check()
+            minutes = self.run.settings.stall_minutes
+            if self.progress.has_stalled(minutes):
+                raise Stalled(f"no step for {minutes:g} minutes")
+            lines = added.read(self.logs / "rank_0.log")
+            if any(self.logs.glob("rank_*.error.json")):  # the first error is reported first
+                return
+            sys.stdout.buffer.write(lines)
+            sys.stdout.buffer.flush()
+            epoch = run_outputs.newest(self.folder.checkpoints)
+            if epoch != last_epoch:
+                last_epoch = epoch
+                self.folder.prune(self.run)
+                self._beat(at_once=True)
+
+        return each_second
+
+    def _nodes(self) -> list[str]:
+        """Returns the names of all nodes if there are several."""
+        return hosts() if self.placement.num_nodes > 1 else []
+
+    def _failure_before(self, stop: Stopped) -> Failure | None:
+        """Returns the failure that preceded a signal: srun ends this node if another one fails."""
+        self._make_room()
+        if stop.before_time_is_up or not self._nodes():
+            return None
+        failure = cause(self.logs, self.failures, self._nodes(), PATIENCE_AT_STOP)
+        # other nodes have stopped a moment before
+        if failure and failure.kind == CONNECTION and not self.failures:
+            return None
+        return failure
+
+    def _end(self, failure: Failure | None) -> int:
+        """Records how this start ended, and returns the exit code."""
+        folder = self.folder
+        self._beat(at_once=True)
+        if failure is None:
+            folder.end(FINISHED)
+            last = f"{folder.checkpoints}/epoch_{self.run.num_slices}.pt"
+            print(f"superclip run: finished; {last}", flush=True)
+            if best := best_epoch(folder.path):
+                export = f"superclip export {folder.path} --best exports it"
+                print(f"superclip run: {best}; {export}", flush=True)
+            return 0
+        _print_error(failure.describe(self.logs))
+        if failure.kind == LOSS:
+            from ..checkpoints.weights import holds_numbers  # imports torch
+
+            for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
+                self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
+        disk = self._full_disk()
+        decision = Stop()
+        if disk:  # a rank may not have been able to write its error
+            _print_error(f"superclip run: {disk.strip(' ()')}")
+        elif not self.start.measures:
+            progress = run_outputs.newest(folder.checkpoints)
+            decision = recovery.decide(failure, folder.attempts, progress, time_left(os.environ))
+        if isinstance(decision, Stop):
+            folder.end(FAILED, f"{failure.text}{disk or decision.why}")
+            return 1
+        _print_error("superclip run: starts again from the last checkpoint")
+        folder.end(PREEMPTED, failure.text, decision)
+        return EXIT_AGAIN
+
+    def _beat(self, *, at_once: bool = False) -> None:
+        """Writes the progress into state.json every few seconds."""
+        self.progress.look()
+        if time.monotonic() - self.last_beat < HEARTBEAT and not at_once:
+            return
+        self.last_beat = time.monotonic()
+        with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
+            epoch = run_outputs.newest(self.folder.checkpoints)
+            values = self.progress.values(epoch)
+            self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
+
+    def _make_room(self) -> None:
+        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
+        recorded."""
+        self._full_disk()
+        run_outputs.quarantine(self.folder.checkpoints, run_outputs.is_complete, None)
+
+    def _full_disk(self) -> str:
+        """Returns " (the disk of RUN is full)" if it is, or was when a rank failed, else ""."""
+        self.disk_was_full |= shutil.disk_usage(self.folder.path).free < FULL
+        return f" (the disk of {self.folder.path} is full)" if self.disk_was_full else ""
+
+    def _check_starts(self) -> None:
+        """Raises InputError if this job was started too often without a new slice."""
+        progress = run_outputs.newest(self.folder.checkpoints)
+        if recovery.starts_without_slice(self.folder.attempts, progress) > MAX_STARTS:
+            raise InputError(
+                f"the run was started {MAX_STARTS} times and stopped before a slice was "
+                "trained: give the job more --time, or the recipe more slices"
+            )
+
+    def _check_disk(self) -> None:
+        """Raises InputError, with the free and the needed bytes, if the disk is too small;
+        quotas are not read."""
+        folder = self.folder.path
+        saved = run_outputs.checkpoints(self.folder.checkpoints)
+        if max(saved, default=0) >= self.run.num_slices:
+            return
+        num_more = max(1, self.run.max_checkpoints - len(saved))
+        size = max((path.stat().st_size for path in saved.values()), default=0)
+        size = size or build_model(self.run)[0]["checkpoint_bytes"]
+        free = shutil.disk_usage(folder).free
+        needed = num_more * size
+        if free < needed:
+            raise InputError(
+                f"--out: the disk of {folder} has {bytes_text(free)} free, and {num_more} "
+                f"more checkpoints of {bytes_text(size)} need {bytes_text(needed)}: free some "
+                "space, or give --out another folder"
+            )
+
+    def _log(self, text: str) -> None:
+        """Prints a line, and adds it to OpenCLIP's log."""
+        line = f"superclip run: {text}"
+        print(line, flush=True)
+        with open(self.folder.path / "out.log", "a") as log:
+            log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")
+
+
+def _accepted_before(placement: Placement, folder: RunFolder) -> bool:
+    """Returns whether an earlier start of the same job has accepted changes."""
+    this = placement.restarts, placement.step
+    return any(
+        attempt.get("accepts")
+        and placement.job
+        and attempt["job"] == placement.job
+        and (attempt["restarts"], attempt["step"]) != this
+        for attempt in folder.attempts
+    )
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

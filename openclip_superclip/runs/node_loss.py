@@ -1,0 +1,71 @@
+"""Whether a node or a run is gone without a word: closed connections, processes, heartbeats."""
+
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..files import read_json
+from .recovery import CONNECTION, LOST, Failure, failures, first_failure
+
+PATIENCE = 20  # seconds in which the node that caused a closed connection reports its failure
+HEARTBEAT = 10  # seconds between two heartbeats of a run
+# seconds without a heartbeat after which a run is lost: network file systems can lag by a minute
+STALE = 120
+
+
+def cause(
+    logs: Path, here: Sequence[Failure], nodes: Sequence[str], patience: float = PATIENCE
+) -> Failure | None:
+    """Returns the failure that caused the others, for which another node may need some seconds;
+    None without one.
+
+    If only connections were closed, the nodes that have not reported a failure are lost. `here`
+    are this node's failures, which it may not have been able to write; `nodes` are the names of
+    all nodes if there are several.
+    """
+    deadline = time.monotonic() + (patience if nodes else 0)
+    while True:
+        known = failures(logs) or here
+        failure = first_failure(known)
+        if (failure and failure.kind != CONNECTION) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    silent = sorted({*nodes} - {failure.host for failure in known})
+    if failure and failure.kind == CONNECTION and silent:
+        message = f"lost contact with {', '.join(silent)}"
+        return Failure("", message, kind=LOST, host=silent[0])
+    return failure
+
+
+def why_gone(run: Path) -> str | None:
+    """Returns why the process that trains into a folder is gone, None if it may be alive."""
+    owner = read_json(run / "lock", default={})
+    if owner.get("host") == socket.gethostname() and not is_running(owner.get("pid")):
+        return f"process {owner.get('pid')} on {owner['host']} is gone"
+    return "no heartbeat" if _age(run / "state.json") > STALE else None
+
+
+def is_running(pid: int | None) -> bool:
+    """Returns whether this machine has a process of this number."""
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return pid is not None
+
+
+def _age(file: Path) -> float:
+    """Returns the seconds since a file was written, by the clock of its file system, from which
+    this machine's may differ."""
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as new:
+            new.write(b"now")
+            new.flush()
+            return os.fstat(new.fileno()).st_mtime - file.stat().st_mtime
+    except OSError:  # a folder of another user, or a full disk
+        return time.time() - file.stat().st_mtime

@@ -1,0 +1,192 @@
+"""One rank of a run: trains as `superclip train`, and writes why it fails.
+
+python -m openclip_superclip.runs.rank_main LOGS/node_0.json
+"""
+
+import faulthandler
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import run_outputs
+from ..checkpoints.weights import holds_numbers
+from ..environment import end_with_parent, replaced
+from ..errors import InputError
+from ..files import write_json
+from ..hooks import hookimpl
+from ..method.distributed import begin_sum, world_size
+from ..openclip.train import register_plugin, train
+from .child_processes import Start, last_line
+from .loss_monitor import CountedSteps, LossMonitor, NonFiniteLoss
+from .progress import FIRST_STEP, STEPS
+from .recovery import DATA, LOSS, USER, Failure, kind_of
+from .staging import StagedShards
+from .unreadable import too_much_unreadable, unreadable_of_slice
+
+
+class Refused(Exception):
+    """Training ended with an exit code; the message is the last line of the rank's output."""
+
+
+class TooMuchUnreadable(Exception):
+    """The ranks could not read more of a slice than --unreadable-max allows."""
+
+
+def main(file: str) -> int:
+    """Trains as the file of a Start describes, and returns the exit code; an exception is first
+    written to a file."""
+    start = Start.open(file)
+    rank = int(os.environ["RANK"])
+    end_with_parent(parent=start.launcher)
+    faulthandler.enable()
+    minutes = start.run.settings.stall_minutes
+    dump_stacks_after(minutes and max(minutes, FIRST_STEP))
+    try:
+        _train(start, rank)
+        return 0
+    except Exception as error:
+        _failure(error, rank).write(start.logs / f"rank_{rank}.error.json")
+        if isinstance(error, Refused):
+            return 1
+        raise
+
+
+def dump_stacks_after(minutes: float) -> None:
+    """Makes this process write the Python stacks of its threads after so many minutes, 0 for
+    never, unless it is called again."""
+    if minutes:
+        faulthandler.dump_traceback_later(60 * minutes)
+
+
+def _failure(error: Exception, rank: int) -> Failure:
+    for kind, of_all_ranks in ((LOSS, NonFiniteLoss), (DATA, TooMuchUnreadable)):
+        if isinstance(error, of_all_ranks):
+            return Failure("", str(error), timestamp=time.time(), kind=kind)
+    if isinstance(error, Refused):
+        return Failure.here(f"rank {rank}", str(error))
+    message = f"{type(error).__name__}: {error}"
+    kind = USER if isinstance(error, InputError) else kind_of(message)
+    return Failure.here(f"rank {rank}", message, traceback.format_exc(), kind)
+
+
+def _train(start: Start, rank: int) -> None:
+    """Trains; raises Refused if training ends with another exit code than 0."""
+    monitor = RankMonitor(start, rank)
+    register_plugin(monitor)
+    try:
+        with monitor.listing_unreadable():
+            code = measured(start, rank) if start.measures else train(start.arguments)
+    except SystemExit as exit:
+        code = exit.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        raise Refused(last_line(start.logs / f"rank_{rank}.log"))
+    last = run_outputs.checkpoints(start.logs.parents[1] / "checkpoints").get(start.run.num_slices)
+    if rank == 0 and last and not holds_numbers(last):
+        raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
+
+
+def measured(start: Start, rank: int) -> int:
+    """Trains and returns the exit code; writes the measures of a rehearsal into a file if it is
+    0."""
+    save = torch.save
+    saved = []
+
+    def timed_save(content, file, *args, **kwargs):
+        began = time.perf_counter()
+        save(content, file, *args, **kwargs)
+        if isinstance(file, str | os.PathLike):
+            saved.append({"seconds": time.perf_counter() - began, "bytes": os.path.getsize(file)})
+
+    with replaced(torch, save=timed_save):
+        code = train(start.arguments)
+    if not code:
+        measures = {"memory": _peak_memory(), "checkpoints": saved}
+        write_json(start.logs / f"rank_{rank}.measures.json", measures)
+    return code
+
+
+def _peak_memory() -> dict:
+    """Returns the peak of the GPU's memory or, without a GPU, of this process without its
+    data-loading workers."""
+    if torch.cuda.is_initialized():
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        peak = torch.cuda.max_memory_reserved()
+        return {"of": "GPU", "name": card.name, "peak": peak, "total": card.total_memory}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"of": "process", "name": None, "peak": peak, "total": None}
+
+
+class RankMonitor:
+    """An OpenCLIP plugin that monitors the loss and the data that this rank cannot read.
+
+    Staged copies of shards are read instead of the shards.
+    """
+
+    def __init__(self, start: Start, rank: int):
+        self.run, self.logs, self.rank = start.run, start.logs, rank
+        self.staged = StagedShards(Path(start.staged)) if start.staged else None
+        self.counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
+        self.shared_epoch = None  # OpenCLIP's, of shards: data-loading workers see it
+        self.unreadable = self.logs / f"unreadable_{rank}.jsonl"
+
+    def listing_unreadable(self):
+        """A context in which the data that cannot be read is listed in a file of this rank."""
+        from ..openclip.data import listing_unreadable
+
+        epoch = self.counted.epoch if self.run.is_table else self.epoch_of_shards
+        return listing_unreadable(self.unreadable, epoch, self.staged.name if self.staged else str)
+
+    def epoch_of_shards(self) -> int:
+        return self.shared_epoch.get_value()
+
+    @hookimpl(tryfirst=True)
+    def open_clip_check_options(self, args):
+        args.images_checked = True  # before the ranks started, with --unreadable-max
+
+    @hookimpl(wrapper=True)
+    def open_clip_data_order(self, args, shared_epoch):
+        self.shared_epoch = shared_epoch
+        order = yield
+        if order is None or self.staged is None:
+            return order
+        shards, samples = order
+        return lambda names: self.staged.shards(shards(names)), samples
+
+    @hookimpl(wrapper=True)
+    def open_clip_create_loss(self, args):
+        from open_clip import create_loss
+
+        loss = yield
+        self.counted.resume(args.resume)
+        stall_minutes = self.run.settings.stall_minutes
+        return LossMonitor(
+            loss or create_loss(args),
+            self.counted,
+            steps_file=self.logs / STEPS if self.rank == 0 else None,
+            each_step=lambda: dump_stacks_after(stall_minutes),
+            check_data=self._check_data,
+        )
+
+    def _check_data(self, epoch: int, device: torch.device) -> None:
+        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.
+
+        Collective."""
+        counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
+        if world_size() > 1:
+            counts = begin_sum(counts, "unreadable")()
+        if problem := too_much_unreadable(self.run, epoch, *counts.tolist()):
+            raise TooMuchUnreadable(problem)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
