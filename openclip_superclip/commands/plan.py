@@ -8,10 +8,10 @@ import shlex
 import textwrap
 
 from ..errors import InputError, Parser
+from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost, estimate_memory
+from ..plans.recipe import METHODS
+from ..plans.run import Run
 from ..rendering import bytes_text, significant
-from ..runs.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost, estimate_memory
-from ..runs.recipe import METHODS
-from ..runs.run import Run
 from .recipe_options import add_recipe_options, planned_run
 
 PARTS = ("parameters", "gradients", "optimizer", "activations")

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from ..errors import InputError, at_least
+from ..plans.plan import make_run, on_machines, settings_of_table
+from ..plans.recipe import COLUMN_FLAGS, read_recipe
+from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
-from ..runs.plan import make_run, on_machines, settings_of_table
-from ..runs.recipe import COLUMN_FLAGS, read_recipe
-from ..runs.run import DEFAULTS, Run, Settings
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 from .shared_options import add_columns, add_switch
 

@@ -4,8 +4,7 @@ fields."""
 import json
 
 from ..errors import InputError, Parser, no_effect
-from ..rendering import markdown_table
-from ..runs.recipe import (
+from ..plans.recipe import (
     FIELDS,
     KINDS,
     METHODS,
@@ -15,6 +14,7 @@ from ..runs.recipe import (
     read_recipe,
     shipped_recipes,
 )
+from ..rendering import markdown_table
 
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 

@@ -11,8 +11,8 @@ from ..files import check_results, make_folder
 from ..lab.reports.comparable_runs import find_comparisons
 from ..lab.reports.published_record import write_record
 from ..lab.reports.reported_run import MISSING, ReportedRun, read_run
+from ..plans.recipe import METHODS
 from ..rendering import run_names
-from ..runs.recipe import METHODS
 
 
 def main(argv: list[str]) -> int:

@@ -8,9 +8,9 @@ import sys
 
 from ..environment import check_horovod
 from ..errors import Parser, at_least
+from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.launcher import train
-from ..runs.run import Run
 from ..runs.signals import Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
 from .recipe_options import add_run_options, opened_run

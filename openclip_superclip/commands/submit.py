@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError, Parser
-from ..runs.cost import estimate_cost
+from ..plans.cost import estimate_cost
+from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.lock import lock
-from ..runs.run import Run
 from ..runs.slurm import Placement, SlurmRequest, minutes_of
 from ..runs.unreadable import accepted_data
 from .recipe_options import (

@@ -1,1 +1,1 @@
-"""Recipes, plans and training runs on one machine or on SLURM."""
+"""Runs on one machine or on SLURM: start, monitor, restart, requeue."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import read_json, write_json
+from ..plans.run import Run
 from .recovery import Failure, exit_failure
-from .run import Run
 
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
 POLLS = 10  # of the ranks per second

@@ -23,11 +23,11 @@ from ..files import (
     write_json,
     write_text,
 )
+from ..plans.recipe import WORDS, Recipe
+from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
 from .lock import lock
 from .node_loss import why_gone
-from .recipe import WORDS, Recipe
 from .recovery import LOST, Requeue, Restart
-from .run import NUM_KEPT, OLD_DESCRIPTION, Run
 from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"

@@ -23,16 +23,16 @@ from ..checkpoints.validation import best_epoch
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
+from ..plans.cost import build_model
+from ..plans.run import Run
 from ..rendering import bytes_text
 from . import recovery
 from .child_processes import Start, free_port, run_ranks
-from .cost import build_model
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, now
 from .lock import lock
 from .node_loss import HEARTBEAT, cause
 from .progress import AddedLines, Progress
 from .recovery import CONNECTION, DATA, LOSS, MAX_STARTS, STALL, Failure, Requeue, Stop
-from .run import Run
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
 from .staging import Staging

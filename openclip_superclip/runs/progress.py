@@ -6,7 +6,7 @@ from collections import Counter, deque
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from .run import Run
+from ..plans.run import Run
 
 FIRST_STEP = 30  # minutes that the first step may take, at least
 STACKS = 5  # seconds in which ranks without progress write their stacks

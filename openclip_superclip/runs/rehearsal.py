@@ -17,13 +17,13 @@ from ..checkpoints import run_outputs
 from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
+from ..plans.plan import openclip_steps
+from ..plans.recipe import Recipe, with_settings
+from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .folder import RunFolder
 from .launcher import NodeTraining
-from .plan import openclip_steps
 from .progress import read_log
-from .recipe import Recipe, with_settings
-from .run import Run
 from .signals import STOPPED_BY, Stopped, stopped_by_signals
 from .slurm import Placement
 

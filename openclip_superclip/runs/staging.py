@@ -16,9 +16,9 @@ from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
 from ..errors import InputError
 from ..files import keep_private
+from ..plans.run import Run
 from ..rendering import bytes_text
 from .folder import RunFolder
-from .run import Run
 from .slurm import Placement, this_host
 
 COPIES = 4  # at a time

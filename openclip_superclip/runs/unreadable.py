@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..data.tar_shards import expand
 from ..errors import InputError, listed
+from ..plans.run import Run
 from .progress import AddedLines
-from .run import Run
 
 NUM_NAMED = 3  # shards that a message lists
 

@@ -21,9 +21,9 @@ from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.scenes import write_shards
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip import horovod as horovod_ranks
-from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.run import Settings
+from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Settings
 
 pytestmark = pytest.mark.horovod
 

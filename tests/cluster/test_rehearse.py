@@ -12,8 +12,8 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.files import write_json
-from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.recipe import read_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 

@@ -23,9 +23,9 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
+from openclip_superclip.plans.run import Run
 from openclip_superclip.runs import recovery
 from openclip_superclip.runs.folder import current_state
-from openclip_superclip.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("forks")  # but what `start` starts
 

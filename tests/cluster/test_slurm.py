@@ -19,8 +19,8 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.lab.demo.data import write_evaluation_data
+from openclip_superclip.plans.recipe import read_recipe
 from openclip_superclip.runs.folder import RunFolder
-from openclip_superclip.runs.recipe import read_recipe
 
 pytestmark = pytest.mark.slurm
 

@@ -14,8 +14,8 @@ from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.files import shipped_folder
-from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.run import Run
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "submit"

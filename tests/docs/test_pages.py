@@ -20,7 +20,7 @@ from support.pages import (
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.runs.recipe import read_recipe
+from openclip_superclip.plans.recipe import read_recipe
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 NOT_OURS = {  # flags of other programs that the pages' sentences name

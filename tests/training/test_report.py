@@ -21,9 +21,9 @@ from openclip_superclip.lab.evaluation.result_files import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
 from openclip_superclip.lab.reports.reported_run import read_run
-from openclip_superclip.runs.plan import make_run
+from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.recipe import read_recipe
 from openclip_superclip.runs.progress import read_log
-from openclip_superclip.runs.recipe import read_recipe
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]

@@ -13,8 +13,8 @@ from support.models import random_weights
 from support.training_runs import execute, run_superclip, shell_words
 
 from openclip_superclip.checkpoints.validation import best_epoch
+from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
-from openclip_superclip.runs.run import Run
 
 
 def write_results(run: Path, *rows: dict):

@@ -21,10 +21,10 @@ from openclip_superclip.openclip import current
 from openclip_superclip.openclip.hook_calls import plugins_model_class
 from openclip_superclip.openclip.step_memory import Step
 from openclip_superclip.openclip.train import check_command
-from openclip_superclip.runs.cost import estimate_cost, estimate_memory, step_memory
-from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.run import Run
+from openclip_superclip.plans.cost import estimate_cost, estimate_memory, step_memory
+from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Run
 
 needs_loop = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"

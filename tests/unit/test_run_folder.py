@@ -21,6 +21,9 @@ from openclip_superclip.checkpoints import run_outputs
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.run_outputs import quarantine
 from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
+from openclip_superclip.plans.plan import make_run, on_machines
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Run, Settings
 from openclip_superclip.runs.child_processes import Start
 from openclip_superclip.runs.folder import (
     PREEMPTED,
@@ -30,11 +33,8 @@ from openclip_superclip.runs.folder import (
     recorded_environment,
 )
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.plan import make_run, on_machines
 from openclip_superclip.runs.progress import Progress
-from openclip_superclip.runs.recipe import read_recipe
 from openclip_superclip.runs.recovery import starts_without_slice
-from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement, find_placement
 from openclip_superclip.runs.unreadable import UnreadableData
 

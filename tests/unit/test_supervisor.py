@@ -15,12 +15,12 @@ from openclip_superclip.checkpoints.resume import (
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
+from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Run, Settings
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.plan import make_run
-from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.run import Run, Settings
 from openclip_superclip.runs.slurm import Placement
 
 

@@ -21,10 +21,10 @@ from openclip_superclip.environment import replaced
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
+from openclip_superclip.plans.plan import make_run, settings_of_table
+from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.run import Settings
 from openclip_superclip.runs.loss_monitor import CountedSteps
-from openclip_superclip.runs.plan import make_run, settings_of_table
-from openclip_superclip.runs.recipe import read_recipe
-from openclip_superclip.runs.run import Settings
 from openclip_superclip.runs.unreadable import refuse_bad_files
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"

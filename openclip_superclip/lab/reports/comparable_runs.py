@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...errors import InputError
-from ...runs.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
+from ...plans.recipe import CONFIG_FIELDS, METHODS, read_recipe, shipped_recipes
 from .paired_differences import PairedDifference, Spread, differences_by_seed
 from .reported_run import FINISHED, ReportedRun, method_variant
 from .run_scores import in_order

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...files import write_bytes, write_text
+from ...plans.recipe import METHODS, changes_scores
 from ...rendering import (
     csv_text,
     data_url,
@@ -15,7 +16,6 @@ from ...rendering import (
     markdown_text,
     significant,
 )
-from ...runs.recipe import METHODS, changes_scores
 from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .paired_differences import Spread

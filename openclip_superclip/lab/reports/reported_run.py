@@ -10,10 +10,10 @@ from ...errors import InputError, listed
 from ...files import read_json
 from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
+from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores, read_recipe
+from ...plans.run import Run
 from ...runs.folder import current_state
 from ...runs.progress import read_log
-from ...runs.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores, read_recipe
-from ...runs.run import Run
 from .run_scores import of_training, read_scores
 
 MISSING, CUT, FINISHED = "missing", "cut short", "finished"

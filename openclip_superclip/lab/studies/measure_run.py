@@ -12,9 +12,9 @@ from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, read_json, write_json
+from ...plans.recipe import read_recipe
+from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
-from ...runs.recipe import read_recipe
-from ...runs.run import Run
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS

@@ -8,8 +8,8 @@ from pathlib import Path
 from ...errors import InputError
 from ...extras import require
 from ...files import check_results
-from ...runs.plan import settings_of_table
-from ...runs.run import DEFAULTS, Settings
+from ...plans.plan import settings_of_table
+from ...plans.run import DEFAULTS, Settings
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from .study_file import SEEDS, Study, check_study, read_study
 

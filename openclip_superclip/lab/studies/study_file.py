@@ -14,7 +14,7 @@ from typing import get_origin
 
 from ...errors import InputError, Rule, check
 from ...files import shipped_folder
-from ...runs.recipe import KINDS, Recipe, read_recipe, read_yaml
+from ...plans.recipe import KINDS, Recipe, read_recipe, read_yaml
 from ..demo import natural
 
 # the first seed of the trials that tune learning rates: the seeds of results are below it

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json
+from ...plans.run import Run
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
-from ...runs.run import Run
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from ...runs.unreadable import accepted_data
 from .study_call import StudyCall

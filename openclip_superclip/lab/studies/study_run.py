@@ -11,11 +11,11 @@ from pathlib import Path
 from ...data.tables import is_table
 from ...errors import InputError
 from ...files import read_json, write_json
+from ...plans.plan import make_run
+from ...plans.recipe import WORDS, Recipe, read_recipe
+from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
 from ...runs.folder import FINISHED, RunFolder
-from ...runs.plan import make_run
-from ...runs.recipe import WORDS, Recipe, read_recipe
-from ...runs.run import Run
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
 

@@ -16,9 +16,9 @@ import torch
 from ...environment import processor, versions
 from ...errors import InputError, listed
 from ...files import make_folder, read_json, write_bytes, write_json, write_text
+from ...plans.recipe import Recipe, read_recipe
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
-from ...runs.recipe import Recipe, read_recipe
 from ...runs.slurm import find_placement
 from ...runs.unreadable import refuse_bad_files
 from ..demo.data import write_training_data

@@ -1,0 +1,1 @@
+"""What is trained, in how many steps, and at what cost: recipes and plans."""
