@@ -300,23 +300,20 @@ def check_shards(
     """
     split.check()
     inspection = inspect(pattern, split.flag, long_caption, full=full)
-    shards, reports = inspection.shards, inspection.reports
-    sizes = listed_samples(shards, split.flag)
-    num_listed = sum(sizes.values())
-    if len(sizes) == len(shards):
-        _check_slice(split, num_listed)
-    warnings = inspection.warnings
+    shards, reports, warnings = inspection.shards, inspection.reports, inspection.warnings
+    in_json = listed_samples(shards, split.flag)
+    if len(in_json) == len(shards):
+        _check_slice(split, sum(in_json.values()))
     num_remote = sum(map(is_remote, shards))
     if num_remote:
         warnings.append(
             f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
         )
-    is_counted = full and bool(reports)
-    if is_counted:
-        sizes = {report.shard: report.num_samples for report in reports}
+    counted = {report.shard: report.num_samples for report in reports} if full else {}
+    sizes = counted or in_json
     num_samples = sum(sizes.values())
     if expected and num_samples and abs(num_samples - expected) > TOLERANCE * expected:
-        source = "the shards hold" if is_counted else "sizes.json lists"
+        source = "the shards hold" if counted else "sizes.json lists"
         warnings.append(
             f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
             f"data_samples={num_samples} plans with those"
@@ -334,10 +331,10 @@ def check_shards(
         shards=len(shards),
         found=len(inspection.sizes) if reports else None,
         bytes=sum(inspection.sizes.values()) if reports else None,
-        full=is_counted,
+        full=bool(counted),
         num_checked=len(shards),
-        samples=num_samples if is_counted else None,
-        samples_listed=num_listed or None,
+        samples=sum(counted.values()) or None,
+        samples_listed=sum(in_json.values()) or None,
         samples_expected=expected,
         bad=[{"shard": shard, "problem": problem} for shard, problem in inspection.bad.items()],
         good=contract(good) if inspection.bad else None,
