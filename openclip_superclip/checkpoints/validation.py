@@ -23,6 +23,7 @@ class BestEpoch:
     epoch: int
     measure: str
     score: float  # percent
+    last: int  # the last epoch with a score
 
     def __str__(self) -> str:
         return (
@@ -66,8 +67,18 @@ def best_epoch(run: Path) -> BestEpoch | None:
                 scored.append((statistics.mean(values), -loss, -epoch))
         if scored:
             score, _, epoch = max(scored)
-            return BestEpoch(-epoch, measure, 100 * score)
+            last = max(-epoch for _, _, epoch in scored)
+            return BestEpoch(-epoch, measure, 100 * score, last)
     return None
+
+
+def why_stopped_early(run: Path, patience: int) -> str:
+    """Returns why a run ends before its last epoch, "" if it goes on: its validation score has not
+    improved for `patience` epochs; 0 for never."""
+    best = best_epoch(run) if patience else None
+    if best is None or best.last - best.epoch < patience:
+        return ""
+    return f"no better validation score for {best.last - best.epoch} epochs; {best}"
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -13,7 +13,7 @@ from ..runs.folder import RunFolder
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
 from .shared_options import add_columns, add_switch
 
-RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes", "stage")
+RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
 # options that may differ each time a run is started
 OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 

@@ -72,6 +72,11 @@ def make_run(
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_start_once(check_command(run.openclip_arguments()))
+    if settings.patience and not run.is_validated:
+        raise InputError(
+            f"--patience is {settings.patience}, and the run has no validation data: expected "
+            "--set flags.val-data=TABLE or flags.imagenet-val=FOLDER"
+        )
     if settings.stage:
         _check_stage(run)
     return run

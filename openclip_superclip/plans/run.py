@@ -49,6 +49,13 @@ class Settings:
         type=float,
         metavar="M",
     )
+    patience: int = _setting(
+        "stop, as finished, after so many epochs without a better validation score; 0 for never "
+        "(default: %(default)s)",
+        default=0,
+        type=int,
+        metavar="N",
+    )
     accept_changes: bool = _setting(
         "resume even if recipe, data or packages have changed, and record the changes in run.json",
         default=False,
@@ -78,6 +85,10 @@ SETTINGS = [
     Rule(
         "--stall-minutes is {stall_minutes:g}; expected 0 or more",
         lambda settings: not 0 <= settings.stall_minutes < math.inf,
+    ),
+    Rule(
+        "--patience is {patience}; expected 0 or more",
+        lambda settings: settings.patience < 0,
     ),
 ]
 DEFAULTS = Settings()
@@ -178,8 +189,12 @@ class Run:
     def max_checkpoints(self) -> int:
         """The maximum number of checkpoints at a time, including the one being written."""
         num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
-        has_best = any(self.recipe.flags.get(flag) for flag in ("val-data", "imagenet-val"))
-        return min(self.num_slices, num_kept + 1 + has_best)
+        return min(self.num_slices, num_kept + 1 + self.is_validated)
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether OpenCLIP measures the run on validation data."""
+        return any(self.recipe.flags.get(flag) for flag in ("val-data", "imagenet-val"))
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after this number of slices is kept permanently."""

@@ -19,7 +19,7 @@ from ..checkpoints.resume import (
     read_beginning,
     resumed_checkpoint,
 )
-from ..checkpoints.validation import best_epoch
+from ..checkpoints.validation import best_epoch, why_stopped_early
 from ..errors import InputError
 from ..files import make_folder
 from ..openclip.train import check_command
@@ -220,7 +220,7 @@ class NodeTraining:
         self.last_beat = 0.0
         watch()
         last = self.run.num_slices
-        if run_outputs.newest(self.folder.checkpoints) < last:
+        if run_outputs.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
             return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
@@ -270,8 +270,12 @@ class NodeTraining:
         folder = self.folder
         self._beat(at_once=True)
         if failure is None:
+            epoch, last = run_outputs.newest(folder.checkpoints), self.run.num_slices
+            if epoch < last:
+                folder.beat(stopped_early=self._why_stopped_early())
+                self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
             folder.end(FINISHED)
-            last = f"{folder.checkpoints}/epoch_{self.run.num_slices}.pt"
+            last = f"{folder.checkpoints}/epoch_{epoch}.pt"
             print(f"superclip run: finished; {last}", flush=True)
             if best := best_epoch(folder.path):
                 export = f"superclip export {folder.path} --best exports it"
@@ -296,6 +300,9 @@ class NodeTraining:
         _print_error("superclip run: starts again from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN
+
+    def _why_stopped_early(self) -> str:
+        return why_stopped_early(self.folder.path, self.run.settings.patience)
 
     def _beat(self, *, at_once: bool = False) -> None:
         """Writes the progress into state.json every few seconds."""

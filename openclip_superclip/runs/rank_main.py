@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import run_outputs
+from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, replaced
 from ..errors import InputError
@@ -35,6 +36,10 @@ class Refused(Exception):
 
 class TooMuchUnreadable(Exception):
     """The ranks could not read more of a slice than --unreadable-max allows."""
+
+
+class StoppedEarly(Exception):
+    """Validation has not improved for --patience epochs."""
 
 
 def main(file: str) -> int:
@@ -81,6 +86,8 @@ def _train(start: Start, rank: int) -> None:
     try:
         with monitor.listing_unreadable():
             code = measured(start, rank) if start.measures else train(start.arguments)
+    except StoppedEarly:
+        return
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):
@@ -168,14 +175,31 @@ class RankMonitor:
 
         loss = yield
         self.counted.resume(args.resume)
-        stall_minutes = self.run.settings.stall_minutes
+
+        def each_step() -> None:
+            dump_stacks_after(self.run.settings.stall_minutes)
+            if self.run.settings.patience and self.counted.is_new_epoch():
+                self._check_patience(torch.device(args.device))
+
         return LossMonitor(
             loss or create_loss(args),
             self.counted,
             steps_file=self.logs / STEPS if self.rank == 0 else None,
-            each_step=lambda: dump_stacks_after(stall_minutes),
+            each_step=each_step,
             check_data=self._check_data,
         )
+
+    def _check_patience(self, device: torch.device) -> None:
+        """Raises StoppedEarly on all ranks if rank 0, which measures, finds no improvement.
+
+        Collective."""
+        folder = self.logs.parents[1]
+        is_over = self.rank == 0 and bool(why_stopped_early(folder, self.run.settings.patience))
+        over = torch.tensor(int(is_over), device=device)
+        if world_size() > 1:
+            over = begin_sum(over, "stopped early")()
+        if over.item():
+            raise StoppedEarly
 
     def _check_data(self, epoch: int, device: torch.device) -> None:
         """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.

@@ -12,7 +12,7 @@ from support import parametrize
 from support.models import random_weights
 from support.training_runs import execute, run_superclip, shell_words
 
-from openclip_superclip.checkpoints.validation import best_epoch
+from openclip_superclip.checkpoints.validation import best_epoch, why_stopped_early
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
 
@@ -51,6 +51,31 @@ def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0):
 def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, tmp_path):
     found = best_epoch(write_results(tmp_path, *rows))
     assert (found and (found.epoch, found.measure, pytest.approx(found.score))) == best
+
+
+IMPROVED = [retrieval(1, 0.1, 0.1), retrieval(2, 0.2, 0.1), retrieval(3, 0.1, 0.1)]
+
+
+@parametrize(
+    "rows, patience, stops",
+    [
+        (IMPROVED, 1, True),
+        (IMPROVED, 2, False),
+        (IMPROVED, 0, False),
+        ([*IMPROVED, retrieval(4, 0.2, 0.1, loss=0.5)], 1, False),  # as good, with a lower loss
+        ([*IMPROVED, retrieval(6, 0.1, 0.1)], 4, True),  # --val-frequency 3
+        ([], 1, False),
+    ],
+)
+def test_a_run_stops_after_so_many_epochs_without_a_better_score(rows, patience, stops, tmp_path):
+    why = why_stopped_early(write_results(tmp_path, *rows), patience)
+    expected = ""
+    if stops:
+        expected = (
+            f"no better validation score for {rows[-1]['epoch'] - 2} epochs; best epoch on the "
+            "validation data: 2, with 15.0 % R@1"
+        )
+    assert why == expected
 
 
 @pytest.fixture

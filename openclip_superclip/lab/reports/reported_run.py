@@ -98,9 +98,12 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     except InputError as error:
         run.note = str(error)
         return run
+    state = current_state(path)
     run.epochs = run.planned.num_slices if run.planned else options.get("epochs")
+    if state.get("stopped_early"):
+        run.epochs = state["epoch"]
     run.scores, run.epoch = read_scores(path)
-    _set_state(run, current_state(path))
+    _set_state(run, state)
     for measure, score in of_training(path).items():
         run.scores[f"{measure} (training's own)"] = score
     demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
@@ -176,7 +179,7 @@ def _training(options: dict, schedule: str | None) -> dict:
 def _set_state(run: ReportedRun, state: dict) -> None:
     """Sets the run's state, from state.json or its log, and its note; drops early scores of a
     finished run."""
-    notes = [state.get("error")]
+    notes = [state.get("error") or state.get("stopped_early")]
     is_at_end = False
     if run.points:
         samples = run.points[-1]["samples"]

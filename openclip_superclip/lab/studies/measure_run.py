@@ -13,8 +13,8 @@ from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, read_json, write_json
 from ...plans.recipe import read_recipe
-from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
+from ...runs.folder import current_state
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
@@ -53,6 +53,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     if run.measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
+        record["stopped_early"] = current_state(run.folder).get("stopped_early")
     file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = read_json(file, default={})
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
@@ -66,8 +67,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
 def _last_checkpoint(run: Path) -> tuple[int, Path]:
     """Returns the last epoch and its checkpoint; InputError if it is missing."""
     by_epoch = checkpoints(run / "checkpoints")
-    planned = Run.find(run)
-    epoch = planned.num_slices if planned else max(by_epoch, default=None)
+    epoch = current_state(run).get("epoch") or max(by_epoch, default=None)
     if epoch not in by_epoch:
         raise InputError(
             f"{run} is finished but lacks its last checkpoint: remove it, to train the run again"

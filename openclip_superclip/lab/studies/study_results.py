@@ -174,13 +174,17 @@ class StudyResults:
                 return []
             epochs = [record["best_epoch"] for record in records]
             median = statistics.median_low(epochs)
-            parts.append(
-                f"{arm} {median} of {records[0]['epochs']} ({min(epochs)} to {max(epochs)})"
-            )
-        return [
+            last = max(record["epochs"] for record in records)
+            parts.append(f"{arm} {median} of {last} ({min(epochs)} to {max(epochs)})")
+        sentence = (
             f"Best epoch on the validation data, the median over the runs: {', '.join(parts)}. "
             "superclip export RUN --best exports it; the scores above are those of the last epoch."
-        ]
+        )
+        stopped = [record for record in self.records if record.get("stopped_early")]
+        if stopped:
+            number = f"{len(stopped)} of {len(self.records)} runs stopped early"
+            sentence += f" {number}, without a better score for --patience epochs."
+        return [sentence]
 
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
