@@ -258,13 +258,15 @@ def _collectives(world_size: int) -> Iterator[None]:
     def both_exchanged(_, __, *tensors: Tensor, **___) -> list[Tensor]:
         return [tensor.clone() for tensor in tensors]
 
+    functions = {
+        "neighbour_exchange_with_grad": exchanged,
+        "neighbour_exchange_bidir_with_grad": both_exchanged,
+    }
+    if hasattr(open_clip.loss, "_all_gather_with_grad"):  # OpenCLIP 4
+        functions["_all_gather_with_grad"] = lambda tensor: torch.cat(gathered(tensor))
     with (
         replaced(torch.distributed, all_gather=lambda *_, **__: None),
         replaced(torch.distributed.nn, all_gather=gathered, all_reduce=Tensor.clone),
-        replaced(
-            open_clip.loss,
-            neighbour_exchange_with_grad=exchanged,
-            neighbour_exchange_bidir_with_grad=both_exchanged,
-        ),
+        replaced(open_clip.loss, **functions),
     ):
         yield

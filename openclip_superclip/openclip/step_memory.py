@@ -136,7 +136,7 @@ class Step:
             return
         with torch.no_grad(), self.precision.forward():
             for _ in range(NUM_TRACED):
-                outputs = self.model(images, texts)
+                outputs = self._outputs(images, texts)
         others = self._inputs((accum_freq - 1) * batch_size)  # the other micro-batches, on the GPU
         scales = [name for name in ("logit_scale", "logit_bias") if name in outputs]
         features = {
@@ -146,7 +146,7 @@ class Step:
         }
 
         def joined() -> dict[str, Tensor]:
-            outputs = self.model(images, texts)
+            outputs = self._outputs(images, texts)
             return {name: outputs[name] for name in scales} | {
                 name: torch.cat([outputs[name], other]) for name, other in features.items()
             }
@@ -165,6 +165,8 @@ class Step:
 
     def _outputs(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
         outputs = self.model(images, texts)
+        if "logits" in outputs:  # of captions, whose labels OpenCLIP 4's task adds
+            outputs.setdefault("labels", texts[:, 1:])
         if self.teacher is not None:
             with torch.no_grad():
                 of_teacher = self.teacher(images, texts)
