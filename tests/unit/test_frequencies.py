@@ -163,7 +163,7 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
     ],
 )
 def test_a_file_of_impossible_counts_is_refused_in_one_line(change, reason, pattern, tmp_path):
-    frequencies(pattern, "--tokenizer-of", "ViT-B-32", "--out", tmp_path / "df")
+    frequencies(f"{pattern} --tokenizer-of ViT-B-32 --out {tmp_path}/df")
     with safe_open(tmp_path / "df", "pt") as file:
         about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     changed = change(tensors.pop("document_frequency"))

@@ -117,7 +117,9 @@ def test_run_and_study_refuse_unusable_tables_and_write_nothing(
 ):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
-    options = StudyOptions("own_data", device="cpu", data=table, val_data="pairs.csv", set=set_)
+    options = StudyOptions(
+        study="own_data", device="cpu", data=table, val_data="pairs.csv", set=set_
+    )
     for call in (
         lambda: plan(Path(), set_, table),
         lambda: run_study(study_call(options), 1),
