@@ -30,7 +30,7 @@ from .model_configurations import (
     read_model_file,
     register_model,
 )
-from .run_outputs import trained_model
+from .trainer_files import trained_model
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
-from .run_outputs import run_options
+from .trainer_files import run_options
 from .weights import Checkpoint, check_match, check_values
 
 

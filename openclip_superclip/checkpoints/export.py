@@ -21,7 +21,7 @@ from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .hugging_face import write_clip_model
-from .run_outputs import run_options
+from .trainer_files import run_options
 from .weights import check_match, check_values, fixed_idf, read_checkpoint, save_weights
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.

@@ -21,7 +21,7 @@ from ..files import content_digest, file_identity, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from ..option_effects import effect_of
 from .model_configurations import model_for_pretrained, open_tokenizer, register_model
-from .run_outputs import (
+from .trainer_files import (
     LATEST,
     RECORD,
     is_complete,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError, listed
-from .run_outputs import checkpoints, is_complete
+from .trainer_files import checkpoints, is_complete
 
 MEASURES = {  # of OpenCLIP, by name; the first ones that a run has select its best epoch
     "R@1": re.compile(r"(image_to_text|text_to_image)_R@1$"),

@@ -25,7 +25,7 @@ from ..method.head import (
     is_of_authors,
 )
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .run_outputs import idf_file, is_complete, is_damaged, own_checkpoints, run_options
+from .trainer_files import idf_file, is_complete, is_damaged, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
 # more than any run can see; the sum of a thousand such counts still fits in int64

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
             f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more"
         )
     from ..checkpoints.averaging import average
-    from ..checkpoints.run_outputs import options_to_keep
+    from ..checkpoints.trainer_files import options_to_keep
     from ..checkpoints.weights import OPTIONS, read_checkpoint, save_weights
     from ..files import check_out, whole_output
 

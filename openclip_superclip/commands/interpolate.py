@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
     options.released = options.released.removeprefix("local-dir:")
     from ..checkpoints.averaging import interpolate
-    from ..checkpoints.run_outputs import options_to_keep
     from ..checkpoints.starting_weights import released_file
+    from ..checkpoints.trainer_files import options_to_keep
     from ..checkpoints.weights import OPTIONS, read_checkpoint, save_weights
     from ..files import check_out, whole_output
 

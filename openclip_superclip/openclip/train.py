@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
 
-from ..checkpoints.run_outputs import is_complete, quarantine
+from ..checkpoints.trainer_files import is_complete, quarantine
 from ..errors import InputError, one_line, reason, refuse
 from ..files import is_full, why_full
 from . import current, hook_calls, output_folder

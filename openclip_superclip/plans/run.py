@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name
-from ..checkpoints.run_outputs import RECORD
+from ..checkpoints.trainer_files import RECORD
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..checkpoints.resume import DEPENDS_ON, NAME
-from ..checkpoints.run_outputs import RECORD, checkpoints, is_complete, newest
+from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..checkpoints.validation import best_epoch
 from ..environment import versions
 from ..errors import InputError

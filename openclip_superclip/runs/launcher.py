@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from ..checkpoints import run_outputs
+from ..checkpoints import trainer_files
 from ..checkpoints.resume import (
     BEGAN_WITH,
     beginning,
@@ -150,7 +150,9 @@ class NodeTraining:
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 values = self._checked()
-            for path in run_outputs.quarantine(folder.checkpoints, run_outputs.is_whole, "damaged"):
+            for path in trainer_files.quarantine(
+                folder.checkpoints, trainer_files.is_whole, "damaged"
+            ):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
             accepts = self.accept_changes
             folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
@@ -187,7 +189,7 @@ class NodeTraining:
             folder.check_recipe(self.run.recipe)
         resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
         begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
-        before = read_beginning(folder.path) if run_outputs.newest(folder.checkpoints) else None
+        before = read_beginning(folder.path) if trainer_files.newest(folder.checkpoints) else None
         if before is None:  # nothing was trained yet
             return {BEGAN_WITH: begins}
         changed = differences(before, begins)
@@ -220,7 +222,7 @@ class NodeTraining:
         self.last_beat = 0.0
         watch()
         last = self.run.num_slices
-        if run_outputs.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
+        if trainer_files.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
             return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
@@ -242,7 +244,7 @@ class NodeTraining:
                 return
             sys.stdout.buffer.write(lines)
             sys.stdout.buffer.flush()
-            epoch = run_outputs.newest(self.folder.checkpoints)
+            epoch = trainer_files.newest(self.folder.checkpoints)
             if epoch != last_epoch:
                 last_epoch = epoch
                 self.folder.prune(self.run)
@@ -270,7 +272,7 @@ class NodeTraining:
         folder = self.folder
         self._beat(at_once=True)
         if failure is None:
-            epoch, last = run_outputs.newest(folder.checkpoints), self.run.num_slices
+            epoch, last = trainer_files.newest(folder.checkpoints), self.run.num_slices
             if epoch < last:
                 folder.beat(stopped_early=self._why_stopped_early())
                 self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
@@ -285,14 +287,14 @@ class NodeTraining:
         if failure.kind == LOSS:
             from ..checkpoints.weights import holds_numbers  # imports torch
 
-            for path in run_outputs.quarantine(folder.checkpoints, holds_numbers, "ruined"):
+            for path in trainer_files.quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         disk = self._full_disk()
         decision = Stop()
         if disk:  # a rank may not have been able to write its error
             _print_error(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
-            progress = run_outputs.newest(folder.checkpoints)
+            progress = trainer_files.newest(folder.checkpoints)
             decision = recovery.decide(failure, folder.attempts, progress, time_left(os.environ))
         if isinstance(decision, Stop):
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
@@ -311,7 +313,7 @@ class NodeTraining:
             return
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
-            epoch = run_outputs.newest(self.folder.checkpoints)
+            epoch = trainer_files.newest(self.folder.checkpoints)
             values = self.progress.values(epoch)
             self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
 
@@ -319,7 +321,7 @@ class NodeTraining:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
         recorded."""
         self._full_disk()
-        run_outputs.quarantine(self.folder.checkpoints, run_outputs.is_complete, None)
+        trainer_files.quarantine(self.folder.checkpoints, trainer_files.is_complete, None)
 
     def _full_disk(self) -> str:
         """Returns " (the disk of RUN is full)" if it is, or was when a rank failed, else ""."""
@@ -328,7 +330,7 @@ class NodeTraining:
 
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""
-        progress = run_outputs.newest(self.folder.checkpoints)
+        progress = trainer_files.newest(self.folder.checkpoints)
         if recovery.starts_without_slice(self.folder.attempts, progress) > MAX_STARTS:
             raise InputError(
                 f"the run was started {MAX_STARTS} times and stopped before a slice was "
@@ -339,7 +341,7 @@ class NodeTraining:
         """Raises InputError, with the free and the needed bytes, if the disk is too small;
         quotas are not read."""
         folder = self.folder.path
-        saved = run_outputs.checkpoints(self.folder.checkpoints)
+        saved = trainer_files.checkpoints(self.folder.checkpoints)
         if max(saved, default=0) >= self.run.num_slices:
             return
         num_more = max(1, self.run.max_checkpoints - len(saved))

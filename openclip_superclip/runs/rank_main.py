@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import run_outputs
+from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, replaced
@@ -96,7 +96,9 @@ def _train(start: Start, rank: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         raise Refused(last_line(start.logs / f"rank_{rank}.log"))
-    last = run_outputs.checkpoints(start.logs.parents[1] / "checkpoints").get(start.run.num_slices)
+    last = trainer_files.checkpoints(start.logs.parents[1] / "checkpoints").get(
+        start.run.num_slices
+    )
     if rank == 0 and last and not holds_numbers(last):
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 

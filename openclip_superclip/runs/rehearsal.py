@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import run_outputs
+from ..checkpoints import trainer_files
 from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
@@ -114,7 +114,7 @@ class Rehearsal:
         # other nodes fail when the ranks of the first one are stopped
         if code and self.placement.node == 0:
             return code
-        if code == 0 or run_outputs.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
+        if code == 0 or trainer_files.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
             raise InputError(
                 "--steps: training ended before SIGUSR1 could stop its second slice; give more"
             )
@@ -343,7 +343,7 @@ def _stopped_in_the_second_slice(folder: RunFolder) -> Iterator[None]:
 
     def wait() -> None:
         while not ended.wait(0.2):
-            if run_outputs.newest(folder.checkpoints) >= 1:
+            if trainer_files.newest(folder.checkpoints) >= 1:
                 time.sleep(0.2)
                 if not ended.is_set():
                     os.kill(os.getpid(), signal.SIGUSR1)

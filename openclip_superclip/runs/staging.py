@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..checkpoints import run_outputs
+from ..checkpoints import trainer_files
 from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
 from ..errors import InputError
@@ -80,7 +80,7 @@ class Staging:
                 "written to, such as /local or $TMPDIR in quotes"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._check_disk(run_outputs.newest(self.checkpoints))
+        self._check_disk(trainer_files.newest(self.checkpoints))
         self.thread.start()
         return self
 
@@ -93,8 +93,8 @@ class Staging:
         """Copies the current slice and the next one, and another one whenever a slice is
         trained."""
         try:
-            for epoch in range(run_outputs.newest(self.checkpoints), self.run.num_slices):
-                while (current := run_outputs.newest(self.checkpoints)) < epoch - 1:
+            for epoch in range(trainer_files.newest(self.checkpoints), self.run.num_slices):
+                while (current := trainer_files.newest(self.checkpoints)) < epoch - 1:
                     if self.stop.wait(1):
                         return
                 wanted = {*self._copies(current), *self._copies(epoch)}

@@ -22,7 +22,7 @@ from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
 from support.training_runs import run_superclip
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.run_outputs import checkpoints, is_whole
+from openclip_superclip.checkpoints.trainer_files import checkpoints, is_whole
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs import recovery
 from openclip_superclip.runs.folder import current_state

@@ -36,7 +36,7 @@ import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.export import as_hugging_face, model_card, save_tokenizer
 from openclip_superclip.checkpoints.hugging_face import clip_config
-from openclip_superclip.checkpoints.run_outputs import run_options
+from openclip_superclip.checkpoints.trainer_files import run_options
 from openclip_superclip.checkpoints.weights import read_checkpoint, save_weights
 from openclip_superclip.errors import InputError
 

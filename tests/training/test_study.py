@@ -18,7 +18,7 @@ from support.tiny_run import weights, write_recipe
 from support.training_runs import call, execute, fork, in_forks, processes_in
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.run_outputs import RECORD
+from openclip_superclip.checkpoints.trainer_files import RECORD
 from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.child_processes import run_superclip

@@ -19,7 +19,7 @@ from support.training_runs import execute
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
 from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS
-from openclip_superclip.checkpoints.run_outputs import options_to_keep
+from openclip_superclip.checkpoints.trainer_files import options_to_keep
 from openclip_superclip.checkpoints.weights import Checkpoint
 from openclip_superclip.openclip.parsed_options import Training
 

@@ -17,9 +17,9 @@ from support import input_error, parametrize, read_json, write_json
 from support.tiny_run import write_recipe
 from support.training_runs import completed, run_ranks
 
-from openclip_superclip.checkpoints import run_outputs
+from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
-from openclip_superclip.checkpoints.run_outputs import quarantine
+from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
 from openclip_superclip.plans.plan import make_run, on_machines
 from openclip_superclip.plans.recipe import read_recipe
@@ -267,9 +267,9 @@ def test_a_checkpoint_with_one_wrong_byte_is_set_aside(tmp_path, place, bit):
     content = bytearray((folder / "epoch_10.pt").read_bytes())
     content[content.rindex(place)] ^= bit
     (folder / "epoch_10.pt").write_bytes(content)
-    assert run_outputs.newest(folder) >= 9
-    assert quarantine(folder, run_outputs.is_whole, "damaged") == [folder / "epoch_10.pt.damaged"]
-    assert list(run_outputs.checkpoints(folder)) == [8, 9]
+    assert trainer_files.newest(folder) >= 9
+    assert quarantine(folder, trainer_files.is_whole, "damaged") == [folder / "epoch_10.pt.damaged"]
+    assert list(trainer_files.checkpoints(folder)) == [8, 9]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_neither_renamed_nor_removed(tmp_path):
@@ -279,7 +279,7 @@ def test_a_checkpoint_that_cannot_be_read_is_neither_renamed_nor_removed(tmp_pat
     (folder / "epoch_2.pt").unlink()
     (folder / "epoch_2.pt").symlink_to(folder / "epoch_2.pt")  # cannot be opened, even by root
     for suffix in ("damaged", None):
-        assert quarantine(folder, run_outputs.is_complete, suffix) == []
+        assert quarantine(folder, trainer_files.is_complete, suffix) == []
     with input_error(r"epoch_2\.pt cannot be read: make it readable"):
         resumed_checkpoint("latest", str(tmp_path), save_most_recent=False)
 
@@ -328,7 +328,7 @@ def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number
     assert quarantine(folder, holds_numbers, "ruined") == [
         folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
     ]
-    assert list(run_outputs.checkpoints(folder)) == [1, 2]
+    assert list(trainer_files.checkpoints(folder)) == [1, 2]
 
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(

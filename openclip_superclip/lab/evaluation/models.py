@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.export import write_model
 from ...checkpoints.model_configurations import holds_text_tower
-from ...checkpoints.run_outputs import checkpoints, run_options
+from ...checkpoints.trainer_files import checkpoints, run_options
 from ...checkpoints.weights import check_match, read_checkpoint
 from ...errors import InputError
 

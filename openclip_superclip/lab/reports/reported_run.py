@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...checkpoints.run_outputs import read_options
+from ...checkpoints.trainer_files import read_options
 from ...errors import InputError, listed
 from ...files import read_json
 from ...openclip.hook_calls import parse_args

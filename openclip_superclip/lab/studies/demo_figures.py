@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ...checkpoints.run_outputs import checkpoints
+from ...checkpoints.trainer_files import checkpoints
 from ...files import write_bytes
 from ...rendering import png, pyplot
 from ..demo.data import SCENES

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ...checkpoints.run_outputs import checkpoints
+from ...checkpoints.trainer_files import checkpoints
 from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...environment import versions

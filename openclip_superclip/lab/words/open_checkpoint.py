@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.run_outputs import run_options
+from ...checkpoints.trainer_files import run_options
 from ...checkpoints.weights import (
     Checkpoint,
     check_match,
