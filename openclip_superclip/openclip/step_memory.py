@@ -165,8 +165,8 @@ class Step:
 
     def _outputs(self, images: Tensor, texts: Tensor) -> dict[str, Tensor]:
         outputs = self.model(images, texts)
-        if "logits" in outputs:  # of captions, whose labels OpenCLIP 4's task adds
-            outputs.setdefault("labels", texts[:, 1:])
+        if "logits" in outputs and "labels" not in outputs:  # which OpenCLIP 4's task adds
+            outputs |= {"logits": outputs["logits"][:, :-1], "labels": texts[:, 1:]}
         if self.teacher is not None:
             with torch.no_grad():
                 of_teacher = self.teacher(images, texts)
