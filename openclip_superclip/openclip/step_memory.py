@@ -17,12 +17,12 @@ from ..checkpoints.architecture import read_architecture
 from ..flags import config_from
 from ..method.allocations import META, Allocations, Precision, as_on
 from ..method.model import AccumulatedLosses
+from . import autocast
 from .hook_calls import plugins_model_class
 from .openclip_3 import plugins_loss
 from .train import check_command
 
 NUM_TRACED = 2  # micro-batches of an accumulation that are run: from the second on, all are alike
-AUTOCAST = {"amp": torch.float16, "amp_bf16": torch.bfloat16, "amp_bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Step:
         takes_model = "model" in inspect.signature(create).parameters  # from OpenCLIP 4 on
         own = functools.partial(create, options, **{"model": self.model} if takes_model else {})
         self.loss = plugins_loss(options, self.model, own)
-        self.precision = Precision(AUTOCAST.get(options.precision))
+        make = autocast(options.precision, self.device)
+        is_mixed = isinstance(make, functools.partial)
+        self.precision = Precision(make.keywords["dtype"] if is_mixed else None)
         self.allocations = Allocations()
         with self._simulation():
             self._first_step()
