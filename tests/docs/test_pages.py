@@ -43,6 +43,9 @@ NOT_OURS = {  # flags of other programs that the pages' sentences name
     "--text-key",
     "--opt-fallback-list",
     "--torchcompile-strategy",
+    # examples/open_clip_lora
+    "--lora",
+    "--lora-towers",
 }
 each_page = parametrize("page", PAGES)
 WITH_PLUGINS = "docs/plugins.md"  # whose flags are those of plugins; test_plugins.py runs all of it
@@ -94,6 +97,8 @@ def assert_taken(command: list[str], monkeypatch):
             assert (ROOT / script).is_file(), command
         case "pip", ["install", "."]:
             pass
+        case "pip", ["install", example] if example.startswith("./examples/"):
+            assert (ROOT / example / "pyproject.toml").is_file(), command
         case "pip", ["install", *what]:
             (extra,) = re.findall(r"^\.\[(\w+)\]$", what[-1])
             assert extra in EXTRAS, command

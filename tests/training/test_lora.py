@@ -18,12 +18,15 @@ from support.models import (
     write_model,
 )
 from support.plugins import EXAMPLES, pip_install
+from support.tiny_run import SLICES, write_recipe
 from support.training_runs import (
     assert_resumes,
     call,
     completed,
     error_of,
+    in_forks,
     load,
+    run_superclip,
     superclip_train,
     train_with,
 )
@@ -234,6 +237,18 @@ def test_adapters_train_with_other_options_of_openclip(more, train, flags, tmp_p
     trained = {name: weight for name, weight in saved.items() if "lora_B" in name}
     assert len(trained) == 16
     assert all(weight.abs().max() > 0 for weight in trained.values())
+
+
+def test_superclip_run_takes_the_rank_from_a_recipe(train, tmp_path):
+    recipe = write_recipe(tmp_path, passes=1, flags={"lora": 2, "log-every-n-steps": 1})
+    command = f"run {recipe} --device cpu --out run".split()
+    (plugin,) = train.args
+    with in_forks():
+        code = run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin))
+    assert code == 0, (tmp_path / "printed").read_text()[-3000:]
+    saved = load(tmp_path / "run", SLICES)["state_dict"]
+    ranks = {len(weight) for name, weight in saved.items() if "lora_A" in name}
+    assert ranks == {2}
 
 
 @pytest.fixture(scope="module")
