@@ -173,7 +173,3 @@ def _no_new_handlers() -> Iterator[None]:
 
 
 plugin = Plugin()  # the entry point
-# Installations of earlier versions name this module as the entry point.
-globals().update(
-    {name: getattr(plugin, name) for name in dir(plugin) if name.startswith("open_clip_")}
-)
