@@ -45,7 +45,9 @@ class GlobalContrastiveLoss(ClipLoss):
         self.log_eps, self.accum_freq, self.num_calls = math.log(eps), accum_freq, 0
         self.register_buffer("bits", torch.full((size, 2), torch.nan).view(torch.int32))
 
-    def forward(self, image_features, text_features, logit_scale, sample_slots, output_dict=False):
+    def forward(
+        self, image_features, text_features, logit_scale, sample_slots, *, output_dict=False
+    ):
         """Returns the loss of features [B, D] of length 1 and of samples whose estimates are at
         `sample_slots` [B]."""
         # exp multiplies the rounding of bfloat16
