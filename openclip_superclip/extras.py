@@ -13,8 +13,8 @@ EXTRAS = {  # with the packages that each installs
 
 
 def require(what: str, extra: str, *packages: str) -> None:
-    """Raises InputError, naming the extra to install, if any, if a package that `what` needs is
-    not installed; by default, these are all packages of the extra."""
+    """Raises InputError if a package that `what` needs is not installed, naming the extra to
+    install, if any. The default of `packages` is all packages of the extra."""
     packages = packages or EXTRAS.get(extra, ())
     for package in packages:
         if importlib.util.find_spec(package) is None:

@@ -1,7 +1,7 @@
 """What every option of OpenCLIP's trainer and of this package changes in a run.
 
-Resuming, reports, recipes and exported weights ask this table. A test looks up each option of the
-parsers in it.
+Resuming, reports, recipes and exported weights use this table. A test checks that it contains every
+option of the parsers.
 """
 
 from enum import Enum
@@ -20,7 +20,7 @@ class Effect(Enum):
 
     @property
     def changes_weights(self) -> bool:
-        """Whether a run that is resumed with another value is no longer the same run."""
+        """Whether a run resumed with another value is no longer the same run."""
         return self in (Effect.MODEL, Effect.TRAINING, Effect.CHANCE, Effect.ROUNDING)
 
     @property
@@ -29,7 +29,7 @@ class Effect(Enum):
         return self in (Effect.MODEL, Effect.TRAINING)
 
 
-# By the names of OpenCLIP's parsed options, of its releases and its main branch, with ours and with
+# By the names of the parsed options: those of OpenCLIP's releases and its main branch, ours, and
 # what OpenCLIP adds after parsing.
 _OPTIONS = {
     Effect.MODEL: """
@@ -92,5 +92,5 @@ EFFECTS = {name: effect for effect, names in _OPTIONS.items() for name in names.
 
 
 def effect_of(option: str) -> Effect:
-    """Returns the effect of an option; one that is not in the table may change the weights."""
+    """Returns the effect of an option; unknown options count as TRAINING."""
     return EFFECTS.get(option, Effect.TRAINING)

@@ -495,7 +495,7 @@ CLAIMS = [
     ),
     Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
     Claim(
-        "Fine-tuning of two pretrained towers on 512 pictures: better image→text R@1",
+        "Fine-tuning of two pretrained towers on 512 images: better image→text R@1",
         "",
         "stamps",
         "SuperCLIP − CLIP",
@@ -630,7 +630,7 @@ CASES = [
     ),
     Case(
         "fine-tuning of pretrained towers, few pairs (image→text R@1)",
-        "512 pictures, captions by people",
+        "512 images, captions by people",
         "stamps",
         "SuperCLIP − CLIP",
         "pooled − CLIP",

@@ -1,4 +1,4 @@
-"""An OpenCLIP plugin: fine-tuning by low-rank adapters of the towers (LoRA, arXiv 2106.09685)."""
+"""An OpenCLIP plugin: fine-tuning with low-rank adapters in the towers (LoRA, arXiv 2106.09685)."""
 
 import zipfile
 
@@ -6,7 +6,7 @@ import pluggy
 import torch
 
 hookimpl = pluggy.HookimplMarker("open_clip")
-SAVED = "training_only_lora."  # begins the names of what only a resumed run reads
+SAVED = "training_only_lora."  # prefix of the names that only a resumed run reads
 # they move, replace or freeze weights that have adapters
 REFUSED = (
     "lock_image",
@@ -27,13 +27,13 @@ def open_clip_add_options(parser):
         "--lora",
         type=int,
         metavar="RANK",
-        help="Train adapters of this rank, the projections and what is not in a tower.",
+        help="Train adapters of this rank, the projections and everything outside the towers.",
     )
     add(
         "--lora-towers",
         choices=("both", "image", "text"),
         default="both",
-        help="The towers that get adapters; the other one is frozen but for its projection.",
+        help="Towers that get adapters; the other one is frozen, except for its projection.",
     )
 
 

@@ -28,9 +28,9 @@ TOWERS = re.compile(
 class LowRank(nn.Module):
     """Parametrises a weight [out, in] as weight + lora_B @ lora_A.
 
-    For the weights of attention layers, which are no linear layers or never called. The layer of
-    peft for them adds the product to the weight in each step, and subtracts it again: the weight
-    would drift by the rounding.
+    For the weights of attention layers, which are not linear layers or are never called. peft's
+    layer for them adds the product to the weight in each step and subtracts it again, so rounding
+    errors would change the weight.
     """
 
     def __init__(self, weight: Tensor, rank: int):

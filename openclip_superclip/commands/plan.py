@@ -58,7 +58,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="superclip plan",
         description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
-        "FLOPs, hours and checkpoints. With --data, it also checks the data.",
+        "FLOPs, hours, memory and checkpoints. With --data, it also checks the data.",
         epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 "
         "--gpus-per-node 8",
     )
@@ -265,11 +265,11 @@ def _memory(run: Run, memory: dict) -> str:
     if "problem" in memory:
         return f"not computed ({memory['problem']}); superclip rehearse measures it"
     parts = ", ".join(f"{part} {bytes_text(memory[part])}" for part in PARTS)
-    rank, others = "process", "libraries and the loading of data need more"
+    rank, others = "process", "libraries and data loading need more"
     computed = "Computed"
     if run.device == "cuda":
-        rank, others = "GPU", "CUDA's context, workspaces and fragmentation need more"
-        computed = "Computed, and never measured on a GPU"
+        rank, others = "GPU", "the CUDA context, workspaces and fragmentation need more"
+        computed = "Computed, never measured on a GPU"
     text = f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {parts}"
     if memory["head"]:
         text += f"; of these, the class head {bytes_text(memory['head'])}"

@@ -1,6 +1,6 @@
-"""What a training step allocates on a GPU, computed without one.
+"""The memory that a training step allocates on a GPU, computed without a GPU.
 
-The step runs on tensors of torch's device "meta", which have shapes and no values.
+The step runs on tensors of torch's device "meta", which have shapes but no values.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ class Allocations(TorchDispatchMode):
     """Records which tensors of a device are allocated and freed, and when.
 
     Operators that only make new tensors run once for each shape of their inputs: later calls make
-    tensors like the first results. Python reads any tensor as 0 or 1.
+    tensors like the first results. `Tensor.item` returns 1.0 for floating-point tensors
+    and 0 for others.
     """
 
     def __init__(self, device: str = META):
@@ -198,7 +199,7 @@ def _cast(value, cast):
     return cast(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-# What OpenCLIP, timm and transformers call of the functions that autocast changes, on a GPU.
+# The functions that autocast changes on a GPU, and that OpenCLIP, timm and transformers call.
 LOWERED = {
     F: ("linear", "conv1d", "conv2d"),
     torch: ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum"),
@@ -231,7 +232,7 @@ def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
 
 
 def _fused_attention():
-    """Returns torch's attention, which keeps no matrix of weights: on "meta" it would."""
+    """Returns torch's attention without the matrix of weights that it would allocate on "meta"."""
     attention = F.scaled_dot_product_attention
 
     def fused(query, key, value, attn_mask=None, dropout_p=0.0, *is_causal, **options):

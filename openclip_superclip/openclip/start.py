@@ -1,5 +1,5 @@
-"""The start of a training: what completes its options before they are checked, and what a checked
-one changes."""
+"""The start of a training run: completes its options before they are checked, and creates what a
+checked run needs."""
 
 import argparse
 import multiprocessing
@@ -33,8 +33,8 @@ def prepare(training: Training) -> None:
 
 
 def _leave_head_to_fallback(options: argparse.Namespace) -> None:
-    """Makes Muon train the head's weight by its fallback: its rows are words, and must not be
-    orthogonalised."""
+    """Makes Muon train the head's weight with its fallback optimizer: its rows are words, and must
+    not be orthogonalised."""
     if hasattr(options, "opt_fallback_list"):  # of OpenCLIP 4
         names = options.opt_fallback_list or (options.opt_kwargs or {}).get("fallback_list") or []
         options.opt_fallback_list = [*names, "class_head.*"]
@@ -56,8 +56,8 @@ def _find_columns(training: Training) -> None:
 
 
 def begin(training: Training, findings: Findings) -> None:
-    """Prints warnings and makes what a checked training needs: its folder, its split, its way of
-    starting processes; InputError if a file cannot be written."""
+    """Prints warnings and creates what a checked run needs: its folder, its split, its start method
+    for processes; InputError if a file cannot be written."""
     options = training.options
     training.num_steps = findings.num_steps
     if launched()[0] == 0:
@@ -103,7 +103,8 @@ def _hold_out(training: Training) -> None:
 
 
 def _fix_ranks(training: Training) -> None:
-    """Makes ranks exact in slices, and those of Horovod train as torchrun's."""
+    """Fixes DDP's buckets if the run trains in slices, so that resuming is exact, and makes
+    Horovod's ranks train like torchrun's."""
     from ..method.distributed import fix_buckets
 
     trains_in_slices = training.data_config.slices is not None and training.options.train_data

@@ -27,7 +27,7 @@ NUM_TRACED = 2  # micro-batches of an accumulation that are run: from the second
 
 @dataclass(frozen=True)
 class Peak:
-    """The bytes on a GPU at the moment of a step at which they are the most."""
+    """The bytes on a GPU at the peak of a training step."""
 
     parameters: int  # and buffers
     gradients: int  # and DistributedDataParallel's copy of them
@@ -98,7 +98,7 @@ class Step:
         return model.train()
 
     def _simulation(self) -> contextlib.ExitStack:
-        """Returns a context in which the step runs like on the run's device, and is recorded."""
+        """Returns a context in which the step runs as on the run's device, and is recorded."""
         stack = contextlib.ExitStack()
         stack.enter_context(as_on(self.device, self.precision, self.options.world_size))
         stack.enter_context(self.allocations)
@@ -131,7 +131,7 @@ class Step:
         return max(peak, self.update, key=lambda peak: peak.total)
 
     def _train(self, batch_size: int, accum_freq: int) -> None:
-        """Runs forward and backward pass as OpenCLIP does."""
+        """Runs the forward and backward passes as OpenCLIP does."""
         images, texts = self._inputs(batch_size)
         if accum_freq == 1:
             self._backward(lambda: self._outputs(images, texts))

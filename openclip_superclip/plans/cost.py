@@ -1,4 +1,4 @@
-"""The cost of a run: FLOPs, hours, parameters and checkpoint sizes."""
+"""The cost of a run: FLOPs, hours, memory, parameters and checkpoint sizes."""
 
 import bisect
 import dataclasses
@@ -89,8 +89,8 @@ def estimate_cost(
 
 
 def estimate_memory(run: Run) -> dict:
-    """Returns the plan's peak memory, for JSON, as `step_memory` does; for a model or a flag for
-    which it cannot be computed, `problem` is why."""
+    """Returns the plan's peak memory, for JSON, as `step_memory` does; `problem` is the reason if
+    it cannot be computed for a model or a flag."""
     inputs = {
         "device": run.device,
         "batch_size": run.batch_size,
@@ -110,7 +110,7 @@ def estimate_memory(run: Run) -> dict:
 
 
 def step_memory(run: Run) -> dict:
-    """Returns the plan's peak memory of each GPU, for JSON: its kinds, and the largest batch for
+    """Returns the plan's peak memory of each GPU, for JSON: its parts, and the largest batch for
     each size of card.
 
     A batch of a card divides the run's batch per GPU, whose rest is accumulated; 0 if none fits. A

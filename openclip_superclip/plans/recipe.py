@@ -82,7 +82,7 @@ class Recipe:
     )
     workers: int = _number("data-loading processes per GPU", 0)
     flags: Mapping = _field(
-        "OpenCLIP's other flags, without dashes; {seed} in val-data is the seed"
+        "OpenCLIP's other flags, without dashes; {seed} in val-data is replaced by the seed"
     )
     superclip: Mapping | None = _field(
         "the flags of --superclip, by the names below; required for methods with the class loss",

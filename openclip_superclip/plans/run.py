@@ -50,8 +50,8 @@ class Settings:
         metavar="M",
     )
     patience: int = _setting(
-        "stop, as finished, after so many epochs without a better validation score; 0 for never "
-        "(default: %(default)s)",
+        "end the run as finished after this many epochs without a better validation score; 0 for "
+        "never (default: %(default)s)",
         default=0,
         type=int,
         metavar="N",

@@ -49,8 +49,8 @@ class Stalled(Exception):
 
 
 def train(run: Run, placement: Placement, folder: RunFolder) -> int:
-    """Trains and returns the exit code; starts again itself outside a step of SLURM's, whose
-    script does."""
+    """Trains and returns the exit code. Restarts the training, except in a SLURM step, where the
+    job's script does."""
     while True:
         training = NodeTraining(run, placement, folder)
         code = training.train()
@@ -228,7 +228,7 @@ class NodeTraining:
 
     def _watch(self) -> Callable[[], None]:
         """Returns a function to call each second: it records the progress, prints the output of
-        rank 0, removes old checkpoints, and raises an exception for what ends the run."""
+        rank 0, removes old checkpoints, and raises an exception if the run must end."""
         added = AddedLines()
         last_epoch = None
 

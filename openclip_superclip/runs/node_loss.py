@@ -1,4 +1,4 @@
-"""Whether a node or a run is gone without a word: closed connections, processes, heartbeats."""
+"""Whether a node or a run was lost without an error: closed connections, processes, heartbeats."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 from ..files import read_json
 from .recovery import CONNECTION, LOST, Failure, failures, first_failure
 
-PATIENCE = 20  # seconds in which the node that caused a closed connection reports its failure
+PATIENCE = 20  # seconds for which the node that closed a connection may report why
 HEARTBEAT = 10  # seconds between two heartbeats of a run
 # seconds without a heartbeat after which a run is lost: network file systems can lag by a minute
 STALE = 120
@@ -19,8 +19,8 @@ STALE = 120
 def cause(
     logs: Path, here: Sequence[Failure], nodes: Sequence[str], patience: float = PATIENCE
 ) -> Failure | None:
-    """Returns the failure that caused the others, for which another node may need some seconds;
-    None without one.
+    """Returns the failure that caused the others, None if there is none; waits up to `patience`
+    seconds for other nodes to report it.
 
     If only connections were closed, the nodes that have not reported a failure are lost. `here`
     are this node's failures, which it may not have been able to write; `nodes` are the names of
@@ -49,7 +49,7 @@ def why_gone(run: Path) -> str | None:
 
 
 def is_running(pid: int | None) -> bool:
-    """Returns whether this machine has a process of this number."""
+    """Returns whether this machine has a process with this ID."""
     try:
         os.kill(pid or 0, 0)
     except ProcessLookupError:
@@ -60,8 +60,8 @@ def is_running(pid: int | None) -> bool:
 
 
 def _age(file: Path) -> float:
-    """Returns the seconds since a file was written, by the clock of its file system, from which
-    this machine's may differ."""
+    """Returns the seconds since a file was written, by the clock of its file system, which may
+    differ from this machine's."""
     try:
         with tempfile.TemporaryFile(dir=file.parent) as new:
             new.write(b"now")

@@ -263,4 +263,4 @@ def test_a_plan_prints_the_memory_and_what_it_leaves_out(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"memory [\d.]+ GB per GPU at the peak of a step: parameters 751 MB, ", text)
     assert "(--gpu-batch-max): 512 in 24 GB, 512 in 40 GB, 512 in 80 GB." in text
-    assert "never measured on a GPU: CUDA's context, workspaces and fragmentation need more" in text
+    assert "never measured on a GPU: the CUDA context, workspaces and fragmentation need" in text
