@@ -45,6 +45,9 @@ EXPECTED = {
             "--context-length 32": "--context-length 16",
             "--epochs 2": "--epochs 2 --workers 0",
             "--batch-size 64": "--batch-size 16",
+            # tests/training/test_lora.py installs the plugin and trains with it
+            "pip install ./examples/open_clip_lora": "",
+            "--set flags.lora=16 ": "",
         },
         [
             "answer/study.png",
