@@ -603,7 +603,7 @@ class Case:
 CASES = [
     Case(
         "from scratch, test images like the training images, ResNet",
-        "20,480 scenes, clean captions",
+        "20,480 scenes, clean captions; tests show the drawings of training",
         "placebos",
         "SuperCLIP − CLIP",
     ),
@@ -616,14 +616,16 @@ CASES = [
     ),
     Case(
         "from scratch, test images of another kind, ResNet",
-        "20,480 scenes, clean captions",
+        "20,480 scenes, clean captions; tests show the same objects by an unseen designer",
         "unseen_drawings",
         "SuperCLIP − CLIP",
     ),
     Case("… small ViT", "the same", "transfer", "SuperCLIP − CLIP", "pooled − CLIP"),
     Case(
         "… small ViT, long tail and careless captions",
-        "20,480 scenes, a third of the objects unnamed, a fifth of the captions wrong",
+        "20,480 scenes, a third of the objects unnamed, "
+        "a fifth of the captions with wrong words; "
+        "tests by an unseen designer",
         "natural",
         "SuperCLIP − CLIP",
         "pooled − CLIP",
