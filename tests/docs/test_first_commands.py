@@ -100,6 +100,7 @@ ELSEWHERE = (
     "plugins",  # all of it by test_plugins.py
     "glossary",
     "upstream",  # no command
+    "when",  # no command
     "dense",  # on smaller sets by tests/unit/test_dense.py
     "llava",  # begins with checkpoints of the paper's runs
 )
