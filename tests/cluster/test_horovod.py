@@ -147,16 +147,8 @@ def flags_of(shards, scenes, small_model, train_flags):
     }
 
     def flags(text: str) -> list[str]:
-        short = [
-            "--model",
-            small_model,
-            "--batch-size",
-            "10",
-            "--precision",
-            "fp32",
-            *WHOLE_PICTURES,
-        ]
-        return [*train_flags, *short, *text.format(**data).split()]
+        short = f"--model {small_model} --batch-size 10 --precision fp32 {WHOLE_PICTURES}"
+        return [*train_flags, *short.split(), *text.format(**data).split()]
 
     return flags
 

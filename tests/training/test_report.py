@@ -279,7 +279,7 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         )
         (other / "demo-test.json").write_text('{"measures": {"zero_shot": 41.5, "probe": NaN}}')
         assert read_run(other).scores == {"demo zero shot": 41.5}
-        assert ("its evaluation at epoch 5 of 25 is left out" in read_run(other).note) == (
+        assert ("its evaluation at epoch 5 of 30 is left out" in read_run(other).note) == (
             epoch == 5
         )
 
