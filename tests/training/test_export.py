@@ -110,7 +110,7 @@ def opened(exports, tmp_path_factory):
         weights = random_weights(model)
         compiled = {f"module._orig_mod.{k}": v for k, v in (weights | head_of(8, 100)).items()}
         torch.save({"epoch": 1, "state_dict": compiled}, folder / "run.pt")
-        execute(f"export {folder}/run.pt --model {model} --out", folder / "out" / name)
+        execute(f"export {folder}/run.pt --out", folder / "out" / name, "--model", model)
         stock[name] = plain_model(model, weights), open_clip.get_tokenizer(model)(TEXTS)
     shutil.rmtree(folder / "sources")
     (folder / "out").rename(folder / "moved")
