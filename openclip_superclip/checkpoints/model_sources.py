@@ -179,6 +179,8 @@ def code_in(place: str) -> Iterator[str]:
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    if (Path(place) / "adapter_config.json").exists():
+        yield f"{place} contains adapter_config.json, which may name other weights"
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     for read in (get_tokenizer_config, lambda place: PretrainedConfig.get_config_dict(place)[0]):
         try:

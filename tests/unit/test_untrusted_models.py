@@ -214,11 +214,21 @@ def timm(name):
     return fields(vision={"timm_model_name": name, "image_size": 64})
 
 
+def adapter_of_tower(folder):
+    tower = folder / "tower"
+    write_folder(folder, {"hf_model_name": str(tower)})
+    tower.mkdir()
+    write_json(tower / "config.json", {"model_type": "bert"})
+    # with peft installed, transformers loads the weights that it names
+    write_json(tower / "adapter_config.json", {"base_model_name_or_path": STRANGER})
+
+
 FOLDERS = {
     "trusted code": trusted_code,
     "code without trust": code_without_trust,
     "code of a nested tokenizer": code_of_nested_tokenizer,
     "code of a tower": code_of_tower,
+    "an adapter of a tower": adapter_of_tower,
     "a kernel of a tower": kernel_of_tower,
     "a kernel of a part of a tower": kernel_of_a_part_of_a_tower,
     "a tokenizer's list": tokenizer_without_fields('[{"auto_map": 1}]'),
