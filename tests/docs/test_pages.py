@@ -116,9 +116,9 @@ def assert_taken(command: list[str], monkeypatch):
 @each_page_on_ours
 def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
     parsers = [superclip_parser(name, monkeypatch) for name in COMMANDS]
-    known = {
-        flag for parser in parsers for action in parser._actions for flag in action.option_strings
-    }
+    known = set()
+    for parser in parsers:
+        known.update(*(action.option_strings for action in parser._actions))
     named = {
         flag
         for span in code_spans(PAGES[page])

@@ -12,6 +12,7 @@ import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Whitespace
 
+from openclip_superclip import hooks
 from openclip_superclip.files import whole_file
 from openclip_superclip.lab.demo.data import NUM_TOKENS_WITHOUT_MERGES
 
@@ -22,6 +23,20 @@ SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
 LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *WORDS]
 # their small checkpoint
 AUTHORS, AUTHORS_CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
+
+
+def create_model(args, **kwargs) -> torch.nn.Module:
+    """Returns the model that OpenCLIP's main creates with `args` and the plugins' arguments."""
+    model = open_clip.create_model(
+        args.model,
+        precision=args.precision,
+        force_patch_dropout=args.force_patch_dropout,
+        output_dict=True,
+        **(hooks.model_kwargs(args) | kwargs),
+    )
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model
 
 
 def write_vocabulary(folder: Path) -> Path:

@@ -44,8 +44,8 @@ def may_unshare(*namespaces: str) -> bool:
 
 
 class Cluster:
-    """Starts with `with` and ends with it, whatever happens; skips the test where this machine
-    cannot hold it."""
+    """A cluster that runs within `with` and is always stopped at its end; skips the test if this
+    machine does not allow it."""
 
     def __init__(self):
         if not may_unshare("--net", "--uts", "--ipc", "--pid", "--fork"):
@@ -53,7 +53,7 @@ class Cluster:
                 "a SLURM cluster lives in namespaces of this machine, which need root "
                 "(CAP_SYS_ADMIN)"
             )
-        # short: sockets lie in it
+        # a short path, because it contains sockets
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         path = f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
         settings = {"SLURM_TEST_DIR": str(self.folder), "SLURM_TEST_OWNER": str(os.getpid())}

@@ -60,7 +60,7 @@ def train_three_steps(
         optimizer.zero_grad()
         sum(losses.values()).backward()
         for name, parameter in module.named_parameters():
-            # every rank has its whole gradient, whatever the features' is
+            # its gradient is complete on every rank, even if the features' is scaled
             if name != "logit_scale":
                 parameter.grad /= gradient_scale
         if step == 0:

@@ -59,7 +59,7 @@ class Run(NamedTuple):
         ]
 
     def errors(self) -> list[str]:
-        """The lines that tell the user of a mistake."""
+        """The lines that report a mistake to the user."""
         return [line for line in self.output.splitlines() if re.search(r"\berror: ", line)]
 
 

@@ -42,7 +42,7 @@ def test_a_run_records_its_words_and_the_command_shows_them(run, tmp_path):
         "learned",
         "not yet learned",
         "forgotten",
-        "too rare to tell",
+        "too rare to judge",
     }
     (first, _) = read_json(tmp_path / "out/word_course.json")["runs"]
     assert first["captions"] == [64, 128, 192]
@@ -85,7 +85,7 @@ WORDS = {  # the state of a word: its lift in each epoch, and captions of 1,000 
     "learned": ([1, 8, 8, 9], 200),
     "not yet learned": ([1, 2, 3, 3], 30),
     "forgotten": ([9, 9, 1, 1], 10),
-    "too rare to tell": ([9, 9, 9, 9], 1),
+    "too rare to judge": ([9, 9, 9, 9], 1),
 }
 
 

@@ -72,7 +72,7 @@ def test_losses_and_gradients_of_the_head_are_those_of_the_plain_loss(scale):
 @parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_cast_head_normalises_in_float32(dtype):
     head = trained_head().to(dtype)
-    x = 1000 + torch.randn(6, 16)  # which half precision cannot tell from a constant
+    x = 1000 + torch.randn(6, 16)  # which half precision cannot distinguish from a constant
     precise = F.layer_norm(x, (16,), head.ln.weight.float(), head.ln.bias.float()).to(dtype)
     assert torch.equal(head.logits(x), F.linear(precise, head.weight, head.bias))
     losses = head(x, captions(), torch.rand(50))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from open_clip_train.train import train_one_epoch
 from support import cases, input_error, parametrize
-from support.models import MODELS, write_model
+from support.models import MODELS, create_model, write_model
 from torch._C._profiler import _EventType
 
 from openclip_superclip import environment, hooks
@@ -44,7 +44,7 @@ def run_of(model: str, gpus: int = 1, batch_max: int | None = None, **set_: str)
 
 
 class Batches:
-    """Random images and captions, each batch anew, as a data loader gives them."""
+    """Random images and captions, other ones in each batch, like those of a data loader."""
 
     def __init__(self, model, batch_size: int, num_batches: int):
         size = model.visual.image_size
@@ -67,15 +67,7 @@ def train(run: Run) -> None:
     distributed = {"rank": 1, "local_rank": 1, "world_size": 1, "distributed": False}
     vars(args).update(distributed, distill=False, logs="logs")
     with plugins_model_class():
-        model = open_clip.create_model(
-            args.model,
-            precision=args.precision,
-            force_patch_dropout=args.force_patch_dropout,
-            output_dict=True,
-            **hooks.model_kwargs(args),
-        )
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing()
+        model = create_model(args)
     loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     loss = loss or open_clip.create_loss(args)
     optimizer = torch.optim.AdamW(model.parameters())

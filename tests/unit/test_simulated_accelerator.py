@@ -15,7 +15,7 @@ import pytest
 import torch
 from open_clip_train.train import train_one_epoch
 from support import parametrize
-from support.models import MODELS, write_model, write_weights
+from support.models import MODELS, create_model, write_model, write_weights
 from support.simulated_device import DEVICE, add_device, move, simulation
 from support.training_runs import Run
 
@@ -160,18 +160,8 @@ def train_twice(name: str, flags: str, change=lambda: None):
 
 
 def create_models(args):
-    kwargs = hooks.model_kwargs(args)
-    if args.siglip:
-        kwargs |= {"init_logit_scale": 2.3, "init_logit_bias": -10}
-    model = open_clip.create_model(
-        args.model,
-        precision=args.precision,
-        force_patch_dropout=args.force_patch_dropout,
-        output_dict=True,
-        **kwargs,
-    )
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing()
+    bias = {"init_logit_scale": 2.3, "init_logit_bias": -10} if args.siglip else {}
+    model = create_model(args, **bias)
     teacher = None
     if args.distill:
         teacher = open_clip.create_model(

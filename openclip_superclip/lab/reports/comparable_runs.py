@@ -192,8 +192,9 @@ def _groups(runs: list[ReportedRun]) -> list[Group]:
 
 def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
     """Returns the series of a run, with the training in which runs of its batch size differ."""
+    names = set().union(*(other.training for other in same_size))
     training = []
-    for name in sorted({name for other in same_size for name in other.training}):
+    for name in sorted(names):
         values = {str(other.training.get(name, "default")) for other in same_size}
         if len(values) > 1:
             training.append((name, str(run.training.get(name, "default"))))

@@ -66,9 +66,9 @@ class WordCourse(NamedTuple):
 
     def state(self, token: int) -> str:
         """Returns the state of a token: learned, forgotten, not yet learned, or too rare to
-        tell."""
+        judge."""
         if self.band[token] < 0:
-            return "too rare to tell"
+            return "too rare to judge"
         if self.learned[token] < 0:
             return "not yet learned"
         return "forgotten" if self.is_forgotten[token] else "learned"
