@@ -37,7 +37,12 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     EARLIER_BATCH: "wrong contrast",
     ("vit_dense", "mIoU"): "scores near chance",
 }
-OWN_FAMILY = ("transfer", "stamps", "natural_towers", "captions_and_frequencies")  # by their protocols
+OWN_FAMILY = (
+    "transfer",
+    "stamps",
+    "natural_towers",
+    "captions_and_frequencies",
+)  # by their protocols
 LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
     "zero_shot": "zero-shot",

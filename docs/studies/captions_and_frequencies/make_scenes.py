@@ -43,7 +43,9 @@ class Objects:
         while True:
             drawn: dict[str, None] = {}  # in the order in which they are drawn
             while len(drawn) < count:
-                drawn[self.names[bisect(self.cumulative, rng.randrange(self.cumulative[-1]))]] = None
+                drawn[self.names[bisect(self.cumulative, rng.randrange(self.cumulative[-1]))]] = (
+                    None
+                )
             if count == 1 or split_of(list(drawn)) == "train":
                 return list(drawn)
 
