@@ -15,7 +15,7 @@ from PIL import Image
 SIZE = 128  # pixels: enough for models at 96 px
 NUM_TEST_CAPTIONS = 157  # a quarter of all
 NUM_TRAINING_PAIRS = 512  # of the rest, so that each seed has as many: eight batches of 64
-SEEDS = (*range(100, 110), 900, 901)  # results, pilots
+SEEDS = (*range(100, 110), *range(200, 203), 900, 901)  # stamps, finetune_defaults, pilots
 
 
 def pairs(stamps: Path) -> Iterator[tuple[Path, str]]:
