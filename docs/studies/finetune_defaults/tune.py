@@ -99,7 +99,7 @@ class Arm:
 
 
 def arms_of(stage: str, runs: list[dict]) -> list[Arm]:
-    """Returns the arms of a stage; later stages build on the best arm of the grid in `runs`."""
+    """Returns the arms of a stage; later stages build on the best arms of the grid in `runs`."""
     if stage == "grid":
         return [Arm(stage, towers, lr) for towers in TOWERS for lr in RATES]
     if stage == "border":
@@ -113,13 +113,16 @@ def arms_of(stage: str, runs: list[dict]) -> list[Arm]:
     if stage == "scratch":
         clip = Arm(stage, "from scratch", 5e-4, passes=30)
         return [clip, dataclasses.replace(clip, method="SuperCLIP", flags=("--superclip",))]
-    best = dataclasses.replace(best_of(runs), stage=stage)
     if stage == "passes":
+        best = dataclasses.replace(best_of(runs), stage=stage)
         return [dataclasses.replace(best, passes=passes) for passes in (2, 10)]
     if stage == "scenes":
-        return [dataclasses.replace(best, lr=lr, data="natural") for lr in RATES]
-    arms = with_class_loss(best)
-    if (best.towers, best.lr) == IN_STAMPS:
+        best = [best_of(runs, towers) for towers in TOWERS]
+        return [dataclasses.replace(arm, stage=stage, data="natural") for arm in best]
+    trained = [run for run in runs if not run["towers"].startswith("LoRA")]  # image towers
+    base = dataclasses.replace(best_of(trained), stage=stage)
+    arms = with_class_loss(base)
+    if (base.towers, base.lr) == IN_STAMPS:
         return [arm for arm in arms if arm.method not in IN_STAMPS_METHODS]
     return list(arms)
 
@@ -307,6 +310,30 @@ def train_stage(work: Path, stage: str, seeds: list[int]) -> None:
                 progress.update()
 
 
+def measure_statistics(work: Path, seeds: list[int]) -> None:
+    """Writes WORK/statistics.csv: what the image tower keeps if training replaces the running
+    statistics of its batch norm, and no weight changes."""
+    rows = []
+    for seed in seeds:
+        towers = Towers(Path(f"stamps/test-{seed}.csv"))
+        opened = open_checkpoint(towers.start, f"local-dir:{START}")
+        preprocess = opened.preprocess()
+        with open(f"stamps/train-{seed}.csv", encoding="utf-8") as file:
+            images = [preprocess(Image.open(row["image"])) for row in csv.DictReader(file)]
+        model = opened.model.train()
+        with torch.inference_mode():
+            for _ in range(4):
+                for batch in torch.stack(images).split(64):
+                    model.encode_image(batch)
+        pictures, others, _ = towers.outputs(model.eval())
+        is_same = (pictures == towers.before[0], others == towers.before[1])
+        rows.append([seed, *(round(percent(kept), 3) for kept in is_same)])
+    with (work / "statistics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["seed", "same class, test pictures", "same class, other drawings"])
+        writer.writerows(rows)
+
+
 def write_csv(work: Path) -> None:
     """Writes WORK/runs.csv: the scores at the best pass and after the last one, and what is kept of
     the towers after the last pass, as trained and halfway to the start (half)."""
@@ -338,9 +365,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("work", type=Path, metavar="WORK")
-    add("--stage", choices=STAGES, required=True)
+    add("--stage", choices=(*STAGES, "statistics"), required=True)
     add("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train_stage(options.work, options.stage, options.seeds)
-    write_csv(options.work)
+    if options.stage == "statistics":
+        measure_statistics(options.work, options.seeds)
+    else:
+        train_stage(options.work, options.stage, options.seeds)
+        write_csv(options.work)
