@@ -1,12 +1,24 @@
-"""The figures of docs/evidence.md and of docs/studies/vit_samples/README.md: `python
+"""The figures of docs/evidence.md and of two studies, vit_samples and held_out_words: `python
 docs/studies/figures.py`."""
 
 import csv
 import statistics
 
 from scipy.stats import t
-from verdicts import CLAIMS, DOCS, HERE, LOWER_IS_BETTER, Comparison, read_comparisons, tested
+from verdicts import (
+    CLAIMS,
+    DOCS,
+    HELD_OUT,
+    HELD_OUT_HEADS,
+    HERE,
+    LOWER_IS_BETTER,
+    Comparison,
+    read_comparisons,
+    tested,
+)
 
+from openclip_superclip.lab.reports.paired_differences import PairedDifference
+from openclip_superclip.lab.studies.figures import draw_difference, set_difference_axis
 from openclip_superclip.rendering import png, pyplot
 
 plt = pyplot()
@@ -84,6 +96,37 @@ def draw_samples() -> bytes:
     return png(figure)
 
 
+def draw_held_out_words(comparisons: list[Comparison]) -> bytes:
+    """Draws the gains over CLIP of held-out and of kept objects, on seen and unseen drawings."""
+    gains = {
+        (comparison.arm, comparison.measure): PairedDifference(comparison.differences)
+        for comparison in comparisons
+        if (comparison.study, comparison.baseline) == (HELD_OUT, "CLIP")
+    }
+    arms = {
+        "SuperCLIP": "#e9a3ab",
+        HELD_OUT_HEADS["SuperCLIP"]: "#d1495b",
+        "pooled": "#a3b4bd",
+        HELD_OUT_HEADS["pooled"]: "#4f6d7a",
+    }
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4))
+    for axes, drawings in zip(panels, ("seen", "unseen"), strict=True):
+        for place, objects in enumerate(("held_out", "kept")):
+            for number, (arm, colour) in enumerate(arms.items()):
+                gain = gains[arm, f"{drawings}_{objects}"]
+                x = place + 0.18 * (number - 1.5)
+                draw_difference(axes, x, gain, colour, 0.05)
+                axes.plot(x, gain.mean, "o", color=colour, label="" if place else arm)
+        set_difference_axis(axes, ["held-out objects", "kept objects"], 2, f"{drawings} drawings")
+    panels[0].set_ylabel("zero-shot accuracy − CLIP, points\n(bar: 95 % interval, dot: a seed)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return png(figure)
+
+
 if __name__ == "__main__":
-    (DOCS / "evidence.png").write_bytes(draw_evidence(read_comparisons()))
+    found = read_comparisons()
+    (DOCS / "evidence.png").write_bytes(draw_evidence(found))
     (HERE / "vit_samples" / "samples.png").write_bytes(draw_samples())
+    if any(comparison.study == HELD_OUT for comparison in found):
+        (HERE / HELD_OUT / "study.png").write_bytes(draw_held_out_words(found))

@@ -2,7 +2,8 @@
 
 `python docs/studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the
 tables between the markers in docs/evidence.md and in each study's README.md. It reads the runs in
-study.json, which study.csv repeats with two decimals, and docs/audit/train_again.csv.
+study.json, which study.csv repeats with two decimals, docs/audit/train_again.csv, and
+held_out_words/study.csv.
 
 Holm's correction: the comparisons of a study by its primary measure are one family, and those by
 its other measures are another. Studies that cannot answer are in no family. Comparisons of the same
@@ -37,11 +38,13 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     EARLIER_BATCH: "wrong contrast",
     ("vit_dense", "mIoU"): "scores near chance",
 }
+HELD_OUT = "held_out_words"
 OWN_FAMILY = (
     "transfer",
     "stamps",
     "natural_towers",
     "captions_and_frequencies",
+    HELD_OUT,
 )  # by their protocols
 LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
@@ -60,7 +63,15 @@ TITLES = {
     "seen_text_to_image_R@1": "seen: text→image R@1",
     "seen_tagging": "seen: tagging",
     "seen_linear_probe": "seen: linear probe",
+    "seen_held_out": "seen: held-out objects",
+    "seen_kept": "seen: kept objects",
+    "unseen_held_out": "unseen: held-out objects",
+    "unseen_kept": "unseen: kept objects",
+    "seen_probe_held_out": "linear probe: held-out objects",
+    "seen_probe_kept": "linear probe: kept objects",
+    "seen_among_held_out": "seen: held-out objects among held-out names",
 }
+HELD_OUT_HEADS = {head: f"{head}, half the words" for head in ("SuperCLIP", "pooled")}
 
 
 @dataclass(kw_only=True)
@@ -266,12 +277,48 @@ def read_audit(file: Path) -> list[Comparison]:
     return comparisons
 
 
+def read_held_out_words(file: Path) -> list[Comparison]:
+    """The comparisons of the study that scores held-out objects separately; none without its
+    file."""
+    if not file.exists():
+        return []
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    measures = [name for name in rows[0] if name not in ("arm", "seed", "checkpoint")]
+    runs = [
+        {
+            "arm": row["arm"],
+            "seed": int(row["seed"]),
+            "cell": None,
+            "measures": {measure: float(row[measure]) for measure in measures},
+        }
+        for row in rows
+    ]
+    primary_pairs = [(half, "CLIP") for half in HELD_OUT_HEADS.values()]
+    pairs = [*primary_pairs, *((head, "CLIP") for head in HELD_OUT_HEADS), *HELD_OUT_HEADS.items()]
+    comparisons = []
+    for (arm, baseline), measure in itertools.product(pairs, measures):
+        paired = _paired(runs, arm, baseline, None, measure)
+        comparisons.append(
+            Comparison(
+                study=HELD_OUT,
+                arm=arm,
+                baseline=baseline,
+                measure=measure,
+                is_primary=measure == "seen_held_out" and (arm, baseline) in primary_pairs,
+                means=tuple(map(statistics.mean, zip(*paired.values(), strict=True))),
+                **_over([paired], statistics.mean),
+            )
+        )
+    return comparisons
+
+
 def read_comparisons() -> list[Comparison]:
     """All comparisons of all records, with Holm's correction."""
     comparisons = []
     for file in sorted(HERE.rglob("study.json")):
         comparisons += read_study(file.parent)
     comparisons += read_audit(DOCS / "audit" / "train_again.csv")
+    comparisons += read_held_out_words(HERE / HELD_OUT / "study.csv")
     by_study, of_all = defaultdict(list), []
     for comparison in comparisons:
         if not any(comparison.differences):  # equal runs are no test
@@ -478,6 +525,13 @@ CLAIMS = [
     ),
     Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
     Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
+    Claim(
+        "Small ViT: better zero-shot for objects whose words are no labels, CLIP's rate",
+        "",
+        HELD_OUT,
+        "SuperCLIP, half the words − CLIP",
+    ),
+    Claim("… a head on the class token beats CLIP", "", HELD_OUT, "pooled, half the words − CLIP"),
     Claim(
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
         "",
@@ -764,6 +818,42 @@ def average_table(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def share_that_remains(half: Comparison, whole: Comparison) -> tuple[float, float, float]:
+    """The mean gain without labels over that with labels, and its 95 % interval by Fieller's
+    theorem; infinite if the gain with labels is not significant."""
+    ours, theirs = half.differences, whole.differences
+    factor = t.ppf(0.975, half.n - 1) ** 2 / half.n
+    covariance = statistics.covariance(ours, theirs)
+    # the shares r for which the mean of ours - r * theirs does not differ from zero:
+    # a r^2 - 2 b r + c <= 0
+    a = whole.mean**2 - factor * whole.std**2
+    b = half.mean * whole.mean - factor * covariance
+    c = half.mean**2 - factor * half.std**2
+    share = half.mean / whole.mean
+    if a <= 0:
+        return share, -math.inf, math.inf
+    root = math.sqrt(b**2 - a * c)
+    return share, (b - root) / a, (b + root) / a
+
+
+def shares_table(comparisons: Sequence[Comparison]) -> str:
+    """The share of the gain of held-out objects that remains without their labels."""
+    gains = {
+        comparison.name: comparison
+        for comparison in comparisons
+        if (comparison.study, comparison.measure) == (HELD_OUT, "seen_held_out")
+    }
+    lines = [
+        "| held-out objects, seen drawings: − CLIP | all words | half of the words | share |",
+        "|---|---|---|---|",
+    ]
+    for head, half in HELD_OUT_HEADS.items():
+        whole, without = gains[f"{head} − CLIP"], gains[f"{half} − CLIP"]
+        share, low, high = share_that_remains(without, whole)
+        lines.append(f"| {head} | {whole} | {without} | {share:.2f} [{low:.2f}, {high:.2f}] |")
+    return "\n".join(lines)
+
+
 # comparisons of the paper's head with its baseline at one rate, on the small ViT, in short training
 EQUAL_RATES = {
     "vit": "SuperCLIP at CLIP's rate − CLIP",
@@ -932,6 +1022,8 @@ def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
         made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(
             json.loads(file.read_text())
         )
+    if HELD_OUT in {comparison.study for comparison in comparisons}:
+        made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
     made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
     made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
     flip = next(

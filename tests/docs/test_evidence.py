@@ -252,6 +252,17 @@ def test_holms_correction_and_power_of_examples():
     assert verdicts.power(2, 4.1, 34) < 0.8 <= verdicts.power(2, 4.1, 35)
 
 
+def test_the_limits_of_a_share_are_where_the_rest_of_the_gain_becomes_significant():
+    draws = np.random.default_rng(0).normal((4, 10), (2, 3), (8, 2)).T
+    half, whole = (
+        verdicts.Comparison(measure="", seeds=[*range(8)], differences=list(gain)) for gain in draws
+    )
+    share, low, high = verdicts.share_that_remains(half, whole)
+    assert low < share == pytest.approx(draws[0].mean() / draws[1].mean()) < high
+    for limit in (low, high):
+        assert ttest_1samp(draws[0] - limit * draws[1], 0).pvalue == pytest.approx(0.05)
+
+
 def test_the_table_of_the_demo_is_what_it_printed_and_readme_quotes_its_primary_measure():
     (table,) = re.findall(
         r"<!-- demo table -->\n(.*?)\n<!-- end", PAGES["docs/demo.md"], flags=re.DOTALL

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import open_clip
 import pytest
 import torch
-from support import parametrize, read_json
+from support import parametrize, read_json, read_rows
 from support.pages import ROOT
 
 from openclip_superclip.lab.demo.data import VIT, write_model
 from openclip_superclip.lab.demo.scenes import NAMES
+from openclip_superclip.lab.studies.study_file import read_study
 from openclip_superclip.method.idf import special_token_ids
 from openclip_superclip.method.model import SuperCLIP
 
@@ -78,3 +79,17 @@ def test_the_loss_of_an_image_is_that_of_its_kept_words(models):
     assert without[0] == losses(plain, f"{kept[0]},", kept[1], kept[1])[0] != whole[0]
     assert without[1] == whole[1]
     assert without[2] == 0 != whole[2]
+
+
+def test_the_scores_are_those_of_all_arms_and_of_the_same_weights_as_the_studys():
+    study = read_study(str(FOLDER / "held_out_words.yaml"))
+    scored, recorded = (read_rows(FOLDER / name) for name in ("study.csv", "all_objects.csv"))
+    weights = [
+        [(row["arm"], row["seed"], row["checkpoint"]) for row in rows]
+        for rows in (scored, recorded)
+    ]
+    assert weights[0] == weights[1]
+    seeds = sorted({int(seed) for _, seed, _ in weights[0]})
+    assert seeds == [*study.result_seeds][: len(seeds)]
+    arms = [(arm, str(seed)) for seed in seeds for arm in study.arms]
+    assert [run[:2] for run in weights[0]] == arms
