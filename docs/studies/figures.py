@@ -109,7 +109,7 @@ def draw_held_out_words(comparisons: list[Comparison]) -> bytes:
         "pooled": "#a3b4bd",
         HELD_OUT_HEADS["pooled"]: "#4f6d7a",
     }
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
     for axes, drawings in zip(panels, ("seen", "unseen"), strict=True):
         for place, objects in enumerate(("held_out", "kept")):
             for number, (arm, colour) in enumerate(arms.items()):

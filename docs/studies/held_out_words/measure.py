@@ -40,7 +40,7 @@ ARMS = {  # the names of their runs' folders, without the seed
     "SuperCLIP": "superclip",
     "pooled": "superclip_head_input-pooled",
     "SuperCLIP, half the words": "superclip_held-out-words-50",
-    "pooled, half the words": "superclip_head_input-pooled_held-out-words-50",
+    "pooled, half the words": "superclip_held-out-words-50_head_input-pooled",
 }
 NUM_SCENES, NUM_PROBE_SCENES = 3000, 2000
 LAST_EPOCH = 20
