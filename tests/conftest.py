@@ -1,5 +1,5 @@
-"""What the tests share: small real data, small real models, and OpenCLIP's training in a process
-of its own."""
+"""What the tests share: small real data, small real models, and OpenCLIP's
+training in a process of its own."""
 
 import os
 
@@ -34,7 +34,7 @@ from filelock import FileLock
 from PIL import Image
 from support import WORDS
 from support.data import write_images, write_table, write_tar
-from support.models import write_model, write_weights
+from support.models import MODELS, write_hf_text_model, write_model, write_weights
 from support.openclip_trees import PIP, RELEASES
 from support.slurm_cluster import Cluster
 from support.training_runs import (
@@ -58,8 +58,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests start would
 
 
-def replaceable() -> dict:
-    """The functions of OpenCLIP and torch that the launcher may replace, by dotted path."""
+def replaceable():
+    """The functions of OpenCLIP and torch that the launcher may replace, by
+    dotted path."""
     found = {}
     for path in (*hook_calls.REPLACED, *current().WRAPPERS):
         module, _, name = path.rpartition(".")
@@ -72,7 +73,8 @@ BEFORE = replaceable()
 
 @pytest.fixture(autouse=True)
 def openclip_stays_as_it_is():
-    """Fails a test after which a function of OpenCLIP is replaced: train in a fork."""
+    """Fails a test after which a function of OpenCLIP is replaced: train in
+    a fork."""
     yield
     replaced = [path for path, function in replaceable().items() if function is not BEFORE[path]]
     for path in replaced:
@@ -81,22 +83,24 @@ def openclip_stays_as_it_is():
     assert not replaced
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: tests of clusters and of stopped runs wait, and leave a core to the
-    others."""
+def pytest_xdist_auto_num_workers():
+    """One more than cores: tests of clusters and of stopped runs wait, and
+    leave a core to the others."""
     return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory):
-    """Keeps what plans compute in a folder of the tests instead of the user's."""
+    """Keeps what plans compute in a folder of the tests instead of the
+    user's."""
     with environment.replaced(environment, CACHE=tmp_path_factory.mktemp("cache")):
         yield
 
 
 @pytest.fixture(scope="session")
-def csv_data(tmp_path_factory) -> Path:
-    """A table of 64 pictures of noise, 32 px, with captions of one to five words."""
+def csv_data(tmp_path_factory):
+    """A table of 64 pictures of noise, 32 px, with captions of one to five
+    words."""
     folder = tmp_path_factory.mktemp("csv")
     rng = np.random.default_rng(0)
     rows = ["filepath\ttitle"]
@@ -110,8 +114,9 @@ def csv_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shards(csv_data) -> str:
-    """The same pictures and captions in two WebDataset shards, as --train-data or --val-data."""
+def shards(csv_data):
+    """The same pictures and captions in two WebDataset shards, as
+    --train-data or --val-data."""
     rows = [row.split("\t") for row in csv_data.read_text().splitlines()[1:]]
     for shard in range(2):
         samples = [
@@ -123,13 +128,13 @@ def shards(csv_data) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> str:
+def tiny_model(tmp_path_factory):
     """--model of a two-layer ViT."""
     return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
-def small_model(tmp_path_factory) -> str:
+def small_model(tmp_path_factory):
     """--model of a model whose checkpoints are small."""
     return write_model(
         tmp_path_factory.mktemp("small-model"),
@@ -139,16 +144,29 @@ def small_model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory) -> str:
-    """--model of a folder that holds the weights of a plain OpenCLIP model as well."""
-    teacher = write_model(tmp_path_factory.mktemp("teacher"))
-    write_weights(teacher)
-    return teacher
+def models(tmp_path_factory):
+    """--model of each of MODELS, and of a model whose text tower and
+    tokenizer are Hugging Face's.
+
+    The folders of `teacher` and `coca` hold weights.
+    """
+    folder = tmp_path_factory.mktemp("models")
+    models = {name: write_model(folder / name, **cfg) for name, cfg in MODELS.items()}
+    models["teacher"] = write_model(folder / "teacher")
+    for name in ("teacher", "coca"):  # of CoCa's fresh weights some are what the memory held
+        write_weights(models[name])
+    return {**models, "hf-text": write_hf_text_model(folder / "hf-text")}
 
 
 @pytest.fixture(scope="session")
-def short_run(csv_data, tiny_model) -> str:
-    """Flags of a short run on the CPU that any test can add to; a flag given again wins."""
+def teacher(models):
+    return models["teacher"]
+
+
+@pytest.fixture(scope="session")
+def short_run(csv_data, tiny_model):
+    """Flags of a short run on the CPU that any test can add to; a flag
+    given again wins."""
     return (
         f"--model {tiny_model} --train-data {csv_data} --dataset-type csv --batch-size "
         "16 --epochs 1 --workers 0 --lr 1e-3 --warmup 1 --device cpu "
@@ -157,15 +175,9 @@ def short_run(csv_data, tiny_model) -> str:
 
 
 @pytest.fixture(scope="session")
-def train_flags(short_run) -> list[str]:
-    """The flags of a short run, a word each."""
-    return short_run.split()
-
-
-@pytest.fixture(scope="session")
-def squares_run(tmp_path_factory) -> Path:
-    """The folder of a run that has learned the names of colours, beside its model's `model`; not
-    to be changed."""
+def squares_run(tmp_path_factory):
+    """The folder of a run that has learned the names of colours, beside its
+    model's `model`; not to be changed."""
     folder = tmp_path_factory.mktemp("squares")
     write_table(folder / "train.csv", write_images(folder / "trained", 256, 0))
     model = write_model(folder / "model", text={"layers": 1})
@@ -179,7 +191,7 @@ def squares_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def squares_export(squares_run, tmp_path_factory) -> Path:
+def squares_export(squares_run, tmp_path_factory):
     """The same model, exported with its head."""
     out = tmp_path_factory.mktemp("exported") / "model"
     execute(f"export {squares_run}/checkpoints/epoch_6.pt --out {out} --with-head")
@@ -187,9 +199,9 @@ def squares_export(squares_run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """The folder of a small demo, trained once for all workers, beside what it printed; not to
-    be changed."""
+def demo(tmp_path_factory):
+    """The folder of a small demo, trained once for all workers, beside what
+    it printed; not to be changed."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "demo.lock"), in_forks():
@@ -208,9 +220,9 @@ def forks():
 
 
 @pytest.fixture(scope="session")
-def wheels(pytestconfig) -> dict[str, Path]:
-    """The released wheels; downloaded once, into pytest's cache; skips the test where they
-    cannot be."""
+def wheels(pytestconfig):
+    """The released wheels; downloaded once, into pytest's cache; skips the
+    test where they cannot be."""
     folder = pytestconfig.cache.mkdir("open_clip_torch")
     for release in RELEASES:
         if not [*folder.glob(f"open_clip_torch-{release}-*.whl")]:
@@ -228,7 +240,7 @@ def wheels(pytestconfig) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def released(wheels, tmp_path_factory) -> dict[str, Path]:
+def released(wheels, tmp_path_factory):
     """The wheels, unpacked; not to be changed."""
     folder = tmp_path_factory.mktemp("released")
     for release, wheel in wheels.items():
@@ -237,7 +249,7 @@ def released(wheels, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def patched(released, tmp_path_factory) -> dict[str, Path]:
+def patched(released, tmp_path_factory):
     """The wheels, unpacked and patched; not to be changed."""
     folder = tmp_path_factory.mktemp("patched")
     for release in RELEASES:
@@ -255,10 +267,10 @@ def cluster():
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Calls `superclip` in a folder, where it must fail in one line and write nothing, and
-    returns that line."""
+    """Calls `superclip` in a folder, where it must fail in one line and
+    write nothing, and returns that line."""
 
-    def refused(folder: Path, command: str, *more) -> str:
+    def refused(folder, command, *more):
         monkeypatch.chdir(folder)
         before = sorted(folder.rglob("*"))
         assert call(command, *more) == 1
@@ -273,9 +285,10 @@ def refused(monkeypatch, capsys):
 
 @pytest.fixture
 def refusal(parse_args):
-    """Returns the one line with which `superclip train` refuses its arguments."""
+    """Returns the one line with which `superclip train` refuses its
+    arguments."""
 
-    def refusal(*flags) -> str:
+    def refusal(*flags):
         with pytest.raises(SystemExit) as refused:
             parse_args(*flags)
         message = str(refused.value)
@@ -287,5 +300,6 @@ def refusal(parse_args):
 
 @pytest.fixture
 def parse_args():
-    """Parses OpenCLIP's flags with those of the plugins, where a text may hold several."""
+    """Parses OpenCLIP's flags with those of the plugins, where a text may
+    hold several."""
     return lambda *flags, **options: hook_calls.parse_args(shell_words(*flags), **options)

@@ -1,7 +1,6 @@
-"""Horovod's ranks train as torch.distributed's do, whoever starts them; what --horovod breaks is
-refused."""
+"""Horovod's ranks train as torch.distributed's do, whoever starts them;
+what --horovod breaks is refused."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,11 +12,20 @@ from typing import NamedTuple
 import open_clip
 import pytest
 import torch
+from support import cases, input_error, read_json, succeed, write_json
+from support.models import assert_equal
 from support.tiny_run import SLICES, state, write_recipe
-from support.training_runs import WHOLE_PICTURES, Run, completed, load, superclip_train
+from support.training_runs import (
+    WHOLE_PICTURES,
+    Run,
+    assert_equal_runs,
+    completed,
+    execute,
+    load,
+    shell_words,
+    superclip_train,
+)
 
-from openclip_superclip.__main__ import main as superclip_main
-from openclip_superclip.errors import InputError
 from openclip_superclip.lab.demo.scenes import write_shards
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip import horovod as horovod_ranks
@@ -55,44 +63,31 @@ class Horovod(NamedTuple):
 
     folder: Path
 
-    def environment(self, *first: Path) -> dict[str, str]:
-        paths = [*map(str, first), str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-    def horovodrun(self, command: list[str], cwd: Path, *first: Path) -> None:
-        """Runs a command on two ranks; packages in the folders of `first` hide others of their
-        name."""
-        horovodrun = [
-            sys.executable,
-            self.folder / "bin/horovodrun",
-            "-np",
-            "2",
-            "--gloo",
-            *command,
+    def path(self, *first):
+        """The PYTHONPATH of a process; packages in the folders of `first`
+        hide others."""
+        paths = [
+            *map(str, first),
+            str(self.folder),
+            *filter(None, [os.environ.get("PYTHONPATH")]),
         ]
-        done = subprocess.run(
-            horovodrun, env=self.environment(*first), cwd=cwd, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return os.pathsep.join(paths)
 
-    def run(self, jobs: dict, folder: Path) -> dict[str, list[Run]]:
+    def call(self, command, cwd, *first):
+        """Runs a command of Python's, which must succeed."""
+        environment = os.environ | {"PYTHONPATH": self.path(*first)}
+        succeed([sys.executable, *command], env=environment, cwd=cwd)
+
+    def run(self, jobs, folder):
         """Returns what the jobs of horovod_interpreter.py left behind."""
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        command = [
-            sys.executable,
-            "-m",
-            "support.horovod_interpreter",
-            folder / "jobs.json",
-            folder / "runs.json",
-        ]
-        tests = Path(__file__).parents[1]
-        done = subprocess.run(command, env=self.environment(tests), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        runs = json.loads((folder / "runs.json").read_text())
+        write_json(folder / "jobs.json", jobs)
+        command = "-m support.horovod_interpreter jobs.json runs.json".split()
+        self.call(command, folder, Path(__file__).parents[1])
+        runs = read_json(folder / "runs.json")
         return {name: [Run(*run) for run in ranks] for name, ranks in runs.items()}
 
 
-def build_wheel(**variables: str) -> subprocess.CompletedProcess:
+def build_wheel(**variables):
     """Runs slurm/build-horovod.sh, which prints the wheel's path."""
     environment = {**os.environ, "PYTHON": sys.executable, **variables}
     command = ["bash", SLURM / "build-horovod.sh", "--wheel"]
@@ -100,9 +95,9 @@ def build_wheel(**variables: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="session")
-def wheel(pytestconfig, tmp_path_factory) -> str:
-    """Horovod for this PyTorch, built the quickest way, without optimisation, or kept from
-    before."""
+def wheel(pytestconfig, tmp_path_factory):
+    """Horovod for this PyTorch, built the quickest way, without
+    optimisation, or kept from before."""
     if not shutil.which("g++"):
         pytest.skip("Horovod is built, which needs g++")
     folder = tmp_path_factory.mktemp("compiler")
@@ -122,45 +117,46 @@ def wheel(pytestconfig, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def horovod(wheel, tmp_path_factory) -> Horovod:
+def horovod(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("horovod")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, wheel], check=True
-    )
+    install = f"{sys.executable} -m pip install --quiet --target {folder} {wheel}"
+    subprocess.run(install.split(), check=True)
     return Horovod(folder)
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> str:
-    """--train-data of the demo's scenes, 4 shards of 32, with two captions each."""
+def scenes(tmp_path_factory):
+    """--train-data of the demo's scenes, 4 shards of 32, with two captions
+    each."""
     folder = tmp_path_factory.mktemp("scenes") / "shards"
     return write_shards(folder, 128, seed=0, samples_per_shard=32, caption="short")
 
 
 @pytest.fixture(scope="module")
-def flags_of(shards, scenes, small_model, train_flags):
-    """A function that returns the flags of a short run, given those that it is about."""
+def flags_of(shards, scenes, small_model, short_run):
+    """A function that returns the flags of a short run, given those that it
+    is about."""
     webdataset = "--dataset-type webdataset --train-num-samples 64 --train-data"
     data = {
         "shards": f"{webdataset} {shards}",
         "scenes": f"{webdataset} {scenes} --superclip-slices 2",
     }
 
-    def flags(text: str) -> list[str]:
+    def flags(text):
         short = f"--model {small_model} --batch-size 10 --precision fp32 {WHOLE_PICTURES}"
-        return [*train_flags, *short.split(), *text.format(**data).split()]
+        return shell_words(short_run, short, text.format(**data))
 
     return flags
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     """Where the interpreter with Horovod trains, a folder for each name."""
     return tmp_path_factory.mktemp("horovod-runs")
 
 
 @pytest.fixture(scope="module")
-def runs(horovod, folder, flags_of) -> dict[str, list[Run]]:
+def runs(horovod, folder, flags_of):
     """Everything that one interpreter with Horovod trains."""
     two_epochs = "--horovod --superclip --lr-scheduler const --epochs 2 --name"
     train = {
@@ -169,17 +165,16 @@ def runs(horovod, folder, flags_of) -> dict[str, list[Run]]:
         "stopped": ("superclip_train", 2, f"{two_epochs} resumed --epochs 1"),
         "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
         "stock": ("stock_train_under_horovod", 2, "--horovod {shards} --name stock"),
-        "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
+        "without our flags": (
+            "superclip_train_in_one_order",
+            2,
+            "--horovod {shards} --name ours",
+        ),
     }
-    jobs = {
-        name: [
-            function,
-            ranks,
-            f"{folder}/{'resumed' if name == 'stopped' else name}",
-            flags_of(flags),
-        ]
-        for name, (function, ranks, flags) in train.items()
-    }
+    jobs = {}
+    for name, (function, ranks, flags) in train.items():
+        place = "resumed" if name == "stopped" else name
+        jobs[name] = [function, ranks, f"{folder}/{place}", flags_of(flags)]
     return horovod.run(jobs, folder)
 
 
@@ -189,7 +184,7 @@ def test_the_wheel_is_built_once_for_each_pytorch(wheel):
     assert f"torch{torch.__version__}" in wheel
 
 
-@pytest.mark.parametrize(("name", "flags"), EQUAL.items(), ids=EQUAL)
+@cases("name, flags", EQUAL)
 def test_training_under_horovod_equals_ddp_bit_for_bit(
     name, flags, runs, folder, flags_of, tmp_path
 ):
@@ -197,20 +192,15 @@ def test_training_under_horovod_equals_ddp_bit_for_bit(
     ddp = completed(superclip_train, *flags_of(flags), world_size=2, cwd=tmp_path)
     assert len(ddp[0].losses()) >= 3
     assert runs[name][0].losses() == ddp[0].losses()
-    ours, theirs = load(folder / name / "logs/run"), load(tmp_path / "logs/run")
-    for part in ("state_dict", "optimizer"):
-        torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)
+    assert_equal_runs(folder / name / "logs/run", tmp_path / "logs/run")
 
 
 def test_a_run_under_horovod_resumes_to_the_weights_of_one_that_never_stopped(runs, folder):
     for name in ("unbroken", "stopped", "resumed"):
         assert [run.returncode for run in runs[name]] == [0, 0], runs[name][0].output[-2000:]
     assert "resuming checkpoint" in runs["resumed"][1].output
-    unbroken, resumed = (
-        load(folder / name / "logs" / name, epoch=2) for name in ("unbroken", "resumed")
-    )
-    for part in ("state_dict", "optimizer"):
-        torch.testing.assert_close(resumed[part], unbroken[part], rtol=0, atol=0)
+    resumed, unbroken = (folder / name / "logs" / name for name in ("resumed", "unbroken"))
+    assert_equal_runs(resumed, unbroken, epoch=2)
 
 
 def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_digit(runs):
@@ -220,21 +210,19 @@ def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_dig
     assert runs["without our flags"][0].losses() == runs["stock"][0].losses()
 
 
-@pytest.mark.parametrize(("flags", "reason"), REFUSED.items(), ids=REFUSED)
+@cases("flags, reason", REFUSED)
 def test_what_horovod_breaks_is_refused_before_anything_is_loaded(
-    flags, reason, train_flags, monkeypatch, refusal
+    flags, reason, short_run, monkeypatch, refusal
 ):
     monkeypatch.setattr(checks, "check_horovod", lambda: None)
-    assert reason in refusal(*train_flags, "--precision", "fp32", "--horovod", *flags.split())
+    assert reason in refusal(short_run, "--precision fp32 --horovod", flags)
 
 
 def test_a_recipe_whose_batch_would_be_accumulated_is_refused_before_it_starts(scenes, small_model):
     few = {"model": small_model, "data_samples": "128", "samples": "128", "slices": "1"}
-    recipe, settings = (
-        read_recipe("demo/superclip_demo-model_8k_bs64", few),
-        Settings(engine="horovod"),
-    )
-    with pytest.raises(InputError, match="--horovod does not work with --accum-freq 2"):
+    recipe = read_recipe("demo/superclip_demo-model_8k_bs64", few)
+    settings = Settings(engine="horovod")
+    with input_error("--horovod does not work with --accum-freq 2"):
         make_run(recipe, data=scenes, gpu_batch_max=32, device="cpu", settings=settings)
 
 
@@ -242,12 +230,12 @@ def test_a_task_of_srun_without_an_address_says_so(monkeypatch):
     monkeypatch.setattr(horovod_ranks, "check_horovod", lambda: None)
     for name, value in {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"rank 1 of 2.*MASTER_ADDR"):
+    with input_error(r"rank 1 of 2.*MASTER_ADDR"):
         horovod_ranks.join_ranks()
 
 
-def test_without_horovod_the_error_names_the_script_that_builds_it(train_flags, refusal):
-    assert "slurm/build-horovod.sh" in refusal(*train_flags, "--superclip", "--horovod")
+def test_without_horovod_the_error_names_the_script_that_builds_it(short_run, refusal):
+    assert "slurm/build-horovod.sh" in refusal(short_run, "--superclip --horovod")
 
 
 # Other processes that start the ranks
@@ -256,54 +244,33 @@ def test_without_horovod_the_error_names_the_script_that_builds_it(train_flags, 
 def test_a_patched_openclip_trains_under_horovodrun_as_the_launcher_does(
     horovod, runs, folder, flags_of, tmp_path
 ):
-    installed = Path(open_clip.__file__).parent.parent
-    for part in (
-        "open_clip",
-        "open_clip_train",
-        f"open_clip_torch-{version('open_clip_torch')}.dist-info",
-    ):
-        shutil.copytree(installed / part, tmp_path / "patched" / part)
-    assert superclip_main(["patch", "apply", "--source", str(tmp_path / "patched")]) == 0
+    installed, patched = Path(open_clip.__file__).parent.parent, tmp_path / "patched"
+    info = f"open_clip_torch-{version('open_clip_torch')}.dist-info"
+    for part in ("open_clip", "open_clip_train", info):
+        shutil.copytree(installed / part, patched / part)
+    execute(f"patch apply --source {patched}")
+    horovodrun = [horovod.folder / "bin/horovodrun", "-np", "2", "--gloo"]
     train = [sys.executable, "-m", "open_clip_train.main", *flags_of("--superclip --horovod")]
-    horovod.horovodrun(train, tmp_path, tmp_path / "patched")
-    ours, launchers = load(tmp_path / "logs/run"), load(folder / "a table/logs/run")
-    for part in ("state_dict", "optimizer"):
-        torch.testing.assert_close(ours[part], launchers[part], rtol=0, atol=0)
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
-    """A recipe of one pass over 12 shards, in slices."""
-    # 1e-6 shows how sums are rounded
-    return write_recipe(tmp_path_factory.mktemp("recipe"), passes=1, eps=1e-5)
-
-
-def train_with_ddp(recipe: Path, world_size: int) -> tuple[list[str], dict]:
-    """Returns the recipe's command for so many ranks, and the weights that torch.distributed's
-    train."""
-    plan = make_run(read_recipe(str(recipe)), gpus_per_node=world_size, device="cpu")
-    name = f"ddp{world_size}"
-    argv = [*plan.openclip_arguments(), "--name", name]
-    completed(superclip_train, *argv, world_size=world_size, cwd=recipe.parent)
-    return plan.openclip_arguments(), load(recipe.parent / "logs" / name, epoch=SLICES)[
-        "state_dict"
-    ]
+    horovod.call([*horovodrun, *train], tmp_path, patched)
+    assert_equal_runs(tmp_path / "logs/run", folder / "a table/logs/run")
 
 
 @pytest.mark.slurm
 def test_a_submitted_job_trains_a_recipe_under_horovod_on_two_nodes_as_ddp_does(
-    cluster, horovod, recipe
+    cluster, horovod, tmp_path
 ):
-    variables = {"PYTHONPATH": horovod.environment()["PYTHONPATH"]}
-    submit = ["superclip", "submit", recipe, "--engine", "horovod", "--device", "cpu"]
-    nodes = ["--nodes", "2", "--gpus-per-node", "1", "--out", "runs/submitted"]
-    printed = cluster.call(*submit, *nodes, cwd=recipe.parent, **variables)
-    job, run = printed.split()[1], recipe.parent / "runs/submitted"
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()[
-        -4000:
-    ]
+    # 1e-6 shows how sums are rounded
+    recipe, run = write_recipe(tmp_path, passes=1, eps=1e-5), tmp_path / "submitted"
+    submit = f"superclip submit {recipe} --engine horovod --device cpu --out {run}"
+    variables = f"env PYTHONPATH={horovod.path()}"
+    printed = cluster.call(f"{variables} {submit} --nodes 2 --gpus-per-node 1", cwd=tmp_path)
+    job = printed.split()[1]
+    cluster.complete(job, run / f"slurm-{job}.out")
     assert state(run)["state"] == "finished"
-    assert json.loads((run / "run.json").read_text())["attempts"][0]["hosts"] == ["node1", "node2"]
+    assert read_json(run / "run.json")["attempts"][0]["hosts"] == ["node1", "node2"]
     assert "Running in horovod mode" in (run / "out.log").read_text()
-    _, expected = train_with_ddp(recipe, 2)
-    torch.testing.assert_close(load(run, epoch=SLICES)["state_dict"], expected, rtol=0, atol=0)
+    plan = make_run(read_recipe(str(recipe)), gpus_per_node=2, device="cpu")
+    flags = [*plan.openclip_arguments(), "--name", "ddp"]
+    completed(superclip_train, *flags, world_size=2, cwd=tmp_path)
+    ours, theirs = (load(each, SLICES)["state_dict"] for each in (run, tmp_path / "logs/ddp"))
+    assert_equal(ours, theirs)

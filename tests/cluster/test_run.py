@@ -1,7 +1,7 @@
-"""`superclip run`: the folder that it leaves, and what it survives on one machine."""
+"""`superclip run`: the folder that it leaves, and what it survives on one
+machine."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -9,19 +9,18 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from ruamel.yaml import YAML
+from support import DATA, read_json, write_json
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import may_unshare, wait_until
-from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
-from support.training_runs import run_superclip
+from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
+from support.training_runs import execute, failure, run_superclip
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.trainer_files import checkpoints, is_whole
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs import recovery
@@ -29,68 +28,63 @@ from openclip_superclip.runs.folder import current_state
 
 pytestmark = pytest.mark.usefixtures("forks")  # but what `start` starts
 
-SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
-TWO_PROCESSES = ["--device", "cpu", "--nproc", "2", "--set", "wd=0.1"]
+SUPERCLIP = Path(sys.executable).with_name("superclip")
+TWO_PROCESSES = "--device cpu --nproc 2 --set wd=0.1"
 
 
-def start(recipe: Path, run: Path, *arguments, **variables: str) -> subprocess.Popen:
-    """Starts `superclip run` beside the recipe, its output in a file beside the folder."""
-    command = [SUPERCLIP, "run", str(recipe), "--out", str(run), *(arguments or TWO_PROCESSES)]
+def start(recipe, run, flags):
+    """Starts `superclip run` beside the recipe, its output in a file beside
+    the folder."""
+    command = [SUPERCLIP, "run", recipe, "--out", run, *flags.split()]
     with open(run.with_suffix(".output"), "a") as output:
-        return subprocess.Popen(
-            command, cwd=recipe.parent, stdout=output, stderr=output, env=os.environ | variables
-        )
+        return subprocess.Popen(command, cwd=recipe.parent, stdout=output, stderr=output)
 
 
-def end(recipe: Path, run: Path, *arguments, **variables: str) -> tuple[int, str]:
+def end(recipe, run, flags=TWO_PROCESSES, plugin=None):
     """Runs it to its end, and returns its exit code and output."""
-    if "PYTHONPATH" in variables:
-        variables["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
-    command, output = (
-        ["run", recipe, "--out", run, *(arguments or TWO_PROCESSES)],
-        run.with_suffix(".output"),
-    )
+    variables = {}
+    if plugin is not None:
+        variables["PYTHONPATH"] = os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])
+    command, output = ["run", recipe, "--out", run, *flags.split()], run.with_suffix(".output")
     code = run_superclip(command, output, recipe.parent, **variables)
     return code, output.read_text()
 
 
-def start_in_slice(recipe: Path, run: Path, number: int, *arguments) -> subprocess.Popen:
-    """Starts `superclip run`, and returns it once it is in its `number`-th slice, with its ranks
-    stopped there."""
+def start_in_slice(recipe, run, number, flags=TWO_PROCESSES):
+    """Starts `superclip run`, and returns it once it is in its `number`-th
+    slice, with its ranks stopped there."""
     before = num_begun(run)
-    process = start(recipe, run, *arguments)
+    process = start(recipe, run, flags)
     stop_in_slice(process, run, before + number)
     return process
 
 
-def num_begun(run: Path) -> int:
+def num_begun(run):
     """The slices that were begun, whatever became of them."""
     log = run / "out.log"
     return log.read_text().count("Start epoch ") if log.exists() else 0
 
 
-def stop_in_slice(process: subprocess.Popen, run: Path, number: int) -> None:
-    """Stops the ranks of `superclip run` once the folder's `number`-th slice is begun."""
-    deadline = time.monotonic() + 300
-    while num_begun(run) < number:
-        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(
-            ".output"
-        ).read_text()
-        time.sleep(0.02)
-    while len(ranks(run)) < 2:  # a process is not found while it is being started
-        assert process.poll() is None and time.monotonic() < deadline, run.with_suffix(
-            ".output"
-        ).read_text()
+def stop_in_slice(process, run, number):
+    """Stops the ranks of `superclip run` once the folder's `number`-th
+    slice is begun."""
+
+    def both_train():  # a process is not found while it is being started
+        assert process.poll() is None, run.with_suffix(".output").read_text()
+        return num_begun(run) >= number and len(ranks(run)) >= 2
+
+    wait_until(both_train, 300, f"slice {number}", each=0.02)
     signal_ranks(run, signal.SIGSTOP)
 
 
-def signal_ranks(run: Path, number: int) -> None:
+def signal_ranks(run, number):
     for process in ranks(run):
         os.kill(process, number)
 
 
-def ranks(run: Path) -> list[int]:
-    """The processes that train into a folder, in the order of their ranks."""
+def ranks(run):
+    """The processes that train into a folder, in the order of their
+    ranks."""
     alive = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
@@ -105,18 +99,18 @@ def ranks(run: Path) -> list[int]:
     return [alive[rank] for rank in sorted(alive)]
 
 
-def assert_no_rank_is_left(run: Path) -> None:
+def assert_no_rank_is_left(run):
     wait_until(lambda: not ranks(run), 300, "the ranks to end")
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory) -> Path:
+def recipe(tmp_path_factory):
     # many steps: time to kill a rank in the midst of them
     return write_recipe(tmp_path_factory.mktemp("run"), batch=4)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe) -> Path:
+def undisturbed(recipe):
     run = recipe.parent / "undisturbed"
     code, output = end(recipe, run)
     assert code == 0, output
@@ -129,26 +123,12 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     assert datetime.fromisoformat(found.pop("since")) <= datetime.fromisoformat(
         found.pop("heartbeat")
     )
-    assert found == {
-        "state": "finished",
-        "job": None,
-        "error": None,
-        "restarts": 0,
-        "epoch": 6,
-        "slices": 6,
-        "step": 96,
-        "steps": 96,
-        "expected_end": None,
-        "unreadable": {"shards": 0, "samples": 0},
-        "next": None,
-        "without": None,
-        "requeues": 0,
-    }
+    assert found == read_json(DATA / "finished_run.json")
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
     assert (described := Run.open(undisturbed)).recipe.wd == 0.1
     assert (described.gpus_per_node, described.recipe.set_values) == (2, {"wd": 0.1})
-    record = json.loads((undisturbed / "run.json").read_text())
+    record = read_json(undisturbed / "run.json")
     assert record["data_check"]["found"] == 12
     assert record["versions"]["open_clip_torch"]
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
@@ -166,45 +146,33 @@ def test_checkpoints_are_kept_of_the_newest_slices_and_of_every_second_and_the_e
     assert kept == {f"epoch_{epoch}.pt" for epoch in (2, SLICES, 4, 2 * SLICES - 1, 2 * SLICES)}
 
 
-def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(
-    undisturbed, recipe, capsys
-):
+def test_a_finished_run_is_left_alone_and_its_folder_replaces_the_recipe(undisturbed, recipe):
     before = (undisturbed / "run.json").read_bytes()
-    assert main(["run", str(undisturbed)]) == 0
-    assert capsys.readouterr().out.endswith("is finished: nothing is left to train\n")
+    printed = execute(f"run {undisturbed}")
+    assert printed.endswith("is finished: nothing is left to train\n")
     assert (undisturbed / "run.json").read_bytes() == before
-    assert main(["run", str(undisturbed), "--set", "lr=1"]) == 1
-    assert (
-        f"--set: the options of the run {undisturbed} are in its run.json"
-        in capsys.readouterr().err
-    )
-    other = [
-        "run",
-        str(recipe),
-        "--out",
-        str(undisturbed),
-        "--set",
-        "wd=0.3",
-        "--device",
-        "cpu",
-        "--accept-changes",
-    ]
-    assert main(other) == 1
-    assert "wd is 0.1 there and 0.3 here; give --out another folder" in capsys.readouterr().err
+    error = failure(f"run {undisturbed} --set lr=1")
+    assert f"--set: the options of the run {undisturbed} are in its run.json" in error
+    other = f"run {recipe} --out {undisturbed} --set wd=0.3 --device cpu --accept-changes"
+    assert "wd is 0.1 there and 0.3 here; give --out another folder" in failure(other)
 
 
 @pytest.fixture(scope="module")
-def troubled(recipe) -> dict:
-    """One run that is stopped, killed and damaged in every slice, and what was seen of it each
-    time.
+def troubled(recipe):
+    """One run that is stopped, killed and damaged in every slice, and what
+    was seen of it each time.
 
     Its shards are copied to a disk that no other run has.
     """
-    run, shards, disk = recipe.parent / "troubled", recipe.parent / "shards", recipe.parent / "disk"
+    run, shards, disk = (
+        recipe.parent / "troubled",
+        recipe.parent / "shards",
+        recipe.parent / "disk",
+    )
     disk.mkdir()
-    staged = [*TWO_PROCESSES, "--stage", "disk"]
+    staged = f"{TWO_PROCESSES} --stage disk"
     seen = {"run": run, "disk": disk}
-    process = start_in_slice(recipe, run, 2, *staged)
+    process = start_in_slice(recipe, run, 2, staged)
     wait_until(lambda: len(list(disk.rglob("*.tar"))) == 2 * 12 / SLICES, 60, "the copies")
     shards = shards.rename(recipe.parent / "shards that are away")
     signal_ranks(run, signal.SIGCONT)
@@ -212,21 +180,21 @@ def troubled(recipe) -> dict:
     shards.rename(recipe.parent / "shards")
     signal_ranks(run, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
-    seen["after Ctrl-C"] = (process.wait(300), state(run)["state"], state(run)["error"])
+    seen["after Ctrl-C"] = (process.wait(300), *outcome(run))
     assert_no_rank_is_left(run)
-    record = json.loads((run / "run.json").read_text())  # as an earlier version has left it
+    record = read_json(run / "run.json")  # as an earlier version has left it
     for file, field in (("description.json", "run"), ("began_with.json", "began_with")):
-        (run / file).write_text(json.dumps(record.pop(field)))
-    (run / "run.json").write_text(json.dumps(record))
+        write_json(run / file, record.pop(field))
+    write_json(run / "run.json", record)
 
-    process = start_in_slice(recipe, run, 1, *staged)
+    process = start_in_slice(recipe, run, 1, staged)
     process.kill()
     assert_no_rank_is_left(run)
     assert list(disk.rglob("*.tar"))  # which the next start takes, or removes
     code, left = process.wait(), current_state(run)
     seen["after kill -9"] = (code, left["state"], left.get("error"))
 
-    process = start_in_slice(recipe, run, 2, *staged)
+    process = start_in_slice(recipe, run, 2, staged)
     before, logs = num_begun(run), len(list(run.glob("ranks/*/rank_0.log")))
     os.kill(ranks(run)[1], signal.SIGKILL)
     signal_ranks(run, signal.SIGCONT)
@@ -241,7 +209,7 @@ def troubled(recipe) -> dict:
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
     os.truncate(newest, newest.stat().st_size // 2)
     seen["cut"] = newest.name
-    code, _ = end(recipe, run, *staged)
+    code, _ = end(recipe, run, staged)
     seen["last"] = (code, state(run)["state"], state(run)["restarts"])
     return seen
 
@@ -252,14 +220,15 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     code, lost, error = troubled["after kill -9"]
     assert (code, lost) == (-signal.SIGKILL, "lost")
     assert re.match(
-        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", error
+        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20",
+        error,
     )
     output = troubled["after a rank was killed"]
     assert (
         f"rank 1 on {host} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
     )
     assert "superclip run: starts again from the last checkpoint\n" in output
-    starts = json.loads((run / "run.json").read_text())["attempts"]
+    starts = read_json(run / "run.json")["attempts"]
     assert [one["state"] for one in starts] == [
         "preempted",
         "lost",
@@ -268,6 +237,8 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
         "finished",
     ]
     assert troubled["last"] == (0, "finished", 4)
+    for file in ("description.json", "began_with.json"):  # of an earlier version
+        assert not (run / file).exists()
     cut, log = troubled["cut"], (run / "out.log").read_text()
     assert (run / "checkpoints" / f"{cut}.damaged").exists()
     assert f"{cut} is damaged and was renamed to {cut}.damaged" in log
@@ -283,11 +254,9 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
         f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
     )
     plugin = write_disturbed_loss(recipe.parent / "sleeping", 5, sleeps)
-    code, output = end(
-        recipe, run, "--device", "cpu", "--stall-minutes", "0.15", PYTHONPATH=str(plugin)
-    )
+    code, output = end(recipe, run, "--device cpu --stall-minutes 0.15", plugin)
     assert code == 0, output
-    starts = json.loads((run / "run.json").read_text())["attempts"]
+    starts = read_json(run / "run.json")["attempts"]
     # on a busy machine it may stand still once more
     found = [(one["state"], one["error"]) for one in starts]
     assert len(found) > 1
@@ -302,7 +271,7 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
     assert recovery.MAX_STARTS == 3
     monkeypatch.setattr(recovery, "MAX_STARTS", 2)  # they are slow
     plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
-    code, output = end(recipe, run, "--device", "cpu", PYTHONPATH=str(plugin))
+    code, output = end(recipe, run, "--device cpu", plugin)
     assert code == 1
     killed = f"rank 0 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
     assert state(run)["error"] == f"{killed}; 2 starts in a row ended before a slice was trained"
@@ -311,15 +280,12 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
 
 def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
     run = recipe.parent / "failing"
-    code, output = end(recipe, run, PYTHONPATH=str(write_failing_plugin(recipe.parent / "plugin")))
+    code, output = end(recipe, run, plugin=write_failing_plugin(recipe.parent / "plugin"))
     assert code == 1
-    first = output[output.index("Traceback") :]
-    assert (
-        re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0]
-        == "RuntimeError: the lens of rank 1 is cracked"
-    )
-    said = f"rank 1 on {os.uname().nodename}: RuntimeError: the lens of rank 1 is cracked"
-    assert (state(run)["state"], state(run)["error"]) == ("failed", said)
+    cracked = "RuntimeError: the lens of rank 1 is cracked"
+    traceback = output.partition("Traceback")[2]
+    assert re.search(r"^\w+Error.*", traceback, flags=re.MULTILINE)[0] == cracked
+    assert outcome(run) == ("failed", f"rank 1 on {os.uname().nodename}: {cracked}")
     assert_no_rank_is_left(run)
 
 
@@ -329,47 +295,37 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     ruined = recipe.parent / "no number"
     # the last step of a slice
     plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")
-    code, output = end(recipe, ruined, "--device", "cpu", PYTHONPATH=str(plugin))
+    code, output = end(recipe, ruined, "--device cpu", plugin)
     assert code == 1
-    assert (state(ruined)["state"], state(ruined)["error"]) == (
-        "failed",
-        "loss is nan since step 64",
-    )
-    assert "loss is nan since step 64\n" in output  # a rank may have ended within a line of its log
+    nan = "loss is nan since step 64"
+    assert outcome(ruined) == ("failed", nan)
+    assert f"{nan}\n" in output  # a rank may have ended within a line of its log
     assert list(checkpoints(ruined / "checkpoints"))[-2:] == [2, 3]
     half = f"{recipe.parent}/shards/{{000000..000005}}.tar"
-    code, output = end(recipe, ruined, "--device", "cpu", "--data", half)
+    code, output = end(recipe, ruined, f"--device cpu --data {half}")
     assert code == 1
     assert re.search(r"--train-data was 12 shards \(\w+\) and is 6 shards \(\w+\); ", output)
     as_run = ruined / "recipe.yaml"
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
-    code, output = end(as_run, ruined, "--device", "cpu")
+    code, output = end(as_run, ruined, "--device cpu")
     assert code == 1
-    assert (
-        "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out another"
-        in output
-    )
-    assert state(ruined)["error"] == "loss is nan since step 64"  # nothing was written
+    another = "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out"
+    assert another in output
+    assert state(ruined)["error"] == nan  # nothing was written
 
     shard = recipe.parent / "shards/000003.tar"
-    size, dies = (
-        shard.stat().st_size,
-        f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))",
-    )
+    size = shard.stat().st_size
+    dies = f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))"
     plugin = write_disturbed_loss(recipe.parent / "dies", 1, dies)
-    code, output = end(
-        as_run, ruined, "--device", "cpu", "--accept-changes", PYTHONPATH=str(plugin)
-    )
+    code, output = end(as_run, ruined, "--device cpu --accept-changes", plugin)
     os.truncate(shard, size)
     assert code == 1
-    assert (
-        f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same settings"
-        in output
-    )
+    changed = f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same"
+    assert changed in output
 
-    code, output = end(as_run, ruined, "--device", "cpu")  # the learning rate was accepted
+    code, output = end(as_run, ruined, "--device cpu")  # the learning rate was accepted
     assert code == 0, output
-    record = json.loads((ruined / "run.json").read_text())
+    record = read_json(ruined / "run.json")
     (noted,) = record["changes"]
     assert (noted["start"], noted["changed"]) == (1, ["--lr was 0.001 and is 0.002"])
     assert [one["state"] for one in record["attempts"]] == ["failed", "preempted", "finished"]
@@ -382,39 +338,30 @@ def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
     shards[5].write_bytes(b"no tar file" * 1000)
     spoil(shards[7], member=4, header=True)  # which tarfile takes for the end of the file
     spoil(shards[8], member=2, header=False)
-    code, output = end(recipe, tmp_path / "run", "--device", "cpu")
+    run = tmp_path / "run"
+    code, output = end(recipe, run, "--device cpu")
     assert code == 1
-    found = state(tmp_path / "run")
-    assert found["state"] == "failed"
+    status, error = outcome(run)
+    assert status == "failed"
     assert re.match(
         r"\d of the 4 shards of slice \d cannot be read, more than --unreadable-max 0.01 allows: ",
-        found["error"],
+        error,
     )
-    assert output.endswith(f"error: {found['error']}\n")
+    assert output.endswith(f"error: {error}\n")
 
-    code, output = end(
-        recipe,
-        tmp_path / "run",
-        "--device",
-        "cpu",
-        "--unreadable-max",
-        "1",
-        "--stage",
-        str(tmp_path),
-    )
+    code, output = end(recipe, run, f"--device cpu --unreadable-max 1 --stage {tmp_path}")
     assert code == 0, output
-    found = state(tmp_path / "run")
+    found = state(run)
     assert (found["state"], found["unreadable"]["shards"]) == ("finished", 3)
     assert found["unreadable"]["samples"] >= 1
-    listed = "".join(
-        file.read_text() for file in (tmp_path / "run/ranks").glob("*/unreadable_0.jsonl")
-    )
+    listed = "".join(file.read_text() for file in run.glob("ranks/*/unreadable_0.jsonl"))
     for shard in (shards[3], shards[5], shards[7]):
         assert str(shard) in listed
 
 
-def spoil(shard: Path, member: int, header: bool) -> None:
-    """Overwrites the header of a member of a tar file, or the picture that it holds."""
+def spoil(shard, member, header):
+    """Overwrites the header of a member of a tar file, or the picture that
+    it holds."""
     with tarfile.open(shard) as tar:
         at = tar.getmembers()[member]
     with open(shard, "r+b") as file:
@@ -426,13 +373,15 @@ def test_what_the_user_has_to_fix_is_one_line(recipe):
     run = recipe.parent / "plain"
     (run / "checkpoints").mkdir(parents=True)
     torch.save(
-        {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt"
+        {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}},
+        run / "checkpoints/epoch_1.pt",
     )
-    code, output = end(recipe, run, "--device", "cpu")
+    code, output = end(recipe, run, "--device cpu")
     assert code == 1
     assert "Traceback" not in output
-    assert "--superclip" in state(run)["error"]
-    assert f"failed first:\n{state(run)['error'].partition(': ')[2]}\n" in output
+    error = state(run)["error"]
+    assert "--superclip" in error
+    assert f"failed first:\n{error.partition(': ')[2]}\n" in output
 
 
 @pytest.mark.skipif(
@@ -442,49 +391,45 @@ def test_what_the_user_has_to_fix_is_one_line(recipe):
 def test_a_small_disk_is_refused_and_one_that_fills_up_leaves_the_last_checkpoint_intact(
     recipe, tmp_path
 ):
-    # The disk is seen through a process that ends with this one, and its mount with that.
-    mount = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        'mount -t tmpfs -o size=1g tmpfs "$0" && echo && exec cat',
-        tmp_path,
-    ]
-    with subprocess.Popen(mount, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    # The disk is seen through a process that ends with this one, and its
+    # mount with that.
+    mount = 'mount -t tmpfs -o size=1g tmpfs "$0" && echo && exec cat'
+    command = ["unshare", "--mount", "sh", "-c", mount, tmp_path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline()
         disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
+        run = disk / "run"
         leave_free(disk, 5_000_000)
-        code, output = end(recipe, disk / "run")
+        code, output = end(recipe, run)
         assert code == 1
         assert re.search(
             r"--out: the disk of .*/run has \S+ MB free, and 6 more checkpoints of ", output
         )
-        assert state(disk / "run")["state"] == "failed"
+        assert state(run)["state"] == "failed"
 
         (disk / "filler").unlink()
-        process = start_in_slice(recipe, disk / "run", 2)
-        leave_free(disk, (disk / "run/checkpoints/epoch_1.pt").stat().st_size // 2)
-        signal_ranks(disk / "run", signal.SIGCONT)
+        process = start_in_slice(recipe, run, 2)
+        leave_free(disk, (run / "checkpoints/epoch_1.pt").stat().st_size // 2)
+        signal_ranks(run, signal.SIGCONT)
         assert process.wait(300) == 1
-        assert state(disk / "run")["state"] == "failed"
-        assert state(disk / "run")["error"].endswith(f"(the disk of {disk / 'run'} is full)")
-        assert state(disk / "run")["epoch"] == 1
-        assert is_whole(disk / "run/checkpoints/epoch_1.pt")
-        assert [path.name for path in (disk / "run/checkpoints").iterdir()] == ["epoch_1.pt"]
+        assert state(run)["state"] == "failed"
+        assert state(run)["error"].endswith(f"(the disk of {run} is full)")
+        assert state(run)["epoch"] == 1
+        assert is_whole(run / "checkpoints/epoch_1.pt")
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch_1.pt"]
 
         (disk / "filler").unlink()
-        process = start_in_slice(recipe, disk / "run", 1)
+        process = start_in_slice(recipe, run, 1)
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
             while True:  # others fill it: there is no incomplete checkpoint to remove
                 file.write(bytes(4096))
-        signal_ranks(disk / "run", signal.SIGCONT)
+        signal_ranks(run, signal.SIGCONT)
         assert process.wait(300) == 1
-        assert state(disk / "run")["state"] == current_state(disk / "run")["state"] == "failed"
-        assert state(disk / "run")["error"].endswith(f"(the disk of {disk / 'run'} is full)")
-        assert is_whole(disk / "run/checkpoints/epoch_1.pt")
+        assert state(run)["state"] == current_state(run)["state"] == "failed"
+        assert state(run)["error"].endswith(f"(the disk of {run} is full)")
+        assert is_whole(run / "checkpoints/epoch_1.pt")
 
 
-def leave_free(disk: Path, num_bytes: int) -> None:
+def leave_free(disk, num_bytes):
     with open(disk / "filler", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - num_bytes)

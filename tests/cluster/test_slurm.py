@@ -1,7 +1,6 @@
-"""Training on a real SLURM cluster of two nodes, and what it survives there."""
+"""Training on a real SLURM cluster of two nodes, and what it survives
+there."""
 
-import csv
-import json
 import re
 import shlex
 import shutil
@@ -10,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
+from support import read_json, read_rows, write_program
 from support.data import write_shards
 from support.plugins import write_disturbed_loss, write_failing_plugin, write_slow_loss
-from support.slurm_cluster import Cluster, wait_until
-from support.tiny_run import SLICES, assert_equal_weights, state, write_recipe
+from support.slurm_cluster import wait_until
+from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
 from support.training_runs import run_superclip
 
 from openclip_superclip.data.shard_order import slice_of
@@ -25,53 +24,76 @@ from openclip_superclip.runs.folder import RunFolder
 pytestmark = pytest.mark.slurm
 
 SLURM = Path(__file__).parents[2] / "slurm"
-ON_CPUS = ["--nodes", "2", "--gpus-per-node", "1", "--device", "cpu"]
+ON_CPUS = "--nodes 2 --gpus-per-node 1 --device cpu"
+STUDY = """
+question: which?
+primary: image_to_text_R@1
+recipe: '{recipe}'
+seeds: 1
+measures: validation
+arms:
+  CLIP:
+    method: clip
+  SuperCLIP:
+    lr: 0.001
+choose:
+  lr: [0.001, 0.0001]
+  seeds: 1
+"""
+ON_ONE_CPU = "--nodes 1 --gpus-per-node 1 --device cpu --set 'samples=1 passes'"
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def work(tmp_path_factory):
     """Where the jobs are submitted from."""
     return tmp_path_factory.mktemp("at 50% of slurm")
 
 
 @pytest.fixture(scope="module")
-def recipe(work) -> Path:
+def recipe(work):
     return write_recipe(work, batch=4)  # many steps: time to disturb a run in the midst of them
 
 
+def write_setup(file, plugin):
+    """Writes a --setup with which a job has a plugin."""
+    file.write_text(f"export PYTHONPATH='{plugin}'\n")
+
+
 @pytest.fixture(scope="module")
-def slow_steps(work) -> Path:
-    """A setup file: each slice takes four seconds, so that all is noticed within the one in
-    which it happens."""
-    plugin = write_slow_loss(work / "slow", 0.25)
-    (work / "slow steps").write_text(f"export PYTHONPATH='{plugin}'\n")
-    return work / "slow steps"
+def slow_steps(work):
+    """A --setup: each slice takes four seconds, so that all is noticed
+    within the one in which it happens."""
+    write_setup(work / "slow steps", write_slow_loss(work / "slow", 0.25))
+    return "--setup 'slow steps'"
 
 
-def submit(cluster: Cluster, work: Path, *arguments, cwd: Path | None = None) -> tuple[str, str]:
-    """Returns the number of the job that `superclip submit` starts, and what it prints.
+def submit(cluster, recipe, run, flags, cwd=None):
+    """Returns the number of the job that `superclip submit` starts.
 
-    Nothing of this environment is handed on to the job, as on many clusters.
+    Nothing of this environment is handed on to the job, as on many
+    clusters.
     """
+    work = recipe.parent
     output = work / "submitted"
     output.unlink(missing_ok=True)
-    code = run_superclip(
-        ["submit", *arguments], output, cwd or work, **cluster.environment, SBATCH_EXPORT="NONE"
-    )
+    command = ["submit", recipe, "--out", run, *shlex.split(flags)]
+    variables = cluster.environment | {"SBATCH_EXPORT": "NONE"}
+    code = run_superclip(command, output, cwd or work, **variables)
     printed = output.read_text()
     assert code == 0, printed
-    return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1], printed
+    return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1]
 
 
-def attempts(run: Path) -> list[dict]:
+def attempts(run):
     """The starts of a run."""
     return RunFolder(run).attempts
 
 
-def wait_for_slice(cluster: Cluster, run: Path, start: int, number: int) -> None:
-    """Returns when the `start`-th start of a run trains its `number`-th slice."""
+def wait_for_slice(cluster, run, start, number):
+    """Returns when the `start`-th start of a run trains its `number`-th
+    slice."""
 
-    def trains() -> bool:
+    def trains():
         if len(attempts(run)) <= start:
             return False
         log = run / attempts(run)[start]["ranks"] / "rank_0.log"
@@ -81,111 +103,100 @@ def wait_for_slice(cluster: Cluster, run: Path, start: int, number: int) -> None
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, work, recipe) -> Path:
+def undisturbed(cluster, work, recipe):
     """A run on both nodes that nothing has disturbed."""
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", "runs/undisturbed")
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (
-        work / f"runs/undisturbed/slurm-{job}.out"
-    ).read_text()
-    return work / "runs/undisturbed"
+    run = work / "runs/undisturbed"
+    job = submit(cluster, recipe, run, ON_CPUS)
+    cluster.complete(job, run / f"slurm-{job}.out")
+    return run
 
 
 def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert state(undisturbed)["state"] == "finished"
-    record = json.loads((undisturbed / "run.json").read_text())
+    record = read_json(undisturbed / "run.json")
     assert (record["run"]["nodes"], record["run"]["gpus_per_node"]) == (2, 1)
     assert record["data_check"]["found"] == 12
     assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
     (start,) = record["attempts"]
     assert start["hosts"] == ["node1", "node2"]
-    assert sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log")) == [
-        "rank_0.log",
-        "rank_1.log",
-    ]
+    logs = sorted(path.name for path in (undisturbed / start["ranks"]).glob("*.log"))
+    assert logs == ["rank_0.log", "rank_1.log"]
     assert "world_size: 2" in (undisturbed / "out.log").read_text()
 
 
 def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe, slow_steps):
     folder = work / "runs/rehearsal"
-    job, _ = submit(
-        cluster, work, recipe, *ON_CPUS, "--rehearse", "--setup", slow_steps, "--out", folder
-    )
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (folder / f"slurm-{job}.out").read_text()
-    summary = json.loads((folder / "rehearsal.json").read_text())
+    job = submit(cluster, recipe, folder, f"{ON_CPUS} --rehearse {slow_steps}")
+    cluster.complete(job, folder / f"slurm-{job}.out")
+    summary = read_json(folder / "rehearsal.json")
     assert (summary["nodes"], summary["world_size"]) == (2, 2)
     assert (summary["resumed"]["different"], summary["resumed"]["equal_weights"]) == (0, True)
 
 
 @pytest.fixture(scope="module")
-def troubled(cluster, work, recipe, slow_steps) -> dict:
-    """One job to which everything happens in turn, and what was seen of it."""
+def troubled(cluster, work, recipe, slow_steps):
+    """One job to which everything happens in turn, and what was seen of
+    it."""
     run = work / "runs/troubled"
-    seen = {
-        "run": run,
-        "port": 20000
-        + int(re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol", "show", "config"))[1]),
-    }
+    next_job = re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol show config"))[1]
+    seen = {"run": run, "port": 20000 + int(next_job)}
     listens = (
         f"import socket, time; s = socket.create_server(('', {seen['port']})); "
         "print(flush=True); time.sleep(600)"
     )
     shim = work / "scontrol and srun that fail at times"
-    shim.mkdir()
     first = "$1$2 =~ requeue|showjob && -z $SLURM_RESTART_COUNT"
     for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [14]"):
         failed = f'"{shim}/failed {command} $1 $SLURM_RESTART_COUNT"'
         fails = f'[[ {when} ]] && mkdir {failed} 2>/dev/null && exit "${{SLURM_EXIT_ERROR:-1}}"'
-        (shim / command).write_text(
-            f'#!/bin/bash\n{fails}\nPATH=${{PATH#*:}} exec {command} "$@"\n'
-        )
-        (shim / command).chmod(0o755)
-    (work / "shim").write_text(f"PATH='{shim}':$PATH\n{slow_steps.read_text()}")
+        write_program(shim / command, f'{fails}\nPATH=${{PATH#*:}} exec {command} "$@"')
+    (work / "shim").write_text(f"PATH='{shim}':$PATH\n{(work / 'slow steps').read_text()}")
     command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
     # the port of the first start is taken
     with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
         assert listening.stdout.readline()
-        job, _ = submit(
-            cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "shim", "--stage", "/dev/shm"
-        )
+        job = submit(cluster, recipe, run, f"{ON_CPUS} --setup shim --stage /dev/shm")
         wait_for_slice(cluster, run, 0, 2)
         listening.kill()
     seen["copies"] = [
-        len(cluster.call("on", node, "find", "/dev/shm", "-name", "*.tar").splitlines())
+        len(cluster.call(f"on {node} find /dev/shm -name *.tar").splitlines())
         for node in ("node1", "node2")
     ]
-    cluster.call("scancel", "--signal=USR1", "--batch", job)  # as a minute before the time is up
+    # as a minute before the time is up
+    cluster.call(f"scancel --signal=USR1 --batch {job}")
 
     wait_for_slice(cluster, run, 1, 1)
-    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
-    cluster.call("sbatch", *urgent, cwd=work)
+    urgent = "--partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap=true"
+    cluster.call(f"sbatch {urgent}", cwd=work)
 
     wait_for_slice(cluster, run, 2, 2)
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank_main")
+    kill_rank = "on node2 pkill -KILL -f openclip_superclip.runs.rank_main"
+    cluster.call(kill_rank)
 
-    # A node whose connections break, and of which nothing more is heard: its ranks die, and
-    # `superclip run` is silent.
+    # A node whose connections break, and of which nothing more is heard:
+    # its ranks die, and `superclip run` is silent.
     wait_for_slice(cluster, run, 3, 1)
-    cluster.call("on", "node2", "pkill", "-STOP", "-f", "openclip_superclip run")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip.runs.rank_main")
+    cluster.call("on node2 pkill -STOP -f 'openclip_superclip run'")
+    cluster.call(kill_rank)
     cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
-    cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip run")
+    cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
 
     wait_for_slice(cluster, run, 4, 2)
-    cluster.call("power", "off", "node2")
+    cluster.call("power off node2")
     try:  # SLURM itself would notice in half a minute
-        cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=power")
+        cluster.call("scontrol update nodename=node2 state=down reason=power")
         cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the power cut")
     finally:
-        cluster.call("power", "on", "node2")
-    seen["job"], seen["output"] = cluster.wait(job), (run / f"slurm-{job}.out").read_text()
-    return seen
+        cluster.call("power on node2")
+    output = run / f"slurm-{job}.out"
+    cluster.complete(job, output)
+    return seen | {"output": output.read_text()}
 
 
 def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_an_undisturbed_one(
     troubled, undisturbed
 ):
     run = troubled["run"]
-    assert troubled["job"]["JobState"] == "COMPLETED", troubled["output"]
     starts = [(one["state"], one["error"]) for one in attempts(run)]
     assert starts[:5] + starts[-1:] == [
         ("preempted", "stopped by SIGUSR1"),
@@ -213,7 +224,7 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
     assert output.count(f"train.sbatch: {unstarted}\n") == 2
     assert output.count("train.sbatch: starting again on the same nodes") == 3
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
-    ports = [json.loads(start.read_text())["master_port"] for start in starts]
+    ports = [read_json(start)["master_port"] for start in starts]
     assert ports[:5] == [port + 1, port + 202, port + 202, port + 303, port + 303]
 
 
@@ -221,59 +232,45 @@ def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, 
     # its own ranks' of two slices
     assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])
     assert "copying failed" not in troubled["output"]
-    assert not any(cluster.call("on", node, "ls", "/dev/shm") for node in ("node1", "node2"))
+    assert not any(cluster.call(f"on {node} ls /dev/shm") for node in ("node1", "node2"))
 
 
 def test_a_rank_that_fails_twice_on_its_node_starts_on_another(cluster, work, recipe):
     killed = "value if 'SLURM_RESTART_COUNT' in os.environ else os.kill(os.getpid(), 9)"
-    (work / "deadly").write_text(
-        f"export PYTHONPATH='{write_disturbed_loss(work / 'killing', 1, killed)}'\n"
-    )
-    run, one_node = (
-        work / "runs/killed rank",
-        ["--nodes", "1", "--gpus-per-node", "1", "--device", "cpu"],
-    )
-    setup = ["--setup", work / "deadly", "--set", "samples=1 passes"]
-    # nothing can be written
-    job, _ = submit(cluster, work, recipe, *one_node, "--out", run, *setup, cwd=Path("/proc"))
-    ended = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1")
+    write_setup(work / "deadly", write_disturbed_loss(work / "killing", 1, killed))
+    run, flags = work / "runs/killed rank", f"{ON_ONE_CPU} --setup '{work}/deadly'"
+    job = submit(cluster, recipe, run, flags, cwd=Path("/proc"))  # where nothing can be written
+    output = run / f"slurm-{job}.out"
+    assert cluster.complete(job, output)["Restarts"] == "1"
     (first,), (again,), (other,) = (one["hosts"] for one in attempts(run))
     assert first == again != other
     assert [one["state"] for one in attempts(run)] == ["preempted", "preempted", "finished"]
-    assert (
-        attempts(run)[0]["error"]
-        == f"rank 0 on {first}: it was ended from outside: Signal 9 (SIGKILL)"
-    )
-    assert f"from the last checkpoint, without {first}" in (run / f"slurm-{job}.out").read_text()
+    error = f"rank 0 on {first}: it was ended from outside: Signal 9 (SIGKILL)"
+    assert attempts(run)[0]["error"] == error
+    assert f"from the last checkpoint, without {first}" in output.read_text()
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, recipe):
-    (work / "setup").write_text(f"export PYTHONPATH='{write_failing_plugin(work / 'plugin')}'\n")
+    write_setup(work / "setup", write_failing_plugin(work / "plugin"))
     run = work / "runs/failing %j"  # which sbatch would read in its own way
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "setup")
+    job = submit(cluster, recipe, run, f"{ON_CPUS} --setup setup")
     assert cluster.wait(job)["JobState"] == "FAILED"
-    assert (state(run)["state"], state(run)["error"]) == (
-        "failed",
-        "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked",
-    )
+    cracked = "RuntimeError: the lens of rank 1 is cracked"
+    assert outcome(run) == ("failed", f"rank 1 on node2: {cracked}")
     first = (run / f"slurm-{job}.out").read_text().partition("Traceback")[2]
-    assert (
-        re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0]
-        == "RuntimeError: the lens of rank 1 is cracked"
-    )
+    assert re.search(r"^\w+Error.*", first, flags=re.MULTILINE)[0] == cracked
 
-    # A start that is refused on the first node does not count as an interruption of the others.
+    # A start that is refused on the first node does not count as an
+    # interruption of the others.
+    script = f"sbatch --parsable --nodes=2 --gpus-per-node=0 --output=refused {SLURM}/train.sbatch"
     refused = [recipe, "--out", run, "--device", "cpu", "--set", "lr=1"]
-    script = ["--nodes=2", "--gpus-per-node=0", "--output=refused", SLURM / "train.sbatch"]
-    job = cluster.call("sbatch", "--parsable", *script, *refused, cwd=work).strip()
+    job = cluster.call(script, *refused, cwd=work).strip()
     ended, printed = cluster.wait(job), (work / "refused").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), printed
-    assert (
-        f"error: {run} contains a run of another recipe: lr is 0.001 there and 1.0 here" in printed
-    )
+    another = f"error: {run} contains a run of another recipe: lr is 0.001 there and 1.0 here"
+    assert another in printed
     assert "the same command resumes" not in printed and "Traceback" not in printed
-    assert state(run)["error"] == "rank 1 on node2: RuntimeError: the lens of rank 1 is cracked"
+    assert state(run)["error"] == f"rank 1 on node2: {cracked}"
 
 
 def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
@@ -287,27 +284,26 @@ def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
             "/dev/shm/shard.tar" if shard == first_of_rank_1 else shard
         )
     run, data = work / "runs/torn", f"{folder}/{{000000..{len(shards) - 1:06}}}.tar"
-    command = [recipe, *ON_CPUS, "--out", run, "--data", data, "--skip-data-check"]
+    flags = f"{ON_CPUS} --data '{data}' --skip-data-check"
     try:
-        cluster.call("on", "node1", "cp", first_of_rank_1, "/dev/shm/shard.tar")
-        job, _ = submit(cluster, work, *command)
+        cluster.call("on node1 cp", first_of_rank_1, "/dev/shm/shard.tar")
+        job = submit(cluster, recipe, run, flags)
         assert cluster.wait(job)["JobState"] == "FAILED"
-        lost = (
-            f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or "
-            "directory, on node2)"
+        unreadable = (
+            "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows: "
+            f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or directory, on "
+            "node2)"
         )
-        allowed = (
-            "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows"
-        )
-        assert state(run)["error"].startswith(f"{allowed}: {lost}; superclip plan --check ")
-        assert f"error: {allowed}: {lost}" in (run / f"slurm-{job}.out").read_text()
-        assert (state(run)["state"], [*run.glob("checkpoints/*.pt")]) == ("failed", [])
-        cluster.call("on", "node2", "cp", first_of_rank_1, "/dev/shm/shard.tar")
-        job, _ = submit(cluster, work, *command)
-        assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()
+        status, error = outcome(run)
+        assert error.startswith(f"{unreadable}; superclip plan --check ")
+        assert f"error: {unreadable}" in (run / f"slurm-{job}.out").read_text()
+        assert (status, [*run.glob("checkpoints/*.pt")]) == ("failed", [])
+        cluster.call("on node2 cp", first_of_rank_1, "/dev/shm/shard.tar")
+        job = submit(cluster, recipe, run, flags)
+        cluster.complete(job, run / f"slurm-{job}.out")
     finally:
         for node in ("node1", "node2"):
-            cluster.call("on", node, "rm", "-f", "/dev/shm/shard.tar")
+            cluster.call(f"on {node} rm -f /dev/shm/shard.tar")
     assert_equal_weights(run, undisturbed)
 
 
@@ -315,174 +311,119 @@ def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_b
     cluster, work, recipe, slow_steps, undisturbed
 ):
     run = work / "runs/away"
-    job, _ = submit(cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", slow_steps)
+    job = submit(cluster, recipe, run, f"{ON_CPUS} {slow_steps}")
     wait_for_slice(cluster, run, 0, 2)
-    cluster.call("on", "login", "pkill", "slurmctld")
+    cluster.call("on login pkill slurmctld")
     try:
-        cluster.call("on", "node2", "pkill", "-KILL", "-f", "openclip_superclip run")
+        cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
         wait_until(lambda: state(run)["state"] == "preempted", 120, "the first node to stop")
     finally:
-        cluster.call("on", "login", "setsid", "slurmctld")
+        cluster.call("on login setsid slurmctld")
     assert state(run)["error"] == "lost contact with node2"
     wait_until(lambda: len(attempts(run)) > 1, 240, "the job to start again")
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()
+    cluster.complete(job, run / f"slurm-{job}.out")
     assert_equal_weights(run, undisturbed)
 
 
 def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(
     cluster, work, recipe, undisturbed
 ):
-    (work / "slower").write_text(
-        f"export PYTHONPATH='{write_slow_loss(work / 'slower steps', 1.5)}'\n"
-    )
+    write_setup(work / "slower", write_slow_loss(work / "slower steps", 1.5))
     run = work / "runs/limited"
-    job, _ = submit(
-        cluster, work, recipe, *ON_CPUS, "--out", run, "--setup", "slower", "--time", "3"
-    )
-    ended = cluster.wait(job)
-    assert ended["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()
+    job = submit(cluster, recipe, run, f"{ON_CPUS} --setup slower --time 3")
+    ended = cluster.complete(job, run / f"slurm-{job}.out")
     *limited, last = attempts(run)
     assert {one["error"] for one in limited} == {"stopped by SIGUSR1"}
-    assert (
-        last["state"] == "finished" and int(ended["Restarts"]) == len(limited) == last["restarts"]
-    )
+    assert last["state"] == "finished"
+    assert int(ended["Restarts"]) == len(limited) == last["restarts"]
     assert_equal_weights(run, undisturbed)
 
 
 def test_a_job_that_is_submitted_within_another_inherits_nothing_of_it(cluster, work, recipe):
-    run, options = (
-        work / "runs/inner",
-        ["--device", "cpu", "--gpus-per-node", "1", "--set", "samples=1 passes"],
-    )
-    inner = shlex.join(map(str, ["superclip", "submit", recipe, *options, "--out", run]))
-    outer = [
-        "--ntasks=1",
-        "--cpus-per-task=1",
-        "--mem-per-cpu=100",
-        "--output=outer",
-        f"--wrap={inner}",
-    ]
-    job = cluster.call("sbatch", "--parsable", *outer, cwd=work).strip()
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (work / "outer").read_text()
-    job = json.loads((run / "submitted.json").read_text())["job"]
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (run / f"slurm-{job}.out").read_text()
-    assert "SLURM_CPUS_PER_TASK" not in json.loads((run / "run.json").read_text())["environment"]
+    run = work / "runs/inner"
+    inner = f"superclip submit '{recipe}' {ON_ONE_CPU} --out '{run}'"
+    outer = "sbatch --parsable --ntasks=1 --cpus-per-task=1 --mem-per-cpu=100 --output=outer"
+    job = cluster.call(outer, f"--wrap={inner}", cwd=work).strip()
+    cluster.complete(job, work / "outer")
+    job = read_json(run / "submitted.json")["job"]
+    cluster.complete(job, run / f"slurm-{job}.out")
+    assert "SLURM_CPUS_PER_TASK" not in read_json(run / "run.json")["environment"]
 
 
 def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
-    (slow := work / "slow sbatch").mkdir()
-    (slow / "sbatch").write_text('#!/bin/bash\nsleep 8\nPATH=${PATH#*:} exec sbatch "$@"\n')
-    (slow / "sbatch").chmod(0o755)
-    command = ["superclip", "submit", recipe, *ON_CPUS, "--out", "runs/twice"]
+    slow = work / "slow sbatch"
+    write_program(slow / "sbatch", 'sleep 8\nPATH=${PATH#*:} exec sbatch "$@"')
+    command = ["superclip", "submit", recipe, "--out", "runs/twice", *ON_CPUS.split()]
     environment = cluster.environment | {"PATH": f"{slow}:{cluster.environment['PATH']}"}
-    options = {
-        "cwd": work,
-        "env": environment,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-    cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")
+    options = {"cwd": work, "env": environment, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    cluster.call("scontrol update partition=gpu state=DOWN")
     try:
-        started = [subprocess.Popen([*map(str, command)], **options) for _ in range(2)]
+        started = [subprocess.Popen(command, **options, **pipes) for _ in range(2)]
         printed = [process.communicate()[0] for process in started]
         assert sorted(process.returncode for process in started) == [0, 1], printed
-        assert re.search(
-            r"^error: runs/twice belongs to another run: process ",
-            "".join(printed),
-            flags=re.MULTILINE,
-        )
-        (job,) = cluster.call("squeue", "--noheader", "--format=%A").split()
-        cluster.call("scancel", job)
+        refused = r"^error: runs/twice belongs to another run: process "
+        assert re.search(refused, "".join(printed), flags=re.MULTILINE)
+        (job,) = cluster.call("squeue --noheader --format=%A").split()
+        cluster.call(f"scancel {job}")
     finally:
-        cluster.call("scontrol", "update", "partition=gpu", "state=UP")
+        cluster.call("scontrol update partition=gpu state=UP")
 
 
 def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(
     cluster, work, recipe
 ):
-    arms = {"CLIP": {"method": "clip"}, "SuperCLIP": {"lr": 1e-3}}
-    set_ = {"samples": 192, "global_batch_size": 16, "flags.val-num-samples": 32}
-    values = {
-        "question": "which?",
-        "primary": "image_to_text_R@1",
-        "recipe": str(recipe),
-        "seeds": 1,
-        "measures": "validation",
-        "arms": arms,
-        "choose": {"lr": [1e-3, 1e-4], "seeds": 1},
-    }
-    YAML().dump(values, work / "which.yaml")
-    sets = [part for field, value in set_.items() for part in ("--set", f"{field}={value}")]
-    one_cpu = ["--slurm", "--device", "cpu", "--cpus-per-node", "1", "--sbatch", "mem=1000"]
-    study = [
-        "superclip",
-        "study",
-        "which.yaml",
-        "--out",
-        "the study",
-        "--val-data",
-        write_shards(work / "val", 2),
-        *sets,
-        *one_cpu,
-    ]
+    (work / "which.yaml").write_text(STUDY.format(recipe=recipe))
+    validation = write_shards(work / "val", 2)
+    out = work / "the study"
+    study = (
+        f"superclip study which.yaml --out 'the study' --val-data '{validation}' "
+        "--set samples=192 --set global_batch_size=16 --set flags.val-num-samples=32 "
+        "--slurm --device cpu --cpus-per-node 1 --sbatch mem=1000"
+    )
+
+    def found(pattern, printed):
+        return re.findall(pattern, printed, flags=re.MULTILINE)
+
     # jobs wait, so that none has ended yet
-    cluster.call("scontrol", "update", "partition=gpu", "state=DOWN")
-    (trials,) = re.findall(
-        r"^job (\d+) trains 2 trials", cluster.call(*study, cwd=work), flags=re.MULTILINE
-    )
-    assert "nothing was submitted" in cluster.call(*study, cwd=work)
-    table = cluster.call("superclip", "status", "the study", cwd=work)
-    assert (
-        len(re.findall(rf"^\| the study/runs/.* {trials}_[01] PENDING", table, flags=re.MULTILINE))
-        == 2
-    )
-    cluster.call("scontrol", "update", "partition=gpu", "state=UP")
-    assert [cluster.wait(f"{trials}_{task}", 600)["JobState"] for task in (0, 1)] == [
-        "COMPLETED"
-    ] * 2
-    printed = cluster.call(*study, cwd=work)
-    (report,) = re.findall(r"^job (\d+) measures", printed, flags=re.MULTILINE)
+    cluster.call("scontrol update partition=gpu state=DOWN")
+    (trials,) = found(r"^job (\d+) trains 2 trials", cluster.call(study, cwd=work))
+    assert "nothing was submitted" in cluster.call(study, cwd=work)
+    table = cluster.call("superclip status 'the study'", cwd=work)
+    assert len(found(rf"^\| the study/runs/.* {trials}_[01] PENDING", table)) == 2
+    cluster.call("scontrol update partition=gpu state=UP")
+    for task in (0, 1):
+        assert cluster.wait(f"{trials}_{task}")["JobState"] == "COMPLETED"
+    printed = cluster.call(study, cwd=work)
+    (report,) = found(r"^job (\d+) measures", printed)
     assert "trains 2 runs" in printed
-    assert cluster.wait(report, 600)["JobState"] == "COMPLETED", (
-        work / f"the study/slurm-{report}.out"
-    ).read_text()
-    rows = list(csv.DictReader((work / "the study/study.csv").read_text().splitlines()))
+    cluster.complete(report, out / f"slurm-{report}.out")
+    rows = read_rows(out / "study.csv")
     assert [row["arm"] for row in rows] == ["CLIP", "SuperCLIP"]
-    chosen = json.loads((work / "the study/chosen.json").read_text())
-    (clip,) = (work / "the study/runs").glob("clip*_seed0")
+    chosen = read_json(out / "chosen.json")
+    (clip,) = out.glob("runs/clip*_seed0")
     assert read_recipe(f"{clip}/recipe.yaml").lr == float(chosen["CLIP"]["None"])
 
-    (work / "the study/study.csv").unlink()
-    printed = cluster.call(*study, cwd=work)
-    (report,) = re.findall(r"^job (\d+) measures", printed, flags=re.MULTILINE)
+    (out / "study.csv").unlink()
+    printed = cluster.call(study, cwd=work)
+    (report,) = found(r"^job (\d+) measures", printed)
     assert " trains " not in printed
-    assert cluster.wait(report)["JobState"] == "COMPLETED"
-    assert list(csv.DictReader((work / "the study/study.csv").read_text().splitlines())) == rows
+    cluster.complete(report, out / f"slurm-{report}.out")
+    assert read_rows(out / "study.csv") == rows
 
 
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
-    """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four times as many are
-    accumulated."""
+    """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four
+    times as many are accumulated."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
     script = shutil.copytree(SLURM, work / "my scripts") / "train.sbatch"
-    options = ["--gpu-batch-max", "512", "--dry-run"]
-    job = cluster.call(
-        "sbatch",
-        "--parsable",
-        "--nodes=2",
-        "--gpus-per-node=4",
-        script,
-        name,
-        shards,
-        *options,
-        cwd=work,
-    )
-    assert cluster.wait(job.strip())["JobState"] == "COMPLETED"
-    summary, steps, command = (work / f"slurm-{job.strip()}.out").read_text().splitlines()
-    assert (
-        summary == "2 × 4 processes: 512 samples each × 8 × 4 accumulated = 16384 samples per step"
-    )
+    sbatch = f"sbatch --parsable --nodes=2 --gpus-per-node=4 '{script}' {name} {shards}"
+    job = cluster.call(f"{sbatch} --gpu-batch-max 512 --dry-run", cwd=work).strip()
+    output = work / f"slurm-{job}.out"
+    cluster.complete(job, output)
+    summary, steps, command = output.read_text().splitlines()
+    processes = "2 × 4 processes: 512 samples each × 8 × 4 accumulated = 16384 samples per step"
+    assert summary == processes
     assert steps.startswith("31250 steps")
     assert "--batch-size 512 --accum-freq 4 " in command
     assert f"--train-data '{shards}'" in command
@@ -490,27 +431,10 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
     write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
-    options = [
-        "--data",
-        "scenes",
-        "--datasets",
-        "demo_objects",
-        "--device",
-        "cpu",
-        "--workers",
-        "0",
-    ]
-    script = [
-        "--gpus-per-node=0",
-        "--cpus-per-task=1",
-        SLURM / "evaluate.sbatch",
-        "runs/undisturbed",
-        *options,
-    ]
-    job = cluster.call("sbatch", "--parsable", *script, cwd=work).strip()
-    assert cluster.wait(job)["JobState"] == "COMPLETED", (work / f"evaluate-{job}.out").read_text()
-    (result,) = map(
-        json.loads, (path.read_text() for path in (undisturbed / "evaluation").glob("*.json"))
-    )
+    sbatch = f"sbatch --parsable --gpus-per-node=0 --cpus-per-task=1 {SLURM}/evaluate.sbatch"
+    options = "--data scenes --datasets demo_objects --device cpu --workers 0"
+    job = cluster.call(f"{sbatch} runs/undisturbed {options}", cwd=work).strip()
+    cluster.complete(job, work / f"evaluate-{job}.out")
+    (result,) = map(read_json, (undisturbed / "evaluation").glob("*.json"))
     assert result["checkpoint"].endswith(f"epoch_{2 * SLICES}.pt")
     assert 0 <= result["metrics"]["acc1"] <= 1

@@ -1,58 +1,21 @@
-"""Records of graphics cards follow their schema, and the table of docs/benchmark.md is made from
-them."""
+"""Records of graphics cards follow their schema, and the table of
+docs/benchmark.md is made from them."""
 
 import re
 
 import pytest
 import torch
-from support import parametrize, read_json
+from support import DATA, cases, read_json
 from support.pages import PAGES, ROOT
 from support.training_runs import execute
 
-from openclip_superclip.lab.benchmark import gpu_record
-from openclip_superclip.lab.benchmark.gpu_checks import run_checks
+from openclip_superclip.lab.benchmark import gpu_checks, gpu_record
 from openclip_superclip.lab.benchmark.gpu_record import VERSION, Card, Step, card_table
 
 RECORDS = sorted((ROOT / "docs/results/cards").glob("*.json"))
-VALID = {
-    "version": 1,
-    "date": "2026-11-29",
-    "device": "A card",
-    "memory_bytes": 2**34,
-    "precision": "amp_bf16",
-    "versions": {
-        "python": "3.11.7",
-        "openclip-superclip": "0.2.0",
-        "open_clip_torch": "3.3.0",
-        "torch": "2.13.0",
-    },
-    "steps": [
-        {
-            "model": "ViT-B-32",
-            "batch": 128,
-            "openclip_seconds": 0.1,
-            "superclip_seconds": 0.102,
-            "openclip_peak_bytes": 2**33,
-            "superclip_peak_bytes": 2**33 + 2**28,
-        },
-        {
-            "model": "ViT-L-14",
-            "batch": 64,
-            "openclip_seconds": None,
-            "superclip_seconds": None,
-            "openclip_peak_bytes": None,
-            "superclip_peak_bytes": None,
-        },
-    ],
-    "checks": {
-        "class loss, fp32": "passed",
-        "features": "the cosine similarity of image features is 0.9",
-    },
-    "seconds": 512.3,
-}
 
 
-def card(record: dict) -> Card:
+def card(record):
     """The content of a card.json; TypeError for other fields."""
     return Card(**{**record, "steps": [Step(**step) for step in record["steps"]]})
 
@@ -70,7 +33,7 @@ def test_every_record_is_valid_and_the_page_has_their_table():
 
 
 def test_a_table_has_a_row_for_each_step_and_a_dash_where_the_memory_did_not_suffice():
-    *_, small, large = card_table([card(VALID)]).splitlines()
+    *_, small, large = card_table([card(read_json(DATA / "card.json"))]).splitlines()
     assert small.endswith("| ViT-B-32 | 128 | 100.0 | 102.0 | 1.020 | 8.00 | 8.25 | 1 of 2 |")
     assert large.endswith("| ViT-L-14 | 64 | – | – | – | – | – | 1 of 2 |")
 
@@ -85,12 +48,10 @@ def test_a_small_record_is_measured_on_a_cpu_and_is_valid(tmp_path, monkeypatch)
 
 
 def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
-    plain = gpu_record.run_checks.__globals__["plain_class_loss"]
-    monkeypatch.setitem(
-        run_checks.__globals__, "plain_class_loss", lambda *inputs: 1.1 * plain(*inputs)
-    )
-    monkeypatch.setitem(run_checks.__globals__, "training_learns", lambda *_, **__: None)
-    results = run_checks("cpu")
+    plain = gpu_checks.plain_class_loss
+    monkeypatch.setattr(gpu_checks, "plain_class_loss", lambda *inputs: 1.1 * plain(*inputs))
+    monkeypatch.setattr(gpu_checks, "training_learns", lambda *_, **__: None)
+    results = gpu_checks.run_checks("cpu")
     assert results.pop("class loss, fp32").startswith("losses differ by 9.1e-02, more than 1e-04")
     assert {name for name, result in results.items() if result != "passed"} == {
         "class loss, amp",
@@ -99,13 +60,13 @@ def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@parametrize(
+@cases(
     "flags, error",
     {
         "": "--card measures a GPU, and torch finds none here: --device cpu",
         "--device cuda": "--device is cuda, which torch cannot use here",
         "--device cpu --vocab 100": "--vocab has no effect with --card",
-    }.items(),
+    },
 )
 def test_a_card_that_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
     assert error in refused(tmp_path, f"benchmark --card {flags}", "--out", ".")

@@ -1,19 +1,16 @@
-"""The evidence pages state what the records of the studies hold, and no verdict contradicts its
-CSV."""
+"""The evidence pages state what the records of the studies hold, and no
+verdict contradicts its CSV."""
 
+import collections
 import csv
-import importlib.util
 import json
-import math
 import re
-import statistics
-import sys
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 from support import parametrize, read_json, read_rows
-from support.pages import PAGES, ROOT
+from support.pages import PAGES, ROOT, script
 
 from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
 from openclip_superclip.lab.studies.study_file import Study, read_study
@@ -25,16 +22,7 @@ STUDIES = DOCS / "studies"
 RECORDED = {path.parent.name: path for path in sorted(STUDIES.glob("*/study.json"))}
 
 
-def script(path: str):
-    """A script of docs/ as a module."""
-    file = DOCS / path
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def recorded(path: str):
+def recorded(path):
     return read_json(DOCS / path)
 
 
@@ -42,7 +30,7 @@ verdicts = script("studies/verdicts.py")
 FOUND = verdicts.read_comparisons()
 
 
-def results(name: str):
+def results(name):
     content = read_json(RECORDED[name])
     study = content["study"]
     for field, cells in study["cells"].items():
@@ -62,16 +50,7 @@ def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_s
     assert f"{found.tables()}\n" == (folder / "study.md").read_text()
     assert found.csv() == (folder / "study.csv").read_text()
     assert (folder / "study.png").stat().st_size > 1000
-    for field in (
-        "question",
-        "primary",
-        "recipe",
-        "arms",
-        "measures",
-        "choose",
-        "pairs",
-        "cell_values",
-    ):
+    for field in "question primary recipe arms measures choose pairs cell_values".split():
         assert getattr(found.study, field) == getattr(shipped, field), field
     page = " ".join((folder / "README.md").read_text().split())
     assert f"n = {found.study.seeds} paired seeds" in page
@@ -81,62 +60,54 @@ def test_the_files_of_a_study_hold_the_same_and_its_page_says_why_it_has_fewer_s
     )
 
 
-# An independent derivation from the CSV files alone: {(study, comparison, measure): (arm's scores,
-# baseline's scores)}
+# An independent derivation from the CSV files alone: {(study, comparison,
+# measure): (arm's scores, baseline's scores)}
 
 
 def scores_by_csv():
-    found = {}
+    found = collections.defaultdict(dict)
     for file in sorted(STUDIES.rglob("study.csv")):
-        rows = read_rows(file)
+        study, rows = file.parent.relative_to(STUDIES).as_posix(), read_rows(file)
         swept = next((field for field in ("lr", "global_batch_size") if field in rows[0]), None)
         for row in rows:
-            for measure, value in row.items():
-                if measure not in ("arm", "seed", "cpu_seconds", "checkpoint", swept):
-                    at = f", {swept} {row[swept]}" if swept else ""
-                    name = file.parent.relative_to(STUDIES).as_posix()
-                    found.setdefault((name, row["arm"], at, measure), {})[int(row["seed"])] = float(
-                        value
-                    )
+            where = f", {swept} {row[swept]}" if swept else ""
+            for measure in row.keys() - {"arm", "seed", "cpu_seconds", "checkpoint", swept}:
+                scores = found[study, row["arm"], where, measure]
+                scores[int(row["seed"])] = float(row[measure])
     for row in read_rows(DOCS / "audit/train_again.csv"):
         key = "train_again", row["trained on"], f", {row['method']}", row["measure"]
-        found.setdefault(key, {})[int(row["seed"])] = float(row["percent"])
-    return found
+        found[key][int(row["seed"])] = float(row["percent"])
+    return {
+        key: np.array([scores[seed] for seed in sorted(scores)]) for key, scores in found.items()
+    }
 
 
 def differences_by_csv(one):
-    """The scores of a comparison's arms; of a sweep's mean or slope, the combined differences
-    and zeros."""
+    """The scores of a comparison's arms; of a sweep's mean or slope, the
+    combined differences and zeros."""
     where = one.name.removeprefix(f"{one.arm} − {one.baseline}")
     if (one.study, one.arm, where, one.measure) in SCORES:
-        ours, theirs = (
-            SCORES[one.study, arm, where, one.measure] for arm in (one.arm, one.baseline)
-        )
-        assert ours.keys() == theirs.keys()
-        return [ours[seed] for seed in sorted(ours)], [theirs[seed] for seed in sorted(ours)]
+        return [SCORES[one.study, arm, where, one.measure] for arm in (one.arm, one.baseline)]
     values = [
         key[2] for key in SCORES if (key[0], key[1], key[3]) == (one.study, one.arm, one.measure)
     ]
-    points = [float(value.rpartition(" ")[2]) for value in values]
+    points = np.array([float(value.rpartition(" ")[2]) for value in values])
     if where == ", mean up to CLIP's best rate":
-        weights = [0.5 if point <= 5e-4 else 0 for point in points]
+        weights = np.where(points <= 5e-4, 0.5, 0)
     elif where == ", mean":
-        weights = [1 / len(points)] * len(points)
+        weights = np.full(len(points), 1 / len(points))
     else:  # the least-squares slope over log2
-        logs = [
-            math.log2(point) - statistics.mean(math.log2(p) for p in points) for point in points
-        ]
-        weights = [log / sum(other**2 for other in logs) for log in logs]
-    arms = [
-        [SCORES[one.study, arm, value, one.measure] for value in values]
-        for arm in (one.arm, one.baseline)
-    ]
-    seeds = sorted(arms[0][0])
-    combined = [
-        sum(w * (ours[s] - theirs[s]) for w, ours, theirs in zip(weights, *arms, strict=True))
-        for s in seeds
-    ]
-    return combined, [0.0] * len(seeds)
+        logs = np.log2(points) - np.log2(points).mean()
+        weights = logs / (logs**2).sum()
+    combined = sum(
+        weight
+        * (
+            SCORES[one.study, one.arm, value, one.measure]
+            - SCORES[one.study, one.baseline, value, one.measure]
+        )
+        for weight, value in zip(weights, values, strict=True)
+    )
+    return [combined, np.zeros(len(combined))]
 
 
 SCORES = scores_by_csv()
@@ -147,25 +118,24 @@ def test_mean_interval_n_and_p_of_each_comparison_follow_from_its_csv():
     for one, (ours, theirs) in zip(FOUND, BY_CSV, strict=True):
         assert one.n == len(ours) == len(one.seeds), one
         assert one.seeds == [*range(one.seeds[0], one.seeds[0] + one.n)], one  # no seed is left out
-        if ours == theirs:
+        if np.array_equal(ours, theirs):
             assert (one.mean, one.p, one.holm) == (0, 1, 1), one
             continue
         test = ttest_rel(ours, theirs)
         interval = test.confidence_interval(0.95)
-        assert one.mean == pytest.approx(
-            statistics.mean(ours) - statistics.mean(theirs), abs=0.01
-        ), one
+        assert one.mean == pytest.approx((ours - theirs).mean(), abs=0.01), one
         assert one.interval == pytest.approx((interval.low, interval.high), abs=0.02), one
         assert one.p == pytest.approx(test.pvalue, rel=0.1), one
 
 
 def test_exactly_the_comparisons_that_holms_procedure_rejects_by_the_csv_are_significant():
-    """Holm's rule as he states it: reject the smallest p-values while p(k) <= 5 % / (m - k)."""
+    """Holm's rule as he states it: reject the smallest p-values while p(k)
+    <= 5 % / (m - k)."""
     families: dict[tuple | str, dict[tuple, list]] = {}
     for one, (ours, theirs) in zip(FOUND, BY_CSV, strict=True):
-        if ours == theirs:
+        if np.array_equal(ours, theirs):
             continue
-        key = tuple(round(a - b, 6) for a, b in zip(ours, theirs, strict=True))
+        key = tuple((ours - theirs).round(6))
         is_of_all = one.is_primary and one.study not in verdicts.OWN_FAMILY
         of_all = ["all studies"] if is_of_all else []
         of_study = [] if one.flaw else [(one.study, one.is_primary)]
@@ -212,20 +182,21 @@ def test_each_verdict_of_the_evidence_page_follows_from_its_csv():
         assert (DOCS / link).is_file()
         place = FOUND.index(verdicts.tested(claim, FOUND))
         ours, theirs = BY_CSV[place]
-        mean = statistics.mean(ours) - statistics.mean(theirs)
-        if any(theirs):
+        mean, is_equal = (ours - theirs).mean(), np.array_equal(ours, theirs)
+        if theirs.any():
             shown = [float(value) for value in re.findall(r"[\d.]+", means)]
-            assert shown == pytest.approx(
-                [statistics.mean(theirs), statistics.mean(ours)], abs=0.06
-            )
+            assert shown == pytest.approx([theirs.mean(), ours.mean()], abs=0.06)
         numbers = [float(value) for value in re.findall(r"[+-][\d.]+", difference)]
-        interval = ttest_rel(ours, theirs).confidence_interval(0.95) if ours != theirs else (0, 0)
+        interval = (0, 0) if is_equal else ttest_rel(ours, theirs).confidence_interval(0.95)
         assert numbers == pytest.approx([mean, *interval], abs=0.07)
         assert int(n) == len(ours)
-        excludes_zero, is_corrected = interval[0] > 0 or interval[1] < 0, FOUND[place].holm <= 0.05
+        excludes_zero, is_corrected = (
+            interval[0] > 0 or interval[1] < 0,
+            FOUND[place].holm <= 0.05,
+        )
         if FOUND[place].flaw:
             expected = "cannot answer"
-        elif ours == theirs:
+        elif is_equal:
             expected = "**equal**"
         elif is_corrected:
             expected = "**shown**" if mean * claim.sign > 0 else "**opposite**"
@@ -290,18 +261,8 @@ def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpu
         f"]({path.relative_to(DOCS / 'results')}/record.json)" in table for path in folders
     )
     for folder in folders:
-        fields = {
-            "recipe",
-            "settings",
-            "versions",
-            "device",
-            "ranks",
-            "processor",
-            "gpu",
-            "scores",
-            "code",
-        }
-        assert fields <= recorded(f"results/runs/{folder.name}/record.json").keys()
+        fields = "recipe settings versions device ranks processor gpu scores code".split()
+        assert {*fields} <= recorded(f"results/runs/{folder.name}/record.json").keys()
     wanted = re.findall(r"\*yours:\* `(.*?)`", table)
     assert all(read_recipe(recipe) for recipe in wanted)
 

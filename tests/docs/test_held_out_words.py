@@ -1,6 +1,6 @@
-"""The plugin of the study held_out_words leaves exactly the words of the seed's objects out."""
+"""The plugin of the study held_out_words leaves exactly the words of the
+seed's objects out."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from support import parametrize, read_json, read_rows
-from support.pages import ROOT
+from support.pages import ROOT, script
 
 from openclip_superclip.lab.demo.data import VIT, write_model
 from openclip_superclip.lab.demo.scenes import NAMES
@@ -17,9 +17,7 @@ from openclip_superclip.method.idf import special_token_ids
 from openclip_superclip.method.model import SuperCLIP
 
 FOLDER = ROOT / "docs/studies/held_out_words"
-SPEC = importlib.util.spec_from_file_location("held_out_words", FOLDER / "held_out_words.py")
-plugin = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(plugin)
+plugin = script("studies/held_out_words/held_out_words.py")
 HALVES = read_json(FOLDER / "halves.json")
 
 
@@ -33,8 +31,8 @@ def test_each_seed_holds_out_the_half_of_the_objects_that_is_written_down(seed):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The tokenizer of the demo's ViT, and two equal models, one of them as the plugin changes
-    it."""
+    """The tokenizer of the demo's ViT, and two equal models, one of them as
+    the plugin changes it."""
     name = write_model(tmp_path_factory.mktemp("demo") / "model-vit", vision=VIT)
     tokenizer = open_clip.get_tokenizer(name)
     folder = Path(name.removeprefix("local-dir:"))

@@ -1,4 +1,5 @@
-"""The quickstart notebook runs on a CPU, from its first cell to its last."""
+"""The quickstart notebook runs on a CPU, from its first cell to its
+last."""
 
 from pathlib import Path
 
@@ -18,12 +19,12 @@ LESS = {
 CODES = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
 
 
-def run_cells(cells: list[str], folder: Path):
-    """Runs cells as Jupyter does, but the `superclip` of their shell commands in forks of this
-    process."""
+def run_cells(cells, folder):
+    """Runs cells as Jupyter does, but the `superclip` of their shell
+    commands in forks of this process."""
     shell = InteractiveShell.instance(ipython_dir=str(folder))
 
-    def system(line: str):
+    def system(line):
         for _, *arguments in commands(shell.var_expand(line), folder):
             assert run_superclip(arguments, folder / "printed", Path.cwd()) == 0, (
                 folder / "printed"

@@ -1,15 +1,14 @@
-"""The page on plugins: its files train, its commands run, and its excerpts are the examples'
-text."""
+"""The page on plugins: its files train, its commands run, and its excerpts
+are the examples' text."""
 
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import parametrize
+from support import parametrize, succeed
 from support.pages import PAGES, ROOT, commands
 from support.training_runs import completed, train_with
 
@@ -60,12 +59,12 @@ def test_its_files_and_commands_work_in_their_order(shards, tmp_path, tmp_path_f
                 (run,) = completed(train_with, installed, *arguments[1:], cwd=tmp_path)
                 losses.append(set(re.findall(r"(\w*[Ll]oss): ", "\n".join(run.losses()))))
             else:
-                command = [sys.executable, *(["-m", "pip"] if program == "pip" else []), *arguments]
-                done = subprocess.run(
-                    command, cwd=tmp_path, env=environment, capture_output=True, text=True
-                )
-                assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-                printed += done.stdout
+                command = [
+                    sys.executable,
+                    *(["-m", "pip"] if program == "pip" else []),
+                    *arguments,
+                ]
+                printed += succeed(command, cwd=tmp_path, env=environment).stdout
     assert losses == [
         {"Contrastive_loss", "Loss"},
         {"Contrastive_loss", "Gap_loss", "Loss"},

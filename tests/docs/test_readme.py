@@ -1,5 +1,5 @@
-"""README and the pages say what the code does: their tables are the commands' output, their
-lists are complete."""
+"""README and the pages say what the code does: their tables are the
+commands' output, their lists are complete."""
 
 import dataclasses
 import re

@@ -1,11 +1,10 @@
-"""The site builds without a warning, and its own search finds a question first where a guide
-answers it."""
+"""The site builds without a warning, and its own search finds a question
+first where a guide answers it."""
 
-import subprocess
 import sys
 
 import pytest
-from support import read_json
+from support import read_json, succeed
 from support.pages import ROOT
 
 
@@ -13,8 +12,7 @@ from support.pages import ROOT
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     build = f"{sys.executable} -m mkdocs build --strict --site-dir {folder}".split()
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed(build, cwd=ROOT)
     assert 'not included in the "nav"' not in done.stderr
     return folder
 

@@ -1,5 +1,5 @@
-"""What a patched OpenCLIP trains: what the launcher does on an unpatched one, and stock without
-the flag."""
+"""What a patched OpenCLIP trains: what the launcher does on an unpatched
+one, and stock without the flag."""
 
 import functools
 import importlib
@@ -8,10 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support import cases
+from support import cases, table
 from support.openclip_trees import (
     each_release,
     enter,
@@ -22,16 +21,14 @@ from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import EXAMPLES, install_plugin
 from support.training_runs import Run, completed, error_of, in_one_order, shell_words
 
-openclip_train_in_one_order, superclip_train_in_one_order = (
-    in_one_order(openclip_train),
-    in_one_order(superclip_train),
-)
+openclip_train_in_one_order = in_one_order(openclip_train)
+superclip_train_in_one_order = in_one_order(superclip_train)
 
 
 @pytest.fixture(scope="session")
 def losses(short_run, tmp_path_factory):
-    """What a training printed of the losses, a string a step; each is run once, and must
-    succeed."""
+    """What a training printed of the losses, a string a step; each is run
+    once, and must succeed."""
 
     @functools.cache
     def losses(train, tree, flags="", world_size=1):
@@ -56,41 +53,9 @@ def test_patched_and_unpatched_losses_are_equal_and_stock_without_flag_or_plugin
     assert losses(openclip_train_without_plugins, patched[release]) == stock
 
 
-WEBDATASET = "--dataset-type webdataset --train-data {shards} --train-num-samples"
-EQUAL = {  # release, flags, ranks
-    "SigLIP": ("3.3.0", "--superclip --siglip", 1),
-    "accumulation": ("3.3.0", "--superclip --accum-freq 2 --batch-size 16", 1),
-    "distillation": (
-        "3.3.0",
-        "--superclip --distill-model {teacher} --distill-pretrained {teacher}",
-        1,
-    ),
-    "two ranks": ("3.3.0", "--superclip", 2),
-    "two captions": (
-        "3.3.0",
-        "--superclip --superclip-captions dual --superclip-long-caption filepath "
-        "--superclip-long-context 30",
-        1,
-    ),
-    "WebDataset without the flag": ("3.3.0", f"{WEBDATASET} 64", 1),
-    "WebDataset": ("3.3.0", f"--superclip {WEBDATASET} 64", 1),
-    "WebDataset, two captions": (
-        "3.3.0",
-        f"--superclip --superclip-captions dual --superclip-long-caption txt {WEBDATASET} 64",
-        1,
-    ),
-    "slices of CLIP": ("3.3.0", f"--superclip-slices 2 --epochs 2 {WEBDATASET} 32", 1),
-    "slices": (
-        "3.0.0",
-        f"--superclip --superclip-slices 2 --epochs 2 --workers 1 {WEBDATASET} 32",
-        1,
-    ),
-}
-
-
-@cases("release, flags, world_size", EQUAL)
+@cases("release, world_size, flags", table("training: patched training"))
 def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
-    release, flags, world_size, released, patched, teacher, shards, losses
+    release, world_size, flags, released, patched, teacher, shards, losses
 ):
     train = superclip_train_in_one_order if "--superclip" in flags else openclip_train_in_one_order
     flags = flags.format(teacher=teacher, shards=shards)
@@ -98,7 +63,7 @@ def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
     assert losses(openclip_train_in_one_order, patched[release], flags, world_size) == expected
 
 
-def superclip_train_that_cannot_replace(tree: Path, *argv: str):
+def superclip_train_that_cannot_replace(tree, *argv):
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
     importlib.import_module("openclip_superclip.openclip.hook_calls")._replace = None
@@ -117,7 +82,10 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
 ):
     flags = "--global-contrastive-size 100000 --sub-captions 2 --superclip --lora 4"
     found = []
-    for train, tree in ((openclip_train, patched["3.3.0"]), (superclip_train, released["3.3.0"])):
+    for train, tree in (
+        (openclip_train, patched["3.3.0"]),
+        (superclip_train, released["3.3.0"]),
+    ):
         copy = shutil.copytree(tree, tmp_path / train.__name__)
         for folder in EXAMPLES.iterdir():
             install_plugin(copy, folder.name, f"from {folder.name} import *\n")
@@ -127,7 +95,7 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-def in_a_process_of_its_own(tree: Path, command: str, cwd: Path):
+def in_a_process_of_its_own(tree, command, cwd):
     command = shell_words(sys.executable, "-m", command)
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)

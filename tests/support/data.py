@@ -1,13 +1,11 @@
-"""Small data sets: noise with captions, colours with classes, and coloured squares that a model
-can learn to name."""
+"""Small data sets: noise with captions, colours with classes, and coloured
+squares that a model can learn to name."""
 
 import csv
 import io
 import os
 import random
 import shutil
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import webdataset
@@ -39,15 +37,17 @@ class MakesFolder:
         return os.makedirs, (self.folder, 0o777, True)
 
 
-def write_tar(file: Path | str, samples: Iterable[dict]) -> None:
-    """Writes a shard of samples, members by extension, numbered unless they name their key."""
+def write_tar(file, samples):
+    """Writes a shard of samples, members by extension, numbered unless they
+    name their key."""
     with webdataset.TarWriter(str(file)) as tar:
         for number, sample in enumerate(samples):
             tar.write({"__key__": f"{number:03}"} | sample)
 
 
-def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
-    """Writes shards of images of noise with captions, once, and returns their brace pattern."""
+def write_shards(folder, num_shards=NUM_SHARDS):
+    """Writes shards of images of noise with captions, once, and returns
+    their brace pattern."""
     pattern = f"{folder}/{{000000..{num_shards - 1:06}}}.tar"
     if folder.exists():
         return pattern
@@ -63,9 +63,9 @@ def write_shards(folder: Path, num_shards: int = NUM_SHARDS) -> str:
     return pattern
 
 
-def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
-    """Writes 48 noisy images a split of three colours, a separable data set in CLIP_benchmark's
-    layout."""
+def write_colours(folder, splits=("test",)):
+    """Writes 48 noisy images a split of three colours, a separable data set
+    in CLIP_benchmark's layout."""
     rng = np.random.default_rng(0)
     for split in splits:
         (folder / split).mkdir(parents=True)
@@ -80,15 +80,16 @@ def write_colours(folder: Path, splits: tuple[str, ...] = ("test",)) -> Path:
     return folder
 
 
-def write_imagenet(csv_data: Path, folder: Path) -> Path:
-    """Writes the folder of --imagenet-val with five classes of one image each, and returns it."""
+def write_imagenet(csv_data, folder):
+    """Writes the folder of --imagenet-val with five classes of one image
+    each, and returns it."""
     for index, word in enumerate(WORDS[:5]):
         (folder / word).mkdir(parents=True)
         shutil.copy(csv_data.parent / f"{index}.png", folder / word)
     return folder
 
 
-def squares(placed: dict[str, tuple[int, int]], size: int = 32) -> Image.Image:
+def squares(placed, size=32):
     """An image of coloured squares, each in its quarter."""
     image, half = Image.new("RGB", (size, size), (235, 235, 235)), size // 2
     for name, (row, column) in placed.items():
@@ -97,8 +98,9 @@ def squares(placed: dict[str, tuple[int, int]], size: int = 32) -> Image.Image:
     return image
 
 
-def write_images(folder: Path, number: int, seed: int) -> list[tuple[Path, str]]:
-    """Writes images of one or two squares, and returns them with captions."""
+def write_images(folder, number, seed):
+    """Writes images of one or two squares, and returns them with
+    captions."""
     rng, pairs = random.Random(seed), []
     folder.mkdir(parents=True)
     for index in range(number):
@@ -115,7 +117,7 @@ def write_images(folder: Path, number: int, seed: int) -> list[tuple[Path, str]]
     return pairs
 
 
-def write_table(file: Path, pairs: list[tuple[Path, str]]) -> None:
+def write_table(file, pairs):
     """Writes pairs as a table."""
     with open(file, "w", newline="") as opened:
         csv.writer(opened, lineterminator="\n").writerows([["image", "caption"], *pairs])

@@ -2,26 +2,25 @@
 
 import json
 import re
-from pathlib import Path
 
 from .training_runs import call
 
 
-def evaluate(command, *more) -> int:
+def evaluate(command, *more):
     return call(f"evaluate {command}", *more, "--device", "cpu", "--workers", 0)
 
 
-def records(folder: Path) -> dict[tuple[str, str, str], dict]:
+def records(folder):
     """The results in a folder by model, data set and task."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     return {(record["model"], record["dataset"], record["task"]): record for record in found}
 
 
-def num_read(capsys) -> int:
+def num_read(capsys):
     """The number of results that the last call has reused."""
     (read,) = re.findall(r"(\d) of them from before", capsys.readouterr().out)
     return int(read)
 
 
-def errors(capsys) -> list[str]:
+def errors(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

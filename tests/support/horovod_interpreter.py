@@ -1,10 +1,10 @@
-"""Trains in an interpreter that has Horovod, which pytest's own must not have: OpenCLIP uses it
-wherever it finds it.
+"""Trains in an interpreter that has Horovod, which pytest's own must not
+have: OpenCLIP uses it wherever it finds it.
 
     python -m support.horovod_interpreter JOBS RUNS
 
-JOBS holds {name: [function of FUNCTIONS, number of ranks, folder, arguments]}, and RUNS gets {name:
-[run, …]}.
+JOBS holds {name: [function of FUNCTIONS, number of ranks, folder,
+arguments]}, and RUNS gets {name: [run, …]}.
 """
 
 import json
@@ -17,20 +17,21 @@ from openclip_superclip.openclip.horovod import join_ranks
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
 
 
-def stock_train_under_horovod(*argv: str) -> int | None:
-    """`python -m open_clip_train.main` with WebDataset's shuffling in one order."""
+def stock_train_under_horovod(*argv):
+    """`python -m open_clip_train.main` with WebDataset's shuffling in one
+    order."""
     join_ranks()
     return in_one_order(stock_train)(*argv)
 
 
-def superclip_train_in_one_order(*argv: str) -> int:
+def superclip_train_in_one_order(*argv):
     return in_one_order(superclip_train)(*argv)
 
 
 FUNCTIONS = (superclip_train, superclip_train_in_one_order, stock_train_under_horovod)
 
 
-def main(jobs: str, runs: str) -> None:
+def main(jobs, runs):
     functions = {function.__name__: function for function in FUNCTIONS}
     done = {}
     for name, (function, world_size, folder, arguments) in json.loads(

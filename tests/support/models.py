@@ -1,7 +1,7 @@
-"""Small models with all kinds of towers, for --model, and weights where OpenCLIP finds them."""
+"""Small models with all kinds of towers, for --model, and weights where
+OpenCLIP finds them."""
 
 import gzip
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from openclip_superclip import hooks
 from openclip_superclip.files import whole_file
 from openclip_superclip.lab.demo.data import NUM_TOKENS_WITHOUT_MERGES
 
-from . import GOLDEN, WORDS
+from . import DATA, GOLDEN, WORDS, read_json, write_json
 
 VOCAB_SIZE = 4096
 SPECIAL_TOKENS = [0, VOCAB_SIZE - 2, VOCAB_SIZE - 1]  # padding, start and end
@@ -25,8 +25,9 @@ LIST_OF_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", *WORDS]
 AUTHORS, AUTHORS_CONFIG = GOLDEN / "reference_tiny.pt", GOLDEN / "reference_tiny.json"
 
 
-def create_model(args, **kwargs) -> torch.nn.Module:
-    """Returns the model that OpenCLIP's main creates with `args` and the plugins' arguments."""
+def create_model(args, **kwargs):
+    """Returns the model that OpenCLIP's main creates with `args` and the
+    plugins' arguments."""
     model = open_clip.create_model(
         args.model,
         precision=args.precision,
@@ -39,8 +40,36 @@ def create_model(args, **kwargs) -> torch.nn.Module:
     return model
 
 
-def write_vocabulary(folder: Path) -> Path:
-    """Writes CLIP's vocabulary, truncated to VOCAB_SIZE tokens, and returns its file."""
+def as_rank_1(args):
+    """Returns OpenCLIP's arguments with what its main adds to those of a
+    rank, one that does not read losses to log them."""
+    vars(args).update(rank=1, local_rank=1, world_size=1, distributed=False, horovod=False)
+    vars(args).update(logs="logs", distill=args.distill_model is not None)
+    return args
+
+
+class Batches:
+    """The training data of train_one_epoch: batches of images and tokens on
+    the CPU."""
+
+    def __init__(self, model, batch_size, num_batches, length):
+        shape = batch_size, 3, *open_clip.utils.to_2tuple(model.visual.image_size)
+        images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        tokens = torch.randint(1, 4000, (batch_size, length))
+        self.batches = [(images, tokens)] * num_batches
+        self.num_batches, self.num_samples = num_batches, batch_size * num_batches
+        self.dataloader = self
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def write_vocabulary(folder):
+    """Writes CLIP's vocabulary, truncated to VOCAB_SIZE tokens, and returns
+    its file."""
     vocabulary = (folder / "bpe.txt.gz").resolve()
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         lines = file.read().splitlines()
@@ -51,13 +80,12 @@ def write_vocabulary(folder: Path) -> Path:
     return vocabulary
 
 
-def write_model(
-    folder: Path, vision: dict | None = None, text: dict | None = None, **model_cfg
-) -> str:
-    """Writes a small OpenCLIP model configuration and returns the value of --model that opens it.
+def write_model(folder, vision=None, text=None, **model_cfg):
+    """Writes a small OpenCLIP model configuration and returns the value of
+    --model that opens it.
 
-    Its vocabulary is CLIP's, truncated to VOCAB_SIZE tokens, unless `text` contains a vocab_size or
-    a tokenizer.
+    Its vocabulary is CLIP's, truncated to VOCAB_SIZE tokens, unless `text`
+    contains a vocab_size or a tokenizer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = dict(text or {})
@@ -86,71 +114,26 @@ def write_model(
         },
         **model_cfg,
     }
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {}})
-    )
+    write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
     return f"local-dir:{folder}"
 
 
-def copy_model(model: str, folder: Path) -> str:
-    """Copies a model of `write_model` with its vocabulary, and returns the --model of the copy."""
+def copy_model(model, folder):
+    """Copies a model of `write_model` with its vocabulary, and returns the
+    --model of the copy."""
     shutil.copytree(model.removeprefix("local-dir:"), folder)
     file = folder / "open_clip_config.json"
-    content = json.loads(file.read_text())
+    content = read_json(file)
     content["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["bpe_path"] = f"{folder}/bpe.txt.gz"
-    file.write_text(json.dumps(content))
+    write_json(file, content)
     return f"local-dir:{folder}"
 
 
-MODELS = {
-    "vit": {},
-    "one-layer": {"vision": {"layers": 1}, "text": {"layers": 1}},
-    "output-tokens": {"vision": {"output_tokens": True}},
-    "avg-pool": {"vision": {"pool_type": "avg"}},
-    "attentional-pool": {
-        "vision": {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}
-    },
-    "norm-after-pool": {"vision": {"final_ln_after_pool": True, "pool_type": "avg"}},
-    "custom-block": {"vision": {"qk_norm": True, "scale_attn": True}},
-    "resnet": {"vision": {"layers": [1, 1, 1, 1], "width": 16}},
-    "timm-vit": {
-        "vision": {"timm_model_name": "test_vit", "image_size": 160, "timm_pool": "token"}
-    },
-    "timm-vit-map": {
-        "vision": {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": ""}
-    },
-    "timm-convnext": {"vision": {"timm_model_name": "test_convnext", "image_size": 64}},
-    "timm-efficientnet": {"vision": {"timm_model_name": "test_efficientnet", "image_size": 64}},
-    "timm-resnet": {"vision": {"timm_model_name": "test_resnet", "image_size": 64}},
-    "timm-attn-pool": {
-        "vision": {
-            "timm_model_name": "resnet10t",
-            "image_size": 64,
-            "timm_pool": "rot_attn",
-            "timm_proj": "",
-        },
-    },
-    "coca": {
-        "vision": {
-            "attentional_pool": True,
-            "attn_pooler_queries": 5,
-            "attn_pooler_heads": 2,
-            "output_tokens": True,
-        },
-        "text": {"embed_cls": True, "output_tokens": True, "width": 32, "heads": 2},
-        "multimodal_cfg": {
-            "context_length": 20,
-            "vocab_size": VOCAB_SIZE,
-            "width": 32,
-            "heads": 2,
-            "layers": 1,
-        },
-        "custom_text": True,
-    },
-}
+# arguments of write_model for each kind of tower
+MODELS = read_json(DATA / "models.json")
 
 
-def write_weights(model: str) -> None:
+def write_weights(model):
     """Writes random weights next to a model's configuration."""
     torch.manual_seed(1)
     weights = open_clip.create_model(model).state_dict()
@@ -159,15 +142,17 @@ def write_weights(model: str) -> None:
     torch.save(weights, Path(model.removeprefix("local-dir:")) / "pytorch_model.bin")
 
 
-def write_random_model(folder: Path, **cfg) -> list[str]:
-    """Writes a file of random weights, and returns it with the flag that names its model."""
+def write_random_model(folder, **cfg):
+    """Writes a file of random weights, and returns it with the flag that
+    names its model."""
     name = write_model(folder / "model", **cfg)
     torch.save(random_weights(name), folder / "weights.pt")
     return [f"{folder}/weights.pt", "--model", name]
 
 
-def random_weights(model_name: str, **options) -> dict[str, torch.Tensor]:
-    """Returns small normally distributed weights for a model, different for each tensor."""
+def random_weights(model_name, **options):
+    """Returns small normally distributed weights for a model, different for
+    each tensor."""
     with torch.device("meta"):
         model = open_clip.create_model(
             model_name, load_weights=False, device="meta", pretrained_text=False, **options
@@ -189,16 +174,28 @@ def _drawn_from(pool, tensor, index, name):
     return values + 1 if tensor.ndim == 1 and name.endswith("weight") else values.clone()
 
 
-def plain_model(model_name: str, weights: dict[str, torch.Tensor], **options) -> torch.nn.Module:
+def assert_equal(ours, theirs):
+    """Fails, and names the tensor, unless two mappings or sequences of
+    tensors have equal bits, or both NaN."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def without_head(weights):
+    """Those of a model's weights that are OpenCLIP's."""
+    ours = ("class_head.", "statistics.")
+    return {name: value for name, value in weights.items() if not name.startswith(ours)}
+
+
+def plain_model(model_name, weights, **options):
     """Returns stock OpenCLIP's model with `weights`, in evaluation mode."""
     model = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, **options)
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
-def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -> None:
-    """Moves files into the cache of huggingface_hub, as after a download, and marks missing
-    files as absent."""
+def add_to_cache(cache, repo, *files, commit="0" * 40):
+    """Moves files into the cache of huggingface_hub, as after a download,
+    and marks missing files as absent."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
@@ -211,14 +208,12 @@ def add_to_cache(cache: Path, repo: str, *files: Path, commit: str = "0" * 40) -
         shutil.move(file, snapshot / file.name)
 
 
-def write_tokenizer(
-    folder: Path, list_of_words: list[str] = LIST_OF_WORDS, mark: str = ""
-) -> list[Path]:
-    """Writes a Hugging Face tokenizer of a few words, special ones among them, and returns its
-    files.
+def write_tokenizer(folder, list_of_words=LIST_OF_WORDS, mark=""):
+    """Writes a Hugging Face tokenizer of a few words, special ones among
+    them, and returns its files.
 
-    With a `mark`, Ġ or ▁, a word after a space begins with it, and one at the start of a caption
-    does not.
+    With a `mark`, Ġ or ▁, a word after a space begins with it, and one at
+    the start of a caption does not.
     """
     splits = {
         "": Whitespace(),
@@ -241,9 +236,9 @@ def write_tokenizer(
     return list(folder.iterdir())
 
 
-def write_bert(folder: Path, num_layers: int = 2) -> Path:
-    """Writes a BERT of random weights with its tokenizer, as transformers saves them, and
-    returns its folder."""
+def write_bert(folder, num_layers=2):
+    """Writes a BERT of random weights with its tokenizer, as transformers
+    saves them, and returns its folder."""
     write_tokenizer(folder)
     config = transformers.BertConfig(
         vocab_size=len(LIST_OF_WORDS),
@@ -257,9 +252,9 @@ def write_bert(folder: Path, num_layers: int = 2) -> Path:
     return folder
 
 
-def write_image_tower(file: Path, name: str = "test_efficientnet") -> torch.nn.Module:
-    """Writes the weights of a timm model, random ones and statistics, and returns the model in
-    evaluation mode."""
+def write_image_tower(file, name="test_efficientnet"):
+    """Writes the weights of a timm model, random ones and statistics, and
+    returns the model in evaluation mode."""
     torch.manual_seed(1)
     model = timm.create_model(name).eval()
     for tensor in model.state_dict().values():
@@ -269,9 +264,9 @@ def write_image_tower(file: Path, name: str = "test_efficientnet") -> torch.nn.M
     return model
 
 
-def write_hf_text_model(folder: Path) -> str:
-    """Writes the configuration of a model with a BERT of random weights as its text tower, and
-    returns its --model."""
+def write_hf_text_model(folder):
+    """Writes the configuration of a model with a BERT of random weights as
+    its text tower, and returns its --model."""
     write_tokenizer(folder)
     tower = write_bert(folder / "tower")
     text = {
@@ -282,9 +277,9 @@ def write_hf_text_model(folder: Path) -> str:
     return write_model(folder, text=text)
 
 
-def altered_authors(folder: Path, **changes: torch.Tensor | None) -> Path:
-    """Writes the authors' checkpoint with some tensors replaced, or removed if None, and returns
-    its file."""
+def altered_authors(folder, **changes):
+    """Writes the authors' checkpoint with some tensors replaced, or removed
+    if None, and returns its file."""
     checkpoint = torch.load(AUTHORS, weights_only=True)
     state = checkpoint["state_dict"] | {f"module.{name}": value for name, value in changes.items()}
     checkpoint["state_dict"] = {name: value for name, value in state.items() if value is not None}

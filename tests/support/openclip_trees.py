@@ -1,5 +1,5 @@
-"""Folders that hold an OpenCLIP: the releases that a patch is for, and training with the one of
-a folder."""
+"""Folders that hold an OpenCLIP: the releases that a patch is for, and
+training with the one of a folder."""
 
 import importlib
 import importlib.metadata
@@ -28,13 +28,13 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 each_release = pytest.mark.parametrize("release", RELEASES)
 
 
-def copy(source: Path, folder: Path) -> Path:
-    """Copies an OpenCLIP without its model configurations and vocabulary to `folder`, and
-    returns it."""
+def copy(source, folder):
+    """Copies an OpenCLIP without its model configurations and vocabulary to
+    `folder`, and returns it."""
     return shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model_configs", "*.gz"))
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def held(folder):
     """Every file below `folder` and its bytes."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -43,12 +43,13 @@ def held(folder: Path) -> dict[str, bytes]:
     }
 
 
-def metadata(release: str) -> str:
+def metadata(release):
     return f"open_clip_torch-{release}.dist-info"
 
 
-def enter(tree: Path) -> None:
-    """Makes `tree` the OpenCLIP of this process, which has torch imported already."""
+def enter(tree):
+    """Makes `tree` the OpenCLIP of this process, which has torch imported
+    already."""
     for name in list(sys.modules):
         if name.startswith(("open_clip", "openclip_superclip", "pluggy")):  # and the examples
             del sys.modules[name]
@@ -56,7 +57,7 @@ def enter(tree: Path) -> None:
     sys.path.insert(0, str(tree))
 
 
-def openclip_train(tree: Path, *argv: str) -> None:
+def openclip_train(tree, *argv):
     """`python -m open_clip_train.main` of the OpenCLIP in `tree`."""
     enter(tree)
     # a call that leaves some out
@@ -66,7 +67,7 @@ def openclip_train(tree: Path, *argv: str) -> None:
     assert Path(sys.modules["open_clip"].__file__).parent.parent == tree
 
 
-def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
+def openclip_train_without_plugins(tree, *argv):
     """The same where no distribution has named a plugin."""
     find = importlib.metadata.entry_points
     importlib.metadata.entry_points = lambda **which: (
@@ -75,7 +76,7 @@ def openclip_train_without_plugins(tree: Path, *argv: str) -> None:
     openclip_train(tree, *argv)
 
 
-def superclip_train_of(tree: Path, *argv: str) -> int:
+def superclip_train_of(tree, *argv):
     """`superclip train` with the OpenCLIP in `tree`."""
     enter(tree)
     code = importlib.import_module("openclip_superclip.__main__").main(

@@ -1,5 +1,5 @@
-"""The package's operators of torch, opened: a dispatch mode sees one call of each, and not what
-it computes."""
+"""The package's operators of torch, opened: a dispatch mode sees one call
+of each, and not what it computes."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +13,8 @@ KERNELS = {
 
 
 class SeesOperators(TorchDispatchMode):
-    """A dispatch mode whose `observe` gets every function of torch with its results, those of
-    our operators too."""
+    """A dispatch mode whose `observe` gets every function of torch with its
+    results, those of our operators too."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function in KERNELS:
@@ -27,5 +27,5 @@ class SeesOperators(TorchDispatchMode):
         )
         return outputs
 
-    def observe(self, function, args, results: list[torch.Tensor]) -> None:
+    def observe(self, function, args, results):
         raise NotImplementedError

@@ -1,10 +1,11 @@
-"""README and the pages of docs/: their text, their blocks of code, and the commands in them."""
+"""README and the pages of docs/: their text, their blocks of code, and the
+commands in them."""
 
 import argparse
+import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip_train.params
@@ -16,40 +17,40 @@ ROOT = Path(__file__).parents[2]
 FILES = {"README.md": ROOT / "README.md", "slurm/README.md": ROOT / "slurm/README.md"}
 FILES |= {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {name: path.read_text() for name, path in FILES.items()}
-PROGRAMS = (  # what a page may call
-    "superclip",
-    "python",
-    "python3",
-    "torchrun",
-    "horovodrun",
-    "sbatch",
-    "bash",
-    "pip",
-    "lint-imports",
-    "hf",
-    ".venv/bin/pip",
-    ".venv/bin/superclip",
-    ".venv/bin/pytest",
-)
+# what a page may call
+PROGRAMS = """
+    superclip python python3 torchrun horovodrun sbatch bash pip lint-imports hf
+    .venv/bin/pip .venv/bin/superclip .venv/bin/pytest
+""".split()
 
 
-def blocks(text: str, language: str = "bash") -> list[str]:
+def script(path):
+    """A script of docs/ as a module."""
+    file = ROOT / "docs" / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(text, language="bash"):
     """Returns the contents of a page's fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def code_spans(text: str) -> Iterator[str]:
-    """Yields what stands in a page between single backticks, outside of its blocks."""
+def code_spans(text):
+    """Yields what stands in a page between single backticks, outside of its
+    blocks."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
 
 
-def commands(block: str, folder: Path) -> list[list[str]]:
-    """Returns the commands of a block as bash would start them, its loops and quotes resolved; none
-    is run.
+def commands(block, folder):
+    """Returns the commands of a block as bash would start them, its loops
+    and quotes resolved; none is run.
 
-    Each of PROGRAMS is a recorder, and bash finds no other program. `…`, "and other flags", is left
-    out.
+    Each of PROGRAMS is a recorder, and bash finds no other program. `…`,
+    "and other flags", is left out.
     """
     recorder = folder / "recorder"
     recorder.write_text('#!/bin/bash\nprintf \'%s\\n\' "${0#$PROGRAMS/}" "$@" \'\' >>"$RECORD"\n')
@@ -81,7 +82,7 @@ class _Reached(Exception):
     """The parser of a command is about to parse."""
 
 
-def superclip_parser(command: str, monkeypatch) -> argparse.ArgumentParser:
+def superclip_parser(command, monkeypatch):
     """Returns the real parser of a command of `superclip`."""
 
     def stop(parser, *_):
@@ -98,9 +99,9 @@ def superclip_parser(command: str, monkeypatch) -> argparse.ArgumentParser:
     raise AssertionError(f"superclip {command} parses nothing")
 
 
-def parse_superclip(argv: list[str], monkeypatch) -> argparse.Namespace:
-    """Returns what the real parser makes of `superclip` arguments; it exits where it refuses
-    them."""
+def parse_superclip(argv, monkeypatch):
+    """Returns what the real parser makes of `superclip` arguments; it exits
+    where it refuses them."""
     command, *arguments = argv
     parser = superclip_parser(command, monkeypatch)
     return argparse.ArgumentParser.parse_args(parser, arguments[arguments[:1] == ["--"] :])

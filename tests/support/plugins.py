@@ -1,4 +1,5 @@
-"""Plugins of OpenCLIP as installed distributions, and some that disturb a run."""
+"""Plugins of OpenCLIP as installed distributions, and some that disturb a
+run."""
 
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def install_plugin(folder, name, source):
-    """Writes a plugin with the metadata of an installed distribution; the folder has to be on
-    sys.path."""
+    """Writes a plugin with the metadata of an installed distribution; the
+    folder has to be on sys.path."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (folder / f"{name}_module.py").write_text(source)
@@ -19,8 +20,9 @@ def install_plugin(folder, name, source):
     (info / "entry_points.txt").write_text(f"[open_clip]\n{name} = {name}_module\n")
 
 
-def write_plugin(folder: Path, create_loss: str) -> Path:
-    """Writes a plugin of OpenCLIP's that returns another `loss`; PYTHONPATH=FOLDER installs it."""
+def write_plugin(folder, create_loss):
+    """Writes a plugin of OpenCLIP's that returns another `loss`;
+    PYTHONPATH=FOLDER installs it."""
     install_plugin(
         folder,
         "cracked",
@@ -33,9 +35,9 @@ def write_plugin(folder: Path, create_loss: str) -> Path:
     return folder
 
 
-def write_slow_loss(folder: Path, seconds: float) -> Path:
-    """Writes a plugin that makes each step take so many seconds more, so that a run can be
-    disturbed in its midst."""
+def write_slow_loss(folder, seconds):
+    """Writes a plugin that makes each step take so many seconds more, so
+    that a run can be disturbed in its midst."""
     return write_plugin(
         folder,
         f"def slow(**features):\n    time.sleep({seconds})\n    return "
@@ -43,7 +45,7 @@ def write_slow_loss(folder: Path, seconds: float) -> Path:
     )
 
 
-def write_failing_plugin(folder: Path) -> Path:
+def write_failing_plugin(folder):
     """Writes a plugin that fails on rank 1 once the model is made."""
     fails = (
         "if os.environ['RANK'] == '1':\n    raise RuntimeError('the lens of rank 1 is "
@@ -52,8 +54,9 @@ def write_failing_plugin(folder: Path) -> Path:
     return write_plugin(folder, fails)
 
 
-def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
-    """Writes a plugin with a loss that in the `step`-th step of a process is `what`."""
+def write_disturbed_loss(folder, step, what):
+    """Writes a plugin with a loss that in the `step`-th step of a process
+    is `what`."""
     return write_plugin(
         folder,
         "steps = itertools.count(1)\n"
@@ -64,9 +67,18 @@ def write_disturbed_loss(folder: Path, step: int, what: str) -> Path:
     )
 
 
-def pip_install(folder: Path, *names: str) -> Path:
-    """Installs example plugins from their own pyproject.toml into a folder, and returns it."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+def pip_install(folder, *names):
+    """Installs example plugins from their own pyproject.toml into a folder,
+    and returns it."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     options = ["--no-index", "--no-compile", "--target", folder]
     for name in names:
         copy = shutil.copytree(EXAMPLES / name, folder.with_name(f"{folder.name}-source") / name)

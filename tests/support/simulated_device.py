@@ -1,5 +1,5 @@
-"""A simulated accelerator: tensors without values, on a device of their own, which torch's CPU
-build accepts."""
+"""A simulated accelerator: tensors without values, on a device of their
+own, which torch's CPU build accepts."""
 
 import contextlib
 import sys
@@ -16,22 +16,15 @@ from .operators import SeesOperators
 
 DEVICE = "npy"
 ROOT = str(Path(__file__).parents[2])
-IN_LOWER_PRECISION = (
-    "linear",
-    "matmul",
-    "mm",
-    "addmm",
-    "bmm",
-    "baddbmm",
-    "conv2d",
-    "scaled_dot_product_attention",
-)
+IN_LOWER_PRECISION = """
+    linear matmul mm addmm bmm baddbmm conv2d scaled_dot_product_attention
+""".split()
 IN_FLOAT32 = ("layer_norm", "softmax.int", "log_softmax.int", "cross_entropy_loss")
 
 
 class _Backend(_DummyBackendModule):
-    """What torch asks a device's module for: autocast, and the state of random numbers for
-    checkpointing."""
+    """What torch asks a device's module for: autocast, and the state of
+    random numbers for checkpointing."""
 
     def get_amp_supported_dtype(self):
         return [torch.float16, torch.bfloat16]
@@ -52,8 +45,9 @@ class _Backend(_DummyBackendModule):
 _libraries = []  # torch forgets what a library has registered when it is deleted
 
 
-def add_device() -> None:
-    """Makes torch accept tensors on DEVICE in this process, which cannot be undone."""
+def add_device():
+    """Makes torch accept tensors on DEVICE in this process, which cannot be
+    undone."""
     _setup_privateuseone_for_python_backend(DEVICE, backend_module=_Backend())
     passed_on = torch.library.Library("_", "IMPL")
     passed_on.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -64,7 +58,7 @@ def add_device() -> None:
     _libraries.extend([passed_on, aten])
 
 
-def _in_precision(name: str, in_float32: bool):
+def _in_precision(name, in_float32):
     packet, _, overload = name.partition(".")
     function = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
@@ -85,8 +79,8 @@ def _in_precision(name: str, in_float32: bool):
 
 
 class Watch(SeesOperators):
-    """Refuses results on the CPU that are computed from the device's tensors, or by a function
-    of this project."""
+    """Refuses results on the CPU that are computed from the device's
+    tensors, or by a function of this project."""
 
     def observe(self, function, args, results):
         if all(result.device.type == DEVICE for result in results):
@@ -100,8 +94,9 @@ class Watch(SeesOperators):
         assert not _is_called_by_us(), f"{function} makes a tensor on the host"
 
 
-def _is_called_by_us() -> bool:
-    """Whether the innermost function outside torch, of those that run, is one of this project."""
+def _is_called_by_us():
+    """Whether the innermost function outside torch, of those that run, is
+    one of this project."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -114,15 +109,17 @@ def _is_called_by_us() -> bool:
 
 @contextlib.contextmanager
 def simulation():
-    """A context in which tensors have no values; reading one on DEVICE raises.
+    """A context in which tensors have no values; reading one on DEVICE
+    raises.
 
     Returns torch's mode."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, Watch():
         yield mode
 
 
-def move(module: torch.nn.Module) -> None:
-    """Replaces parameters and buffers by those of the device, in the same layout.
+def move(module):
+    """Replaces parameters and buffers by those of the device, in the same
+    layout.
 
     Call it within `simulation`."""
     for part in module.modules():

@@ -3,35 +3,30 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from . import succeed
 from .training_runs import processes_in
 
 START = Path(__file__).parent / "slurm/start.sh"
-FINAL = {
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-}
+FINAL = """
+    BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT
+""".split()
 CANNOT_BE_INSTALLED = 77  # start.sh's exit code
 
 
-def may_unshare(*namespaces: str) -> bool:
-    """Tells whether this user may make such namespaces, and mount in them."""
+def may_unshare(*namespaces):
+    """Tells whether this user may make such namespaces, and mount in
+    them."""
     try:
         return (
             subprocess.run(
@@ -44,8 +39,8 @@ def may_unshare(*namespaces: str) -> bool:
 
 
 class Cluster:
-    """A cluster that runs within `with` and is always stopped at its end; skips the test if this
-    machine does not allow it."""
+    """A cluster that runs within `with` and is always stopped at its end;
+    skips the test if this machine does not allow it."""
 
     def __init__(self):
         if not may_unshare("--net", "--uts", "--ipc", "--pid", "--fork"):
@@ -59,7 +54,7 @@ class Cluster:
         settings = {"SLURM_TEST_DIR": str(self.folder), "SLURM_TEST_OWNER": str(os.getpid())}
         self.environment = {**os.environ, **settings, "PATH": path}
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self):
         started = subprocess.run(
             ["bash", START], env=self.environment, capture_output=True, text=True
         )
@@ -68,51 +63,52 @@ class Cluster:
         assert started.returncode == 0, started.stderr
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_):
         os.kill(int((self.folder / "top.pid").read_text()), signal.SIGKILL)
         wait_until(lambda: not processes_in(self.folder), 10, "the cluster's processes to end")
         shutil.rmtree(self.folder)
 
-    def call(self, *command, cwd: Path | None = None, **variables: str) -> str:
-        """Runs a command where SLURM's are, and returns what it printed."""
-        environment = self.environment | variables
-        done = subprocess.run(
-            [*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout
+    def call(self, command, *more, cwd=None):
+        """Runs `command MORE` where SLURM's are, and returns what it
+        printed."""
+        words = [*shlex.split(command), *map(str, more)]
+        return succeed(words, cwd=cwd, env=self.environment).stdout
 
-    def job(self, number: str) -> dict[str, str]:
+    def job(self, number):
         """Returns what SLURM knows of a job."""
-        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", number)))
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call(f"scontrol show job {number}")))
 
-    def wait_until(self, condition: Callable[[], bool], run: Path, what: str) -> None:
-        """Returns when the condition holds; an AssertionError, with its output, when the run's
-        job has ended first."""
+    def wait_until(self, condition, run, what):
+        """Returns when the condition holds; an AssertionError, with its
+        output, when the run's job has ended first."""
 
-        def holds() -> bool:
+        def holds():
             if condition():
                 return True
-            submitted = next(
-                folder for folder in (run, run.parent) if (folder / "submitted.json").exists()
-            )
-            job = json.loads((submitted / "submitted.json").read_text())["job"]
+            job = json.loads((run / "submitted.json").read_text())["job"]
             if self.job(job)["JobState"] in FINAL and not condition():
-                output = (submitted / f"slurm-{job}.out").read_text()
+                output = (run / f"slurm-{job}.out").read_text()
                 raise AssertionError(f"the job ended while the test waited for {what}:\n{output}")
             return False
 
         wait_until(holds, 600, what, each=0.5)
 
-    def wait(self, number: str, seconds: float = 600) -> dict[str, str]:
+    def wait(self, number):
         """Returns what SLURM knows of a job once it has ended."""
-        wait_until(lambda: self.job(number)["JobState"] in FINAL, seconds, f"job {number} to end")
+        wait_until(lambda: self.job(number)["JobState"] in FINAL, 600, f"job {number} to end")
         return self.job(number)
 
+    def complete(self, number, output):
+        """Returns the same of a job that must succeed; an AssertionError
+        shows its output."""
+        job = self.wait(number)
+        assert job["JobState"] == "COMPLETED", output.read_text()
+        return job
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str, each: float = 0.1) -> None:
-    """Returns when the condition holds; an AssertionError when it does not within so many
-    seconds."""
+
+def wait_until(condition, seconds, what, each=0.1):
+    """Returns when the condition holds; an AssertionError when it does not
+    within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"

@@ -1,11 +1,12 @@
-"""Models that stock OpenCLIP opens, in a process that cannot import this package."""
+"""Models that stock OpenCLIP opens, in a process that cannot import this
+package."""
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
+
+from . import succeed
 
 PROGRAM = """
 import sys
@@ -27,13 +28,10 @@ assert not [name for name in sys.modules if name.startswith("openclip_superclip.
 """
 
 
-def opened_by_stock(
-    names: list[str], texts: list[str], folder: Path, **variables: str
-) -> dict[str, list[torch.Tensor]]:
-    """Pixels and features of `folder`/image.png, and tokens and features of the texts, by the
-    name of a model: pixels, tokens, image features, text features."""
+def opened_by_stock(names, texts, folder, **variables):
+    """Pixels and features of `folder`/image.png, and tokens and features of
+    the texts, by the name of a model: pixels, tokens, image features, text
+    features."""
     command = [sys.executable, "-c", PROGRAM % texts, *names]
-    environment = os.environ | variables
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(command, cwd=folder, env=os.environ | variables)
     return torch.load(folder / "opened.pt", weights_only=True)

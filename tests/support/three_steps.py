@@ -1,8 +1,7 @@
-"""Three steps of training without the data pipeline, on any number of ranks."""
+"""Three steps of training without the data pipeline, on any number of
+ranks."""
 
-import argparse
 import random
-from pathlib import Path
 
 import open_clip
 import torch
@@ -12,41 +11,35 @@ import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
 from openclip_superclip.method.idf import WordKnowledge
 from openclip_superclip.method.model import take_epoch_words
+from openclip_superclip.openclip.hook_calls import parse_args
 from support import WORDS
 
+from .models import as_rank_1
 from .training_runs import completed
 
 
-def batch(model_name: str, num_captions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of noise [B, 3, 32, 32] and the model's tokens of captions that differ [B, L]."""
+def batch(model_name, num_captions):
+    """Images of noise [B, 3, 32, 32] and the model's tokens of captions
+    that differ [B, L]."""
     rng = random.Random(0)
     captions = [" ".join(rng.choices(WORDS, k=rng.randint(1, 5))) for _ in range(num_captions)]
     tokens = open_clip.get_tokenizer(model_name)(captions)
     return torch.randn(num_captions, 3, 32, 32, generator=torch.Generator().manual_seed(0)), tokens
 
 
-def train_three_steps(
-    model_name: str, rank: int, world_size: int, flags: dict, gradient_scale: float
-) -> dict:
-    """Trains on one global batch of 16 and returns losses, first gradients, counts, weights and
-    what is known of words.
+def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
+    """Trains on one global batch of 16 and returns losses, first gradients,
+    counts, weights and what is known of words.
 
-    The gradients are divided by `gradient_scale`, and the optimizer is SGD: Adam would hide their
-    size.
+    The gradients are divided by `gradient_scale`, and the optimizer is SGD:
+    Adam would hide their size.
     """
     torch.manual_seed(0)
-    kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if flags.get("siglip") else {}
+    kwargs = {"init_logit_scale": 1.0, "init_logit_bias": -1.0} if "--siglip" in flags else {}
     model, _, _ = superclip.create_model_and_transforms(model_name, **kwargs)
-    defaults = {
-        "superclip": True,
-        "distill": False,
-        "siglip": False,
-        "horovod": False,
-        "loss_dist_impl": None,
-    }
-    gather = {"local_loss": False, "gather_with_grad": False, "model": model_name, "rank": rank}
-    data = {"dataset_type": "webdataset"}
-    args = argparse.Namespace(**{**defaults, **gather, **data, "world_size": world_size, **flags})
+    flags = f"--model {model_name} --dataset-type webdataset --superclip {flags}"
+    args = as_rank_1(parse_args(flags.split(), only_options=True))
+    args.rank, args.world_size = rank, world_size
     loss = plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
@@ -60,7 +53,8 @@ def train_three_steps(
         optimizer.zero_grad()
         sum(losses.values()).backward()
         for name, parameter in module.named_parameters():
-            # its gradient is complete on every rank, even if the features' is scaled
+            # its gradient is complete on every rank, even if the features'
+            # is scaled
             if name != "logit_scale":
                 parameter.grad /= gradient_scale
         if step == 0:
@@ -72,17 +66,17 @@ def train_three_steps(
     return results
 
 
-def assert_same_gradients(ours: dict, expected: dict) -> None:
-    """Within the rounding of float32, parameter by parameter: a common bound would say little on
-    small gradients."""
+def assert_same_gradients(ours, expected):
+    """Within the rounding of float32, parameter by parameter: a common
+    bound would say little on small gradients."""
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
 
 
-def results_of(function, world_size: int, folder: Path) -> list[dict]:
-    """What `function(rank, world_size)` returns in each process of run_ranks, saved there as
-    rank0.pt, rank1.pt."""
+def results_of(function, world_size, folder):
+    """What `function(rank, world_size)` returns in each process of
+    run_ranks, saved there as rank0.pt, rank1.pt."""
 
     def in_rank():
         rank = 0

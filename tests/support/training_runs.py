@@ -1,4 +1,5 @@
-"""Training in processes of its own: forked ranks, `superclip`, and small demo runs."""
+"""Training in processes of its own: forked ranks, `superclip`, and small
+demo runs."""
 
 import contextlib
 import io
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from openclip_superclip.runs.rank_main import main as train_rank
 from openclip_superclip.runs.signals import STOPPED_BY
 
 from . import WORDS
+from .models import assert_equal
 
 
 class Run(NamedTuple):
@@ -41,16 +42,17 @@ class Run(NamedTuple):
     returncode: int
     output: str
 
-    def losses(self) -> list[str]:
-        """The losses that OpenCLIP printed, a string a step, to the last digit."""
+    def losses(self):
+        """The losses that OpenCLIP printed, a string a step, to the last
+        digit."""
         lines = [line for line in self.output.splitlines() if "Train Epoch" in line]
         return [line[line.index("Logit Scale") :] for line in lines]
 
-    def values(self, name: str) -> list[float]:
+    def values(self, name):
         """What OpenCLIP printed under `name`, a number a step."""
         return [float(value) for value in re.findall(rf"\b{name}: (\S+)", "\n".join(self.losses()))]
 
-    def metrics(self) -> list[str]:
+    def metrics(self):
         """What OpenCLIP printed of each evaluation."""
         return [
             line.partition("Eval Epoch")[2]
@@ -58,17 +60,21 @@ class Run(NamedTuple):
             if "Eval Epoch" in line
         ]
 
-    def errors(self) -> list[str]:
+    def errors(self):
         """The lines that report a mistake to the user."""
         return [line for line in self.output.splitlines() if re.search(r"\berror: ", line)]
 
 
-def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
-    """Calls `function(*args)` in `world_size` forks that torch.distributed can join, and returns
-    their runs."""
+def run_ranks(function, *args, world_size=1, cwd=None):
+    """Calls `function(*args)` in `world_size` forks that torch.distributed
+    can join, and returns their runs."""
     cwd, port = Path(cwd or "."), free_port()
     outputs = [cwd / f"rank{rank}-{port}.txt" for rank in range(world_size)]
-    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    address = {
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     children = []
     for rank, output in enumerate(outputs):
         variables = (
@@ -79,21 +85,22 @@ def run_ranks(function, *args, world_size: int = 1, cwd: Path | None = None) -> 
     return [Run(code, output.read_text()) for code, output in zip(codes, outputs, strict=True)]
 
 
-def run_superclip(arguments, output: Path, cwd: Path, **variables: str) -> int:
-    """Runs `superclip ARGUMENTS` to its end, what it prints added to a file, and returns its
-    exit code."""
+def run_superclip(arguments, output, cwd, **variables):
+    """Runs `superclip ARGUMENTS` to its end, what it prints added to a
+    file, and returns its exit code."""
     return _exit_code(fork(lambda: main([*map(str, arguments)]), output, cwd, variables), 600)
 
 
-def fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multiprocessing.Process:
-    """Starts `function()` in a fork: imports are made once, and what training replaces or logs
-    stays in the child."""
+def fork(function, output, cwd, variables):
+    """Starts `function()` in a fork: imports are made once, and what
+    training replaces or logs stays in the child."""
 
     def child():
         with open(output, "a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = (open(one, "w", buffering=1, closefd=False) for one in (1, 2))  # noqa: SIM115
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.chdir(cwd)
         os.environ.update(variables)
         sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
@@ -105,7 +112,7 @@ def fork(function, output: Path, cwd: Path, variables: dict[str, str]) -> multip
     return process
 
 
-def _exit_code(process: multiprocessing.Process, seconds: float) -> int:
+def _exit_code(process, seconds):
     """The exit code of a process, which is killed if it takes longer."""
     process.join(seconds)
     if process.is_alive():
@@ -114,15 +121,16 @@ def _exit_code(process: multiprocessing.Process, seconds: float) -> int:
     return process.exitcode
 
 
-def completed(function, *args, world_size: int = 1, cwd: Path | None = None) -> list[Run]:
+def completed(function, *args, world_size=1, cwd=None):
     """Returns the runs of run_ranks, all of which must succeed."""
     runs = run_ranks(function, *args, world_size=world_size, cwd=cwd)
     assert [run.returncode for run in runs] == [0] * world_size, runs[0].output[-3000:]
     return runs
 
 
-def error_of(function, *args, cwd: Path) -> str:
-    """Returns the line with which a run must end, instead of a traceback."""
+def error_of(function, *args, cwd):
+    """Returns the line with which a run must end, instead of a
+    traceback."""
     (run,) = run_ranks(function, *args, cwd=cwd)
     assert run.returncode == 1, run.output[-3000:]
     assert "Traceback" not in run.output
@@ -130,57 +138,62 @@ def error_of(function, *args, cwd: Path) -> str:
     return error
 
 
-def call(command: str, *more) -> int:
+def call(command, *more):
     """The exit code of `superclip COMMAND MORE` in this process."""
     return main([*shlex.split(command), *map(str, more)])
 
 
-def execute(command: str, *more) -> str:
-    """What `superclip COMMAND MORE` prints in this process, where it must succeed."""
+def execute(command, *more):
+    """What `superclip COMMAND MORE` prints in this process, where it must
+    succeed."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = call(command, *more)
     assert code == 0, printed.getvalue()
     return printed.getvalue()
 
 
-def failure(command: str, *more) -> str:
-    """The errors of `superclip COMMAND MORE` in this process, where it must fail."""
+def failure(command, *more):
+    """The errors of `superclip COMMAND MORE` in this process, where it must
+    fail."""
     with contextlib.redirect_stderr(io.StringIO()) as errors:
         code = call(command, *more)
     assert code == 1, errors.getvalue()
     return errors.getvalue()
 
 
-def shell_words(*parts) -> list[str]:
-    """The words of a command in parts, each of which is a word, a text of words or a list."""
+def shell_words(*parts):
+    """The words of a command in parts, each of which is a word, a text of
+    words or a list."""
     words = []
     for part in parts:
         words += shell_words(*part) if isinstance(part, list) else shlex.split(str(part))
     return words
 
 
-def superclip_train(*flags) -> int:
+def superclip_train(*flags):
     """`superclip train FLAGS`, where a text may hold several flags."""
     return call("train", *shell_words(*flags))
 
 
-def stock_train(*flags) -> int | None:
+def stock_train(*flags):
     """`python -m open_clip_train.main FLAGS`."""
     from open_clip_train.main import main
 
     return main(shell_words(*flags))
 
 
-def run_train(*flags, cwd: Path, world_size: int = 1) -> Run:
-    """The first rank's run of `superclip train FLAGS`, which must succeed."""
+def run_train(*flags, cwd, world_size=1):
+    """The first rank's run of `superclip train FLAGS`, which must
+    succeed."""
     return completed(superclip_train, *flags, world_size=world_size, cwd=cwd)[0]
 
 
 WHOLE_PICTURES = "--aug-cfg scale=(1.0,1.0) ratio=(1.0,1.0)"
 
 
-def load(run_folder: Path, epoch: int = 1) -> dict:
-    """A run's checkpoint; what the ranks' wrapper adds to the names is left out."""
+def load(run_folder, epoch=1):
+    """A run's checkpoint; what the ranks' wrapper adds to the names is left
+    out."""
     checkpoint = torch.load(run_folder / f"checkpoints/epoch_{epoch}.pt")
     weights = checkpoint["state_dict"].items()
     return checkpoint | {
@@ -188,18 +201,17 @@ def load(run_folder: Path, epoch: int = 1) -> dict:
     }
 
 
-def bits(run_folder: Path, epoch: int) -> dict[str, bytes]:
-    """Every bit of a checkpoint's weights, counts and optimizer."""
-    checkpoint = load(run_folder, epoch)
-    tensors = dict(checkpoint["state_dict"])
-    for index, values in checkpoint["optimizer"]["state"].items():
-        tensors |= {f"{index} {name}": value for name, value in values.items()}
-    return {name: value.numpy().tobytes() for name, value in tensors.items()}
+def assert_equal_runs(run, other, epoch=1):
+    """Fails unless the weights, the counts and the optimizers of two runs
+    are equal."""
+    ours, theirs = load(run, epoch), load(other, epoch)
+    for part in ("state_dict", "optimizer"):
+        assert_equal(ours[part], theirs[part])
 
 
-def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_train) -> int:
-    """Compares what `superclip train` and stock OpenCLIP print to the last digit, and returns
-    the number of steps."""
+def assert_trains_as_stock(*argv, cwd, world_size=1, stock=stock_train):
+    """Compares what `superclip train` and stock OpenCLIP print to the last
+    digit, and returns the number of steps."""
     both = (("ours", superclip_train), ("stock", stock))
     ours, theirs = (
         completed(in_one_order(train), *argv, f"--name {name}", world_size=world_size, cwd=cwd)[0]
@@ -210,18 +222,20 @@ def assert_trains_as_stock(*argv, cwd: Path, world_size: int = 1, stock=stock_tr
     return len(theirs.losses())
 
 
-def assert_resumes(train, *argv, folder: Path, world_size: int = 1) -> None:
-    """Trains two epochs at once, and one after the other, and compares all that both runs save."""
+def assert_resumes(train, *argv, folder, world_size=1):
+    """Trains two epochs at once, and one after the other, and compares all
+    that both runs save."""
     for name, epochs in {"whole": [2], "resumed": [1, 2]}.items():
         (folder / name).mkdir()
         for last in epochs:
             flags = f"--epochs {last} --lr-scheduler const --resume latest"
             completed(train, *argv, flags, world_size=world_size, cwd=folder / name)
-    assert bits(folder / "resumed/logs/run", 2) == bits(folder / "whole/logs/run", 2)
+    assert_equal_runs(folder / "resumed/logs/run", folder / "whole/logs/run", epoch=2)
 
 
-def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
-    """`superclip train` that writes each batch's epoch and tokens to trained-RANK.txt.
+def traced_train(*argv, killed_at=None):
+    """`superclip train` that writes each batch's epoch and tokens to
+    trained-RANK.txt.
 
     It is killed before the batch `killed_at`, an epoch and a number.
     """
@@ -254,14 +268,15 @@ def traced_train(*argv: str, killed_at: tuple[int, int] | None = None) -> int:
     return superclip_train(*argv)
 
 
-def train_with(folder: Path, *argv: str) -> int:
-    """`superclip train` in a process that also has the plugins in `folder`."""
+def train_with(folder, *argv):
+    """`superclip train` in a process that also has the plugins in
+    `folder`."""
     sys.path.insert(0, str(folder))
     hooks.plugin_manager.cache_clear()
     return superclip_train(*argv)
 
 
-def train_on_five_classes(*argv: str) -> int:
+def train_on_five_classes(*argv):
     """`superclip train` if ImageNet has five classes."""
     import open_clip
     from open_clip_train import zero_shot
@@ -272,7 +287,8 @@ def train_on_five_classes(*argv: str) -> int:
 
 
 def in_one_order(train):
-    """`train` where WebDataset shuffles in one order; it seeds itself with the time."""
+    """`train` where WebDataset shuffles in one order; it seeds itself with
+    the time."""
 
     def train_in_one_order(*argv):
         webdataset.filters.random = types.SimpleNamespace(Random=lambda *_: random.Random(0))
@@ -281,9 +297,9 @@ def in_one_order(train):
     return train_in_one_order
 
 
-def on_a_full_disk(function, size: int = 65536):
-    """`function` with a limit on the size of files in bytes, at which writing fails as on a full
-    disk."""
+def on_a_full_disk(function, size=65536):
+    """`function` with a limit on the size of files in bytes, at which
+    writing fails as on a full disk."""
 
     def limited(*args):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -293,7 +309,7 @@ def on_a_full_disk(function, size: int = 65536):
     return limited
 
 
-def processes_in(out) -> list[str]:
+def processes_in(out):
     """The command lines of the processes that train into a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -305,12 +321,13 @@ def processes_in(out) -> list[str]:
 
 
 @contextlib.contextmanager
-def in_forks() -> Iterator[None]:
-    """Makes what studies, runs and the benchmark start forks: a new process takes five seconds to
-    import OpenCLIP.
+def in_forks():
+    """Makes what studies, runs and the benchmark start forks: a new process
+    takes five seconds to import OpenCLIP.
 
-    A study trains its runs one after the other, because only a process of one thread can fork
-    safely. The demo measures and writes 50 scenes of each kind instead of up to 3,000.
+    A study trains its runs one after the other, because only a process of
+    one thread can fork safely. The demo measures and writes 50 scenes of
+    each kind instead of up to 3,000.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
@@ -328,7 +345,7 @@ def in_forks() -> Iterator[None]:
         yield
 
 
-def fork_python(command: list[str], stdout, env: dict[str, str], **_) -> multiprocessing.Process:
+def fork_python(command, stdout, env, **_):
     """`subprocess.Popen` of a rank, or of the `superclip` of a study."""
 
     def run():
@@ -346,7 +363,8 @@ def fork_python(command: list[str], stdout, env: dict[str, str], **_) -> multipr
 
 
 class AtOnce(ThreadPoolExecutor):
-    """An executor that calls a function when it is submitted, in this thread."""
+    """An executor that calls a function when it is submitted, in this
+    thread."""
 
     def submit(self, function, *args):
         future = Future()

@@ -1,17 +1,16 @@
-"""`superclip audit` with a trained model: worst pairs, the page, kept pairs, interruptions and
-errors."""
+"""`superclip audit` with a trained model: worst pairs, the page, kept
+pairs, interruptions and errors."""
 
 import csv
 import re
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from support import cases, read_json, read_json_lines
+from support import cases, read_json, read_json_lines, refusals
 from support.data import COLOURS, write_images, write_table, write_tar
 from support.training_runs import execute, failure
 
@@ -22,13 +21,14 @@ NUM, SWAPPED = 96, 12
 BAD = {20: "no such file", 30: "no readable image", 40: "no caption"}
 
 
-def scores(out: Path):
+def scores(out):
     return read_json_lines(out / "scores.jsonl")
 
 
 @pytest.fixture(scope="module")
 def work(squares_run, tmp_path_factory):
-    """A table and shards of unseen images with caption errors, and the run `run`."""
+    """A table and shards of unseen images with caption errors, and the run
+    `run`."""
     work = tmp_path_factory.mktemp("audit")
     (work / "run").symlink_to(squares_run)
     shown = write_images(work / "images", NUM, 1)
@@ -102,10 +102,8 @@ def test_wrong_captions_are_the_worst_with_wrong_words_marked_and_correct_words_
 
 
 def test_a_killed_call_resumes_without_losing_or_repeating_a_pair(work, audited, run, tmp_path):
-    out, whole = (
-        tmp_path / "out",
-        (audited[0] / "scores.jsonl").read_bytes().replace(b"row 1", b"Row 1", 1),
-    )
+    out = tmp_path / "out"
+    whole = (audited[0] / "scores.jsonl").read_bytes().replace(b"row 1", b"Row 1", 1)
     out.mkdir()
     (out / "audit.json").write_bytes((audited[0] / "audit.json").read_bytes())
     (out / "scores.jsonl.part").write_bytes(whole[: len(whole) // 2])  # in the middle of a line
@@ -118,7 +116,7 @@ def test_kept_samples_of_shards_are_copied_unchanged(work, run, tmp_path):
     audit = f"audit {work}/{{0..1}}.tar {run} --out {out}"
     assert f"{out}/kept/{{0..1}}.tar" in execute(f"{audit} --keep 0.7 --by support")
 
-    def members(folder: Path):
+    def members(folder):
         found = {}
         for shard in ("0.tar", "1.tar"):
             with tarfile.open(folder / shard) as tar:
@@ -151,23 +149,7 @@ def wrong(work):
     return work
 
 
-@cases(
-    "argv, reason",
-    {
-        "elsewhere.csv": (
-            "none of the 1 images of elsewhere.csv exists, such as nix/0.png: paths are relative"
-        ),
-        "none.csv": "DATA: none.csv has no rows",
-        "pairs.csv --csv-img-key file": "pairs.csv has no column 'file'; its columns are image, ",
-        "nix.csv": "DATA: there is no file nix.csv",
-        "pairs.csv --out full": "--out: full is not empty and holds no audit: give another name",
-        "pairs.csv --model plain --by class-loss": "--by class-loss needs a class head, and",
-        "0.tar --csv-caption-key long.txt": (
-            "--csv-caption-key has no effect with 0.tar: leave one of them out"
-        ),
-        "pairs.csv --keep nan": "--keep is nan; expected a fraction above 0 and below 1",
-    },
-)
+@cases("argv, reason", refusals("audit"))
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, wrong, refused):
     assert reason in refused(wrong, f"audit --model run --out nowhere {argv}")
 

@@ -1,4 +1,5 @@
-"""`superclip demo`: its files, and an interruption; and a study of the data set `natural`."""
+"""`superclip demo`: its files, and an interruption; and a study of the data
+set `natural`."""
 
 import logging
 import re
@@ -8,8 +9,7 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
-from support import read_json
+from support import DATA, read_json
 from support.training_runs import execute, run_superclip
 
 from openclip_superclip.lab.demo import data
@@ -67,16 +67,6 @@ def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch)
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
 
 
-LONG = {"superclip.captions": "dual", "superclip.long_caption": "long.txt"}
-ARMS = {
-    "constant target": {"superclip.placebo": "constant-target", **LONG},
-    "second contrastive": {
-        "superclip.placebo": "second-contrastive",
-        "superclip.head_input": "both",
-    },
-}
-
-
 @pytest.mark.slow
 def test_each_seed_trains_and_is_measured_on_its_own_data(tmp_path, monkeypatch, forks):
     monkeypatch.chdir(tmp_path)
@@ -89,20 +79,7 @@ def test_each_seed_trains_and_is_measured_on_its_own_data(tmp_path, monkeypatch,
 
     few = measure_run.measure_natural
     monkeypatch.setattr(measure_run, "measure_natural", measure_few)
-    fields = {"samples": 128, "data_samples": 320, "slices": 1, "warmup": 1}
-    YAML().dump(
-        {
-            "question": "which?",
-            "primary": "zero_shot",
-            "recipe": "natural/superclip_demo-natural-vit_122k_bs32",
-            "set": fields,
-            "arms": ARMS,
-            "seeds": 2,
-            "first_seed": 4,
-            "measures": "natural",
-        },
-        tmp_path / "few.yaml",
-    )
+    shutil.copy(DATA / "few.yaml", tmp_path)
     level = logging.getLogger().level
     results = run_study(study_call(StudyOptions(study="few.yaml", device="cpu")), jobs=2)
     logging.getLogger().setLevel(level)

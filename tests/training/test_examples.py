@@ -1,5 +1,5 @@
-"""The plugins in examples/ train what their formulas say: alone, together, and beside
---superclip."""
+"""The plugins in examples/ train what their formulas say: alone, together,
+and beside --superclip."""
 
 import argparse
 import functools
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip_train.data import SharedEpoch
-from support import cases, parametrize
+from support import cases, parametrize, table
 from support.plugins import EXAMPLES, pip_install
 from support.three_steps import results_of
 from support.training_runs import (
@@ -33,7 +33,7 @@ from open_clip_global_contrastive import GlobalContrastiveLoss  # noqa: E402
 from open_clip_sub_captions import SubCaptionLoss, TokensWithSubCaptions, sub_captions  # noqa: E402
 
 
-def features(num_samples: int, seed: int = 0):
+def features(num_samples, seed=0):
     """Image and text features [N, 6] that need gradients."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(2, num_samples, 6, generator=generator)
@@ -44,10 +44,11 @@ SCALE = 3.0
 
 
 def plain_loss(image, text, scale, slots, u, gamma, eps):
-    """The value, and a sum whose gradient is the loss's: of grad g / (eps + u). Updates `u`, a dict
-    by slot.
+    """The value, and a sum whose gradient is the loss's: of grad g / (eps +
+    u). Updates `u`, a dict by slot.
 
-    `g` is g_i and h_i of the docstring, over the samples given, in float64 and one term at a time.
+    `g` is g_i and h_i of the docstring, over the samples given, in float64
+    and one term at a time.
     """
     value, surrogate = 0.0, 0.0
     for i, slot in enumerate(slots):
@@ -100,8 +101,8 @@ def test_two_ranks_have_the_gradients_and_the_estimates_of_one(
             rows = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
             image, text = (one.detach()[rows].requires_grad_() for one in features(4, seed))
             loss(image, text, torch.tensor(SCALE), torch.tensor(slots)[rows]).backward()
-        # DDP takes the mean over ranks; without gradients through the exchange, ClipLoss's are 1 /
-        # world_size, too
+        # DDP takes the mean over ranks; without gradients through the
+        # exchange, ClipLoss's are 1 / world_size, too
         shrunk = world_size if gather_with_grad else 1
         return {"image": image.grad / shrunk, "text": text.grad / shrunk, "bits": loss.bits}
 
@@ -119,20 +120,7 @@ def test_two_ranks_have_the_gradients_and_the_estimates_of_one(
 # Sub-captions
 
 
-@cases(
-    "caption, parts",
-    {
-        "A dog runs. It is brown, and wet; rain falls": [
-            "A dog runs",
-            "It is brown",
-            "and wet",
-            "rain falls",
-        ],
-        "A dog": ["A dog"],
-        "at 3.5 km, 10:30": ["at 3.5 km", "10:30"],
-        "": [""],
-    },
-)
+@cases("caption, parts", table("shards_and_tables: sub-captions"))
 def test_sub_captions_are_sentences_and_clauses(caption, parts):
     assert sub_captions(caption) == parts
 
@@ -169,7 +157,8 @@ ALL = f"{GLOBAL} {SUBS} --superclip"
 
 @pytest.fixture(scope="module")
 def train(installed, shards, short_run, tmp_path_factory):
-    """Trains two epochs of 4 steps in one order of the samples, once with the same flags."""
+    """Trains two epochs of 4 steps in one order of the samples, once with
+    the same flags."""
 
     @functools.cache
     def train(flags="", plugins=True):

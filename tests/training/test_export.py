@@ -1,5 +1,5 @@
-"""Exports are plain CLIP: stock OpenCLIP and transformers compute the same from them without
-this package."""
+"""Exports are plain CLIP: stock OpenCLIP and transformers compute the same
+from them without this package."""
 
 import re
 import shutil
@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from support import GOLDEN, cases, input_error, parametrize
+from support import cases, input_error, parametrize, refusals, table
 from support.data import MakesFolder
 from support.models import (
+    AUTHORS,
     MODELS,
     VOCAB_SIZE,
     plain_model,
     random_weights,
+    without_head,
     write_model,
     write_vocabulary,
 )
@@ -36,12 +38,11 @@ import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.export import as_hugging_face, model_card, save_tokenizer
 from openclip_superclip.checkpoints.hugging_face import clip_config
-from openclip_superclip.checkpoints.trainer_files import run_options
-from openclip_superclip.checkpoints.weights import read_checkpoint, save_weights
+from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.errors import InputError
 
 TEXTS = ["a red cat", "a blue dog and a house"]
-KINDS = ["attentional-pool", "custom-block", "resnet", "timm-vit-map", "timm-convnext", "coca"]
+KINDS = "attentional-pool custom-block resnet timm-vit-map timm-convnext coca".split()
 ALWAYS = {  # files of a model with its own vocabulary
     "README.md",
     "open_clip_config.json",
@@ -51,7 +52,7 @@ ALWAYS = {  # files of a model with its own vocabulary
 }
 
 
-def head_of(width: int, vocab_size: int):
+def head_of(width, vocab_size):
     """The class head and token statistics of a SuperCLIP checkpoint."""
     return {
         "class_head.weight": torch.randn(1, width).repeat(vocab_size, 1),
@@ -69,7 +70,8 @@ def image():
 
 @pytest.fixture(scope="module")
 def trained(short_run, tmp_path_factory):
-    """The checkpoint of a run with image size and preprocessing from the command line."""
+    """The checkpoint of a run with image size and preprocessing from the
+    command line."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(folder / "model")
     flags = (
@@ -83,7 +85,8 @@ def trained(short_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exports(trained, tmp_path_factory):
-    """Exports of the run's checkpoint in both formats, and one with the class head."""
+    """Exports of the run's checkpoint in both formats, and one with the
+    class head."""
     folder = tmp_path_factory.mktemp("exports")
     execute(f"export {trained} --out {folder}/openclip")
     for name, format in {"with-head": "openclip", "hf": "hf"}.items():
@@ -96,10 +99,11 @@ def exports(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(exports, tmp_path_factory):
-    """Stock models with their tokens, and the pixels, tokens and features of their exports.
+    """Stock models with their tokens, and the pixels, tokens and features
+    of their exports.
 
-    The latter come from a process without this package, after the exports were moved and their
-    sources deleted.
+    The latter come from a process without this package, after the exports
+    were moved and their sources deleted.
     """
     folder = tmp_path_factory.mktemp("opened")
     vit = {"text": {"vocab_size": 49408, "width": 12}}
@@ -202,39 +206,6 @@ def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_
     )
 
 
-# The class head of an export
-
-
-def test_a_saved_head_and_the_runs_idf_are_read_with_the_weights(small, tmp_path):
-    weights = random_weights(f"local-dir:{small}/model") | head_of(16, VOCAB_SIZE)
-    save_weights(weights, tmp_path / "run.pt", {"superclip_idf": "off"})
-    first, second = tmp_path / "first", tmp_path / "second"
-    argv = ["--model", f"local-dir:{small}/model", "--with-head"]
-    execute(f"export {tmp_path}/run.pt", *argv, "--out", first)
-    execute(f"export {first} --with-head --out {second}")
-    for command in ("average", "interpolate"):
-        execute(f"{command} {first} {second} --out {tmp_path}/{command}.pt")
-    files = [
-        second,
-        tmp_path / "average.pt",
-        tmp_path / "interpolate.pt",
-        first / "open_clip_model.safetensors",
-    ]
-    read = [read_checkpoint(file) for file in files]
-    assert {run_options(checkpoint)["superclip_idf"] for checkpoint in read} == {"off"}
-    states = [checkpoint.weights for checkpoint in read]
-    states.append(superclip.create_model_and_transforms(f"local-dir:{second}")[0].state_dict())
-    for state in states:
-        assert all(
-            torch.equal(state[name], tensor)
-            for name, tensor in weights.items()
-            if name.startswith("statis")
-        )
-        torch.testing.assert_close(state["class_head.weight"], weights["class_head.weight"])
-    # the file records its model
-    execute(f"export {tmp_path}/average.pt --out {tmp_path}/third")
-
-
 @parametrize("suffix", [".safetensors", ".pt"])
 def test_equal_content_gives_equal_bytes(suffix, tmp_path):
     """safetensors writes several metadata entries in random order."""
@@ -258,16 +229,17 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
     stock = open_clip.create_model(
         f"local-dir:{trained.parents[3]}/model", load_weights=False, **options
     ).eval()
-    state = torch.load(trained, weights_only=True)["state_dict"]
-    stock.load_state_dict(
-        {k: v for k, v in state.items() if not k.startswith(("class_head.", "statistics."))}
-    )
+    stock.load_state_dict(without_head(torch.load(trained, weights_only=True)["state_dict"]))
     model = transformers.CLIPModel.from_pretrained(exports / "hf").eval()
     tower = transformers.CLIPVisionModel.from_pretrained(exports / "hf").eval()
     processor = transformers.CLIPProcessor.from_pretrained(exports / "hf")
     captions = ["A red CAT, isn't it?", "two dogs!!"]
     inputs = processor(
-        images=[image()], text=captions, return_tensors="pt", padding="max_length", truncation=True
+        images=[image()],
+        text=captions,
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
     )
     texts = open_clip.get_tokenizer(f"local-dir:{trained.parents[3]}/model", context_length=16)(
         captions
@@ -290,11 +262,11 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
 
 
 def test_the_processor_gives_openclips_pixels(small, tmp_path):
-    """Pixels are equal with backend="pil"; torchvision, the default, resizes tensors with different
-    rounding.
+    """Pixels are equal with backend="pil"; torchvision, the default,
+    resizes tensors with different rounding.
 
-    OpenCLIP rounds a crop offset of half a pixel to the even number, while transformers rounds
-    down.
+    OpenCLIP rounds a crop offset of half a pixel to the even number, while
+    transformers rounds down.
     """
     model = f"local-dir:{small}/model"
     execute(f"export {small}/plain.pt --model {model} --out {tmp_path}/out --format hf")
@@ -329,19 +301,7 @@ def test_every_configuration_that_openclip_ships_is_written_for_transformers_or_
     assert "ViT-B-16" in expressed and "RN50" not in expressed
 
 
-NOT_EXPRESSED = {
-    "a ResNet": {"vision": {"layers": [1, 1, 1, 1], "width": 16}},
-    "vision_cfg.pool_type = 'avg'": {"vision": {"pool_type": "avg"}},
-    "text_cfg.no_causal_mask = True": {"text": {"no_causal_mask": True}},
-    "init_logit_bias": {"init_logit_bias": -10},
-    "text_cfg.tokenizer_kwargs.clean = 'canonicalize'": {
-        "text": {"tokenizer_kwargs": {"clean": "canonicalize"}}
-    },
-    "vision_cfg.image_size = [32, 48]": {"vision": {"image_size": [32, 48]}},
-}
-
-
-@cases("reason, cfg", NOT_EXPRESSED)
+@cases("reason, cfg", table("losses: transformers lacks"))
 def test_options_that_transformers_lacks_are_refused_by_name(reason, cfg, tmp_path):
     cfg = {**cfg, "text": {"vocab_size": 600, **cfg.get("text", {})}}
     with pytest.raises(InputError) as refused:
@@ -363,7 +323,8 @@ CHANGES = {  # by file: the tensor to change, and how
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A read-only folder with a small model, its weights, and files that cannot be exported."""
+    """A read-only folder with a small model, its weights, and files that
+    cannot be exported."""
     folder = tmp_path_factory.mktemp("small")
     model = write_model(
         folder / "model", {"width": 16, "head_width": 16}, {"width": 12}, init_logit_scale=1.0
@@ -376,31 +337,11 @@ def small(tmp_path_factory):
     whole = (folder / "plain.pt").read_bytes()
     (folder / "truncated.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": MakesFolder("ran")}, folder / "code.pt")
+    (folder / "authors.pt").symlink_to(AUTHORS)
     return folder
 
 
-REFUSED = {  # arguments after --model local-dir:model --out out, and the error message
-    "nan.pt": "visual.proj contains NaN or infinity (32 of 512",
-    "most.pt": "is 9,223,372,036,854,775,807; expected 0 to",
-    "more.pt": "document_frequency contains 1,235; expected 0 to 1,234",
-    "meta.pt": (
-        "visual.proj is on the meta device, without values; expected a dense tensor of numbers"
-    ),
-    "sparse.pt": "visual.proj is sparse or quantized; expected a dense tensor of numbers",
-    "plain.pt --model ViT-B-32": "does not match ViT-B-32: ln_final.bias is [12], expected [512]; ",
-    "plain.pt --with-head": "--with-head: plain.pt contains no class head",
-    "truncated.pt": "truncated, corrupt, or no checkpoint",
-    "code.pt": "os.makedirs; only weights are ever loaded",
-    f"{GOLDEN}/reference_tiny.pt": (
-        f"superclip import {GOLDEN}/reference_tiny.pt --model MODEL --out FOLDER"
-    ),
-    "plain.pt --out model": "--out: model exists; give another name, or --overwrite",
-    "plain.pt --out model --overwrite": "model is, contains or is in model, which is an input",
-    "plain.pt --model my_open_clip_config.json": "--model: my_open_clip_config.json cannot be read",
-}
-
-
-@cases("argv, reason", REFUSED)
+@cases("argv, reason", refusals("export"))
 def test_invalid_exports_are_refused_in_one_line_and_nothing_is_written(
     argv, reason, small, refused
 ):

@@ -1,8 +1,7 @@
-"""Words and their weights: a run, its checkpoint and its export agree, also on a hub and with
---superclip-idf FILE."""
+"""Words and their weights: a run, its checkpoint and its export agree, also
+on a hub and with --superclip-idf FILE."""
 
 import shutil
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -33,8 +32,8 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A run `logs/run` with --superclip-idf df.safetensors, and its export `exported`; not to be
-    changed.
+    """A run `logs/run` with --superclip-idf df.safetensors, and its export
+    `exported`; not to be changed.
 
     The file counts other captions than the run is trained on.
     """
@@ -58,7 +57,7 @@ def work(tmp_path_factory):
 # The weights of --superclip-idf FILE
 
 
-def expected_weights(work: Path):
+def expected_weights(work):
     frequencies = read_frequencies(work / "df.safetensors")
     weights = idf(frequencies.document_frequency, frequencies.num_captions)
     weights[list(frequencies.ignored_tokens)] = 0
@@ -69,6 +68,7 @@ def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
     run, exported = work / "logs/run", work / "exported"
     checkpoint = run / "checkpoints/epoch_1.pt"
     execute(f"average {checkpoint} {checkpoint} --out {tmp_path}/average.pt")
+    execute(f"interpolate {exported} {exported} --out {tmp_path}/between.pt")
     execute(f"export {exported} --with-head --out {tmp_path}/again")
     shutil.copy(checkpoint, tmp_path / "lone.pt")
     weights = expected_weights(work)
@@ -76,25 +76,18 @@ def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
         open_clip.get_tokenizer(f"local-dir:{work}/model").encode, ("red", "blue")
     )
     assert weights[blue] > 5 * weights[red]  # the run itself saw both equally often
-    for model in (
-        run,
-        checkpoint,
-        exported,
-        tmp_path / "average.pt",
-        tmp_path / "again",
-        tmp_path / "lone.pt",
-    ):
-        opened = open_with_head(
-            model, f"local-dir:{work}/model" if model.name == "lone.pt" else None
-        )
-        assert torch.equal(opened.token_weights, weights), model
+    made = [tmp_path / name for name in ("average.pt", "between.pt", "again", "lone.pt")]
+    for model in (run, checkpoint, exported, *made):
+        architecture = f"local-dir:{work}/model" if model.name == "lone.pt" else None
+        assert torch.equal(open_with_head(model, architecture).token_weights, weights), model
     head = (exported / "superclip_head.safetensors").read_bytes()
     assert b"df.safetensors" not in head  # a published file does not name a path
 
 
 @pytest.fixture
 def of_version_0_2(work, tmp_path):
-    """A copy of the run as version 0.2 saved it, without the counts of the file."""
+    """A copy of the run as version 0.2 saved it, without the counts of the
+    file."""
     for name in ("model", "df.safetensors"):
         (tmp_path / name).symlink_to(work / name)
     shutil.copytree(work / "logs", tmp_path / "logs")

@@ -1,5 +1,5 @@
-"""Released weights of every kind start a SuperCLIP run bit-equal, with a fresh head or the one
-that they bring."""
+"""Released weights of every kind start a SuperCLIP run bit-equal, with a
+fresh head or the one that they bring."""
 
 import logging
 import re
@@ -12,8 +12,16 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import cases, parametrize, write_json
-from support.models import MODELS, add_to_cache, random_weights, write_hf_text_model, write_model
+from support import DATA, cases, parametrize, read_json, refusals, write_json
+from support.models import (
+    MODELS,
+    add_to_cache,
+    assert_equal,
+    random_weights,
+    without_head,
+    write_hf_text_model,
+    write_model,
+)
 from support.three_steps import results_of
 from support.training_runs import (
     completed,
@@ -31,16 +39,13 @@ from openclip_superclip.checkpoints.weights import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights contain no class head; training starts with a new one"
-CONFIG = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 12, "heads": 3, "layers": 2},
-}
+CONFIG = read_json(DATA / "small_clip.json")
 
 
 @pytest.fixture(autouse=True)
 def tiny_configuration(monkeypatch):
-    """A small model with a name and a released tag, as OpenCLIP's own have."""
+    """A small model with a name and a released tag, as OpenCLIP's own
+    have."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, CONFIG)
     monkeypatch.setitem(
         open_clip.factory._MODEL_CONFIGS, f"{NAME}-quickgelu", {**CONFIG, "quick_gelu": True}
@@ -58,17 +63,13 @@ def small_run(short_run, tmp_path_factory):
     return f"{short_run} --model {model}"
 
 
-def plain(weights):
-    return {k: v for k, v in weights.items() if not k.startswith(("class_head.", "statistics."))}
-
-
 def assert_holds(model, weights):
-    """The model has these weights and a fresh head: rows of the right spread, no bias, and
-    nothing counted."""
-    state, head, width = plain(model.state_dict()), model.class_head, model.patch_tokens.width
-    assert state.keys() == weights.keys()
-    for name, tensor in weights.items():
-        assert torch.equal(state[name], tensor.to(state[name].dtype)), name
+    """The model has these weights and a fresh head: rows of the right
+    spread, no bias, and nothing counted."""
+    head, width = model.class_head, model.patch_tokens.width
+    torch.testing.assert_close(
+        without_head(model.state_dict()), weights, rtol=0, atol=0, check_dtype=False
+    )
     assert head.weight.std().item() == pytest.approx(width**-0.5, rel=0.05)
     assert not head.bias.any()
     assert model.statistics.num_captions == 0
@@ -144,13 +145,10 @@ def test_a_released_tag_is_exported_to_a_folder_that_opens_without_a_cache(
     exported, _, exported_transform = open_clip.create_model_and_transforms(start)
     image, captions = torch.randn(2, 3, 32, 32), ["a", "a cat"]
     features = [
-        [
-            model.eval().encode_image(image),
-            model.encode_text(open_clip.get_tokenizer(name)(captions)),
-        ]
+        model.eval()(image, open_clip.get_tokenizer(name)(captions))
         for model, name in ((exported, start), (expected, NAME))
     ]
-    assert all(map(torch.equal, *features))
+    assert_equal(*features)
     assert str(exported_transform) == str(transform)
     error = failure(f"export {NAME}:others --out {tmp_path}/other")
     assert f"CHECKPOINT is {NAME}:others: no file, and no MODEL:TAG" in error
@@ -177,12 +175,16 @@ def test_plain_weights_start_the_logit_bias_of_siglip_at_zero(tmp_path):
 
 
 def test_openais_archives_load_bit_equal_beside_a_fresh_head(tmp_path, caplog):
-    """TorchScript, most weights in float16, and three numbers among them, as OpenAI released
-    them."""
+    """TorchScript, most weights in float16, and three numbers among them,
+    as OpenAI released them."""
     model = open_clip.create_model(NAME)
     open_clip.model.convert_weights_to_fp16(model)
     weights = model.state_dict()
-    for name, number in {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}.items():
+    for name, number in {
+        "input_resolution": 32,
+        "context_length": 20,
+        "vocab_size": 49408,
+    }.items():
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(number))
     del model.attn_mask
@@ -207,8 +209,8 @@ def test_a_pickle_disguised_as_torchscript_is_not_taken_for_it(disguise, tmp_pat
 
 
 def reached(model, *micro_batches):
-    """Whether the class loss of each micro-batch of a step reaches the vision tower; it always
-    reaches the head."""
+    """Whether the class loss of each micro-batch of a step reaches the
+    vision tower; it always reaches the head."""
     if len(micro_batches) > 1:
         with torch.no_grad():
             for batch in micro_batches:
@@ -256,7 +258,7 @@ def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(sma
     run = run_train(small_run, f"{WARM_UP} 64", cwd=tmp_path)
     assert run.values("Contrastive_loss") == stock.values("Contrastive_loss")
     stock, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("stock", "run"))
-    assert all(torch.equal(whole[name], tensor) for name, tensor in stock.items())
+    assert_equal(without_head(whole), stock)
     assert whole["class_head.bias"].any()
 
 
@@ -265,7 +267,8 @@ def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(sma
 
 @pytest.fixture(scope="module")
 def runs(small_run, tmp_path_factory):
-    """A folder with a plain run and a SuperCLIP run under logs/, and files that are none."""
+    """A folder with a plain run and a SuperCLIP run under logs/, and files
+    that are none."""
     folder = tmp_path_factory.mktemp("runs")
     for flags in ("--name plain", "--name with-head --superclip"):
         run_train(small_run, "--save-most-recent", flags, cwd=folder)
@@ -276,34 +279,7 @@ def runs(small_run, tmp_path_factory):
     return folder
 
 
-TEACHER = "--superclip --distill-model local-dir:teacher --distill-pretrained"
-REFUSED = {  # flags: what the one line says
-    "--superclip --resume logs/plain/checkpoints/epoch_1.pt": (
-        "--pretrained logs/plain/checkpoints/epoch_1.pt"
-    ),
-    "--superclip --resume latest --name plain --save-most-recent": "epoch_latest.pt",
-    "--superclip --resume corrupt.pt": "corrupt.pt cannot be read",
-    "--resume logs/with-head/checkpoints/epoch_1.pt": "add --superclip",
-    "--resume latest --name with-head": "logs/with-head/checkpoints/epoch_",
-    f"{TEACHER} bare.pt": "--distill-pretrained bare.pt has no effect: ",
-    f"{TEACHER} local-dir:teacher": "error: teacher contains no weights",
-    f"{WARM_UP} -1": "error: --superclip-head-warmup is -1; expected 0 or more samples",
-    "--superclip --model ViT-B-23": (
-        "error: --model: OpenCLIP has no model 'ViT-B-23'; did you mean ViT-B-32"
-    ),
-    "--superclip --model local-dir:nowhere": (
-        "error: --model: local-dir:nowhere has no readable open_clip_config.json"
-    ),
-    "--superclip --model ViT-B-32 --pretrained laion": (
-        "error: --pretrained is 'laion', which is neither a file nor"
-    ),
-    "--superclip --pretrained openai": (
-        "error: --pretrained openai cannot be used with --model local-dir:"
-    ),
-}
-
-
-@cases("flags, reason", REFUSED)
+@cases("flags, reason", refusals("starting_weights"))
 def test_weights_that_cannot_start_a_run_are_refused_before_it_begins(
     flags, reason, runs, small_run, refusal, monkeypatch
 ):
@@ -318,7 +294,8 @@ STILL = "--lr 0 --wd 0"  # saves what it started from
 
 @parametrize("name, world_size", [("plain", 1), ("with-head", 2)])
 def test_the_advice_to_start_from_a_runs_weights_works(name, world_size, runs, small_run, tmp_path):
-    """The model is a local-dir:, beside which OpenCLIP ignores --pretrained."""
+    """The model is a local-dir:, beside which OpenCLIP ignores
+    --pretrained."""
     shutil.copytree(runs / "logs", tmp_path / "logs")
     flags = f"{small_run} --superclip {STILL}"
     ranks = {"world_size": world_size, "cwd": tmp_path}
@@ -327,7 +304,7 @@ def test_the_advice_to_start_from_a_runs_weights_works(name, world_size, runs, s
     advice = re.search(r"give (--pretrained .+) and a new --name", error)[1]
     run_train(flags, advice, "--name advised", **ranks)
     found, given = (load(tmp_path / "logs" / run)["state_dict"] for run in ("advised", name))
-    torch.testing.assert_close(plain(found), plain(given), rtol=0, atol=0)
+    assert_equal(without_head(found), without_head(given))
 
 
 def test_weights_with_a_class_head_start_a_model_without_one(small_run, tmp_path):
@@ -337,7 +314,7 @@ def test_weights_with_a_class_head_start_a_model_without_one(small_run, tmp_path
     flags = f"{small_run} --model local-dir:{tmp_path}"
     run_train(flags, STILL, cwd=tmp_path)
     trained = load(tmp_path / "logs/run")["state_dict"]
-    torch.testing.assert_close(trained, plain(weights), rtol=0, atol=0)
+    assert_equal(trained, without_head(weights))
     teacher = f"--distill-model local-dir:{tmp_path} --distill-pretrained local-dir:{tmp_path}"
     run_train(flags, f"--superclip --name taught {teacher}", cwd=tmp_path)
 

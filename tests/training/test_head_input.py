@@ -1,5 +1,5 @@
-"""A head that reads the pooled vector, or both: recorded in checkpoints, and respected wherever
-the head is used."""
+"""A head that reads the pooled vector, or both: recorded in checkpoints,
+and respected wherever the head is used."""
 
 import json
 

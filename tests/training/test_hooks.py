@@ -1,4 +1,5 @@
-"""The hooks do what their docstrings say, for any plugin and for several at once."""
+"""The hooks do what their docstrings say, for any plugin and for several at
+once."""
 
 import argparse
 import functools
@@ -42,7 +43,8 @@ def test_the_contract_imports_nothing_but_pluggy_and_the_standard_library():
 
 @pytest.fixture
 def register(monkeypatch):
-    """Registers one more plugin, with the given hooks, beside ours; until the test ends."""
+    """Registers one more plugin, with the given hooks, beside ours; until
+    the test ends."""
     manager = hooks.plugin_manager.__wrapped__()
     monkeypatch.setattr(hooks, "plugin_manager", lambda: manager)
 
@@ -126,7 +128,8 @@ def open_clip_epoch_end(args, model, epoch):
 
 @pytest.fixture(scope="module")
 def train_in_order(shards, short_run, tmp_path_factory):
-    """Trains two epochs with the plugin IN_ORDER, once with the same flags."""
+    """Trains two epochs with the plugin IN_ORDER, once with the same
+    flags."""
     folder = tmp_path_factory.mktemp("in-order")
     install_plugin(folder, "in_order", IN_ORDER)
 

@@ -1,5 +1,5 @@
-"""A model of two joined towers is accepted by every command: train, plan, study, words, audit,
-evaluate and export."""
+"""A model of two joined towers is accepted by every command: train, plan,
+study, words, audit, evaluate and export."""
 
 import open_clip
 import pytest
@@ -12,8 +12,8 @@ from support.training_runs import execute, run_train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with two joined towers, `start`, a table, and the run `logs/run` that was trained
-    from them."""
+    """A folder with two joined towers, `start`, a table, and the run
+    `logs/run` that was trained from them."""
     folder = tmp_path_factory.mktemp("joined")
     write_image_tower(folder / "image.pth")
     write_bert(folder / "text")

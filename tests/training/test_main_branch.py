@@ -1,4 +1,5 @@
-"""OpenCLIP's main branch, from a checkout: OPENCLIP_SOURCE=DIR pytest -m main."""
+"""OpenCLIP's main branch, from a checkout: OPENCLIP_SOURCE=DIR pytest -m
+main."""
 
 import argparse
 import functools
@@ -13,16 +14,15 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support import cases
+from support import cases, succeed, table
 from support.data import SHARD_SIZE, write_imagenet, write_shards
-from support.models import MODELS, write_model, write_weights
 from support.openclip_trees import ROOT, openclip_train
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
     WHOLE_PICTURES,
     Run,
+    assert_equal_runs,
     assert_trains_as_stock,
-    bits,
     completed,
     execute,
     in_one_order,
@@ -42,29 +42,13 @@ from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_effects import EFFECTS
 from openclip_superclip.runs.progress import read_log
 
-SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type webdataset"
-DISTILLED = "--distill-model {teacher} --distill-pretrained {teacher}"
-
 pytestmark = [
     pytest.mark.main,
     pytest.mark.skipif(
-        "OPENCLIP_SOURCE" not in os.environ, reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP"
+        "OPENCLIP_SOURCE" not in os.environ,
+        reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP",
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """--model of small models, and of a teacher with weights."""
-    root = tmp_path_factory.mktemp("models")
-    models = {
-        name: write_model(root / name, **MODELS[name])
-        for name in ("vit", "one-layer", "coca", "timm-vit")
-    }
-    models["teacher"] = write_model(root / "teacher")
-    for name in ("teacher", "coca"):  # of CoCa's fresh weights some are what the memory held
-        write_weights(models[name])
-    return models
 
 
 def test_the_installed_openclip_is_the_main_branch():
@@ -88,8 +72,8 @@ def test_the_patch_of_the_proposal_applies_and_is_short():
 
 
 def on_cpu_ranks(train):
-    """`train` with a DDP that takes CPU ranks, to which OpenCLIP gives a device that torch
-    refuses there."""
+    """`train` with a DDP that takes CPU ranks, to which OpenCLIP gives a
+    device that torch refuses there."""
 
     def train_on_cpu_ranks(*argv):
         ddp = torch.nn.parallel.DistributedDataParallel
@@ -101,28 +85,9 @@ def on_cpu_ranks(train):
     return train_on_cpu_ranks
 
 
-STOCK = {  # flags, ranks
-    "CLIP": ("", 1),
-    "WebDataset": (SHARDS, 1),
-    "SigLIP": ("--siglip", 1),
-    "CoCa": ("--model {coca}", 1),
-    "distillation": (DISTILLED, 1),
-    "accumulation": ("--accum-freq 2", 1),
-    "validation": ("--val-data {csv}", 1),
-    "FLIP in amp_bf16": ("--precision amp_bf16 --grad-checkpointing --force-patch-dropout 0.5", 1),
-    "a compiled step": (
-        "--model {one-layer} --torchcompile --torchcompile-strategy step "
-        "--torchcompile-backend eager",
-        1,
-    ),
-    "FSDP": ("--fsdp", 2),
-    "two ranks": ("", 2),
-}
-
-
-@cases("flags, world_size", STOCK)
+@cases("world_size, flags", table("training: stock of main"))
 def test_without_the_flag_training_is_stock(
-    flags, world_size, models, shards, csv_data, short_run, tmp_path
+    world_size, flags, models, shards, csv_data, short_run, tmp_path
 ):
     size = f"--batch-size {16 // world_size} --logs none"
     stock = on_cpu_ranks(stock_train) if world_size > 1 and "--fsdp" not in flags else stock_train
@@ -134,33 +99,9 @@ def test_without_the_flag_training_is_stock(
 # The losses of OpenCLIP 3
 
 
-ONE_STEP = {  # --model, flags, ranks on main
-    "CLIP": ("vit", "", 1),
-    "SigLIP": ("vit", "--siglip", 1),
-    "CoCa": ("coca", "", 1),
-    "timm's ViT": ("timm-vit", "", 1),
-    "distillation": ("vit", DISTILLED, 1),
-    "accumulation": ("vit", "--accum-freq 2", 1),
-    "WebDataset": ("vit", SHARDS, 1),
-    "two captions": (
-        "vit",
-        f"{SHARDS} --superclip-captions dual --superclip-long-caption txt "
-        "--superclip-long-context 30",
-        1,
-    ),
-    "CoCa, two captions": (
-        "coca",
-        "--superclip-captions dual --superclip-long-caption filepath --accum-freq 2",
-        1,
-    ),
-    "two ranks": ("vit", "", 2),
-    "FSDP": ("vit", "--fsdp", 2),
-}
-
-
-@cases("model, flags, world_size", ONE_STEP)
+@cases("model, world_size, flags", table("training: one step of main"))
 def test_a_step_has_the_losses_of_the_release(
-    model, flags, world_size, models, shards, short_run, tmp_path
+    model, world_size, flags, models, shards, short_run, tmp_path
 ):
     torch.manual_seed(1)
     torch.save(
@@ -184,14 +125,12 @@ def test_a_step_has_the_losses_of_the_release(
         assert run.values(name) == pytest.approx(released.values(name), rel=3e-5), name
 
 
-def released_train(flags: str, cwd: Path):
-    """`superclip train` with the OpenCLIP that is installed, in an interpreter of its own."""
+def released_train(flags, cwd):
+    """`superclip train` with the OpenCLIP that is installed, in an
+    interpreter of its own."""
     command = shell_words(sys.executable, "-m openclip_superclip train", flags, "--name released")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed(command, cwd=cwd, env=environment, timeout=300)
     assert "open_clip_train.main.create_loss" in done.stdout
     return Run(0, done.stdout + done.stderr)
 
@@ -256,12 +195,13 @@ def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, short_ru
     assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
 
 
-def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(tmp_path):
+def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(
+    tmp_path,
+):
     recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
     execute(f"plan {recipe} --device cpu")
     command = f"{sys.executable} -m openclip_superclip run {recipe} --out {out} --device cpu"
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(command.split(), timeout=300)
     assert state(out)["state"] == "finished"
     points = read_log(out / "out.log")
     assert len(points) == 12
@@ -316,22 +256,7 @@ def patched(tmp_path_factory):
     return tree
 
 
-PATCHED = {
-    "stock": "",
-    "CLIP": "--superclip",
-    "CoCa": "--superclip --model {coca}",
-    "WebDataset, two captions": (
-        f"--superclip {SHARDS} --superclip-captions dual --superclip-long-caption txt"
-    ),
-    "a table, two captions": (
-        "--superclip --superclip-captions dual --superclip-long-caption filepath"
-    ),
-    "slices": "--superclip --train-data {shards} --train-num-samples 32 --dataset-type webdataset "
-    "--superclip-slices 2 --epochs 2",
-}
-
-
-@cases("flags", PATCHED)
+@cases("flags", table("training: patched main"))
 def test_a_patched_main_branch_has_the_losses_of_the_launcher(
     flags, patched, models, shards, short_run, tmp_path
 ):
@@ -368,4 +293,4 @@ def test_a_run_killed_in_a_slice_and_resumed_is_one_that_never_stopped(
     killed = run_ranks(functools.partial(traced_train, killed_at=(1, 1)), flags, **ranks)
     assert -signal.SIGKILL in [run.returncode for run in killed]
     assert "resuming checkpoint" in run_train(flags, **ranks).output
-    assert bits(tmp_path / "logs/run", 4) == bits(tmp_path / "logs/whole", 4)
+    assert_equal_runs(tmp_path / "logs/run", tmp_path / "logs/whole", epoch=4)

@@ -1,5 +1,5 @@
-"""Everything that OpenCLIP can train, through real steps of `superclip train`; what cannot be
-trained is refused."""
+"""Everything that OpenCLIP can train, through real steps of `superclip
+train`; what cannot be trained is refused."""
 
 import copy
 import functools
@@ -13,72 +13,21 @@ import torch
 import torch.distributed as dist
 from open_clip.utils import to_2tuple
 from open_clip_train.precision import get_autocast
-from support import parametrize
+from support import cases, parametrize, table
 from support.data import write_imagenet
-from support.models import MODELS, write_hf_text_model, write_model, write_weights
+from support.models import MODELS
 from support.training_runs import completed, superclip_train, train_on_five_classes
 
 import openclip_superclip as superclip
 from openclip_superclip.method.head_input import encode_image
 
-LOCKED_TEXT = "--lock-text --lock-text-freeze-layer-norm"
-RELEASED = (
-    "--local-loss --gather-with-grad --ddp-static-graph --grad-checkpointing "
-    "--precision amp_bfloat16"
-)
-SHARDS = "--train-data {shards} --train-num-samples 64 --dataset-type"
-
-TRAINS = [  # what is trained: --model, further flags, ranks
-    ("a native ViT", "vit", "", 1),
-    ("attentional pooling", "attentional-pool", "", 1),
-    ("patch dropout", "vit", "--force-patch-dropout 0.5", 1),
-    ("gradient checkpointing", "vit", "--grad-checkpointing", 1),
-    ("ModifiedResNet", "resnet", "", 1),
-    ("timm's ViT", "timm-vit", "", 1),
-    ("timm's ResNet with OpenCLIP's attention pool", "timm-attn-pool", "", 1),
-    ("a custom text tower", "vit", "--force-custom-text", 1),
-    ("a Hugging Face text tower", "hf-text", "", 1),
-    ("a Hugging Face text tower, locked", "hf-text", "--lock-text", 1),
-    ("SigLIP", "vit", "--siglip", 1),
-    ("CoCa", "coca", "", 1),
-    ("distillation", "vit", "--distill-model {teacher} --distill-pretrained {teacher}", 1),
-    ("a locked text tower", "vit", LOCKED_TEXT, 1),
-    (
-        "an image tower locked but for two groups",
-        "vit",
-        "--lock-image --lock-image-unlocked-groups 2",
-        1,
-    ),
-    ("a compiled model", "one-layer", "--torchcompile", 1),
-    ("precision amp_bf16", "vit", "--precision amp_bf16", 1),
-    ("precision pure_bf16", "vit", "--precision pure_bf16", 1),
-    ("two ranks, the released recipe", "vit", RELEASED, 2),
-    ("two ranks, synchronised batch norm", "vit", "--use-bn-sync", 2),
-    ("accumulation, CoCa", "coca", "--accum-freq 2", 1),
-    ("accumulation on two ranks, static graph", "vit", "--accum-freq 2 --ddp-static-graph", 2),
-    ("WebDataset", "vit", f"{SHARDS} webdataset", 1),
-    ("WebDataset, resampled", "vit", f"{SHARDS} webdataset --dataset-resampled", 1),
-    ("WebDataset on two ranks", "vit", f"{SHARDS} webdataset", 2),
-    ("equal weights", "vit", "--superclip-idf off", 1),
-    ("special tokens as words", "vit", "--superclip-special-tokens", 1),
-]
+# The first step's losses composed by hand: OpenCLIP's own, and the slow
+# class loss
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    """--model of each of MODELS, and of a model whose text tower and tokenizer are Hugging
-    Face's."""
-    root = tmp_path_factory.mktemp("models")
-    models = {name: write_model(root / name, **cfg) for name, cfg in MODELS.items()}
-    write_weights(models["coca"])
-    return models | {"hf-text": write_hf_text_model(root / "hf-text")}
-
-
-# The first step's losses composed by hand: OpenCLIP's own, and the slow class loss
-
-
-def train_and_compose_losses(*argv: str):
-    """`superclip train`, which prints the first step's losses by hand, under OpenCLIP's names.
+def train_and_compose_losses(*argv):
+    """`superclip train`, which prints the first step's losses by hand,
+    under OpenCLIP's names.
 
     The graphs of --torchcompile are not compiled to machine code.
     """
@@ -99,7 +48,8 @@ def train_and_compose_losses(*argv: str):
             model, data, loss, epoch, optimizer, scaler, scheduler, dist_model, args, **options
         )
         first_step = passes[:1]
-        # OpenCLIP passes micro-batches twice; it logs the last one's second, the others' first
+        # OpenCLIP passes micro-batches twice; it logs the last one's
+        # second, the others' first
         if args.accum_freq > 1:
             first_step = [*passes[: args.accum_freq - 1], passes[2 * args.accum_freq - 1]]
         second = (
@@ -115,7 +65,8 @@ def train_and_compose_losses(*argv: str):
 
 @torch.no_grad()
 def _openclip_losses(model, passes, dist_model, loss, args):
-    """What OpenCLIP's loss makes of what the OpenCLIP class of the model returns."""
+    """What OpenCLIP's loss makes of what the OpenCLIP class of the model
+    returns."""
     outputs = []
     openclip_class = next(
         kind for kind in type(model).__mro__ if kind.__module__.startswith("open_clip.")
@@ -157,9 +108,9 @@ def _class_loss(model, passes, args):
     )
 
 
-def _idf(model, tokens: torch.Tensor):
-    """log((captions + 1) / (captions that hold the word + 1)) over all ranks' tokens [B, L];
-    [V]."""
+def _idf(model, tokens):
+    """log((captions + 1) / (captions that hold the word + 1)) over all
+    ranks' tokens [B, L]; [V]."""
     counted = model.statistics.counted.float()
     if model.idf == "off":
         return counted
@@ -173,17 +124,15 @@ def _idf(model, tokens: torch.Tensor):
     return ((sum(map(len, ranks)) + 1) / (captions + 1)).log() * counted
 
 
-@parametrize(
-    "model, flags, world_size", [row[1:] for row in TRAINS], ids=[row[0] for row in TRAINS]
-)
+@cases("model, world_size, flags", table("training: trained"))
 def test_losses_are_those_composed_by_hand(
-    model, flags, world_size, models, teacher, shards, short_run, tmp_path
+    model, world_size, flags, models, shards, short_run, tmp_path
 ):
     batch_size = 64 // world_size // (4 if "--accum-freq" in flags else 2)
     flags = (
         f"{short_run} --model {models[model]} --batch-size {batch_size} --precision fp32 "
         f"--logs none --superclip {flags}"
-    ).format(teacher=teacher, shards=shards)
+    ).format(shards=shards, **models)
     runs = completed(train_and_compose_losses, flags, world_size=world_size, cwd=tmp_path)
     (line,) = [line for line in runs[0].output.splitlines() if line.startswith('{"by hand": ')]
     by_hand = json.loads(line)["by hand"]

@@ -1,4 +1,5 @@
-"""torch.compile traces a training step, counts and class loss included, as one graph."""
+"""torch.compile traces a training step, counts and class loss included, as
+one graph."""
 
 import shutil
 
@@ -6,33 +7,24 @@ import open_clip
 import pytest
 import torch
 from support import cases
-from support.models import write_model
+from support.models import SPECIAL_TOKENS, assert_equal
 from support.three_steps import batch, results_of
 
+from openclip_superclip import create_model_and_transforms
 from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.method.model import SuperCLIP, SuperCoCa
 from openclip_superclip.openclip import current, openclip_4
 
-VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-TEXT = {"context_length": 20, "vocab_size": 4096, "width": 32, "heads": 2, "layers": 1}
-COCA = {
-    "vision_cfg": VISION
-    | {"attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 2}
-    | {"output_tokens": True},
-    "text_cfg": TEXT | {"embed_cls": True, "output_tokens": True},
-    "multimodal_cfg": TEXT,
-}
-
 
 @pytest.fixture(scope="module")
-def captions(tmp_path_factory):
+def captions(models):
     """Eight images and the tokens of their captions."""
-    return batch(write_model(tmp_path_factory.mktemp("model")), 8)
+    return batch(models["one-layer"], 8)
 
 
 def training_step(model, loss):
-    """The forward pass of OpenCLIP's training: of its task, if it has tasks, as the adapter
-    changes it."""
+    """The forward pass of OpenCLIP's training: of its task, if it has
+    tasks, as the adapter changes it."""
     if not current().HAS_TASKS:
         return lambda images, texts: loss(**model(images, texts), output_dict=True)
     if isinstance(model, SuperCoCa):
@@ -43,9 +35,14 @@ def training_step(model, loss):
     return lambda images, texts: task.training_forward({"image": images, "text": texts})[0]
 
 
+def gradients_and(losses, model):
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return gradients | {name: loss.detach() for name, loss in losses.items()}
+
+
 def two_steps(model, loss, images, texts, **compiled):
-    """Losses and gradients of two steps, by name; compiled, if options of torch.compile are
-    given."""
+    """Losses and gradients of two steps, by name; compiled, if options of
+    torch.compile are given."""
     torch.compiler.reset()
     step = training_step(model, loss)
     if compiled:
@@ -55,19 +52,24 @@ def two_steps(model, loss, images, texts, **compiled):
         model.zero_grad()
         losses = step(images, texts)
         sum(losses[name] for name in losses if name.endswith("_loss")).backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        results.append({**gradients, **{name: value.detach() for name, value in losses.items()}})
+        results.append(gradients_and(losses, model))
     return results
 
 
-def clip(superclip: dict, seed: int = 0):
-    torch.manual_seed(seed)
-    return SuperCLIP(
-        16, VISION, TEXT, superclip={"ignored_tokens": (0, 4094, 4095), **superclip}
-    ).train()
+@pytest.fixture
+def clip(models):
+    """Makes a model of one layer, with options of the head."""
+
+    def clip(**superclip):
+        torch.manual_seed(0)
+        config = open_clip.get_model_config(models["one-layer"])
+        options = {"ignored_tokens": SPECIAL_TOKENS, **superclip}
+        return SuperCLIP(**config, superclip=options).train()
+
+    return clip
 
 
-def assert_same(ours: list[dict], expected: list[dict], tolerance: float):
+def assert_same(ours, expected, tolerance):
     for our_step, expected_step in zip(ours, expected, strict=True):
         assert our_step.keys() == expected_step.keys()
         for name, value in expected_step.items():
@@ -87,23 +89,21 @@ CONFIGURATIONS = {
 
 
 @cases("superclip", CONFIGURATIONS)
-def test_a_step_is_one_graph_and_computes_the_same(superclip, captions):
+def test_a_step_is_one_graph_and_computes_the_same(superclip, captions, clip):
     images, texts = captions
     if "text_length" in superclip:
         texts = torch.cat([texts, texts.roll(1, dims=0)], dim=1)
     loss = SuperCLIPLoss(open_clip.ClipLoss())
-    model, compiled = clip(superclip), clip(superclip)
+    model, compiled = clip(**superclip), clip(**superclip)
     expected = two_steps(model, loss, images, texts)
     assert_same(two_steps(compiled, loss, images, texts, backend="aot_eager"), expected, 1e-6)
-    torch.testing.assert_close(
-        compiled.statistics.state_dict(), model.statistics.state_dict(), rtol=0, atol=0
-    )
+    assert_equal(compiled.statistics.state_dict(), model.statistics.state_dict())
 
 
-def test_a_step_of_coca_is_one_graph(captions):
+def test_a_step_of_coca_is_one_graph(captions, models):
     def coca():
         torch.manual_seed(0)
-        return SuperCoCa(32, **COCA, superclip={"ignored_tokens": (0,)}).train()
+        return create_model_and_transforms(models["coca"])[0].train()
 
     loss = SuperCLIPLoss(open_clip.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0))
     expected = two_steps(coca(), loss, *captions)
@@ -112,15 +112,15 @@ def test_a_step_of_coca_is_one_graph(captions):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
-def test_inductor_computes_the_same_within_rounding(captions):
+def test_inductor_computes_the_same_within_rounding(captions, clip):
     loss = SuperCLIPLoss(open_clip.ClipLoss())
-    expected = two_steps(clip({}), loss, *captions)
-    assert_same(two_steps(clip({}), loss, *captions, backend="inductor"), expected, 2e-5)
+    expected = two_steps(clip(), loss, *captions)
+    assert_same(two_steps(clip(), loss, *captions, backend="inductor"), expected, 2e-5)
 
 
 def accumulated(model, loss, images, texts, **compiled):
-    """Two steps as OpenCLIP makes them with --accum-freq 2: each micro-batch without gradients,
-    and then with."""
+    """Two steps as OpenCLIP makes them with --accum-freq 2: each
+    micro-batch without gradients, and then with."""
     torch.compiler.reset()
     forward = torch.compile(model, fullgraph=True, **compiled) if compiled else model
     results = []
@@ -138,29 +138,27 @@ def accumulated(model, loss, images, texts, **compiled):
                 joined[name] = torch.cat(parts)
             losses = loss(**joined, output_dict=True)
             sum(losses.values()).backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        results.append({**gradients, **{name: value.detach() for name, value in losses.items()}})
+        results.append(gradients_and(losses, model))
     return results
 
 
-def test_accumulation_has_one_graph_for_each_pass(captions):
+def test_accumulation_has_one_graph_for_each_pass(captions, clip):
     loss = SuperCLIPLoss(open_clip.ClipLoss())
-    expected = accumulated(clip({"accum_freq": 2}), loss, *captions)
-    assert_same(
-        accumulated(clip({"accum_freq": 2}), loss, *captions, backend="aot_eager"), expected, 1e-6
-    )
+    expected = accumulated(clip(accum_freq=2), loss, *captions)
+    ours = accumulated(clip(accum_freq=2), loss, *captions, backend="aot_eager")
+    assert_same(ours, expected, 1e-6)
 
 
 def only_class_loss(*, class_losses, output_dict, **_):
-    """Without ClipLoss: torch.compile differentiates its gathering of features, which it does
-    without gradients."""
+    """Without ClipLoss: torch.compile differentiates its gathering of
+    features, which it does without gradients."""
     return {"class_loss": class_losses.mean()}
 
 
-def test_two_ranks_sum_their_counts_in_the_graph(captions, tmp_path):
+def test_two_ranks_sum_their_counts_in_the_graph(captions, clip, tmp_path):
     def train(rank, **compiled):
         images, texts = (tensor.chunk(2)[rank] for tensor in captions)
-        model = clip({})
+        model = clip()
         results = two_steps(model, only_class_loss, images, texts, **compiled)
         gradients = [
             {name: value for name, value in step.items() if value is not None} for step in results
@@ -173,5 +171,5 @@ def test_two_ranks_sum_their_counts_in_the_graph(captions, tmp_path):
     )
     for (ours, our_counts), (expected, counts) in zip(compiled, eager, strict=True):
         assert_same(ours, expected, 1e-6)
-        torch.testing.assert_close(our_counts, counts, rtol=0, atol=0)
+        assert_equal(our_counts, counts)
     assert eager[0][1]["num_captions"] == 2 * 8

@@ -1,4 +1,5 @@
-"""OpenCLIP trains with what other commands write: a file of frequencies, an import, a plan."""
+"""OpenCLIP trains with what other commands write: a file of frequencies, an
+import, a plan."""
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from openclip_superclip.plans.recipe import read_recipe
 
 
 def test_an_import_trains_on_through_the_command_line(short_run, tmp_path):
-    """A model of the authors' layout with a vocabulary that has a tokenizer, so that captions
-    fit it."""
+    """A model of the authors' layout with a vocabulary that has a
+    tokenizer, so that captions fit it."""
     config = read_json(AUTHORS_CONFIG)
     vocabulary = {"bpe_path": str(write_vocabulary(tmp_path))}
     config["text_cfg"] |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": vocabulary}
@@ -50,7 +51,8 @@ def test_openclip_runs_the_steps_that_were_planned_and_writes_checkpoints_of_the
         device="cpu",
         gpu_batch_max=4,
     )
-    # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18 of them, 9 steps.
+    # 2 of 4 slices, 8 steps and so 16 micro-batches each: 3 workers give 18
+    # of them, 9 steps.
     assert (ours.num_slices, ours.accum_freq, ours.slice_steps, ours.steps) == (2, 2, 9, 18)
     run_train(*ours.openclip_arguments(), "--logs logs --name run", cwd=tmp_path)
     folder = tmp_path / "logs/run/checkpoints"

@@ -1,10 +1,15 @@
-"""--patience ends a run whose validation does not improve; the run counts as finished."""
+"""--patience ends a run whose validation does not improve; the run counts
+as finished."""
+
+import textwrap
 
 import pytest
-from support import cases, read_json, write_json
+from support import cases, read_json
 from support.data import write_images, write_table
 from support.tiny_run import write_recipe
 from support.training_runs import call, execute, in_forks, run_superclip
+
+from openclip_superclip.checkpoints.validation import best_epoch
 
 EPOCHS = 5
 WHY = "no better validation score for 2 epochs; best epoch on the validation data: 1, with "
@@ -12,8 +17,9 @@ WHY = "no better validation score for 2 epochs; best epoch on the validation dat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a table, and a recipe with a rate that changes no weight: the scores of all
-    epochs are equal, so that the first one is the best."""
+    """A folder with a table, and a recipe with a rate that changes no
+    weight: the scores of all epochs are equal, so that the first one is the
+    best."""
     folder = tmp_path_factory.mktemp("folder")
     table = folder / "pairs.csv"
     write_table(table, write_images(folder / "images", 32, seed=0))
@@ -25,7 +31,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(folder):
-    """A run of two ranks with a patience of two epochs, and what it printed."""
+    """A run of two ranks with a patience of two epochs, and what it
+    printed."""
     command = "run tiny.yaml --device cpu --nproc 2 --out run --patience 2"
     with in_forks():
         code = run_superclip(command.split(), folder / "printed", folder)
@@ -41,6 +48,7 @@ def test_a_run_stops_after_epochs_without_improvement_and_is_finished(stopped):
     assert state["stopped_early"].startswith(WHY)
     assert f"superclip run: stopped after epoch 3 of {EPOCHS}: {WHY}" in printed
     assert "superclip run: finished; run/checkpoints/epoch_3.pt" in printed
+    assert f"superclip run: {best_epoch(run)}; superclip export run --best exports it\n" in printed
     assert "Traceback" not in printed
     assert not list(run.glob("ranks/*/*.error.json"))
 
@@ -57,23 +65,17 @@ def test_it_is_not_started_again_and_status_and_report_say_why(stopped, tmp_path
     assert WHY in row
 
 
-def test_the_best_epoch_is_exported(stopped, tmp_path):
-    run, _ = stopped
-    printed = execute(f"export {run} --best --out {tmp_path}/best")
-    assert f"as plain CLIP, epoch_1.pt of {run}" in printed
-
-
 def test_a_study_passes_it_on_and_counts_the_runs_that_stopped(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    study = {
-        "question": "which?",
-        "recipe": f"{folder}/tiny.yaml",
-        "primary": "image_to_text_R@1",
-        "measures": "validation",
-        "seeds": 1,
-        "arms": {"CLIP": {"method": "clip"}, "SuperCLIP": {"method": "superclip"}},
-    }
-    write_json(tmp_path / "which.yaml", study)
+    study = f"""
+        question: which?
+        recipe: {folder}/tiny.yaml
+        primary: image_to_text_R@1
+        measures: validation
+        seeds: 1
+        arms: {{CLIP: {{method: clip}}, SuperCLIP: {{method: superclip}}}}
+    """
+    (tmp_path / "which.yaml").write_text(textwrap.dedent(study))
     with in_forks():
         assert call("study which.yaml --device cpu --out out --patience 1") == 0
     summary = (tmp_path / "out/study.md").read_text()

@@ -1,4 +1,5 @@
-"""Training with --superclip decodes no pickle in a shard, which could run code."""
+"""Training with --superclip decodes no pickle in a shard, which could run
+code."""
 
 import pickle
 

@@ -1,5 +1,5 @@
-"""`superclip report`: real runs side by side, the paper beside them, and what is missing, cut or
-not comparable."""
+"""`superclip report`: real runs side by side, the paper beside them, and
+what is missing, cut or not comparable."""
 
 import base64
 import itertools
@@ -7,16 +7,14 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 from support import cases, read_rows, write_json
 from support.models import write_model
-from support.training_runs import run_train
+from support.training_runs import execute, run_train
 
-from openclip_superclip.__main__ import main
 from openclip_superclip.lab.evaluation.result_files import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
@@ -29,16 +27,9 @@ BATCH_SIZES, SEEDS = (8, 16), (0, 1)
 MEASURES = ["image_to_text_R@1 (training's own)", "text_to_image_R@1 (training's own)"]
 
 
-def report(*argv):
-    return main(["report", *map(str, argv)])
-
-
-def table(file: Path):
-    return read_rows(file)
-
-
-def changed_copy(run: Path, to: Path, **options):
-    """A copy of OpenCLIP's folder of a run, with other values in params.txt."""
+def changed_copy(run, to, **options):
+    """A copy of OpenCLIP's folder of a run, with other values in
+    params.txt."""
     shutil.copytree(run, to)
     text = (to / "params.txt").read_text()
     for name, value in options.items():
@@ -50,8 +41,8 @@ def changed_copy(run: Path, to: Path, **options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shards, short_run):
-    """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two seeds, that measured
-    themselves."""
+    """OpenCLIP's folders of CLIP and SuperCLIP at two batch sizes with two
+    seeds, that measured themselves."""
     folder = tmp_path_factory.mktemp("trained")
     model = write_model(
         folder / "model",
@@ -74,32 +65,26 @@ def trained(tmp_path_factory, shards, short_run):
 def whole(trained, tmp_path_factory):
     """The report of the runs, and of a run that is not there."""
     out = tmp_path_factory.mktemp("report")
-    assert report(*trained, trained[0].parent / "nowhere", "--out", out) == 0
+    execute("report", *trained, trained[0].parent / "nowhere", "--out", out)
     return out
 
 
-def recipe_run(folder: Path, recipe: str, scores: dict, set_: dict | None = None, **state):
-    """A folder as `superclip run` and `superclip evaluate` leave it, of a run that nobody here
-    could train."""
+def recipe_run(folder, recipe, scores, set_=None, **state):
+    """A folder as `superclip run` and `superclip evaluate` leave it, of a
+    run that nobody here could train."""
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text)
     run = make_run(read_recipe(recipe, set_), gpus_per_node=8)
-    recorded = {"run": run.as_json(), "versions": {"torch": "2.13.0"}}
-    write_json(folder / "run.json", recorded)
+    write_json(folder / "run.json", {"run": run.as_json(), "versions": {"torch": "2.13.0"}})
     write_json(folder / "state.json", {"state": "finished", "error": None, "epoch": 25, **state})
     for (dataset, task), metrics in scores.items():
-        record = {
-            "model": "x",
-            "dataset": dataset,
-            "task": task,
-            "metrics": metrics,
-            "epoch": state.get("epoch", 25),
-        }
+        record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics}
+        record["epoch"] = state.get("epoch", 25)
         write_json(record_file(folder / "evaluation", "x", dataset, task, "x"), record)
     return folder
 
 
-def imagenet(zero_shot: float, probe: float):
+def imagenet(zero_shot, probe):
     """CLIP_benchmark's metrics, in its fractions."""
     return {
         ("imagenet1k", "zeroshot_classification"): {"acc1": zero_shot / 100, "acc5": 0.9},
@@ -111,18 +96,13 @@ def imagenet(zero_shot: float, probe: float):
 
 
 def test_files_beside_the_page_hold_the_same_and_a_missing_run_is_shown_as_missing(trained, whole):
-    assert {path.name for path in whole.iterdir()} == {
-        "report.html",
-        "report.md",
-        "runs.csv",
-        "losses.png",
-        "batch_size.png",
-    }
+    files = ["batch_size.png", "losses.png", "report.html", "report.md", "runs.csv"]
+    assert sorted(os.listdir(whole)) == files
     page, markdown = (whole / "report.html").read_text(), (whole / "report.md").read_text()
     for figure in ("losses.png", "batch_size.png"):
         assert base64.b64encode((whole / figure).read_bytes()).decode() in page
         assert f"({figure})" in markdown
-    *rows, missing = table(whole / "runs.csv")
+    *rows, missing = read_rows(whole / "runs.csv")
     assert (missing["run"], missing["state"]) == ("nowhere", "missing")
     assert "8 runs, 1 missing" in page
     assert [row["run"] for row in rows] == [run.name for run in trained]
@@ -171,8 +151,8 @@ def test_two_models_are_kept_apart_and_a_run_without_a_number_of_samples_is_as_l
 
 @pytest.fixture
 def rates(tmp_path):
-    """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe, score), and returns the
-    scores and differences."""
+    """Makes runs of CLIP and SuperCLIP, name: (fields of the recipe,
+    score), and returns the scores and differences."""
 
     def rows(**runs):
         read, folder = [], tmp_path / str(len(list(tmp_path.iterdir())))
@@ -214,7 +194,9 @@ def test_a_difference_is_with_clip_of_the_same_rate_if_there_is_one(rates):
     assert list(of_two) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]
 
 
-def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
+def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(
+    rates,
+):
     flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
     found = rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0))
     clip, ours = (f"{method} (grad clip norm default)" for method in ("CLIP", "SuperCLIP"))
@@ -265,10 +247,9 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         "task": "zeroshot_classification",
         "metrics": {"acc1": 0.9},
         "epoch": 26,
+        "source": "../../other/checkpoints/epoch_26.pt",
     }
-    write_json(
-        run / "evaluation/other.json", other | {"source": "../../other/checkpoints/epoch_26.pt"}
-    )
+    write_json(run / "evaluation/other.json", other)
     (run / "checkpoints").mkdir()
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')
@@ -314,8 +295,8 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
     shutil.copytree(trained[1], half := tmp_path / "half")
     options = (half / "params.txt").read_text()
     (half / "params.txt").write_text(options[: options.index("world_size: ") + len("world_size: ")])
-    assert report(cut, *trained[1:], half, "--out", tmp_path / "out") == 0
-    rows = [(row["state"], row["note"]) for row in table(tmp_path / "out/runs.csv")]
+    execute("report", cut, *trained[1:], half, "--out", tmp_path / "out")
+    rows = [(row["state"], row["note"]) for row in read_rows(tmp_path / "out/runs.csv")]
     assert rows[0] == ("cut short", "the log ends at 32 samples of 128")
     assert rows[-1] == ("missing", "params.txt is incomplete: it lacks world_size")
     markdown = (tmp_path / "out/report.md").read_text()
@@ -324,8 +305,8 @@ def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trai
 
 
 def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_path):
-    """A run of batch 16 that stopped at 96 samples and went on from its first epoch, 64 samples,
-    in the same log."""
+    """A run of batch 16 that stopped at 96 samples and went on from its
+    first epoch, 64 samples, in the same log."""
     steps = [
         line
         for line in (trained[0] / "out.log").read_text().splitlines(keepends=True)
@@ -343,13 +324,16 @@ def test_steps_trained_again_after_a_crash_count_as_they_were_last(trained, tmp_
 
 
 def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(tmp_path):
-    """Of runs of shipped recipes: batch 1K with two seeds, batch 2K, one crashed, one evaluated
-    early."""
+    """Of runs of shipped recipes: batch 1K with two seeds, batch 2K, one
+    crashed, one evaluated early."""
     name, out = "datacomp1b/{}_vit-b-16_512m_bs{}k".format, tmp_path / "out"
     runs = [
         recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
         recipe_run(
-            tmp_path / "c1b", name("clip", 1), dict([*imagenet(48.5, 0).items()][:1]), {"seed": "1"}
+            tmp_path / "c1b",
+            name("clip", 1),
+            dict([*imagenet(48.5, 0).items()][:1]),
+            {"seed": "1"},
         ),
         recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
         recipe_run(
@@ -369,7 +353,7 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
         ),
     ]
     os.utime(tmp_path / "short/state.json", (0, 0))  # no heartbeat since then: it was killed
-    assert report(*runs, "--out", out) == 0
+    execute("report", *runs, "--out", out)
     assert '<td class=" bad">lost</td>' in (out / "report.html").read_text()
     markdown = (out / "report.md").read_text()
     zero_shot, source = "ImageNet-1k zero-shot", "Figure 4, read off ±0.05"
@@ -412,8 +396,8 @@ def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
 def test_a_runs_name_is_text_in_every_file(tmp_path):
     name = "=<img src=x onerror=alert(1)> [a](b)"
     run = recipe_run(tmp_path / name, "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
-    assert report(run, "--out", tmp_path / "out", "--title", name) == 0
-    assert table(tmp_path / "out/runs.csv")[0]["run"] == f"'{name}"
+    execute("report", run, "--out", tmp_path / "out", "--title", name)
+    assert read_rows(tmp_path / "out/runs.csv")[0]["run"] == f"'{name}"
     for file, text in (
         ("report.md", r"=\<img src=x onerror=alert(1)\> [a\](b)"),
         ("report.html", "=&lt;img"),

@@ -1,7 +1,5 @@
-"""The recipe that fine-tunes SigLIP 2 trains a small model of the same kind, whose export opens
-in stock OpenCLIP."""
-
-from pathlib import Path
+"""The recipe that fine-tunes SigLIP 2 trains a small model of the same
+kind, whose export opens in stock OpenCLIP."""
 
 import open_clip
 import pytest
@@ -17,9 +15,9 @@ from openclip_superclip.runs.progress import read_log
 RECIPE = "finetune/supersiglip_vit-b-16-siglip2_512k_bs128"
 
 
-def write_small_siglip2(folder: Path):
-    """Writes ViT-B-16-SigLIP2's configuration with few layers and words, and returns its JSON
-    file."""
+def write_small_siglip2(folder):
+    """Writes ViT-B-16-SigLIP2's configuration with few layers and words,
+    and returns its JSON file."""
     write_tokenizer(folder / "tokenizer")
     model_cfg = open_clip.get_model_config("ViT-B-16-SigLIP2")
     model_cfg["embed_dim"] = 64
@@ -41,22 +39,14 @@ def test_the_recipe_trains_both_losses_from_released_weights_and_exports(tmp_pat
     weights = random_weights(register_model(str(model)))
     weights["logit_scale"].fill_(2)  # training keeps it above 0
     torch.save(weights, tmp_path / "webli.pt")
-    changes = {
-        "model": model,
-        "flags.pretrained": tmp_path / "webli.pt",
-        "precision": "fp32",
-        "workers": 0,
-        "global_batch_size": 16,
-        "data_samples": 64,
-        "samples": 128,
-        "warmup": 2,
-        "superclip.head_warmup": 32,
-        "flags.log-every-n-steps": 1,
-    }
-    options = [f"--set {name}={value}" for name, value in changes.items()]
+    changes = (
+        f"--set model={model} --set flags.pretrained={tmp_path}/webli.pt --set precision=fp32 "
+        "--set workers=0 --set global_batch_size=16 --set data_samples=64 --set samples=128 "
+        "--set warmup=2 --set superclip.head_warmup=32 --set flags.log-every-n-steps=1"
+    )
     data, output = write_shards(tmp_path / "shards", 4), tmp_path / "output"
     run = f"run {RECIPE} --data {data} --device cpu --out {tmp_path}/run"
-    assert run_superclip(shell_words(run, options), output, tmp_path) == 0, output.read_text()
+    assert run_superclip(shell_words(run, changes), output, tmp_path) == 0, output.read_text()
     points = read_log(tmp_path / "run/out.log")
     assert len(points) == 8 and all(
         point["contrastive_loss"] > 0 and point["class_loss"] > 0 for point in points

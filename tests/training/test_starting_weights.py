@@ -1,5 +1,5 @@
-"""Training names the weights that it starts from, and refuses those that it cannot use, before
-the first batch."""
+"""Training names the weights that it starts from, and refuses those that it
+cannot use, before the first batch."""
 
 import math
 
@@ -27,7 +27,7 @@ from openclip_superclip.method.finite_weights import is_finite_on_all_ranks
 BAD = "contains NaN or infinity (1 of "
 
 
-def with_one(value: float, weights: dict[str, torch.Tensor]):
+def with_one(value, weights):
     """Returns weights with one value replaced."""
     name = "visual.proj" if "visual.proj" in weights else next(iter(weights))
     changed = weights[name].clone()
@@ -140,8 +140,8 @@ def test_parameters_and_statistics_of_batch_norm_must_be_finite(name, tiny_model
 
 
 def sharded_check():
-    """Prints whether a sharded model is finite, before and after one rank's shard of one weight
-    is not."""
+    """Prints whether a sharded model is finite, before and after one rank's
+    shard of one weight is not."""
     dist.init_process_group("gloo")
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import cases, parametrize
+from support import cases, parametrize, refusals, succeed
 from support.models import VOCAB_SIZE
 from support.plugins import install_plugin
 from support.training_runs import (
@@ -26,66 +26,8 @@ from support.training_runs import (
 from openclip_superclip.flags import Config, options_of
 from openclip_superclip.runs.child_processes import free_port
 
-DUAL = "--superclip --superclip-captions dual --superclip-long-caption long.txt"
-SLICES = (
-    "--superclip-slices 2 --train-num-samples 32 --train-data {shards} --dataset-type webdataset"
-)
 
-
-REFUSED = {  # flags: what the error says
-    "--superclip --torchscript": "--torchscript cannot save a model with the class head",
-    "--superclip --lock-image": "--lock-image leaves only the class head to train",
-    "--superclip --superclip-weight -1": "--superclip-weight is -1.0; expected a finite number",
-    "--superclip --superclip-idf bogus": (
-        "--superclip-idf is 'bogus'; expected online, off or a file"
-    ),
-    "--superclip-weight 2": "--superclip-weight has no effect without --superclip",
-    "--superclip --train-data nowhere.csv": "--train-data: there is no file nowhere.csv",
-    "--superclip --imagenet-val nowhere": "--imagenet-val: there is no folder nowhere",
-    "--superclip --imagenet-val empty/empty": (
-        "--imagenet-val: empty/empty contains no folders; expected one for each"
-    ),
-    "--superclip --imagenet-v2 .": "not on PyPI: leave it out, and use superclip evaluate",
-    "--superclip --lr -1": "--lr is -1.0; expected 0 or more",
-    "--superclip --lr-scheduler linear": (
-        "--lr-scheduler is linear; expected cosine, const or const-cooldown"
-    ),
-    "--superclip --log-every-n-steps 0": "--log-every-n-steps is 0; expected 1 or more",
-    "--superclip --force-patch-dropout 1": "--force-patch-dropout is 1.0; expected < 1",
-    "--superclip --report-to tensorbord": (
-        "--report-to is tensorbord; expected wandb, tensorboard or wandb,tensorboard"
-    ),
-    "--superclip --report-to wandb,tensorboard": (
-        "--report-to wandb,tensorboard needs wandb, which is not installed"
-    ),
-    "--superclip --use-bnb-linear SwitchBackLinearGlobal": (
-        "SwitchBackLinearGlobal needs bitsandbytes, which is not"
-    ),
-    "--superclip --lock-text": "without --lock-text-freeze-layer-norm: add it",
-    "--superclip --model empty/empty": (
-        "OpenCLIP has no model 'empty/empty'; did you mean local-dir:empty/empty?"
-    ),
-    "--superclip --superclip-captions dual": "--superclip-captions",
-    "--superclip --superclip-captions mixed:1.5 --superclip-long-caption long.txt": (
-        "--superclip-captions"
-    ),
-    "--superclip --superclip-missing-long pass": "--superclip-missing-long",
-    "--superclip --superclip-long-caption long.txt": "--superclip-long-caption",
-    f"{DUAL} --superclip-long-context -1": "--superclip-long-context",
-    f"{DUAL} --dataset-type synthetic": "--superclip-captions",
-    f"{DUAL} --distill-model ViT-B-32": "--superclip-captions",
-    "--superclip --superclip-placebo shuffled-captions --batch-size 1": "--superclip-placebo",
-    f"{SLICES} --superclip-slices 0": "--superclip-slices is 0",
-    "--superclip-slices 2 --train-num-samples 32": "--superclip-slices cuts",
-    f"{SLICES} --dataset-resampled": "--dataset-resampled",
-    f"{SLICES} --superclip-slices 3": "expected 3",
-    "--superclip-slices 1 --train-data {shards} --dataset-type webdataset": (
-        "--train-num-samples is not given"
-    ),
-}
-
-
-@cases("flags, reason", REFUSED)
+@cases("flags, reason", refusals("train"))
 def test_flags_that_cannot_work_are_refused_in_one_line(
     flags, reason, short_run, shards, refusal, tmp_path, monkeypatch
 ):
@@ -96,21 +38,7 @@ def test_flags_that_cannot_work_are_refused_in_one_line(
     assert reason in refusal(short_run, flags.format(shards=shards))
 
 
-LATE = {  # flags: what the error says
-    "--logs file": "--logs: cannot write to file/run: Not a directory",
-    "--lock-image --lock-image-unlocked-groups 1": (
-        "--lock-image-unlocked-groups 1 leaves the class loss only"
-    ),
-    "--superclip-wieght 2": (
-        "unrecognized arguments: --superclip-wieght 2; did you mean --superclip-weight?"
-    ),
-    "--train-num-samples nine": (
-        "invalid int value: 'nine' (superclip train --help lists every flag)"
-    ),
-}
-
-
-@cases("flags, reason", LATE)
+@cases("flags, reason", refusals("train_later"))
 def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(
     flags, reason, short_run, tmp_path
 ):
@@ -232,7 +160,7 @@ def test_a_full_disk_is_reported_in_one_line(short_run, tmp_path):
     assert (tmp_path / "logs/run/checkpoints/epoch_1.pt").stat().st_size <= 65536
 
 
-def read_params(run: Path):
+def read_params(run):
     return dict(line.split(": ", 1) for line in (run / "params.txt").read_text().splitlines())
 
 
@@ -253,7 +181,13 @@ def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_r
         "log and checkpoints in logs/run",
     ]
     of_head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
-    for part in (f"vocabulary {VOCAB_SIZE:,}", of_head, "patch tokens", "width 64", "IDF online"):
+    for part in (
+        f"vocabulary {VOCAB_SIZE:,}",
+        of_head,
+        "patch tokens",
+        "width 64",
+        "IDF online",
+    ):
         assert part in head
 
 
@@ -270,8 +204,7 @@ def test_it_trains_under_torchrun(short_run, tmp_path):
         f"{torchrun} --master-port {free_port()} -m openclip_superclip train -- {short_run} "
         "--batch-size 16 --superclip"
     ).split()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = succeed(command, cwd=tmp_path, timeout=300)
     assert "local 0), total 2." in done.stderr + done.stdout
     assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2
     assert done.stdout.count("this OpenCLIP is not patched") == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import read_json, read_rows
+from support import read_json, read_rows, table
 from support.training_runs import execute, run_train
 
 from openclip_superclip.checkpoints.epoch_words import CourseFiles, find_course
@@ -16,7 +16,8 @@ from openclip_superclip.method.idf import EpochWords
 
 @pytest.fixture(scope="module")
 def run(short_run, tmp_path_factory):
-    """The folder of a run of three epochs in bfloat16, and one of a run without records."""
+    """The folder of a run of three epochs in bfloat16, and one of a run
+    without records."""
     folder = tmp_path_factory.mktemp("course")
     flags = f"{short_run} --epochs 3 --precision amp_bf16 --save-frequency 0 --superclip"
     with_words = run_train(flags, cwd=folder)
@@ -81,18 +82,13 @@ def test_a_missing_epoch_counts_as_the_next_one_and_runs_of_the_same_name_are_di
     assert (gap["run"], gap["epochs"], gap["captions"]) == ("gap/run", [1, 3], [64, 192])
 
 
-WORDS = {  # the state of a word: its lift in each epoch, and captions of 1,000 with it
-    "learned": ([1, 8, 8, 9], 200),
-    "not yet learned": ([1, 2, 3, 3], 30),
-    "forgotten": ([9, 9, 1, 1], 10),
-    "too rare to judge": ([9, 9, 9, 9], 1),
-}
+WORDS = table("runs: word states")
 
 
 def test_a_word_is_learned_not_yet_learned_forgotten_or_too_rare_to_tell(monkeypatch):
     lifts, captions = (torch.tensor(column) for column in zip(*WORDS.values(), strict=True))
 
-    def read(_, epoch: int):
+    def read(_, epoch):
         where_not = torch.full((4,), 0.01)
         return EpochWords(captions, where_not * lifts[:, epoch - 1], where_not, 1000, 1000)
 

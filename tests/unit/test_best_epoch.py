@@ -1,29 +1,30 @@
-"""The best epoch of a run is the one with the best validation scores; its checkpoint is kept and
-exported."""
+"""The best epoch of a run is the one with the best validation scores; its
+checkpoint is kept and exported."""
 
 import json
 import shutil
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from support import parametrize
+from support import cases, parametrize, table
 from support.models import random_weights
-from support.training_runs import execute, run_superclip, shell_words
+from support.training_runs import execute
 
 from openclip_superclip.checkpoints.validation import best_epoch, why_stopped_early
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
 
 
-def write_results(run: Path, *rows: dict):
+def write_results(run, *epochs):
+    """Writes what a run has measured: values of `retrieval`, or others."""
+    rows = [epoch if isinstance(epoch, dict) else retrieval(*epoch) for epoch in epochs]
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints/results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return run
 
 
-def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0):
+def retrieval(epoch, to_text, to_image, loss=1.0):
     return {
         "epoch": epoch,
         "image_to_text_R@1": to_text,
@@ -32,47 +33,19 @@ def retrieval(epoch: int, to_text: float, to_image: float, loss: float = 1.0):
     }
 
 
-@parametrize(
-    "rows, best",
-    [
-        ([retrieval(1, 0.1, 0.2), retrieval(2, 0.1, 0.5), retrieval(3, 0.3, 0.2)], (2, "R@1", 30)),
-        (
-            [retrieval(1, 0.3, 0.3, 2.0), retrieval(2, 0.3, 0.3, 1.5), retrieval(3, 0.3, 0.3, 1.5)],
-            (2, "R@1", 30),
-        ),
-        # trained again
-        ([retrieval(1, 0.4, 0.4), retrieval(2, 0.2, 0.2), retrieval(1, 0.1, 0.1)], (2, "R@1", 20)),
-        ([retrieval(0, 0.9, 0.9), retrieval(1, 0.1, float("nan"))], (1, "R@1", 10)),
-        ([{"epoch": 1, "imagenet-zeroshot-val-top1": 0.2}], (1, "ImageNet accuracy", 20)),
-        ([{"epoch": 1, "clip_val_loss": 0.2}], None),
-    ],
-    ids=str,
-)
+@cases("rows, best", table("runs: best epochs"))
 def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, tmp_path):
     found = best_epoch(write_results(tmp_path, *rows))
-    assert (found and (found.epoch, found.measure, pytest.approx(found.score))) == best
+    assert (found and [found.epoch, found.measure, pytest.approx(found.score)]) == best
 
 
-IMPROVED = [retrieval(1, 0.1, 0.1), retrieval(2, 0.2, 0.1), retrieval(3, 0.1, 0.1)]
-
-
-@parametrize(
-    "rows, patience, stops",
-    [
-        (IMPROVED, 1, True),
-        (IMPROVED, 2, False),
-        (IMPROVED, 0, False),
-        ([*IMPROVED, retrieval(4, 0.2, 0.1, loss=0.5)], 1, False),  # as good, with a lower loss
-        ([*IMPROVED, retrieval(6, 0.1, 0.1)], 4, True),  # --val-frequency 3
-        ([], 1, False),
-    ],
-)
+@cases("rows, patience, stops", table("runs: patience"))
 def test_a_run_stops_after_so_many_epochs_without_a_better_score(rows, patience, stops, tmp_path):
     why = why_stopped_early(write_results(tmp_path, *rows), patience)
     expected = ""
     if stops:
         expected = (
-            f"no better validation score for {rows[-1]['epoch'] - 2} epochs; best epoch on the "
+            f"no better validation score for {rows[-1][0] - 2} epochs; best epoch on the "
             "validation data: 2, with 15.0 % R@1"
         )
     assert why == expected
@@ -82,7 +55,7 @@ def test_a_run_stops_after_so_many_epochs_without_a_better_score(rows, patience,
 def run(tmp_path, tiny_model):
     """A run of three epochs, the second of which is the best one."""
     run = write_results(
-        tmp_path / "run", *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in (1, 2, 3))
+        tmp_path / "run", *([epoch, 0.1 * (epoch == 2), 0.1] for epoch in (1, 2, 3))
     )
     (run / "params.txt").write_text(f"model: {tiny_model}\n")
     weights = random_weights(tiny_model)
@@ -123,26 +96,10 @@ def test_a_best_epoch_without_a_checkpoint_and_a_run_without_scores_are_refused(
 
 def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
     number = NUM_KEPT + 4
-    write_results(
-        tmp_path, *(retrieval(epoch, 0.1 * (epoch == 2), 0.1) for epoch in range(1, number))
-    )
+    write_results(tmp_path, *([epoch, 0.1 * (epoch == 2), 0.1] for epoch in range(1, number)))
     for epoch in range(1, number + 1):
         torch.save({}, tmp_path / f"checkpoints/epoch_{epoch}.pt")
     monkeypatch.setattr(Run, "keeps", lambda run, epoch: epoch == 1)
     RunFolder(tmp_path).prune(Run.__new__(Run))
     kept = sorted(int(path.stem.partition("_")[2]) for path in tmp_path.glob("checkpoints/*.pt"))
     assert kept == [1, 2, *range(number - NUM_KEPT + 1, number + 1)]
-
-
-def test_a_run_with_validation_names_its_best_epoch_at_the_end(
-    csv_data, small_model, tmp_path, forks
-):
-    changes = ["global_batch_size=16", "samples=2 passes", "warmup=1", f"model={small_model}"]
-    changes.append(f"flags.val-data={csv_data}")
-    recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    run = f"run {recipe} --data {csv_data} --device cpu --out {tmp_path}/run"
-    arguments = shell_words(run, [f"--set '{change}'" for change in changes])
-    assert run_superclip(arguments, tmp_path / "output", tmp_path) == 0
-    best = best_epoch(tmp_path / "run")
-    line = f"superclip run: {best}; superclip export {tmp_path}/run --best exports it"
-    assert best.epoch in (1, 2) and line in (tmp_path / "output").read_text().splitlines()

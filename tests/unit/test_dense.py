@@ -1,8 +1,7 @@
-"""Segmentation and depth from frozen patch tokens: exact scenes, layouts, and scores against
-slow plain versions."""
+"""Segmentation and depth from frozen patch tokens: exact scenes, layouts,
+and scores against slow plain versions."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,9 +34,9 @@ def model(tmp_path_factory):
     return write_random_model(tmp_path_factory.mktemp("model"))
 
 
-def write_cells(folder: Path):
-    """A data set in ADE20k's layout and one of depths, of the same coloured cells; the rim has
-    no class."""
+def write_cells(folder):
+    """A data set in ADE20k's layout and one of depths, of the same coloured
+    cells; the rim has no class."""
     for split, place, number in (("train", "training", 24), ("test", "validation", 7)):
         for part in (
             f"masks/images/{place}",

@@ -1,11 +1,10 @@
-"""superclip evaluate: scores equal CLIP_benchmark's, results are reused, and bad models and data
-sets are named."""
+"""superclip evaluate: scores equal CLIP_benchmark's, results are reused,
+and bad models and data sets are named."""
 
 import json
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import cases, parametrize, read_json, write_json
+from support import cases, parametrize, read_json, refusals, succeed, table, write_json
 from support.data import MakesFolder, write_colours, write_tar
 from support.evaluation import errors, evaluate, num_read, records
 from support.models import random_weights
@@ -33,8 +32,8 @@ NUM_SCENES = 60
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The demo's scenes under the names of two of the paper's data sets, and the colours under
-    their own."""
+    """The demo's scenes under the names of two of the paper's data sets,
+    and the colours under their own."""
     folder = tmp_path_factory.mktemp("data")
     written = write_evaluation_data(folder / "scenes", NUM_SCENES, num_probe_scenes=10)
     (folder / "sets/wds").mkdir(parents=True)
@@ -46,7 +45,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory):
-    """The folder of a CLIP run and a SuperCLIP run, and of the second's export."""
+    """The folder of a CLIP run and a SuperCLIP run, and of the second's
+    export."""
     folder = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     models = {
@@ -66,8 +66,8 @@ def runs(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(runs, data):
-    """What one call printed for both checkpoints and the export, and the folder from which it
-    was called."""
+    """What one call printed for both checkpoints and the export, and the
+    folder from which it was called."""
     folder = runs / "called-from"
     folder.mkdir()
     models = [f"../{name}/checkpoints/epoch_1.pt" for name in ("clip", "superclip")]
@@ -87,8 +87,7 @@ def test_the_scores_are_those_of_clip_benchmarks_own_command_line(evaluated, run
         f"{tmp_path}/root/{{dataset}} --no_amp --recall_k 1 5 --num_workers 0 --output "
         f"{tmp_path}/{{dataset}}.json"
     )
-    done = subprocess.run(command.split(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(command.split(), timeout=300)
     ours = {
         dataset: record for (_, dataset, _), record in records(evaluated[1] / "evaluation").items()
     }
@@ -112,10 +111,8 @@ def test_the_linear_probe_finds_what_is_separable_and_few_classes_have_no_top_5(
     assert re.search(r"\| linear probe own/colours \| 100\.0 \[9\d\.\d, 100\.0\] \|", printed)
     assert "Not evaluated" not in printed
     for file in tmp_path.glob("*.json"):  # the outcomes of the test samples add up to the scores
-        metrics, outcomes = (
-            read_json(file)["metrics"],
-            read_outcomes(file.with_suffix(".outcomes.npz")),
-        )
+        metrics = read_json(file)["metrics"]
+        outcomes = read_outcomes(file.with_suffix(".outcomes.npz"))
         assert outcomes and all(
             estimate(one).value == pytest.approx(metrics[k]) for k, one in outcomes.items()
         )
@@ -164,10 +161,8 @@ def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_
     evaluated, runs
 ):
     printed, folder = evaluated
-    superclip, clip = (
-        records(runs / "superclip/evaluation"),
-        records(runs / "clip/evaluation"),
-    )
+    superclip = records(runs / "superclip/evaluation")
+    clip = records(runs / "clip/evaluation")
     for dataset, task in {
         "imagenet1k": "zeroshot_classification",
         "flickr30k": "zeroshot_retrieval",
@@ -248,26 +243,7 @@ def test_every_checkpoint_of_a_run_is_measured_in_order_of_epochs(
 # What fails costs no other result
 
 
-FAULTS = {  # of a data set: a file, its text, and the error
-    "no-place": (
-        "zeroshot_classification_templates.txt",
-        "a {c}\nthe thing\n",
-        "line 2 is 'the thing'; expected {c}",
-    ),
-    "few-names": (
-        "classnames.txt",
-        "red\ngreen",
-        "it contains the label 2, but there are 2 class names",
-    ),
-    "nameless": ("classnames.txt", None, "Classes not specified"),
-    "no-number": (
-        "test/nshards.txt",
-        "two\n",
-        "nshards.txt is 'two'; expected the number of shards",
-    ),
-    "gone": ("test/0.tar", None, "gone/test/0.tar"),
-    "no-tar": ("test/0.tar", "text", "0.tar is not a complete, uncompressed tar file"),
-}
+FAULTS = table("shards_and_tables: faults of data sets")
 
 
 def test_a_broken_data_set_or_one_that_would_score_nonsense_is_named(runs, tmp_path, capsys):
@@ -326,33 +302,6 @@ def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloade
 
 # What is refused
 
-REFUSED = {
-    "export --data nowhere": "--data: there is no folder nowhere",
-    "export --data empty": (
-        "--data: empty contains nothing for --suite zeroshot,retrieval; expected folders such as"
-    ),
-    "export --suite zeroshot,fly": "--suite: there is no suite 'fly'",
-    "export --suite probe": (
-        "data contains nothing for --suite probe; colours (probe: it has no train/)"
-    ),
-    "export --suite dense": (
-        "colours (dense: it is of kind classification; see its dataset_type.txt)"
-    ),
-    "export --datasets birds": "--datasets: data contains no birds; it contains colours",
-    "nowhere.pt": "CHECKPOINT is nowhere.pt: no file or folder",
-    "hf-hub:someone/else": (
-        "CHECKPOINT: hf-hub:someone/else has no readable open_clip_config.json ("
-    ),
-    "lone.pt": "--model is missing: the model of lone.pt is not recorded",
-    "lone.pt --model ViT-B-32": "lone.pt does not match ViT-B-32: ",
-    "hf": "hf is for transformers",
-    "clip": "clip contains no weights: expected a run's checkpoint, clip/checkpoints/epoch_1.pt",
-    "export --every": "--every: export has no checkpoints/epoch_N.pt",
-    "export --model ViT-B-32": "--model has no effect with exported folders and released models",
-    "export --batch-size 0": "--batch-size is 0",
-    "export --device fly": "--device is fly, which torch cannot use here",
-}
-
 
 @pytest.fixture(scope="module")
 def place(runs, tmp_path_factory):
@@ -367,7 +316,7 @@ def place(runs, tmp_path_factory):
     return folder
 
 
-@cases("argv, reason", REFUSED)
+@cases("argv, reason", refusals("evaluate"))
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(argv, reason, place, refused):
     data = "" if "--data " in argv else "--data data"
     datasets = "" if "--data" in argv else "--datasets colours"

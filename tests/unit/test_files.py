@@ -1,4 +1,5 @@
-"""Files: JSON, and outputs that are written whole or not at all; texts of messages and tables."""
+"""Files: JSON, and outputs that are written whole or not at all; texts of
+messages and tables."""
 
 import errno
 from pathlib import Path
@@ -37,7 +38,8 @@ def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(t
 def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(
     error, is_input_error, tmp_path
 ):
-    with pytest.raises(InputError if is_input_error else FileNotFoundError) as raised:  # noqa: SIM117
+    kind = InputError if is_input_error else FileNotFoundError
+    with pytest.raises(kind) as raised:  # noqa: SIM117
         with whole_output(tmp_path / "out", overwrite=True) as part:
             part.mkdir()
             raise error

@@ -1,4 +1,5 @@
-"""Work in forked processes: results come in order, and no process is left behind."""
+"""Work in forked processes: results come in order, and no process is left
+behind."""
 
 import multiprocessing
 import os
@@ -13,11 +14,10 @@ from openclip_superclip.data.workers import work_on
 
 @pytest.fixture(autouse=True)
 def no_worker_is_left():
-    """Fails a test that leaves a worker; workers inherit an ignored SIGTERM."""
-    handler, others = (
-        signal.signal(signal.SIGTERM, signal.SIG_IGN),
-        set(multiprocessing.active_children()),
-    )
+    """Fails a test that leaves a worker; workers inherit an ignored
+    SIGTERM."""
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    others = set(multiprocessing.active_children())
     yield
     signal.signal(signal.SIGTERM, handler)
     # which the pool's thread may have waited for

@@ -1,5 +1,5 @@
-"""Word frequencies of a data set: the counts, the weights that follow, and the errors of wrong
-files."""
+"""Word frequencies of a data set: the counts, the weights that follow, and
+the errors of wrong files."""
 
 import csv
 import math
@@ -8,16 +8,14 @@ import shutil
 import tarfile
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-import webdataset
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import WORDS, cases, input_error, parametrize
-from support.data import IMAGE
+from support import WORDS, cases, input_error, parametrize, refusals, table
+from support.data import IMAGE, write_tar
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 from support.training_runs import execute, failure
 
@@ -27,7 +25,7 @@ from openclip_superclip.method.idf import idf
 NUM_SHARDS, PER_SHARD = 4, 25
 
 
-def captions(shard: int, index: int):
+def captions(shard, index):
     """A short caption and a long one; the first of each shard are empty."""
     rng = random.Random(1000 * shard + index)
     if index == 0:
@@ -37,31 +35,21 @@ def captions(shard: int, index: int):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four shards of 25 samples with a short caption and a long one, and three things that are
-    no samples."""
+    """Four shards of 25 samples with a short caption and a long one, and
+    three things that are no samples."""
     folder = tmp_path_factory.mktemp("shards")
+    odd = [
+        {"__key__": "no caption", "jpg": b"1"},
+        {"__key__": "no image", "txt": "moon"},
+        {"__key__": "not UTF-8", "txt": b"\xff", "long.txt": b"\xff", "json": b"{", "jpg": b"1"},
+    ]
     for shard in range(NUM_SHARDS):
-        with webdataset.TarWriter(f"{folder}/{shard}.tar") as tar:
-            for index in range(PER_SHARD):
-                short, long = captions(shard, index)
-                sample = {
-                    "__key__": f"{shard}{index:03d}",
-                    "txt": short,
-                    "long.txt": long,
-                    "json": {"a": {"b": long}},
-                }
-                tar.write({**sample, "png": IMAGE})
-            tar.write({"__key__": "no caption", "jpg": b"1"})
-            tar.write({"__key__": "no image", "txt": "moon"})
-            tar.write(
-                {
-                    "__key__": "not UTF-8",
-                    "txt": b"\xff",
-                    "long.txt": b"\xff",
-                    "json": b"{",
-                    "jpg": b"1",
-                }
-            )
+        samples = []
+        for index in range(PER_SHARD):
+            short, long = captions(shard, index)
+            sample = {"txt": short, "long.txt": long, "json": {"a": {"b": long}}, "png": IMAGE}
+            samples.append(sample | {"__key__": f"{shard}{index:03d}"})
+        write_tar(folder / f"{shard}.tar", samples + odd)
     return folder
 
 
@@ -70,7 +58,7 @@ def pattern(folder):
     return f"{folder}/{{0..3}}.tar"
 
 
-def expected(kind: int):
+def expected(kind):
     """Captions that hold each word, and captions with any."""
     texts = [
         captions(shard, index)[kind].split()
@@ -80,18 +68,10 @@ def expected(kind: int):
     return Counter(word for text in texts for word in set(text)), sum(bool(text) for text in texts)
 
 
-def by_word(counts: torch.Tensor):
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return Counter(
-        {
-            tokenizer.decode([id]).strip(): counts[id].item()
-            for id in counts.nonzero().flatten().tolist()
-        }
-    )
-
-
-def frequencies(flags: str):
-    return execute(f"frequencies {flags}")
+def by_word(counts):
+    decode = open_clip.get_tokenizer("ViT-B-32").decode
+    counted = {id: count for id, count in enumerate(counts.tolist()) if count}
+    return Counter({decode([id]).strip(): count for id, count in counted.items()})
 
 
 @cases(
@@ -107,7 +87,7 @@ def frequencies(flags: str):
 )
 def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path):
     out = tmp_path / "df.safetensors"
-    printed = frequencies(f"{pattern} --tokenizer-of ViT-B-32 {flags} --out {out}")
+    printed = execute(f"frequencies {pattern} --tokenizer-of ViT-B-32 {flags} --out {out}")
     found = read_frequencies(out)
     words, num_captions = expected(kind)
     assert by_word(found.document_frequency) == words
@@ -125,7 +105,7 @@ def test_missing_long_captions_are_counted_and_an_absent_key_is_refused(
     # after which training stops
     monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 1)
     flags = f"{pattern} --tokenizer-of ViT-B-32 --captions long --workers 2 --long-caption"
-    printed = frequencies(f"{flags} long.txt --out {tmp_path}/df")
+    printed = execute(f"frequencies {flags} long.txt --out {tmp_path}/df")
     assert "4 samples have no long caption: the short one was counted" in printed
     error = failure(f"frequencies {flags} other.txt --out {tmp_path}/x").splitlines()[-1]
     assert "error: --long-caption: no text at 'other.txt' in 100 samples" in error
@@ -163,9 +143,10 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
     ],
 )
 def test_a_file_of_impossible_counts_is_refused_in_one_line(change, reason, pattern, tmp_path):
-    frequencies(f"{pattern} --tokenizer-of ViT-B-32 --out {tmp_path}/df")
+    execute(f"frequencies {pattern} --tokenizer-of ViT-B-32 --out {tmp_path}/df")
     with safe_open(tmp_path / "df", "pt") as file:
-        about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     changed = change(tensors.pop("document_frequency"))
     tensors |= {} if changed is None else {"document_frequency": changed}
     save_file(tensors, tmp_path / "odd.safetensors", about)
@@ -184,22 +165,7 @@ def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
 # Bad input
 
 
-@cases(
-    "flags, named",
-    {
-        "{shards} --workers 0": "--workers",
-        "{shards} --csv-separator ;": "--csv-separator has no effect with",
-        "{shards} --out . --overwrite": "--out: . is a folder; expected the name of a file",
-        "{shards} --out a.csv --overwrite": (
-            "--out: a.csv was not written by this command; give another name"
-        ),
-        "a.csv --out a.csv --overwrite": (
-            "--out: a.csv is, contains or is in a.csv, which is an input"
-        ),
-        "{shards} --captions long": "--captions long needs --long-caption",
-        "x/{{0..3}}.tar": "DATA: there is no file x/0.tar, nor any other of 4",
-    },
-)
+@cases("flags, named", refusals("frequencies"))
 def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
     (tmp_path / "a.csv").touch()
     flags = f"--tokenizer-of ViT-B-32 --out df {flags.format(shards=pattern)}"
@@ -207,11 +173,11 @@ def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_pat
 
 
 def test_a_shard_through_a_pipe_is_counted(folder, tmp_path):
-    frequencies(f"'pipe:cat {folder}/0.tar' --tokenizer-of ViT-B-32 --out {tmp_path}/piped")
+    execute(f"frequencies 'pipe:cat {folder}/0.tar' --tokenizer-of ViT-B-32 --out {tmp_path}/piped")
     assert read_frequencies(tmp_path / "piped").num_captions == PER_SHARD - 1
 
 
-def without_end_marker(file: Path):
+def without_end_marker(file):
     """The content of a shard up to the end of its last member."""
     with tarfile.open(file) as tar:
         last = tar.getmembers()[-1]
@@ -225,7 +191,11 @@ UNREADABLE = {
         "broken tar file (",
         PER_SHARD // 2,
     ),
-    "cut between members": (without_end_marker, "broken tar file (it was cut at byte ", PER_SHARD),
+    "cut between members": (
+        without_end_marker,
+        "broken tar file (it was cut at byte ",
+        PER_SHARD,
+    ),
     "empty": (lambda file: b"", "broken tar file (", 0),
 }
 
@@ -251,65 +221,24 @@ def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(
 
 
 def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
-    def model(name: str, clean: str = "whitespace", known=WORDS):
+    def model(name, clean="whitespace", known=WORDS):
         write_tokenizer(tmp_path / name, [*LIST_OF_WORDS[:4], *known])
         text = {"hf_tokenizer_name": str(tmp_path / name), "tokenizer_kwargs": {"clean": clean}}
         return write_model(tmp_path / name, text={"vocab_size": 64, "context_length": 8, **text})
 
-    frequencies(f"{pattern} --tokenizer-of {model('here')} --out {tmp_path}/df")
+    execute(f"frequencies {pattern} --tokenizer-of {model('here')} --out {tmp_path}/df")
     read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(model("there")), "df")
     for other in (model("clean", "canonicalize"), model("order", known=WORDS[::-1])):
         with input_error(r"df counts the tokens of HFTokenizer whitespace"):
             read_frequencies(tmp_path / "df").check(open_clip.get_tokenizer(other), "df")
 
 
-@parametrize(
-    "counted_with, trained_with, error",
-    [
-        ("--captions long --long-caption long.txt", "long .LONG.txt", None),
-        ("--captions long --long-caption long.txt", "dual long.txt", None),
-        ("--captions dual --long-caption long.txt", "long long.txt", None),
-        ("--captions mixed:0.80 --long-caption json:a.b", "mixed:0.8 json:a.b", None),
-        ("--captions mixed:1.0 --long-caption json:a.b", "", None),
-        ("--captions long --long-caption long.txt --context 30", "dual long.txt 30", None),
-        (
-            "",
-            "long long.txt",
-            "captions 'short, 20 tokens', but the class loss reads 'long long.txt, 20 tokens'",
-        ),
-        ("", "dual long.txt", "--captions long --long-caption long.txt --context 20 --out FILE"),
-        (
-            "--captions long --long-caption long.txt",
-            "",
-            "reads 'short, 20 tokens': count these with superclip frequencies",
-        ),
-        (
-            "--captions long --long-caption long.txt",
-            "dual json:a.b",
-            "reads 'long json:a.b, 20 tokens'",
-        ),
-        (
-            "--captions mixed:0.5 --long-caption long.txt",
-            "mixed:0.8 long.txt",
-            "--captions mixed:0.8 --long-caption",
-        ),
-        (
-            "--captions long --long-caption long.txt",
-            "dual long.txt 30",
-            "reads 'long long.txt, 30 tokens'",
-        ),
-        (
-            "--context 10",
-            "",
-            "counts the captions 'short, 10 tokens', but the class loss reads 'short, 20 tokens'",
-        ),
-    ],
-)
+@cases("counted_with, trained_with, error", table("shards_and_tables: counted captions"))
 def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     counted_with, trained_with, error, pattern, small_model, parse_args, refusal, tmp_path
 ):
     file = tmp_path / "df.safetensors"
-    frequencies(f"{pattern} --tokenizer-of {small_model} {counted_with} --out {file}")
+    execute(f"frequencies {pattern} --tokenizer-of {small_model} {counted_with} --out {file}")
     train = (
         f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "
         f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {file}"
@@ -317,21 +246,21 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
     for pair in zip(flags, trained_with.split(), strict=False):
         train += " " + " ".join(pair)
-    if error is None:
+    if not error:
         assert parse_args(train).superclip_idf == str(file)
         return
     message = refusal(train)
     assert message.startswith(f"error: --superclip-idf: {file} counts the captions '")
     assert error in message
     again = message.partition("count these with superclip frequencies ")[2]
-    frequencies(f"{again.removesuffix('FILE')} {file} --overwrite")
+    execute(f"frequencies {again.removesuffix('FILE')} {file} --overwrite")
     assert parse_args(train).superclip_idf == str(file)
 
 
 def test_files_without_a_number_of_tokens_are_accepted_with_any(
     pattern, small_model, parse_args, tmp_path
 ):
-    frequencies(f"{pattern} --tokenizer-of {small_model} --context 10 --out {tmp_path}/new")
+    execute(f"frequencies {pattern} --tokenizer-of {small_model} --context 10 --out {tmp_path}/new")
     replace(read_frequencies(tmp_path / "new"), context=None).write(tmp_path / "old")
     flags = (
         f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "

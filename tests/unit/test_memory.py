@@ -1,21 +1,21 @@
-"""`superclip plan` computes the memory that OpenCLIP's trainer allocates, and keeps it."""
+"""`superclip plan` computes the memory that OpenCLIP's trainer allocates,
+and keeps it."""
 
 import json
 import os
 import re
-import subprocess
 import sys
 
 import open_clip
 import pytest
 import torch
 from open_clip_train.train import train_one_epoch
-from support import cases, input_error, parametrize
-from support.models import MODELS, create_model, write_model
+from support import cases, input_error, parametrize, succeed, table
+from support.models import Batches, as_rank_1, create_model, write_model
+from support.training_runs import execute
 from torch._C._profiler import _EventType
 
 from openclip_superclip import environment, hooks
-from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.hook_calls import plugins_model_class
@@ -24,7 +24,6 @@ from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.cost import estimate_cost, estimate_memory, step_memory
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe import read_recipe
-from openclip_superclip.plans.run import Run
 
 needs_loop = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
@@ -36,47 +35,29 @@ LARGER = {
 }
 
 
-def run_of(model: str, gpus: int = 1, batch_max: int | None = None, **set_: str) -> Run:
+def run_of(model, batch_max=None, **set_):
     head = set_.pop("head", True)
     name = "superclip" if head else "clip"
     recipe = read_recipe(f"demo/{name}_demo-model_8k_bs64", {"model": model, **set_})
-    return make_run(recipe, 1, gpus, gpu_batch_max=batch_max, device="cpu")
+    return make_run(recipe, gpu_batch_max=batch_max, device="cpu")
 
 
-class Batches:
-    """Random images and captions, other ones in each batch, like those of a data loader."""
-
-    def __init__(self, model, batch_size: int, num_batches: int):
-        size = model.visual.image_size
-        self.shape = batch_size, 3, *(size if isinstance(size, tuple) else (size, size))
-        self.length = model.context_length
-        self.num_batches, self.num_samples = num_batches, batch_size * num_batches
-        self.dataloader = self
-
-    def set_epoch(self, epoch):
-        pass
-
-    def __iter__(self):
-        for _ in range(self.num_batches):
-            yield torch.randn(self.shape), torch.randint(1, 4000, (self.shape[0], self.length))
-
-
-def train(run: Run) -> None:
+def train(run):
     """Trains two steps as OpenCLIP's main does."""
-    args = check_command(run.openclip_arguments())
-    distributed = {"rank": 1, "local_rank": 1, "world_size": 1, "distributed": False}
-    vars(args).update(distributed, distill=False, logs="logs")
+    args = as_rank_1(check_command(run.openclip_arguments()))
     with plugins_model_class():
         model = create_model(args)
     loss = hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=model)
     loss = loss or open_clip.create_loss(args)
     optimizer = torch.optim.AdamW(model.parameters())
-    data = {"train": Batches(model, args.batch_size, 2 * args.accum_freq)}
+    batches = Batches(model, args.batch_size, 2 * args.accum_freq, model.context_length)
+    data = {"train": batches}
     train_one_epoch(model, data, loss, 0, optimizer, None, lambda step: None, None, args)
 
 
-def allocated_peak(function, *args) -> int:
-    """Returns the most bytes that torch's allocator of the CPU holds while the function runs."""
+def allocated_peak(function, *args):
+    """Returns the most bytes that torch's allocator of the CPU holds while
+    the function runs."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         function(*args)
@@ -93,21 +74,8 @@ def allocated_peak(function, *args) -> int:
     return peak
 
 
-CONFIGURATIONS = {
-    "fp32": {},
-    "without head": {"head": False},
-    "checkpointing": {"flags.grad-checkpointing": "true"},
-    "checkpointing without head": {"flags.grad-checkpointing": "true", "head": False},
-    "accumulation": {"batch_max": 16},
-    "accumulation without head": {"batch_max": 16, "head": False},
-    "accumulation and checkpointing": {"batch_max": 16, "flags.grad-checkpointing": "true"},
-    "bfloat16 weights": {"precision": "pure_bf16"},
-    "autocast": {"precision": "amp_bf16"},
-}
-
-
 @needs_loop
-@cases("changes", CONFIGURATIONS)
+@cases("changes", table("plans: memory"))
 def test_the_planned_peak_is_what_openclips_trainer_allocates(changes, tmp_path):
     run = run_of(write_model(tmp_path, **LARGER), **changes)
     planned = step_memory(run)
@@ -118,23 +86,21 @@ def test_the_planned_peak_is_what_openclips_trainer_allocates(changes, tmp_path)
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
 
-def released(name: str = RELEASED, nodes: int = 4, **options) -> Run:
-    set_ = options.pop("set_", None)
+def released(name=RELEASED, nodes=4, set_=None, **options):
     return make_run(read_recipe(name, set_), nodes, 8, **options)
 
 
 def test_the_parts_of_the_peak_are_those_that_one_calculates_by_hand():
-    ours, clip = (
-        step_memory(released()),
-        step_memory(released("datacomp1b/clip_vit-b-16_512m_bs16k")),
-    )
+    ours = step_memory(released())
+    clip = step_memory(released("datacomp1b/clip_vit-b-16_512m_bs16k"))
     num_parameters = 187_617_025
     assert ours["peak_bytes"] == sum(
         ours[part] for part in ("parameters", "gradients", "optimizer", "activations")
     )
     assert ours["parameters"] == pytest.approx(4 * num_parameters, rel=0.01)  # and buffers
     assert ours["optimizer"] == pytest.approx(8 * num_parameters, rel=0.01)
-    # DistributedDataParallel's copy, and the gradients that the backward pass has made
+    # DistributedDataParallel's copy, and the gradients that the backward
+    # pass has made
     assert 4 * num_parameters <= ours["gradients"] <= 8 * num_parameters
     assert clip["head"] == 0
     # weight, its two moments and its copy of the gradient, and the gradient
@@ -165,9 +131,8 @@ def test_a_model_that_fits_no_card_has_no_batch():
 
 
 @parametrize("name", ["resnet", "timm-vit", "timm-convnext", "coca"])
-def test_other_towers_are_planned(name, tmp_path):
-    planned = step_memory(run_of(write_model(tmp_path / name, **MODELS[name])))
-    assert planned["activations"] > 0
+def test_other_towers_are_planned(name, models):
+    assert step_memory(run_of(models[name]))["activations"] > 0
 
 
 def test_a_flag_that_changes_how_memory_is_used_is_refused_in_the_output():
@@ -179,18 +144,13 @@ def test_a_flag_that_changes_how_memory_is_used_is_refused_in_the_output():
 def test_a_repeated_plan_imports_neither_torch_nor_openclip(tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "openclip_superclip", "plan", RELEASED]
     environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    first, second = (
-        subprocess.run(
-            [*command, "--json"], env=environ, capture_output=True, text=True, check=True
-        )
-        for _ in range(2)
-    )
+    first, second = (succeed([*command, "--json"], env=environ) for _ in range(2))
     assert json.loads(first.stdout) == json.loads(second.stdout)
     assert {"torch", "open_clip"} <= imported(first.stderr)
     assert not {"torch", "open_clip"} & imported(second.stderr)
 
 
-def imported(importtime: str) -> set[str]:
+def imported(importtime):
     return set(re.findall(r"\| +([\w.]+)$", importtime, flags=re.MULTILINE))
 
 
@@ -207,14 +167,14 @@ def calls(tmp_path, monkeypatch):
     return []
 
 
-def keep(calls, inputs, name: str = "numbers") -> dict:
-    def compute() -> dict:
+def keep(calls, inputs):
+    def compute():
         calls.append(inputs)
         if inputs == "bad":
             raise InputError("bad")
         return {"result": inputs}
 
-    return environment.kept(name, inputs, compute)
+    return environment.kept("numbers", inputs, compute)
 
 
 def test_a_result_is_computed_once_for_each_input(calls):
@@ -250,9 +210,8 @@ def test_another_version_of_a_source_file_computes_again(calls, monkeypatch):
     assert calls == [1, 1]
 
 
-def test_a_plan_prints_the_memory_and_what_it_leaves_out(capsys):
-    assert main(["plan", RELEASED, "--nodes", "4", "--gpus-per-node", "8"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+def test_a_plan_prints_the_memory_and_what_it_leaves_out():
+    text = " ".join(execute(f"plan {RELEASED} --nodes 4 --gpus-per-node 8").split())
     assert re.search(r"memory [\d.]+ GB per GPU at the peak of a step: parameters 751 MB, ", text)
     assert "(--gpu-batch-max): 512 in 24 GB, 512 in 40 GB, 512 in 80 GB." in text
     assert "never measured on a GPU: the CUDA context, workspaces and fragmentation need" in text

@@ -1,8 +1,7 @@
-"""OpenCLIP's factory makes models with a head, from names and files; weights go in and out; the
-public names exist."""
+"""OpenCLIP's factory makes models with a head, from names and files;
+weights go in and out; the public names exist."""
 
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +10,16 @@ import open_clip
 import pytest
 import torch
 from open_clip.coca_model import CoCa
-from open_clip.model import CLIP, CustomTextCLIP
-from support import input_error, parametrize, read_json, write_json
-from support.models import MODELS, copy_model, write_model, write_vocabulary
+from open_clip.model import CLIP
+from support import cases, input_error, parametrize, read_json, succeed, table, write_json
+from support.models import (
+    MODELS,
+    assert_equal,
+    copy_model,
+    without_head,
+    write_model,
+    write_vocabulary,
+)
 from support.training_runs import execute
 
 import openclip_superclip as superclip
@@ -44,36 +50,27 @@ def batch(model=NAME):
     return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
-@parametrize(
-    "options, model_class, stock_class",
-    [
-        ({}, "SuperCLIP", CLIP),
-        ({"force_custom_text": True}, "SuperCustomTextCLIP", CustomTextCLIP),
-        ({"init_logit_bias": -10.0}, "SuperCLIP", CLIP),
-        ({"precision": "bf16"}, "SuperCLIP", CLIP),
-    ],
-    ids=str,
-)
+@cases("options, model_class", table("losses: classes of models"))
 @torch.no_grad()
 def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(
-    options, model_class, stock_class
+    options, model_class
 ):
-    ours, stock = (
-        create(**options).eval(),
-        open_clip.create_model(NAME, **options, output_dict=True).eval(),
-    )
-    assert type(ours) is getattr(superclip, model_class) and isinstance(ours, stock_class)
-    added = {"class_head.ln.weight", "class_head.ln.bias", "class_head.weight", "class_head.bias"}
+    ours = create(**options).eval()
+    stock = open_clip.create_model(NAME, **options, output_dict=True).eval()
+    assert type(ours).__name__ == f"Super{model_class}"
+    assert isinstance(ours, getattr(open_clip.model, model_class))
+    added = {
+        "class_head.ln.weight",
+        "class_head.ln.bias",
+        "class_head.weight",
+        "class_head.bias",
+    }
     added |= {"statistics.num_captions", "statistics.document_frequency"}
     assert ours.state_dict().keys() == stock.state_dict().keys() | added
-    stock.load_state_dict(
-        {key: value for key, value in ours.state_dict().items() if key in stock.state_dict()}
-    )
+    stock.load_state_dict(without_head(ours.state_dict()))
     images, texts = batch()
     images = images.to(ours.visual.conv1.weight.dtype)
-    outputs, expected = ours(images, texts), stock(images, texts)
-    assert outputs.keys() == expected.keys()
-    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
+    assert_equal(ours(images, texts), stock(images, texts))
     assert torch.equal(ours.encode_image(images), stock.encode_image(images))
     assert torch.equal(ours.encode_text(texts), stock.encode_text(texts))
     assert ours.statistics.num_captions == 0
@@ -82,26 +79,21 @@ def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_coun
 @parametrize("kind", ["vit", "coca"])
 def test_in_training_the_other_outputs_are_openclips_to_the_last_bit(kind, tmp_path):
     name = write_model(tmp_path, **MODELS[kind])
-    ours, stock = (
-        superclip.create_model_and_transforms(name)[0],
-        open_clip.create_model(name, output_dict=True),
-    )
+    ours = superclip.create_model_and_transforms(name)[0].train()
+    stock = open_clip.create_model(name, output_dict=True).train()
     images, texts = batch(model=name)
-    assert "class_losses" not in ours.train()(image=images)
+    assert "class_losses" not in ours(image=images)
     if kind == "vit":
         assert "class_losses" not in ours(text=texts)
     else:
         assert (type(ours), type(stock)) == (superclip.SuperCoCa, CoCa)
         # OpenCLIP leaves in it what the memory held
         torch.nn.init.normal_(ours.text_decoder.text_projection)
-    stock.load_state_dict(
-        {key: value for key, value in ours.state_dict().items() if key in stock.state_dict()}
-    )
+    stock.load_state_dict(without_head(ours.state_dict()))
     assert ours.statistics.num_captions == 0
-    outputs, expected = ours(images, texts), stock.train()(images, texts)
-    assert outputs.keys() == expected.keys() | {"class_losses"}
-    assert all(torch.equal(outputs[name], expected[name]) for name in expected)
-    assert outputs["class_losses"].shape == (4,)
+    outputs = ours(images, texts)
+    assert outputs.pop("class_losses").shape == (4,)
+    assert_equal(outputs, stock(images, texts))
 
 
 def test_every_weight_of_a_coca_from_scratch_is_finite(tmp_path):
@@ -137,8 +129,7 @@ def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fre
     expected = create().state_dict() | state
     torch.manual_seed(2)
     model = create(f"{tmp_path}/saved.pt")
-    assert model.state_dict().keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert_equal(model.state_dict(), expected)
     assert model.class_head.weight.std() > 0
     assert model.statistics.num_captions == (4 if has_head else 0)
 
@@ -157,22 +148,17 @@ def test_every_public_name_can_be_imported_and_no_other():
         _ = superclip.no_such_name
 
 
-@parametrize(
-    "module, packages",
-    [
-        ("openclip_superclip", "torch, open_clip, numpy"),
-        ("openclip_superclip.runs.launcher", "open_clip, torchvision"),
-    ],
-)
-def test_the_package_imports_no_torch_and_the_supervisor_no_openclip(module, packages):
+def test_the_supervisor_imports_no_openclip():
     code = (
-        f"import {module}, sys; print(sorted(set('{packages}'.split(', ')) & sys.modules.keys()))"
+        "import openclip_superclip.runs.launcher, sys; "
+        "print({'open_clip', 'torchvision'} & sys.modules.keys())"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert succeed([sys.executable, "-c", code]).stdout.strip() == "set()"
 
 
-def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(tiny_model):
+def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(
+    tiny_model,
+):
     before = open_clip.factory.CLIP
     with pytest.raises(RuntimeError, match="not-a-model"):
         superclip.create_model_and_transforms("not-a-model")
@@ -180,10 +166,8 @@ def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at
         create(no_such_argument=1)
     assert type(open_clip.create_model(NAME)) is CLIP
     with ThreadPoolExecutor(4) as pool:
-        created = list(
-            pool.map(lambda _: superclip.create_model_and_transforms(tiny_model)[0], range(8))
-        )
-    assert all(type(model) is superclip.SuperCLIP for model in created)
+        created = pool.map(superclip.create_model_and_transforms, [tiny_model] * 8)
+    assert {type(model) for model, *_ in created} == {superclip.SuperCLIP}
     assert open_clip.factory.CLIP is before
 
 
@@ -205,9 +189,8 @@ def test_a_small_vit_and_a_small_resnet_ship_and_are_known_by_their_names(csv_da
     shipped = [file.stem for file in CONFIGURATIONS.glob("*.json")]
     for name in shipped:
         assert parse_args(f"--superclip --model {name} --train-data {csv_data}").model == name
-    assert {
-        type(read_architecture(name).model_cfg["vision_cfg"]["layers"]) for name in shipped
-    } == {int, list}
+    layers = [read_architecture(name).model_cfg["vision_cfg"]["layers"] for name in shipped]
+    assert {*map(type, layers)} == {int, list}
 
 
 def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, monkeypatch):
@@ -223,15 +206,12 @@ def test_a_file_can_be_given_as_every_model(model_file, csv_data, parse_args, mo
     models.append(read_architecture(name))  # another file of this name
     assert [len(one.tokenizer().encode("AB")) for one in models] == [1, 2]
     assert open_clip.get_tokenizer(name).context_length == model.context_length
-    assert name in execute(
-        f"plan demo/superclip_demo-model_8k_bs64 --device cpu --set model={name}"
-    )
+    plan = f"plan demo/superclip_demo-model_8k_bs64 --device cpu --set model={name}"
+    assert name in execute(plan)
     run = model_file.parent.parent / "logs/run/checkpoints/epoch_1.pt"
     monkeypatch.chdir("/")  # the run's model is found from any working directory
-    assert (
-        architecture_of(run, {"model": name, "logs": "logs", "name": "run"}).model_cfg["embed_dim"]
-        == 32
-    )
+    of_run = architecture_of(run, {"model": name, "logs": "logs", "name": "run"})
+    assert of_run.model_cfg["embed_dim"] == 32
 
 
 def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(
@@ -282,17 +262,7 @@ def test_preprocessing_that_training_would_ignore_is_refused(
     assert parse_args(flags).superclip
 
 
-@parametrize(
-    "preprocessing",
-    [
-        {"mean": "x"},
-        {"mean": [0, 0]},
-        {"mode": "CMYK"},
-        {"interpolation": "nearest"},
-        {"resize_mode": "fill"},
-    ],
-    ids=str,
-)
+@cases("preprocessing", table("losses: impossible preprocessing"))
 def test_preprocessing_that_openclip_cannot_do_is_refused_before_the_model_is_built(
     preprocessing, model_file, tmp_path
 ):

@@ -1,40 +1,21 @@
-"""What is refused or set for OpenCLIP 4, whose options a namespace holds here."""
+"""What is refused or set for OpenCLIP 4, whose options a namespace holds
+here."""
 
 import argparse
 
 import torch
-from support import cases, input_error, parametrize
+from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.openclip.checks import check_command_line, check_data, data_problems
 from openclip_superclip.openclip.parsed_options import Training
 from openclip_superclip.plugin import Plugin
 
-# options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the one line says
-REFUSED = {
-    "audio": ({"dataset_type": "webdataset-audio"}, "short", None, "has no images"),
-    "two draws": (
-        {"json_text_key_probs": [1.0]},
-        "mixed:0.5",
-        None,
-        "both sample captions: use only one",
-    ),
-    "sharded": (
-        {"fsdp_checkpoint": "sharded"},
-        "short",
-        None,
-        "--fsdp-checkpoint sharded does not work with",
-    ),
-    "NaFlex in slices": (
-        {"use_naflex": True},
-        None,
-        2,
-        "--superclip-slices does not work with --use-naflex",
-    ),
-}
+# options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the
+# one line says
 
 
-@cases("options, captions, slices, reason", REFUSED)
+@cases("options, captions, slices, reason", table("losses: refused openclip 4"))
 def test_flags_that_do_not_work_with_openclip_4_are_refused(
     options, captions, slices, reason, parse_args
 ):
@@ -74,51 +55,21 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
     check_data(Training(args))
 
 
-MUON = {  # what is given: what Muon leaves to its fallback
-    "nothing": ({}, ["class_head.*"]),
-    "a list": ({"opt_fallback_list": ["*.proj"]}, ["*.proj", "class_head.*"]),
-    "a list of its arguments": (
-        {"opt_kwargs": {"fallback_list": ["*.proj"]}},
-        ["*.proj", "class_head.*"],
-    ),
-    "another optimizer": ({"opt": "timm/lamb"}, None),
-}
-
-
-@cases("options, expected", MUON)
+@cases("options, expected", table("losses: muon"))
 def test_muon_leaves_the_class_head_to_its_fallback(options, expected, parse_args, tmp_path):
     args = parse_args(f"--dataset-type synthetic --train-num-samples 1 --logs {tmp_path}")
-    given = {"opt": "timm/nadamuon", "opt_fallback_list": None, "opt_kwargs": {}, "superclip": True}
+    given = {
+        "opt": "timm/nadamuon",
+        "opt_fallback_list": None,
+        "opt_kwargs": {},
+        "superclip": True,
+    }
     vars(args).update(given | options)
     Plugin().open_clip_check_options(args)
     assert args.opt_fallback_list == expected
 
 
-# of a saved run: its file's content, the ranks and the OpenCLIP that resume it, and what the one
-# line says
-KINDS = {
-    "OpenCLIP 3": (
-        {},
-        None,
-        True,
-        "of a run on OpenCLIP 3, with other parameter groups of the optimizer",
-    ),
-    "OpenCLIP 4": (
-        {"global_step": 8},
-        None,
-        False,
-        "of a run on OpenCLIP 4, with other parameter groups",
-    ),
-    "torchrun, by Horovod": (
-        {},
-        False,
-        False,
-        "of a run of torchrun's ranks, with other names of the weights",
-    ),
-}
-
-
-@cases("content, with_ddp, has_tasks, reason", KINDS)
+@cases("content, with_ddp, has_tasks, reason", table("runs: kinds of checkpoints"))
 def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(
     content, with_ddp, has_tasks, reason, tmp_path
 ):

@@ -1,5 +1,5 @@
-"""Outputs: a command replaces only what it has written, and copies of private files stay
-private."""
+"""Outputs: a command replaces only what it has written, and copies of
+private files stay private."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from support import input_error, parametrize
+from support import cases, input_error, parametrize, table
 from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
@@ -20,26 +20,6 @@ from openclip_superclip.files import whole_output
 from openclip_superclip.lab.audit.kept import write_kept
 from openclip_superclip.lab.audit.reading import AuditedData
 from openclip_superclip.runs.slurm import SlurmRequest
-
-TINY = "--model local-dir:model"
-FOREIGN = {  # the command: the file of another program that it would replace
-    "frequencies pairs.csv --tokenizer-of ViT-B-32 --overwrite --out "
-    "model/w.safetensors": "model/w.safetensors",
-    "average one.pt two.pt --overwrite --out thesis.pt": "thesis.pt",
-    "interpolate one.pt two.pt --overwrite --out thesis.safetensors": "thesis.safetensors",
-    f"export one.pt {TINY} --overwrite --out theirs": "theirs/open_clip_model.safetensors",
-    f"import one.pt {TINY} --overwrite --out theirs": "theirs/open_clip_model.safetensors",
-    "report run --out site": "site/report.md",
-    "words images --model model --out site": "site/index.html",
-    "words --course run --out site": "site/word_course.csv",
-    "benchmark --device cpu --out site": "site/benchmark.json",
-    "study demo --device cpu --out site": "site/study.md",
-    "demo --out site": "site/demo.png",
-    "demo --data-only --out site": "site/model/open_clip_config.json",
-    "rehearse recipe.yaml --device cpu --out site": "site/rehearsal.json",
-    "run recipe.yaml --device cpu --set lr=1e-4 --out site": "site/recipe.yaml",
-    "submit recipe.yaml --device cpu --out site": "site/job.sh",
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +36,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@parametrize("command, file", FOREIGN.items(), ids=[command.split()[0] for command in FOREIGN])
+@cases("command, file", table("shards_and_tables: foreign outputs"))
 def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
     place = folder / file
     place.parent.mkdir(exist_ok=True)
@@ -73,7 +53,9 @@ def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, 
         place.unlink()
 
 
-def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):
+def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(
+    tmp_path,
+):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()

@@ -1,5 +1,5 @@
-"""superclip shards: images and captions as people keep them become shards that training and
-evaluation read."""
+"""superclip shards: images and captions as people keep them become shards
+that training and evaluation read."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support import cases, read_rows, write_json
+from support import cases, read_rows, refusals, write_json
 from support.training_runs import call
 
 from openclip_superclip.data.inspection import inspect_shard, total_samples
@@ -23,7 +23,8 @@ LABELS, FORMATS = ("cat", "dog", "emu"), ("png", "jpg", "ppm")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """Pictures and captions as a table, a folder, COCO's JSON; some that cannot be read."""
+    """Pictures and captions as a table, a folder, COCO's JSON; some that
+    cannot be read."""
     folder = tmp_path_factory.mktemp("kept")
     beside = folder / "beside/deeper"
     (folder / "beside").mkdir(), (folder / "linked").mkdir()
@@ -74,11 +75,11 @@ def kept(tmp_path_factory):
     return folder
 
 
-def shards(source, out, flags: str):
+def shards(source, out, flags):
     assert call("shards", source, out, *flags.split()) == 0
 
 
-def samples(pattern: str):
+def samples(pattern):
     """The samples of shards, members by extension."""
     found: dict = {}
     for shard in expand(pattern):
@@ -98,7 +99,7 @@ def table(kept, tmp_path_factory):
     return out
 
 
-def pattern(out: Path, split: str):
+def pattern(out, split):
     return f"{out}/{split}/{{000000..{len(list((out / split).glob('*.tar'))) - 1:06}}}.tar"
 
 
@@ -162,7 +163,7 @@ def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
     assert samples(str(labels.folder / "train/0.tar")) == samples(f"{table}/train/000000.tar")
 
 
-def image_name(number: int):
+def image_name(number):
     return f"{number}.{FORMATS[number % 3]}"
 
 
@@ -213,57 +214,14 @@ def test_coco_gives_a_pair_a_caption_and_an_image_with_all_of_them(kept, tmp_pat
         assert first.removesuffix(", 0") == second.removesuffix(", 1")
 
 
-REFUSED = {
-    "no table": ("nix.csv", "OUT", "there is no file nix.csv"),
-    "other columns": (
-        "{kept}/pairs.csv",
-        "OUT --csv-caption-key text",
-        "--csv-caption-key: {kept}/pairs.csv has no",
-    ),
-    "used": ("{kept}/pairs.csv", "{table}", "OUT: {table} is not empty"),
-    "no COCO": ("{kept}/other.json", "OUT", "the format of COCO's captions (KeyError('images'))"),
-    "no images": ("{kept}/null.json", "OUT", "the format of COCO's captions (TypeError("),
-    "no class": (
-        "{kept}/beside",
-        "OUT --label-key kind",
-        "--label-key: no pair of {kept}/beside has a 'kind'",
-    ),
-    "images of a table": (
-        "{kept}/pairs.csv",
-        "OUT --images DIR",
-        "--images has no effect with {kept}/pairs.csv",
-    ),
-    "columns of COCO": (
-        "{kept}/coco.json",
-        "OUT --csv-caption-key a",
-        "--csv-caption-key has no effect with {kept}/c",
-    ),
-    "no caption": (
-        "{table}/../empty.csv",
-        "OUT",
-        "--val-share is 0.1: there is no pair with a caption to split",
-    ),
-    "a huge cell": (
-        "{table}/../huge.csv",
-        "OUT",
-        "SOURCE: {table}/../huge.csv is not a readable table (field larger",
-    ),
-    "only validation": (
-        "{table}/../1.csv",
-        "OUT --val-share 0.999",
-        "--val-share is 0.999: the pairs cannot",
-    ),
-}
-
-
-@cases("source, rest, reason", REFUSED)
+@cases("arguments, reason", refusals("shards"))
 def test_wrong_arguments_are_refused_and_nothing_is_written(
-    source, rest, reason, kept, table, tmp_path, refused
+    arguments, reason, kept, table, tmp_path, refused
 ):
     (kept / "other.json").write_text("{}")
     (kept / "null.json").write_text('{"images": null}')
     (table.parent / "1.csv").write_text("image,caption\n0.png,a cat\n")
     (table.parent / "empty.csv").write_text("image,caption\n0.png,\n")
     (table.parent / "huge.csv").write_text(f"image,caption\n0.png,{'x' * 2**18}\n")
-    command = f"shards {source} {rest}".format(kept=kept, table=table)
+    command = f"shards {arguments}".format(kept=kept, table=table)
     assert reason.format(kept=kept, table=table) in refused(tmp_path, command)

@@ -1,13 +1,11 @@
-"""Image features are the tower's own to the last bit, and the patch mean is that of the patches
-alone."""
-
-import copy
+"""Image features are the tower's own to the last bit, and the patch mean is
+that of the patches alone."""
 
 import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP
 from open_clip.timm_model import TimmModel
-from support import cases, input_error, parametrize
+from support import DATA, cases, input_error, parametrize, read_json
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from torch import nn
 from torch.testing import assert_close
@@ -26,72 +24,9 @@ VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size
 POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
 # OpenCLIP's parallel and cascade pooling need width = embed_dim
 SQUARE = {"width": 32, "head_width": 16}
-
-NATIVE = {
-    "tok": {},
-    "avg": {"pool_type": "avg"},
-    "final norm after tok": {"final_ln_after_pool": True},
-    "final norm after avg": {"final_ln_after_pool": True, "pool_type": "avg"},
-    "attentional pool": {"attentional_pool": True, **POOLER},
-    "attentional pool, avg": {"attentional_pool": True, "pool_type": "avg", **POOLER},
-    "parallel": {"attentional_pool": "parallel", **POOLER, **SQUARE},
-    "cascade": {"attentional_pool": "cascade", **POOLER, **SQUARE},
-    "output_tokens": {"output_tokens": True},
-    "oblong": {"image_size": [32, 48]},
-    "custom blocks": {"qk_norm": True, "scale_heads": True},
-    "patch dropout": {"patch_dropout": 0.5},
-}
+TOWERS = read_json(DATA / "vision_towers.json")
 NONE = "has no pooled vector"
-# configuration, image size, width of the patch tokens, and width of the pooled vector or the error,
-# if read
-OTHER = {
-    "ResNet": (
-        {"layers": [1, 1, 1, 1], "width": 8, "head_width": 8, "image_size": 64},
-        64,
-        256,
-        NONE,
-    ),
-    "timm ViT": ({"timm_model_name": "test_vit", "image_size": 160}, 160, 64, 64),
-    "timm ViT, MLP": (
-        {"timm_model_name": "test_vit2", "image_size": 160, "timm_proj": "mlp"},
-        160,
-        64,
-        64,
-    ),
-    "timm ViT, map": (
-        {"timm_model_name": "test_vit3", "image_size": 160, "timm_pool": "map"},
-        160,
-        96,
-        96,
-    ),
-    "timm ConvNeXt": ({"timm_model_name": "test_convnext", "image_size": 64}, 64, 64, 64),
-    "timm ConvNeXt, attention": (
-        {
-            "timm_model_name": "test_convnext",
-            "image_size": 160,
-            "timm_pool": "abs_attn",
-            "timm_proj": "",
-        },
-        160,
-        64,
-        NONE,
-    ),
-    "timm EfficientNet": ({"timm_model_name": "test_efficientnet", "image_size": 64}, 64, 64, 256),
-    "timm SAM2's Hiera": (
-        {"timm_model_name": "sam2_hiera_tiny", "image_size": 64, "timm_pool": "avg"},
-        64,
-        768,
-        None,
-    ),
-    "timm Swin": (
-        {"timm_model_name": "swin_tiny_patch4_window7_224", "image_size": 224},
-        224,
-        768,
-        None,
-    ),
-}
-
-EVERY_NATIVE = parametrize("vision_cfg", NATIVE.values(), ids=NATIVE.keys())
+EVERY_NATIVE = cases("vision_cfg", TOWERS["native"])
 
 
 def tower(vision_cfg):
@@ -161,29 +96,20 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
     assert_close(patch_mean, patches.mean(dim=1))
 
 
-READ = [
-    (name, read)
-    for name in OTHER
-    for read in ("patches", "pooled", "both")
-    if read == "patches" or OTHER[name][3]
-]
-
-
-@parametrize("name, head_input", READ)
+@cases("other", TOWERS["others"])
+@parametrize("head_input", ["patches", "pooled", "both"])
 @torch.no_grad()
 def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(
-    name, head_input
+    other, head_input
 ):
-    vision_cfg, size, width, pooled = OTHER[name]
-    visual = tower(vision_cfg).eval()
+    size, width, pooled = other["size"], other["width"], other["pooled"]
+    visual = tower(other["vision_cfg"]).eval()
     tokens = patch_tokens(visual)
     assert tokens.width == width
-    error = (
-        pooled
-        if pooled == NONE
-        else f"of width {pooled}, to the mean patch token, of width {width}"
-    )
-    if (head_input != "patches" and pooled == NONE) or (head_input == "both" and pooled != width):
+    has_none = pooled == "none"
+    if (head_input != "patches" and has_none) or (head_input == "both" and pooled != width):
+        differs = f"of width {pooled}, to the mean patch token, of width {width}"
+        error = NONE if has_none else differs
         with input_error(f"^--superclip-head-input {head_input}.*{error}"):
             head_width(visual, tokens, head_input)
         return
@@ -195,10 +121,9 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     if head_input == "patches":
         assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
     else:
-        before_projection = (
-            vector - encode_image(visual, tokens, image)[2] if head_input == "both" else vector
-        )
-        assert_close(visual.head(before_projection), features, rtol=1e-4, atol=1e-5)
+        if head_input == "both":
+            vector = vector - encode_image(visual, tokens, image)[2]
+        assert_close(visual.head(vector), features, rtol=1e-4, atol=1e-5)
 
 
 @cases("name, pool", {"test_vit": "token", "test_vit2": "avg", "test_vit3": "map"})
@@ -249,36 +174,18 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     assert torch.equal(reading.vector, expected)
 
 
-@parametrize("name", ["native", "ResNet", "timm ViT"])
-def test_a_readable_tower_is_the_tower_and_its_hooks_fire_with_its_own_output(name):
-    vision_cfg, size = (VIT, 32) if name == "native" else OTHER[name][:2]
-    visual = tower(vision_cfg).eval()
-    image, kind = torch.randn(2, 3, size, size), type(visual)
-    own = visual(image)
-    make_readable(visual)
-    assert isinstance(visual, kind)
-    assert torch.equal(visual(image), own)
-    seen = []
-    visual.register_forward_hook(lambda module, args, output: seen.append(output))
-    reading = Reading(patch_tokens(visual), "patches")
-    assert torch.equal(visual(image, reading), own)
-    assert torch.equal(seen[0], own)
-    assert torch.equal(reading.vector, encode_image(visual, patch_tokens(visual), image)[2])
-    visual._forward_hooks.clear()
-    assert torch.equal(copy.deepcopy(visual)(image), own)
-
-
 def test_a_tower_or_a_trunk_without_features_is_refused_by_name():
     with input_error("vision tower with patch features; Linear has none"):
         patch_tokens(nn.Linear(3, 4))
-    visual = tower(OTHER["timm EfficientNet"][0])
+    visual = tower(TOWERS["others"]["timm EfficientNet"]["vision_cfg"])
     visual.trunk = nn.Sequential(visual.trunk)
     with input_error("vision tower with patch features; Sequential has none"):
         patch_tokens(visual)
 
 
-def naflex_tower(pool: str):
-    """A tower that takes images of any shape, as OpenCLIP 4's --use-naflex makes it."""
+def naflex_tower(pool):
+    """A tower that takes images of any shape, as OpenCLIP 4's --use-naflex
+    makes it."""
     visual = TimmModel("test_vit", embed_dim=16, image_size=160)
     cfg = NaFlexVitCfg(
         patch_size=8,
@@ -293,8 +200,9 @@ def naflex_tower(pool: str):
     return visual.eval()
 
 
-def patches_of(image: torch.Tensor, padding: int):
-    """What NaFlex's collator makes of images [B, 3, 32, 32]; the padding holds large numbers."""
+def patches_of(image, padding):
+    """What NaFlex's collator makes of images [B, 3, 32, 32]; the padding
+    holds large numbers."""
     patches = (
         image.unflatten(3, (4, 8))
         .unflatten(2, (4, 8))

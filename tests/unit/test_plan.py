@@ -1,5 +1,5 @@
-"""`superclip plan`: its arithmetic is that of a calculation by hand, its steps are those that
-OpenCLIP runs."""
+"""`superclip plan`: its arithmetic is that of a calculation by hand, its
+steps are those that OpenCLIP runs."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ import types
 
 import open_clip_train.data
 import pytest
-from support import cases, input_error, parametrize, write_json
+from support import cases, input_error, parametrize, refusals, table, write_json
 from support.models import write_hf_text_model
 from support.training_runs import execute
 
@@ -34,15 +34,7 @@ def test_the_plan_of_the_released_run_on_four_nodes_matches_a_calculation_by_han
     assert ours.warnings == []
 
 
-@parametrize(
-    "nodes, gpus, gpu_batch_max, batch_size, accum_freq",
-    [
-        (1, 8, 2048, 2048, 1),
-        (1, 8, 1000, 512, 4),
-        (2, 4, 512, 512, 4),
-        (16, 8, 100, 64, 2),
-    ],
-)
+@cases("nodes, gpus, gpu_batch_max, batch_size, accum_freq", table("plans: batches of gpus"))
 def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(
     nodes, gpus, gpu_batch_max, batch_size, accum_freq
 ):
@@ -54,17 +46,7 @@ def test_a_gpus_memory_bounds_its_batch_and_the_rest_is_accumulated(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@parametrize(
-    "num_samples, batch_size, world_size, workers, accum_freq",
-    [
-        (1000, 10, 1, 1, 1),
-        (1000, 10, 1, 0, 1),
-        (1000, 10, 1, 3, 1),
-        (1001, 10, 2, 4, 1),
-        (999, 16, 4, 3, 2),
-        (64, 4, 2, 5, 3),
-    ],
-)
+@cases("num_samples, batch_size, world_size, workers, accum_freq", table("plans: steps of slices"))
 def test_the_steps_of_a_slice_are_openclips(
     num_samples, batch_size, world_size, workers, accum_freq, shards
 ):
@@ -94,16 +76,7 @@ def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
     assert warning == "warm-up takes 500 steps, but the run has 250: shorten it with --set warmup=N"
 
 
-@parametrize(
-    "set_, num_slices, slice_steps",
-    [
-        ({"data_samples": "1228800000"}, 25, 1250),  # 512 M × 60 / 1,228.8 M = 25
-        # 25.6: no number from 26 to 39 divides 31,250; 1,202 steps, 5 workers
-        ({"data_samples": "1200000000"}, 26, 1205),
-        ({"slices": "1"}, 1, 31_250),
-        ({"samples": "2600000000", "slices": "1"}, 2, 79_350),  # 158,691.4 steps
-    ],
-)
+@cases("set_, num_slices, slice_steps", table("plans: numbers of slices"))
 def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_steps):
     ours = plan(set_=set_)
     assert (ours.num_slices, ours.slice_steps) == (num_slices, slice_steps)
@@ -148,7 +121,9 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
     assert measured["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
 
 
-def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(tmp_path):
+def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(
+    tmp_path,
+):
     ours = estimate_cost(plan(set_={"model": "ViT-B/16"}))
     assert "ViT-B-16" in plan(set_={"model": "ViT-B/16"}).openclip_arguments()
     clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"))
@@ -179,32 +154,26 @@ def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_
     ],
 )
 def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
-    """Samples per second and A100; ours recompute the forward pass, which the runs of ViT-B/16
-    did not."""
+    """Samples per second and A100; ours recompute the forward pass, which
+    the runs of ViT-B/16 did not."""
     ours = plan(
-        name, nodes=1, gpus=1, set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {}
+        name,
+        nodes=1,
+        gpus=1,
+        set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {},
     )
     speeds = [ours.samples / hours / 3600 for hours in estimate_cost(ours)["hours_range"]]
     assert speeds == [pytest.approx(fast, rel=0.01), pytest.approx(slow, rel=0.01)]
     cost = estimate_cost(ours, gpu_tflops=989)
     h100 = [ours.samples / hours / 3600 for hours in cost["hours_range"]]
-    assert h100 == [pytest.approx(speeds[0] * 989 / 312), pytest.approx(speeds[1] / 2 * 989 / 312)]
+    assert h100 == [
+        pytest.approx(speeds[0] * 989 / 312),
+        pytest.approx(speeds[1] / 2 * 989 / 312),
+    ]
     assert cost["hours"] == cost["hours_range"][1]
 
 
-LAUNCHERS = {  # nodes, GPUs of each, and how the command begins
-    "one": (1, 1, "superclip train"),
-    "a node": (1, 2, "torchrun --standalone --nproc-per-node 2 -m openclip_superclip train --"),
-    "nodes": (
-        4,
-        8,
-        "torchrun --nnodes 4 --node-rank $NODE --master-addr $HEAD --master-port 29500 "
-        "--nproc-per-node 8 -m openclip_superclip train --",
-    ),
-}
-
-
-@cases("nodes, gpus, launcher", LAUNCHERS)
+@cases("nodes, gpus, launcher", table("plans: launchers"))
 def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
     ours = plan(nodes=nodes, gpus=gpus, data="a folder/{0..9}.tar")
     named = f"--logs runs --name {ours.recipe.name}".split()
@@ -244,30 +213,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
         read_rehearsal(str(file), longer)
 
 
-@parametrize(
-    "device, is_error, said, resumed",
-    [
-        (
-            "cpu",
-            True,
-            "other losses in 2 of 8 steps, by up to 0.5, other weights",
-            {"different": 2, "largest": 0.5},
-        ),
-        (
-            "cuda",
-            False,
-            "other losses in 2 of 8 steps, by up to 0.5; they differ",
-            {"different": 2, "largest": 0.5, "equal_weights": True},
-        ),
-        (
-            "cpu",
-            False,
-            "after SIGUSR1, with equal losses in all 8 steps and equal weights",
-            {"equal_weights": True, "repeats": True},
-        ),
-        ("cpu", True, "3 of 8 steps are missing", {"different": 3, "missing": 3}),
-    ],
-)
+@cases("device, is_error, said, resumed", table("plans: rehearsal reports"))
 def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(
     device, is_error, said, resumed
 ):
@@ -277,34 +223,7 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
     assert (other_training(summary) or _resumed(summary)).startswith(said)
 
 
-REFUSED = {  # arguments: what the error says
-    "--nodes 0": "--nodes is 0",
-    "--nodes 3 --gpus-per-node 8": (
-        "--nodes 3 --gpus-per-node 8 (--nproc of superclip run): a global batch of 16,384 does "
-        "not divide among 24 GPUs; the nearest numbers that do are 16 and 32"
-    ),
-    "--nodes 4096 --gpus-per-node 8": "among 32768 GPUs; the nearest numbers that do are 16384",
-    "--set flags.fsdp-checkpoint=sharded": "only supports single-file checkpoints",
-    "--set flags.distill-model=ViT-B-16 --gpu-batch-max 1": "cannot distil",
-    "--set schedule=const-cooldown": "epochs-cooldown",
-    "--set flags.aug-cfg='scale=(0.4'": "OpenCLIP refuses them",
-    "--set flags.torchscript=true": "--torchscript cannot save a model with the class head",
-    "--set flags.batch=4": "OpenCLIP refuses them: unrecognized arguments: --batch 4",
-    "--set epochs=3": "there is no field 'epochs' to set",
-    "--set 'superclip={weight: 2}'": "expected --set superclip.KEY=VALUE",
-    "--set samples=12": "expected at least one global batch, 16,384",
-    "--set model=ViT-B-17": "OpenCLIP has no 'ViT-B-17'",
-    "--set model=local-dir:demo/model": "superclip demo --data-only",
-    "--nodes 128 --gpus-per-node 8": (
-        "140,147 shards are too few for 60 slices × 1024 ranks × 5 workers"
-    ),
-    "--set slices=1000000": (
-        "would have 1,969,235 steps instead of the recipe's 31,250; use fewer --set slices"
-    ),
-}
-
-
-@cases("arguments, reason", REFUSED)
+@cases("arguments, reason", refusals("plan"))
 def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, refused):
     assert reason in refused(tmp_path, f"plan {RELEASED} {arguments}")
 
@@ -312,6 +231,7 @@ def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, r
 def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
     text = execute("plan laion2b/superclip_vit-l-16_12.8b_bs16k --gpu H100")
     assert re.search(
-        r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split())
+        r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours",
+        " ".join(text.split()),
     )
     assert "e+" not in text.partition("FLOPs")[2]

@@ -1,5 +1,5 @@
-"""Names and texts from files reach neither the terminal as control characters nor a spreadsheet
-as formulas."""
+"""Names and texts from files reach neither the terminal as control
+characters nor a spreadsheet as formulas."""
 
 import csv
 import io
@@ -16,39 +16,38 @@ from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError, one_line, printable
 from openclip_superclip.rendering import csv_text, markdown_text
 
-# A colour, a window's title, a byte that begins a sequence in Latin-1, a return to the line's
-# start, a reversed text.
+# A colour, a window's title, a byte that begins a sequence in Latin-1, a
+# return to the line's start, a reversed text.
 EVIL = "\x1b[31m\x1b]0;title\x07\x9b2J\u202e\rx"
+COMMANDS = """
+export {} --out out
+average {} {} --out out
+words {} --model x
+evaluate x --data {}
+plan {}
+interpolate {} x --out out
+import {} --model {} --out out
+report {}
+patch apply --source {}
+frequencies x.csv --tokenizer-of {} --out o
+audit {} --model {} --out out
+benchmark --model {} --out out
+submit {} --dry-run
+study {}
+shards {} o
+"""
 
 
-def assert_is_one_error(text: str, *parts: str):
-    """The text is one error line without control characters, which shows those of EVIL."""
+def assert_is_one_error(text, *parts):
+    """The text is one error line without control characters, which shows
+    those of EVIL."""
     (line,) = text.splitlines()
     assert line.startswith("error: ")
     assert not [character for character in line if unicodedata.category(character)[0] == "C"]
     assert all(part in line for part in (r"\x1b[31m", *parts)), line
 
 
-@parametrize(
-    "command",
-    [
-        "export {} --out out",
-        "average {} {} --out out",
-        "words {} --model x",
-        "evaluate x --data {}",
-        "plan {}",
-        "interpolate {} x --out out",
-        "import {} --model {} --out out",
-        "report {}",
-        "patch apply --source {}",
-        "frequencies x.csv --tokenizer-of {} --out o",
-        "audit {} --model {} --out out",
-        "benchmark --model {} --out out",
-        "submit {} --dry-run",
-        "study {}",
-        "shards {} o",
-    ],
-)
+@parametrize("command", COMMANDS.strip().splitlines())
 def test_an_error_shows_the_control_characters_of_an_argument_as_escapes(
     command, tmp_path, monkeypatch, capsys
 ):

@@ -1,18 +1,17 @@
-"""The recipes: complete, named after their contents, with the paper's numbers."""
+"""The recipes: complete, named after their contents, with the paper's
+numbers."""
 
 import dataclasses
 import json
 import re
 
 import open_clip
-import pytest
-from support import cases, input_error, parametrize, read_json
+from support import cases, input_error, markdown_cells, parametrize, read_json, table
 from support.pages import ROOT
 from support.training_runs import call, execute, failure
 
 from openclip_superclip.checkpoints.model_configurations import register_model
 from openclip_superclip.data.tables import is_table
-from openclip_superclip.errors import InputError
 from openclip_superclip.flags import Config, config_from
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
@@ -33,16 +32,15 @@ def test_every_recipe_has_the_values_of_its_former_file():
 
 def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
     runs, tables = {}, (ROOT / "tests/support/paper.md").read_text()
-    for source, table in re.findall(r"^## (\w+ \d+).*\n\n((?:\|.*\n)+)", tables, re.MULTILINE):
-        head, _, *rows = (
-            [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
-        )
+    for source, shown in re.findall(r"^## (\w+ \d+).*\n\n((?:\|.*\n)+)", tables, re.MULTILINE):
+        head, _, *rows = markdown_cells(shown)
         for name, *values in rows:
             runs.setdefault(name, {})[source] = dict(zip(head[1:], map(float, values), strict=True))
     expected = {}
     for name, sources in runs.items():
         values = {}
-        # in the paper's order: what is printed comes before what is read off
+        # in the paper's order: what is printed comes before what is read
+        # off
         for numbers in sources.values():
             values = numbers | values
         expected[f"datacomp1b/{name}"] = {
@@ -79,18 +77,7 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
 def test_openclip_parses_the_values_of_the_recipe_from_the_command():
     for name, recipe in RECIPES.items():
         args = vars(check_command(make_run(recipe, nodes=1, gpus_per_node=8).openclip_arguments()))
-        for field in (
-            "lr",
-            "warmup",
-            "beta1",
-            "beta2",
-            "eps",
-            "wd",
-            "precision",
-            "seed",
-            "model",
-            "workers",
-        ):
+        for field in "lr warmup beta1 beta2 eps wd precision seed model workers".split():
             assert args[field] == getattr(recipe, field), (name, field)
         assert args["lr_scheduler"] == recipe.schedule, name
         assert args.get("superclip_slices") == (
@@ -116,32 +103,15 @@ def test_the_samples_are_reached_exactly_in_slices_that_hold_enough(nodes, gpus,
         assert plan.slice_samples <= recipe.data_samples / recipe.slices, name
 
 
-ODD = {  # what the error says: a part of the recipe, and what replaces it
-    "lr is missing": ("lr: 0.0005\n", ""),
-    "no field 'epochs'": ("lr: 0.0005\n", "lr: 0.0005\nepochs: 3\n"),
-    'not a readable YAML file: found duplicate key "lr"': ("lr: 0.0005\n", "lr: 1\nlr: 2\n"),
-    "lr is 'fast'; expected a number": ("lr: 0.0005", "lr: fast"),
-    "slices is 0; expected 1 to 1,000,000,000": ("slices: 4", "slices: 0"),
-    "method is clip": ("method: superclip", "method: clip"),
-    "flags.siglip": ("method: superclip", "method: supersiglip"),
-    "superclip has no wait": ("  weight: 1.0", "  wait: 1.0"),
-    "--superclip-weight is -1.0": ("  weight: 1.0", "  weight: -1.0"),
-    "flags contains batch-size": ("  log-every-n-steps: 4", "  batch-size: 4"),
-    "superclip recipes NAME prints one run as a recipe": ("lr: 0.0005", "runs: {}\nlr: 0.0005"),
-}
-
-
-@cases("reason, part, replacement", ODD)
+@cases("reason, part, replacement", table("plans: odd recipes"))
 def test_an_odd_recipe_is_refused_in_one_line_that_names_file_and_field(
     reason, part, replacement, tmp_path
 ):
     path, text = tmp_path / "edited.yaml", RECIPES[DEMO].text
     assert part in text
     path.write_text(text.replace(part, replacement))
-    with pytest.raises(InputError) as refusal:
+    with input_error(f"^[^\n]*{re.escape(str(path))}[^\n]*{re.escape(reason)}[^\n]*$"):
         read_recipe(str(path))
-    message = str(refusal.value)
-    assert str(path) in message and reason in message and "\n" not in message
 
 
 def test_weights_that_openclip_would_ignore_beside_a_folder_are_refused():
@@ -151,11 +121,8 @@ def test_weights_that_openclip_would_ignore_beside_a_folder_are_refused():
 
 
 def test_a_name_is_found_with_its_folder_or_alone_if_it_is_the_only_one():
-    assert (
-        read_recipe(DEMO)
-        == read_recipe(f"recipes/{DEMO}.yaml")
-        == read_recipe(DEMO.partition("/")[2])
-    )
+    for name in (f"recipes/{DEMO}.yaml", DEMO.partition("/")[2]):
+        assert read_recipe(name) == read_recipe(DEMO)
     with input_error(r"datacomp1b/.*, laion2b/.*, laion400m/"):
         read_recipe("superclip_vit-b-16_512m_bs16k")
     with input_error("similar: demo/superclip_demo-model_8k_bs64"):
@@ -167,23 +134,15 @@ def test_set_changes_one_field_removes_a_flag_or_keeps_the_captions_and_the_text
     assert (changed.lr, changed.superclip["idf"], changed.shards) == (1e-3, "off", "{0..3}.tar")
     assert changed.chosen["lr"] == changed.chosen["superclip.idf"] == "given with --set"
     ours, before = changed.as_dict(), read_recipe(DEMO).as_dict()
-    assert {key for key in ours if ours[key] != before[key]} == {
-        "lr",
-        "superclip",
-        "shards",
-        "chosen",
-    }
+    different = sorted(key for key in ours if ours[key] != before[key])
+    assert different == ["chosen", "lr", "shards", "superclip"]
     plain = read_recipe(
         DEMO, {"superclip.captions": "long", "superclip.long_caption": "a.txt", "method": "clip"}
     )
     assert plain.superclip == {"weight": 0, "captions": "long", "long_caption": "a.txt"}
     for nothing in ("", "null"):  # removes a flag
-        assert (
-            read_recipe(
-                "demo/superclip_demo-model_40k_bs32", {"flags.log-every-n-steps": nothing}
-            ).flags
-            == {}
-        )
+        set_ = {"flags.log-every-n-steps": nothing}
+        assert read_recipe("demo/superclip_demo-model_40k_bs32", set_).flags == {}
 
 
 def test_a_seed_may_have_its_own_training_and_validation_data():
@@ -194,20 +153,10 @@ def test_a_seed_may_have_its_own_training_and_validation_data():
     assert read_recipe(DEMO, shards).flags["val-data"] == "{0..3}.tar"
 
 
-@parametrize(
-    "key, value, kept",
-    [
-        ("seed", "1", True),
-        ("data_samples", "1e9", True),
-        ("lr", "3e-4", True),
-        ("slices", "25", True),
-        ("wd", "0.1", False),
-        ("superclip.weight", "2", False),
-        ("flags.grad-clip-norm", "1", False),
-    ],
-)
+@cases("key, value, kept", table("plans: papers values"))
 def test_set_leaves_the_papers_values_where_the_run_is_still_the_papers(key, value, kept):
-    assert bool(read_recipe("datacomp1b/superclip_vit-b-16_512m_bs1k", {key: value}).paper) == kept
+    recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs1k", {key: str(value)})
+    assert bool(recipe.paper) == kept
 
 
 def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):

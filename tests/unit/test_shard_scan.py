@@ -1,5 +1,5 @@
-"""The data check of `superclip plan`: what it finds in shards that are missing, broken, too few
-or not as expected."""
+"""The data check of `superclip plan`: what it finds in shards that are
+missing, broken, too few or not as expected."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import asdict
 
 import pytest
-from support import cases, input_error, parametrize, write_json
+from support import cases, input_error, parametrize, table, write_json
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards, write_tar
 from support.training_runs import call, execute
 
@@ -96,7 +96,7 @@ def test_only_the_full_check_finds_a_broken_shard_in_the_middle(folder):
     assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
 
 
-def write(path, sample: dict):
+def write(path, sample):
     write_tar(path, [sample] * 4)
 
 
@@ -141,20 +141,7 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
         check(tmp_path, long_caption="other.txt")
 
 
-@parametrize(
-    "world_size, workers, reason",
-    [
-        (
-            2,
-            3,
-            "16 shards are too few for 4 slices × 2 ranks × 3 workers; expected 24 or more, or "
-            "--workers 2",
-        ),
-        (8, 1, "16 shards are too few for 4 slices .* expected 32 or more, or --set slices=2"),
-        (8, 4, "16 shards are too few for 4 slices .* expected 128 or more, or fewer GPUs"),
-        (4, 1, "provide 16 samples, and --batch-size is 17"),
-    ],
-)
+@cases("world_size, workers, reason", table("shards_and_tables: too few shards"))
 def test_too_few_shards_or_samples_are_refused_with_the_numbers_that_would_work(
     world_size, workers, reason, whole
 ):
@@ -195,18 +182,7 @@ def test_sizes_json_is_compared_with_the_recipe(folder):
     ]
 
 
-@parametrize(
-    "names",
-    [
-        ["a/1.tar"],
-        ["a/09.tar", "a/10.tar"],
-        ["a/9.tar", "a/10.tar"],
-        ["x1/0.tar", "x2/0.tar"],
-        ["a/00.tar", "a/02.tar", "a/03.tar", "b/00.tar"],
-        ["pipe:cat s3://b/01.tar -", "pipe:cat s3://b/02.tar -"],
-        ["a/3.tar", "a/2.tar"],
-    ],
-)
+@cases("names", table("shards_and_tables: names of shards"))
 def test_a_pattern_made_of_names_is_those_names(names):
     assert expand(contract(names)) == names
 

@@ -1,4 +1,5 @@
-"""How a command hears the signals that stop it, and how a child ends with its parent."""
+"""How a command hears the signals that stop it, and how a child ends with
+its parent."""
 
 import os
 import signal

@@ -10,12 +10,12 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from scipy import stats
-from support import cases, input_error, parametrize, read_json, write_json
+from support import DATA, cases, input_error, parametrize, read_json, refusals, table, write_json
 
 from openclip_superclip.lab.demo.data import TRAINING_DATA
 from openclip_superclip.lab.reports.paired_differences import PairedDifference
 from openclip_superclip.lab.studies.measure_run import measured
-from openclip_superclip.lab.studies.study_call import StudyCall, StudyOptions, study_call
+from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_file import MEASURES, read_study, study_files
 from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.lab.studies.study_run import StudyRun
@@ -24,27 +24,14 @@ from openclip_superclip.plans.recipe import WORDS, read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 
-RECIPE = "demo/superclip_demo-model_40k_bs32"
-STUDY = {
-    "question": "which?",
-    "primary": "zero_shot",
-    "recipe": RECIPE,
-    "seeds": 3,
-    "arms": {
-        "CLIP": {"method": "clip"},
-        "SuperCLIP": {},
-        "CLIP longer": {"like": "CLIP", "samples": 45_056},
-    },
-}
-
 
 def write_study(folder, **values):
     path = folder / "which.yaml"
-    YAML().dump({**STUDY, **values}, path)
+    YAML().dump(YAML(typ="safe").load(DATA / "which.yaml") | values, path)
     return str(path)
 
 
-def called(study: str, **options) -> StudyCall:
+def called(study, **options):
     return study_call(StudyOptions(study=study, device="cpu", **options))
 
 
@@ -80,7 +67,11 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
     )
     texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
-    assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
+    assert study.settings("SuperCLIP", 16) == {
+        **texts,
+        "global_batch_size": "16",
+        "warmup": "256",
+    }
     assert study.settings("CLIP longer", 32) == {
         **texts,
         "global_batch_size": "32",
@@ -90,105 +81,26 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
 
 
-LONGER = {"A": {"method": "clip"}, "B": {"like": "A", "samples": "110%"}}  # in whole steps
+@cases("study", YAML(typ="safe").load(DATA / "studies_and_folders.yaml"))
+def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(study, tmp_path):
+    fields = study["fields"]
+    file = write_study(tmp_path, seeds=1, **fields)
+    tuned = {"A": {"None": "1e-3"}} if "choose" in fields else {}
+    set_ = {"samples": study["samples"]} if "samples" in study else {}
+    runs = StudyTraining(called(file, out=tmp_path, set=set_)).runs(tuned)
+    names = [f"{name}_seed0" for name in study["folders"].split()]
+    assert [run.folder.name for run in runs] == names
 
 
-CELLS_OF_WEIGHT = {"superclip.weight": {0.5: {}, 2: {"superclip.idf": "off"}}}
-FOLDERS = [  # arms, other fields, --set samples, and the names of the runs' folders
-    (LONGER, {}, None, "clip clip_samples-45056"),
-    (LONGER, {}, "2048", "clip clip_samples-2272"),
-    (
-        {"A": {"wd": 0.2}, "B": {"wd": 0.1}, "C": {}},
-        {"set": {"wd": 0.1}},
-        None,
-        "superclip_wd-0.2 superclip superclip",
-    ),
-    (
-        {"A": {}, "B": {"like": "A", "lr": 4e-3}, "C": {"like": "A"}},
-        {"choose": {"lr": [1e-3], "seeds": 1}},
-        None,
-        "superclip_lr-0.001 superclip_lr-0.004 superclip_lr-0.001",
-    ),
-    (
-        {"A": {"method": "clip"}, "B": {}},
-        {"cells": CELLS_OF_WEIGHT},
-        None,
-        "clip superclip_weight-0.5 clip superclip_weight-2_idf-off",
-    ),
-    (
-        {"A": {"superclip.placebo": "detached-head"}, "B": {"flags.log-every-n-steps": None}},
-        {},
-        None,
-        "superclip_placebo-detached-head superclip_log-every-n-steps-none",
-    ),
-]
-
-
-@parametrize("arms, values, samples, names", FOLDERS)
-def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(
-    arms, values, samples, names, tmp_path
-):
-    study = write_study(tmp_path, arms=arms, seeds=1, **values)
-    tuned = {"A": {"None": "1e-3"}} if "choose" in values else {}
-    set_ = {"samples": samples} if samples else {}
-    runs = StudyTraining(called(study, out=tmp_path, set=set_)).runs(tuned)
-    assert [run.folder.name for run in runs] == [f"{name}_seed0" for name in names.split()]
-
-
-def arm(**fields):
-    """The arms CLIP and B, which has these fields."""
-    return {"arms": {"CLIP": {}, "B": fields}}
-
-
-REFUSED_FILES = [  # fields of a study's file, and the error message
-    ({"arms": {"CLIP": {}}}, "two or more"),
-    ({"seeds": 0}, "seeds is 0"),
-    (arm(like="A"), "'B' is like an arm that does not exist"),
-    (arm(rate=1), "which.yaml, arm 'B': --set rate=1: there is no field 'rate'"),
-    (arm(samples="x%"), "arm 'B': "),
-    ({"primary": "imagenet"}, "primary is 'imagenet'; expected one of zero_shot"),
-    (
-        {"arms": {"A": {"flags.pretrained": "a/b.pt"}, "B": {"flags.pretrained": "a-b.pt"}}},
-        "would share the folder superclip_pretrained-a-b.pt_seed0 but differ in "
-        "flags.pretrained: rename",
-    ),
-    ({"recipe": 3}, "recipe is 3; expected a string"),
-    ({"set": {1: 2}}, "there is no field '1'"),
-    ({"cells": {"lr": {1: 3}}}, "cells is"),
-    ({"compare": [["SuperCLIP", "BLIP"]]}, "compare is"),
-    ({"choose": {"lr": ["x"], "seeds": 1}}, "choose is"),
-]
-
-
-@parametrize("fields, message", REFUSED_FILES, ids=lambda value: str(value)[:40])
+@cases("message, fields", YAML(typ="safe").load(DATA / "refused_studies.yaml"))
 def test_a_wrong_file_is_refused_in_one_line_and_nothing_is_written(
-    fields, message, tmp_path, refused
+    message, fields, tmp_path, refused
 ):
     study = write_study(tmp_path, **fields)
     assert message in refused(tmp_path, f"study {study} --out out")
 
 
-REFUSED = {  # arguments, and the error message
-    "nowhere": "no file or study 'nowhere'",
-    "": "expected a STUDY",
-    "one_batch --set lr=1e-3": "--set lr: the study varies or tunes this field",
-    "placebos --set seed=3": "--set seed",
-    "datacomp_batch_size --set warmup=5": "--set warmup",
-    "datacomp_batch_size": "which training measures with --set flags.imagenet-val=FOLDER",
-    "one_batch --seeds 1001": (
-        "--seeds: first_seed is 0 and seeds is 1001; expected seeds from 0 to 999"
-    ),
-    "one_batch --only report --accept-changes": "--accept-changes has no effect with --only",
-    "demo --only report": (
-        "8 of 8 runs in studies/demo/runs are not finished: clip_seed0 (not started)"
-    ),
-    "demo --only report --jobs 3": "expected neither --slurm nor --jobs",
-    "one_batch --jobs 0": "--jobs is 0",
-    "one_batch --data a.tar": "--val-data",
-}
-
-
-@cases("arguments, message", REFUSED)
+@cases("arguments, message", refusals("study"))
 def test_wrong_arguments_are_refused_in_one_line_and_nothing_is_written(
     arguments, message, tmp_path, refused
 ):
@@ -215,7 +127,7 @@ def test_one_seed_has_no_interval_and_equal_differences_exclude_zero_unless_they
     assert not PairedDifference([0.0, 0.0]).excludes_zero
 
 
-def records(**scores: list[float]):
+def records(**scores):
     """Records of a seed each for arms A and B."""
     return [
         {
@@ -242,7 +154,10 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
     monkeypatch.setattr(StudyRun, "is_finished", True)
     monkeypatch.setattr("openclip_superclip.lab.studies.study_training.measured", measured)
     call = called("unseen_drawings", out=tmp_path)
-    assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
+    assert StudyTraining(call).tune() == {
+        "CLIP": {"None": "0.002"},
+        "SuperCLIP": {"None": "0.002"},
+    }
     undefined = {"run": "one", "measures": {"zero_shot": float("nan")}}
     monkeypatch.setattr(
         "openclip_superclip.lab.studies.study_training.measured", lambda *_: undefined
@@ -269,7 +184,8 @@ def test_results_over_cells_have_mean_and_slope_by_paired_seeds(tmp_path):
         for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
     ]
     results = StudyResults(
-        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found
+        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})),
+        found,
     )
     over = results.over_cells("B", "A", "zero_shot")
     # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
@@ -297,7 +213,7 @@ def trained(tmp_path):
     return tmp_path / "a"
 
 
-def study_run(folder, data=None) -> StudyRun:
+def study_run(folder, data=None):
     call = dataclasses.replace(called("demo", out=folder.parent), data=data)
     return StudyRun(call, "A", None, 0, {}, folder)
 
@@ -321,14 +237,7 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
         measure(trained)
 
 
-AFTER = {  # the state of a run after its start has failed: what the study says
-    "its error": ({"error": "no disk"}, "no disk"),
-    "none of this start": ({"error": "stopped"}, "as it may"),
-    "a refusal": ({"error": "stopped", "refused": {"error": "torch was 2.12"}}, "torch was 2.12"),
-}
-
-
-@cases("after, reason", AFTER)
+@cases("after, reason", table("runs: failed runs"))
 def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
     def train(_, output, **__):
         output.write_text("as it may")
@@ -363,7 +272,8 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
 
 
 @parametrize(
-    "trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"]
+    "trainer",
+    ["job 17 already trains", "belongs to another run: process", "a failed: as it may"],
 )
 def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained, monkeypatch):
     (trained / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue

@@ -1,16 +1,16 @@
-"""What `superclip run` accepts and records when it starts, without training."""
+"""What `superclip run` accepts and records when it starts, without
+training."""
 
 from dataclasses import replace
 
 import pytest
-from support import cases, input_error, parametrize
+from support import cases, input_error, parametrize, table
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints.resume import (
     BEGAN_WITH,
     beginning,
     read_beginning,
-    write_beginning,
 )
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -32,8 +32,9 @@ def folder(tmp_path):
     return folder
 
 
-def started(folder: RunFolder, **values):
-    """Returns the exit code of a start, whose run has other values than the folder's."""
+def started(folder, **values):
+    """Returns the exit code of a start, whose run has other values than the
+    folder's."""
     return NodeTraining(replace(Run.open(folder.path), **values), Placement(), folder).train()
 
 
@@ -47,21 +48,12 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     assert training._checked() == {BEGAN_WITH: beginning(options, world_size=1)}
 
 
-ATTEMPTS = {  # job, restarts, step, whether it accepted: whether the start 17.1-1 accepts
-    "before it was requeued": ("17", 0, "0", True, False),
-    "before it was started again in the job": ("17", 1, "0", True, False),
-    "this start": ("17", 1, "1", True, True),
-    "one that did not accept": ("17", 0, "0", False, True),
-    "another job": ("16", 0, "0", True, True),
-    "of an earlier version": ("17", 0, "0", None, True),
-}
-
-
-@cases("job, restarts, step, accepted, accepts", ATTEMPTS)
+# the start is 17.1-1
+@cases("job, restarts, step, accepted, accepts", table("runs: accepted changes"))
 def test_a_job_accepts_changes_unless_an_earlier_start_has(
     folder, job, restarts, step, accepted, accepts
 ):
-    attempt = {"job": job, "restarts": restarts, "step": step}
+    attempt = {"job": str(job), "restarts": restarts, "step": str(step)}
     folder.note(attempts=[attempt if accepted is None else attempt | {"accepts": accepted}])
     # a table has no slices
     for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):
@@ -93,25 +85,6 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
     record = read_beginning(tmp_path)
     assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
     assert record["shards"]["number"] == 4
-
-
-def test_the_folder_of_an_earlier_version_is_read_and_becomes_one_of_this(folder):
-    """It held the run, its beginning and its starts in three files."""
-    record = folder.record()
-    write_json(folder.path / "description.json", record.pop("run") | {"set": {"lr": "1e-3"}})
-    now = beginning(vars(check_command(Run.open(folder.path).openclip_arguments())), world_size=1)
-    write_beginning(folder.path, now, resumes=False)
-    write_json(folder.path / "run.json", {"attempts": [{"job": None, "state": "preempted"}]})
-    assert read_beginning(folder.path) == now | {"changes": []}
-    run = Run.open(folder.path)
-    folder.check_recipe(run.recipe)
-    with input_error(r"contains a run of another recipe: lr is 0\.001 there and 0\.002 here"):
-        folder.check_recipe(replace(run.recipe, lr=2e-3))
-    folder.start(run, Placement(), "local-1", began_with=now)
-    assert not (folder.path / "description.json").exists()
-    assert not (folder.path / "began_with.json").exists()
-    assert (Run.open(folder.path), read_beginning(folder.path)) == (run, now)
-    assert len(folder.attempts) == 2
 
 
 def test_a_lock_that_cannot_be_written_gives_one_error_line(tmp_path):

@@ -1,5 +1,5 @@
-"""Recipes of a table: its rows are counted, its passes trained, and what cannot be trained is
-refused at once."""
+"""Recipes of a table: its rows are counted, its passes trained, and what
+cannot be trained is refused at once."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ import pytest
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
-from support import cases, input_error, parametrize, read_json_lines
+from support import cases, input_error, read_json_lines, table
 from support.training_runs import execute
 
 from openclip_superclip.environment import replaced
@@ -33,8 +33,8 @@ NUM_ROWS = 70
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """pairs.csv, whose first caption is empty, tabs.csv, with other columns and separators, and
-    names.csv."""
+    """pairs.csv, whose first caption is empty, tabs.csv, with other columns
+    and separators, and names.csv."""
     folder = tmp_path_factory.mktemp("own")
     Image.effect_noise((32, 32), 9).save(folder / "0.png")
     captions = ["", *(f"a cat, {row}" for row in range(1, NUM_ROWS))]
@@ -52,16 +52,7 @@ def plan(folder, set_=None, table="pairs.csv", **machines):
     return make_run(recipe, data=data, device="cpu", **machines)
 
 
-@parametrize(
-    "set_, machines, epochs, steps",
-    [
-        ({}, {}, 30, 1),
-        ({"samples": "2 passes", "global_batch_size": "16"}, {}, 2, 4),
-        # 18 rows a rank, batches of 4
-        ({"samples": "100", "global_batch_size": "16"}, {"gpus_per_node": 4}, 2, 4),
-        ({"samples": "1.5 passes", "global_batch_size": "16"}, {"gpu_batch_max": 4}, 2, 4),
-    ],
-)
+@cases("set_, machines, epochs, steps", table("plans: passes of a table"))
 def test_a_plan_trains_whole_passes_without_the_last_partial_batch(
     folder, set_, machines, epochs, steps
 ):
@@ -147,7 +138,7 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     assert checked["warnings"][0].endswith("such rows are skipped")
 
 
-def short_caption(row: dict):
+def short_caption(row):
     return [row["title"]]
 
 
@@ -201,7 +192,7 @@ def caption_of(batch):
     return texts[0][0]
 
 
-def first_word(texts: list[str]):
+def first_word(texts):
     return [texts]
 
 

@@ -1,5 +1,5 @@
-"""Counts are of captions, exact, and the same on every rank; IDF and the record of each word
-follow from them."""
+"""Counts are of captions, exact, and the same on every rank; IDF and the
+record of each word follow from them."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import math
 import torch
 from open_clip.tokenizer import HFTokenizer
 from support import input_error, parametrize
-from support.models import write_tokenizer
+from support.models import assert_equal, write_tokenizer
 from support.three_steps import results_of
 from torch.testing import assert_close
 
@@ -21,7 +21,8 @@ def captions(num, length, vocab=50, seed=0):
 
 
 def counted_with_sets(batches, vocab, ignored=()):
-    """Document frequency and number of captions, by loops over Python sets."""
+    """Document frequency and number of captions, by loops over Python
+    sets."""
     document_frequency, num_captions = [0] * vocab, 0
     for caption in (caption for batch in batches for caption in batch.tolist()):
         words = set(caption) - set(ignored)
@@ -66,7 +67,7 @@ def test_counts_stay_exact_beyond_what_a_float_can_hold_after_a_cast_and_in_a_st
     restored.load_state_dict(statistics.state_dict())
     for counted in (statistics, restored):
         counted.update(torch.tensor([[3, 4]]))
-    assert_close(restored.state_dict(), statistics.state_dict(), rtol=0, atol=0)
+    assert_equal(restored.state_dict(), statistics.state_dict())
     assert restored.state_dict().keys() == {"num_captions", "document_frequency"}
 
 
@@ -119,7 +120,7 @@ BATCH, WIDTH, VOCAB, LENGTH = 13, 16, 53, 9
 COUNTED = torch.arange(VOCAB) > 0  # 0 is padding
 
 
-def batch(num: int = BATCH, seed: int = 0):
+def batch(num=BATCH, seed=0):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, VOCAB, (num, LENGTH), generator=generator)
     tokens[3] = 0  # a caption without words
@@ -127,7 +128,7 @@ def batch(num: int = BATCH, seed: int = 0):
     return torch.randn(num, WIDTH, generator=generator), tokens
 
 
-def head(seed: int = 0):
+def head(seed=0):
     torch.manual_seed(seed)
     return ClassHead(WIDTH, VOCAB)
 
@@ -159,7 +160,7 @@ def test_the_first_captions_of_a_batch_are_observed_and_all_are_counted_as_train
     of_all.observe(head(), features, tokens)
     of_first.observe(head(), features[:SAMPLE], tokens[:SAMPLE])
     ours, expected = of_all.take(torch.device("cpu")), of_first.take(torch.device("cpu"))
-    assert_close(ours[:4], expected[:4], rtol=0, atol=0, equal_nan=True)
+    assert_equal(ours[:4], expected[:4])
     assert (ours.num_captions, ours.num_trained) == (SAMPLE - 1, SAMPLE + 19)
 
 

@@ -1,5 +1,5 @@
-"""Training data that OpenCLIP could not train on is refused in one line, before anything is
-loaded or written."""
+"""Training data that OpenCLIP could not train on is refused in one line,
+before anything is loaded or written."""
 
 import multiprocessing
 import os
@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from PIL import Image
-from support import cases, parametrize, read_json, write_json
+from support import cases, parametrize, read_json, refusals, write_json
 from support.data import IMAGE, write_shards, write_tar
 from support.models import VOCAB_SIZE, write_model
 
@@ -16,85 +16,13 @@ from openclip_superclip.openclip.checks import check_command_line
 from openclip_superclip.openclip.parsed_options import Training
 from openclip_superclip.openclip.train import train
 
-REFUSED = {
-    "image column": (
-        "{table} --csv-img-key image",
-        "--csv-img-key: {csv} has no column 'image'; its columns are",
-    ),
-    "short table": (
-        "{table} --batch-size 65",
-        "{csv}: 64 rows do not fill --batch-size 65 on 1 rank; expected 65",
-    ),
-    "no step of a table": (
-        "{table} --accum-freq 5",
-        "do not fill --batch-size 16 with --accum-freq 5 on 1 rank;",
-    ),
-    "no step of shards": (
-        "{wds} --accum-freq 5",
-        "--accum-freq is 5, and a rank has 4 batches in an epoch:",
-    ),
-    "another separator": (
-        "{table} --csv-separator ;",
-        "{csv} has one column, 'filepath\\ttitle': give --csv",
-    ),
-    "workers": (
-        "{wds} --workers 17",
-        "16 shards are too few for 1 slices × 1 ranks × 17 workers; expected 17 or",
-    ),
-    "no samples": ("{wds} --train-num-samples 0", "--train-num-samples is 0; expected 1 or more"),
-    "unknown kind": (
-        "data.parquet",
-        "--train-data: data.parquet does not end in .tar, .csv or .tsv",
-    ),
-    "validation images": (
-        "{table} --val-data {folder}/nix.csv",
-        "--val-data: 1 of 1 images of {folder}/nix.csv",
-    ),
-    "table as shards": (
-        "{wds} --val-data {folder}/nix.csv --dataset-type webdataset",
-        "nix.csv is a table, and",
-    ),
-    "validation shards": (
-        "{wds} --val-data {folder}/{{90..91}}.tar",
-        "--val-data: there is no file {folder}/90.tar",
-    ),
-    "no UTF-8": (
-        "{folder}/latin.tar",
-        "latin.tar: all of its captions (.txt) are empty or not UTF-8",
-    ),
-    "no readable image": (
-        "{folder}/cut.tar",
-        "cut.tar: none of its 16 images can be read: no readable image (cannot",
-    ),
-    "no images": (
-        "{folder}/text.tar",
-        "text.tar: no sample has an image (.png, .jpg, .jpeg, .webp) and a",
-    ),
-    "a comma outside quotes": (
-        "{folder}/three.csv {comma}",
-        "more values than its 2 columns; expected quotes",
-    ),
-    "equal columns": (
-        "{folder}/twice.csv {comma}",
-        "{folder}/twice.csv has several columns 'title': rename all but",
-    ),
-    "commas": (
-        "{folder}/three.csv --csv-separator ;",
-        "has one column, 'filepath,title': give --csv-separator ',', which applies to",
-    ),
-    "no row": ("{folder}/none.csv {comma}", "{folder}/none.csv holds no row below its header"),
-    "a pipe": (
-        "{folder}/../pipe.csv {comma}",
-        "{folder}/../pipe.csv is not a regular file; expected a table",
-    ),
-    "another encoding": ("{folder}/latin.csv {comma}", "save it as UTF-8"),
-}
 COMMA = "--csv-separator , --batch-size 1"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """16 shards of 16 samples, and shards and tables that cannot be trained on."""
+    """16 shards of 16 samples, and shards and tables that cannot be trained
+    on."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     write_shards(folder)
     os.mkfifo(folder.with_name("pipe.csv"))
@@ -118,13 +46,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def arguments(train_data: str, csv_data, folder):
+def arguments(train_data, csv_data, folder):
     shards = f"{folder}/{{000000..000015}}.tar"
     values = {"table": csv_data, "wds": shards, "folder": folder, "comma": COMMA}
     return f"--train-data {train_data.format(**values)}"
 
 
-@cases("train_data, reason", REFUSED)
+@cases("train_data, reason", refusals("training_data"))
 def test_data_that_cannot_be_trained_on_is_refused(train_data, reason, csv_data, folder, refusal):
     flags = "--batch-size 16 --train-num-samples 64 --workers 1 --superclip"
     message = refusal(flags, arguments(train_data, csv_data, folder))
@@ -176,10 +104,8 @@ def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards_and_fill_a
 ):
     message = refusal(f"--superclip --train-data {folder}/{{000000..000015}}.tar")
     assert "--train-num-samples is not given, and no sizes.json" in message
-    shards, sized = (
-        shutil.copytree(folder, tmp_path / "shards"),
-        f"{tmp_path}/shards/{{000000..000015}}.tar",
-    )
+    shards = shutil.copytree(folder, tmp_path / "shards")
+    sized = f"{tmp_path}/shards/{{000000..000015}}.tar"
     write_json(shards / "sizes.json", {f"{shard:06}.tar": 16 for shard in range(16)})
     # OpenCLIP reads only the first folder's sizes.json
     other = shutil.copytree(shards, tmp_path / "other")

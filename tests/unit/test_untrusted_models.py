@@ -1,18 +1,16 @@
-"""A model or weights from a stranger never run code, and never make a command download what the
-user has not named."""
+"""A model or weights from a stranger never run code, and never make a
+command download what the user has not named."""
 
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support import GOLDEN, read_json, write_json
+from support import GOLDEN, read_json, succeed, write_json
 from support.hub import serving
 from support.models import LIST_OF_WORDS, write_model, write_tokenizer
 
@@ -20,12 +18,10 @@ import openclip_superclip as superclip
 from openclip_superclip.checkpoints.weights import save_weights
 
 # repositories
-STRANGER, NAMES_STRANGER, CODE, FLAT = (
-    "someone/repo",
-    "someone/names",
-    "someone/code",
-    "someone/flat",
-)
+STRANGER = "someone/repo"
+NAMES_STRANGER = "someone/names"
+CODE = "someone/code"
+FLAT = "someone/flat"
 WEIGHTS = []  # of the model of write_folder, with its head
 RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
 import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
@@ -80,9 +76,9 @@ class Result(NamedTuple):
 # Models and weights of a stranger
 
 
-def write_code(folder: Path, *, tower: bool = False):
-    """Makes the transformers files in a folder name a Python file, which leaves a marker where
-    it runs."""
+def write_code(folder, *, tower=False):
+    """Makes the transformers files in a folder name a Python file, which
+    leaves a marker where it runs."""
     (folder / "evil.py").write_text(
         "open('marker', 'w').close()\n"
         "from transformers import BertConfig, BertModel, PreTrainedTokenizerFast\n"
@@ -96,14 +92,16 @@ def write_code(folder: Path, *, tower: bool = False):
     else:
         file = folder / "tokenizer_config.json"
         content = read_json(file)
-        content |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
+        content |= {
+            "auto_map": {"AutoTokenizer": [None, "evil.Evil"]},
+            "tokenizer_class": "Evil",
+        }
         write_json(file, content)
 
 
-def write_folder(
-    folder: Path, text: dict | None = None, vision: dict | None = None, weights: bool = True
-):
-    """Writes a folder like that of superclip export --with-head, with a Hugging Face tokenizer."""
+def write_folder(folder, text=None, vision=None, weights=True):
+    """Writes a folder like that of superclip export --with-head, with a
+    Hugging Face tokenizer."""
     write_model(
         folder,
         {"layers": 1, "width": 8, "head_width": 8},
@@ -121,7 +119,7 @@ def write_folder(
     return folder
 
 
-def change_configuration(folder: Path, text: dict | None = None, vision: dict | None = None):
+def change_configuration(folder, text=None, vision=None):
     """Changes fields of a model's text_cfg and vision_cfg."""
     file = folder / "open_clip_config.json"
     content = read_json(file)
@@ -151,27 +149,28 @@ def code_of_nested_tokenizer(folder):
     write_json(folder / "config.json", config)
 
 
-def code_of_tower(folder):
+def with_tower(folder, config):
+    """Writes a folder whose text tower is in the folder `tower` of it, and
+    returns that."""
     tower = folder / "tower"
     write_folder(folder, {"hf_model_name": str(tower)})
     tower.mkdir()
-    write_code(tower, tower=True)
+    write_json(tower / "config.json", config)
+    return tower
+
+
+def code_of_tower(folder):
+    write_code(with_tower(folder, {}), tower=True)
 
 
 def kernel_of_tower(folder):
-    tower = folder / "tower"
-    write_folder(folder, {"hf_model_name": str(tower)})
-    tower.mkdir()
     config = {"model_type": "bert", "vocab_size": 50, "hidden_size": 6, "num_attention_heads": 1}
-    write_json(tower / "config.json", {**config, "attn_implementation": f"{STRANGER}:kernel"})
+    with_tower(folder, {**config, "attn_implementation": f"{STRANGER}:kernel"})
 
 
 def kernel_of_a_part_of_a_tower(folder):
-    tower = folder / "tower"
-    write_folder(folder, {"hf_model_name": str(tower)})
-    tower.mkdir()
     part = {"model_type": "clip_text_model", "attn_implementation": f"{STRANGER}:kernel"}
-    write_json(tower / "config.json", {"model_type": "clip", "text_config": part})
+    with_tower(folder, {"model_type": "clip", "text_config": part})
 
 
 def tokenizer_without_fields(content):
@@ -183,7 +182,8 @@ def tokenizer_without_fields(content):
 
 
 def configuration_without_model_cfg(folder):
-    """For a repository of this kind, OpenCLIP opens the tokenizer that the repository contains."""
+    """For a repository of this kind, OpenCLIP opens the tokenizer that the
+    repository contains."""
     write_folder(folder)
     write_code(folder)
     file = folder / "open_clip_config.json"
@@ -215,10 +215,7 @@ def timm(name):
 
 
 def adapter_of_tower(folder):
-    tower = folder / "tower"
-    write_folder(folder, {"hf_model_name": str(tower)})
-    tower.mkdir()
-    write_json(tower / "config.json", {"model_type": "bert"})
+    tower = with_tower(folder, {"model_type": "bert"})
     # with peft installed, transformers loads the weights that it names
     write_json(tower / "adapter_config.json", {"base_model_name_or_path": STRANGER})
 
@@ -254,7 +251,7 @@ FOLDERS = {
 EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 
 
-def commands_of_folder(folder: str):
+def commands_of_folder(folder):
     return {
         "words": f"words image.png --model {folder}",
         "serve": f"words --serve --port 0 --model {folder}",
@@ -269,7 +266,7 @@ def commands_of_folder(folder: str):
     }
 
 
-def commands_of_model(model: str):
+def commands_of_model(model):
     """Commands that take a model's name or a JSON file, without weights."""
     return {
         "architecture of words": f"words image.png --model weights.pt --architecture {model}",
@@ -312,14 +309,15 @@ chosen: {settings: a test's}
 """
 
 
-def commands_of_file(file: str):
+def commands_of_file(file):
     commands = commands_of_folder(file)
     names = ("words", "export", "audit", "evaluate", "average", "interpolate")
     return {name: commands[name] for name in names}
 
 
-def files_that_name(model: str, folder: Path):
-    """Writes weights whose recorded options name a model: in the file itself, or beside it."""
+def files_that_name(model, folder):
+    """Writes weights whose recorded options name a model: in the file
+    itself, or beside it."""
     run = folder / "run/checkpoints"
     run.mkdir(parents=True)
     for name in ("metadata.safetensors", "attribute.pt"):
@@ -332,7 +330,8 @@ def files_that_name(model: str, folder: Path):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What becomes of each command, all run in forks of one process with a hub of this machine."""
+    """What becomes of each command, all run in forks of one process with a
+    hub of this machine."""
     root = tmp_path_factory.mktemp("untrusted")
     cases = write_cases(root)
     write_json(root / "cases.json", cases)
@@ -344,14 +343,8 @@ def results(tmp_path_factory):
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": f"{root}/cache",
         }
-        done = subprocess.run(
-            [sys.executable, "-c", RUNNER],
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        command = [sys.executable, "-c", RUNNER]
+        succeed(command, cwd=root, env=environment)
         requests, case = {name: [] for name in cases}, ""
         by_path = {f"case/{name.replace(' ', '_')}": name for name in cases}
         for path in hub.requests:
@@ -362,8 +355,9 @@ def results(tmp_path_factory):
     return {name: Result(*found[name], requests[name]) for name in cases}
 
 
-def write_cases(root: Path):
-    """Writes the models and weights, and returns the command of each case by its name."""
+def write_cases(root):
+    """Writes the models and weights, and returns the command of each case
+    by its name."""
     torch.manual_seed(0)
     harmless = write_folder(root / "harmless", weights=False)
     WEIGHTS[:] = [superclip.create_model_and_transforms(f"local-dir:{harmless}")[0].state_dict()]
@@ -379,12 +373,8 @@ def write_cases(root: Path):
         name = kind.translate({ord(" "): "-", ord("'"): None})
         write(root / name)
         commands = commands_of_folder(name)
-        shown = (
-            commands
-            if kind in EVERY_COMMAND
-            else {one: commands[one] for one in ("words", "train")}
-        )
-        cases |= {f"{kind}: {command}": argv for command, argv in shown.items()}
+        shown = commands if kind in EVERY_COMMAND else ("words", "train")
+        cases |= {f"{kind}: {command}": commands[command] for command in shown}
     cases["a run of trusted code"] = (
         "run recipe.yaml --set model=local-dir:trusted-code --device cpu --out run"
     )
@@ -401,12 +391,12 @@ def write_cases(root: Path):
     for kind, model in named_models(root).items():
         for place, file in files_that_name(model, root / f"named-{kind}").items():
             commands = commands_of_file(file)
-            shown = commands if kind == "hub" else {"export": commands["export"]}
-            cases |= {f"{place} names {kind}: {command}": argv for command, argv in shown.items()}
+            shown = commands if kind == "hub" else ("export",)
+            cases |= {f"{place} names {kind}: {command}": commands[command] for command in shown}
     return cases
 
 
-def named_models(root: Path):
+def named_models(root):
     """Models that a file of weights names."""
     return {
         "hub": f"hf-hub:{STRANGER}",
@@ -419,16 +409,18 @@ def named_models(root: Path):
     }
 
 
-def write_outside(folder: Path):
-    """Writes a folder with the files of a tokenizer and of a tower, which contain code."""
+def write_outside(folder):
+    """Writes a folder with the files of a tokenizer and of a tower, which
+    contain code."""
     folder.mkdir()
     write_tokenizer(folder)
     write_code(folder)
     write_code(folder, tower=True)
 
 
-def write_own_json(file: Path, model: Path, tokenizer: str):
-    """Writes a model's configuration with another hf_tokenizer_name, as --model x.json."""
+def write_own_json(file, model, tokenizer):
+    """Writes a model's configuration with another hf_tokenizer_name, as
+    --model x.json."""
     content = read_json(model / "open_clip_config.json")["model_cfg"]
     content["text_cfg"]["hf_tokenizer_name"] = tokenizer
     write_json(file, content)
@@ -455,11 +447,8 @@ def test_nothing_is_downloaded_but_from_the_repository_that_the_user_has_named(r
         others = result.requests
         if case.startswith("hf-hub:"):
             named = case.removeprefix("hf-hub:").partition(": ")[0]
-            others = [
-                path
-                for path in result.requests
-                if named not in path and path != "api/agent-harnesses"
-            ]
+            others = [path for path in result.requests if named not in path]
+            others = [path for path in others if path != "api/agent-harnesses"]
         assert not others, (case, others)
 
 
