@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from . import __version__
-from .errors import CONTROL, InputError, one_line, printable
+from .errors import CONTROL, InputError, one_line, printable, to_stderr
 from .files import is_full, why_full
+from .runs.signals import Stopped
 
 GROUPS = {
     "start": {
@@ -86,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         if not is_full(error):
             raise
         file = getattr(error, "filename", None) or "the output"
-        print(
-            f"error: {printable(str(file))} cannot be written ({why_full(error)})", file=sys.stderr
-        )
+        to_stderr(f"error: {printable(str(file))} cannot be written ({why_full(error)})")
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as
     # `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -117,20 +116,22 @@ def _run(argv: list[str] | None) -> int:
         if name.startswith("-"):
             near = [f"train {name}"]
         meant = f"did you mean superclip {near[0]}? " if near else ""
-        print(
-            f"error: there is no command '{printable(name)}': {meant}superclip --help lists all",
-            file=sys.stderr,
+        to_stderr(
+            f"error: there is no command '{printable(name)}': {meant}superclip --help lists all"
         )
         return 2
     try:
         with _raises_at_sigterm():
             return _call(name, rest)
     except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        to_stderr(f"error: {one_line(error)}")
         return 1
+    except Stopped as stop:  # only of commands that resume
+        to_stderr(f"superclip {name}: stopped by {stop}; the same command resumes")
+        return stop.exit_code
     except KeyboardInterrupt as stop:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        print(f"superclip {name}: stopped by {signum.name}", file=sys.stderr)
+        to_stderr(f"superclip {name}: stopped by {signum.name}")
         return 128 + signum
 
 
@@ -152,7 +153,8 @@ def _raises_at_sigterm() -> Iterator[None]:
 
     A rank that waits for others would not handle the signal: it keeps the default action.
     """
-    process, is_rank = os.getpid(), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    process = os.getpid()
+    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
 
     def stop(signum, _):
         if os.getpid() == process:

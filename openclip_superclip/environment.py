@@ -6,16 +6,18 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from .errors import InputError, reason
-from .files import read_json, shipped_folder, write_json
+from .files import json_or_empty, shipped_folder, write_json
 
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
@@ -72,7 +74,7 @@ def kept(name: str, inputs: object, compute: Callable[[], dict]) -> dict:
     content = json.dumps([inputs, packages, *_sources()], sort_keys=True, default=str)
     folder = CACHE / name
     file = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    result = read_json(file, default={})
+    result = json_or_empty(file)
     if not result:
         result = compute()
         with suppress(OSError):  # without a cache, it is computed again the next time
@@ -99,6 +101,17 @@ def processor() -> str:
         (line.split(": ")[1].strip() for line in lines if line.startswith("model name")),
         platform.machine(),
     )
+
+
+def peak_of_process() -> int:
+    """Returns the most memory that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def current_time() -> str:
+    """Returns this moment by this machine's clock."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def end_with_parent(death_signal: int = signal.SIGKILL, parent: int | None = None) -> None:

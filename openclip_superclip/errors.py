@@ -1,12 +1,10 @@
-"""User errors, reported in one line, and declarative checks of command lines, runs and files."""
+"""User errors, reported in one line, and checks of options."""
 
 import argparse
 import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 
 class InputError(ValueError):
@@ -16,8 +14,15 @@ class InputError(ValueError):
 class Parser(argparse.ArgumentParser):
     """A command's parser: a flag cannot be abbreviated, and an error is printed in one line."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+    def __init__(self, command: str, description: str, example: str = "", **options):
+        prog = f"superclip {command}"
+        epilog = f"example: {prog} {example}".rstrip()
+        options = {"epilog": epilog, "description": description, **options}
+        super().__init__(prog=prog, allow_abbrev=False, **options)
+
+    def option(self, flag: str, help: str, *aliases: str, **options) -> None:
+        """Adds an option or argument with its help; the options are argparse's."""
+        self.add_argument(flag, *aliases, help=help, **options)
 
     def error(self, message: str):
         self.exit(2, f"error: {printable(explained(message, self))}\n")
@@ -35,36 +40,14 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     return f"{message}{meant} ({parser.prog} --help lists every flag)"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A condition that is an error.
-
-    Args:
-        message: the error, a format string in which `{name}` is an attribute of the facts and
-            `{found}` is what `broken` returned; a literal brace is doubled.
-        broken: of the facts; true, or a value such as a list of names, if the rule is broken.
-    """
-
-    message: str
-    broken: Callable[[Any], Any]
-
-
-def check(rules: Iterable[Rule], facts: Any) -> None:
-    """Raises InputError with the message of the first rule that `facts`, an object such as a
-    dataclass, breaks."""
-    for rule in rules:
-        if found := rule.broken(facts):
-            raise InputError(rule.message.format(**vars(facts) | {"found": found}))
-
-
 def refuse(problems: Iterable[str]) -> None:
     """Raises InputError with the first problem, if there is one."""
     for problem in problems:
         raise InputError(problem)
 
 
-def at_least(options: argparse.Namespace, **least: float) -> None:
-    """Raises InputError if an option, given by name, is smaller than its smallest value; None
+def at_least(options: object, **least: float) -> None:
+    """Raises InputError if an option, an attribute, is smaller than its smallest value; None
     passes."""
     for name, smallest in least.items():
         value = getattr(options, name)
@@ -131,8 +114,14 @@ def print_in_one_line(take_back: Callable[[], None]) -> None:
     def report(kind, error, traceback):
         take_back()
         if issubclass(kind, InputError):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            to_stderr(f"error: {one_line(error)}")
         else:
             excepthook(kind, error, traceback)
 
     sys.excepthook = report
+
+
+def to_stderr(text: str) -> None:
+    """Prints a line to standard error at once: others may read it, and signals may end the
+    process."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Atomic writing of files and folders; JSON; checks of outputs; files of the package."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -61,22 +62,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="replace"))
 
 
-def write_json(path: Path, values: dict, *, allow_nan: bool = True) -> None:
-    """Writes indented JSON; ValueError for NaN and infinity if they are not allowed."""
-    write_text(path, json_text(values, allow_nan=allow_nan))
+def write_json(path: Path, values: dict) -> None:
+    """Writes indented JSON."""
+    write_text(path, json_text(values))
 
 
-def json_text(values: dict, *, allow_nan: bool = True) -> str:
+def json_text(values: dict) -> str:
     """Returns indented JSON."""
-    return json.dumps(values, indent=1, allow_nan=allow_nan) + "\n"
+    return json.dumps(values, indent=1) + "\n"
 
 
-def read_json(path: Path, default: dict | None = None, flag: str = "", advice: str = "") -> dict:
-    """Returns the JSON object in a file.
-
-    If the file is missing, broken or not a JSON object, returns `default`, if given; otherwise
-    raises InputError with `flag`, the file and `advice`.
-    """
+def read_json(path: Path, flag: str = "", advice: str = "") -> dict:
+    """Returns the JSON object in a file; InputError, with `flag`, the file and `advice`, if it is
+    missing or broken, or contains something else."""
     problem = "it holds no JSON object"
     try:
         content = json.loads(path.read_bytes())
@@ -84,10 +82,16 @@ def read_json(path: Path, default: dict | None = None, flag: str = "", advice: s
             return content
     except (OSError, ValueError) as error:
         problem = reason(error)
-    if default is not None:
-        return default
     parts = [flag, f"{path} cannot be read ({problem})", advice]
     raise InputError(": ".join(filter(None, parts)))
+
+
+def json_or_empty(path: Path) -> dict:
+    """Returns the JSON object in a file; {} if it is missing or broken."""
+    try:
+        return read_json(path)
+    except InputError:
+        return {}
 
 
 @contextmanager
@@ -98,7 +102,7 @@ def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
     be written, for example on a full disk. Temporary files of killed calls are removed.
     """
     target = Path(os.path.realpath(out))
-    make_folder(target.parent, "--out")
+    make_folder(target.parent)
     part = _temporary_path(target)
     try:
         yield part
@@ -119,22 +123,37 @@ def _temporary_path(target: Path) -> Path:
     name = re.compile(rf"{host}-(\d+)\.part{re.escape(target.suffix)}")
     for path in list(target.parent.iterdir()):
         match = name.fullmatch(path.name)
-        if match and not _is_other_process(int(match[1])):
+        pid = int(match[1]) if match else None
+        if match and (pid == os.getpid() or not is_running(pid)):
             _remove(path)
     return target.with_name(
         f"{target.name}.{socket.gethostname()}-{os.getpid()}.part{target.suffix}"
     )
 
 
-def _is_other_process(pid: int) -> bool:
-    """Returns whether a process with this number runs on this machine and is not this process."""
+def is_running(pid: int | None) -> bool:
+    """Returns whether this machine has a process with this number."""
+    if pid is None:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # of another user
+        pass
+    return True
+
+
+def take_lock(file: BinaryIO | int) -> bool | None:
+    """Locks an open file, or a file's descriptor, until it is closed; returns whether no other
+    process holds the lock, None on a file system without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    return pid != os.getpid()
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
 
 
 def _remove(path: Path) -> None:
@@ -145,7 +164,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path, flag: str) -> None:
+def make_folder(folder: Path, flag: str = "--out") -> None:
     """Creates a folder for results; InputError, naming `flag`, if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,9 +259,9 @@ def _problems_with_replacing(
         yield "was not written by this command; give another name"
 
 
-def check_results(folder: Path, flag: str, names: Iterable[str], mark: str) -> None:
-    """Raises InputError if a folder contains files of these names that the same command has not
-    written.
+def check_results(folder: Path, names: Iterable[str], mark: str) -> None:
+    """Raises InputError, naming --out, if a folder contains files of these names that the same
+    command has not written.
 
     The files are its own if the first of them, which is written first, contains the text `mark`.
     """
@@ -250,7 +269,7 @@ def check_results(folder: Path, flag: str, names: Iterable[str], mark: str) -> N
     found = [name for name in (first, *others) if (folder / name).exists()]
     if found and not is_own(folder / first, mark):
         raise InputError(
-            f"{flag}: {folder} contains {found[0]}, which this command did not write; give "
+            f"--out: {folder} contains {found[0]}, which this command did not write; give "
             "another name"
         )
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoints.resume import beginning, write_beginning
+from .checkpoints.began_with import beginning, write_beginning
 from .data.shard_order import DataOrder
 from .errors import InputError, one_line
 from .flags import add_options, config_from

@@ -74,7 +74,8 @@ def _choose_fonts(figure: "Figure") -> None:
 
     known = _characters(findfont(FontProperties())) | {"\n"}
     for text in figure.findobj(Text):
-        shown, families = text.get_text(), []
+        shown = text.get_text()
+        families = []
         for character in sorted(set(shown) - known):
             family = _family_with(character)
             if family is None:

@@ -130,7 +130,7 @@ class ZeroShot:
         self.model, self.sets = model, []
         _, _, preprocess = create_model_and_transforms(model)
         for designers in (DESIGNERS, UNSEEN_DESIGNERS):
-            shown = list(scenes(NUM_TEST, 0, "test", (1,), designers=designers))
+            shown = list(scenes(NUM_TEST, 0, "test", num_objects=(1,), designers=designers))
             self.sets.append(
                 (torch.stack([preprocess(scene.image) for scene in shown]), object_labels(shown))
             )

@@ -16,7 +16,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import PreprocessCfg
 from open_clip.utils import to_2tuple
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..environment import FACTORY_LOCK, replaced
@@ -31,6 +31,7 @@ from .model_configurations import (
     register_model,
 )
 from .trainer_files import trained_model
+from .weights import Weights
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
 
@@ -81,7 +82,8 @@ class Architecture(NamedTuple):
     def with_options(self, options: dict) -> "Architecture":
         """Returns the architecture after the changes that OpenCLIP's trainer makes for
         command-line `options`."""
-        model_cfg, preprocess_cfg = copy.deepcopy(self.model_cfg), dict(self.preprocess_cfg)
+        model_cfg = copy.deepcopy(self.model_cfg)
+        preprocess_cfg = dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
         if options.get("force_naflex_vision"):  # any image shape, like OpenCLIP 4's --use-naflex
@@ -130,9 +132,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     return Architecture(model, configuration[0], configuration[1] | preprocess_cfg)
 
 
-def fit(
-    architecture: Architecture, weights: dict[str, Tensor]
-) -> tuple[Architecture, dict[str, Tensor]]:
+def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Weights]:
     """Returns both, adapted to each other if they differ in ways that OpenCLIP accepts.
 
     These are whether the text tower is a module of its own, and the shapes of logit_scale and
@@ -179,7 +179,7 @@ def architecture_of(
 
 def expected_head(
     model: nn.Module, head_input: str = "patches", *, has_fixed_idf: bool = False
-) -> dict[str, Tensor]:
+) -> Weights:
     """Returns the class head and token statistics that match OpenCLIP's `model`, as tensors on the
     meta device.
 
@@ -188,7 +188,8 @@ def expected_head(
     vocab_size = vocabulary_size(model)
     width = head_width(model.visual, patch_tokens(model.visual), head_input)
     with torch.device("meta"):
-        head, statistics = ClassHead(width, vocab_size, head_input), TokenStatistics(vocab_size)
+        head = ClassHead(width, vocab_size, head_input)
+        statistics = TokenStatistics(vocab_size)
     parts = {"class_head": head, "statistics": statistics}
     if has_fixed_idf:
         parts["fixed_idf"] = statistics  # the same names and shapes
@@ -196,7 +197,7 @@ def expected_head(
 
 
 def count_gmacs(
-    model: nn.Module, head: dict[str, Tensor], *, with_attention: bool = True
+    model: nn.Module, head: Weights, *, with_attention: bool = True
 ) -> dict[str, float]:
     """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model
     on "meta".

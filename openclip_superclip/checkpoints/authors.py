@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..errors import InputError, listed
 from ..files import check_out, whole_output
@@ -16,13 +15,13 @@ from ..method.head import (
 from . import WEIGHTS_NAMES
 from .architecture import expected_head, fit, read_architecture
 from .export import write_model
-from .weights import MAX_CAPTIONS, check_match, check_values, read_checkpoint
+from .weights import MAX_CAPTIONS, Weights, check_match, check_values, read_checkpoint
 
 FLOAT32 = 2**-24  # relative rounding error of each fraction
 NEAR = 0.02  # tolerance for whole counts
 
 
-def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Tensor]:
+def from_authors(weights: Weights, global_batch: int) -> Weights:
     """Returns the authors' weights under the names of OpenCLIP and of this package.
 
     `cap_fq` is the sum over steps of the fraction of the global batch's captions that contain each
@@ -46,7 +45,8 @@ def from_authors(weights: dict[str, Tensor], global_batch: int) -> dict[str, Ten
         raise InputError(
             f"num_samples is {list(weights['num_samples'].shape)}, expected one number"
         )
-    steps, means = weights["num_samples"].double().item(), weights["cap_fq"].double().flatten()
+    steps = weights["num_samples"].double().item()
+    means = weights["cap_fq"].double().flatten()
     if not 0 <= steps * global_batch < MAX_CAPTIONS:
         raise InputError(f"num_samples is {steps:g}; expected the number of the run's steps")
     wrong = means[~((means >= 0) & (means <= steps * (1 + FLOAT32)))]  # NaN is wrong too

@@ -3,16 +3,15 @@
 import contextlib
 
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from torch import Tensor
 
 from ..errors import InputError
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
 from .trainer_files import run_options
-from .weights import Checkpoint, check_match, check_values
+from .weights import Checkpoint, Weights, check_match, check_values
 
 
-def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
+def average(checkpoints: list[Checkpoint]) -> Weights:
     """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original
     types.
 
@@ -35,7 +34,7 @@ def average(checkpoints: list[Checkpoint]) -> dict[str, Tensor]:
     return merged
 
 
-def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[str, Tensor]:
+def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> Weights:
     """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
     float64.
 
@@ -57,9 +56,7 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> dict[s
     return merged
 
 
-def _check_fit(
-    left: Checkpoint, right: Checkpoint, weights: dict[str, Tensor], expected: dict[str, Tensor]
-) -> None:
+def _check_fit(left: Checkpoint, right: Checkpoint, weights: Weights, expected: Weights) -> None:
     """Raises InputError unless two checkpoints are of one model."""
     check_match(weights, expected, str(left.path), str(right.path))
     others = _facts(right, expected)
@@ -71,7 +68,7 @@ def _check_fit(
             )
 
 
-def _facts(checkpoint: Checkpoint, weights: dict[str, Tensor]) -> dict:
+def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
     """Returns what the names and shapes of weights do not show; only the head's input if the
     model is unknown."""
     facts = {"class head's input": head_input_of(weights)}

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from ..data.captions import token_texts, tokenizer_identity
 from ..errors import InputError, reason
-from ..files import read_json, write_bytes, write_json
+from ..files import json_or_empty, read_json, write_bytes, write_json
 from ..method.idf import EpochWords
 
 FOLDER = "words"
@@ -57,7 +57,7 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
     num_tokens = len(words.captions)
-    written = read_json(folder / TOKENS, default={})
+    written = json_or_empty(folder / TOKENS)
     is_same = written.get("vocabulary") == identity.vocabulary
     if not is_same or len(written.get("tokens", [])) != num_tokens:
         tokens = token_texts(tokenizer, num_tokens)

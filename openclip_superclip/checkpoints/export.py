@@ -10,7 +10,7 @@ import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..data.captions import PADDING
@@ -22,7 +22,7 @@ from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .hugging_face import write_clip_model
 from .trainer_files import run_options
-from .weights import check_match, check_values, fixed_idf, read_checkpoint, save_weights
+from .weights import Weights, check_match, check_values, fixed_idf, read_checkpoint, save_weights
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -127,7 +127,7 @@ def write_model(
     out: Path,
     architecture: Architecture,
     model: nn.Module,
-    weights: dict[str, Tensor],
+    weights: Weights,
     hub: str | None = None,
 ) -> bool:
     """Writes configuration, weights and tokenizer for local-dir:; `model` is
@@ -142,6 +142,23 @@ def write_model(
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
+    _write_tokenizer(folder, architecture, text_cfg)
+    if os.path.isdir(text_cfg.get("hf_model_name") or ""):
+        model.text.config.save_pretrained(folder)
+        text_cfg["hf_model_name"] = hub or str(out.resolve())
+        text_cfg["hf_tokenizer_name"] = IN_FOLDER
+    name = text_cfg.get("hf_tokenizer_name")
+    if name:
+        is_local = os.path.exists(name)  # a path that only this machine has
+        text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else name)
+    save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
+    save_weights(weights, folder / WEIGHTS_NAMES[0])
+    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
+
+
+def _write_tokenizer(folder: Path, architecture: Architecture, text_cfg: dict) -> None:
+    """Writes a tokenizer that is not OpenCLIP's own, and sets its name in the folder's
+    `text_cfg`; InputError for one that cannot be exported."""
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
     tokenizer = architecture.tokenizer()
     if text_cfg.get("hf_tokenizer_name"):
@@ -159,19 +176,6 @@ def write_model(
             "clean": kwargs.get("clean", "lower"),
             "strip_sep_token": True,
         }
-    if os.path.isdir(text_cfg.get("hf_model_name") or ""):
-        model.text.config.save_pretrained(folder)
-        text_cfg["hf_model_name"] = hub or str(out.resolve())
-        text_cfg["hf_tokenizer_name"] = IN_FOLDER
-    if text_cfg.get("hf_tokenizer_name"):
-        # a path that only this machine has
-        is_local = os.path.exists(text_cfg["hf_tokenizer_name"])
-        text_cfg["hf_tokenizer_name"] = hub or (
-            IN_FOLDER if is_local else text_cfg["hf_tokenizer_name"]
-        )
-    save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
-    save_weights(weights, folder / WEIGHTS_NAMES[0])
-    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
 
 
 def export(
@@ -236,7 +240,7 @@ def export(
     return recorded.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
 
 
-def _write_head(folder: Path, head: dict[str, Tensor], options: dict) -> None:
+def _write_head(folder: Path, head: Weights, options: dict) -> None:
     """Writes a class head, with the options of the run that it needs."""
     names = [name for name in NEEDED_BY_HEAD if name in options]
     if FIXED_IDF[0] in head:  # the counts of the file of --superclip-idf, whose path is not needed
@@ -267,7 +271,8 @@ def model_card(
     `options` are those of the run; `num_captions` are the captions seen with the class loss, None
     if not counted.
     """
-    what, tags = "A CLIP model.", ["- clip"]
+    what = "A CLIP model."
+    tags = ["- clip"]
     if num_captions is not None:
         tags.append("- superclip")
         place = f"in `{HEAD_NAME}`" if with_head else "not included"

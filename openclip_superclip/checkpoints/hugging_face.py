@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError
 from .architecture import Architecture
-from .weights import check_match, save_weights
+from .weights import Weights, check_match, save_weights
 
 # Options that CLIPModel supports, or that have no effect after training. All others must have their
 # default values.
@@ -64,7 +64,7 @@ TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
 def write_clip_model(
-    folder: Path, architecture: Architecture, model: nn.Module, weights: dict[str, Tensor]
+    folder: Path, architecture: Architecture, model: nn.Module, weights: Weights
 ) -> None:
     """Writes a folder for CLIPModel and CLIPProcessor; InputError for an architecture that they
     do not support."""
@@ -101,7 +101,8 @@ def clip_config(architecture: Architecture) -> dict:
         for name, value in kwargs.items()
         if name not in ("bpe_path", "context_length") and (name, value) != ("clean", clean)
     ]
-    vision, text = CLIPVisionCfg(**model_cfg["vision_cfg"]), CLIPTextCfg(**model_cfg["text_cfg"])
+    vision = CLIPVisionCfg(**model_cfg["vision_cfg"])
+    text = CLIPTextCfg(**model_cfg["text_cfg"])
     if not isinstance(vision.layers, int):
         wrong.append("a ResNet")
     sides = {"image_size": vision.image_size, "patch_size": vision.patch_size}
@@ -145,7 +146,7 @@ def clip_config(architecture: Architecture) -> dict:
     }
 
 
-def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def clip_weights(weights: Weights) -> Weights:
     """Returns OpenCLIP's weights under transformers' names, with in_proj split into q, k and v."""
     renamed = {}
     for openclip_name, tensor in weights.items():

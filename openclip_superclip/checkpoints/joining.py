@@ -20,12 +20,12 @@ from timm.models import load_state_dict, remap_state_dict
 from torch import Tensor, nn
 
 from ..errors import InputError, listed, reason
-from ..files import check_out, read_json, whole_output, write_text
+from ..files import check_out, json_or_empty, whole_output, write_text
 from ..rendering import markdown_text
 from .architecture import Architecture
 from .export import write_model
 from .model_sources import code_in
-from .weights import check_match, check_values
+from .weights import Weights, check_match, check_values
 
 # of transformers: no hub, no code of the folder
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -146,30 +146,27 @@ def _check_image_size(image: ImageSource, visual: nn.Module, size: int) -> None:
         ) from error
 
 
-def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[Weights, list[str]]:
     """Returns the weights for `trunk`, a timm model without its classifier, and the names of
     those not used."""
     weights = _read_image_weights(image)
-    complete = timm.create_model(image.name)  # with its classifier
     expected = trunk.state_dict()
-    names = complete.state_dict().keys()
-    source = f"--image: {image.file or image.name}"
-    if weights.keys().isdisjoint(expected) or image.by_order:
-        agree = _agree_in_order(weights, expected)
-        if not image.by_order and agree:
-            raise InputError(
-                f"{source} has other names of tensors than timm's {image.name} "
-                f"({next(iter(weights))} instead of {next(iter(names))}), which agree in order "
-                "and shape: add --by-order"
-            )
-        if image.by_order and not agree:
+    if image.by_order:
+        if not _agree_in_order(weights, expected):
             raise InputError(
                 f"--by-order: the tensors of {image.file} do not agree with timm's "
                 f"{image.name} in order and shape"
             )
-        if image.by_order:
-            unused = list(weights)[len(expected) :]
-            return remap_state_dict(weights, trunk, allow_reshape=False), unused
+        unused = list(weights)[len(expected) :]
+        return remap_state_dict(weights, trunk, allow_reshape=False), unused
+    complete = timm.create_model(image.name)  # with its classifier
+    source = f"--image: {image.file or image.name}"
+    if weights.keys().isdisjoint(expected) and _agree_in_order(weights, expected):
+        raise InputError(
+            f"{source} has other names of tensors than timm's {image.name} ({next(iter(weights))} "
+            f"instead of {next(iter(complete.state_dict()))}), which agree in order and shape: add "
+            "--by-order"
+        )
     classifiers = complete.pretrained_cfg.get("classifier") or ()
     if isinstance(classifiers, list):
         classifiers = tuple(classifiers)
@@ -179,7 +176,7 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[dict[str, Tens
     return used, unused
 
 
-def _agree_in_order(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def _agree_in_order(weights: Weights, expected: Weights) -> bool:
     """Returns whether the tensors have the expected shapes, followed by a classifier's weight
     and bias or nothing."""
     shapes = [tensor.shape for tensor in weights.values()]
@@ -187,7 +184,7 @@ def _agree_in_order(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> 
     return shapes[: len(wanted)] == wanted and len(shapes) <= len(wanted) + 2
 
 
-def _read_image_weights(image: ImageSource) -> dict[str, Tensor]:
+def _read_image_weights(image: ImageSource) -> Weights:
     try:
         if image.file is None:
             return timm.create_model(image.name, pretrained=True).state_dict()
@@ -242,7 +239,7 @@ def text_folder(text: Path) -> Iterator[Path]:
 def _transformer_folder(folder: Path) -> Path | None:
     """Returns the folder of the transformer: sentence-transformers may keep it in 0_Transformer."""
     for candidate in (folder / "0_Transformer", folder):
-        if "model_type" in read_json(candidate / "config.json", default={}):
+        if "model_type" in json_or_empty(candidate / "config.json"):
             return candidate
     return None
 
@@ -324,15 +321,13 @@ def _pooler(text: Path, folder: Path) -> str:
 
 
 def _sentence_settings(folder: Path, name: str) -> dict:
-    """Returns a file of sentence-transformers beside the transformer or in the folder above it,
-    {} without one."""
-    beside = read_json(folder / f"{name}.json", default={})
-    return beside or read_json(folder.parent / f"{name}.json", default={})
+    """Returns the content of a JSON file of sentence-transformers, which is beside the transformer
+    or in the folder above it; {} without one."""
+    beside = json_or_empty(folder / f"{name}.json")
+    return beside or json_or_empty(folder.parent / f"{name}.json")
 
 
-def _text_weights(
-    text: Path, folder: Path, tower: HFTextEncoder
-) -> tuple[dict[str, Tensor], list[str]]:
+def _text_weights(text: Path, folder: Path, tower: HFTextEncoder) -> tuple[Weights, list[str]]:
     """Returns the weights for the tower's transformer, and the names of those not used."""
     is_pair = getattr(tower.config, "is_encoder_decoder", False)
     options = {} if is_pair else {"add_pooling_layer": False}

@@ -80,7 +80,8 @@ def read_configuration(
 
     schema, location = parse_model_name(model)
     if schema is None:
-        model_cfg, preprocess_cfg = get_model_config(model), {}
+        model_cfg = get_model_config(model)
+        preprocess_cfg = {}
         if model_cfg is None:
             return None
     else:
@@ -95,7 +96,8 @@ def read_configuration(
             content = json.loads(file.read_bytes())
             # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked
             # then.
-            model_cfg, preprocess_cfg = content.get("model_cfg"), content.get("preprocess_cfg", {})
+            model_cfg = content.get("model_cfg")
+            preprocess_cfg = content.get("preprocess_cfg", {})
         except Exception as error:  # file, JSON and hub errors
             raise InputError(
                 f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})"

@@ -83,11 +83,12 @@ def _type_problems(model_cfg: dict) -> Iterator[str]:
                 yield f"its {field} is not a name"
     for tower, field in OPTIONS.items():
         options = model_cfg[tower].get(field) or {}
-        if not isinstance(options, dict) or not all(map(_is_number, options.values())):
+        if not isinstance(options, dict) or not all(map(_has_numbers, options.values())):
             yield f"its {field} is {options!r}; expected numbers by name"
 
 
-def _is_number(value: object) -> bool:
+def _has_numbers(value: object) -> bool:
+    """Returns whether an option is a number, None, or a list of these."""
     values = value if isinstance(value, list) else [value]
     return all(number is None or isinstance(number, int | float) for number in values)
 

@@ -15,7 +15,7 @@ from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.utils import to_2tuple
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
@@ -23,7 +23,7 @@ from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import read_architecture
 from .model_configurations import read_configuration
-from .weights import check_values, is_torchscript, read_checkpoint, read_head
+from .weights import Weights, check_values, is_torchscript, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -47,9 +47,7 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
         ) from error
 
 
-def stored_head(
-    model: str, pretrained: str | None, cache_dir: str | None = None
-) -> dict[str, Tensor] | None:
+def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> Weights | None:
     """Returns the class head and token statistics saved next to the weights of a model, or None
     if there are none."""
     schema, location = parse_model_name(model)
@@ -90,7 +88,8 @@ def start_of_towers(
     if whole := _whole_weights(model, pretrained, cache_dir):
         return whole
     model_cfg, _ = read_configuration(model, cache_dir=cache_dir)
-    vision, timm_name = model_cfg["vision_cfg"], model_cfg["vision_cfg"].get("timm_model_name")
+    vision = model_cfg["vision_cfg"]
+    timm_name = model_cfg["vision_cfg"].get("timm_model_name")
     if pretrained_image and not timm_name:
         raise InputError(
             f"--pretrained-image has no effect: the image tower of {model} is not one of "
@@ -158,7 +157,8 @@ def check_start(options: Namespace) -> None:
 
     `options` are those of training. What is only on the nodes or on a hub is not checked.
     """
-    model, pretrained = options.model, options.pretrained or None
+    model = options.model
+    pretrained = options.pretrained or None
     schema, location = parse_model_name(model)
     is_missing = schema == "local-dir" and not os.path.isdir(location)
     is_missing |= model.endswith(".json") and not os.path.isfile(model)

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import read_json
+from ..files import json_or_empty
 from ..flags import is_idf_file
 from ..option_effects import Effect, effect_of
 
@@ -86,7 +86,7 @@ def _training_folder(checkpoint: Path, options: dict) -> Path:
     this process's.
     """
     run = checkpoint.absolute().parent.parent
-    recorded = read_json(run / RECORD, default={}).get("cwd")
+    recorded = json_or_empty(run / RECORD).get("cwd")
     if isinstance(recorded, str):
         return Path(recorded)
     end = Path(str(options.get("logs")), str(options.get("name"))).parts

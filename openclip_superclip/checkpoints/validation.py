@@ -35,7 +35,8 @@ class BestEpoch:
 def validation_rows(run: Path) -> list[dict]:
     """Returns the lines of OpenCLIP's results.jsonl in a run's folder; {} for a line that was
     cut."""
-    file, rows = run / "checkpoints" / "results.jsonl", []
+    file = run / "checkpoints" / "results.jsonl"
+    rows = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
             # a crash may have cut an object before this one

@@ -32,19 +32,19 @@ NUM_SHOWN = 3  # mismatches in an error message
 MAX_CAPTIONS = 2**53
 # the options of the run in files of this package: JSON metadata or an attribute
 OPTIONS = "superclip_options"
+Weights = dict[str, Tensor]  # by name
 # Prefixes of tensors to ignore: what plugins store only to resume training, and a constant that
 # OpenCLIP ignores, too.
 IGNORED = ("training_only_", "text.transformer.embeddings.position_ids")
 
 
-def check_match(
-    weights: dict[str, Tensor], expected: dict[str, Tensor], what: str, model: str
-) -> None:
+def check_match(weights: Weights, expected: Weights, what: str, model: str) -> None:
     """Raises InputError with the first mismatches of names, shapes and number types, if there
     are any."""
     mismatches = []
     for name in sorted(weights.keys() | expected.keys()):
-        actual, wanted = "missing", "no such name"
+        actual = "missing"
+        wanted = "no such name"
         if name in weights:
             actual = list(weights[name].shape)
         if name in expected:
@@ -62,7 +62,7 @@ def check_match(
     raise InputError(f"{what} does not match {model}: {'; '.join(shown)}")
 
 
-def check_values(weights: dict[str, Tensor], what: str) -> None:
+def check_values(weights: Weights, what: str) -> None:
     """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and
     impossible counts."""
     for name, tensor in weights.items():
@@ -80,8 +80,9 @@ def check_values(weights: dict[str, Tensor], what: str) -> None:
             _check_counts(num_captions, document_frequency, weights, what)
 
 
-def _check_counts(total_name: str, counts_name: str, weights: dict[str, Tensor], what: str) -> None:
-    num_captions, document_frequency = weights[total_name], weights[counts_name]
+def _check_counts(total_name: str, counts_name: str, weights: Weights, what: str) -> None:
+    num_captions = weights[total_name]
+    document_frequency = weights[counts_name]
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
         raise InputError(f"{what}: {total_name} and {counts_name} are not counts; expected int64")
     total = num_captions.item()
@@ -94,7 +95,7 @@ def _check_counts(total_name: str, counts_name: str, weights: dict[str, Tensor],
         )
 
 
-def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = None) -> None:
+def save_weights(weights: Weights, file: Path, options: dict | None = None) -> None:
     """Writes weights with safetensors or torch.save, depending on the suffix.
 
     `options` of the run, unless None, are stored in the file, from which `read_checkpoint` returns
@@ -121,9 +122,10 @@ def save_weights(weights: dict[str, Tensor], file: Path, options: dict | None = 
         torch.save(state, file)
 
 
-def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _untied(weights: Weights) -> Weights:
     """Returns tied weights as separate copies, because safetensors rejects shared memory."""
-    seen, untied = set(), {}
+    seen = set()
+    untied = {}
     for name, tensor in weights.items():
         tied = tensor.data_ptr() in seen and tensor.numel() > 0
         untied[name] = tensor.clone() if tied else tensor.contiguous()
@@ -136,7 +138,7 @@ class Checkpoint:
     """Weights under OpenCLIP's names, and facts about the file."""
 
     path: Path
-    weights: dict[str, Tensor]
+    weights: Weights
     epoch: int | None = None  # completed epochs; None if the file is not one of the trainer
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
@@ -144,12 +146,12 @@ class Checkpoint:
     head_beside: bool = False  # the class head was read from the separate file of an export
     options: dict = field(default_factory=dict)  # options of the run, from the file itself
 
-    def without_head(self) -> dict[str, Tensor]:
+    def without_head(self) -> Weights:
         """Returns the weights of the OpenCLIP model."""
         head = self.head()
         return {name: tensor for name, tensor in self.weights.items() if name not in head}
 
-    def head(self) -> dict[str, Tensor]:
+    def head(self) -> Weights:
         """Returns the class head and the token statistics; empty for a plain model."""
         return head_of(self.weights)
 
@@ -204,7 +206,7 @@ def read_checkpoint(
     )
 
 
-def fixed_idf(checkpoint: Checkpoint, tokenizer) -> dict[str, Tensor]:
+def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
     """Returns the counts of --superclip-idf FILE that a class head was trained with, by name; {}
     without such a file.
 
@@ -241,7 +243,7 @@ def holds_numbers(path: Path) -> bool:
         ) from None
 
 
-def read_head(file: Path) -> tuple[dict[str, Tensor], dict]:
+def read_head(file: Path) -> tuple[Weights, dict]:
     """Returns the class head and token statistics in the separate file of an export, and the
     options in it."""
     head, options = _load(file)

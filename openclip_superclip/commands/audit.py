@@ -7,7 +7,13 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
 from ..lab.audit import SORTED_BY
-from .shared_options import add_columns, add_model_options, add_number, columns_of
+from .shared_options import (
+    add_columns,
+    add_model_options,
+    add_number,
+    columns_of,
+    from_options,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -18,16 +24,9 @@ def main(argv: list[str]) -> int:
 
     data = open_data(options.data, columns_of(options, options.data))
     check_is_free(options.out)
-    audit = Audit(
-        data,
-        device=check_device(options.device),
-        model=read_model(options.model),
-        out=options.out,
-        by=options.by,
-        architecture=options.architecture,
-        batch_size=options.batch_size,
-        threads=options.threads,
-    )
+    device = check_device(options.device)
+    model = read_model(options.model)
+    audit = from_options(Audit, options, data=data, device=device, model=model)
     audit.score()
     print(audit.finish(options.worst, options.keep))
     return 0
@@ -35,50 +34,50 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="superclip audit",
-        description="Scores how well the image of each pair of a data set supports its caption: "
+        "audit",
+        "Scores how well the image of each pair of a data set supports its caption: "
         "class loss, support of each word, likely words that the caption lacks, and the CLIP score "
         "of the same model. Writes one line of JSON per pair and a page of the worst pairs. If a "
         "call is interrupted, the same command continues it.",
-        epilog="example: superclip audit pairs.csv --model logs/superclip --out audit --keep 0.8",
+        "pairs.csv --model logs/superclip --out audit --keep 0.8",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "data",
+        "a table (.csv, .tsv) or a brace pattern of shards, in quotes, as for training",
         metavar="DATA",
-        help="a table (.csv, .tsv) or a brace pattern of shards, in quotes, as for training",
     )
     add(
         "--model",
+        "the folder of a run, a training checkpoint, or a folder of superclip export "
+        "--with-head or of superclip import; without a class head there is only the CLIP score",
         type=Path,
         required=True,
-        help="the folder of a run, a training checkpoint, or a folder of superclip export "
-        "--with-head or of superclip import; without a class head there is only the CLIP score",
     )
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--out", "folder for the results", type=Path, required=True, metavar="DIR")
     add_columns(parser)
     add(
         "--by",
+        "order of the pairs, for --keep and the page; both: the mean of the ranks by support "
+        "and by CLIP score (default: both; clip-score without a head)",
         choices=SORTED_BY,
         default="",
-        help="order of the pairs, for --keep and the page; both: the mean of the ranks by support "
-        "and by CLIP score (default: both; clip-score without a head)",
     )
     add(
         "--keep",
+        "write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards",
         type=float,
         metavar="FRACTION",
-        help="write the best pairs: DIR/kept.csv for a table, shards in DIR/kept for shards",
     )
     add_number(parser, "--worst", 60, "pairs on the page", metavar="N")
     add_model_options(parser)
     add_number(parser, "--batch-size", 64, "images per batch", metavar="N")
     add(
         "--threads",
+        "number of threads that read images (default: one per core, at most 8)",
         type=int,
         default=min(8, os.cpu_count() or 1),
         metavar="N",
-        help="number of threads that read images (default: one per core, at most 8)",
     )
     options = parser.parse_args(argv)
     at_least(options, batch_size=1, threads=1, worst=1)

@@ -8,12 +8,12 @@ from .shared_options import add_weights_output
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip average",
-        description="Writes the mean of the weights of several checkpoints of one model, with the "
+        "average",
+        "Writes the mean of the weights of several checkpoints of one model, with the "
         "caption counts of the checkpoint that has seen the most captions.",
-        epilog="example: superclip average epoch_4.pt epoch_5.pt --out ../mean.pt",
+        "epoch_4.pt epoch_5.pt --out ../mean.pt",
     )
-    parser.add_argument("checkpoints", type=Path, nargs="+", help="two or more files or folders")
+    parser.option("checkpoints", "two or more files or folders", type=Path, nargs="+")
     add_weights_output(parser)
     options = parser.parse_args(argv)
     if len(options.checkpoints) < 2:

@@ -9,33 +9,30 @@ from .shared_options import add_number, add_switch
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip benchmark",
-        description="Times the class loss and its gradients, the three matrix products that "
+        "benchmark",
+        "Times the class loss and its gradients, the three matrix products that "
         "every implementation "
         "needs, and other implementations; then a training step with and without the class "
         "head. The measurements alternate in one process.",
-        epilog="example: superclip benchmark --head-batch 64 --vocab 4096 --step-repeats 0",
+        "--head-batch 64 --vocab 4096 --step-repeats 0",
     )
-    add = parser.add_argument
-    add("--device", help="device to measure on (default: cuda if there is a GPU)")
+    add = parser.option
+    add("--device", "device to measure on (default: cuda if there is a GPU)")
     add(
-        "--precision",
-        choices=("fp32", "amp", "amp_bf16"),
-        default="fp32",
-        help="(default: %(default)s)",
+        "--precision", "(default: %(default)s)", choices=("fp32", "amp", "amp_bf16"), default="fp32"
     )
     add_number(parser, "--head-batch", 1024, "batch size of the class loss")
     add_number(parser, "--width", 768, "input width of the class head")
     add_number(parser, "--vocab", 49408, "output width of the class head")
-    add("--model", default="ViT-B-16", help="model of the training step (default: %(default)s)")
+    add("--model", "model of the training step (default: %(default)s)", default="ViT-B-16")
     add(
         "--batch-size",
+        "batch size of the training step (default: %(default)s)",
         "--local-batch",
         dest="local_batch",
         type=int,
         default=64,
         metavar="N",
-        help="batch size of the training step (default: %(default)s)",
     )
     add_number(parser, "--repeats", 7, "repetitions of the class loss")
     add_number(parser, "--step-repeats", 3, "repetitions of the training step; 0 to skip it")
@@ -46,7 +43,7 @@ def main(argv: list[str]) -> int:
         "measure a record of this GPU instead, with sizes of its own, and check its results: "
         "about ten minutes",
     )
-    add("--out", type=Path, default=Path("benchmark"), help="output folder (default: %(default)s)")
+    add("--out", "output folder (default: %(default)s)", type=Path, default=Path("benchmark"))
     options = parser.parse_args(argv)
     at_least(options, head_batch=1, width=1, vocab=2, local_batch=1, repeats=1, step_repeats=0)
     if options.card:

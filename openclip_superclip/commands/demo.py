@@ -1,8 +1,7 @@
 """superclip demo: trains CLIP and SuperCLIP on real drawings, and compares them by paired seeds."""
 
-import argparse
 import shlex
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 from ..errors import Parser, at_least, no_effect
@@ -10,7 +9,7 @@ from ..extras import require
 from ..files import check_results, make_folder
 from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
-from ..runs.signals import Stopped, stopped_by_signals
+from ..runs.signals import stopped_by_signals
 
 
 def main(argv: list[str]) -> int:
@@ -25,28 +24,18 @@ def main(argv: list[str]) -> int:
         return 0
     require("superclip demo", "report")
     out = options.out
-    check_results(out, "--out", [*RESULTS, "demo.png"], MARK)
+    check_results(out, [*RESULTS, "demo.png"], MARK)
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
-    try:
-        with stopped_by_signals():
-            call = study_call(
-                StudyOptions(
-                    study="demo", device="cpu", out=out, seeds=options.seeds, set=set_, scenes=out
-                )
-            )
-            results = run_study(call, options.jobs)
-            # needs the extra [report]
-            from ..lab.studies.demo_figures import draw_predictions, draw_scores
+    study_options = StudyOptions(
+        study="demo", device="cpu", out=out, seeds=options.seeds, set=set_, scenes=out
+    )
+    with stopped_by_signals():
+        results = run_study(study_call(study_options), options.jobs)
+        # needs the extra [report]
+        from ..lab.studies.demo_figures import draw_predictions, draw_scores
 
-            draw_predictions(out / "demo-images.png", results, out)
-            draw_scores(out / "demo.png", results)
-    except Stopped as stop:
-        print(
-            f"superclip demo: stopped by {stop}; the same command resumes",
-            file=sys.stderr,
-            flush=True,
-        )
-        return stop.exit_code
+        draw_predictions(out / "demo-images.png", results, out)
+        draw_scores(out / "demo.png", results)
     print(f"\n{results.tables()}")
     if results.study.seeds == 1:
         print("\nOne seed is only a test: superclip demo trains four.")
@@ -54,58 +43,56 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
-        prog="superclip demo",
-        description="Composes scenes of real drawings, trains CLIP and SuperCLIP on them with "
+        "demo",
+        "Composes scenes of real drawings, trains CLIP and SuperCLIP on them with "
         "paired seeds (the same "
         "initial weights of the towers, the same order of the data, the same crops), and "
         "prints the difference on held-out scenes with its 95 % interval. The same as "
         "superclip study demo.",
-        epilog="example: superclip demo --quick",
+        "--quick",
     )
-    add = parser.add_argument
+    add = parser.option
     seeds = parser.add_mutually_exclusive_group()
     about = "train one seed, as a test: a few minutes"
     seeds.add_argument("--quick", action="store_const", const=1, dest="seeds", help=about)
     seeds.add_argument(
         "--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)"
     )
-    add("--samples", type=int, metavar="N", help="training samples per run (default: 40960)")
-    add(
-        "--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)"
-    )
+    add("--samples", "training samples per run (default: 40960)", type=int, metavar="N")
+    add("--jobs", "runs at a time, one thread each (default: %(default)s)", type=int, default=2)
     add(
         "--out",
+        "folder for data, runs and results (default: %(default)s)",
         type=Path,
         default=Path("demo"),
-        help="folder for data, runs and results (default: %(default)s)",
     )
     about = "only write the held-out scenes, as data sets for superclip evaluate"
-    add("--write-evaluation", type=Path, metavar="DIR", help=about)
+    add("--write-evaluation", about, type=Path, metavar="DIR")
     add(
         "--data-only",
+        "only write the model and the shards of the demo's recipes",
         action="store_true",
-        help="only write the model and the shards of the demo's recipes",
     )
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=32, jobs=1)  # a batch of the demo's recipe
     return options
 
 
-def _write_training_data(options: argparse.Namespace) -> str:
+def _write_training_data(options: Namespace) -> str:
     """Writes the model and the shards of the demo's recipes, and returns where they are."""
     from ..lab.demo.data import write_training_data
 
     no_effect(options, "--data-only", "seeds", "samples")
-    make_folder(options.out, "--out")
+    make_folder(options.out)
     model, shards = write_training_data(options.out)
     if options.out != Path("demo"):  # the folder in which recipes expect them
         return f"{model} and {shards}"
     return f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu"
 
 
-def _write_evaluation(options: argparse.Namespace) -> str:
+def _write_evaluation(options: Namespace) -> str:
     """Writes the held-out scenes as data sets, and returns the commands that use them."""
     from ..lab.demo.data import write_evaluation_data
     from ..lab.demo.scenes import write_dense_scenes

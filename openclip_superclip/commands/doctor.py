@@ -16,10 +16,9 @@ from ..extras import EXTRAS
 
 def main(argv: list[str]) -> int:
     Parser(
-        prog="superclip doctor",
-        description="Prints ten lines to paste into an issue: versions, devices, extras, free "
+        "doctor",
+        "Prints ten lines to paste into an issue: versions, devices, extras, free "
         "disk space and SLURM.",
-        epilog="example: superclip doctor",
     ).parse_args(argv)
     lines = {
         "openclip-superclip": f"{__version__} in {Path(__file__).parents[1]}",

@@ -4,13 +4,12 @@ by side."""
 import argparse
 import math
 import shlex
-import sys
 from pathlib import Path
 
 from ..environment import check_device
-from ..errors import InputError, Parser, at_least, no_effect, printable
+from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr
 from ..extras import require
-from .shared_options import add_number, add_switch
+from .shared_options import add_number, add_switch, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -26,21 +25,14 @@ def main(argv: list[str]) -> int:
     from ..lab.evaluation.models import checkpoints_of, find_model
 
     device = torch.device(check_device(options.device)).type
-    settings = EvaluationSettings(
-        device=device,
-        precision=options.precision or ("amp" if device == "cuda" else "fp32"),
-        batch_size=options.batch_size,
-        workers=options.workers,
-        probe_lr=options.probe_lr,
-        probe_epochs=options.probe_epochs,
-        dense_lr=options.dense_lr,
-        dense_epochs=options.dense_epochs,
-    )
+    precision = options.precision or ("amp" if device == "cuda" else "fp32")
+    settings = from_options(EvaluationSettings, options, device=device, precision=precision)
     chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
     checkpoints = options.checkpoints
     if options.every:
         checkpoints = [file for run in checkpoints for file in checkpoints_of(run)]
-    models, unreadable = [], []
+    models = []
+    unreadable = []
     for checkpoint in dict.fromkeys(checkpoints):
         try:
             models.append(find_model(checkpoint, options.model))
@@ -56,66 +48,60 @@ def main(argv: list[str]) -> int:
     print(evaluation.summary(absent))
     failures = [*unreadable, *evaluation.failures]
     for failure in failures:
-        print(f"error: {printable(str(failure))}", file=sys.stderr)
+        to_stderr(f"error: {printable(str(failure))}")
     return 1 if failures else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="superclip evaluate",
-        description="Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset "
+        "evaluate",
+        "Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset "
         "folders in its layout, or roots of its built-in data sets. It only downloads the weights "
         "of MODEL:TAG and hf-hub:REPO.",
-        epilog="example: superclip evaluate epoch_5.pt ViT-B-16:openai --data DIR",
+        "epoch_5.pt ViT-B-16:openai --data DIR",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "checkpoints",
+        "a checkpoint of a run, with or without --superclip; a file of weights; an exported "
+        "folder; hf-hub:REPO; MODEL:TAG of OpenCLIP's released models",
         nargs="+",
         metavar="CHECKPOINT",
-        help="a checkpoint of a run, with or without --superclip; a file of weights; an exported "
-        "folder; hf-hub:REPO; MODEL:TAG of OpenCLIP's released models",
     )
-    add(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of data sets: DIR/imagenet1k, …",
-    )
+    add("--data", "folder of data sets: DIR/imagenet1k, …", type=Path, required=True, metavar="DIR")
     add(
         "--suite",
-        default="zeroshot,retrieval",
-        metavar="SUITE,…",
-        help="zeroshot: CLIP_benchmark's 38 data sets for classification; retrieval: COCO and "
+        "zeroshot: CLIP_benchmark's 38 data sets for classification; retrieval: COCO and "
         "Flickr30k; probe: a linear probe on ImageNet-1k; dense: segmentation and depth from the "
         "patch tokens, on PASCAL VOC, ADE20k and NYUv2 (default: %(default)s)",
+        default="zeroshot,retrieval",
+        metavar="SUITE,…",
     )
     add(
         "--datasets",
+        "data sets of DIR, instead of those of the suites",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="data sets of DIR, instead of those of the suites",
     )
     add(
         "--model",
-        "--architecture",
-        help="for files: an OpenCLIP model's name or a JSON file (default: the one in the run's "
+        "for files: an OpenCLIP model's name or a JSON file (default: the one in the run's "
         "params.txt)",
+        "--architecture",
     )
     add(
         "--out",
+        "folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else "
+        "evaluation); existing results are reused",
         type=Path,
         metavar="DIR",
-        help="folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else "
-        "evaluation); existing results are reused",
     )
-    add("--device", help="device of the models (default: cuda if there is a GPU)")
+    add("--device", "device of the models (default: cuda if there is a GPU)")
     add(
         "--precision",
+        "(default: amp on a GPU, like CLIP_benchmark; fp32 on a CPU)",
         choices=("amp", "fp32"),
-        help="(default: amp on a GPU, like CLIP_benchmark; fp32 on a CPU)",
     )
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")

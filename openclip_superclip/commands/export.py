@@ -10,17 +10,17 @@ from .shared_options import add_output, add_switch
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip export",
-        description="Writes a folder with the model, its preprocessing, its tokenizer and a "
+        "export",
+        "Writes a folder with the model, its preprocessing, its tokenizer and a "
         "model card. Stock OpenCLIP opens it as local-dir:FOLDER, or transformers as "
         "CLIPModel, with the same features.",
-        epilog="example: superclip export logs/run/checkpoints/epoch_5.pt --out my-clip",
+        "logs/run/checkpoints/epoch_5.pt --out my-clip",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "checkpoint",
+        "the folder of a run, a checkpoint of a run, a file of weights, or a model folder",
         type=Path,
-        help="the folder of a run, a checkpoint of a run, a file of weights, or a model folder",
     )
     add_switch(
         parser,
@@ -31,22 +31,22 @@ def main(argv: list[str]) -> int:
     add_output(parser)
     add(
         "--model",
-        "--architecture",
-        help="an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
+        "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
         "run's params.txt)",
+        "--architecture",
     )
     add(
         "--format",
+        "OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)",
         choices=("openclip", "hf"),
         default="openclip",
-        help="OpenCLIP's folder or transformers' CLIPModel (default: %(default)s)",
     )
     add_switch(parser, "--with-head", f"keep the class head and the counts in {HEAD_NAME}")
     add(
         "--hub",
-        metavar="OWNER/NAME",
-        help="the repository on the Hugging Face hub to which you will upload the folder: "
+        "the repository on the Hugging Face hub to which you will upload the folder: "
         "OpenCLIP then opens it as hf-hub:OWNER/NAME, also if the model has its own tokenizer",
+        metavar="OWNER/NAME",
     )
     options = parser.parse_args(argv)
     from ..checkpoints.export import export
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.validation import best_checkpoint
     from ..checkpoints.weights import checkpoint_of
 
-    file, which, tag = options.checkpoint, "", ""
+    file = options.checkpoint
+    which = ""
+    tag = ""
     if options.best:
         file = best_checkpoint(file)
     elif file.exists():

@@ -23,16 +23,18 @@ def main(argv: list[str]) -> int:
     model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
     model = model.with_options({"force_context_length": options.context})
     tokenizer = model.tokenizer("--tokenizer-of")
-    columns, shards = columns_of(options, options.data), [options.data]
+    columns = columns_of(options, options.data)
+    shards = [options.data]
     if is_table(options.data):
         no_effect(options, options.data, "text_key")
     else:
-        columns, shards = None, sorted(set(expand(options.data, "DATA")))
+        columns = None
+        shards = sorted(set(expand(options.data, "DATA")))
     try:
         config = Config(captions=options.captions, long_caption=options.long_caption)
         member = options.text_key or "txt"
         counter = CaptionCounter(config, tokenizer, options.seed, columns, member)
-        make_folder(options.out.parent, "--out")
+        make_folder(options.out.parent)
         frequencies, unreadable = counter.count(shards, options.workers, options.unreadable_max)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from error
@@ -53,39 +55,33 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="superclip frequencies",
-        description="Counts the captions with each token, in one pass over WebDataset shards or a "
+        "frequencies",
+        "Counts the captions with each token, in one pass over WebDataset shards or a "
         "table, without reading images. --superclip-idf FILE then weights words by the whole data "
         "set from the first step on.",
-        epilog="example: superclip frequencies 'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out "
-        "df.safetensors",
+        "'x/{0..9}.tar' --tokenizer-of ViT-B-16 --out df.safetensors",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "data",
+        "the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a .csv",
         metavar="DATA",
-        help="the value of --train-data: 'shards/{00000..41455}.tar', several joined by ::, or a "
-        ".csv",
     )
     add_columns(parser)
-    add("--text-key", metavar="KEY", help="member with captions (default: txt)")
-    add("--tokenizer-of", metavar="MODEL", required=True, help="the model to train")
+    add("--text-key", "member with captions (default: txt)", metavar="KEY")
+    add("--tokenizer-of", "the model to train", metavar="MODEL", required=True)
     add(
         "--captions",
+        "captions of the class loss: short, long, dual or mixed:P (default: %(default)s)",
         default="short",
-        help="captions of the class loss: short, long, dual or mixed:P (default: %(default)s)",
     )
     add(
         "--long-caption",
+        "location of the long caption: long.txt, json:a.b, a column",
         default="",
         metavar="KEY",
-        help="location of the long caption: long.txt, json:a.b, a column",
     )
-    add(
-        "--context",
-        type=int,
-        help="number of tokens per caption to read (default: the text tower's)",
-    )
+    add("--context", "number of tokens per caption to read (default: the text tower's)", type=int)
     add_number(parser, "--seed", 0, "seed of mixed:P")
     add_number(parser, "--workers", 1, "processes that count shards")
     add_number(

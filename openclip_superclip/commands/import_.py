@@ -2,35 +2,34 @@
 --superclip."""
 
 import shlex
-import sys
 from pathlib import Path
 
-from ..errors import Parser, at_least
+from ..errors import Parser, at_least, to_stderr
 from .shared_options import add_output
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip import",
-        description="Reads a checkpoint of the SuperCLIP authors' code and writes a folder with "
+        "import",
+        "Reads a checkpoint of the SuperCLIP authors' code and writes a folder with "
         "the same features, class logits and scale. --superclip --model local-dir:FOLDER continues "
         "the training, and superclip export converts it to plain CLIP.",
-        epilog="example: superclip import authors.pt --model ViT-B-16 --out imported",
+        "authors.pt --model ViT-B-16 --out imported",
     )
-    add = parser.add_argument
-    add("checkpoint", type=Path, help="the authors' file")
+    add = parser.option
+    add("checkpoint", "the authors' file", type=Path)
     add(
         "--model",
+        "the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'",
         "--architecture",
         required=True,
-        help="the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'",
     )
     add(
         "--global-batch",
+        "captions per step of the run, over all GPUs, to convert its running means to counts "
+        "(default: %(default)s, as in the released runs)",
         type=int,
         default=16_384,
-        help="captions per step of the run, over all GPUs, to convert its running means to counts "
-        "(default: %(default)s, as in the released runs)",
     )
     add_output(parser)
     options = parser.parse_args(argv)
@@ -45,12 +44,12 @@ def main(argv: list[str]) -> int:
         overwrite=options.overwrite,
     )
     if not is_whole:
-        print(
+        to_stderr(
             f"warning: --global-batch {options.global_batch} does not give integer counts, which "
-            "were rounded: the run used another global batch size, or several",
-            file=sys.stderr,
+            "were rounded: the run used another global batch size, or several"
         )
-    model, folder = shlex.quote(f"local-dir:{options.out}"), shlex.quote(str(options.out))
+    model = shlex.quote(f"local-dir:{options.out}")
+    folder = shlex.quote(str(options.out))
     print(
         f"{options.out}: {options.model} with its class head and the counts of {num_captions:,} "
         f"captions\ncontinue:      superclip train --superclip --model {model} …\n"

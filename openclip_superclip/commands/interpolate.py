@@ -9,19 +9,18 @@ from .shared_options import add_number, add_weights_output
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip interpolate",
-        description="Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class "
+        "interpolate",
+        "Writes (1 - α) · RELEASED + α · TUNED (WiSE-FT). If RELEASED has no class "
         "head, TUNED's is kept.",
-        epilog="example: superclip interpolate released.pt tuned.pt --out between.pt",
+        "released.pt tuned.pt --out between.pt",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "released",
+        "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG",
         metavar="RELEASED",
-        help="weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's "
-        "MODEL:TAG",
     )
-    add("tuned", type=Path, metavar="TUNED", help="weights after fine-tuning: a file or folder")
+    add("tuned", "weights after fine-tuning: a file or folder", type=Path, metavar="TUNED")
     add_number(parser, "--alpha", 0.5, "weight of TUNED, 0 to 1", metavar="α")
     add_weights_output(parser)
     options = parser.parse_args(argv)

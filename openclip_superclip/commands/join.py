@@ -10,27 +10,27 @@ from .shared_options import add_number, add_output, add_switch
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip join",
-        description="Writes an OpenCLIP model folder with the weights, the preprocessing and the "
+        "join",
+        "Writes an OpenCLIP model folder with the weights, the preprocessing and the "
         "tokenizer of two pretrained towers, and with random projections. Nothing is downloaded if "
         "the image tower has a file.",
-        epilog="example: superclip join --image timm:resnet50=resnet50.pth --text bert --out start",
+        "--image timm:resnet50=resnet50.pth --text bert --out start",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "--image",
+        "a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a "
+        "file, timm downloads them",
         required=True,
         metavar="timm:NAME[=FILE]",
-        help="a timm model and its file of weights (.safetensors, .pth, .pt, .bin); without a "
-        "file, timm downloads them",
     )
     add(
         "--text",
+        "folder or zip file of a Hugging Face text model, also in the layout of "
+        "sentence-transformers",
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="folder or zip file of a Hugging Face text model, also in the layout of "
-        "sentence-transformers",
     )
     add_output(parser)
     add_switch(
@@ -39,20 +39,19 @@ def main(argv: list[str]) -> int:
         "match the image tower's weights by order and shape, if the file has other names",
     )
     add_number(parser, "--embed-dim", 256, "width of the projections")
-    add("--image-size", type=int, help="pixels (default: the image tower's own)")
+    add("--image-size", "pixels (default: the image tower's own)", type=int)
     for name in ("mean", "std"):
         add(
             f"--image-{name}",
+            f"{name} of the channels that the image tower expects, from 0 to 1 (default: timm's)",
             type=float,
             nargs=3,
             metavar=("R", "G", "B"),
-            help=f"{name} of the channels that the image tower expects, from 0 to 1 (default: "
-            f"timm's)",
         )
     add(
         "--context-length",
+        "tokens of a caption (default: the text tower's own length; a shorter one is faster)",
         type=int,
-        help="tokens of a caption (default: the text tower's own length; a shorter one is faster)",
     )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)

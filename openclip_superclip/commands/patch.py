@@ -2,10 +2,9 @@
 plugins' flags."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from ..errors import InputError, Parser, one_line
+from ..errors import InputError, Parser, one_line, to_stderr
 from ..openclip import disk_patch
 from ..openclip.disk_patch import Installation, find_installation
 
@@ -15,11 +14,11 @@ ERROR = 2  # argparse's own
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip patch",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Patches OpenCLIP so that python -m open_clip_train.main finds the "
+        "patch",
+        "Patches OpenCLIP so that python -m open_clip_train.main finds the "
         "installed plugins and accepts\ntheir flags. There are patches for open_clip_torch "
         f"{', '.join(disk_patch.patches())}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="actions:\n"
         "  apply   apply the patch; atomic and idempotent\n"
         "  check   print one of these states and exit with its code:\n"
@@ -29,11 +28,11 @@ def main(argv: list[str]) -> int:
         "example: superclip patch apply",
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))
-    parser.add_argument(
+    parser.option(
         "--source",
+        "a checkout or an unpacked wheel (default: the installed OpenCLIP)",
         type=Path,
         metavar="DIR",
-        help="a checkout or an unpacked wheel (default: the installed OpenCLIP)",
     )
     options = parser.parse_args(argv)
     try:
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> int:
             return _check(openclip)
         done = getattr(disk_patch, options.action)(openclip)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        to_stderr(f"error: {one_line(error)}")
         return ERROR
     if not done:
         is_applied = options.action == "apply"

@@ -9,13 +9,30 @@ import textwrap
 
 from ..errors import InputError, Parser
 from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost, estimate_memory
-from ..plans.recipe import METHODS
+from ..plans.recipe import METHODS, Recipe
 from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .recipe_options import add_recipe_options, planned_run
+from .shared_options import add_number, add_switch
 
 PARTS = ("parameters", "gradients", "optimizer", "activations")
 MAX_BAD = 10  # bad shards or images to print
+OF_RUN = (  # its values that --json prints
+    "data",
+    "device",
+    "nodes",
+    "gpus_per_node",
+    "world_size",
+    "global_batch_size",
+    "batch_size",
+    "accum_freq",
+    "workers",
+    "samples",
+    "steps",
+    "slice_samples",
+    "slice_steps",
+    "warnings",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -56,29 +73,22 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="superclip plan",
-        description="Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
+        "plan",
+        "Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
         "FLOPs, hours, memory and checkpoints. With --data, it also checks the data.",
-        epilog="example: superclip plan datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 "
-        "--gpus-per-node 8",
+        "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
     )
-    add = parser.add_argument
+    add = parser.option
     add_recipe_options(parser, here=False)
-    add("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: %(default)s)")
-    add(
-        "--gpus-per-node",
-        type=int,
-        default=1,
-        metavar="N",
-        help="GPUs per node (default: %(default)s)",
-    )
+    add_number(parser, "--nodes", 1, "number of nodes", "N")
+    add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
     about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
-    add("--check", action="store_true", help=about)
+    add_switch(parser, "--check", about)
     add(
         "--gpu",
+        "type of the GPUs, for the hours (default: %(default)s)",
         choices=GPU_TFLOPS,
         default="A100",
-        help="type of the GPUs, for the hours (default: %(default)s)",
     )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
@@ -90,7 +100,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     speed.add_argument(
         "--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json"
     )
-    add("--json", action="store_true", help="print JSON")
+    add_switch(parser, "--json", "print JSON")
     options = parser.parse_args(argv)
     speed = options.samples_per_second
     if speed is not None and not 0 < speed < float("inf"):
@@ -105,24 +115,11 @@ def plan_values(run: Run) -> dict:
         "recipe": recipe.name,
         "method": recipe.method,
         "model": recipe.model,
-        "data": run.data,
-        "device": run.device,
-        "nodes": run.nodes,
-        "gpus_per_node": run.gpus_per_node,
-        "world_size": run.world_size,
-        "global_batch_size": run.global_batch_size,
-        "batch_size": run.batch_size,
-        "accum_freq": run.accum_freq,
-        "workers": run.workers,
-        "samples": run.samples,
+        **{name: getattr(run, name) for name in OF_RUN},
         "recipe_samples": recipe.samples,
-        "steps": run.steps,
         "slices": recipe.slices,
         "epochs": run.num_slices,
         "passes": run.num_slices / recipe.slices,
-        "slice_samples": run.slice_samples,
-        "slice_steps": run.slice_steps,
-        "warnings": run.warnings,
         "command": run.openclip_arguments(),
     }
 
@@ -132,70 +129,20 @@ def plan_text(
 ) -> str:
     """Returns all information on a plan; `checked` is None if the data was not read."""
     recipe = run.recipe
-    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
-    accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
-    slice_minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
-    in_head = (
-        f", {cost['head_parameters']:,} of them in the class head"
-        if cost["head_parameters"]
-        else ""
-    )
-    paper = "reproduces none of its values"
-    if recipe.paper:
-        values = ", ".join(
-            f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items()
-        )
-        paper = (
-            f"{recipe.paper['source']}{' (read off)' if recipe.paper['read_off'] else ''}: {values}"
-        )
-    rehearsal = []
-    if rehearsed:
-        hours = rehearsed["hours"]
-        memory = rehearsed["memory"]
-        rehearsal = [
-            (
-                "rehearsed",
-                (
-                    f"{significant(hours['low'])} to {significant(hours['high'])} hours with "
-                    "checkpoints, without validation; "
-                    f"peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
-                    f"bottleneck: {rehearsed['limit']}"
-                ),
-            )
-        ]
-    passes = significant(run.samples / recipe.data_samples)
-    pass_ends = "" if run.is_table else " and the last of each pass"
     rows = [
-        ("paper", paper),
-        (
-            "batch",
-            f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
-            f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})",
-        ),
-        (
-            "steps",
-            f"{run.steps:,}: {run.samples:,} samples, {passes} × the data set; "
-            f"learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps of warm-up",
-        ),
-        (
-            "slices",
-            f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-            f"{run.slice_steps:,} steps{slice_minutes}: the most that an interruption loses",
-        ),
+        ("paper", _paper(recipe)),
+        ("batch", _batch(run)),
+        ("steps", _steps(run)),
+        ("slices", _slices(run, cost)),
         ("compute", _compute(run, cost)),
-        ("model", f"{cost['parameters']:,} parameters{in_head}"),
+        ("model", _model(cost)),
         ("memory", _memory(run, memory)),
-        *rehearsal,
-        (
-            "checkpoint",
-            f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps "
-            "the two "
-            f"newest, one of every {run.kept_every}{pass_ends}: at most "
-            f"{bytes_text(cost['disk_bytes'])}",
-        ),
+        ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
         *_data(run, checked),
     ]
+    if rehearsed:
+        rows.insert(7, ("rehearsed", _rehearsed(rehearsed)))
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
         intro = (
@@ -211,6 +158,65 @@ def plan_text(
     )
     lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
     return "\n".join([title, *lines, "", intro, command_text(run)])
+
+
+def _paper(recipe: Recipe) -> str:
+    if not recipe.paper:
+        return "reproduces none of its values"
+    values = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items()]
+    read_off = " (read off)" if recipe.paper["read_off"] else ""
+    return f"{recipe.paper['source']}{read_off}: {', '.join(values)}"
+
+
+def _batch(run: Run) -> str:
+    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
+    accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
+    return (
+        f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
+        f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})"
+    )
+
+
+def _steps(run: Run) -> str:
+    recipe = run.recipe
+    return (
+        f"{run.steps:,}: {run.samples:,} samples, {significant(run.samples / recipe.data_samples)} "
+        f"× the data set; learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps "
+        "of warm-up"
+    )
+
+
+def _slices(run: Run, cost: dict) -> str:
+    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    return (
+        f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
+        f"{run.slice_steps:,} steps{minutes}: the most that an interruption loses"
+    )
+
+
+def _model(cost: dict) -> str:
+    text = f"{cost['parameters']:,} parameters"
+    in_head = cost["head_parameters"]
+    return f"{text}, {in_head:,} of them in the class head" if in_head else text
+
+
+def _rehearsed(rehearsed: dict) -> str:
+    hours = rehearsed["hours"]
+    memory = rehearsed["memory"]
+    return (
+        f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, "
+        f"without validation; peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
+        f"bottleneck: {rehearsed['limit']}"
+    )
+
+
+def _checkpoints(run: Run, cost: dict) -> str:
+    pass_ends = "" if run.is_table else " and the last of each pass"
+    return (
+        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
+        f"newest, one of every {run.kept_every}{pass_ends}: at most "
+        f"{bytes_text(cost['disk_bytes'])}"
+    )
 
 
 def command_text(run: Run) -> str:
@@ -265,10 +271,12 @@ def _memory(run: Run, memory: dict) -> str:
     if "problem" in memory:
         return f"not computed ({memory['problem']}); superclip rehearse measures it"
     parts = ", ".join(f"{part} {bytes_text(memory[part])}" for part in PARTS)
-    rank, others = "process", "libraries and data loading need more"
+    rank = "process"
+    others = "libraries and data loading need more"
     computed = "Computed"
     if run.device == "cuda":
-        rank, others = "GPU", "the CUDA context, workspaces and fragmentation need more"
+        rank = "GPU"
+        others = "the CUDA context, workspaces and fragmentation need more"
         computed = "Computed, never measured on a GPU"
     text = f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {parts}"
     if memory["head"]:

@@ -1,24 +1,25 @@
 """Options of recipes, runs and their SLURM jobs, and the runs that they describe."""
 
-import argparse
 import dataclasses
 import json
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..errors import InputError, at_least
 from ..plans.plan import make_run, on_machines, settings_of_table
-from ..plans.recipe import COLUMN_FLAGS, read_recipe
+from ..plans.recipe import COLUMN_FLAGS
+from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
-from .shared_options import add_columns, add_switch
+from .shared_options import add_columns, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
 # options that may differ each time a run is started
 OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: ArgumentParser) -> None:
     """Adds --device for training on this machine; `device_here` returns the default."""
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), help="device (default: cuda if there is a GPU)"
@@ -32,7 +33,7 @@ def device_here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
+def add_recipe_options(parser: ArgumentParser, *, here: bool) -> None:
     """Adds the options that turn a recipe into a plan, for this machine (`here`) or for machines
     with GPUs."""
     parser.add_argument(
@@ -55,7 +56,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
 
 
 def planned_run(
-    options: argparse.Namespace,
+    options: Namespace,
     nodes: int,
     gpus_per_node: int,
     device: str,
@@ -76,7 +77,7 @@ def planned_run(
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
+def add_data_options(parser: ArgumentParser, default: str) -> None:
     """Adds options that override the data and the fields of a recipe."""
     parser.add_argument(
         "--data",
@@ -94,7 +95,7 @@ def add_data_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def add_split_options(parser: argparse.ArgumentParser) -> None:
+def add_split_options(parser: ArgumentParser) -> None:
     """Adds options on splitting and loading batches."""
     parser.add_argument(
         "--gpu-batch-max",
@@ -105,7 +106,7 @@ def add_split_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per GPU")
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
+def add_run_options(parser: ArgumentParser, *, here: bool) -> None:
     """Adds the common options of `superclip run` and `superclip submit`."""
     add_recipe_options(parser, here=here)
     parser.add_argument(
@@ -114,14 +115,14 @@ def add_run_options(parser: argparse.ArgumentParser, *, here: bool) -> None:
     add_settings(parser, "engine", *RUN_SETTINGS)
 
 
-def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+def add_settings(parser: ArgumentParser, *names: str) -> None:
     """Adds options that do not affect the trained model, by their names in Settings."""
     for name in names:
         setting = Settings.__dataclass_fields__[name]
         parser.add_argument(flag_of(name), default=setting.default, **setting.metadata)
 
 
-def run_settings(options: argparse.Namespace, without_runs: str = "") -> Settings:
+def run_settings(options: Namespace, without_runs: str = "") -> Settings:
     """Returns the settings of the options; InputError for an invalid one, or any beside a flag
     that trains no run."""
     for name in RUN_SETTINGS if without_runs else ():
@@ -129,8 +130,7 @@ def run_settings(options: argparse.Namespace, without_runs: str = "") -> Setting
             raise InputError(
                 f"{flag_of(name)} has no effect with {without_runs}: leave one of them out"
             )
-    names = Settings.__dataclass_fields__.keys() & vars(options).keys()
-    return Settings(**{name: getattr(options, name) for name in names})
+    return from_options(Settings, options)
 
 
 def flag_of(name: str) -> str:
@@ -138,17 +138,28 @@ def flag_of(name: str) -> str:
 
 
 def opened_run(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, placement: Placement
+    options: Namespace, parser: ArgumentParser, placement: Placement
 ) -> tuple[Run, RunFolder]:
     """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
     folder = Path(options.recipe)
-    if not Run.is_in(folder):
-        # a job's GPU may have failed
-        device = options.device or (placement.job and "cuda") or device_here()
-        num_processes = options.nproc or placement.num_processes(device)
-        settings = run_settings(options)
-        run = planned_run(options, placement.num_nodes, num_processes, device, settings)
-        return run, RunFolder(options.out or Path("runs") / run.recipe.name)
+    if Run.is_in(folder):
+        return _run_of_folder(folder, options, parser, placement), RunFolder(folder)
+    # a job's GPU may have failed
+    device = options.device or (placement.job and "cuda") or device_here()
+    num_processes = options.nproc or placement.num_processes(device)
+    settings = run_settings(options)
+    run = planned_run(options, placement.num_nodes, num_processes, device, settings)
+    return run, RunFolder(options.out or Path("runs") / run.recipe.name)
+
+
+def _run_of_folder(
+    folder: Path,
+    options: Namespace,
+    parser: ArgumentParser,
+    placement: Placement,
+) -> Run:
+    """Returns the run that a folder describes, on the current machines; InputError for an option
+    that only a recipe takes."""
     for name, value in vars(options).items():
         if name not in OF_A_START and value != parser.get_default(name):
             flag = flag_of(name)
@@ -160,10 +171,10 @@ def opened_run(
         settings = dataclasses.replace(run.settings, accept_changes=True)
         run = dataclasses.replace(run, settings=settings)
     here = run.gpus_per_node if run.device == "cpu" else placement.num_processes(run.device)
-    return on_machines(run, placement.num_nodes, options.nproc or here), RunFolder(folder)
+    return on_machines(run, placement.num_nodes, options.nproc or here)
 
 
-def all_settings(options: argparse.Namespace) -> dict[str, str]:
+def all_settings(options: Namespace) -> dict[str, str]:
     """Returns the values of --set, including those of a table's options."""
     settings = {}
     for pair in options.set:
@@ -178,7 +189,7 @@ def all_settings(options: argparse.Namespace) -> dict[str, str]:
     return settings
 
 
-def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> None:
+def add_slurm_options(parser: ArgumentParser, gpus_per_node: int) -> None:
     """Adds the options of a job's resource request."""
     add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
@@ -218,7 +229,7 @@ def add_slurm_options(parser: argparse.ArgumentParser, gpus_per_node: int) -> No
     add_switch(parser, "--dry-run", "print the commands; read no shards, submit nothing")
 
 
-def slurm_request(options: argparse.Namespace) -> SlurmRequest:
+def slurm_request(options: Namespace) -> SlurmRequest:
     """Returns the request of the options; InputError for contradictory options."""
     at_least(options, nodes=1, gpus_per_node=1, cpus_per_node=1)
     sbatch = {name: getattr(options, name) for name in NAMED if getattr(options, name)}

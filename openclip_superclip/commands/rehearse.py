@@ -1,14 +1,14 @@
 """superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole
 run."""
 
-import sys
 from pathlib import Path
 
-from ..errors import Parser, at_least
+from ..errors import Parser, at_least, to_stderr
 from ..files import check_results, write_json
 from ..runs.signals import Stopped
 from ..runs.slurm import find_placement
 from .recipe_options import add_recipe_options, add_settings, opened_run
+from .shared_options import add_number
 
 
 def main(argv: list[str]) -> int:
@@ -18,28 +18,20 @@ def main(argv: list[str]) -> int:
     one.
     """
     parser = Parser(
-        prog="superclip rehearse",
-        description="Trains a recipe for a few minutes with the batch, precision, data and "
+        "rehearse",
+        "Trains a recipe for a few minutes with the batch, precision, data and "
         "ranks of the whole run. "
         "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, "
         "and prints the hours of "
         "the whole run, its bottleneck and what to change. Under srun, with one task per node, "
         "it uses all nodes.",
-        epilog="example: superclip rehearse demo/superclip_demo-model_8k_bs64 --device cpu "
-        "--steps 8",
+        "demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
     )
     add_recipe_options(parser, here=True)
     add_settings(parser, "engine")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="new folder (default: runs/NAME-rehearsal)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=100,
-        metavar="N",
-        help="steps of each of two slices, which are trained twice (default: %(default)s)",
-    )
+    parser.option("--out", "new folder (default: runs/NAME-rehearsal)", type=Path, metavar="DIR")
+    about = "steps of each of two slices, which are trained twice"
+    add_number(parser, "--steps", 100, about, "N")
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
     placement = find_placement()
@@ -52,7 +44,7 @@ def main(argv: list[str]) -> int:
     from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
     from ..runs.unreadable import refuse_bad_files
 
-    check_results(folder, "--out", ["rehearsal.json"], '"samples_per_second"')
+    check_results(folder, ["rehearsal.json"], '"samples_per_second"')
     rehearsal = Rehearsal(rehearsed_run(run, options.steps), placement, folder)
     if placement.node == 0:
         rehearsal.check_folder()
@@ -62,10 +54,7 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         if placement.node:
             return 1
-        print(
-            f"superclip rehearse: stopped by {stop}; remove {folder} to start again",
-            file=sys.stderr,
-        )
+        to_stderr(f"superclip rehearse: stopped by {stop}; remove {folder} to start again")
         # a requeued job would have no more time
         return 1 if stop.before_time_is_up else stop.exit_code
     if code or placement.node:
@@ -78,9 +67,8 @@ def main(argv: list[str]) -> int:
         f"{folder}/rehearsal.json uses this estimate"
     )
     if other := other_training(summary):
-        print(
-            f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}",
-            file=sys.stderr,
+        to_stderr(
+            f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}"
         )
         return 1
     return 0

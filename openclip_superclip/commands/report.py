@@ -18,22 +18,20 @@ from ..rendering import run_names
 def main(argv: list[str]) -> int:
     """Writes the page, or with --record the records; returns the exit code."""
     options = _parse(argv)
-    if options.record is None:
-        _check_page(options.out)
-    else:
-        no_effect(options, "--record", "title")
-    runs = _read_runs(options.runs)
     if options.record is not None:
-        for run in runs:
+        no_effect(options, "--record", "title")
+        for run in _read_runs(options.runs):
             print(write_record(run, options.record))
         return 0
+    _check_page(options.out)
+    runs = _read_runs(options.runs)
     from ..lab.reports.report_page import write_report
 
     trained = [run for run in runs if run.state != MISSING]
     summary = f"{len(trained)} runs, {len(runs) - len(trained)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
     methods = dict.fromkeys(METHODS.get(run.method, run.method) for run in trained)
-    make_folder(options.out, "--out")
+    make_folder(options.out)
     title = options.title or " and ".join(methods)
     write_report(options.out, title, facts, runs, find_comparisons(runs))
     print(f"{options.out}/report.html: {summary}")
@@ -61,37 +59,37 @@ def _check_page(out: Path) -> None:
     require("superclip report", "report", "matplotlib", "scipy")
     from ..lab.reports.report_page import FILES, MARK
 
-    check_results(out, "--out", FILES, MARK)
+    check_results(out, FILES, MARK)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
-        prog="superclip report",
-        description="Writes one page, report.html, on training runs and their evaluations: "
+        "report",
+        "Writes one page, report.html, on training runs and their evaluations: "
         "loss curves, scores over "
         "the batch size, and tables beside the paper's values. Also writes the page as "
         "Markdown with PNG figures, and runs.csv.",
-        epilog="example: superclip report logs/clip logs/superclip --out report",
+        "logs/clip logs/superclip --out report",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "runs",
+        "folders of superclip run, superclip train or OpenCLIP",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folders of superclip run, superclip train or OpenCLIP",
     )
     add(
         "--out",
+        "output folder (default: %(default)s)",
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="output folder (default: %(default)s)",
     )
     about = (
         "instead of the page, write DIR/RUN/record.json for each finished run: recipe, "
         "versions, device, scores"
     )
-    add("--record", type=Path, metavar="DIR", help=about)
-    add("--title", help="title of the page (default: the methods of the runs)")
+    add("--record", about, type=Path, metavar="DIR")
+    add("--title", "title of the page (default: the methods of the runs)")
     return parser.parse_args(argv)

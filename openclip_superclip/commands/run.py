@@ -4,7 +4,6 @@ of the job."""
 import argparse
 import shlex
 import signal
-import sys
 
 from ..environment import check_horovod
 from ..errors import Parser, at_least
@@ -14,6 +13,7 @@ from ..runs.launcher import train
 from ..runs.signals import Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
 from .recipe_options import add_run_options, opened_run
+from .shared_options import add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -24,19 +24,16 @@ def main(argv: list[str]) -> int:
     with 0 or 1.
     """
     parser = Parser(
-        prog="superclip run",
-        description="Trains a recipe into a folder, or resumes it. Starts a process for each "
+        "run",
+        "Trains a recipe into a folder, or resumes it. Starts a process for each "
         "GPU of this machine or, "
         "under srun with one task per node, of all nodes of the job. To resume a run, give its "
         "folder instead of a recipe.",
-        epilog="example: superclip run demo/superclip_demo-model_8k_bs64 --device cpu",
+        "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the batch, the steps and OpenCLIP's command; train nothing",
-    )
+    about = "print the batch, the steps and OpenCLIP's command; train nothing"
+    add_switch(parser, "--dry-run", about)
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
     placement = find_placement()
@@ -48,15 +45,10 @@ def main(argv: list[str]) -> int:
                 # srun's signal after another node has ended must not change the exit code
                 if placement.num_nodes > 1:
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    except Stopped as stop:
+    except Stopped:
         if placement.node:
             return 1
-        print(
-            f"superclip run: stopped by {stop}; the same command resumes",
-            file=sys.stderr,
-            flush=True,
-        )
-        return stop.exit_code
+        raise
 
 
 def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> int:

@@ -14,56 +14,56 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip shards",
-        description="Converts images and captions to WebDataset shards: a training and a "
+        "shards",
+        "Converts images and captions to WebDataset shards: a training and a "
         "validation split, each with sizes.json, and data sets for superclip evaluate. Images "
         "that OpenCLIP would read rotated, nearly white or with hidden colours are converted. "
         "Pairs that cannot be read are listed and left out.",
-        epilog="example: superclip shards pairs.csv shards",
+        "pairs.csv shards",
     )
-    add = parser.add_argument
+    add = parser.option
     add(
         "source",
-        metavar="SOURCE",
-        help="a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's "
+        "a table (.csv, .tsv), a folder with a .txt or .json beside each image, or COCO's "
         "captions (.json)",
+        metavar="SOURCE",
     )
-    add("out", type=Path, metavar="OUT", help="a new folder for the shards")
+    add("out", "a new folder for the shards", type=Path, metavar="OUT")
     add_columns(parser, captions=", or field of each .json")
     add(
         "--label-key",
+        "column or field with a class, for zero-shot and linear probe",
         default="",
         metavar="KEY",
-        help="column or field with a class, for zero-shot and linear probe",
     )
     add(
         "--long-key",
+        "column or field with a longer caption, which becomes long.txt",
         default="",
         metavar="KEY",
-        help="column or field with a longer caption, which becomes long.txt",
     )
-    add("--images", type=Path, metavar="DIR", help="folder of COCO's images (default: the JSON's)")
+    add("--images", "folder of COCO's images (default: the JSON's)", type=Path, metavar="DIR")
     add(
         "--val-share",
+        "fraction of the pairs for validation; no image and no caption is in both splits "
+        "(default: %(default)s)",
         type=float,
         default=0.1,
         metavar="FRACTION",
-        help="fraction of the pairs for validation; no image and no caption is in both splits "
-        "(default: %(default)s)",
     )
     add(
         "--shard-size",
+        "pairs per shard (default: 16 to 10,000, for 32 shards)",
         type=int,
         metavar="N",
-        help="pairs per shard (default: 16 to 10,000, for 32 shards)",
     )
     add_number(parser, "--seed", 0, "seed of the order", metavar="N")
     add(
         "--jobs",
+        "processes (default: one per core)",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes (default: one per core)",
     )
     options = parser.parse_args(argv)
     if not 0 <= options.val_share < 1:

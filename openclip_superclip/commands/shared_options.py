@@ -1,21 +1,20 @@
 """Options of several commands: outputs, models, the columns of a table."""
 
-import argparse
 import os
-import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..data.tables import Columns, detect_columns, is_table
-from ..errors import no_effect
+from ..errors import no_effect, to_stderr
 
 
-def add_switch(parser: argparse.ArgumentParser, flag: str, help: str) -> None:
+def add_switch(parser: ArgumentParser, flag: str, help: str) -> None:
     """Adds an option without a value."""
     parser.add_argument(flag, action="store_true", help=help)
 
 
 def add_number(
-    parser: argparse.ArgumentParser,
+    parser: ArgumentParser,
     flag: str,
     default: float,
     help: str = "",
@@ -27,19 +26,19 @@ def add_number(
 
 
 def add_output(
-    parser: argparse.ArgumentParser, help: str = "folder to write", replaced: str = "folder"
+    parser: ArgumentParser, help: str = "folder to write", replaced: str = "folder"
 ) -> None:
     """Adds --out and --overwrite."""
     parser.add_argument("--out", type=Path, required=True, help=help)
     add_switch(parser, "--overwrite", f"replace an existing {replaced}")
 
 
-def add_weights_output(parser: argparse.ArgumentParser) -> None:
+def add_weights_output(parser: ArgumentParser) -> None:
     """Adds --out and --overwrite of a file of weights."""
     add_output(parser, ".pt or .safetensors file to write", "file")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: ArgumentParser) -> None:
     """Adds --architecture and --device, for a model that a command opens."""
     parser.add_argument(
         "--architecture",
@@ -49,7 +48,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_columns(
-    parser: argparse.ArgumentParser, default: str = "from the header", captions: str = ""
+    parser: ArgumentParser, default: str = "from the header", captions: str = ""
 ) -> None:
     """Adds the options that name the columns of a table; `captions` extends the help of their
     column."""
@@ -63,7 +62,13 @@ def add_columns(
         parser.add_argument(f"--{flag}", metavar=metavar, help=f"{about} (default: {default})")
 
 
-def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Columns:
+def from_options(kind: type, options: Namespace, **others):
+    """Returns a dataclass whose fields are options of the same names, or `others`."""
+    values = vars(options) | others
+    return kind(**{name: values[name] for name in kind.__dataclass_fields__ if name in values})
+
+
+def columns_of(options: Namespace, data: str, flag: str = "DATA") -> Columns:
     """Returns the columns of the options, by default detected from the table's header, and prints
     detected ones.
 
@@ -78,5 +83,5 @@ def columns_of(options: argparse.Namespace, data: str, flag: str = "DATA") -> Co
     chosen = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
     columns = detect_columns(data, *chosen, flag)
     if None in chosen:
-        print(f"superclip: {data}: {columns.description}", file=sys.stderr)
+        to_stderr(f"superclip: {data}: {columns.description}")
     return columns

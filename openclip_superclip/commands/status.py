@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError, Parser
-from ..files import read_json
+from ..files import json_or_empty
 from ..rendering import markdown_table
 from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
 from ..runs.recovery import LOST
@@ -25,31 +25,29 @@ HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 def main(argv: list[str]) -> int:
     parser = Parser(
-        prog="superclip status",
-        description="Prints a table of runs: state, progress, samples per second, expected end "
+        "status",
+        "Prints a table of runs: state, progress, samples per second, expected end "
         "and SLURM job. A run "
         "without a heartbeat for two minutes is lost. A run not started has a job that ended "
         "before superclip run.",
-        epilog="example: superclip status runs studies/one_batch",
+        "runs studies/one_batch",
     )
-    parser.add_argument(
+    parser.option(
         "runs",
+        "folders of runs, or folders that contain runs (default: runs and studies)",
         nargs="*",
         type=Path,
         metavar="RUN",
-        help="folders of runs, or folders that contain runs (default: runs and studies)",
     )
-    parser.add_argument(
-        "--state",
-        action="append",
-        choices=STATES,
-        help="show only runs in this state; may be repeated",
+    parser.option(
+        "--state", "show only runs in this state; may be repeated", action="append", choices=STATES
     )
     options = parser.parse_args(argv)
     given = options.runs
     queue = my_jobs() or {}
     counts = Counter()
-    rows, notes = [], []
+    rows = []
+    notes = []
     found: dict[Path, None] = {}  # without duplicates
     for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
@@ -92,7 +90,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
     """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
-    submitted = read_json(run / "submitted.json", default={}).get("job")
+    submitted = json_or_empty(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
     running = values if state == RUNNING else {}

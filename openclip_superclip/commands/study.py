@@ -1,20 +1,20 @@
 """superclip study: compares methods by paired seeds, and tests their differences."""
 
-import argparse
 import dataclasses
-import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
-from ..errors import InputError, Parser, at_least
+from ..errors import InputError, Parser, at_least, to_stderr
 from ..extras import require
 from ..flags import Config
 from . import recipe_options as shared
+from .shared_options import from_options
 
 if TYPE_CHECKING:
-    from ..lab.studies.study_call import StudyCall
+    from ..lab.studies.study_call import StudyCall, StudyOptions
 
 VAL_FRACTION = 0.2
 
@@ -46,19 +46,18 @@ def main(argv: list[str]) -> int:
     device = options.device or ("cuda" if options.slurm else shared.device_here())
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
-    study_options = StudyOptions(
-        study=options.study,
-        device=device,
-        out=options.out,
-        seeds=options.seeds,
-        data=options.data,
-        val_data=options.val_data,
-        runs=options.runs,
-        set=shared.all_settings(options),
-        settings=settings,
-    )
-    if not _splits(options):
-        return _run(study_call(study_options), options)
+    set_ = shared.all_settings(options)
+    study_options = from_options(StudyOptions, options, device=device, set=set_, settings=settings)
+    if _splits(options):
+        return _run_on_parts(study_options, options)
+    return _run(study_call(study_options), options)
+
+
+def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
+    """Runs the study on the parts of a table, which are removed if it does not begin; returns the
+    exit code."""
+    from ..lab.studies.study_call import study_call
+
     whole = study_call(dataclasses.replace(study_options, val_data=options.data))
     split = _split(whole, options)
     try:
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> int:
             split.remove()
 
 
-def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
+def _split(call: "StudyCall", options: Namespace) -> TableSplit:
     """Returns the split of --data in the study's folder; InputError, before it is written, for a
     table with errors."""
     columns = call.study.first_recipe.columns
@@ -84,15 +83,14 @@ def _split(call: "StudyCall", options: argparse.Namespace) -> TableSplit:
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
     files = "" if options.dry_run else f": {split.train}, {split.val}"
-    print(
+    to_stderr(
         f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
-        f"validation{files}",
-        file=sys.stderr,
+        f"validation{files}"
     )
     return split
 
 
-def _splits(options: argparse.Namespace) -> bool:
+def _splits(options: Namespace) -> bool:
     """Returns whether the command splits --data; InputError for --val-fraction where it does
     not."""
     has_validation = options.val_data or any(
@@ -113,7 +111,7 @@ def _splits(options: argparse.Namespace) -> bool:
     return True
 
 
-def _run(call: "StudyCall", options: argparse.Namespace) -> int:
+def _run(call: "StudyCall", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
@@ -129,21 +127,13 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
         print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..lab.studies.study_training import StudyTraining, run_study
-    from ..runs.signals import Stopped, stopped_by_signals
+    from ..runs.signals import stopped_by_signals
 
     if options.dry_run:
         print(StudyTraining(call).summary())
         return 0
-    try:
-        with stopped_by_signals():
-            results = run_study(call, 0 if options.only else options.jobs or 1)
-    except Stopped as stop:
-        print(
-            f"superclip study: stopped by {stop}; the same command resumes",
-            file=sys.stderr,
-            flush=True,
-        )
-        return stop.exit_code
+    with stopped_by_signals():
+        results = run_study(call, 0 if options.only else options.jobs or 1)
     print(
         f"\n{results.tables()}\n\nMore in {call.out}: study.png, study.csv, study.json, and "
         "the folders of the runs"
@@ -151,40 +141,38 @@ def _run(call: "StudyCall", options: argparse.Namespace) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
-        prog="superclip study",
-        description="Trains the arms of a study with paired seeds (the same initial weights of "
+        "study",
+        "Trains the arms of a study with paired seeds (the same initial weights of "
         "the towers, the same "
         "order of the data, the same crops), evaluates them, and prints each difference with "
         "its 95 % interval. The same command resumes a study that was stopped or submitted to "
         "SLURM.",
-        epilog="example: superclip study one_batch --jobs 2 --out studies/one_batch",
+        "one_batch --jobs 2 --out studies/one_batch",
     )
-    add = parser.add_argument
-    add("study", nargs="?", metavar="STUDY", help="a file, or a name from --list")
-    add("--list", action="store_true", help="list the shipped studies and their questions")
-    add("--seeds", type=int, metavar="N", help="number of paired seeds (default: the study's)")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: 1; with --slurm, no limit)")
+    add = parser.option
+    add("study", "a file, or a name from --list", nargs="?", metavar="STUDY")
+    add("--list", "list the shipped studies and their questions", action="store_true")
+    add("--seeds", "number of paired seeds (default: the study's)", type=int, metavar="N")
+    add("--jobs", "runs at a time (default: 1; with --slurm, no limit)", type=int, metavar="N")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
     about = (
         "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
         "the demo's scenes"
     )
-    add("--val-data", metavar="DATA", help=about)
+    add("--val-data", about, metavar="DATA")
     about = (
         "without --val-data: the fraction of a table's pairs that is split off for it, so "
         "that no image and no "
     )
     about += f"caption is on both sides (default: {VAL_FRACTION})"
-    add("--val-fraction", type=float, metavar="FRACTION", help=about)
-    add(
-        "--out", type=Path, metavar="DIR", help="folder of runs and results (default: studies/NAME)"
-    )
+    add("--val-fraction", about, type=float, metavar="FRACTION")
+    add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
     about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
-    add("--runs", type=Path, metavar="DIR", help=about)
-    add("--only", choices=("report",), help="only evaluate and report finished runs")
+    add("--runs", about, type=Path, metavar="DIR")
+    add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     slurm.add_argument(

@@ -2,10 +2,9 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stderr
 from ..plans.cost import estimate_cost
 from ..plans.run import Run
 from ..runs.folder import RunFolder
@@ -19,22 +18,21 @@ from .recipe_options import (
     run_settings,
     slurm_request,
 )
+from .shared_options import add_switch
 
 
 def main(argv: list[str]) -> int:
     """Writes the job's script into the run's folder, submits it and prints how to watch it;
     returns the exit code."""
     parser = Parser(
-        prog="superclip submit",
-        description="Trains a recipe as a SLURM job, which resumes after a time limit, a "
+        "submit",
+        "Trains a recipe as a SLURM job, which resumes after a time limit, a "
         "preemption or the failure of a node. For several runs, see superclip study --slurm.",
-        epilog="example: superclip submit datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
+        "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
-    parser.add_argument(
-        "--rehearse", action="store_true", help="run superclip rehearse, into runs/NAME-rehearsal"
-    )
+    add_switch(parser, "--rehearse", "run superclip rehearse, into runs/NAME-rehearsal")
     options = parser.parse_args(argv)
 
     request = slurm_request(options)
@@ -97,11 +95,7 @@ def _fetch_pretrained(run: Run) -> None:
     try:
         released_file(f"{run.recipe.model}:{tag}", "pretrained", flags.get("cache-dir"))
     except InputError as error:
-        print(
-            f"superclip submit: {error}; the job needs them in its cache",
-            file=sys.stderr,
-            flush=True,
-        )
+        to_stderr(f"superclip submit: {error}; the job needs them in its cache")
 
 
 def _long_slice(run: Run, request: SlurmRequest) -> str:

@@ -1,8 +1,8 @@
 """superclip words: lists the words that a class head finds in images, and shows when a run
 learned them."""
 
-import argparse
 import json
+from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,55 +35,52 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
-        prog="superclip words",
-        description="Lists the words that the class head finds in images. The score of a word "
+        "words",
+        "Lists the words that the class head finds in images. The score of a word "
         "is its probability: the head was trained to predict the words of the caption, "
         "weighted by IDF.",
-        epilog="example: superclip words images/ --model logs/superclip --heatmap",
+        "images/ --model logs/superclip --heatmap",
     )
-    add = parser.add_argument
-    add("images", nargs="*", type=Path, metavar="IMAGE", help="files, and folders of them")
+    add = parser.option
+    add("images", "files, and folders of them", nargs="*", type=Path, metavar="IMAGE")
     add(
         "--model",
-        type=Path,
-        help="a model with a class head: the folder of a run, a training checkpoint, or a folder "
+        "a model with a class head: the folder of a run, a training checkpoint, or a folder "
         "of superclip export --with-head or of superclip import",
+        type=Path,
     )
     add(
         "--course",
+        "show when each word was learned, for one run or two side by side, given as folders "
+        "of runs with --superclip; needs no --model (--out, default word_course: word_course.csv, "
+        ".json and .png)",
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="show when each word was learned, for one run or two side by side, given as folders "
-        "of runs with --superclip; needs no --model (--out, default word_course: word_course.csv, "
-        ".json and .png)",
     )
     add_switch(
         parser,
         "--serve",
         "serve a web page: drop an image to see its words and their locations, or type a word",
     )
-    add("--port", type=int, help="port of --serve (default: 8000); 0 means any free one")
+    add("--port", "port of --serve (default: 8000); 0 means any free one", type=int)
     add_model_options(parser)
-    add(
-        "--words",
-        help="words and phrases to show, separated by commas, or a file with one per line",
-    )
+    add("--words", "words and phrases to show, separated by commas, or a file with one per line")
     add(
         "--top",
+        "the K most likely words of an image (default: 10, or all of --words)",
         type=int,
         metavar="K",
-        help="the K most likely words of an image (default: 10, or all of --words)",
     )
     add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
     add_switch(parser, "--json", "print one line of JSON per image instead of tables")
     add(
         "--out",
-        type=Path,
-        help="folder for index.html, words.jsonl and heat maps (default: words, for folders and "
+        "folder for index.html, words.jsonl and heat maps (default: words, for folders and "
         "heat maps; otherwise nothing is written)",
+        type=Path,
     )
     options = parser.parse_args(argv)
     at_least(options, top=1)
@@ -102,7 +99,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _course(options: argparse.Namespace) -> int:
+def _course(options: Namespace) -> int:
     """Prints and writes when the runs learned their words. Returns the exit code."""
     unused = ("model", "architecture", "words", "top", "heatmap", "json", "device", "port")
     no_effect(options, "--course", *unused)
@@ -112,11 +109,11 @@ def _course(options: argparse.Namespace) -> int:
     from ..rendering import run_names
 
     out = options.out or Path(NAME)
-    check_results(out, "--out", [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
+    check_results(out, [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
     names = run_names(options.course)
     runs = zip(names, options.course, strict=True)
     courses = [word_course(name, find_course(run)) for name, run in runs]
-    make_folder(out, "--out")
+    make_folder(out)
     write_word_courses(out, courses)
     for course in courses:
         print(course_text(course))
@@ -124,7 +121,7 @@ def _course(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tagger(options: argparse.Namespace):
+def _tagger(options: Namespace):
     """Returns a tagger with the model of --model and the words of --words."""
     from ..lab.words.lexicon import chosen_lexicon
     from ..lab.words.open_checkpoint import open_with_head
@@ -142,20 +139,21 @@ def _tagger(options: argparse.Namespace):
     return Tagger(opened, chosen, options.top)
 
 
-def _tag(options: argparse.Namespace) -> int:
+def _tag(options: Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
     from ..lab.words.tag_images import FILES, MARK, find_images, tag_images, write_folder
 
     no_effect(options, "IMAGE", "port")
-    paths, out = find_images(options.images), options.out or Path("words")
+    paths = find_images(options.images)
+    out = options.out or Path("words")
     writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
     if writes_folder:
-        check_results(out, "--out", FILES, MARK)
+        check_results(out, FILES, MARK)
     if options.heatmap:
         require("--heatmap", "report", "matplotlib")
     tagger = _tagger(options)
     if writes_folder or options.heatmap:
-        make_folder(out, "--out")
+        make_folder(out)
     tagged = tag_images(paths, tagger, out if options.heatmap else None)
     if writes_folder:
         tagged = tqdm(

@@ -24,7 +24,9 @@ from .tar_shards import contract
 from .workers import work_on
 
 NUM_SHARDS = 32  # of the training split, enough to divide among workers and slices
-SMALLEST, LARGEST = 16, 10_000  # pairs per shard
+# pairs per shard
+SMALLEST = 16
+LARGEST = 10_000
 VALIDATION_SIZE = 1000  # pairs per shard of the validation split
 SPLITS = ("train", "val")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # by Pillow's format
@@ -115,7 +117,8 @@ def write_pair_shards(
     names = sorted({pair.label for pair in pairs if pair.label})
     labels = {label: number for number, label in enumerate(names)}
     write = functools.partial(_write_shard, pairs, out, labels)
-    problems, converted = {}, {}
+    problems = {}
+    converted = {}
     sizes = {split: {} for split in SPLITS}
     with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
         for shard, skipped in zip(shards, work_on(write, shards, jobs, "--jobs"), strict=True):
@@ -221,7 +224,8 @@ def _write_evaluation(
     """
     if not images:
         return []
-    captions, classes = [], []
+    captions = []
+    classes = []
     for pairs in images:
         lines = [" ".join(pair.caption.split()) for pair in pairs]
         captions.append((pairs[0], "\n".join(lines)))

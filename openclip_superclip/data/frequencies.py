@@ -109,7 +109,8 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 tuple(json.loads(about["ignored_tokens"])),
                 int(about["context"]) if "context" in about else None,
             )
-        most, is_vector = frequencies.num_captions, counts.dtype == torch.int64 and counts.ndim == 1
+        most = frequencies.num_captions
+        is_vector = counts.dtype == torch.int64 and counts.ndim == 1
         if not is_vector or (counts < 0).any() or (counts > most).any():
             raise ValueError(f"its counts are not integers from 0 to {most:,}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -152,30 +153,25 @@ class ShardCounts(NamedTuple):
     problem: str  # why the shard could not be read to its end, or ""
 
 
+@dataclass
 class CaptionCounter:
-    """Counts the class loss's captions in shards, or in a table, which has `columns` and counts as
-    one shard.
+    """Counts the class loss's captions in shards, or in a table, which counts as one shard."""
 
-    `member` is the extension of a sample's short caption, and `seed` seeds the choice of the mode
-    *mixed*.
-    """
+    config: Config
+    tokenizer: object
+    seed: int  # of the mode *mixed*
+    columns: Columns | None  # of a table
+    member: str  # the extension of a sample's short caption
 
-    def __init__(
-        self,
-        config: Config,
-        tokenizer,
-        seed: int,
-        columns: Columns | None,
-        member: str,
-    ):
-        self.config, self.tokenizer, self.columns, self.member = config, tokenizer, columns, member
-        self.vocab_size = 1 + max(vocabulary(tokenizer).values())
+    def __post_init__(self):
+        columns = self.columns
+        self.vocab_size = 1 + max(vocabulary(self.tokenizer).values())
         self.reader = CaptionTokens(
-            config,
-            tokenizer,
-            caption_key=columns.caption if columns else member,
+            self.config,
+            self.tokenizer,
+            caption_key=columns.caption if columns else self.member,
             sample_key=columns.image if columns else "__key__",
-            seed=seed,
+            seed=self.seed,
             rank=None,
             found_long=True,
             epoch=SimpleNamespace(get_value=lambda: 0),
@@ -184,7 +180,8 @@ class CaptionCounter:
     def count_shard(self, shard: str) -> ShardCounts:
         """Returns the counts of a shard, up to its first defect."""
         statistics = TokenStatistics(self.vocab_size, special_token_ids(self.tokenizer))
-        texts, problem = [], ""
+        texts = []
+        problem = ""
         try:
             for sample in self._samples(shard):
                 captions = self.reader.captions(sample)
@@ -222,7 +219,8 @@ class CaptionCounter:
         local = [shard for shard in shards if not is_remote(shard)]
         problems = {shard: "no such file" for shard in local if not os.path.exists(shard)}
         _check_readable(problems, len(shards), unreadable_max)
-        document_frequency, num_captions = torch.zeros(self.vocab_size, dtype=torch.int64), 0
+        document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
+        num_captions = 0
         counted = work_on(self.count_shard, shards, workers, "--workers")
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
             for shard, counts in zip(shards, counted, strict=True):

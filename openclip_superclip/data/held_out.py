@@ -87,7 +87,8 @@ def held_out(
 
     in_order = sorted(sizes, key=digest)
     wanted = min(max(round(fraction * num_pairs), 1), num_pairs - 1)
-    chosen, num_chosen = set(), 0
+    chosen = set()
+    num_chosen = 0
     for group in in_order:
         if num_chosen + sizes[group] <= wanted:
             chosen.add(group)
@@ -129,7 +130,7 @@ class TableSplit:
     def remove(self) -> None:
         """Removes the tables if this call has written them."""
         if self.is_new:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         if self.is_parent_new:
             with contextlib.suppress(OSError):  # it contains something else
                 os.removedirs(self.folder.parent)

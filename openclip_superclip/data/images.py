@@ -36,7 +36,8 @@ MAX_ASPECT = 100
 def images_below(folder: Path) -> list[Path]:
     """Returns the images in a folder and the folders below it; links are followed, each folder
     is read once."""
-    images, read = [], set()
+    images = []
+    read = set()
     for path, subfolders, names in os.walk(folder, followlinks=True):
         real_path = os.path.realpath(path)
         if real_path in read:

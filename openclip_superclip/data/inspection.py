@@ -300,45 +300,65 @@ def check_shards(
     """
     split.check()
     inspection = inspect(pattern, split.flag, long_caption, full=full)
-    shards, reports, warnings = inspection.shards, inspection.reports, inspection.warnings
+    shards = inspection.shards
+    bad = inspection.bad
     in_json = listed_samples(shards, split.flag)
     if len(in_json) == len(shards):
         _check_slice(split, sum(in_json.values()))
-    num_remote = sum(map(is_remote, shards))
-    if num_remote:
-        warnings.append(
-            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
-        )
-    counted = {report.shard: report.num_samples for report in reports} if full else {}
-    sizes = counted or in_json
-    num_samples = sum(sizes.values())
-    if expected and num_samples and abs(num_samples - expected) > TOLERANCE * expected:
+    counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
+    warnings = inspection.warnings + _remote_warnings(shards)
+    if expected:
         source = "the shards hold" if counted else "sizes.json lists"
-        warnings.append(
-            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
-            f"data_samples={num_samples} plans with those"
-        )
-    if not sizes and expected:
-        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    if split.slice_samples and split.batch_size and sizes:
-        mean = round(sum(sizes.values()) / len(sizes))
-        warnings += split.check_sizes(
-            [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
-        )
-    good = [shard for shard in shards if shard not in inspection.bad]
+        warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
+    warnings += _uneven_warnings(split, inspection, counted or in_json, expected)
+    good = [shard for shard in shards if shard not in bad]
+    has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
         data=pattern,
         shards=len(shards),
-        found=len(inspection.sizes) if reports else None,
-        bytes=sum(inspection.sizes.values()) if reports else None,
+        found=len(inspection.sizes) if has_sizes else None,
+        bytes=sum(inspection.sizes.values()) if has_sizes else None,
         full=bool(counted),
         num_checked=len(shards),
         samples=sum(counted.values()) or None,
         samples_listed=sum(in_json.values()) or None,
         samples_expected=expected,
-        bad=[{"shard": shard, "problem": problem} for shard, problem in inspection.bad.items()],
-        good=contract(good) if inspection.bad else None,
+        bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
+        good=contract(good) if bad else None,
         warnings=warnings,
+    )
+
+
+def _remote_warnings(shards: list[str]) -> list[str]:
+    num_remote = sum(map(is_remote, shards))
+    if not num_remote:
+        return []
+    return [f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"]
+
+
+def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
+    """Returns a warning if the number of samples, 0 if unknown, is not the expected one."""
+    if not num_samples or abs(num_samples - expected) <= TOLERANCE * expected:
+        return []
+    return [
+        f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+        f"data_samples={num_samples} plans with those"
+    ]
+
+
+def _uneven_warnings(
+    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int | None
+) -> list[str]:
+    """Returns warnings about the division of the shards, given the known numbers of samples; if
+    none is known, all shards are assumed to be equal."""
+    shards = inspection.shards
+    if not sizes and expected:
+        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    if not sizes or not split.slice_samples or not split.batch_size:
+        return []
+    mean = round(sum(sizes.values()) / len(sizes))
+    return split.check_sizes(
+        [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
     )
 
 

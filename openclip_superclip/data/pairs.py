@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..files import read_json
+from ..files import json_or_empty, read_json
 from .caption_text import text_of
 from .images import images_below
 from .tables import Columns, is_table, rows_of
@@ -32,7 +32,8 @@ class Pair(NamedTuple):
 def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
     """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`;
     InputError for none."""
-    source, advice = Path(path), ""
+    source = Path(path)
+    advice = ""
     if is_table(path):
         pairs = list(pairs_of_table(path, keys))
     elif source.is_dir():
@@ -64,9 +65,10 @@ def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair
 def _pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
     """Yields the images below a folder that have a .txt or .json file of the same name."""
     for image in images_below(folder):
-        text, fields = image.with_suffix(".txt"), image.with_suffix(".json")
+        text = image.with_suffix(".txt")
+        fields = image.with_suffix(".json")
         if text.is_file() or fields.is_file():
-            pair = _pair(str(image), str(image), read_json(fields, default={}), keys)
+            pair = _pair(str(image), str(image), json_or_empty(fields), keys)
             if text.is_file() and not keys.columns.caption:  # a field of the .json
                 pair = pair._replace(caption=text.read_text("utf-8-sig", errors="replace").strip())
             yield pair
@@ -78,7 +80,8 @@ def _pairs_of_coco(file: Path, images: Path) -> Iterator[Pair]:
     try:
         names = {image["id"]: str(images / image["file_name"]) for image in content["images"]}
         for number, annotation in enumerate(content["annotations"], 1):
-            image, caption = names[annotation["image_id"]], text_of(annotation["caption"])
+            image = names[annotation["image_id"]]
+            caption = text_of(annotation["caption"])
             yield Pair(f"annotation {number}", image, caption)
     except (KeyError, TypeError) as error:
         raise InputError(

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from ..errors import InputError
@@ -36,26 +37,23 @@ def at_least_a_batch(samples: Iterable[dict], batch_size: int, flag: str) -> Ite
     check_batch(number, batch_size, flag)
 
 
+@dataclass
 class DataOrder:
     """The stages that replace OpenCLIP's two shuffles, seeded by (seed, epoch, rank, worker).
 
     At the start of each epoch, the generators of torch, Python and NumPy are seeded in every
     data-loading process (random crops) and in the training process (patch dropout). With --workers
-    0 both are the same process. A pass has `slices` epochs, `epoch` is OpenCLIP's shared one, and
-    `shuffle_sizes` are those of the buffer of samples.
+    0 both are the same process.
     """
 
-    def __init__(
-        self,
-        slices: int,
-        seed: int,
-        rank: int,
-        batch_size: int,
-        epoch,
-        shuffle_sizes: tuple[int, int],
-    ):
-        self.slices, self.seed, self.rank = slices, seed, rank
-        self.batch_size, self.epoch, self.shuffle_sizes = batch_size, epoch, shuffle_sizes
+    slices: int  # epochs of a pass
+    seed: int
+    rank: int
+    batch_size: int
+    epoch: object  # OpenCLIP's shared one
+    shuffle_sizes: tuple[int, int]  # of the buffer of samples
+
+    def __post_init__(self):
         self._seeded = None  # the epoch of the last seeding of this process
         self._seed_training_process()
 
@@ -84,7 +82,8 @@ class DataOrder:
         epoch starts."""
         import torch
 
-        set_value, starts = self.epoch.set_value, itertools.count()
+        set_value = self.epoch.set_value
+        starts = itertools.count()
 
         def set_value_and_seed(epoch: int) -> None:
             set_value(epoch)

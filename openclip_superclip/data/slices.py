@@ -107,7 +107,8 @@ class Split:
         """
         held, once, again = self.reads(sizes)
         left_out = held - once
-        uneven = left_out - max(0, held - once - again)
+        surplus = max(0, left_out - again)  # beyond --train-num-samples
+        uneven = left_out - surplus
         if max(again / (once + again), uneven / held) <= TOLERANCE:
             return []
         return [

@@ -46,7 +46,7 @@ class Columns(NamedTuple):
         )
 
     @property
-    def reading(self) -> dict[str, str]:
+    def pandas_options(self) -> dict[str, str]:
         """The options of pandas.read_csv for the separator: only its Python engine reads
         patterns."""
         is_pattern = len(self.separator.encode()) > 1 and self.separator != r"\s+"
@@ -245,7 +245,9 @@ def read_table(
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
-    long_key, table, images = config.long_caption_key, TableReport(), []
+    long_key = config.long_caption_key
+    table = TableReport()
+    images = []
     for rows in _chunks(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
@@ -291,12 +293,12 @@ def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -
 
     with _readable(path, flag):
         header = pd.read_csv(
-            path, **columns.reading, header=None, nrows=1, dtype=str, keep_default_na=False
+            path, **columns.pandas_options, header=None, nrows=1, dtype=str, keep_default_na=False
         )
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        options = {**columns.reading, "chunksize": ROWS_AT_ONCE, "dtype": dtype}
+        options = {**columns.pandas_options, "chunksize": ROWS_AT_ONCE, "dtype": dtype}
         with pd.read_csv(path, **options) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names

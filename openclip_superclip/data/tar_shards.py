@@ -63,14 +63,16 @@ def contract(names: Sequence[str]) -> str:
 
 
 def _braces(numbers: Iterable[str]) -> str:
-    runs = []
+    """Returns numbers as a pattern: {0,{3..5}} for 0, 3, 4 and 5."""
+    ranges: list[tuple[str, str]] = []  # first and last number of each
     for number in numbers:
-        last = runs[-1][-1] if runs else ""
-        if last and number and len(number) == len(last) and int(number) == int(last) + 1:
-            runs[-1][1:] = [number]
+        first, last = ranges[-1] if ranges else ("", "")
+        is_next = last and number and len(number) == len(last) and int(number) == int(last) + 1
+        if is_next:
+            ranges[-1] = first, number
         else:
-            runs.append([number])
-    parts = [f"{{{run[0]}..{run[1]}}}" if len(run) == 2 else run[0] for run in runs]
+            ranges.append((number, number))
+    parts = [first if first == last else f"{{{first}..{last}}}" for first, last in ranges]
     return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
@@ -90,14 +92,16 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
         from webdataset import gopen
 
         stream = gopen(shard)
-    sample, last = {}, -1
+    sample = {}
+    last = -1
     try:
         with tarfile.open(shard, "r|*" if stream else "r", stream, tarinfo=StrictTarInfo) as tar:
             for number, key, extension, member in numbered_members(tar):
                 if number != last:
                     if sample:
                         yield sample
-                    sample, last = {"__key__": key, "__url__": shard}, number
+                    sample = {"__key__": key, "__url__": shard}
+                    last = number
                 content = tar.extractfile(member).read() if extension in wanted else b""
                 sample[extension] = content
     except BROKEN:
@@ -111,7 +115,9 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
 def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarfile.TarInfo]]:
     """Yields the number and key of the sample, as OpenCLIP groups them, and extension and header
     of each file."""
-    number, key, extensions = -1, None, set()
+    number = -1
+    key = None
+    extensions = set()
     for member in tar:
         tar.members.clear()  # otherwise tarfile keeps every header in memory
         name = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name)
@@ -119,7 +125,9 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
             continue
         extension = name[2].lower()
         if name[1] != key or extension in extensions:
-            number, key, extensions = number + 1, name[1], set()
+            number = number + 1
+            key = name[1]
+            extensions = set()
         extensions.add(extension)
         yield number, key, extension, member
 

@@ -3,10 +3,10 @@
 The step runs on tensors of torch's device "meta", which have shapes but no values.
 """
 
-import contextlib
 import functools
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import open_clip
 import torch
@@ -82,7 +82,8 @@ class Allocations(TorchDispatchMode):
         if key in self._live:
             return False
         self._num_storages += 1
-        number, num_bytes = self._num_storages, storage.nbytes()
+        number = self._num_storages
+        num_bytes = storage.nbytes()
         self._live[key] = number, num_bytes, weakref.ref(storage, lambda _: self._free(key))
         self.events.append((number, num_bytes))
         if self.in_head:
@@ -99,11 +100,14 @@ class Allocations(TorchDispatchMode):
 
     def at_peak(self) -> dict[int, int]:
         """Returns the bytes of each storage at the moment of their highest sum, by number."""
-        total, peak, end = 0, 0, 0
+        total = 0
+        peak = 0
+        end = 0
         for index, (_, num_bytes) in enumerate(self.events, 1):
             total += num_bytes
             if total > peak:
-                peak, end = total, index
+                peak = total
+                end = index
         live = {}
         for number, num_bytes in self.events[:end]:
             if num_bytes < 0:
@@ -150,7 +154,7 @@ class Precision:
         self.dtype = dtype
         self._weights: dict[Tensor, Tensor] | None = None  # the copies; None outside `forward`
 
-    @contextlib.contextmanager
+    @contextmanager
     def forward(self) -> Iterator[None]:
         """A context for the forward pass and the loss."""
         self._weights = {}
@@ -163,7 +167,7 @@ class Precision:
         """Returns torch's functions that get and set the state of autocast."""
         dtype_of = torch.get_autocast_dtype
         return {
-            "autocast": lambda *_, **__: contextlib.nullcontext(),
+            "autocast": lambda *_, **__: nullcontext(),
             "is_autocast_enabled": lambda device=None: device == META and self.dtype is not None,
             "get_autocast_dtype": lambda device: self.dtype if device == META else dtype_of(device),
         }
@@ -207,7 +211,7 @@ LOWERED = {
 IN_FLOAT32 = ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy")
 
 
-@contextlib.contextmanager
+@contextmanager
 def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
     """A context in which torch treats tensors on "meta" like those of a device, "cuda" or "cpu",
     of one of `world_size` ranks: autocast, fused attention, collectives, chunks of the class
@@ -246,7 +250,7 @@ def _fused_attention():
     return fused
 
 
-@contextlib.contextmanager
+@contextmanager
 def _collectives(world_size: int) -> Iterator[None]:
     """A context in which OpenCLIP's losses receive the features of the other ranks."""
 

@@ -84,7 +84,8 @@ def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
 
 # Names in the checkpoints of models with a class head, which OpenCLIP's models lack.
 HEAD_PREFIXES = ("class_head.", "statistics.", "fixed_idf.")
-NUM_CAPTIONS, DOCUMENT_FREQUENCY = "statistics.num_captions", "statistics.document_frequency"
+NUM_CAPTIONS = "statistics.num_captions"
+DOCUMENT_FREQUENCY = "statistics.document_frequency"
 # the counts of --superclip-idf FILE
 FIXED_IDF = ("fixed_idf.document_frequency", "fixed_idf.num_captions")
 # The head in checkpoints of SuperCLIP's authors, and its names here.
@@ -157,7 +158,8 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
             "--model MODEL --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
         )
     ours = {f"{prefix}{name}": tensor for name, tensor in head_of(module.state_dict()).items()}
-    stored_head, module.stored_head = module.stored_head or {}, None
+    stored_head = module.stored_head or {}
+    module.stored_head = None
     if not ours.keys() & state_dict.keys():
         state_dict.update({f"{prefix}{name}": tensor for name, tensor in stored_head.items()})
     if not ours.keys() & state_dict.keys():

@@ -127,7 +127,8 @@ class Reading:
     """
 
     def __init__(self, tokens: PatchTokens, head_input: str):
-        self.tokens, self.head_input = tokens, head_input
+        self.tokens = tokens
+        self.head_input = head_input
         self.vector = None  # float32 [B, W], after the call
 
 
@@ -159,14 +160,15 @@ def encode_image(
     float32 [B, W].
 
     The outputs are image features [B, E] and CoCa's pooled tokens [B, Q, E], if the tower has them.
-    The features are computed last because FSDP gathers the tower's weights when their gradient
+    Every branch computes the features last: FSDP gathers the tower's weights when their gradient
     enters the tower, and autograd starts with the latest results.
     """
-    if isinstance(visual, VisionTransformer) and (visual.output_tokens or head_input != "patches"):
+    reads_pooled = head_input != "patches"
+    if isinstance(visual, VisionTransformer) and (reads_pooled or visual.output_tokens):
         return _read_vit(visual, tokens, image, head_input)
-    if isinstance(image, dict):
+    if isinstance(image, dict):  # of OpenCLIP 4's NaFlex
         return _read_naflex(visual, image, head_input)
-    if isinstance(visual, TimmModel) and head_input != "patches":
+    if isinstance(visual, TimmModel) and reads_pooled:
         return _read_timm(visual, tokens, image, head_input)
     output = visual.forward_intermediates(
         image, indices=1, normalize_intermediates=tokens.has_final_norm, output_fmt=tokens.layout
@@ -208,7 +210,8 @@ def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Te
     read = trunk.forward_features(
         image["patches"], patch_coord=image["patch_coord"], patch_valid=image["patch_valid"]
     )
-    tokens, valid = read["patches"], read["patch_valid"]  # [B, prefix + N, W], [B, N]
+    tokens = read["patches"]  # [B, prefix + N, W]
+    valid = read["patch_valid"]  # [B, N]
     patches = tokens[:, trunk.num_prefix_tokens :]
     num_patches = valid.sum(dim=1, keepdim=True).clamp_min(1)
     patch_mean = (patches.float() * valid.unsqueeze(2)).sum(dim=1) / num_patches

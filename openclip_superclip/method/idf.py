@@ -39,7 +39,8 @@ class FixedIDF(nn.Module):
 
     def __init__(self, document_frequency: Tensor, num_captions: int | Tensor, counted: Tensor):
         super().__init__()
-        num_tokens, vocab_size = len(document_frequency), len(counted)
+        num_tokens = len(document_frequency)
+        vocab_size = len(counted)
         if document_frequency[vocab_size:].any():
             raise InputError(
                 f"--superclip-idf: the file counts {num_tokens:,} tokens; the text tower's "
@@ -107,6 +108,7 @@ class TokenStatistics(nn.Module):
         tokens, _ = tokens.long().sort(dim=1)
         counts = self.counted[tokens]  # [B, L]
         counts[:, 1:] &= tokens[:, 1:] != tokens[:, :-1]  # a repeated token counts once
+        # [V + 2]: captions per token, captions with any token, captions
         message = torch.zeros(self.vocab_size + 2, dtype=torch.int64, device=tokens.device)
         message.scatter_add_(0, tokens.flatten(), counts.flatten().long())
         message[-2] = counts.any(dim=1).sum()
@@ -212,7 +214,8 @@ class WordKnowledge:
 
         Collective: each rank must call it, at the end of an epoch, with its model's device.
         """
-        sums, self.sums = self.sums, None
+        sums = self.sums
+        self.sums = None
         if sums is None:
             sums = torch.zeros(3 * len(self.counted) + 2, device=device)
             sums = sums.to(_dtype(sums))
@@ -224,7 +227,8 @@ class WordKnowledge:
             return None
         captions, of_labels, of_others = sums[:-2].view(3, -1)
         # 0 / 0 is NaN
-        where_label, where_not = of_labels / captions, of_others / (num_captions - captions)
+        where_label = of_labels / captions
+        where_not = of_others / (num_captions - captions)
         return EpochWords(
             captions.long(), where_label.float(), where_not.float(), num_captions, num_trained
         )

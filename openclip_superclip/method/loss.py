@@ -146,7 +146,8 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
     with torch.autocast(features.device.type, enabled=False):
         for start in range(0, len(features), chunk_size):
             rows = slice(start, start + chunk_size)
-            x, scale = features[rows].detach(), row_scale[rows]  # [C, W], [C]
+            x = features[rows].detach()  # [C, W]
+            scale = row_scale[rows]  # [C]
             if in_place:
                 logits = torch.mm(x.float(), compute_weight.T, out=buffer[: len(x)])  # [C, V]
                 label_logits = logits.gather(1, labels[rows]) + compute_bias[labels[rows]]  # [C, L]
@@ -265,14 +266,16 @@ def _keep_gradients(ctx, inputs, output) -> None:
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6])
-    ctx.options, ctx.gradients = inputs[6:], gradients
+    ctx.options = inputs[6:]
+    ctx.gradients = gradients
 
 
 @torch.autograd.function.once_differentiable
 def _backward(ctx, upstream, *_):  # upstream [B]
     problem = Problem(*ctx.saved_tensors, *ctx.options)
     # returned below; a second backward pass computes its own
-    gradients, ctx.gradients = ctx.gradients, None
+    gradients = ctx.gradients
+    ctx.gradients = None
     if gradients is None:
         problem = problem._replace(row_scale=problem.row_scale * upstream)
         _, *gradients = torch.ops.superclip.class_loss(*problem)

@@ -154,8 +154,10 @@ class _WithClassHead:
         words = text
         if self.text_length is not None:  # two captions, one for each loss
             text, words = text[:, : self.text_length], text[:, self.text_length :]
-        counts = torch.is_grad_enabled() == (self.accumulated is None)
-        update = self.statistics.begin(words) if counts else None  # overlaps with the towers
+        counts_now = torch.is_grad_enabled()
+        if self.accumulated is not None:  # whose run without gradients comes first
+            counts_now = not counts_now
+        update = self.statistics.begin(words) if counts_now else None  # overlaps with the towers
         reading = Reading(self.patch_tokens, self.class_head.reads)
         outputs = self._encode(image, text, reading)
         outputs["class_losses"] = self._class_losses(reading.vector, words, update, outputs)

@@ -1,17 +1,16 @@
 """Checks of OpenCLIP's command line, before anything is loaded or written."""
 
-import argparse
 import math
 import multiprocessing
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from argparse import Namespace
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoints.resume import NAME, beginning, check_beginning, check_kind
+from ..checkpoints.began_with import NAME, beginning, check_beginning
+from ..checkpoints.resume import check_kind
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
@@ -20,168 +19,10 @@ from ..data.tar_shards import expand
 from ..environment import check_horovod, kept
 from ..errors import InputError, at_least, refuse
 from ..extras import require
-from ..flags import Config, DataConfig, is_idf_file
+from ..flags import Config, is_idf_file
 from . import current
+from .option_problems import LOGGERS, data_problems, problems, training_data_problems
 from .parsed_options import Training, launched
-
-LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
-SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
-
-
-def problems(training: Training) -> list[str]:
-    """Returns what is wrong with the options of a training, each with a suggestion.
-
-    OpenCLIP 3 has no options for audio, JSON or NaFlex.
-    """
-    options = training.options
-    found = []
-    if getattr(options, "horovod", False) and (training.is_ours or training.only_options):
-        found += _problems_with_horovod(options)
-    if training.config is not None:
-        found += _problems_with_head(options, training.config)
-    if training.is_ours:
-        found += _problems_with_our_flags(options, training.data_config)
-    return found
-
-
-def _problems_with_horovod(options: argparse.Namespace) -> Iterator[str]:
-    if options.siglip:
-        yield "--horovod does not work with --siglip: start the run with torchrun"
-    if options.accum_freq > 1:
-        yield (
-            f"--horovod does not work with --accum-freq {options.accum_freq}, because Horovod's "
-            "optimizer takes one backward pass per step: use more ranks, or a larger --batch-size "
-            "with --grad-checkpointing"
-        )
-    if options.precision in ("bf16", "pure_bf16"):
-        yield (
-            f"--horovod does not support the bfloat16 weights of --precision {options.precision}: "
-            "use amp_bf16 or amp"
-        )
-    if options.grad_clip_norm is not None and options.precision != "amp":
-        yield (
-            f"--horovod with --grad-clip-norm and --precision {options.precision} clips each "
-            "rank's gradient before averaging, so that the ranks' weights drift apart: leave out "
-            "--grad-clip-norm, or use --precision amp"
-        )
-    if options.use_bn_sync:
-        yield "--horovod ignores --use-bn-sync: leave it out"
-
-
-def _problems_with_head(options: argparse.Namespace, config: Config) -> Iterator[str]:
-    for name in ("torchscript", "trace"):
-        if getattr(options, name, False):
-            yield (
-                f"--{name} cannot save a model with the class head: leave it out; --torchcompile "
-                "works"
-            )
-    if options.lock_image and options.lock_image_unlocked_groups == 0:
-        yield (
-            "--lock-image leaves only the class head to train by the class loss: leave out "
-            "--superclip, or unlock groups with --lock-image-unlocked-groups"
-        )
-    if config.placebo == "shuffled-captions" and options.batch_size == 1:
-        yield (
-            "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is "
-            "1; expected 2 or more"
-        )
-    if config.captions != "short" and options.dataset_type == "synthetic":
-        yield (
-            f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "
-            "has none"
-        )
-    if config.captions == "dual" and options.distill_model is not None:
-        yield (
-            "--superclip-captions dual does not work with --distill-model: the teacher would "
-            "receive both captions"
-        )
-    if config.captions.startswith("mixed") and getattr(options, "json_text_key_probs", None):
-        yield (
-            f"--json-text-key-probs and --superclip-captions {config.captions} both sample "
-            "captions: use only one of them"
-        )
-    if getattr(options, "fsdp_checkpoint", None) == "sharded":
-        yield (
-            "--fsdp-checkpoint sharded does not work with --superclip: its commands read single "
-            "files; leave it out"
-        )
-
-
-def _problems_with_our_flags(options: argparse.Namespace, data: DataConfig) -> Iterator[str]:
-    if options.dataset_type.endswith("-audio"):
-        yield (
-            f"--dataset-type {options.dataset_type} has no images: leave out the flags of SuperCLIP"
-        )
-    if data.slices is not None and getattr(options, "use_naflex", False):
-        yield (
-            "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
-            "out one of the two"
-        )
-    if options.distill_model is not None and options.accum_freq > 1:
-        yield (
-            "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
-            f"{options.accum_freq}: use more GPUs"
-        )
-    schedule = options.lr_scheduler
-    if schedule == "const-cooldown" and options.epochs_cooldown is None:
-        yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"
-    if schedule not in ("cosine", "const", "const-cooldown"):
-        yield f"--lr-scheduler is {schedule}; expected cosine, const or const-cooldown"
-    if (options.force_patch_dropout or 0) >= 1:
-        yield f"--force-patch-dropout is {options.force_patch_dropout}; expected < 1"
-    # OpenCLIP looks for the names anywhere in the text, and ignores the rest
-    loggers = options.report_to
-    if re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", loggers):
-        yield f"--report-to is {loggers}; expected wandb, tensorboard or wandb,tensorboard"
-
-
-def data_problems(options: argparse.Namespace) -> Iterator[str]:
-    """Yields why there is no data to train or evaluate on."""
-    is_synthetic = options.dataset_type.startswith("synthetic")
-    if not is_synthetic and not any(vars(options).get(name) for name in SOURCES):
-        yield "--train-data is missing: expected a table or a pattern of shards to train on"
-    classes = options.imagenet_val
-    if classes and not os.path.isdir(classes):
-        yield f"--imagenet-val: there is no folder {classes}"
-    if options.imagenet_v2 and find_spec("imagenetv2_pytorch") is None:
-        yield (
-            "--imagenet-v2 needs imagenetv2_pytorch, which is not on PyPI: leave it out, and use "
-            "superclip evaluate"
-        )
-    if classes and not any(entry.is_dir() for entry in os.scandir(classes)):
-        yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
-
-
-def _problems_with_training_data(training: Training, kind: str) -> Iterator[str]:
-    """Yields why training cannot read data of this kind."""
-    options, data = training.options, training.data_config
-    if data.val_fraction is not None and options.val_data:
-        yield (
-            "--val-fraction splits validation data off a table, and --val-data is "
-            f"{options.val_data}: leave one of them out"
-        )
-    if data.val_fraction is not None and kind != "table":
-        yield (
-            "--val-fraction splits a table of images and captions, and --train-data is "
-            f"{options.train_data}: expected a .csv or .tsv, or --val-data; superclip shards "
-            "splits the pairs of shards"
-        )
-    if options.train_num_samples is None and kind == "synthetic":
-        yield (
-            "--train-num-samples is not given; expected the number of images of --dataset-type "
-            "synthetic"
-        )
-    if data.slices is not None and kind != "shards":
-        yield (
-            "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is "
-            f"{options.dataset_type}: expected webdataset and a pattern of .tar files, or leave "
-            "--superclip-slices out"
-        )
-    if data.slices is not None and options.dataset_resampled:
-        yield (
-            "--superclip-slices reads every shard once in each pass, and --dataset-resampled draws "
-            "shards with replacement: leave one of them out"
-        )
 
 
 @dataclass(frozen=True)
@@ -221,7 +62,7 @@ def check_command_line(training: Training) -> Findings:
     return findings
 
 
-def _check_packages(options: argparse.Namespace) -> None:
+def _check_packages(options: Namespace) -> None:
     loggers = options.report_to.replace("all", "wandb,tensorboard")
     require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
     if options.use_bnb_linear:
@@ -231,7 +72,8 @@ def _check_packages(options: argparse.Namespace) -> None:
 def _check_models(training: Training) -> None:
     """Raises InputError for a model, or weights or word frequencies, that --superclip cannot train
     with."""
-    options, config = training.options, training.config
+    options = training.options
+    config = training.config
     # a file may exist only on nodes
     if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):
         inputs = options.model, options.pretrained, os.path.isfile(options.pretrained)
@@ -250,7 +92,7 @@ def _check_models(training: Training) -> None:
         _check_idf_file(training)
 
 
-def _check_tag(options: argparse.Namespace) -> dict:
+def _check_tag(options: Namespace) -> dict:
     """Raises InputError if OpenCLIP has no weights of the tag --pretrained for its model."""
     from . import factory
 
@@ -259,7 +101,7 @@ def _check_tag(options: argparse.Namespace) -> dict:
     return {"accepted": True}
 
 
-def check_start_once(options: argparse.Namespace) -> None:
+def check_start_once(options: Namespace) -> None:
     """Does `check_start` for a run, unless it was done for the same files and options: importing
     OpenCLIP takes seconds."""
     model = Path(options.model.removeprefix("local-dir:"))
@@ -284,7 +126,8 @@ def _check_idf_file(training: Training) -> None:
     class loss reads."""
     from ..data.frequencies import read_frequencies
 
-    options, config = training.options, training.config
+    options = training.options
+    config = training.config
     what = f"--superclip-idf: {config.idf}"
     frequencies = read_frequencies(config.idf)
     frequencies.check(training.tokenizer, what)
@@ -302,7 +145,8 @@ def _check_resume(training: Training) -> None:
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in
     slices, with other options than at its beginning.
     """
-    options, data = training.options, training.data_config
+    options = training.options
+    data = training.data_config
     file = training.resumed.file
     if file is None or (training.resumed.damaged and not training.is_ours):
         return
@@ -355,7 +199,7 @@ def check_data(training: Training) -> Findings:
     return replace(findings, warnings=findings.warnings + warnings)
 
 
-def _checked_caption(options: argparse.Namespace) -> str:
+def _checked_caption(options: Namespace) -> str:
     """Returns the extension of the captions in shards; "" for samples that are not checked.
 
     These are samples with other images, several captions or JSON, which OpenCLIP 4 reads.
@@ -392,9 +236,10 @@ def _inspected(
 
 def _check_training_data(training: Training, caption: str) -> Findings:
     """Returns warnings and steps; `caption` is that of `_checked_caption`."""
-    options, config = training.options, training.config or Config()
+    options = training.options
+    config = training.config or Config()
     data_kind = kind(options.train_data or "", options.dataset_type, "--train-data")
-    refuse(_problems_with_training_data(training, data_kind))
+    refuse(training_data_problems(training, data_kind))
     if data_kind == "synthetic":
         return Findings()
     world_size = launched()[1]

@@ -2,7 +2,6 @@
 be read."""
 
 import contextlib
-import functools
 import inspect
 import itertools
 import json
@@ -12,6 +11,8 @@ import socket
 import tarfile
 import types
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import open_clip_train.data
@@ -32,17 +33,19 @@ from .parsed_options import Training
 
 def with_plugins_data(get_dataset_fn):
     """Returns OpenCLIP's `get_dataset_fn` with the plugins' hooks for training data."""
-    return lambda *args, **kwargs: functools.partial(_get_dataset, get_dataset_fn(*args, **kwargs))
+    return lambda *args, **kwargs: partial(_get_dataset, get_dataset_fn(*args, **kwargs))
 
 
 def _get_dataset(get_dataset, *given, **options):
+    """Calls one of OpenCLIP's functions that make a data set, which for training has the plugins'
+    order and tokens."""
     call = inspect.signature(get_dataset).bind(*given, **options)
     call.apply_defaults()
     args = call.arguments["args"]
     tokenizer = call.arguments["tokenizer"]
     is_ours = Training(args).is_ours
     package = open_clip_train.data.wds
-    if not call.arguments["is_train"]:
+    if not call.arguments["is_train"]:  # validation data
         wds = _WithoutPickles(package) if is_ours else package
         with replaced(open_clip_train.data, wds=wds):
             return get_dataset(*given, **options)
@@ -57,8 +60,6 @@ def _get_dataset(get_dataset, *given, **options):
     )
     is_changed = order is not None or caption_tokens is not None
     names = {}  # of OpenCLIP's data module, and what replaces them
-    if is_changed:
-        names["SharedEpoch"] = lambda *_, **__: shared_epoch
     if is_changed or (is_pass and is_ours):  # a pass that fills no batch ends the run
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if is_ours:
@@ -66,8 +67,10 @@ def _get_dataset(get_dataset, *given, **options):
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
-        names |= {"CsvDataset": functools.partial(_Table, caption_tokens), **current().PASSED_ON}
+        names |= {"CsvDataset": partial(_Table, caption_tokens), **current().PASSED_ON}
         call.arguments["tokenizer"] = _Tokenized(tokenizer)
+    if is_changed:
+        names["SharedEpoch"] = lambda *_, **__: shared_epoch
     with replaced(open_clip_train.data, **names):
         data = get_dataset(*call.args, **call.kwargs)
     if is_changed:
@@ -179,8 +182,8 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
     """
     unreadable = _Unreadable(file, epoch, name)
     data = open_clip_train.data
-    read_shards = functools.partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
-    strictly = functools.partial(tarfile.open, tarinfo=StrictTarInfo)
+    read_shards = partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
+    strictly = partial(tarfile.open, tarinfo=StrictTarInfo)
     with (
         replaced(data, tarfile_to_samples_nothrow=read_shards, log_and_continue=unreadable.sample),
         replaced(data, CsvDataset=_Images),
@@ -190,12 +193,14 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
         yield
 
 
+@dataclass
 class _Unreadable:
     """Writes the lines; its methods are webdataset's exception handlers, which call OpenCLIP's."""
 
-    def __init__(self, file: Path, epoch: Callable[[], int], name: Callable[[str], str]):
-        self.file, self.epoch, self.name = file, epoch, name
-        self.listed = set()  # of this process
+    file: Path
+    epoch: Callable[[], int]
+    name: Callable[[str], str]
+    listed: set = field(default_factory=set)  # of this process
 
     def shard(self, error: Exception) -> bool:
         shard = error.args[-1] if error.args else None

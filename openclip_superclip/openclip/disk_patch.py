@@ -20,7 +20,9 @@ from ..errors import InputError
 from ..files import shipped_folder
 
 INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
-NOT_PATCHED, PATCHED, MODIFIED = "not patched", "patched", "modified"
+NOT_PATCHED = "not patched"
+PATCHED = "patched"
+MODIFIED = "modified"
 NO_FILE = "0" * 40  # git's id of a missing file
 
 

@@ -35,7 +35,8 @@ def _init(init, *args, **options) -> None:
     import horovod.torch as hvd
     import torch.distributed as dist
 
-    rank, size = hvd.rank(), hvd.size()
+    rank = hvd.rank()
+    size = hvd.size()
     if "HOROVOD_GLOO_IFACE" in os.environ:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["HOROVOD_GLOO_IFACE"])
     on_one_host = hvd.local_size() == size

@@ -61,7 +61,8 @@ class WebDataset:
     made on renaming."""
 
     def __init__(self, args, order, caption_tokens):
-        self.order, self.caption_tokens = order, caption_tokens
+        self.order = order
+        self.caption_tokens = caption_tokens
 
     def __getattr__(self, name):
         import webdataset

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import take_lock
 from .parsed_options import launched
 
 started: list[argparse.Namespace] = []  # the options of the run, with a flag of ours
@@ -56,15 +56,9 @@ def _make_and_lock(folder: Path, *, is_named: bool) -> None:
     if not is_named:
         return
     _locks.append(os.open(folder, os.O_RDONLY))
-    try:
-        fcntl.flock(_locks[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if take_lock(_locks[0]) is False:
         _made.clear()
-        raise InputError(
-            f"--name: another process trains into {folder}: give another name"
-        ) from None
-    except OSError:  # a file system without such locks
-        pass
+        raise InputError(f"--name: another process trains into {folder}: give another name")
 
 
 def release() -> None:

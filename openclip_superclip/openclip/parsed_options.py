@@ -1,9 +1,9 @@
 """The parsed command line of a training, read once; the checks take this object instead of
 OpenCLIP's args."""
 
-import functools
 import os
 from argparse import Namespace
+from functools import cached_property
 
 from ..checkpoints.resume import Resumed, resumed_checkpoint
 from ..data.tables import Columns, has_empty_captions, is_table, kind
@@ -48,7 +48,7 @@ class Training:
             self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key
         )
 
-    @functools.cached_property
+    @cached_property
     def has_empty_captions(self) -> bool:
         """Whether the training data is a table in which captions are missing."""
         return self.is_table and has_empty_captions(self.options.train_data, self.columns)
@@ -62,7 +62,7 @@ class Training:
         missing = {name: value for name, value in defaults.items() if options[name] is None}
         return options | missing
 
-    @functools.cached_property
+    @cached_property
     def leaves_head_out(self) -> bool:
         """Whether a model without a class head, student or teacher, loads weights with one."""
         from ..checkpoints.starting_weights import starts_with_head
@@ -75,7 +75,7 @@ class Training:
             models.append((options.model, options.pretrained))
         return any(starts_with_head(*model) for model in models)
 
-    @functools.cached_property
+    @cached_property
     def resumed(self) -> Resumed:
         """The checkpoint of --resume, if it is known before OpenCLIP starts; InputError if there
         is none."""
@@ -115,7 +115,7 @@ class Training:
         caption."""
         return self.config.captions == "dual" or self.has_empty_captions
 
-    @functools.cached_property
+    @cached_property
     def tokenizer(self):
         from ..checkpoints.model_configurations import open_tokenizer
 

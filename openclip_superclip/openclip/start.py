@@ -3,14 +3,13 @@ checked run needs."""
 
 import argparse
 import multiprocessing
-import sys
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name, register_model
 from ..data.held_out import split_table
 from ..data.tables import Columns, check_table, detect_columns
 from ..data.tar_shards import is_remote
-from ..errors import InputError, print_in_one_line
+from ..errors import InputError, print_in_one_line, to_stderr
 from ..flags import Config, is_idf_file, options_of
 from .checks import Findings
 from .output_folder import make_folder, remove_unstarted_run
@@ -20,7 +19,8 @@ from .parsed_options import Training, launched
 def prepare(training: Training) -> None:
     """Registers the model and completes the options; InputError if a file that this needs cannot be
     read."""
-    options, config = training.options, training.config
+    options = training.options
+    config = training.config
     if training.is_ours:
         options.model = openclip_name(options.model)  # get_tokenizer does not accept ViT-B/16
     if config is not None and "muon" in options.opt.lower():
@@ -51,7 +51,7 @@ def _find_columns(training: Training) -> None:
     ]
     columns = detect_columns(options.train_data, *chosen, "--train-data")
     if columns != training.columns and launched()[0] == 0:
-        print(f"superclip: {options.train_data}: {columns.description}", file=sys.stderr)
+        to_stderr(f"superclip: {options.train_data}: {columns.description}")
     options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
 
 
@@ -64,7 +64,7 @@ def begin(training: Training, findings: Findings) -> None:
         if training.is_ours:
             training.resumed.set_damaged_aside()
         for warning in findings.warnings:
-            print(f"superclip: {warning}", file=sys.stderr, flush=True)
+            to_stderr(f"superclip: {warning}")
     _hold_out(training)
     _fix_ranks(training)
     if training.is_ours:
@@ -79,7 +79,8 @@ def begin(training: Training, findings: Findings) -> None:
 def _hold_out(training: Training) -> None:
     """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for both
     parts."""
-    options, fraction = training.options, training.data_config.val_fraction
+    options = training.options
+    fraction = training.data_config.val_fraction
     if fraction is None:
         return
     columns = training.columns
@@ -99,7 +100,8 @@ def _hold_out(training: Training) -> None:
     except InputError:
         split.remove()
         raise
-    options.train_data, options.val_data = split.train, split.val
+    options.train_data = split.train
+    options.val_data = split.val
 
 
 def _fix_ranks(training: Training) -> None:

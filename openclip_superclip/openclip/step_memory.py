@@ -46,7 +46,8 @@ class Step:
     def __init__(self, arguments: list[str], world_size: int):
         self.options = options = copy.copy(check_command(arguments))
         self.device = options.device
-        options.rank, options.world_size = 0, world_size
+        options.rank = 0
+        options.world_size = world_size
         options.distill = options.distill_model is not None
         self.config = config_from(vars(options))
         self.model = self._model()
@@ -63,10 +64,11 @@ class Step:
         self.precision = Precision(make.keywords["dtype"] if is_mixed else None)
         self.allocations = Allocations()
         with self._simulation():
-            self._first_step()
+            self._make_optimizer()
 
     def _model(self) -> nn.Module:
-        options, config = self.options, self.config
+        options = self.options
+        config = self.config
         architecture = read_architecture(options.model).with_options(vars(options))
         changes = {"precision": options.precision, "output_dict": True}
         changes |= {
@@ -104,8 +106,9 @@ class Step:
         stack.enter_context(self.allocations)
         return stack
 
-    def _first_step(self) -> None:
-        """Makes the optimizer, whose state the first step allocates."""
+    def _make_optimizer(self) -> None:
+        """Makes the optimizer, and a step of it: the first one allocates its state, and the peak of
+        any one is `update`."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
         if self.teacher is not None:
             tensors += [*self.teacher.parameters(), *self.teacher.buffers()]
@@ -183,19 +186,13 @@ class Step:
     def _peak(self, others: str = "activations") -> Peak:
         """Returns the peak since the allocations were restarted; `others` is the kind of tensors
         that do not belong to a parameter."""
-        number_of, of_head = self.allocations.number_of, set(self.allocations.of_head)
+        of_head = set(self.allocations.of_head)
         kinds = dict.fromkeys(self.weights, "parameters")
         # copies of the gradients, in DistributedDataParallel's buckets
         has_buckets = self.options.world_size > 1 and not getattr(self.options, "horovod", False)
         copies = head_copies = 0
         for name, parameter in self.model.named_parameters():
-            states = self.optimizer.state.get(parameter, {}).values()
-            tensors = {"gradients": [parameter.grad], "optimizer": states}
-            numbers = {number_of(parameter): "parameters"}
-            for kind, group in tensors.items():
-                for tensor in group:
-                    if isinstance(tensor, Tensor) and tensor.device.type == META:
-                        numbers[number_of(tensor)] = kind
+            numbers = self._kinds_of(parameter)
             kinds |= numbers
             num_bytes = parameter.nbytes if has_buckets and parameter.requires_grad else 0
             copies += num_bytes
@@ -211,6 +208,17 @@ class Step:
             activations=totals["activations"],
             head=head_copies + sum(live[number] for number in of_head & live.keys()),
         )
+
+    def _kinds_of(self, parameter: nn.Parameter) -> dict[int, str]:
+        """Returns the kinds of a parameter's tensors by the number of their storage."""
+        number_of = self.allocations.number_of
+        kinds = {number_of(parameter): "parameters"}
+        states = self.optimizer.state.get(parameter, {}).values()
+        for kind, tensors in {"gradients": [parameter.grad], "optimizer": states}.items():
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and tensor.device.type == META:
+                    kinds[number_of(tensor)] = kind
+        return kinds
 
 
 def _optimizer(options, model: nn.Module, device: str) -> torch.optim.Optimizer:

@@ -3,17 +3,16 @@
 import argparse
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
 
 from ..checkpoints.trainer_files import is_complete, quarantine
-from ..errors import InputError, one_line, reason, refuse
+from ..errors import InputError, one_line, reason, refuse, to_stderr
 from ..files import is_full, why_full
 from . import current, hook_calls, output_folder
-from .checks import data_problems
 from .horovod import join_ranks
+from .option_problems import data_problems
 from .parsed_options import launched
 
 OURS = "superclip"  # the entry point of this package's plugin
@@ -37,7 +36,7 @@ def train(argv: list[str]) -> int:
     try:
         result = _train(argv)
     except InputError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        to_stderr(f"error: {one_line(error)}")
     finally:
         if result is not None:  # OpenCLIP returns -1 on errors
             output_folder.remove_unstarted_run()

@@ -52,9 +52,9 @@ def estimate_cost(
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward
     pass is two forward ones, gradient checkpointing and accumulation are one more each, of the
-    towers. The contrastive loss's own products,
-    0.12 % of these at ViT-B/16 and batch 32,768, and the optimizer's are not counted. `gpu_tflops`
-    is a GPU's peak, and `samples_per_second` the measured throughput of all GPUs together.
+    towers. The contrastive loss's own products, 0.12 % of these at ViT-B/16 and batch 32,768, and
+    the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and `samples_per_second` the
+    measured throughput of all GPUs together.
     """
     counts = kept_of_model(run, "models", _count, {})
     gmacs = counts.pop("forward_gmacs")
@@ -126,7 +126,8 @@ def step_memory(run: Run) -> dict:
     def peak_of(size: int) -> int:
         return peak(size, per_gpu // size).total
 
-    sizes, largest = divisors(per_gpu), {}
+    sizes = divisors(per_gpu)
+    largest = {}
     for card in CARDS_GB if run.device == "cuda" else ():
         num_bytes = card * 10**9
         num_fitting = len(sizes)

@@ -11,7 +11,8 @@ from ..data.tar_shards import expand, is_remote
 from ..errors import InputError, at_least
 from ..openclip.checks import check_start_once, long_warmup
 from ..openclip.train import check_command
-from .recipe import COLUMN_FLAGS, Recipe, read_recipe
+from .recipe import COLUMN_FLAGS, Recipe
+from .recipe_files import read_recipe
 from .run import DEFAULTS, Run, Settings
 
 # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
@@ -46,11 +47,6 @@ def make_run(
         slice_samples = recipe.data_samples
         num_slices = math.ceil(round(recipe.samples / recipe.data_samples, 6))
         slice_steps = batches_of_table(slice_samples, batch_size, world_size) // accum_freq
-        if not slice_steps:
-            raise InputError(
-                f"--data: the {recipe.data_samples:,} rows of {data} are fewer than one global "
-                f"batch of {recipe.global_batch_size:,}: lower it with --set global_batch_size=N"
-            )
     else:
         num_slices, slice_samples = cut(recipe)
         slice_steps = openclip_steps(slice_samples, batch_size, world_size, workers, accum_freq)
@@ -194,7 +190,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     for shards.
 
     `name` is a recipe's file or shipped name, and `data` replaces its data. Raises InputError if
-    the table cannot be read, or if `set_` contains a different number of pairs.
+    the table cannot be read or fills no batch, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
     path = data or recipe.shards
@@ -204,6 +200,11 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     columns = detect_columns(path, *given, "--data")
     config = recipe.caption_config
     rows = read_table(path, columns, config, "--data").num_trained(config)
+    if rows < recipe.global_batch_size:
+        raise InputError(
+            f"--data: {path} has {rows:,} row(s), fewer than one global batch; expected at least "
+            f"{recipe.global_batch_size:,}, or a smaller batch with --set global_batch_size=N"
+        )
     found = {"data_samples": str(rows), "slices": "1"}
     for field, value in found.items():
         if set_.get(field, value) != value:

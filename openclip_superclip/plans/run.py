@@ -16,8 +16,8 @@ from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..environment import kept
-from ..errors import InputError, Rule, check, reason
-from ..files import content_digest, read_json
+from ..errors import InputError, at_least, reason
+from ..files import content_digest, json_or_empty, read_json
 from ..flags import Config
 from .recipe import CONFIG_FIELDS, Recipe
 
@@ -74,23 +74,16 @@ class Settings:
     )
 
     def __post_init__(self):
-        check(SETTINGS, self)
+        if not 0 <= self.unreadable_max <= 1:
+            raise InputError(
+                f"--unreadable-max is {self.unreadable_max:g}; expected a fraction from 0 to 1, "
+                "such as 0.01"
+            )
+        if not 0 <= self.stall_minutes < math.inf:
+            raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
+        at_least(self, patience=0)
 
 
-SETTINGS = [
-    Rule(
-        "--unreadable-max is {unreadable_max:g}; expected a fraction from 0 to 1, such as 0.01",
-        lambda settings: not 0 <= settings.unreadable_max <= 1,
-    ),
-    Rule(
-        "--stall-minutes is {stall_minutes:g}; expected 0 or more",
-        lambda settings: not 0 <= settings.stall_minutes < math.inf,
-    ),
-    Rule(
-        "--patience is {patience}; expected 0 or more",
-        lambda settings: settings.patience < 0,
-    ),
-]
 DEFAULTS = Settings()
 
 
@@ -120,7 +113,7 @@ class Run:
         fields."""
         file = folder / RECORD
         advice = "give superclip run the recipe and --out again"
-        values = read_json(file, default={}).get("run")
+        values = json_or_empty(file).get("run")
         if values is None:
             file = folder / OLD_DESCRIPTION if (folder / OLD_DESCRIPTION).exists() else file
             values = read_json(file, advice=advice)

@@ -5,32 +5,35 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 
-from ..checkpoints.resume import DEPENDS_ON, NAME
+from ..checkpoints.began_with import DEPENDS_ON, NAME
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..checkpoints.validation import best_epoch
-from ..environment import versions
+from ..environment import current_time, versions
 from ..errors import InputError
 from ..files import (
     check_results,
     content_digest,
     is_full,
+    json_or_empty,
     json_text,
     make_folder,
-    read_json,
     write_json,
     write_text,
 )
 from ..plans.recipe import WORDS, Recipe
 from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
+from ..rendering import bytes_text
 from .lock import lock
 from .node_loss import why_gone
 from .recovery import LOST, Requeue, Restart
 from .slurm import SETUP, Placement, has_job, hosts
 
-RUNNING, PREEMPTED, FINISHED, FAILED = "running", "preempted", "finished", "failed"
+RUNNING = "running"
+PREEMPTED = "preempted"
+FINISHED = "finished"
+FAILED = "failed"
 RECORDED = re.compile(
     r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$"
 )
@@ -43,7 +46,7 @@ def current_state(run: Path) -> dict:
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    state = read_json(run / "state.json", default={})
+    state = json_or_empty(run / "state.json")
     problem = why_gone(run) if state.get("state") == RUNNING else None
     if problem is None:
         return state
@@ -74,7 +77,7 @@ class RunFolder:
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return read_json(self.path / "state.json", default={})
+        return json_or_empty(self.path / "state.json")
 
     @property
     def is_finished(self) -> bool:
@@ -82,7 +85,7 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return read_json(self.path / RECORD, default={})
+        return json_or_empty(self.path / RECORD)
 
     @property
     def attempts(self) -> list[dict]:
@@ -93,7 +96,7 @@ class RunFolder:
         """Raises InputError if the folder contains files of a run's names that no run has
         written."""
         first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
-        check_results(self.path, "--out", (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
+        check_results(self.path, (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
 
     def check_recipe(
         self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes"
@@ -140,7 +143,7 @@ class RunFolder:
 
     def write(self, run: Run) -> None:
         """Writes the run's description and its recipe."""
-        make_folder(self.path, "--out")
+        make_folder(self.path)
         self.note(run=run.as_json())
         write_text(self.path / "recipe.yaml", run.recipe.text)
         (self.path / OLD_DESCRIPTION).unlink(missing_ok=True)
@@ -159,12 +162,12 @@ class RunFolder:
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
-        return read_json(self.path / "submitted.json", default={}).get("job")
+        return json_or_empty(self.path / "submitted.json").get("job")
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
-        make_folder(self.path, "--out")
-        write_json(self.path / "submitted.json", {"job": job, "since": now()})
+        make_folder(self.path)
+        write_json(self.path / "submitted.json", {"job": job, "since": current_time()})
 
     def start(
         self, run: Run, placement: Placement, logs: str, *, accepts: bool = False, **values
@@ -181,10 +184,8 @@ class RunFolder:
             "restarts": placement.restarts,
             "step": placement.step,
             "hosts": hosts(),
-            "nodes": placement.num_nodes,
-            "processes": run.gpus_per_node,
             "ranks": f"ranks/{logs}",
-            "started": now(),
+            "started": current_time(),
             "epoch_before": newest(self.checkpoints),
             "accepts": accepts,
         }
@@ -208,12 +209,12 @@ class RunFolder:
 
     def beat(self, **values) -> None:
         """Writes into state.json that the run is alive, and its progress."""
-        state = {"state": RUNNING, **self.state(), "heartbeat": now(), **values}
+        state = {"state": RUNNING, **self.state(), "heartbeat": current_time(), **values}
         write_json(self.path / "state.json", state)
 
     def note_refusal(self, error: str) -> None:
         """Writes into state.json that a start was refused; the run's own state stays."""
-        refused = {"since": now(), "error": error}
+        refused = {"since": current_time(), "error": error}
         write_json(self.path / "state.json", {**self.state(), "refused": refused})
 
     def end(
@@ -225,11 +226,10 @@ class RunFolder:
             state,
             error=error,
             restarts=len(attempts) - 1,
-            next=then and type(then).__name__.lower(),
-            without=getattr(then, "without", None) or None,
+            **(then.state() if then else {}),
         )
         attempts[-1] |= {
-            "ended": now(),
+            "ended": current_time(),
             "epoch_after": newest(self.checkpoints),
             "state": state,
             "error": error,
@@ -244,7 +244,12 @@ class RunFolder:
     def _write_state(self, state: str, **values) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
         before = {name: value for name, value in self.state().items() if name != "refused"}
-        since = {"state": state, "since": now(), "heartbeat": now(), "expected_end": None}
+        since = {
+            "state": state,
+            "since": current_time(),
+            "heartbeat": current_time(),
+            "expected_end": None,
+        }
         of_start = {"error": None, "next": None, "without": None, "epoch": newest(self.checkpoints)}
         content = before | since | of_start | values
         try:
@@ -267,6 +272,14 @@ class RunFolder:
                 saved[epoch].unlink()
 
 
-def now() -> str:
-    """Returns this moment by this machine's clock."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+def check_room(where: str, folder: Path, needed: int, needs: str, advice: str) -> None:
+    """Raises InputError, with the free and the needed bytes, if a folder's disk is too small;
+    quotas are not read.
+
+    `where` begins the message, with the flag that names the disk, and `needs` is what needs it.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{where} has {bytes_text(free)} free, and {needs} {bytes_text(needed)}: {advice}"
+        )

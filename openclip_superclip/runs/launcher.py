@@ -2,7 +2,6 @@
 records the run."""
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -11,16 +10,17 @@ from dataclasses import replace
 from datetime import datetime
 
 from ..checkpoints import trainer_files
-from ..checkpoints.resume import (
+from ..checkpoints.began_with import (
     BEGAN_WITH,
     beginning,
     check_beginning,
     differences,
     read_beginning,
-    resumed_checkpoint,
 )
+from ..checkpoints.resume import resumed_checkpoint
 from ..checkpoints.validation import best_epoch, why_stopped_early
-from ..errors import InputError
+from ..environment import current_time
+from ..errors import InputError, to_stderr
 from ..files import make_folder
 from ..openclip.train import check_command
 from ..plans.cost import build_model
@@ -28,7 +28,7 @@ from ..plans.run import Run
 from ..rendering import bytes_text
 from . import recovery
 from .child_processes import Start, free_port, run_ranks
-from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, now
+from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
 from .lock import lock
 from .node_loss import HEARTBEAT, cause
 from .progress import AddedLines, Progress
@@ -74,7 +74,9 @@ class NodeTraining:
         self.accept_changes = settings.accept_changes and not _accepted_before(placement, folder)
         # later starts accept no changes
         run = replace(run, settings=replace(settings, accept_changes=False))
-        self.run, self.placement, self.folder = run, placement, folder
+        self.run = run
+        self.placement = placement
+        self.folder = folder
         num_local = len(list(folder.path.glob("ranks/local-*")))
         self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
@@ -90,6 +92,8 @@ class NodeTraining:
         )
         self.progress = Progress(run, self.logs)
         self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
+        self.output = AddedLines()
+        self.last_epoch = None  # of the newest checkpoint
         self.last_beat = 0.0
         self.disk_was_full = False
         self.failures: list[Failure] = []  # of this node's ranks
@@ -124,7 +128,7 @@ class NodeTraining:
         if not failures:
             return 0
         # the first node prints the traceback of the failure that caused the others
-        _print_error(f"superclip run: {recovery.first_failure(failures).text}")
+        to_stderr(f"superclip run: {recovery.first_failure(failures).text}")
         return 1
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
@@ -141,21 +145,24 @@ class NodeTraining:
 
     def _first_node(self) -> int:
         folder = self.folder
-        make_folder(folder.path, "--out")
+        make_folder(folder.path)
         with lock(folder.path / "lock", self.placement):
-            with self._refusals_noted():
+            try:
                 if folder.is_finished:
                     folder.check_recipe(self.run.recipe, "give --out another folder")
                     folder.check_data("give --out another folder", self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 values = self._checked()
+            except InputError as error:
+                folder.note_refusal(str(error))
+                raise
             for path in trainer_files.quarantine(
                 folder.checkpoints, trainer_files.is_whole, "damaged"
             ):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
-            accepts = self.accept_changes
-            folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
+            values["accepts"] = self.accept_changes
+            folder.start(self.run, self.placement, self.logs.name, **values)
             try:
                 self._check_starts()
                 self._check_disk()
@@ -171,15 +178,6 @@ class NodeTraining:
                 name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 folder.end(FAILED, f"{name}{error}{self._full_disk()}")
                 raise
-
-    @contextlib.contextmanager
-    def _refusals_noted(self):
-        """Records an InputError as the reason why this start was refused."""
-        try:
-            yield
-        except InputError as error:
-            self.folder.note_refusal(str(error))
-            raise
 
     def _checked(self) -> dict:
         """Returns what this start adds to run.json; InputError if it may not train into the
@@ -197,16 +195,15 @@ class NodeTraining:
             check_beginning(folder.path, begins, "--accept-changes")
         changes = folder.record().get("changes", [])
         if changed:
-            change = {"when": now(), "start": len(folder.attempts), "changed": changed}
+            change = {"when": current_time(), "start": len(folder.attempts), "changed": changed}
             changes = [*changes, change]
         began_with = begins if changed or not before["versions"] else before
         return {BEGAN_WITH: began_with, "changes": changes}
 
     def _train(self) -> Failure | None:
         """Trains to the end, and returns the failure that caused the others."""
-        watch = self._watch()
         try:
-            self.failures = self._run_ranks(watch)
+            self.failures = self._run_ranks(self._each_second)
         except Stalled as stalled:
             return Failure("", str(stalled), kind=STALL)
         except OSError as error:
@@ -220,37 +217,30 @@ class NodeTraining:
                 self.unreadable.check()  # raises an error that names the shards
             return failure
         self.last_beat = 0.0
-        watch()
+        self._each_second()
         last = self.run.num_slices
         if trainer_files.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
             return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
-    def _watch(self) -> Callable[[], None]:
-        """Returns a function to call each second: it records the progress, prints the output of
-        rank 0, removes old checkpoints, and raises an exception if the run must end."""
-        added = AddedLines()
-        last_epoch = None
-
-        def each_second() -> None:
-            nonlocal last_epoch
-            self._beat()
-            self.unreadable.check()
-            minutes = self.run.settings.stall_minutes
-            if self.progress.has_stalled(minutes):
-                raise Stalled(f"no step for {minutes:g} minutes")
-            lines = added.read(self.logs / "rank_0.log")
-            if any(self.logs.glob("rank_*.error.json")):  # the first error is reported first
-                return
-            sys.stdout.buffer.write(lines)
-            sys.stdout.buffer.flush()
-            epoch = trainer_files.newest(self.folder.checkpoints)
-            if epoch != last_epoch:
-                last_epoch = epoch
-                self.folder.prune(self.run)
-                self._beat(at_once=True)
-
-        return each_second
+    def _each_second(self) -> None:
+        """Records the progress, prints the output of rank 0, removes old checkpoints, and raises an
+        exception if the run must end."""
+        self._beat()
+        self.unreadable.check()
+        minutes = self.run.settings.stall_minutes
+        if self.progress.has_stalled(minutes):
+            raise Stalled(f"no step for {minutes:g} minutes")
+        lines = self.output.read(self.logs / "rank_0.log")
+        if any(self.logs.glob("rank_*.error.json")):  # the first error is reported first
+            return
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+        epoch = trainer_files.newest(self.folder.checkpoints)
+        if epoch != self.last_epoch:
+            self.last_epoch = epoch
+            self.folder.prune(self.run)
+            self._beat(at_once=True)
 
     def _nodes(self) -> list[str]:
         """Returns the names of all nodes if there are several."""
@@ -272,7 +262,8 @@ class NodeTraining:
         folder = self.folder
         self._beat(at_once=True)
         if failure is None:
-            epoch, last = trainer_files.newest(folder.checkpoints), self.run.num_slices
+            epoch = trainer_files.newest(folder.checkpoints)
+            last = self.run.num_slices
             if epoch < last:
                 folder.beat(stopped_early=self._why_stopped_early())
                 self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
@@ -283,7 +274,7 @@ class NodeTraining:
                 export = f"superclip export {folder.path} --best exports it"
                 print(f"superclip run: {best}; {export}", flush=True)
             return 0
-        _print_error(failure.describe(self.logs))
+        to_stderr(failure.describe(self.logs))
         if failure.kind == LOSS:
             from ..checkpoints.weights import holds_numbers  # imports torch
 
@@ -292,14 +283,14 @@ class NodeTraining:
         disk = self._full_disk()
         decision = Stop()
         if disk:  # a rank may not have been able to write its error
-            _print_error(f"superclip run: {disk.strip(' ()')}")
+            to_stderr(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
             progress = trainer_files.newest(folder.checkpoints)
-            decision = recovery.decide(failure, folder.attempts, progress, time_left(os.environ))
+            decision = recovery.decide(failure, folder.attempts, progress, time_left())
         if isinstance(decision, Stop):
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
-        _print_error("superclip run: starts again from the last checkpoint")
+        to_stderr("superclip run: starts again from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN
 
@@ -338,8 +329,7 @@ class NodeTraining:
             )
 
     def _check_disk(self) -> None:
-        """Raises InputError, with the free and the needed bytes, if the disk is too small;
-        quotas are not read."""
+        """Raises InputError if the disk has no room for the checkpoints that the run will write."""
         folder = self.folder.path
         saved = trainer_files.checkpoints(self.folder.checkpoints)
         if max(saved, default=0) >= self.run.num_slices:
@@ -347,14 +337,13 @@ class NodeTraining:
         num_more = max(1, self.run.max_checkpoints - len(saved))
         size = max((path.stat().st_size for path in saved.values()), default=0)
         size = size or build_model(self.run)[0]["checkpoint_bytes"]
-        free = shutil.disk_usage(folder).free
-        needed = num_more * size
-        if free < needed:
-            raise InputError(
-                f"--out: the disk of {folder} has {bytes_text(free)} free, and {num_more} "
-                f"more checkpoints of {bytes_text(size)} need {bytes_text(needed)}: free some "
-                "space, or give --out another folder"
-            )
+        check_room(
+            f"--out: the disk of {folder}",
+            folder,
+            num_more * size,
+            f"{num_more} more checkpoints of {bytes_text(size)} need",
+            "free some space, or give --out another folder",
+        )
 
     def _log(self, text: str) -> None:
         """Prints a line, and adds it to OpenCLIP's log."""
@@ -374,7 +363,3 @@ def _accepted_before(placement: Placement, folder: RunFolder) -> bool:
         and (attempt["restarts"], attempt["step"]) != this
         for attempt in folder.attempts
     )
-
-
-def _print_error(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,17 +1,22 @@
 """A lock that one process on any machine holds, with its owner in the file."""
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
+from ..environment import current_time
 from ..errors import InputError
-from ..files import json_text, make_folder, read_json, write_json
-from .node_loss import is_running
+from ..files import (
+    is_running,
+    json_or_empty,
+    json_text,
+    make_folder,
+    take_lock,
+    write_json,
+)
 from .slurm import Placement, has_job
 
 
@@ -32,22 +37,19 @@ def lock(
         "restarts": placement.restarts,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "since": current_time(),
     }
     with open(f"{path}.flock", "a") as held:
-        has_flock = True
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _refusal(path, folder, flag) from None
-        except OSError:  # not on this file system
-            has_flock = False
-        if not (_created(path, owner) or _taken_over(path, owner, has_flock=has_flock)):
+        is_free = take_lock(held)
+        is_ours = is_free is not False and (
+            _created(path, owner) or _taken_over(path, owner, has_flock=bool(is_free))
+        )
+        if not is_ours:
             raise _refusal(path, folder, flag)
         try:
             yield
         finally:
-            if read_json(path, default={}) == owner:
+            if json_or_empty(path) == owner:
                 path.unlink(missing_ok=True)
 
 
@@ -59,15 +61,15 @@ def _created(path: Path, owner: dict) -> bool:
             file.write(json_text(owner))
     except FileExistsError:
         return False
-    return read_json(path, default={}) == owner
+    return json_or_empty(path) == owner
 
 
 def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     """Returns whether this process, and no other one, has replaced a dead owner."""
-    other = read_json(path, default={})
+    other = json_or_empty(path)
     if not other:  # it is being written, or was damaged
         time.sleep(1)
-        other = read_json(path, default={})
+        other = json_or_empty(path)
     if not path.exists():  # it was released
         return _created(path, owner)
     if _is_alive(other, owner, has_flock=has_flock):
@@ -78,7 +80,7 @@ def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     except FileExistsError:
         return False
     try:
-        if read_json(path, default={}) != other:
+        if json_or_empty(path) != other:
             return False
         write_json(path, owner)
         return True
@@ -101,7 +103,7 @@ def _is_alive(other: dict, owner: dict, *, has_flock: bool) -> bool:
 
 
 def _refusal(path: Path, folder: Path | None, flag: str) -> InputError:
-    owner = read_json(path, default={})
+    owner = json_or_empty(path)
     who = "a new process"
     if owner:
         job = f"job {owner['job']}, " if owner["job"] else ""

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,34 +39,33 @@ class CountedSteps:
         return self.calls % self.calls_of_epoch == 0
 
 
+@dataclass
 class LossMonitor:
     """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
     A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of
     an epoch is checked at once, and so is the epoch's data by `check_data`, because a checkpoint
-    follows. `each_step` is called first. Rank 0 writes the completed steps into `steps_file`.
+    follows.
     """
 
-    def __init__(
-        self,
-        loss: Callable,
-        counted: CountedSteps,
-        steps_file: Path | None = None,
-        each_step: Callable[[], None] = lambda: None,
-        check_data: Callable[[int, torch.device], None] = lambda *_: None,
-    ):
-        self.loss, self.counted = loss, counted
-        self.each_step, self.check_data = each_step, check_data
+    loss: Callable
+    counted: CountedSteps
+    steps_file: Path | None = None  # for the completed steps, which rank 0 writes
+    each_step: Callable[[], None] = lambda: None  # called first
+    check_data: Callable[[int, torch.device], None] = lambda *_: None
+
+    def __post_init__(self):
         self.file = None
-        if steps_file is not None:
-            self.file = os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+        if self.steps_file is not None:
+            self.file = os.open(self.steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
 
     def __call__(self, *args, **kwargs):
         self.each_step()
         losses = self.loss(*args, **kwargs)
         counted = self.counted
-        epoch, step = counted.epoch(), counted.step()
+        epoch = counted.epoch()
+        step = counted.step()
         counted.calls += 1
         if self.file is not None:
             # on a full disk, which the rank that fills it reports

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import read_json
+from ..files import is_running, json_or_empty
 from .recovery import CONNECTION, LOST, Failure, failures, first_failure
 
 PATIENCE = 20  # seconds for which the node that closed a connection may report why
@@ -42,21 +42,10 @@ def cause(
 
 def why_gone(run: Path) -> str | None:
     """Returns why the process that trains into a folder is gone, None if it may be alive."""
-    owner = read_json(run / "lock", default={})
+    owner = json_or_empty(run / "lock")
     if owner.get("host") == socket.gethostname() and not is_running(owner.get("pid")):
         return f"process {owner.get('pid')} on {owner['host']} is gone"
     return "no heartbeat" if _age(run / "state.json") > STALE else None
-
-
-def is_running(pid: int | None) -> bool:
-    """Returns whether this machine has a process with this ID."""
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return pid is not None
 
 
 def _age(file: Path) -> float:

@@ -23,7 +23,8 @@ class Progress:
     """Follows the number of steps that rank 0 writes."""
 
     def __init__(self, run: Run, logs: Path):
-        self.run, self.steps_file = run, logs / STEPS
+        self.run = run
+        self.steps_file = logs / STEPS
         self.seen = deque()  # times, and the completed steps then
         self.last_step = time.monotonic()  # when the last one was seen, or this start began
 
@@ -100,7 +101,8 @@ def read_log(log: Path) -> list[dict]:
         samples = epoch * of_epoch + seen
         while points and points[-1]["samples"] >= samples:
             points.pop()
-        speed, waiting = SPEED.search(line), WAITING.search(line)
+        speed = SPEED.search(line)
+        waiting = WAITING.search(line)
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append(
             {

@@ -5,7 +5,6 @@ python -m openclip_superclip.runs.rank_main LOGS/node_0.json
 
 import faulthandler
 import os
-import resource
 import sys
 import time
 import traceback
@@ -16,8 +15,8 @@ import torch
 from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
-from ..environment import end_with_parent, replaced
-from ..errors import InputError
+from ..environment import end_with_parent, peak_of_process, replaced
+from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum, world_size
@@ -80,7 +79,8 @@ def _failure(error: Exception, rank: int) -> Failure:
 
 
 def _train(start: Start, rank: int) -> None:
-    """Trains; raises Refused if training ends with another exit code than 0."""
+    """Trains; raises Refused if training ends with another exit code than 0, and NonFiniteLoss for
+    non-finite weights after the last step."""
     monitor = RankMonitor(start, rank)
     register_plugin(monitor)
     try:
@@ -91,14 +91,13 @@ def _train(start: Start, rank: int) -> None:
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):
-            print(code, file=sys.stderr)
+            to_stderr(code)
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
         raise Refused(last_line(start.logs / f"rank_{rank}.log"))
-    last = trainer_files.checkpoints(start.logs.parents[1] / "checkpoints").get(
-        start.run.num_slices
-    )
+    saved = trainer_files.checkpoints(start.logs.parents[1] / "checkpoints")
+    last = saved.get(start.run.num_slices)
     if rank == 0 and last and not holds_numbers(last):
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 
@@ -130,9 +129,7 @@ def _peak_memory() -> dict:
         card = torch.cuda.get_device_properties(torch.cuda.current_device())
         peak = torch.cuda.max_memory_reserved()
         return {"of": "GPU", "name": card.name, "peak": peak, "total": card.total_memory}
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"of": "process", "name": None, "peak": peak, "total": None}
+    return {"of": "process", "name": None, "peak": peak_of_process(), "total": None}
 
 
 class RankMonitor:
@@ -142,7 +139,9 @@ class RankMonitor:
     """
 
     def __init__(self, start: Start, rank: int):
-        self.run, self.logs, self.rank = start.run, start.logs, rank
+        self.run = start.run
+        self.logs = start.logs
+        self.rank = rank
         self.staged = StagedShards(Path(start.staged)) if start.staged else None
         self.counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
         self.shared_epoch = None  # OpenCLIP's, of shards: data-loading workers see it

@@ -124,12 +124,20 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
 class Restart:
     """The ranks start again on the same machines."""
 
+    def state(self) -> dict:
+        """Returns the fields of state.json that the job's script reads."""
+        return {"next": "restart"}
+
 
 @dataclass(frozen=True)
 class Requeue:
     """SLURM starts the job again, without a node if there are others."""
 
     without: str = ""
+
+    def state(self) -> dict:
+        """Returns the fields of state.json that the job's script reads."""
+        return {"next": "requeue", "without": self.without or None}
 
 
 @dataclass(frozen=True)

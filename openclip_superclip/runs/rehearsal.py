@@ -18,7 +18,8 @@ from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
 from ..plans.plan import openclip_steps
-from ..plans.recipe import Recipe, with_settings
+from ..plans.recipe import Recipe
+from ..plans.recipe_files import with_settings
 from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .folder import RunFolder
@@ -28,7 +29,9 @@ from .signals import STOPPED_BY, Stopped, stopped_by_signals
 from .slurm import Placement
 
 SLICES = 2  # that are trained; the training is interrupted in the second
-UNINTERRUPTED, INTERRUPTED = "uninterrupted", "interrupted"  # folders in the rehearsal's
+# folders in the rehearsal's
+UNINTERRUPTED = "uninterrupted"
+INTERRUPTED = "interrupted"
 MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
 LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
@@ -84,14 +87,16 @@ def whole_hours(
     }
 
 
+@dataclasses.dataclass
 class Rehearsal:
     """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see.
 
     A requeued job starts over."""
 
-    def __init__(self, run: Run, placement: Placement, folder: Path):
-        self.run, self.placement, self.folder = run, placement, folder
-        self.logs = {}  # of the ranks, by the part of the rehearsal
+    run: Run
+    placement: Placement
+    folder: Path
+    logs: dict = dataclasses.field(default_factory=dict)  # of the ranks, by part
 
     def check_folder(self) -> None:
         """Raises InputError if the folder contains a rehearsal that is not of an earlier start
@@ -126,7 +131,8 @@ class Rehearsal:
 
         `repeats` is whether losses and weights were equal before the interruption.
         """
-        ours, theirs = self._losses(INTERRUPTED), self._losses(UNINTERRUPTED)
+        ours = self._losses(INTERRUPTED)
+        theirs = self._losses(UNINTERRUPTED)
         gaps = {}
         for samples in ours.keys() & theirs.keys():
             pairs = zip(ours[samples], theirs[samples], strict=True)

@@ -14,7 +14,7 @@ STOPPED_BY = {
 
 
 class Stopped(BaseException):
-    """A signal stops the run."""
+    """A signal stops a command, which resumes if it is called again."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)

@@ -1,7 +1,6 @@
 """SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in, or
 one command."""
 
-import operator
 import os
 import re
 import shlex
@@ -125,25 +124,27 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
 def minutes_of(time: str) -> float | None:
     """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
     another text."""
-    days, is_with_days, rest = time.rpartition("-")
+    days, has_days, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not has_days and len(parts) < 3:
+        parts.insert(0, "0")  # hours
     try:
-        numbers = [int(number) for number in rest.split(":")]
-        units = (60, 1, 1 / 60) if is_with_days or len(numbers) == 3 else (1, 1 / 60)
-        return 1440 * int(days or 0) + sum(map(operator.mul, numbers, units))
+        hours, minutes, seconds = map(int, [*parts, "0", "0"][:3])
+        return 60 * (24 * int(days or 0) + hours) + minutes + seconds / 60
     except ValueError:  # such as UNLIMITED
         return None
 
 
-def time_left(environment: Mapping[str, str] = os.environ) -> float | None:
+def time_left() -> float | None:
     """Returns the seconds until the job's time limit, None without one."""
-    end = environment.get("SLURM_JOB_END_TIME")
+    end = os.environ.get("SLURM_JOB_END_TIME")
     return int(end) - time.time() if end else None
 
 
-def hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
+def hosts() -> list[str]:
     """Returns the names of the run's nodes; SLURM's compressed list if scontrol is missing, as
     in a container."""
-    nodes = environment.get("SLURM_STEP_NODELIST")
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
     if nodes is None:
         return [socket.gethostname()]
     names = _call("scontrol", "show", "hostnames", nodes)
@@ -246,7 +247,7 @@ class SlurmRequest:
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
         if self.setup and self.setup.resolve() != (folder / SETUP).resolve():
-            make_folder(folder, "--out")
+            make_folder(folder)
             (folder / SETUP).unlink(missing_ok=True)
             (folder / SETUP).touch(mode=0o600)
             shutil.copy(self.setup, folder / SETUP)  # with its mode: it may contain secrets

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,10 @@ from pathlib import Path
 from ..checkpoints import trainer_files
 from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
-from ..errors import InputError
+from ..errors import InputError, to_stderr
 from ..files import keep_private
 from ..plans.run import Run
-from ..rendering import bytes_text
-from .folder import RunFolder
+from .folder import RunFolder, check_room
 from .slurm import Placement, this_host
 
 COPIES = 4  # at a time
@@ -60,7 +58,9 @@ class Staging:
     """
 
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):
-        self.run, self.placement, self.checkpoints = run, placement, folder.checkpoints
+        self.run = run
+        self.placement = placement
+        self.checkpoints = folder.checkpoints
         self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
         digest = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
         self.folder = self.disk / f"superclip-{digest}-{this_host()}"  # nodes may share a disk
@@ -117,26 +117,28 @@ class Staging:
         the last slice."""
         if epoch >= self.run.num_slices:
             return []
-        run, of_node = self.run, self.placement.node
+        run = self.run
+        of_node = self.placement.node
         places = slice_of(len(self.names), run.recipe.slices, run.recipe.seed, epoch)
-        return [
-            self.names[index]
-            for place, index in enumerate(places)
-            if place % run.world_size // run.gpus_per_node == of_node
-        ]
+        shards = []
+        for place, index in enumerate(places):
+            rank = place % run.world_size  # as webdataset splits shards
+            if rank // run.gpus_per_node == of_node:
+                shards.append(self.names[index])
+        return shards
 
     def _check_disk(self, epoch: int) -> None:
         needed = 0
         for shard in {*self._shards(epoch), *self._shards(epoch + 1)}:
             with contextlib.suppress(OSError):  # reported when it is copied
                 needed += os.stat(shard).st_size
-        free = shutil.disk_usage(self.disk).free
-        if free < needed:
-            raise InputError(
-                f"--stage: the disk of {self.disk} on {this_host()} has {bytes_text(free)} "
-                f"free, and two slices of its ranks' shards take {bytes_text(needed)}: give a "
-                "larger disk, more nodes, or the recipe more slices"
-            )
+        check_room(
+            f"--stage: the disk of {self.disk} on {this_host()}",
+            self.disk,
+            needed,
+            "two slices of its ranks' shards take",
+            "give a larger disk, more nodes, or the recipe more slices",
+        )
 
     def _copy(self, shard: str) -> None:
         """Copies a shard to a temporary name, and renames the complete copy."""
@@ -155,11 +157,9 @@ class Staging:
             os.replace(part, copy)
         except OSError as error:
             if not self.has_failed:
-                print(
+                to_stderr(
                     f"superclip run: --stage: {shard} is read from its original path, because "
-                    f"copying failed ({error.strerror or error}); others are not reported",
-                    file=sys.stderr,
-                    flush=True,
+                    f"copying failed ({error.strerror or error}); others are not reported"
                 )
             self.has_failed = True
         finally:

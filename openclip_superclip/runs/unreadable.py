@@ -3,27 +3,28 @@
 import functools
 import json
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.tar_shards import expand
-from ..errors import InputError, listed
+from ..errors import InputError, listed, to_stderr
 from ..plans.run import Run
 from .progress import AddedLines
 
 NUM_NAMED = 3  # shards that a message lists
 
 
+@dataclass
 class UnreadableData:
-    """Counts the shards and samples that the ranks of all starts of a run could not read.
+    """Counts the shards and samples that the ranks of all starts of a run could not read."""
 
-    `ranks` is the folder with a folder for each start, and `start` is this one's name.
-    """
+    run: Run
+    ranks: Path  # the folder with a folder for each start
+    start: str  # the name of this one
 
-    def __init__(self, run: Run, ranks: Path, start: str):
-        self.run, self.ranks, self.start = run, ranks, start
+    def __post_init__(self):
         self.shards: dict[str, str] = {}  # of the whole run: why each cannot be read
         self.of_slice = defaultdict(set)  # the shards of this start, by slice
         self.samples = Counter()  # by start and epoch
@@ -92,7 +93,7 @@ def accepted_data(run: Run, command: str, *, reads_data: bool = True) -> dict:
     checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
     refuse_bad_files(run, checked)
     for warning in [*run.warnings, *checked["warnings"]]:
-        print(f"superclip {command}: {warning}", file=sys.stderr, flush=True)
+        to_stderr(f"superclip {command}: {warning}")
     return checked
 
 

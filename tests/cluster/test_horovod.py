@@ -30,7 +30,7 @@ from openclip_superclip.lab.demo.scenes import write_shards
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip import horovod as horovod_ranks
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
 
 pytestmark = pytest.mark.horovod

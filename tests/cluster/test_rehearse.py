@@ -12,7 +12,7 @@ from support.tiny_run import write_recipe
 from support.training_runs import execute, failure, run_superclip, shell_words
 
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 

@@ -18,7 +18,7 @@ from support.training_runs import run_superclip
 
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.lab.demo.data import write_evaluation_data
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slurm

@@ -24,7 +24,7 @@ from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 
 from openclip_superclip.files import shipped_folder
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
 

@@ -15,7 +15,7 @@ from support.pages import PAGES, ROOT, script
 from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
 from openclip_superclip.lab.studies.study_file import Study, read_study
 from openclip_superclip.lab.studies.study_results import StudyResults
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 
 DOCS = ROOT / "docs"
 STUDIES = DOCS / "studies"

@@ -18,7 +18,7 @@ from openclip_superclip.lab.studies import measure_run
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_file import OF_SCENES
 from openclip_superclip.lab.studies.study_training import run_study
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 
 
 def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):

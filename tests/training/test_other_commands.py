@@ -11,7 +11,7 @@ from support.training_runs import execute, run_train
 from openclip_superclip.lab.demo.data import write_model as write_demo_model
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 
 
 def test_an_import_trains_on_through_the_command_line(short_run, tmp_path):

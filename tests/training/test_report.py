@@ -20,7 +20,7 @@ from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
 from openclip_superclip.lab.reports.reported_run import read_run
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.progress import read_log
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)

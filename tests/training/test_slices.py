@@ -31,7 +31,7 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.resume import beginning, differences, write_beginning
+from openclip_superclip.checkpoints.began_with import beginning, differences, write_beginning
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls

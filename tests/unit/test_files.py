@@ -8,7 +8,7 @@ import pytest
 from support import input_error, parametrize
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.files import make_folder, read_json, whole_output
+from openclip_superclip.files import json_or_empty, make_folder, read_json, whole_output
 from openclip_superclip.rendering import (
     aligned_table,
     bytes_text,
@@ -18,11 +18,11 @@ from openclip_superclip.rendering import (
 
 
 @parametrize("content", [None, "", "{", "[1]", b"\xff"])
-def test_a_file_without_a_json_object_is_an_error_that_names_it_or_the_default(tmp_path, content):
+def test_a_file_without_a_json_object_is_an_error_that_names_it_or_empty(tmp_path, content):
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert read_json(path, {"b": 2}) == {"b": 2}
+    assert json_or_empty(path) == {}
     with input_error(r"^--data: .*a\.json cannot be read \(.*\): remove it$") as error:
         read_json(path, flag="--data", advice="remove it")
     assert "\n" not in str(error.value)

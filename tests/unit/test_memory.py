@@ -23,7 +23,7 @@ from openclip_superclip.openclip.step_memory import Step
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.cost import estimate_cost, estimate_memory, step_memory
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 
 needs_loop = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"

@@ -7,7 +7,8 @@ import torch
 from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
-from openclip_superclip.openclip.checks import check_command_line, check_data, data_problems
+from openclip_superclip.openclip.checks import check_command_line, check_data
+from openclip_superclip.openclip.option_problems import data_problems
 from openclip_superclip.openclip.parsed_options import Training
 from openclip_superclip.plugin import Plugin
 

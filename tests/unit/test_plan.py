@@ -14,7 +14,7 @@ from support.training_runs import execute
 from openclip_superclip.commands.plan import command_text
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run, openclip_steps
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.rehearsal import _resumed, _setup, other_training, read_rehearsal
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"

@@ -15,7 +15,8 @@ from openclip_superclip.data.tables import is_table
 from openclip_superclip.flags import Config, config_from
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import WORDS, read_recipe, shipped_recipes
+from openclip_superclip.plans.recipe import WORDS
+from openclip_superclip.plans.recipe_files import read_recipe, shipped_recipes
 
 RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
 DEMO = "demo/superclip_demo-model_8k_bs64"

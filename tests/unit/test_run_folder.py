@@ -21,7 +21,7 @@ from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
 from openclip_superclip.plans.plan import make_run, on_machines
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
 from openclip_superclip.runs.child_processes import Start
 from openclip_superclip.runs.folder import (

@@ -15,7 +15,7 @@ from support.training_runs import failure
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.tar_shards import expand
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining

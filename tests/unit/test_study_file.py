@@ -20,7 +20,8 @@ from openclip_superclip.lab.studies.study_file import MEASURES, read_study, stud
 from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.lab.studies.study_run import StudyRun
 from openclip_superclip.lab.studies.study_training import StudyTraining, write_results
-from openclip_superclip.plans.recipe import WORDS, read_recipe
+from openclip_superclip.plans.recipe import WORDS
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 

@@ -7,7 +7,7 @@ import pytest
 from support import cases, input_error, parametrize, table
 from support.tiny_run import write_recipe
 
-from openclip_superclip.checkpoints.resume import (
+from openclip_superclip.checkpoints.began_with import (
     BEGAN_WITH,
     beginning,
     read_beginning,
@@ -16,7 +16,7 @@ from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining

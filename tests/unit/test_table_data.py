@@ -22,7 +22,7 @@ from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
 from openclip_superclip.plans.plan import make_run, settings_of_table
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
 from openclip_superclip.runs.loss_monitor import CountedSteps
 from openclip_superclip.runs.unreadable import refuse_bad_files
@@ -82,7 +82,7 @@ REFUSED = {
     "too few rows": (
         "pairs.csv",
         {"global_batch_size": "128"},
-        "rows of pairs.csv are fewer than one global batch",
+        "--data: pairs.csv has 70 row(s), fewer than one global batch; expected at least 128",
     ),
     "another number of rows": (
         "pairs.csv",

@@ -94,6 +94,16 @@ def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monk
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_study_of_two_pairs_is_planned_with_a_batch_of_one(tmp_path, monkeypatch):
+    write_pairs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    header, *rows = (tmp_path / "pairs.csv").read_text().splitlines()
+    (tmp_path / "two.csv").write_text("\n".join([header, rows[0], rows[-1]]))
+    planned = "study own_data --data two.csv --seeds 2 --device cpu --set global_batch_size=1"
+    assert "runs: 4, of which 4 are left to train" in execute(f"{planned} --dry-run")
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["images", "pairs.csv", "two.csv"]
+
+
 @cases("options, problem", refusals("study_of_a_table"))
 def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     tmp_path, refused, options, problem
@@ -105,6 +115,7 @@ def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     )
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
+    (tmp_path / "one_row.csv").write_text("\n".join(["image,caption", rows[0]]))
     assert problem in refused(tmp_path, small_study("pairs.csv", options))
 
 

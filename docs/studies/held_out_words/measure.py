@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from held_out_words import held_out_objects
 
-from openclip_superclip.files import content_digest, read_json, write_json
+from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.lab.demo.scene_measures import (
     OpenedModel,
     fit_object_probe,
@@ -31,7 +31,7 @@ from openclip_superclip.lab.demo.scenes import (
     scenes,
 )
 from openclip_superclip.lab.studies.measure_run import open_trained
-from openclip_superclip.plans.recipe import read_recipe
+from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import FINISHED, RunFolder
 
 SEEDS = range(100, 108)
@@ -102,7 +102,7 @@ def measure_run(folder: Path, test: TestScenes) -> dict:
     weights = folder / "checkpoints" / f"epoch_{LAST_EPOCH}.pt"
     digest = content_digest(weights)[:16]
     file = folder / "held-out-words.json"
-    record = read_json(file, default={})
+    record = json_or_empty(file)
     if record.get("checkpoint") != digest:
         opened = open_trained(weights, read_recipe(str(folder / "recipe.yaml")).model)
         record = {"checkpoint": digest, "measures": measured(opened, test)}

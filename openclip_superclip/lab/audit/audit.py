@@ -2,7 +2,6 @@
 shards."""
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ...checkpoints.weights import Checkpoint
 from ...errors import InputError
-from ...files import make_folder, read_json, write_json
+from ...files import make_folder, read_json, take_lock, write_json
 from ..words.open_checkpoint import NO_HEAD, open_checkpoint
 from .audit_page import write_page
 from .kept import select, write_kept
@@ -25,7 +24,8 @@ from .pair_scores import PairScorer
 from .reading import AuditedData, AuditedPair, read_in_batches
 from .score_file import ScoredPairs, read_scores, record_of
 
-RECORD, PAGE = "audit.json", "report.html"
+RECORD = "audit.json"
+PAGE = "report.html"
 
 
 @dataclass
@@ -57,7 +57,8 @@ class Audit:
                 f"--by {self.by} needs a class head, and {self.model.path} has none "
                 f"({NO_HEAD}): give --by clip-score"
             )
-        self.scores, self.record = self.out / "scores.jsonl", self.out / RECORD
+        self.scores = self.out / "scores.jsonl"
+        self.record = self.out / RECORD
         self.facts = {
             "data": self.data.source,
             "columns": list(self.data.columns or ()),
@@ -66,7 +67,7 @@ class Audit:
             "files": _digest([*self.data.files, self.model.path]),
         }
         check_is_free(self.out)
-        make_folder(self.out, "--out")
+        make_folder(self.out)
         if self.record.exists():
             earlier = read_json(self.record, flag="--out", advice="give another name")
             if earlier != self.facts:
@@ -174,12 +175,8 @@ def _digest(paths: list[str | Path]) -> str:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Locks the scores until they are closed; InputError if another call is writing them."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"--out: another call is writing {path}: wait until it ends") from None
-    except OSError:  # a file system without locks
-        pass
+    if take_lock(file) is False:
+        raise InputError(f"--out: another call is writing {path}: wait until it ends")
 
 
 def _keep_batches(file: BinaryIO, batch_size: int) -> int:

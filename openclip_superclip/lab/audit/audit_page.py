@@ -21,7 +21,9 @@ from .reading import AuditedData
 from .score_file import ScoredPairs, read_scores
 
 THUMBNAIL = 160  # pixels
-NUM_BINS, NUM_WORDS, NUM_PROBLEMS = 40, 40, 20
+NUM_BINS = 40
+NUM_WORDS = 40
+NUM_PROBLEMS = 20
 TITLES = {
     "class_loss": "class loss (nats; lower is better)",
     "support": "support (1: exactly this caption; below 0: the image speaks against it)",
@@ -111,7 +113,8 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     words = {
         word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS
     }
-    end, caption = 0, record["caption"]
+    end = 0
+    caption = record["caption"]
     for match in WORD.finditer(caption):
         word = words.get(match[0].casefold())
         if word is not None and word["support"] < 0:
@@ -123,7 +126,8 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
 
 def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
     """Returns thumbnails as data: URLs, by place of the pair."""
-    thumbnails, by_shard = {}, defaultdict(set)
+    thumbnails = {}
+    by_shard = defaultdict(set)
     for record in worst:
         shard, number = record["place"]
         if data.columns is not None:

@@ -46,7 +46,7 @@ def write_kept(
     as_text = {"dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
     with (
         whole_file(table) as file,
-        pandas.read_csv(data.source, **data.columns.reading, **as_text) as chunks,
+        pandas.read_csv(data.source, **data.columns.pandas_options, **as_text) as chunks,
     ):
         keep_private(Path(file.name), Path(data.source))
         for number, rows in enumerate(chunks):

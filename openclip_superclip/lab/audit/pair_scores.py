@@ -60,7 +60,8 @@ class CaptionSupport:
     """
 
     def __init__(self, tokenizer: Callable, weights: Tensor, document_frequency: Tensor):
-        self.tokenizer, self.weights = tokenizer, weights.float()
+        self.tokenizer = tokenizer
+        self.weights = weights.float()
         self.known = (document_frequency > 0) & (weights > 0)  # [V]
         # not every accelerator has float64
         mass = document_frequency.double().cpu() * weights.double().cpu()
@@ -82,13 +83,15 @@ class CaptionSupport:
         `probabilities`, [B, V], are those given the images.
         """
         words = [words_of(caption) for caption in captions]
-        every, present = sorted(set().union(*words)), _present(tokens, len(self.weights))
+        every = sorted(set().union(*words))
+        present = _present(tokens, len(self.weights))
         supports: list[dict[str, WordSupport]] = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
             index = {word: number for number, word in enumerate(spelled.words)}
             scores = WordProbabilities(spelled, self.weights)
-            shares, expected = scores.of(probabilities).tolist(), scores.of(self.expected).tolist()
+            shares = scores.of(probabilities).tolist()
+            expected = scores.of(self.expected).tolist()
             is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
             for row, is_defined_here in enumerate(is_defined.tolist()):
                 for word in words[row]:
@@ -110,7 +113,8 @@ class CaptionSupport:
         Only words that the head has learned and that are LEAST_LIFT times as probable as expected
         are returned.
         """
-        shares, expected = self.offered.of(probabilities), self.offered.of(self.expected)
+        shares = self.offered.of(probabilities)
+        expected = self.offered.of(self.expected)
         present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = [word.lower() for word in words_of(caption)]
@@ -174,7 +178,8 @@ class PairScorer:
     """
 
     def __init__(self, opened: OpenedCheckpoint):
-        self.opened, self.device = opened, next(opened.model.parameters()).device
+        self.opened = opened
+        self.device = next(opened.model.parameters()).device
         self.has_head = opened.token_weights is not None
         if not self.has_head:
             return
@@ -190,7 +195,8 @@ class PairScorer:
     @torch.inference_mode()
     def see(self, images: Tensor) -> ModelOutputs:
         """Returns the model's outputs for preprocessed images [B, 3, H, W]."""
-        model, images = self.opened.model, images.to(self.device)
+        model = self.opened.model
+        images = images.to(self.device)
         if not self.has_head:
             return ModelOutputs(model.encode_image(images, normalize=True).float(), None)
         features, _, head_input = encode_image(

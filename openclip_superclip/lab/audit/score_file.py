@@ -62,10 +62,13 @@ class ScoredPairs:
     """
 
     def __init__(self, file: Path, by: str):
-        self.file, self.by = file, by
+        self.file = file
+        self.by = by
         scores = {name: array("f") for name in SCORES}
         # pairs by word and by problem
-        self.counts, self.doubted, self.problems = Counter(), Counter(), Counter()
+        self.counts = Counter()
+        self.doubted = Counter()
+        self.problems = Counter()
         for record in read_scores(file):
             for name, values in scores.items():
                 values.append(record.get(name, np.nan))

@@ -65,7 +65,8 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
     """Compares the image and text features of a small model."""
     torch.manual_seed(0)
     model, _, _ = create_model_and_transforms(register_model(SMALL_MODEL))
-    images, texts = torch.randn(8, 3, 96, 96), torch.randint(1, 4000, (8, model.context_length))
+    images = torch.randn(8, 3, 96, 96)
+    texts = torch.randint(1, 4000, (8, model.context_length))
     expected = model.eval().encode_image(images), model.encode_text(texts)
     model.to(device)
     computed = model.encode_image(images.to(device)), model.encode_text(texts.to(device))

@@ -65,7 +65,7 @@ def measure_card(options: argparse.Namespace) -> Card:
             "trial record"
         )
     device = check_device(options.device)
-    make_folder(options.out, "--out")
+    make_folder(options.out)
     start = time.monotonic()
     is_gpu = torch.device(device).type == "cuda"
     precision = "fp32"

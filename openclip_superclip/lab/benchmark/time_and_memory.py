@@ -1,16 +1,15 @@
 """The cost of the class head on this machine: the loss, alternative implementations, and the
 training step."""
 
-import argparse
-import functools
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -22,9 +21,10 @@ from tqdm import tqdm
 
 from ...checkpoints.architecture import count_gmacs, expected_head, read_architecture
 from ...checkpoints.model_configurations import register_model
-from ...environment import check_device, processor, versions
+from ...environment import check_device, peak_of_process, processor, versions
 from ...errors import InputError, reason
 from ...files import check_results, make_folder, write_json
+from ...method.head import vocabulary_size
 from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss
 from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
@@ -35,7 +35,7 @@ PAPER_HEAD_SHARE = {"ViT-L-16": 0.00077, "ViT-B-16": 0.0019}
 TIMED_WITH = ("python", "openclip-superclip", "open_clip_torch", "torch")  # recorded versions
 
 
-def measure_head_cost(options: argparse.Namespace) -> dict:
+def measure_head_cost(options: Namespace) -> dict:
     """Measures, writes benchmark.json and returns its content: seconds, bytes and GMACs.
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
@@ -46,8 +46,8 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
             f"--model: {options.model} is a CoCa model, which this benchmark cannot train"
         )
     options.device = check_device(options.device)
-    check_results(options.out, "--out", ["benchmark.json"], '"head_batch"')
-    make_folder(options.out, "--out")
+    check_results(options.out, ["benchmark.json"], '"head_batch"')
+    make_folder(options.out)
     try:
         report = _measure(options)
     except RuntimeError as error:
@@ -63,14 +63,15 @@ def measure_head_cost(options: argparse.Namespace) -> dict:
     return report
 
 
-def _measure(options: argparse.Namespace) -> dict:
-    device, precision = options.device, options.precision
+def _measure(options: Namespace) -> dict:
+    device = options.device
+    precision = options.precision
     # first, since it can fail
     steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}
     inputs = make_inputs(options.head_batch, options.width, options.vocab, device)
-    calls = {name: functools.partial(compute, name, inputs, precision) for name in CONTENDERS}
+    calls = {name: partial(compute, name, inputs, precision) for name in CONTENDERS}
     seconds = timed_in_turns(calls, options.repeats, device, "class loss and gradients")
-    prepare = functools.partial(
+    prepare = partial(
         prepared_head,
         batch=options.head_batch,
         width=options.width,
@@ -94,7 +95,7 @@ def _measure(options: argparse.Namespace) -> dict:
     }
 
 
-def _step_seconds(options: argparse.Namespace) -> dict[str, list[float]]:
+def _step_seconds(options: Namespace) -> dict[str, list[float]]:
     """Returns the seconds of training steps; InputError if the model cannot be created."""
     steps = {}
     try:
@@ -153,7 +154,8 @@ def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, id
     of weight."""
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    features, weight = features.to(dtype), weight.to(dtype)
+    features = features.to(dtype)
+    weight = weight.to(dtype)
     logits = features @ weight.T  # [B, V]
     features.grad = logits @ weight
     weight.grad = logits.T @ features
@@ -207,7 +209,7 @@ def prepared_head(
     """
     compute(name, make_inputs(256, 64, 512, device), precision)
     inputs = make_inputs(batch, width, vocab_size, device)
-    return functools.partial(compute, name, inputs, precision)
+    return partial(compute, name, inputs, precision)
 
 
 def make_step(
@@ -234,10 +236,9 @@ def make_step(
     optimizer = torch.optim.AdamW(model.parameters())
     in_precision = autocast(precision, torch.device(device).type)
     images = torch.randn(batch, 3, *to_2tuple(model.visual.image_size), device=device)
-    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
     # of OpenCLIP's tokenizer
     length = read_architecture(model_name).model_cfg["text_cfg"].get("context_length", 77)
-    texts = torch.randint(1, min(1000, vocab_size), (batch, length), device=device)
+    texts = torch.randint(1, min(1000, vocabulary_size(model)), (batch, length), device=device)
     texts[:, 20:] = 0
 
     def forward() -> dict[str, Tensor]:
@@ -311,8 +312,7 @@ def _peak() -> int:
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_of_process()
 
 
 def head_cost_tables(report: dict) -> str:
@@ -324,7 +324,9 @@ def head_cost_tables(report: dict) -> str:
 
 
 def _loss_table(report: dict) -> str:
-    options, machine, peaks = report["options"], report["machine"], report["head_peak_bytes"]
+    options = report["options"]
+    machine = report["machine"]
+    peaks = report["head_peak_bytes"]
     medians = _medians(report["head_seconds"])
     rows = [
         [
@@ -350,7 +352,8 @@ def _medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _step_table(report: dict) -> str:
-    options, medians = report["options"], _medians(report["step_seconds"])
+    options = report["options"]
+    medians = _medians(report["step_seconds"])
     rows = [
         [name, f"{1000 * median:,.0f}", f"{median / medians['OpenCLIP']:.3f}"]
         for name, median in medians.items()

@@ -34,7 +34,7 @@ def write_model(
     that `names` need, and gives the same tokens as CLIP's tokenizer. This keeps the head's fraction
     of the training time as small as in the paper's models.
     """
-    check_results(folder, "--out", ("open_clip_config.json", "bpe.txt.gz"), '"bpe_path"')
+    check_results(folder, ("open_clip_config.json", "bpe.txt.gz"), '"bpe_path"')
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
     merges = needed_merges(names)
@@ -61,7 +61,8 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     vocabulary."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    tokenizer, needed = SimpleTokenizer(), set()
+    tokenizer = SimpleTokenizer()
+    needed = set()
     merge_of = {"".join(merge): merge for merge in tokenizer.bpe_ranks}  # each string has one merge
     parts = {tokenizer.decoder[token] for token in tokenizer.encode(", ".join(names))}
     while parts:
@@ -71,7 +72,9 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     return sorted(needed, key=tokenizer.bpe_ranks.get)
 
 
-NUM_SHARDS, SHARD_SIZE = 20, 1024  # ten slices of two shards, divisible by batch sizes of 16 to 256
+# ten slices of two shards, divisible by batch sizes of 16 to 256
+NUM_SHARDS = 20
+SHARD_SIZE = 1024
 
 
 class TrainingData(NamedTuple):
@@ -143,7 +146,8 @@ def write_evaluation_data(
 
     The test scenes are the same as in the demo.
     """
-    objects, groups = folder / "demo_objects", folder / "demo_scenes"
+    objects = folder / "demo_objects"
+    groups = folder / "demo_scenes"
     texts = {
         "classnames.txt": "\n".join(drawn.NAMES),
         "zeroshot_classification_templates.txt": "{c}",  # plain names

@@ -188,7 +188,8 @@ class World:
                 (wrong,) = self._draw(rng, 1)
             # in addition to a correct mention, or instead of it
             index = rng.randrange(len(mentions) + 1)
-            size, colour = rng.choice(list(SIZES)), rng.choice(list(COLOURS))
+            size = rng.choice(list(SIZES))
+            colour = rng.choice(list(COLOURS))
             phrase = _mention(rng, Thing(wrong, size, colour, rng.randrange(len(PLACES))))
             mentions[index : index + rng.randrange(2)] = [phrase]
         if not mentions:
@@ -234,9 +235,13 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
     """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and
     recoloured."""
     if thing.place == MIDDLE:
-        sizes, corner, room = SIZES_ALONE, (0, 0), IMAGE_SIZE
+        sizes = SIZES_ALONE
+        corner = (0, 0)
+        room = IMAGE_SIZE
     else:
-        sizes, corner, room = SIZES, CORNERS[thing.place], QUADRANT
+        sizes = SIZES
+        corner = CORNERS[thing.place]
+        room = QUADRANT
     size = rng.choice(sizes[thing.size])
     drawing = tile(rng.choice(designers), thing.concept.object, size, Image.Resampling.BILINEAR)
     if rng.randrange(2):

@@ -175,7 +175,8 @@ def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[in
 
     Counts are rounded by largest remainders; of each outcome, the first places are taken.
     """
-    counts, remainders = {}, {}
+    counts = {}
+    remainders = {}
     for outcome, count in Counter(outcomes).items():
         exact = number * count / len(outcomes)
         counts[outcome] = int(exact)
@@ -210,7 +211,8 @@ def fit_object_probe(
 ) -> Callable[[Tensor], Tensor]:
     """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by
     L-BFGS from zero."""
-    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
+    mean = features.mean(dim=0)
+    std = features.std(dim=0) + 1e-6
     inputs = (features - mean) / std  # L-BFGS converges slowly on features with a small variance
     weight = torch.zeros(labels.shape[1], features.shape[1], requires_grad=True)  # [N, D]
     bias = torch.zeros(labels.shape[1], requires_grad=True)  # [N]

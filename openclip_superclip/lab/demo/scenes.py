@@ -1,7 +1,6 @@
 """Composes scenes of emoji with captions, and writes them as WebDataset shards."""
 
 import csv
-import functools
 import io
 import itertools
 import json
@@ -10,6 +9,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ SECOND = "second/"  # prefix of a designer: use another 100 objects
 SECOND_DESIGNERS = (f"{SECOND}google", f"{SECOND}twitter")
 
 
-@functools.cache
+@cache
 def emoji() -> list[dict[str, str]]:
     """Returns the rows of tiles/emoji.tsv: object, demo (1 or 2, the set of 100 objects), name,
     keywords."""
@@ -36,7 +36,7 @@ def emoji() -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-@functools.cache
+@cache
 def drawings(designer: str) -> dict[str, bytes]:
     """Returns a designer's drawings as PNG bytes, by object."""
     with zipfile.ZipFile(TILES / f"{designer.removeprefix(SECOND)}.zip") as archive:
@@ -45,7 +45,7 @@ def drawings(designer: str) -> dict[str, bytes]:
         }
 
 
-@functools.cache
+@cache
 def names_of(designers: tuple[str, ...]) -> list[str]:
     """Returns the names of the 100 objects in scenes of these designers."""
     draw = "2" if designers[0].startswith(SECOND) else "1"
@@ -55,7 +55,8 @@ def names_of(designers: tuple[str, ...]) -> list[str]:
 NAMES = names_of(DESIGNERS)
 SPLITS = ("train", "tune", "test")
 VERSION = 1  # of the scenes: increase it if the same seed gives different bytes
-IMAGE_SIZE, QUADRANT = 64, 32
+IMAGE_SIZE = 64
+QUADRANT = 32
 CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
 
 
@@ -89,7 +90,7 @@ def split_of(objects: Sequence[str]) -> str:
     return {0: "tune", 1: "test"}.get(part, "train")
 
 
-@functools.lru_cache(maxsize=10_000)
+@lru_cache(maxsize=10_000)
 def tile(
     designer: str, name: str, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
@@ -131,7 +132,8 @@ def _draw_objects(
     rng: np.random.Generator, count: int, split: str, designers: tuple[str, ...]
 ) -> list[str]:
     """Returns random objects of a split that all the designers have drawn."""
-    names, drawn = names_of(designers), drawn_by(designers)
+    names = names_of(designers)
+    drawn = drawn_by(designers)
     while True:
         objects = [names[index] for index in rng.choice(len(names), count, replace=False)]
         is_of_split = count == 1 or split_of(objects) == split
@@ -139,7 +141,7 @@ def _draw_objects(
             return objects
 
 
-@functools.cache
+@cache
 def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
     """Returns the objects that all the designers have drawn."""
     return frozenset(names_of(designers)).intersection(*map(drawings, designers))
@@ -234,7 +236,8 @@ def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: s
     `dataset` are facts that identify it, including `num_samples` and `samples_per_shard`; `caption`
     is the kind of caption for `txt`. Raises InputError if the folder contains another data set.
     """
-    num_samples, samples_per_shard = dataset["num_samples"], dataset["samples_per_shard"]
+    num_samples = dataset["num_samples"]
+    samples_per_shard = dataset["samples_per_shard"]
     num_shards = math.ceil(num_samples / samples_per_shard)
     pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
     record = folder / "dataset.json"  # written last: if it exists, all shards do
@@ -292,7 +295,8 @@ def write_dense_scenes(
     so larger drawings are nearer. The sets of objects in test scenes do not occur in training
     scenes.
     """
-    masks, depths = folder / "demo_masks", folder / "demo_depth"
+    masks = folder / "demo_masks"
+    depths = folder / "demo_depth"
     record = folder / "dense_scenes.txt"  # written last: if it exists, all files do
     facts = (
         f"version {VERSION}, seed 0: {num_scenes} test scenes, {num_train_scenes} train scenes\n"

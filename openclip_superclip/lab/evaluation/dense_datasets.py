@@ -12,10 +12,12 @@ from torchvision.datasets import VOCSegmentation
 from ...data.images import open_image
 from ...errors import InputError
 
-SEGMENTATION, DEPTH = "segmentation", "depth"
+SEGMENTATION = "segmentation"
+DEPTH = "depth"
 DENSE = (SEGMENTATION, DEPTH)
 NO_CLASS = 255  # of a pixel
-VOC_CLASSES, ADE_CLASSES = 21, 150
+VOC_CLASSES = 21
+ADE_CLASSES = 150
 VOC_SPLITS = {"train": "train", "test": "val"}
 ADE_SPLITS = {"train": "training", "test": "validation"}
 
@@ -37,10 +39,13 @@ class DenseSet(Dataset):
 
     def __init__(self, folder: Path, split: str, transform: Callable):
         self.transform = transform
-        self.num_classes, self.first_class = 0, 0
+        self.num_classes = 0
+        self.first_class = 0
         if _is_voc(folder):
             voc = VOCSegmentation(str(folder), year="2012", image_set=VOC_SPLITS[split])
-            self.images, self.labels, self.num_classes = voc.images, voc.masks, VOC_CLASSES
+            self.images = voc.images
+            self.labels = voc.masks
+            self.num_classes = VOC_CLASSES
         elif dense_kind(folder) == SEGMENTATION:
             part = ADE_SPLITS[split]
             self._find_images(folder / "images" / part, folder / "annotations" / part)
@@ -82,7 +87,8 @@ class DenseSet(Dataset):
         """
         file = self.labels[index]
         with open_image(self.images[index]) as image, open_image(file) as labels:
-            shape, values = image.size[::-1], np.array(labels)
+            shape = image.size[::-1]
+            values = np.array(labels)
         if values.shape != shape:
             raise InputError(
                 f"{file} has the shape {list(values.shape)}; expected its image's, {list(shape)}"

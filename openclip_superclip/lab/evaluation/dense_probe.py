@@ -1,5 +1,7 @@
 """Segmentation and depth by a linear layer on the frozen patch tokens."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
@@ -20,7 +22,8 @@ MOST_DEPTHS = 200  # training images for mean and standard deviation of the dept
 def whole_image(network: nn.Module) -> Compose:
     """Returns the transform that resizes whole images to the model's input, so that pixels keep
     their labels."""
-    size, preprocess = network.visual.image_size, network.visual.preprocess_cfg
+    size = network.visual.image_size
+    preprocess = network.visual.preprocess_cfg
     size = (size, size) if isinstance(size, int) else tuple(size)
     resize = Resize(size, InterpolationMode.BICUBIC, antialias=True)
     return Compose([resize, ToTensor(), Normalize(preprocess["mean"], preprocess["std"])])
@@ -83,11 +86,13 @@ class _Metres(nn.Module):
         return numbers * self.deviation + self.mean
 
 
+@dataclass
 class _Labelled(Dataset):
     """The patch tokens of each image, and the labels of its pixels, resized to `size` if given."""
 
-    def __init__(self, images: DenseSet, tokens: Tensor, size: tuple[int, int] | None = None):
-        self.images, self.tokens, self.size = images, tokens, size
+    images: DenseSet
+    tokens: Tensor
+    size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,7 +133,8 @@ def _measure(
         outputs = head(patches[None].to(settings.device))
         output = interpolate(outputs, label.shape, mode="bilinear")[0].cpu()
         is_labelled = _has_label(label, test.num_classes)
-        predicted, true = output[:, is_labelled], label[is_labelled]
+        predicted = output[:, is_labelled]
+        true = label[is_labelled]
         if test.num_classes:
             parts.append(_overlaps(predicted.argmax(dim=0), true, test.num_classes))
         else:

@@ -46,7 +46,7 @@ class Evaluation:
         """Evaluates all models on every data set; continues after errors."""
         self.folders = [self.out or (model.run or Path()) / "evaluation" for model in models]
         for folder in self.folders:
-            make_folder(folder, "--out")
+            make_folder(folder)
         # once: a data set can have a million files
         digests = {dataset: dataset.files_id() for dataset, _ in self.chosen}
         num_results = len(models) * len(self.chosen)
@@ -64,7 +64,8 @@ class Evaluation:
         progress: tqdm,
     ) -> list[dict]:
         """Returns the results of a model, read or computed."""
-        records, planned = [], []
+        records = []
+        planned = []
         for dataset, task in self.chosen:
             file = self._result_file(model, folder, dataset, task, digests[dataset])
             record = file.read()
@@ -140,10 +141,12 @@ class Evaluation:
         return evaluate(opened.model, opened.tokenizer, test, task, self.settings, features)
 
     def _measure_dense(self, opened: OpenedModel, dataset: LocalDataset, task: str) -> Measured:
-        visual, transform = opened.model.visual, whole_image(opened.model)
+        visual = opened.model.visual
+        transform = whole_image(opened.model)
         read_patches = functools.partial(patch_map, visual, patch_tokens(visual))
         encoder = SimpleNamespace(encode_image=read_patches)
-        splits, tokens = {}, {}
+        splits = {}
+        tokens = {}
         for split in ("train", "test"):
             splits[split] = dataset.build(transform, split, task)
             tokens[split] = encode(encoder, dataset, splits[split], self.settings).images

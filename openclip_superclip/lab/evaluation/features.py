@@ -1,5 +1,6 @@
 """The settings of an evaluation, and the features of a model for all images of a data set."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ SEED = 0  # CLIP_benchmark's default
 RECALL_K = [1, 5]
 
 
-class EvaluationSettings(NamedTuple):
+@dataclass(frozen=True)
+class EvaluationSettings:
     """How to evaluate; the defaults of the command line are CLIP_benchmark's."""
 
     device: str  # cpu or cuda
@@ -61,7 +63,8 @@ def encode(
     loader = DataLoader(
         dataset, batch_size=settings.batch_size, num_workers=workers, collate_fn=source.collate
     )
-    parts, targets = [], []
+    parts = []
+    targets = []
     for images, batch in tqdm(loader, desc=source.name, unit=" batches", leave=False, disable=None):
         with torch.no_grad(), settings.autocast():
             features = model.encode_image(images.to(settings.device))

@@ -16,7 +16,11 @@ import numpy as np
 
 from ...files import whole_file
 
-MEAN, RECALL, PRECISION, IOU, RMSE = "mean", "recall", "precision", "iou", "rmse"
+MEAN = "mean"
+RECALL = "recall"
+PRECISION = "precision"
+IOU = "iou"
+RMSE = "rmse"
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 LEAST = 10  # images of each class, and without it: with fewer, there is no interval
@@ -88,7 +92,8 @@ def difference(first: Outcome, second: Outcome) -> Estimate:
     """
     if first.kind in (MEAN, RECALL):
         return _newcombe(_proportion(first), _proportion(second))
-    before, after = _leave_one_out(first), _leave_one_out(second)
+    before = _leave_one_out(first)
+    after = _leave_one_out(second)
     change = _LeaveOneOut(
         after.score - before.score,
         after.without - before.without,
@@ -120,14 +125,16 @@ class _Proportion(NamedTuple):
 
 
 def _proportion(outcome: Outcome) -> _Proportion:
-    scored, of = np.asarray(outcome.scored, np.float64), np.asarray(outcome.of, np.float64)
+    scored = np.asarray(outcome.scored, np.float64)
+    of = np.asarray(outcome.of, np.float64)
     if outcome.kind == RECALL:
         _, classes, sizes = np.unique(of, return_inverse=True, return_counts=True)
         weights = 1 / sizes[classes] / len(sizes)
         value = float((weights * scored).sum())
         size = len(sizes) ** 2 / (1 / sizes).sum()
         return _Proportion(value, size, weights * (scored - value), is_binary=False)
-    value, size = float(scored.sum() / of.sum()), float(len(of))
+    value = float(scored.sum() / of.sum())
+    size = float(len(of))
     deviations = scored - value * of
     is_binary = of.max() <= 1
     if not is_binary:
@@ -147,7 +154,8 @@ def wilson(p: float, size: float) -> Estimate:
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
-    before, after = first.interval(), second.interval()
+    before = first.interval()
+    after = second.interval()
     shared = (first.deviations * second.deviations).sum()
     # Newcombe's continuity correction: n/2 from n times the covariance
     if first.is_binary and shared > 0:
@@ -184,13 +192,16 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
         least = min(num_relevant.min(), (num_samples - num_relevant).min())
         return _LeaveOneOut(float(score), without, int(least))
     present = of.any(axis=0)  # classes with pixels
-    scored, of = scored[:, present], of[:, present]
-    total, of_total = scored.sum(axis=0), of.sum(axis=0)
+    scored = scored[:, present]
+    of = of[:, present]
+    total = scored.sum(axis=0)
+    of_total = of.sum(axis=0)
     score = (total / of_total).mean()
     with np.errstate(divide="ignore", invalid="ignore"):  # without the only sample of a class
         without = ((total - scored) / (of_total - of)).mean(axis=1)
     if outcome.kind == RMSE:
-        score, without = np.sqrt(score), np.sqrt(without)
+        score = np.sqrt(score)
+        without = np.sqrt(without)
     return _LeaveOneOut(float(score), without, int((of > 0).sum(axis=0).min()))
 
 
@@ -198,8 +209,10 @@ def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, 
     """Returns the average precision of a class, and without each of the samples, [N], given
     distinct scores [N]."""
     order = np.argsort(-scores)
-    label, rank = labels[order], np.arange(1, len(scores) + 1)
-    num_relevant, above = label.sum(), label.cumsum()
+    label = labels[order]
+    rank = np.arange(1, len(scores) + 1)
+    num_relevant = label.sum()
+    above = label.cumsum()
     precision = above / rank
     score = (precision * label).sum() / max(num_relevant, 1)
 
@@ -231,10 +244,12 @@ def _jackknife_interval(scores: _LeaveOneOut, kind: str) -> Estimate:
     if scores.least < LEAST or abs(scores.score - centre) >= error:
         return Estimate(scores.score, math.nan, math.nan)
     half = _student(squares.sum() ** 2 / (squares**2).sum()) * error
-    low, high = centre - half, centre + half
+    low = centre - half
+    high = centre + half
     if kind == RMSE:  # on the logarithmic scale
         centre = max(centre, error / 2)
-        low, high = centre * math.exp(-half / centre), centre * math.exp(half / centre)
+        low = centre * math.exp(-half / centre)
+        high = centre * math.exp(half / centre)
     elif kind in (PRECISION, IOU):
         low, high = _arcsine_limits(centre, half, error / 2)
     return Estimate(scores.score, min(low, scores.score), max(high, scores.score))

@@ -102,7 +102,9 @@ def select_datasets(
         raise InputError(f"--data: there is no folder {folder}")
     content = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
     kinds = {kind for suite in suites for kind in KINDS[SUITES[suite][0]]}
-    chosen, absent, unfit = [], [], []
+    chosen = []
+    absent = []
+    unfit = []
     for suite in suites:
         task, own_names = SUITES[suite]
         for name in dict.fromkeys(name.removeprefix("wds/") for name in names or own_names):
@@ -153,7 +155,8 @@ def find_dataset(folder: Path, name: str) -> LocalDataset | None:
 
 
 def _open(name: str, folder: Path) -> LocalDataset:
-    in_shards, kind = False, dense_kind(folder)
+    in_shards = False
+    kind = dense_kind(folder)
     if kind is None:
         test = folder / "test"
         in_shards = any(test.glob("*.tar")) or (test / "nshards.txt").is_file()

@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,11 +24,13 @@ from .features import RECALL_K, SEED, EvaluationSettings, Features, finite
 from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, estimate, right
 
 
+@dataclass
 class _Batches:
     """A data loader for CLIP_benchmark: features instead of images."""
 
-    def __init__(self, features: Features, batch_size: int, dataset: Dataset):
-        self.features, self.batch_size, self.dataset = features, batch_size, dataset
+    features: Features
+    batch_size: int
+    dataset: Dataset
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | list[list[str]]]]:
         for start in range(0, len(self.features.targets), self.batch_size):
@@ -49,7 +52,8 @@ def evaluate(
     the split test and, for the linear probe, train. Raises InputError if a score would be
     meaningless.
     """
-    test, classes = features["test"], getattr(dataset, "classes", None)
+    test = features["test"]
+    classes = getattr(dataset, "classes", None)
     if isinstance(test.targets, Tensor) and classes is not None:
         for split in features.values():
             _check_labels(split.targets, classes)
@@ -85,7 +89,8 @@ def evaluate(
 @contextlib.contextmanager
 def _recorded(module: object, name: str) -> Iterator[list]:
     """Yields the list of what a function returns, call by call."""
-    results, function = [], getattr(module, name)
+    results = []
+    function = getattr(module, name)
 
     def recording(*args, **options):
         results.append(function(*args, **options))
@@ -118,7 +123,8 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
 
     Equal to CLIP_benchmark's function to the last digit, which asserts that it runs on a GPU.
     """
-    device, num_classes = settings.device, int(train.targets.max()) + 1
+    device = settings.device
+    num_classes = int(train.targets.max()) + 1
     largest = int(test.targets.max())
     if largest >= num_classes:
         raise InputError(f"test contains the label {largest}, but train does not")

@@ -13,13 +13,13 @@ import torch
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.pretrained import download_pretrained_from_hf
-from torch import Tensor, nn
+from torch import nn
 
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.export import write_model
 from ...checkpoints.model_configurations import holds_text_tower
 from ...checkpoints.trainer_files import checkpoints, run_options
-from ...checkpoints.weights import check_match, read_checkpoint
+from ...checkpoints.weights import Weights, check_match, read_checkpoint
 from ...errors import InputError
 
 
@@ -36,7 +36,7 @@ class EvaluatedModel(NamedTuple):
     # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
     openclip: tuple[str, str] = ("", "")
     # otherwise the model without its head
-    plain: tuple[Architecture, dict[str, Tensor]] | None = None
+    plain: tuple[Architecture, Weights] | None = None
 
 
 def checkpoints_of(run: str) -> list[str]:
@@ -101,7 +101,7 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
     )
 
 
-def _digest(architecture: Architecture, weights: dict[str, Tensor]) -> str:
+def _digest(architecture: Architecture, weights: Weights) -> str:
     digest = hashlib.sha256(
         json.dumps([architecture.model_cfg, architecture.preprocess_cfg], sort_keys=True).encode()
     )

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...files import read_json, write_json
+from ...files import json_or_empty, write_json
 from .intervals import Outcome, estimate, read_outcomes, write_outcomes
 
 PACKAGES = (
@@ -47,7 +47,7 @@ class ResultFile:
     def read(self) -> dict | None:
         """Returns the existing result, with its file, if its inputs are unchanged and its outcomes
         are there, else None."""
-        record = read_json(self.path, default={})
+        record = json_or_empty(self.path)
         if any(record.get(key) != self.facts[key] for key in MUST_AGREE):
             return None
         if not record["intervals"].keys() <= read_outcomes(outcomes_file(self.path)).keys():
@@ -61,5 +61,5 @@ class ResultFile:
         write_outcomes(outcomes_file(self.path), outcomes)
         intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
         record = {**self.facts, "metrics": metrics, "intervals": intervals, **about}
-        write_json(self.path, record, allow_nan=False)
+        write_json(self.path, record)
         return record | {"file": str(self.path)}

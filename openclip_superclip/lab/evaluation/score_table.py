@@ -119,7 +119,8 @@ def _ahead(first: Score | None, other: Score | None) -> str:
 
 def _names(models: list[list[dict]]) -> list[str]:
     """Returns each model's name or, if it is not unique, the user's argument, else its source."""
-    firsts, names = [records[0] for records in models], []
+    firsts = [records[0] for records in models]
+    names = []
     for first in firsts:
         for key in ("model", "checkpoint", "source"):
             if [other[key] for other in firsts].count(first[key]) == 1:

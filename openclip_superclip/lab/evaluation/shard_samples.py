@@ -45,7 +45,9 @@ class ShardSamples(Dataset):
     def __init__(self, dataset: WebDataset, shards: list[Path]):
         is_reader = [getattr(stage, "f", None) is tarfile_samples for stage in dataset.pipeline]
         self.stages = dataset.pipeline[is_reader.index(True) + 1 :]
-        self.classes, self.templates, self.shards = dataset.classes, dataset.templates, shards
+        self.classes = dataset.classes
+        self.templates = dataset.templates
+        self.shards = shards
 
     @functools.cached_property
     def spans(self) -> np.ndarray:

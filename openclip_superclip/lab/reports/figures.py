@@ -9,7 +9,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
-from .comparable_runs import Comparison, Group, PaperPoint, Series, number
+from .comparable_runs import Comparison, Group, Series, number
+from .paper_scores import PaperPoint
 from .reported_run import FINISHED
 from .run_scores import LABELS
 
@@ -24,7 +25,9 @@ COLOURS = {
 }
 STYLES = ["-", "--", "-.", ":"]  # of the series of one method
 WIDTH = 10.4  # inches: the width of a report's page
-MOST_PANELS, COLUMNS = 12, 4  # of a figure with a panel for each score
+# of a figure with a panel for each score
+MOST_PANELS = 12
+COLUMNS = 4
 LOSSES = ("contrastive_loss", "class_loss")
 
 
@@ -43,7 +46,8 @@ def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
     keys = [key for key in sizes if len(sizes[key]) > 1][:MOST_PANELS]
     if not keys:
         return None
-    rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
+    rows = math.ceil(len(keys) / COLUMNS)
+    columns = min(len(keys), COLUMNS)
     drawing, grid = _panels(rows, columns, 2.6)
     for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()

@@ -8,12 +8,11 @@ import torch
 
 from ...environment import processor
 from ...errors import InputError
-from ...files import make_folder, write_json
+from ...files import PACKAGE, make_folder, write_json
 from .reported_run import FINISHED, ReportedRun
 
 # of a recipe: texts, and a path on one's own machine
 LEFT_OUT = ("chosen", "paper", "note", "shards")
-PACKAGE = Path(__file__).parents[2]
 
 
 def write_record(run: ReportedRun, folder: Path) -> Path:

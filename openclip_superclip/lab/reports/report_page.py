@@ -109,9 +109,11 @@ def _comparison_section(comparison: Comparison, suffix: str) -> Section:
 def scores_table(comparison: Comparison) -> Table:
     """Returns a row for each method and batch size, and for each difference, with a column for
     each score."""
-    keys, rows = comparison.score_keys, []
+    keys = comparison.score_keys
+    rows = []
     for batch_size, same_size in itertools.groupby(comparison.groups, attrgetter("batch_size")):
-        size, groups = f"{batch_size:,}", list(same_size)
+        size = f"{batch_size:,}"
+        groups = list(same_size)
         for group in groups:
             seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
             number = f"0 of {len(group.runs)} finished"
@@ -162,8 +164,10 @@ def paper_table(comparison: Comparison) -> Table:
         for paper in comparison.paper_of(group.series):
             if paper.batch_size != group.batch_size:
                 continue
-            key, ours = paper.key, group.score(paper.key)
-            here, difference = MISSING, NONE
+            key = paper.key
+            ours = group.score(paper.key)
+            here = MISSING
+            difference = NONE
             if ours:
                 here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
                 difference = format_score(key, ours.mean - paper.value, "+")
@@ -187,7 +191,8 @@ def _facts(run: ReportedRun) -> list:
     facts = [run.name, run.state, run.note]
     if run.state == MISSING:
         return facts + [None] * (len(RUN_HEADS) - len(facts))
-    method, lr = METHODS.get(run.method, run.method), run.training.get("lr")
+    method = METHODS.get(run.method, run.method)
+    lr = run.training.get("lr")
     facts += [method, run.samples, run.batch_size, run.seed, lr, run.samples_per_second]
     return [*facts, run.model, run.data]
 

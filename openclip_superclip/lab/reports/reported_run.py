@@ -7,16 +7,19 @@ from pathlib import Path
 
 from ...checkpoints.trainer_files import read_options
 from ...errors import InputError, listed
-from ...files import read_json
+from ...files import json_or_empty
 from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
-from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores, read_recipe
+from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
+from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.folder import current_state
 from ...runs.progress import read_log
 from .run_scores import of_training, read_scores
 
-MISSING, CUT, FINISHED = "missing", "cut short", "finished"
+MISSING = "missing"
+CUT = "cut short"
+FINISHED = "finished"
 # Options that a report shows as the method, its variant, the model, the samples or the schedule.
 SHOWN = {"siglip", "superclip", "model", "epochs", "train_num_samples", "lr_scheduler"}
 SHOWN_BY_PREFIX = ("force_", "lock_", "pretrained", "superclip_")
@@ -85,7 +88,7 @@ def method_variant(method: str, superclip: dict, flags: dict) -> dict:
 def read_run(path: Path, name: str = "") -> ReportedRun:
     """Returns the run in a folder; a folder without a run is missing."""
     run = ReportedRun(path, MISSING, name=name)
-    run.record = read_json(path / "run.json", default={})
+    run.record = json_or_empty(path / "run.json")
     run.planned = Run.find(path)
     log = path / "out.log"
     run.points = read_log(log) if log.is_file() else []
@@ -106,7 +109,7 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     _set_state(run, state)
     for measure, score in of_training(path).items():
         run.scores[f"{measure} (training's own)"] = score
-    demo = read_json(path / "demo-test.json", default={}).get("measures") or {}
+    demo = json_or_empty(path / "demo-test.json").get("measures") or {}
     for measure, score in demo.items():
         run.scores[f"demo {measure.replace('_', ' ')}"] = score
     run.scores = {key: score for key, score in run.scores.items() if math.isfinite(score)}
@@ -116,8 +119,11 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
 def _set_recipe(run: ReportedRun, recipe: Recipe) -> None:
     """Sets what the recipe of `superclip run` determines."""
     run.recipe = recipe
-    run.method, run.model, run.data = recipe.method, recipe.model, recipe.data
-    run.samples, run.batch_size = recipe.samples, recipe.global_batch_size
+    run.method = recipe.method
+    run.model = recipe.model
+    run.data = recipe.data
+    run.samples = recipe.samples
+    run.batch_size = recipe.global_batch_size
     run.seed = recipe.seed
     superclip = recipe.superclip or {}
     run.variant = method_variant(recipe.method, superclip, recipe.flags)
@@ -150,7 +156,8 @@ def _set_options(run: ReportedRun, options: dict) -> None:
         run.method = "flip"
     if options.get("superclip") is True and superclip.get("weight") != 0:
         run.method = f"super{run.method}"
-    run.model, run.data = str(options["model"]), str(options.get("train_data"))
+    run.model = str(options["model"])
+    run.data = str(options.get("train_data"))
     run.seed = options.get("seed")
     # of a table: its length is not an option
     logged = run.points[0]["epoch_samples"] if run.points else 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...checkpoints.validation import validation_rows
-from ...files import read_json
+from ...files import json_or_empty
 from ..evaluation.suites import averaged
 
 # the first part of a recipe's keys under `paper`, by CLIP_benchmark's data set
@@ -56,7 +56,7 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     """
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
-        record = read_json(file, default={})
+        record = json_or_empty(file)
         epoch = record.get("epoch", 0)  # None of averaged weights
         if epoch is not None and isinstance(record.get("metrics"), dict) and _is_own(record, file):
             by_epoch[epoch].append(record)

@@ -1,13 +1,13 @@
 """The figures of the demo: demo.png, its scores, and demo-images.png, predictions of its models."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ...checkpoints.trainer_files import checkpoints
+from ...errors import to_stderr
 from ...files import write_bytes
 from ...rendering import png, pyplot
 from ..demo.data import SCENES
@@ -72,12 +72,14 @@ def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
     a file. `out` is the demo's folder."""
     seed = results.study.first_seed
     shown = list(scenes(NUM_SCENES, 0, "test", num_objects=(1,)))
-    predicted, is_right = {}, {}  # of each scene, by arm
+    # of each scene, by arm
+    predicted = {}
+    is_right = {}
     for record in results.records:
         if record["seed"] != seed:
             continue
         arm = record["arm"]
-        print(f"{path.name}: {arm} classifies {NUM_SCENES:,} scenes", file=sys.stderr, flush=True)
+        to_stderr(f"{path.name}: {arm} classifies {NUM_SCENES:,} scenes")
         *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
         names = predicted_names(open_trained(weights, f"local-dir:{out / SCENES.model}"), shown)
         predicted[arm] = names

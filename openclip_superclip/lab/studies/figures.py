@@ -14,7 +14,8 @@ ARM_COLOURS = ("#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af", "#7d7d7d")
 
 def draw_study(results: StudyResults) -> bytes:
     """Returns the figure of a study's results as PNG: a panel for each measure."""
-    study, measures = results.study, results.measures
+    study = results.study
+    measures = results.measures
     size = (3.1 * len(measures) + 0.6, 3.8)
     figure, grid = plt.subplots(1, len(measures), figsize=size, squeeze=False)
     for axes, measure in zip(grid[0], measures, strict=True):
@@ -37,7 +38,10 @@ def _draw_comparison(axes: Axes, results: StudyResults, number: int, measure: st
     arm, baseline = study.pairs[number]
     colour = ARM_COLOURS[number % len(ARM_COLOURS)]
     shift = 0.12 * (number - (len(study.pairs) - 1) / 2)
-    xs, lows, highs, means = [], [], [], []
+    xs = []
+    lows = []
+    highs = []
+    means = []
     for cell_number, cell in enumerate(study.cell_values):
         difference = results.difference(arm, baseline, cell, measure)
         xs.append(cell_number + shift)

@@ -11,8 +11,8 @@ from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
-from ...files import content_digest, read_json, write_json
-from ...plans.recipe import read_recipe
+from ...files import content_digest, json_or_empty, read_json, write_json
+from ...plans.recipe_files import read_recipe
 from ...runs.child_processes import last_line, run_superclip
 from ...runs.folder import current_state
 from ..demo.data import SECOND_DRAW
@@ -55,7 +55,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
         record["stopped_early"] = current_state(run.folder).get("stopped_early")
     file = run.folder / f"{run.measures}-{run.split}.json"
-    earlier = read_json(file, default={})
+    earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
     if is_same and earlier.get("measures"):
         return {**record, "measures": earlier["measures"]}
@@ -106,7 +106,8 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     `write_dense_scenes` has filled `scenes`.
     """
     run = weights.parent.parent
-    out, output = run / "evaluation", run / "evaluation.output"
+    out = run / "evaluation"
+    output = run / "evaluation.output"
     command = ["evaluate", str(weights), "--data", str(scenes), "--out", str(out)]
     command += ["--suite", "dense", "--datasets", *DENSE, "--dense-epochs", str(DENSE_EPOCHS)]
     command += ["--device", "cpu", "--workers", "0"]

@@ -1,8 +1,7 @@
 """One call of `superclip study`: its options, and the study with them."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import InputError
@@ -11,7 +10,7 @@ from ...files import check_results
 from ...plans.plan import settings_of_table
 from ...plans.run import DEFAULTS, Settings
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
-from .study_file import SEEDS, Study, check_study, read_study
+from .study_file import Study, check_seeds, read_study
 
 RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
 MARK = '"primary": '
@@ -70,14 +69,14 @@ def study_call(options: StudyOptions) -> StudyCall:
     """Returns the call; InputError if something cannot be trained or measured."""
     study = read_study(options.study)
     out = options.out or Path("studies") / study.name
-    check_results(out, "--out", RESULTS, MARK)
+    check_results(out, RESULTS, MARK)
     training_data = data_of_scenes(study)
     study = _with_options(study, options)
     _check_measures(study, options.data)
     data = options.data
     if options.scenes != DEMO:
         model = f"local-dir:{options.scenes / training_data.model}"
-        study = dataclasses.replace(study, overrides={**study.overrides, "model": model})
+        study = replace(study, overrides={**study.overrides, "model": model})
         data = f"{options.scenes / training_data.shards}"
     runs_in, runs_flag = (options.runs, "--runs") if options.runs else (out / "runs", "--out")
     return StudyCall(study, out, runs_in, runs_flag, data, training_data, options)
@@ -86,13 +85,11 @@ def study_call(options: StudyOptions) -> StudyCall:
 def _with_options(study: Study, options: StudyOptions) -> Study:
     """Returns the study with the options' seeds, fields and validation data."""
     if options.seeds is not None:
-        study = dataclasses.replace(study, seeds=options.seeds)
-        check_study(study, [SEEDS], "--seeds")
+        study = replace(study, seeds=options.seeds)
+        check_seeds(study, "--seeds")
     if options.val_data is not None and study.is_of_scenes:
-        study = dataclasses.replace(
-            study, measures="validation", primary="image_to_text_R@1", choose={}
-        )
-    study = dataclasses.replace(study, overrides=dict(options.set))
+        study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+    study = replace(study, overrides=dict(options.set))
     study.check_overrides()
     study.check_recipes()
     overrides = study.overrides | settings_of_table(
@@ -100,7 +97,7 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
     )
     if options.val_data is not None:
         overrides["flags.val-data"] = options.val_data
-    return dataclasses.replace(study, overrides=overrides)
+    return replace(study, overrides=overrides)
 
 
 def _check_measures(study: Study, data: str | None) -> None:
@@ -113,9 +110,11 @@ def _check_measures(study: Study, data: str | None) -> None:
         require("a study of dense-scenes", "eval")
     if study.is_of_scenes:
         return
-    flag, option = "val-data", "--val-data SHARDS (or a .csv)"
+    flag = "val-data"
+    option = "--val-data SHARDS (or a .csv)"
     if study.primary.startswith("imagenet"):
-        flag, option = "imagenet-val", "--set flags.imagenet-val=FOLDER"
+        flag = "imagenet-val"
+        option = "--set flags.imagenet-val=FOLDER"
     if not study.first_recipe.flags.get(flag):
         raise InputError(
             f"the study's primary measure is {study.primary}, which training measures with {option}"

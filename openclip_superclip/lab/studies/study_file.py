@@ -6,15 +6,15 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import permutations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_origin
 
-from ...errors import InputError, Rule, check
+from ...errors import InputError, refuse
 from ...files import shipped_folder
-from ...plans.recipe import KINDS, Recipe, read_recipe, read_yaml
+from ...plans.recipe import KINDS, Recipe
+from ...plans.recipe_files import read_recipe, read_yaml
 from ..demo import natural
 
 # the first seed of the trials that tune learning rates: the seeds of results are below it
@@ -182,106 +182,82 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _wrong_types(study) -> list[str]:
-    """Returns a message for each field whose value has another type."""
-    kinds = {name: get_origin(field.type) or field.type for name, field in FIELDS.items()}
-    return [
-        f"{name} is {getattr(study, name)!r}; expected {KINDS.get(kind, 'a list')}"
-        for name, kind in kinds.items()
-        if type(getattr(study, name)) is not kind
-    ]
+def _problems(study: Study) -> Iterator[str]:
+    """Yields what is wrong with a study's values; those after a wrong type cannot be checked."""
+    for name, field in FIELDS.items():
+        kind = get_origin(field.type) or field.type
+        value = getattr(study, name)
+        if type(value) is not kind:
+            yield f"{name} is {value!r}; expected {KINDS.get(kind, 'a list')}"
+    yield from _problems_with_arms(study)
+    if study.measures not in MEASURES:
+        yield f"measures is {study.measures!r}; expected one of {', '.join(MEASURES)}"
+    measures = MEASURES[study.measures]
+    if study.primary not in measures:
+        yield f"primary is {study.primary!r}; expected one of {', '.join(measures)}"
+    yield from _problems_with_seeds(study)
+    if not _are_cells(study.cells):
+        yield (
+            f"cells is {study.cells!r}; expected one field and its values, or a mapping of more "
+            "fields for each value"
+        )
+    if study.choose and not _are_rates(study.choose):
+        yield (
+            f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
+            "trials of each"
+        )
+    if study.choose and study.measures == "dense-scenes":
+        yield (
+            f"choose is {study.choose}; dense-scenes has no split to tune on: set lr in the arms"
+        )
 
 
-def _wrong_arms(study) -> bool:
-    are_mappings = all(
+def _problems_with_arms(study: Study) -> Iterator[str]:
+    are_named = all(
         isinstance(name, str) and isinstance(fields, dict) for name, fields in study.arms.items()
     )
-    return len(study.arms) < 2 or not are_mappings
-
-
-def _wrong_likes(study) -> list[str]:
-    """Returns the arms that are like no arm, or like one that is itself like another."""
+    if len(study.arms) < 2 or not are_named:
+        yield (
+            f"arms is {study.arms!r}; expected two or more, each a name and a mapping of a "
+            "recipe's fields"
+        )
     likes = {arm: fields[LIKE] for arm, fields in study.arms.items() if LIKE in fields}
-    models = [arm for arm in study.arms if arm not in likes]
-    return [arm for arm, model in likes.items() if model not in models]
+    for arm, other in likes.items():
+        if other not in study.arms or other in likes:
+            yield f"arm '{arm}' is like an arm that does not exist or has `like` itself"
+    pairs = list(map(list, permutations(study.arms, 2)))
+    if any(pair not in pairs for pair in study.compare):
+        yield f"compare is {study.compare!r}; expected pairs [arm, baseline] of the arms"
 
 
-def _measures_without_primary(study) -> str:
-    measures = MEASURES[study.measures]
-    return "" if study.primary in measures else ", ".join(measures)
+def _problems_with_seeds(study: Study) -> Iterator[str]:
+    if not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS:
+        yield (
+            f"first_seed is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from "
+            f"0 to {TUNING_SEEDS - 1}"
+        )
 
 
-def _wrong_seeds(study) -> bool:
-    return not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS
-
-
-def _wrong_cells(study) -> bool:
-    if len(study.cells) > 1:
+def _are_cells(cells: dict) -> bool:
+    """Returns whether there are no cells, or one field with its values or mappings."""
+    if not cells:
         return True
-    for values in study.cells.values():
-        if isinstance(values, dict) and all(isinstance(value, dict) for value in values.values()):
-            return not values
-        return not values or not isinstance(values, list)
-    return False
+    values, *others = cells.values()
+    are_mappings = isinstance(values, dict) and all(
+        isinstance(fields, dict) for fields in values.values()
+    )
+    return bool(values) and not others and (are_mappings or isinstance(values, list))
 
 
-def _wrong_choose(study) -> bool:
-    if not study.choose:
+def _are_rates(choose: dict) -> bool:
+    """Returns whether `choose` has learning rates and a number of seeds, and nothing else."""
+    rates = choose.get("lr")
+    seeds = choose.get("seeds")
+    if len(choose) > 2 or type(seeds) is not int or seeds <= 0:
         return False
-    rates, seeds = study.choose.get("lr"), study.choose.get("seeds")
-    if len(study.choose) > 2 or type(seeds) is not int or seeds <= 0:
-        return True
     if not rates or not isinstance(rates, list):
-        return True
-    return not all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
-
-
-def _wrong_pairs(study) -> list:
-    pairs = [list(pair) for pair in permutations(study.arms, 2)]
-    return [pair for pair in study.compare if pair not in pairs]
-
-
-SEEDS = Rule(
-    "{path}: first_seed is {first_seed!r} and seeds is {seeds!r}; expected seeds from 0 "
-    f"to {TUNING_SEEDS - 1}",
-    _wrong_seeds,
-)
-RULES = [
-    Rule("{path}: {found[0]}", _wrong_types),
-    Rule(
-        "{path}: arms is {arms!r}; expected two or more, each a name and a mapping of a "
-        "recipe's fields",
-        _wrong_arms,
-    ),
-    Rule(
-        "{path}: arm '{found[0]}' is like an arm that does not exist or has `like` itself",
-        _wrong_likes,
-    ),
-    Rule(
-        f"{{path}}: measures is {{measures!r}}; expected one of {', '.join(MEASURES)}",
-        lambda study: study.measures not in MEASURES,
-    ),
-    Rule("{path}: primary is {primary!r}; expected one of {found}", _measures_without_primary),
-    SEEDS,
-    Rule(
-        "{path}: cells is {cells!r}; expected one field and its values, or a mapping of more "
-        "fields for each value",
-        _wrong_cells,
-    ),
-    Rule(
-        "{path}: choose is {choose!r}; expected lr: a list of rates, and seeds: the number of "
-        "trials of each",
-        _wrong_choose,
-    ),
-    Rule(
-        "{path}: choose is {choose}; dense-scenes has no split to tune on: set lr in the arms",
-        lambda study: study.choose and study.measures == "dense-scenes",
-    ),
-    Rule(
-        "{path}: compare is {compare!r}; expected pairs [arm, baseline] of the arms",
-        _wrong_pairs,
-    ),
-]
+        return False
+    return all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
 
 
 def study_files() -> list[Path]:
@@ -306,7 +282,7 @@ def read_study(path_or_name: str) -> Study:
         if name not in values:
             raise InputError(f"{path}: {name} is missing; a study needs {', '.join(REQUIRED)}")
     study = Study(**values, name=path.stem)
-    check_study(study, RULES, path)
+    refuse(f"{path}: {problem}" for problem in _problems(study))
     try:
         study.check_recipes()
     except InputError as error:
@@ -323,6 +299,6 @@ def _shipped_study(name: str) -> Path:
     return shipped[stem]
 
 
-def check_study(study: Study, rules: list[Rule], origin: str | Path) -> None:
-    """Raises InputError, naming the file or the flag, for a rule that the study breaks."""
-    check(rules, SimpleNamespace(path=origin, **vars(study)))
+def check_seeds(study: Study, flag: str) -> None:
+    """Raises InputError, naming a flag, if the study's seeds are impossible."""
+    refuse(f"{flag}: {problem}" for problem in _problems_with_seeds(study))

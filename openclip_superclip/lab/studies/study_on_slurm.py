@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ...errors import InputError
-from ...files import make_folder, read_json, write_json
+from ...files import json_or_empty, make_folder, write_json
 from ...plans.run import Run
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
@@ -16,7 +16,10 @@ from .study_call import StudyCall
 from .study_run import StudyRun
 from .study_training import StudyTraining, unfinished, write_data
 
-TRIALS, RUNS, REPORT = "trials", "runs", "report"  # the names of the jobs
+# the names of the jobs
+TRIALS = "trials"
+RUNS = "runs"
+REPORT = "report"
 REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports
 
 
@@ -44,7 +47,8 @@ class StudySubmission:
         runs = trials or unfinished(training.runs(training.chosen()))
         self._check(training, runs, reads_data=False)
         jobs = self._jobs(TRIALS if trials else RUNS, runs)
-        lines, dependency = [], ""
+        lines = []
+        dependency = ""
         for job in jobs:
             *sbatch, file = job.command(dependency)
             lines.append(f"{job.file.stem}=$({' '.join(sbatch)} {shlex.quote(file)})")
@@ -54,26 +58,28 @@ class StudySubmission:
 
     def submit(self) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
-        out, queue = self.call.out, my_jobs()
+        out = self.call.out
+        queue = my_jobs()
         if queue is None:
             raise InputError(
                 "--slurm: squeue does not respond, so queued runs would be submitted again: "
                 "try later"
             )
-        make_folder(out, "--out")
+        make_folder(out)
         with lock(out / "submitting", find_placement()):
             write_data(self.call)
             return self._submit(queue)
 
     def _submit(self, queue: Collection[str]) -> str:
         """Submits what is not in SLURM's queue and returns a summary."""
-        training, out = StudyTraining(self.call), self.call.out
+        training = StudyTraining(self.call)
+        out = self.call.out
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.tune()))
         submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
         queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
         runs = [run for run in runs if submitted[run.folder] not in queue]
-        report_job = read_json(out / REPORT_JOB, default={}).get("job")
+        report_job = json_or_empty(out / REPORT_JOB).get("job")
         if not runs and (trials or report_job in queue):
             return (
                 f"nothing was submitted: what is left of {out} is in the queue, as "
@@ -81,7 +87,8 @@ class StudySubmission:
             )
         self._check(training, runs, reads_data=self.reads_data)
         self.request.keep_setup(out)
-        jobs, summary = sorted(queued), []
+        jobs = sorted(queued)
+        summary = []
         for job in self._jobs(TRIALS if trials else RUNS, runs):
             if job.file.stem == REPORT:
                 number = job.submit(f"afterany:{':'.join(jobs)}" if jobs else "")
@@ -112,15 +119,19 @@ class StudySubmission:
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
         """Returns the array that trains runs, if there are any, and, unless they are trials, the
         job that reports."""
-        request, out, jobs = self.request, self.call.out, []
+        request = self.request
+        out = self.call.out
+        jobs = []
         if runs:
             array = f"0-{len(runs) - 1}"
             if self.at_a_time:
                 array += f"%{self.at_a_time}"
-            file, folders = out / f"{name}.sh", [run.folder for run in runs]
+            file = out / f"{name}.sh"
+            folders = [run.folder for run in runs]
             jobs.append(request.training(file, f"{out.name}-{name}", folders, array=array))
         if name == RUNS:
-            file, arguments = out / f"{REPORT}.sh", [*self.call.arguments(), "--only", "report"]
+            file = out / f"{REPORT}.sh"
+            arguments = [*self.call.arguments(), "--only", "report"]
             jobs.append(request.command(file, f"{out.name}-{REPORT}", arguments))
         return jobs
 

@@ -31,7 +31,9 @@ class StudyResults:
     equal seeds."""
 
     def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
-        self.study, self.records, self.chosen = study, records, chosen or {}
+        self.study = study
+        self.records = records
+        self.chosen = chosen or {}
         self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
@@ -74,7 +76,8 @@ class StudyResults:
     def tables(self) -> str:
         """Returns a table for each cell and one over the cells in Markdown, and what excludes
         zero in words."""
-        study, parts = self.study, [f"**{self.study.question}**"]
+        study = self.study
+        parts = [f"**{self.study.question}**"]
         for cell in study.cell_values:
             if cell is not None:
                 parts.append(f"{study.cell_field} {cell}:")
@@ -92,7 +95,8 @@ class StudyResults:
 
     def _cell_table(self, cell) -> str:
         """Returns a table with a row for each measure, and a column for each arm and comparison."""
-        arms, pairs = self.study.arms, self.study.pairs
+        arms = self.study.arms
+        pairs = self.study.pairs
         rows = []
         for measure in self.measures:
             spreads = [self.spread(arm, cell, measure) for arm in arms]
@@ -109,7 +113,8 @@ class StudyResults:
     def _table_over_cells(self) -> str:
         """Returns a table with a row for each measure, and a column for each comparison and kind
         of summary over the cells."""
-        heads, rows = ["points"], [[self.title(measure)] for measure in self.measures]
+        heads = ["points"]
+        rows = [[self.title(measure)] for measure in self.measures]
         for arm, baseline in self.study.pairs:
             summaries = [self.over_cells(arm, baseline, measure) for measure in self.measures]
             for kind in summaries[0]:
@@ -128,7 +133,9 @@ class StudyResults:
     def sentences(self) -> list[str]:
         """Returns which differences exclude zero, for each comparison, in each cell and over the
         cells."""
-        study, measures, sentences = self.study, self.measures, []
+        study = self.study
+        measures = self.measures
+        sentences = []
         for arm, baseline in study.pairs:
             name = f"{arm} − {baseline}"
             for cell in study.cell_values:
@@ -188,7 +195,8 @@ class StudyResults:
 
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
-        differences, over_cells = [], []
+        differences = []
+        over_cells = []
         for arm, baseline in self.study.pairs:
             pair = {"arm": arm, "baseline": baseline}
             for cell in self.study.cell_values:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ...data.tables import is_table
 from ...errors import InputError
-from ...files import read_json, write_json
+from ...files import json_or_empty, write_json
 from ...plans.plan import make_run
-from ...plans.recipe import WORDS, Recipe, read_recipe
+from ...plans.recipe import WORDS, Recipe
+from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
 from ...runs.folder import FINISHED, RunFolder
@@ -66,7 +67,7 @@ class StudyRun:
     @property
     def cpu_seconds(self) -> float | None:
         """The CPU time of its training; None if a job trained it."""
-        return read_json(self.folder / "cpu_seconds.json", default={}).get("cpu_seconds")
+        return json_or_empty(self.folder / "cpu_seconds.json").get("cpu_seconds")
 
     def train(self, stop: threading.Event) -> None:
         """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.

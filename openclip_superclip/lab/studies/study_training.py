@@ -5,7 +5,6 @@ import math
 import os
 import shlex
 import statistics
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -14,9 +13,10 @@ from pathlib import Path
 import torch
 
 from ...environment import processor, versions
-from ...errors import InputError, listed
-from ...files import make_folder, read_json, write_bytes, write_json, write_text
-from ...plans.recipe import Recipe, read_recipe
+from ...errors import InputError, listed, to_stderr
+from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
+from ...plans.recipe import Recipe
+from ...plans.recipe_files import read_recipe
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
@@ -43,13 +43,16 @@ class StudyTraining:
     """
 
     def __init__(self, call: StudyCall, jobs: int = 0):
-        self.call, self.study, self.jobs = call, call.study, jobs
+        self.call = call
+        self.study = call.study
+        self.jobs = jobs
         self._recipes: dict[str, Recipe] = {}  # by the name of the run
 
     def runs(self, chosen: Rates) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a
         study of fewer seeds."""
-        study, runs = self.study, []
+        study = self.study
+        runs = []
         for seed, cell, arm in itertools.product(study.result_seeds, study.cell_values, study.arms):
             fields = study.arms[arm]
             rate = fields.get("lr") or chosen.get(fields.get(LIKE, arm), {}).get(str(cell))
@@ -78,7 +81,8 @@ class StudyTraining:
         settings["seed"] = str(seed)
         recipe = read_recipe(study.recipe, settings)
         name = self._name(recipe, settings)
-        earlier, fields = named_fields(self._recipes.setdefault(name, recipe)), named_fields(recipe)
+        earlier = named_fields(self._recipes.setdefault(name, recipe))
+        fields = named_fields(recipe)
         differing = [key for key in earlier | fields if earlier.get(key) != fields.get(key)]
         if differing:
             raise InputError(
@@ -90,9 +94,7 @@ class StudyTraining:
     def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
         """Returns the name of a run's folder."""
         study = self.study
-        common = {"seed": settings["seed"]}
-        if "data_samples" in study.overrides:  # passes are as many samples
-            common["data_samples"] = study.overrides["data_samples"]
+        common = study.overrides | {"seed": settings["seed"]}
         is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
         return run_name(recipe, read_recipe(study.recipe, common), is_common)
 
@@ -170,7 +172,7 @@ class StudyTraining:
 
     def chosen(self) -> Rates:
         """Returns the learning rates that an earlier call has tuned."""
-        return read_json(self.call.out / "chosen.json", default={}) if self.study.choose else {}
+        return json_or_empty(self.call.out / "chosen.json") if self.study.choose else {}
 
     def records(self, runs: Sequence[StudyRun]) -> list[dict]:
         """Trains and measures runs; equal ones once."""
@@ -179,7 +181,7 @@ class StudyTraining:
         if not self.jobs:
             self.check_finished(runs)
         for warning in warnings(unfinished(runs)):
-            print(warning, file=sys.stderr, flush=True)
+            to_stderr(warning)
         results = self._train_and_measure(by_folder(runs))
         records = [
             {
@@ -197,7 +199,8 @@ class StudyTraining:
     def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[Path, dict]:
         """Returns what was measured of each run by its folder, after training `jobs` at a time
         under one bar of all their samples."""
-        primary, stop = self.study.primary, threading.Event()
+        primary = self.study.primary
+        stop = threading.Event()
         results = {}
         progress = StudyBar(self.study.name, runs)
         with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
@@ -261,10 +264,11 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
         training.check_finished(training.trials() or runs)
     else:
         for warning in training.data_warnings(runs[0]):
-            print(f"superclip study: {warning}", file=sys.stderr, flush=True)
+            to_stderr(f"superclip study: {warning}")
     make_folder(call.runs_in, call.runs_flag)
-    make_folder(call.out, "--out")
-    placement, folder = find_placement(), call.runs_in.resolve()
+    make_folder(call.out)
+    placement = find_placement()
+    folder = call.runs_in.resolve()
     with (  # other studies may share the folder of the runs
         lock(call.out / "lock", placement),
         lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, call.runs_flag),
@@ -280,7 +284,8 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
     """Writes study.json, study.csv (a row for each run), study.md and study.png."""
     from .figures import draw_study
 
-    study, out = results.study, call.out
+    study = results.study
+    out = call.out
     content = {
         "question": study.question,
         "primary": study.primary,
@@ -303,7 +308,8 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
 
 def write_data(call: StudyCall) -> None:
     """Writes the demo's scenes that a study trains and measures on, if it does."""
-    study, scenes = call.study, call.options.scenes
+    study = call.study
+    scenes = call.options.scenes
     if study.is_of_scenes:
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
         seeds = [*study.result_seeds, *study.tuning_seeds]

@@ -31,7 +31,8 @@ def draw_heat_map(
     plt = pyplot()
     shown = as_model_sees(image, preprocess_cfg)  # [H, W, 3]
     num_panels = 1 + len(words)
-    rows, columns = math.ceil(num_panels / COLUMNS), min(num_panels, COLUMNS)
+    rows = math.ceil(num_panels / COLUMNS)
+    columns = min(num_panels, COLUMNS)
     height = shown.shape[0] / shown.shape[1]
     size = (2.3 * columns, (2.3 * height + 0.55) * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

@@ -91,7 +91,9 @@ def _spell(
 ) -> Iterator[list[int]]:
     """Yields the distinct token ids of each word, as the class loss counts them; [] if a part
     of it is unknown."""
-    special, unknown, num_before = set(special_token_ids(tokenizer)), set(), 0
+    special = set(special_token_ids(tokenizer))
+    unknown = set()
+    num_before = 0
     if isinstance(tokenizer, SimpleTokenizer):
         rows = map(tokenizer.encode, words)
     else:
@@ -99,7 +101,8 @@ def _spell(
         ends = {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id}
         unknown = {inner.unk_token_id} - ends
         if not at_start and start_differs(tokenizer):
-            words, num_before = [f"a {word}" for word in words], len(inner.tokenize("a"))
+            words = [f"a {word}" for word in words]
+            num_before = len(inner.tokenize("a"))
         starts = range(0, len(words), CHUNK)
         chunks = (tokenizer(words[start : start + CHUNK]).tolist() for start in starts)
         rows = itertools.chain.from_iterable(chunks)

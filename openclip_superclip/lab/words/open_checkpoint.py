@@ -75,10 +75,12 @@ def open_checkpoint(
 
     `architecture` is the name of the OpenCLIP model, if it is not recorded with the weights.
     """
-    path, options = checkpoint.path, run_options(checkpoint)
+    path = checkpoint.path
+    options = run_options(checkpoint)
     recorded = architecture_of(path, options, architecture, flag="--architecture")
     fitted, weights = fit(recorded, checkpoint.weights)
-    tokenizer, head_options = recorded.tokenizer(), {}
+    tokenizer = recorded.tokenizer()
+    head_options = {}
     if checkpoint.head():
         counts = fixed_idf(checkpoint, tokenizer)
         weights = weights | counts

@@ -20,7 +20,9 @@ from .heat_map import as_model_sees
 from .lexicon import lexicon
 from .tagger import FULL_BAR, Tagger
 
-MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of an image: its decoded copies take up to 1 GB
+# of an image: its decoded copies take up to 1 GB
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 50_000_000
 MAX_REQUESTS = 20  # at a time, whose images wait in memory
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "

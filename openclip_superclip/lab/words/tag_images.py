@@ -96,9 +96,11 @@ def tag_images(
             yield TaggedImage(path, None, reason)
             continue
         image, ignored = opened
-        words, heatmap = tagger.tag(image), None
+        words = tagger.tag(image)
+        heatmap = None
         if heatmaps and words:
-            name, number = path.stem, 1
+            name = path.stem
+            number = 1
             while name in taken:
                 number += 1
                 name = f"{path.stem}-{number}"
@@ -110,7 +112,8 @@ def tag_images(
 
 def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
     """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
-    shown, num_images = [], 0
+    shown = []
+    num_images = 0
     with whole_file(out / "words.jsonl") as lines:
         for image in tagged:
             lines.write(f"{json.dumps(image.record())}\n".encode())

@@ -38,7 +38,8 @@ class Tagger:
         if chosen is None:
             chosen = open_lexicon(opened.tokenizer, len(weights))
             top = top or TOP
-        self.opened, self.lexicon = opened, chosen
+        self.opened = opened
+        self.lexicon = chosen
         self.top = min(top or len(chosen.words), len(chosen.words))
         self.words = WordProbabilities(chosen, weights)
         self.preprocess = opened.preprocess()
@@ -46,13 +47,15 @@ class Tagger:
     @torch.inference_mode()
     def tag(self, image: Image.Image) -> list[SeenWord]:
         """Returns the words of an image, highest score first."""
-        model, head = self.opened.model, self.opened.model.class_head
+        model = self.opened.model
+        head = self.opened.model.class_head
         inputs = self.preprocess(image)[None].to(head.weight.device)
         # [W, h, w]
         (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()
-        # [K]
-        scores, best = self._scores(patches.mean(dim=(1, 2))).topk(self.top)
-        maps = self._scores(patches.flatten(1).T, best).T.unflatten(1, patches.shape[1:])
+        whole_image = patches.mean(dim=(1, 2))  # [W]
+        scores, best = self._scores(whole_image).topk(self.top)  # [K]
+        of_patches = self._scores(patches.flatten(1).T, best)  # [h * w, K]
+        maps = of_patches.T.unflatten(1, patches.shape[1:])  # [K, h, w]
         return [
             SeenWord(self.lexicon.words[word], score, map.max().item(), map)
             for word, score, map in zip(best.tolist(), scores.tolist(), maps, strict=True)

@@ -83,8 +83,11 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         words = files.read(epoch)
         return words._replace(captions=words.captions * is_word)
 
-    totals, num_captions, samples = torch.zeros(len(is_word), dtype=torch.int64), 0, []
-    num_trained, last_epoch = 0, 0
+    totals = torch.zeros(len(is_word), dtype=torch.int64)
+    num_captions = 0
+    samples = []
+    num_trained = 0
+    last_epoch = 0
     for epoch in files.epochs:
         words = read(epoch)
         totals += words.captions
@@ -100,8 +103,10 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     # captions with and without each word since its last evaluation, and the sums of its
     # probabilities in both
     sums = torch.zeros(2, 2, len(totals), dtype=torch.float64)
-    lift, learned = torch.full_like(sums[0, 0], torch.nan), torch.full_like(totals, -1)
-    known, median_lift = [], []
+    lift = torch.full_like(sums[0, 0], torch.nan)
+    learned = torch.full_like(totals, -1)
+    known = []
+    median_lift = []
     for index, epoch in enumerate(files.epochs):
         words = read(epoch)
         counts = torch.stack([words.captions, words.num_captions - words.captions]).double()
@@ -211,7 +216,8 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     rows = [heads]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
-            captions, lift = int(course.captions[token]), float(course.lift[token])
+            captions = int(course.captions[token])
+            lift = float(course.lift[token])
             rows.append(
                 [
                     course.name,
@@ -224,11 +230,7 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
                     "" if math.isnan(lift) else f"{lift:.4g}",
                 ]
             )
-    write_json(
-        out / f"{NAME}.json",
-        {"runs": [course_record(course) for course in courses]},
-        allow_nan=False,
-    )
+    write_json(out / f"{NAME}.json", {"runs": [course_record(course) for course in courses]})
     write_text(out / f"{NAME}.csv", csv_text(rows))
     write_bytes(out / f"{NAME}.png", draw_word_courses(courses))
 
@@ -237,9 +239,9 @@ def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
     """Returns a PNG with one column per run: each band's fraction of known words above, its
     median lift below."""
     plt = pyplot()
-    size, shared = (max(5.5, 4.4 * len(courses)), 5.6), {"sharex": "col", "sharey": "row"}
+    size = (max(5.5, 4.4 * len(courses)), 5.6)
     figure, grid = plt.subplots(
-        2, len(courses), figsize=size, squeeze=False, layout="constrained", **shared
+        2, len(courses), figsize=size, squeeze=False, sharex="col", sharey="row"
     )
     for (above, below), course in zip(grid.T, courses, strict=True):
         for index, (band, (_, colour)) in enumerate(BANDS.items()):

@@ -1,0 +1,36 @@
+"""The paper's scores, from `paper:` of the recipes, for the tables and figures of reports."""
+
+from typing import NamedTuple
+
+from ...plans.recipe_files import read_recipe, shipped_recipes
+from .reported_run import method_variant
+
+
+class PaperPoint(NamedTuple):
+    """A score in the paper, in the unit of `scores`, and its source."""
+
+    method: str
+    variant: dict
+    batch_size: int
+    key: str
+    value: float
+    source: str  # tables and figures
+
+
+def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
+    """Returns the paper's scores of that model, data set and number of samples, from `paper:` of
+    the recipes."""
+    points = []
+    for recipe in map(read_recipe, shipped_recipes()):
+        of_recipe = (recipe.model, recipe.data, recipe.samples)
+        if not recipe.paper or of_recipe != (model, data, samples):
+            continue
+        source = recipe.paper["source"]
+        if recipe.paper["read_off"]:
+            source += ", read off ±0.05"
+        variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
+        for key, value in recipe.paper["values"].items():
+            points.append(
+                PaperPoint(recipe.method, variant, recipe.global_batch_size, key, value, source)
+            )
+    return points

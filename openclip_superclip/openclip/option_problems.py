@@ -1,0 +1,171 @@
+"""What is wrong with the options of a training: combinations that cannot work, each with a
+suggestion."""
+
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from ..flags import Config, DataConfig
+from .parsed_options import Training
+
+LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
+SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
+
+
+def problems(training: Training) -> list[str]:
+    """Returns what is wrong with the options of a training, each with a suggestion.
+
+    OpenCLIP 3 has no options for audio, JSON or NaFlex.
+    """
+    options = training.options
+    found = []
+    if getattr(options, "horovod", False) and (training.is_ours or training.only_options):
+        found += _problems_with_horovod(options)
+    if training.config is not None:
+        found += _problems_with_head(options, training.config)
+    if training.is_ours:
+        found += _problems_with_our_flags(options, training.data_config)
+    return found
+
+
+def _problems_with_horovod(options: Namespace) -> Iterator[str]:
+    if options.siglip:
+        yield "--horovod does not work with --siglip: start the run with torchrun"
+    if options.accum_freq > 1:
+        yield (
+            f"--horovod does not work with --accum-freq {options.accum_freq}, because Horovod's "
+            "optimizer takes one backward pass per step: use more ranks, or a larger --batch-size "
+            "with --grad-checkpointing"
+        )
+    if options.precision in ("bf16", "pure_bf16"):
+        yield (
+            f"--horovod does not support the bfloat16 weights of --precision {options.precision}: "
+            "use amp_bf16 or amp"
+        )
+    if options.grad_clip_norm is not None and options.precision != "amp":
+        yield (
+            f"--horovod with --grad-clip-norm and --precision {options.precision} clips each "
+            "rank's gradient before averaging, so that the ranks' weights drift apart: leave out "
+            "--grad-clip-norm, or use --precision amp"
+        )
+    if options.use_bn_sync:
+        yield "--horovod ignores --use-bn-sync: leave it out"
+
+
+def _problems_with_head(options: Namespace, config: Config) -> Iterator[str]:
+    for name in ("torchscript", "trace"):
+        if getattr(options, name, False):
+            yield (
+                f"--{name} cannot save a model with the class head: leave it out; --torchcompile "
+                "works"
+            )
+    if options.lock_image and options.lock_image_unlocked_groups == 0:
+        yield (
+            "--lock-image leaves only the class head to train by the class loss: leave out "
+            "--superclip, or unlock groups with --lock-image-unlocked-groups"
+        )
+    if config.placebo == "shuffled-captions" and options.batch_size == 1:
+        yield (
+            "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is "
+            "1; expected 2 or more"
+        )
+    if config.captions != "short" and options.dataset_type == "synthetic":
+        yield (
+            f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "
+            "has none"
+        )
+    if config.captions == "dual" and options.distill_model is not None:
+        yield (
+            "--superclip-captions dual does not work with --distill-model: the teacher would "
+            "receive both captions"
+        )
+    if config.captions.startswith("mixed") and getattr(options, "json_text_key_probs", None):
+        yield (
+            f"--json-text-key-probs and --superclip-captions {config.captions} both sample "
+            "captions: use only one of them"
+        )
+    if getattr(options, "fsdp_checkpoint", None) == "sharded":
+        yield (
+            "--fsdp-checkpoint sharded does not work with --superclip: its commands read single "
+            "files; leave it out"
+        )
+
+
+def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[str]:
+    if options.dataset_type.endswith("-audio"):
+        yield (
+            f"--dataset-type {options.dataset_type} has no images: leave out the flags of SuperCLIP"
+        )
+    if data.slices is not None and getattr(options, "use_naflex", False):
+        yield (
+            "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
+            "out one of the two"
+        )
+    if options.distill_model is not None and options.accum_freq > 1:
+        yield (
+            "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
+            f"{options.accum_freq}: use more GPUs"
+        )
+    schedule = options.lr_scheduler
+    if schedule == "const-cooldown" and options.epochs_cooldown is None:
+        yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"
+    if schedule not in ("cosine", "const", "const-cooldown"):
+        yield f"--lr-scheduler is {schedule}; expected cosine, const or const-cooldown"
+    if (options.force_patch_dropout or 0) >= 1:
+        yield f"--force-patch-dropout is {options.force_patch_dropout}; expected < 1"
+    # OpenCLIP looks for the names anywhere in the text, and ignores the rest
+    loggers = options.report_to
+    if re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", loggers):
+        yield f"--report-to is {loggers}; expected wandb, tensorboard or wandb,tensorboard"
+
+
+def data_problems(options: Namespace) -> Iterator[str]:
+    """Yields why there is no data to train or evaluate on."""
+    is_synthetic = options.dataset_type.startswith("synthetic")
+    if not is_synthetic and not any(vars(options).get(name) for name in SOURCES):
+        yield "--train-data is missing: expected a table or a pattern of shards to train on"
+    classes = options.imagenet_val
+    if classes and not os.path.isdir(classes):
+        yield f"--imagenet-val: there is no folder {classes}"
+    if options.imagenet_v2 and find_spec("imagenetv2_pytorch") is None:
+        yield (
+            "--imagenet-v2 needs imagenetv2_pytorch, which is not on PyPI: leave it out, and use "
+            "superclip evaluate"
+        )
+    if classes and not any(entry.is_dir() for entry in os.scandir(classes)):
+        yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
+
+
+def training_data_problems(training: Training, kind: str) -> Iterator[str]:
+    """Yields why training cannot read data of this kind."""
+    options = training.options
+    data = training.data_config
+    if data.val_fraction is not None and options.val_data:
+        yield (
+            "--val-fraction splits validation data off a table, and --val-data is "
+            f"{options.val_data}: leave one of them out"
+        )
+    if data.val_fraction is not None and kind != "table":
+        yield (
+            "--val-fraction splits a table of images and captions, and --train-data is "
+            f"{options.train_data}: expected a .csv or .tsv, or --val-data; superclip shards "
+            "splits the pairs of shards"
+        )
+    if options.train_num_samples is None and kind == "synthetic":
+        yield (
+            "--train-num-samples is not given; expected the number of images of --dataset-type "
+            "synthetic"
+        )
+    if data.slices is not None and kind != "shards":
+        yield (
+            "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is "
+            f"{options.dataset_type}: expected webdataset and a pattern of .tar files, or leave "
+            "--superclip-slices out"
+        )
+    if data.slices is not None and options.dataset_resampled:
+        yield (
+            "--superclip-slices reads every shard once in each pass, and --dataset-resampled draws "
+            "shards with replacement: leave one of them out"
+        )
