@@ -288,3 +288,10 @@ def test_the_table_of_contributed_runs_is_that_of_their_records_and_asks_for_gpu
 )
 def test_the_tables_of_a_page_are_what_its_script_or_command_measured(page, tables):
     assert tables() in (DOCS / f"{page}.md").read_text()
+
+
+def test_the_tables_of_the_tuning_study_of_fine_tuning_are_those_of_its_runs():
+    tables = script("studies/finetune_defaults/tables.py")
+    page = (STUDIES / "finetune_defaults/README.md").read_text()
+    for table in tables.tables(tables.read_arms()):
+        assert table in page

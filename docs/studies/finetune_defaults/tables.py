@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 RATE_STAGES = ("grid", "border", "second border")
 BOTH = ("image_to_text_R@1", "text_to_image_R@1")
 KEPT = {  # by head: the column of runs.csv after `last` or `half`
-    "score": "",
+    "score, last pass": "",
     "test images, %": "same class, test pictures",
     "emoji, %": "same class, other drawings",
     "captions": "captions' similarity",
@@ -48,6 +48,9 @@ class Arm:
 
     def values(self, column: str) -> dict[int, float]:
         return {seed: float(run[column]) for seed, run in self.runs.items() if run[column]}
+
+    def rate(self) -> str:
+        return f"{float(self.setting.lr):.0e}".replace("e-0", "e-")
 
     def mean(self, column: str) -> float:
         return Spread(list(self.values(column).values())).mean
@@ -127,14 +130,14 @@ def tables(arms: list[Arm]) -> list[str]:
     """Returns the tables of README.md in Markdown."""
     base = next(arm for arm in arms if is_base(arm, of_stages(arms, "class loss")))
     heads = ["trained", "rate"]
-    named = [(arm, [arm.setting.towers, arm.setting.lr]) for arm in grid(arms)]
+    named = [(arm, [arm.setting.towers, arm.rate()]) for arm in grid(arms)]
     by_passes = sorted(
         [best_of_grid(arms), *of_stages(arms, "passes")], key=lambda arm: int(arm.setting.passes)
     )
     return [
         markdown_table([*heads, *SCORES], [[*name, *scores(arm)] for arm, name in named]),
         markdown_table(
-            [*heads, *KEPT, *(f"{name}, α = 0.5" for name in KEPT)],
+            [*heads, *KEPT, "score, α = 0.5", *(f"{name}, α = 0.5" for name in list(KEPT)[1:])],
             [[*name, *kept(arm, "last"), *kept(arm, "half")] for arm, name in named],
         ),
         markdown_table(
@@ -150,13 +153,6 @@ def tables(arms: list[Arm]) -> list[str]:
             [
                 [arm.setting.method, *scores(arm), f"{arm.score('last'):.1f}"]
                 for arm in of_stages(arms, "scratch")
-            ],
-        ),
-        markdown_table(
-            [*heads, *SCORES, *KEPT],
-            [
-                [arm.setting.towers, arm.setting.lr, *scores(arm), *kept(arm, "last")]
-                for arm in of_stages(arms, "scenes")
             ],
         ),
     ]
@@ -182,13 +178,14 @@ def draw(arms: list[Arm]) -> bytes:
         for rate, arm in zip(rates, of_towers, strict=True):
             values = list(arm.values("best").values())
             by_rate.plot([rate] * len(values), values, ".", color=color, alpha=0.5)
-        kept = [arm.mean("last same class, other drawings") for arm in of_towers]
-        by_kept.plot(kept, means, "o", color=color)
-        half_kept = [arm.mean("half same class, other drawings") for arm in of_towers]
-        by_kept.plot(
-            half_kept, [arm.score("half") for arm in of_towers], "o", color=color, fillstyle="none"
-        )
+        for weights, fill in (("last", "full"), ("half", "none")):
+            kept = [arm.mean(f"{weights} {KEPT['emoji, %']}") for arm in of_towers]
+            scores = [arm.score(weights) for arm in of_towers]
+            by_kept.plot(kept, scores, "o", color=color, fillstyle=fill)
     by_rate.set_xscale("log")
+    ticks = {float(arm.setting.lr): arm.rate() for arm in grid(arms)}
+    by_rate.set_xticks(list(ticks), list(ticks.values()))
+    by_rate.minorticks_off()
     by_rate.set_xlabel("learning rate")
     by_rate.set_ylabel("score: mean R@1 of both directions, %")
     by_rate.legend(frameon=False)
