@@ -850,7 +850,8 @@ def shares_table(comparisons: Sequence[Comparison]) -> str:
     for head, half in HELD_OUT_HEADS.items():
         whole, without = gains[f"{head} − CLIP"], gains[f"{half} − CLIP"]
         share, low, high = share_that_remains(without, whole)
-        lines.append(f"| {head} | {whole} | {without} | {share:.2f} [{low:.2f}, {high:.2f}] |")
+        shown = f"{share:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "undetermined"
+        lines.append(f"| {head} | {whole} | {without} | {shown} |")
     return "\n".join(lines)
 
 
