@@ -181,6 +181,9 @@ def read_checkpoint(
         for name, tensor in state.items()
     }
     weights = {name: tensor for name, tensor in plain.items() if not name.startswith(IGNORED)}
+    for name in [name for name in weights if name.endswith(".running_var")]:
+        # --lock-image-freeze-bn-stats leaves it out; torch sets it to 0
+        weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     for name in {"logit_scale", "logit_bias"} & weights.keys():  # OpenCLIP reads [1] as well as []
         weights[name] = weights[name].squeeze()
     if not of_authors and is_of_authors(weights):

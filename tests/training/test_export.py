@@ -19,6 +19,7 @@ from support.models import (
     AUTHORS,
     MODELS,
     VOCAB_SIZE,
+    assert_equal,
     plain_model,
     random_weights,
     without_head,
@@ -30,6 +31,7 @@ from support.training_runs import (
     call,
     error_of,
     execute,
+    load,
     on_a_full_disk,
     run_train,
 )
@@ -160,6 +162,18 @@ def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(
     assert torch.equal(preprocess(image())[None], pixels)
     assert tokens.shape == (2, 16)
     assert_same_features(model.eval(), pixels, tokens, *features)
+
+
+def test_a_resnet_whose_batch_norm_was_frozen_is_exported(short_run, tmp_path):
+    model = write_model(tmp_path / "model", **MODELS["resnet"])
+    flags = f"--model {model} --lock-image --lock-image-freeze-bn-stats"
+    run_train(short_run, flags, cwd=tmp_path)
+    execute(f"export {tmp_path}/logs/run --out {tmp_path}/export")
+    weights = open_clip.create_model(f"local-dir:{tmp_path}/export").state_dict()
+    trained = load(tmp_path / "logs/run")["state_dict"]
+    counters = {name for name in weights if name.endswith("num_batches_tracked")}
+    assert weights.keys() - trained.keys() == counters != set()
+    assert_equal({name: weights[name] for name in trained}, trained)
 
 
 @parametrize("clean", ["lower", "whitespace", "canonicalize"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import cases, parametrize, refusals, succeed
-from support.models import VOCAB_SIZE
+from support.models import MODELS, VOCAB_SIZE, write_model
 from support.plugins import install_plugin
 from support.training_runs import (
     error_of,
@@ -44,6 +44,17 @@ def test_a_refused_run_is_one_line_and_leaves_its_name_to_the_corrected_command(
 ):
     (tmp_path / "file").touch()
     assert reason in error_of(superclip_train, short_run, "--superclip", flags, cwd=tmp_path)
+    assert not (tmp_path / "logs/run").exists()
+
+
+def test_freezing_batch_norm_that_contains_activations_is_refused(short_run, tmp_path):
+    model = write_model(tmp_path / "model", **MODELS["timm-efficientnet"])
+    flags = (
+        f"{short_run} --model {model} --superclip --lock-image --lock-image-unlocked-groups 2 "
+        "--lock-image-freeze-bn-stats"
+    )
+    error = error_of(superclip_train, flags, cwd=tmp_path)
+    assert "--lock-image-freeze-bn-stats would remove the SiLU in visual.trunk." in error
     assert not (tmp_path / "logs/run").exists()
 
 
