@@ -26,7 +26,6 @@ def test_each_seed_holds_out_the_half_of_the_objects_that_is_written_down(seed):
     held_out = plugin.held_out_objects(int(seed))
     assert held_out == HALVES[seed]
     assert len(set(held_out)) == 50
-    assert set(held_out) < set(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,5 @@ def test_the_scores_are_those_of_all_arms_and_of_the_same_weights_as_the_studys(
         for rows in (scored, recorded)
     ]
     assert weights[0] == weights[1]
-    seeds = sorted({int(seed) for _, seed, _ in weights[0]})
-    assert seeds == [*study.result_seeds][: len(seeds)]
-    arms = [(arm, str(seed)) for seed in seeds for arm in study.arms]
+    arms = [(arm, f"{seed}") for seed in study.result_seeds for arm in study.arms]
     assert [run[:2] for run in weights[0]] == arms

@@ -33,6 +33,11 @@ def script(path):
     return module
 
 
+def marked(page, name):
+    """Returns the text of a file of docs/ between its marks of a name."""
+    return (ROOT / "docs" / page).read_text().split(f"<!-- {name} -->\n")[1].split("\n<!-- end")[0]
+
+
 def blocks(text, language="bash"):
     """Returns the contents of a page's fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)

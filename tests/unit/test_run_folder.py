@@ -37,16 +37,13 @@ from openclip_superclip.runs.recovery import starts_without_slice
 from openclip_superclip.runs.slurm import Placement, find_placement
 from openclip_superclip.runs.unreadable import UnreadableData
 
-IN_A_STEP = {
-    "SLURM_JOB_ID": "17",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_NODEID": "1",
-    "SLURM_GPUS_ON_NODE": "4",
-    "MASTER_ADDR": "node1",
-    "MASTER_PORT": "20017",
-}
+IN_A_STEP = dict(
+    variable.split("=")
+    for variable in """
+    SLURM_JOB_ID=17 SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=1
+    SLURM_GPUS_ON_NODE=4 MASTER_ADDR=node1 MASTER_PORT=20017
+    """.split()
+)
 
 
 @parametrize(
@@ -83,10 +80,16 @@ def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
         find_placement(environment)
 
 
+def ended_process():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
 def write_owner(path, **owner):
     write_json(
         path,
-        {"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon", **owner},
+        {"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon"} | owner,
     )
 
 
@@ -175,10 +178,8 @@ def hold(path, variables, *, moment=0, seconds=0):
 def test_of_processes_that_start_at_one_moment_one_gets_the_lock(
     left, flock, without_flock, tmp_path
 ):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
     if left == "dead owner":
-        write_owner(tmp_path / "lock", host=socket.gethostname(), pid=gone.pid)
+        write_owner(tmp_path / "lock", host=socket.gethostname(), pid=ended_process())
     elif left:
         (tmp_path / "lock").touch()
     variables = {"PYTHONPATH": os.pathsep.join(sys.path)} if flock else without_flock
@@ -342,19 +343,8 @@ def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitt
 
 
 def test_no_secret_is_recorded():
-    kept = {
-        "NCCL_DEBUG": "INFO",
-        "SLURM_JOB_ID": "1",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_PORT": "1",
-    }
-    left_out = {
-        "SLURM_JWT": "x",
-        "HF_TOKEN": "x",
-        "TORCH_API_KEY": "x",
-        "HOME": "/root",
-        "WANDB_API_KEY": "x",
-    }
+    kept = dict.fromkeys("NCCL_DEBUG SLURM_JOB_ID OMP_NUM_THREADS MASTER_PORT".split(), "1")
+    left_out = dict.fromkeys("SLURM_JWT HF_TOKEN TORCH_API_KEY HOME WANDB_API_KEY".split(), "x")
     assert recorded_environment(kept | left_out) == dict(sorted(kept.items()))
 
 
@@ -400,9 +390,7 @@ def test_a_run_that_was_killed_is_lost(tmp_path):
     start(folder)
     write_owner(folder.path / "lock", host=socket.gethostname(), pid=os.getpid())
     assert current_state(folder.path)["state"] == RUNNING
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    write_owner(folder.path / "lock", host=socket.gethostname(), pid=gone.pid)
+    write_owner(folder.path / "lock", host=socket.gethostname(), pid=ended_process())
     assert current_state(folder.path)["state"] == "lost"
     write_owner(folder.path / "lock", host="elsewhere")
     assert current_state(folder.path)["state"] == RUNNING
