@@ -109,4 +109,6 @@ def parse_superclip(argv, monkeypatch):
     where it refuses them."""
     command, *arguments = argv
     parser = superclip_parser(command, monkeypatch)
+    if "--lora" in arguments:
+        script("../examples/open_clip_lora/open_clip_lora.py").open_clip_add_options(parser)
     return argparse.ArgumentParser.parse_args(parser, arguments[arguments[:1] == ["--"] :])
