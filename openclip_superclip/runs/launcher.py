@@ -164,20 +164,27 @@ class NodeTraining:
             values["accepts"] = self.accept_changes
             folder.start(self.run, self.placement, self.logs.name, **values)
             try:
-                self._check_starts()
-                self._check_disk()
-                folder.note(data_check=accepted_data(self.run, "run"))
-                return self._end(self._train())
-            except Stopped as stop:
-                then = Requeue() if stop.before_time_is_up else None
-                folder.end(PREEMPTED, f"stopped by {stop}", then)
-                if failure := self._failure_before(stop):
-                    return self._end(failure)
-                raise
+                return self._train_and_record()
             except Exception as error:
                 name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
                 folder.end(FAILED, f"{name}{error}{self._full_disk()}")
                 raise
+
+    def _train_and_record(self) -> int:
+        """Trains, records the end, and returns the exit code; raises Stopped if a signal ends it
+        that no failure preceded."""
+        try:
+            self._check_starts()
+            self._check_disk()
+            self.folder.note(data_check=accepted_data(self.run, "run"))
+            return self._end(self._train())
+        except Stopped as stop:
+            then = Requeue() if stop.before_time_is_up else None
+            self.folder.end(PREEMPTED, f"stopped by {stop}", then)
+            failure = self._failure_before(stop)
+            if failure is None:
+                raise
+            return self._end(failure)
 
     def _checked(self) -> dict:
         """Returns what this start adds to run.json; InputError if it may not train into the
@@ -212,9 +219,7 @@ class NodeTraining:
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
             failure = cause(self.logs, self.failures, self._nodes())
-            if failure.kind == DATA:
-                self.unreadable.look()
-                self.unreadable.check()  # raises an error that names the shards
+            self._name_unreadable(failure)
             return failure
         self.last_beat = 0.0
         self._each_second()
@@ -255,7 +260,14 @@ class NodeTraining:
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None
+        self._name_unreadable(failure)
         return failure
+
+    def _name_unreadable(self, failure: Failure | None) -> None:
+        """Raises an InputError that names the shards if they are the failure."""
+        if failure and failure.kind == DATA:
+            self.unreadable.look()
+            self.unreadable.check()
 
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
