@@ -23,9 +23,7 @@ HALVES = read_json(FOLDER / "halves.json")
 
 @parametrize("seed", HALVES)
 def test_each_seed_holds_out_the_half_of_the_objects_that_is_written_down(seed):
-    held_out = plugin.held_out_objects(int(seed))
-    assert held_out == HALVES[seed]
-    assert len(set(held_out)) == 50
+    assert plugin.held_out_objects(int(seed)) == HALVES[seed]
 
 
 @pytest.fixture(scope="module")

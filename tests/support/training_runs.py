@@ -202,11 +202,11 @@ def load(run_folder, epoch=1):
 
 
 def assert_equal_runs(run, other, epoch=1):
-    """Fails unless the weights, the counts and the optimizers of two runs
-    are equal."""
+    """Fails unless the weights, the counts and the optimizers' states of two
+    runs are equal."""
     ours, theirs = load(run, epoch), load(other, epoch)
-    for part in ("state_dict", "optimizer"):
-        assert_equal(ours[part], theirs[part])
+    assert_equal(ours["state_dict"], theirs["state_dict"])
+    assert_equal(ours["optimizer"]["state"], theirs["optimizer"]["state"])
 
 
 def assert_trains_as_stock(*argv, cwd, world_size=1, stock=stock_train):
