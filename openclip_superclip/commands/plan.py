@@ -137,12 +137,11 @@ def plan_text(
         ("compute", _compute(run, cost)),
         ("model", _model(cost)),
         ("memory", _memory(run, memory)),
+        *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
         *_data(run, checked),
     ]
-    if rehearsed:
-        rows.insert(7, ("rehearsed", _rehearsed(rehearsed)))
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
         intro = (

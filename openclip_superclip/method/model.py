@@ -163,12 +163,18 @@ class _WithClassHead:
         outputs["class_losses"] = self._class_losses(reading.vector, words, update, outputs)
         return outputs
 
-    def lock_image_tower(self, unlocked_groups: int = 0, **options) -> None:
+    def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
         """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only
-        the head, or if OpenCLIP would remove activations of the tower."""
-        if options.get("freeze_bn_stats"):
-            self._check_batch_norm()
-        super().lock_image_tower(unlocked_groups, **options)
+        the head, or if OpenCLIP has removed activations of the tower."""
+        before = dict(self.visual.named_modules())
+        super().lock_image_tower(unlocked_groups, *args, **kwargs)
+        # freeze_batch_norm_2d replaces layers of timm that contain an activation
+        for name in before.keys() - dict(self.visual.named_modules()).keys():
+            if not isinstance(before[name], nn.Identity):
+                raise InputError(
+                    f"--lock-image-freeze-bn-stats removes visual.{name} and other activations "
+                    "inside layers of batch norm: leave it out"
+                )
         beyond_head = ("proj", "head.")
         if self.class_head.reads == "patches":
             beyond_head += ("attn_pool",)
@@ -178,21 +184,6 @@ class _WithClassHead:
                 f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only "
                 "its own head to train: unlock more groups, or leave out --superclip"
             )
-
-    def _check_batch_norm(self) -> None:
-        """Raises InputError if layers of batch norm contain activations, as many of timm's do.
-
-        OpenCLIP's `freeze_batch_norm_2d` replaces such a layer by one without an activation.
-        """
-        for name, module in self.visual.named_modules():
-            activation = getattr(module, "act", None)
-            if isinstance(module, nn.BatchNorm2d) and not isinstance(
-                activation, nn.Identity | None
-            ):
-                raise InputError(
-                    f"--lock-image-freeze-bn-stats would remove the {type(activation).__name__} "
-                    f"in visual.{name} and in other layers of batch norm: leave it out"
-                )
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; `reading` receives the head's input."""

@@ -44,7 +44,7 @@ def blocks(text, language="bash"):
 
 
 def code_spans(text):
-    """Yields what stands in a page between single backticks, outside of its
+    """Yields the texts between single backticks in a page, outside its code
     blocks."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))

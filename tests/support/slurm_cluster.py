@@ -25,8 +25,8 @@ CANNOT_BE_INSTALLED = 77  # start.sh's exit code
 
 
 def may_unshare(*namespaces):
-    """Tells whether this user may make such namespaces, and mount in
-    them."""
+    """Returns whether this user may create such namespaces and mount file
+    systems in them."""
     try:
         return (
             subprocess.run(
