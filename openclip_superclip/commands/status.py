@@ -105,7 +105,7 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
         progress,
         f"{speed:,.0f}" if speed else "",
         f"{datetime.fromisoformat(end).astimezone():%Y-%m-%d %H:%M}" if end else "",
-        f"{job.task} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}"
+        f"{job.name} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}"
         if job
         else "",
     ]

@@ -104,7 +104,7 @@ def _long_slice(run: Run, request: SlurmRequest) -> str:
     limit = os.environ.get("SBATCH_TIMELIMIT") or request.time
     minutes = 60 * estimate_cost(run)["hours_range"][0] / run.num_slices
     allowed = minutes_of(limit)
-    if run.device == "cpu" or allowed is None or minutes < allowed:
+    if run.device == "cpu" or not allowed or minutes < allowed:  # 0 is no limit, too
         return ""
     return (
         f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's "

@@ -16,6 +16,7 @@ from ..files import (
     check_results,
     content_digest,
     is_full,
+    is_own,
     json_or_empty,
     json_text,
     make_folder,
@@ -94,7 +95,9 @@ class RunFolder:
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
-        written."""
+        written; a run has written state.json even if run.json is damaged."""
+        if is_own(self.path / "state.json", '"heartbeat"'):
+            return
         first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
         check_results(self.path, (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
 

@@ -122,7 +122,7 @@ class NodeTraining:
         try:
             failures = self._run_ranks(lambda: None)
         except (InputError, OSError) as error:  # about this node's disk
-            failures = [Failure.here("superclip run", str(error))]
+            failures = [Failure.of("superclip run", error)]
             with contextlib.suppress(OSError):
                 failures[0].write(self.logs / f"node_{self.placement.node}.error.json")
         if not failures:
@@ -213,9 +213,11 @@ class NodeTraining:
             self.failures = self._run_ranks(self._each_second)
         except Stalled as stalled:
             return Failure("", str(stalled), kind=STALL)
+        except BrokenPipeError:  # of the output
+            raise
         except OSError as error:
             self._make_room()
-            return Failure("superclip run", f"{type(error).__name__}: {error}")
+            return Failure.of("superclip run", error)
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
             failure = cause(self.logs, self.failures, self._nodes())
@@ -302,7 +304,8 @@ class NodeTraining:
         if isinstance(decision, Stop):
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
-        to_stderr("superclip run: starts again from the last checkpoint")
+        again = "starts again" if self.placement.step is None else "train.sbatch starts it again"
+        to_stderr(f"superclip run: {again} from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN
 

@@ -16,7 +16,7 @@ from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, peak_of_process, replaced
-from ..errors import InputError, to_stderr
+from ..errors import to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum, world_size
@@ -24,7 +24,7 @@ from ..openclip.train import register_plugin, train
 from .child_processes import Start, last_line
 from .loss_monitor import CountedSteps, LossMonitor, NonFiniteLoss
 from .progress import FIRST_STEP, STEPS
-from .recovery import DATA, LOSS, USER, Failure, kind_of
+from .recovery import DATA, LOSS, Failure
 from .staging import StagedShards
 from .unreadable import too_much_unreadable, unreadable_of_slice
 
@@ -39,6 +39,10 @@ class TooMuchUnreadable(Exception):
 
 class StoppedEarly(Exception):
     """Validation has not improved for --patience epochs."""
+
+
+# errors that all ranks find, and the kinds of their failures
+OF_ALL_RANKS = {NonFiniteLoss: LOSS, TooMuchUnreadable: DATA}
 
 
 def main(file: str) -> int:
@@ -68,14 +72,12 @@ def dump_stacks_after(minutes: float) -> None:
 
 
 def _failure(error: Exception, rank: int) -> Failure:
-    for kind, of_all_ranks in ((LOSS, NonFiniteLoss), (DATA, TooMuchUnreadable)):
-        if isinstance(error, of_all_ranks):
-            return Failure("", str(error), timestamp=time.time(), kind=kind)
+    kind = OF_ALL_RANKS.get(type(error))
+    if kind is not None:
+        return Failure("", str(error), timestamp=time.time(), kind=kind)
     if isinstance(error, Refused):
         return Failure.here(f"rank {rank}", str(error))
-    message = f"{type(error).__name__}: {error}"
-    kind = USER if isinstance(error, InputError) else kind_of(message)
-    return Failure.here(f"rank {rank}", message, traceback.format_exc(), kind)
+    return Failure.of(f"rank {rank}", error, traceback.format_exc())
 
 
 def _train(start: Start, rank: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import InputError
 from ..files import read_json, write_json
 from .slurm import this_host
 
@@ -36,6 +37,7 @@ OF_CONNECTIONS = re.compile(
 OF_HARDWARE = re.compile(
     r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
     r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
+    r"No CUDA GPUs|no CUDA-capable device|invalid device ordinal|busy or unavailable|"
     r"Input/output error|Stale file handle|EADDRINUSE"
 )
 
@@ -57,6 +59,14 @@ class Failure:
         return Failure(
             f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind, this_host()
         )
+
+    @staticmethod
+    def of(who: str, error: Exception, traceback: str = "") -> "Failure":
+        """Returns the failure that an exception on this machine describes, now."""
+        if isinstance(error, InputError):
+            return Failure.here(who, str(error), traceback)
+        message = f"{type(error).__name__}: {error}"
+        return Failure.here(who, message, traceback, kind_of(message))
 
     @property
     def text(self) -> str:

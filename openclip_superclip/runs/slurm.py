@@ -14,13 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from braceexpand import braceexpand
+
 from ..errors import InputError
 from ..files import make_folder, shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
 # options of sbatch that are passed on unchanged
 NAMED = ("partition", "account", "qos", "time", "constraint")
-OF_JOB = re.compile(r"SLURM_(?!CONF|JWT|SACK)")  # variables of the job in which a job is submitted
+# variables of the job in which a job is submitted
+OF_JOB = re.compile(r"SLURM_(?!CONF|JWT|SACK|CLUSTERS)")
 TIME = "24:00:00"  # the default of --time
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
 OURS = {  # options of sbatch that the scripts set, and how to change them
@@ -46,7 +49,7 @@ class Placement:
 
     num_nodes: int = 1
     node: int = 0
-    job: str | None = None  # SLURM's number, different for each task of an array
+    job: str | None = None  # SLURM's number, ARRAY_TASK for the task of an array
     restarts: int = 0  # how often SLURM has requeued the job
     step: str | None = None
     master_addr: str = "127.0.0.1"
@@ -86,8 +89,15 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     job = environment.get("SLURM_JOB_ID")
     if job is None:
         return Placement()
-    restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
-    gpus = int(environment["SLURM_GPUS_ON_NODE"]) if "SLURM_GPUS_ON_NODE" in environment else None
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:  # SLURM_JOB_ID of one task is also the number of the whole array
+        job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    gpus = environment.get("SLURM_GPUS_ON_NODE")
+    placement = Placement(
+        job=job,
+        restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
+        gpus=None if gpus is None else int(gpus),
+    )
     step = environment.get("SLURM_STEP_ID")
     if step is None or int(step) >= FIRST_SPECIAL_STEP:
         num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
@@ -96,7 +106,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
                 f"job {job} has {num_nodes} nodes, and this process would use one of them: "
                 "start it with srun --ntasks-per-node=1, as slurm/train.sbatch does"
             )
-        return Placement(job=job, restarts=restarts, gpus=gpus)
+        return placement
     num_nodes = int(environment["SLURM_STEP_NUM_NODES"])
     num_tasks = int(environment["SLURM_STEP_NUM_TASKS"])
     if num_tasks != num_nodes:
@@ -109,15 +119,13 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
             "MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch "
             "exports it"
         )
-    return Placement(
+    return replace(
+        placement,
         num_nodes=num_nodes,
         node=int(environment["SLURM_NODEID"]),
-        job=job,
-        restarts=restarts,
         step=step,
         master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
         master_port=int(environment.get("MASTER_PORT", 29500)),
-        gpus=gpus,
     )
 
 
@@ -142,13 +150,16 @@ def time_left() -> float | None:
 
 
 def hosts() -> list[str]:
-    """Returns the names of the run's nodes; SLURM's compressed list if scontrol is missing, as
-    in a container."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST")
-    if nodes is None:
-        return [socket.gethostname()]
-    names = _call("scontrol", "show", "hostnames", nodes)
-    return [nodes] if names is None or names.returncode else names.stdout.split()
+    """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())
+    pattern = re.sub(r"\[(.*?)\]", _braces, nodes)  # scontrol is missing in containers
+    return [name for name in braceexpand(f"{{{pattern},}}") if name]
+
+
+def _braces(numbers: re.Match) -> str:
+    """Returns a shell's pattern of SLURM's numbers: {{01..03},7} for [01-03,7]."""
+    ranges = re.sub(r"(\d+)-(\d+)", r"{\1..\2}", numbers[1])
+    return f"{{{ranges}}}" if "," in ranges else ranges
 
 
 def this_host() -> str:
@@ -159,22 +170,21 @@ def this_host() -> str:
 class QueuedJob(NamedTuple):
     """A pending or running job, or task of an array."""
 
-    number: str  # SLURM_JOB_ID, another one for each task of an array
-    task: str  # ARRAY_TASK with sbatch's number; the number if there is no array
+    name: str  # its number, ARRAY_TASK for the task of an array
     state: str  # PENDING, RUNNING, …
     reason: str  # why it is pending
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
-    """Returns this user's jobs by number and by ARRAY_TASK; {} without squeue, and None if it
-    does not answer."""
+    """Returns this user's jobs by their names; {} without squeue, and None if it does not
+    answer."""
     if shutil.which("squeue") is None:
         return {}
-    queue = _call("squeue", "--me", "--array", "--noheader", "--format=%A|%i|%T|%r")
+    queue = _call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r")
     if queue is None or queue.returncode:
         return None
-    jobs = [QueuedJob(*line.strip().split("|", 3)) for line in queue.stdout.splitlines() if line]
-    return {job.number: job for job in jobs} | {job.task: job for job in jobs}
+    jobs = [QueuedJob(*line.strip().split("|", 2)) for line in queue.stdout.splitlines() if line]
+    return {job.name: job for job in jobs}
 
 
 def has_job(job: str) -> bool:

@@ -1,10 +1,11 @@
 """The data that the ranks of a run could not read: counted, and too much of it is an error."""
 
+import contextlib
 import functools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class UnreadableData:
     def look(self) -> dict[str, int]:
         """Returns the numbers for state.json."""
         for file in self.ranks.glob("*/unreadable_*.jsonl"):
-            for line in map(json.loads, self.added.read(file).splitlines()):
+            for line in _listed(self.added.read(file)):
                 if "shard" in line:
                     self.shards[line["shard"]] = line["why"]
                     if file.parent.name == self.start:
@@ -57,9 +58,16 @@ class UnreadableData:
 def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
     """Returns the numbers of shards and samples of a slice that a rank could not read, from its
     file."""
-    lines = map(json.loads, file.read_bytes().splitlines()) if file.exists() else ()
+    lines = _listed(AddedLines().read(file))
     shards = [line.get("shard") for line in lines if line["epoch"] == epoch]
     return len({*shards} - {None}), shards.count(None)
+
+
+def _listed(lines: bytes) -> Iterator[dict]:
+    """Yields what lines of JSON describe; a full disk or a loss of power may have cut one."""
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def too_much_unreadable(

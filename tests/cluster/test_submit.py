@@ -91,16 +91,17 @@ def test_the_commands_of_a_study_are(at_root):
 
 
 def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatch):
-    asked = tmp_path / "asked"
-    write_program(tmp_path / "bin/sbatch", f'printf "%s\\n" "$@" >>{asked}\necho 17')
+    asked = Path("asked")
+    write_program(tmp_path / "bin/sbatch", 'printf "%s\\n" $SLURM_CLUSTERS "$@" >>asked\necho 17')
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_CLUSTERS", "large")
     submit = f"submit {recipe} --gpus-per-node 1 --out 'my run' --constraint 'a100&ib'"
     assert execute(submit).startswith(
         "job 17 is in the queue: my run, 1 × 1 processes; my run/job.sh\n"
     )
     first = asked.read_text()
     subprocess.run(["sbatch", "--parsable", "my run/job.sh"], check=True)
-    assert asked.read_text() == 2 * first == 2 * "--parsable\nmy run/job.sh\n"
+    assert asked.read_text() == 2 * first == 2 * "large\n--parsable\nmy run/job.sh\n"
     text = (tmp_path / "my run/job.sh").read_text()
     assert "\n#SBATCH '--constraint=a100&ib'\n" in text
     assert "\n    'my run'\n" in text
@@ -122,7 +123,7 @@ def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch, capsys
         r"is {}: a job that ends "
     )
     assert re.search(long.format("2:00:00"), warning("--time 2:00:00"))
-    for flags in ("--time 2:00:00 --set slices=600", ""):
+    for flags in ("--time 2:00:00 --set slices=600", "--time 0", ""):
         assert "a slice takes" not in warning(flags)
     monkeypatch.setenv("SBATCH_TIMELIMIT", "60")  # which sbatch prefers
     assert re.search(long.format("60"), warning("--time 20:00:00"))
@@ -208,7 +209,7 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     assert "sbatch was not found here" in failure(other)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     write_program(tmp_path / "sbatch", "echo 17")
-    write_program(tmp_path / "squeue", "echo '17|17|PENDING|Priority'")
+    write_program(tmp_path / "squeue", "echo '17|PENDING|Priority'")
     execute(submit)  # a recipe that no job trains blocks nothing
     assert read_recipe("run/recipe.yaml").lr == 1e-3
     assert "job 17 already trains run" in failure(other)

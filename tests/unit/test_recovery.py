@@ -1,16 +1,12 @@
 """How a run continues after a failure: the cause among the failures of all
 ranks, and the table of decisions."""
 
-import signal
 import socket
 
-from support import cases, parametrize, table
+from support import cases, table
 
 from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
-    CONNECTION,
-    KILLED,
-    USER,
     Failure,
     Requeue,
     Restart,
@@ -19,7 +15,6 @@ from openclip_superclip.runs.recovery import (
     exit_failure,
     failures,
     first_failure,
-    kind_of,
     starts_without_slice,
 )
 
@@ -95,15 +90,7 @@ def test_failures_are_in_the_order_of_ranks(tmp_path):
     assert [one.who for one in failures(tmp_path)] == ["node_2", "rank_9", "rank_10"]
 
 
-@parametrize(
-    "exit_code, message, kind",
-    [
-        (-signal.SIGKILL, "it was ended from outside: Signal 9 (SIGKILL)", KILLED),
-        (-signal.SIGABRT, "it was ended by Signal 6 (SIGABRT)", CONNECTION),
-        (-signal.SIGTERM, "it was ended by Signal 15 (SIGTERM)", CONNECTION),
-        (3, "it ended with exit code 3", USER),
-    ],
-)
+@cases("exit_code, message, kind", table("runs: exit codes of ranks"))
 def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
     exit_code, message, kind
 ):
@@ -117,4 +104,4 @@ def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
 
 @cases("message, kind", table("runs: kinds of failures"))
 def test_a_failure_is_of_the_machines_or_the_users(message, kind):
-    assert kind_of(message) == kind
+    assert Failure.of("rank 0", Exception(message)).kind == kind

@@ -13,7 +13,15 @@ from datetime import datetime
 
 import pytest
 import torch
-from support import input_error, parametrize, read_json, write_json, write_program
+from support import (
+    cases,
+    input_error,
+    parametrize,
+    read_json,
+    table,
+    write_json,
+    write_program,
+)
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints import trainer_files
@@ -34,7 +42,7 @@ from openclip_superclip.runs.folder import (
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.progress import Progress
 from openclip_superclip.runs.recovery import starts_without_slice
-from openclip_superclip.runs.slurm import Placement, find_placement
+from openclip_superclip.runs.slurm import Placement, find_placement, hosts
 from openclip_superclip.runs.unreadable import UnreadableData
 
 IN_A_STEP = dict(
@@ -46,14 +54,7 @@ IN_A_STEP = dict(
 )
 
 
-@parametrize(
-    "added, name",
-    [
-        ({}, "17.0-0"),
-        ({"SLURM_RESTART_COUNT": "2"}, "17.0-2"),
-        ({"SLURM_STEP_ID": "3"}, "17.3-0"),
-    ],
-)
+@cases("added, name", table("runs: names of starts"))
 def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     placement = find_placement(IN_A_STEP | added)
     assert placement.name_of_start(5) == name
@@ -61,20 +62,13 @@ def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     assert (placement.gpus, placement.master_port) == (4, 20017)
 
 
-@parametrize(
-    "environment, said",
-    [
-        (
-            IN_A_STEP | {"SLURM_STEP_NUM_TASKS": "8"},
-            "srun starts 8 processes on 2 nodes; expected one per node",
-        ),
-        (
-            {"SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "4"},
-            "job 17 has 4 nodes, and this process would use one",
-        ),
-        ({k: v for k, v in IN_A_STEP.items() if k != "MASTER_ADDR"}, "MASTER_ADDR is not set"),
-    ],
-)
+@cases("nodes, names", table("runs: lists of nodes"))
+def test_slurms_list_of_nodes_is_expanded(nodes, names, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
+    assert hosts() == names.split()
+
+
+@cases("environment, said", table("runs: refused starts of a job"))
 def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
     with input_error(said):
         find_placement(environment)
@@ -362,6 +356,7 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
         (folder.path / name).write_text(content)
     assert folder.attempts == []
     folder.beat(step=7)
+    folder.check_is_own()
     folder.end(PREEMPTED, "stopped")
     assert (folder.state()["state"], folder.state()["step"]) == (PREEMPTED, 7)
     start(folder, "17")
@@ -374,8 +369,8 @@ def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_p
     assert unreadable.look() == {"shards": 0, "samples": 0}
     file.parent.mkdir()
     file.write_text(
-        '{"sample": "x", "epoch": 0}\n{"shard": "2.tar", "why": "Stale file handle", "epoch": '
-        '0}\n{"sha'
+        '{"sample": "x", "epoch": 0}\n{"sha{"sample": 1}\n\0\n'
+        '{"shard": "2.tar", "why": "Stale file handle", "epoch": 0}\n{"sha'
     )
     assert unreadable.look() == unreadable.look() == {"shards": 1, "samples": 1}
     with open(file, "a") as more:

@@ -53,7 +53,7 @@ def runs(tmp_path, monkeypatch):
     )
     write_run(tmp_path / "runs/new")
     write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
-    queue = "echo '18|18|RUNNING|None'\necho '20|19_0|PENDING|Dependency'"
+    queue = "echo '18|RUNNING|None'\necho '19_0|PENDING|Dependency'"
     write_program(tmp_path / "squeue", f"[[ $* != *--jobs* ]] || exit 0\n{queue}")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return tmp_path
