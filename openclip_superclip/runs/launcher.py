@@ -220,7 +220,7 @@ class NodeTraining:
             return Failure.of("superclip run", error)
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
-            failure = cause(self.logs, self.failures, self._nodes())
+            failure = cause(self.logs, self.failures, hosts())
             self._name_unreadable(failure)
             return failure
         self.last_beat = 0.0
@@ -249,16 +249,12 @@ class NodeTraining:
             self.folder.prune(self.run)
             self._beat(at_once=True)
 
-    def _nodes(self) -> list[str]:
-        """Returns the names of all nodes if there are several."""
-        return hosts() if self.placement.num_nodes > 1 else []
-
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""
         self._make_room()
-        if stop.before_time_is_up or not self._nodes():
+        if stop.before_time_is_up or self.placement.num_nodes == 1:
             return None
-        failure = cause(self.logs, self.failures, self._nodes(), PATIENCE_AT_STOP)
+        failure = cause(self.logs, self.failures, hosts(), PATIENCE_AT_STOP)
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None

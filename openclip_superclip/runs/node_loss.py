@@ -24,9 +24,9 @@ def cause(
 
     If only connections were closed, the nodes that have not reported a failure are lost. `here`
     are this node's failures, which it may not have been able to write; `nodes` are the names of
-    all nodes if there are several.
+    all nodes.
     """
-    deadline = time.monotonic() + (patience if nodes else 0)
+    deadline = time.monotonic() + (patience if len(nodes) > 1 else 0)
     while True:
         known = failures(logs) or here
         failure = first_failure(known)

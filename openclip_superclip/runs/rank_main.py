@@ -16,7 +16,7 @@ from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, peak_of_process, replaced
-from ..errors import to_stderr
+from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum, world_size
@@ -29,7 +29,7 @@ from .staging import StagedShards
 from .unreadable import too_much_unreadable, unreadable_of_slice
 
 
-class Refused(Exception):
+class Refused(InputError):
     """Training ended with an exit code; the message is the last line of the rank's output."""
 
 
@@ -73,10 +73,8 @@ def dump_stacks_after(minutes: float) -> None:
 
 def _failure(error: Exception, rank: int) -> Failure:
     kind = OF_ALL_RANKS.get(type(error))
-    if kind is not None:
-        return Failure("", str(error), timestamp=time.time(), kind=kind)
-    if isinstance(error, Refused):
-        return Failure.here(f"rank {rank}", str(error))
+    if kind:
+        return Failure("", str(error), kind=kind)
     return Failure.of(f"rank {rank}", error, traceback.format_exc())
 
 

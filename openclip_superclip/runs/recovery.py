@@ -62,9 +62,10 @@ class Failure:
 
     @staticmethod
     def of(who: str, error: Exception, traceback: str = "") -> "Failure":
-        """Returns the failure that an exception on this machine describes, now."""
+        """Returns the failure that an exception on this machine describes, now; an InputError has
+        no traceback."""
         if isinstance(error, InputError):
-            return Failure.here(who, str(error), traceback)
+            return Failure.here(who, str(error))
         message = f"{type(error).__name__}: {error}"
         return Failure.here(who, message, traceback, kind_of(message))
 
@@ -98,13 +99,14 @@ def kind_of(message: str) -> str:
 
 def exit_failure(rank: int, exit_code: int) -> Failure:
     """Returns the failure that the exit code of a rank shows."""
+    who = f"rank {rank}"
     if exit_code > 0:
-        return Failure.here(f"rank {rank}", f"it ended with exit code {exit_code}")
+        return Failure.here(who, f"it ended with exit code {exit_code}")
     name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
     # of SLURM, and of NCCL's watchdog when another rank is gone
     if -exit_code in (signal.SIGTERM, signal.SIGABRT):
-        return Failure.here(f"rank {rank}", f"it was ended by {name}", kind=CONNECTION)
-    return Failure.here(f"rank {rank}", f"it was ended from outside: {name}", kind=KILLED)
+        return Failure.here(who, f"it was ended by {name}", kind=CONNECTION)
+    return Failure.here(who, f"it was ended from outside: {name}", kind=KILLED)
 
 
 def failures(logs: Path) -> list[Failure]:

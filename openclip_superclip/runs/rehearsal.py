@@ -1,14 +1,11 @@
 """Some minutes of a run on its own machines: uninterrupted, then stopped and resumed."""
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 import statistics
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +22,7 @@ from ..rendering import bytes_text, significant
 from .folder import RunFolder
 from .launcher import NodeTraining
 from .progress import read_log
+from .recovery import Failure
 from .signals import STOPPED_BY, Stopped, stopped_by_signals
 from .slurm import Placement
 
@@ -87,6 +85,18 @@ def whole_hours(
     }
 
 
+class InterruptedTraining(NodeTraining):
+    """Stops itself with SIGUSR1 in the second slice, as SLURM stops a run before its time limit."""
+
+    def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
+        def interrupting() -> None:
+            each_second()
+            if trainer_files.newest(self.folder.checkpoints) == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        return super()._run_ranks(interrupting)
+
+
 @dataclasses.dataclass
 class Rehearsal:
     """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see.
@@ -115,7 +125,7 @@ class Rehearsal:
         well."""
         if code := self._train(UNINTERRUPTED, 0):
             return code
-        code = self._train(INTERRUPTED, 1, stopped=True)
+        code = self._train(INTERRUPTED, 1, InterruptedTraining)
         # other nodes fail when the ranks of the first one are stopped
         if code and self.placement.node == 0:
             return code
@@ -171,7 +181,7 @@ class Rehearsal:
         restarts = self.placement.restarts
         return self.folder / (f"{name}-{restarts}" if restarts else name)
 
-    def _train(self, name: str, part: int, *, stopped: bool = False) -> int | None:
+    def _train(self, name: str, part: int, kind: type[NodeTraining] = NodeTraining) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""
         folder = RunFolder(self._path(name))
         placement = self.placement
@@ -179,19 +189,18 @@ class Rehearsal:
             placement = dataclasses.replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
             )
-        training = NodeTraining(self.run, placement, folder, measures=True)
+        training = kind(self.run, placement, folder, measures=True)
         self.logs[name] = training.logs
         before = {each: signal.getsignal(each) for each in STOPPED_BY}
-        with _stopped_in_the_second_slice(folder) if stopped else contextlib.nullcontext():
-            try:
-                with stopped_by_signals():
-                    return training.train()
-            except Stopped as stop:
-                if not (stopped and stop.before_time_is_up):
-                    raise
-                for each, handler in before.items():  # which a stop leaves ignored
-                    signal.signal(each, handler)
-                return None
+        try:
+            with stopped_by_signals():
+                return training.train()
+        except Stopped as stop:
+            if kind is NodeTraining or not stop.before_time_is_up:
+                raise
+            for each, handler in before.items():  # which a stop leaves ignored
+                signal.signal(each, handler)
+            return None
 
     def _losses(self, name: str) -> dict[int, list[float]]:
         """Returns the losses by the samples that were seen."""
@@ -340,25 +349,3 @@ def rehearsed_run(run: Run, steps: int) -> Run:
         num_slices=SLICES,
         warnings=[],
     )
-
-
-@contextlib.contextmanager
-def _stopped_in_the_second_slice(folder: RunFolder) -> Iterator[None]:
-    """Sends SIGUSR1 to this process, as before a time limit, once the first slice is saved."""
-    ended = threading.Event()
-
-    def wait() -> None:
-        while not ended.wait(0.2):
-            if trainer_files.newest(folder.checkpoints) >= 1:
-                time.sleep(0.2)
-                if not ended.is_set():
-                    os.kill(os.getpid(), signal.SIGUSR1)
-                return
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

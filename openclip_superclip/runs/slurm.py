@@ -96,7 +96,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     placement = Placement(
         job=job,
         restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
-        gpus=None if gpus is None else int(gpus),
+        gpus=int(gpus) if gpus else None,
     )
     step = environment.get("SLURM_STEP_ID")
     if step is None or int(step) >= FIRST_SPECIAL_STEP:
@@ -151,7 +151,7 @@ def time_left() -> float | None:
 
 def hosts() -> list[str]:
     """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST", socket.gethostname())
+    nodes = os.environ.get("SLURM_STEP_NODELIST", this_host())
     pattern = re.sub(r"\[(.*?)\]", _braces, nodes)  # scontrol is missing in containers
     return [name for name in braceexpand(f"{{{pattern},}}") if name]
 

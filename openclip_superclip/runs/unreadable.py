@@ -88,7 +88,7 @@ def too_much_unreadable(
     return ""
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _num_shards(data: str) -> int:
     return len(expand(data))
 

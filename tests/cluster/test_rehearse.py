@@ -34,7 +34,7 @@ def rehearsed(tmp_path_factory):
     """A rehearsal by job 17, which was requeued during its first start."""
     folder = tmp_path_factory.mktemp("rehearsal")
     recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
-    out, slow = folder / "out", write_slow_loss(folder / "slow", 0.1)
+    out, slow = folder / "out", write_slow_loss(folder / "slow", 0.2)
     (out / "uninterrupted").mkdir(parents=True)
     write_json(out / "uninterrupted/run.json", {"attempts": [{"job": "17"}]})
     flags = f"{recipe} --nproc 2 --steps 12 --out {out}"
@@ -80,7 +80,7 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
 def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     disturbed = (
         "def disturbed(**features):\n"
-        "    time.sleep(0.1)  # the signal must come before the last step\n"
+        "    time.sleep(0.2)  # the signal must come before the last step\n"
         "    return {name: (2 if args.resume else 1) * value for name, value in "
         "loss(**features).items()}\nreturn disturbed\n"
     )

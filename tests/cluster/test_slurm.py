@@ -392,7 +392,7 @@ def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done
     table = cluster.call("superclip status 'the study'", cwd=work)
     assert len(found(rf"^\| the study/runs/.* {trials}_[01] PENDING", table)) == 2
     cluster.call("scontrol update partition=gpu state=UP")
-    wait_until(lambda: len([*out.glob("runs/*/state.json")]) == 2, 120, "both trials")
+    wait_until(lambda: len([*out.glob("runs/*/state.json")]) == 2, 300, "both trials")
     # its SLURM_JOB_ID is the number of the array
     cluster.call(f"scancel --signal=USR1 --batch {trials}_1")
     for task in (0, 1):
