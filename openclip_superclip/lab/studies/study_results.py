@@ -231,7 +231,7 @@ def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
     if len(next(iter(differences.values())).values) < 2:
         return "one seed shows nothing"
-    verdicts: dict[str, list[str]] = {"above zero": [], "below zero": [], "not significant": []}
+    verdicts = {"above zero": [], "below zero": [], "not significant": []}
     for measure, difference in differences.items():
         verdict = "not significant"
         if difference.excludes_zero:
