@@ -181,7 +181,7 @@ def _ours(*inputs: Tensor) -> None:
     class_loss(*inputs, uniform=True).mean().backward()
 
 
-CONTENDERS: dict[str, Callable[..., None]] = {
+CONTENDERS = {  # functions of inputs
     "three products": _products,
     "dense targets": _dense,
     "sparse targets": _sparse,

@@ -243,7 +243,7 @@ def _jackknife_interval(scores: _LeaveOneOut, kind: str) -> Estimate:
     error = math.sqrt(squares.sum() / size / (size - 1)) if size > 1 else 0.0
     if scores.least < LEAST or abs(scores.score - centre) >= error:
         return Estimate(scores.score, math.nan, math.nan)
-    from scipy.special import stdtrit  # of the extra [eval]
+    from scipy.special import stdtrit  # which the extra [eval] installs
 
     freedom = squares.sum() ** 2 / (squares**2).sum()
     half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ...checkpoints.starting_weights import is_unchecked
 from ...environment import processor, versions
 from ...errors import InputError, listed, to_stderr
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
@@ -140,7 +141,7 @@ class StudyTraining:
         frozen = []
         for run in with_head:
             options = check_command(run.described().openclip_arguments())
-            if trains_only_head(model_without_values(options)):
+            if not is_unchecked(options) and trains_only_head(model_without_values(options)):
                 frozen.append(run)
         if not frozen:
             return []
