@@ -76,7 +76,7 @@ class Plugin:
         return None
 
     @hookimpl(wrapper=True)
-    def open_clip_create_loss(self, args):
+    def open_clip_create_loss(self, args, model):
         loss = yield
         config = config_from(vars(args))
         if config is None:
@@ -84,7 +84,13 @@ class Plugin:
         from open_clip import create_loss
 
         from .method.loss import SuperCLIPLoss
+        from .method.model import trains_only_head
 
+        if args.rank == 0 and trains_only_head(model):
+            logging.warning(
+                "SuperCLIP: the image tower is frozen, so the class loss trains its head alone: "
+                "the towers become those of a training without --superclip"
+            )
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         is_whole = args.siglip or args.local_loss or args.gather_with_grad
         gradient_scale = 1.0 if is_whole else 1 / args.world_size

@@ -151,18 +151,25 @@ def _starting_file(model: str, pretrained: str | None) -> str | None:
     return str(file) if file and os.path.isfile(file) else None
 
 
+def is_unchecked(options: Namespace) -> bool:
+    """Returns whether the model of a training is not checked: it is on a hub or only on the nodes,
+    or takes images of any shape."""
+    model = options.model
+    schema, location = parse_model_name(model)
+    is_missing = schema == "local-dir" and not os.path.isdir(location)
+    is_missing |= model.endswith(".json") and not os.path.isfile(model)
+    return schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False)
+
+
 def check_start(options: Namespace) -> None:
     """Raises InputError if the image tower cannot take images of its size, or if the weights that
     a run starts from are of another model.
 
-    `options` are those of training. What is only on the nodes or on a hub is not checked.
+    `options` are those of training.
     """
     model = options.model
     pretrained = options.pretrained or None
-    schema, location = parse_model_name(model)
-    is_missing = schema == "local-dir" and not os.path.isdir(location)
-    is_missing |= model.endswith(".json") and not os.path.isfile(model)
-    if schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False):
+    if is_unchecked(options):
         return
     plain = _model_without_values(options)
     _check_image_size(plain, options)

@@ -93,9 +93,7 @@ def _split(call: "StudyCall", options: Namespace) -> TableSplit:
 def _splits(options: Namespace) -> bool:
     """Returns whether the command splits --data; InputError for --val-fraction where it does
     not."""
-    has_validation = options.val_data or any(
-        setting.startswith("flags.val-data=") for setting in options.set
-    )
+    has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
     if not 0 < options.val_fraction < 1:
@@ -113,6 +111,11 @@ def _splits(options: Namespace) -> bool:
 
 def _run(call: "StudyCall", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
+    from ..lab.studies.study_training import StudyTraining, run_study
+
+    if not options.only:
+        for warning in StudyTraining(call).check_arms():
+            to_stderr(f"superclip study: {warning}")
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
@@ -126,7 +129,6 @@ def _run(call: "StudyCall", options: Namespace) -> int:
         )
         print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
-    from ..lab.studies.study_training import StudyTraining, run_study
     from ..runs.signals import stopped_by_signals
 
     if options.dry_run:

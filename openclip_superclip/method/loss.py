@@ -74,7 +74,7 @@ def class_loss(
             fails otherwise, and the backward pass never waits for the device. Without it, the host
             compares the gradients.
     """
-    labels, target, row_scale = _sparse_target(tokens, idf, scale)
+    labels, target, row_scale = sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
         kind = device if device in CHUNK_BYTES else "cuda"
@@ -91,7 +91,7 @@ def class_loss(
     return losses
 
 
-def _sparse_target(
+def sparse_target(
     tokens: Tensor, idf: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row

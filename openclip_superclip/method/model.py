@@ -1,6 +1,7 @@
 """OpenCLIP's models with a class head on their vision tower."""
 
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -175,11 +176,7 @@ class _WithClassHead:
                     f"--lock-image-freeze-bn-stats removes visual.{name} and other activations "
                     "inside layers of batch norm: leave it out"
                 )
-        beyond_head = ("proj", "head.")
-        if self.class_head.reads == "patches":
-            beyond_head += ("attn_pool",)
-        trained = [name for name, p in self.visual.named_parameters() if p.requires_grad]
-        if all(name.startswith(beyond_head) for name in trained):
+        if trains_only_head(self):
             raise InputError(
                 f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only "
                 "its own head to train: unlock more groups, or leave out --superclip"
@@ -267,12 +264,32 @@ class SuperCoCa(_WithClassHead, CoCa):
         )
 
 
-def take_epoch_words(model: torch.nn.Module) -> EpochWords | None:
+# parameters of a vision tower that the class head's input does not depend on: the projections
+BEYOND_HEAD = r"proj$|head\.|attnpool\.c_proj\.|trunk\.(head|fc|classifier)\."
+
+
+def trains_only_head(model: nn.Module) -> bool:
+    """Returns whether the class loss of a model, which may be wrapped, trains no weight of its
+    vision tower."""
+    with_head = _with_head(model)
+    beyond_head = BEYOND_HEAD
+    if with_head.class_head.reads == "patches":
+        beyond_head += "|attn_pool"
+    return not any(
+        parameter.requires_grad and not re.match(beyond_head, name)
+        for name, parameter in with_head.visual.named_parameters()
+    )
+
+
+def _with_head(model: nn.Module) -> _WithClassHead | None:
+    """Returns the model with a class head in a wrapped one; None if there is none."""
+    return next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
+
+
+def take_epoch_words(model: nn.Module) -> EpochWords | None:
     """Returns a model's word statistics since the last call, over all ranks (collective); None
     if there are none."""
-    with_head = next(
-        (module for module in model.modules() if isinstance(module, _WithClassHead)), None
-    )
+    with_head = _with_head(model)
     if with_head is None or with_head.word_knowledge is None:
         return None
     return with_head.word_knowledge.take(with_head.class_head.weight.device)

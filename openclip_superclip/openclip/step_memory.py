@@ -1,5 +1,6 @@
 """A training step on tensors without values, and its peak memory on a GPU."""
 
+import argparse
 import collections
 import contextlib
 import copy
@@ -40,6 +41,40 @@ class Peak:
         return self.parameters + self.gradients + self.optimizer + self.activations
 
 
+def model_without_values(options: argparse.Namespace) -> nn.Module:
+    """Returns the model that OpenCLIP's options train, after the plugins' changes and locked."""
+    config = config_from(vars(options))
+    architecture = read_architecture(options.model).with_options(vars(options))
+    changes = {"precision": options.precision, "output_dict": True}
+    changes |= {
+        name: getattr(options, name) for name in ("force_custom_text", "force_patch_dropout")
+    }
+    if options.siglip:
+        changes["init_logit_bias"] = -10
+    if config is not None:
+        changes["superclip"] = {
+            "head_warmup": config.head_warmup,
+            "head_input": config.head_input,
+            "word_course": config.word_course == "on",
+        }
+        if config.placebo != "off":
+            changes["superclip"]["placebo"] = config.placebo
+    with plugins_model_class():
+        model = architecture.build(**changes)
+    hooks.plugin_manager().hook.open_clip_model_created(args=options, model=model)
+    if config is not None and config.captions == "dual":
+        model.text_length = model.context_length
+    if options.lock_image:
+        model.lock_image_tower(options.lock_image_unlocked_groups)
+    if options.lock_text:
+        model.lock_text_tower(
+            options.lock_text_unlocked_layers, options.lock_text_freeze_layer_norm
+        )
+    if options.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model.train()
+
+
 class Step:
     """The training step of a run on one GPU, on tensors without values."""
 
@@ -50,7 +85,7 @@ class Step:
         options.world_size = world_size
         options.distill = options.distill_model is not None
         self.config = config_from(vars(options))
-        self.model = self._model()
+        self.model = model_without_values(options)
         self.teacher = None
         if options.distill:
             teacher = read_architecture(options.distill_model)
@@ -65,39 +100,6 @@ class Step:
         self.allocations = Allocations()
         with self._simulation():
             self._make_optimizer()
-
-    def _model(self) -> nn.Module:
-        options = self.options
-        config = self.config
-        architecture = read_architecture(options.model).with_options(vars(options))
-        changes = {"precision": options.precision, "output_dict": True}
-        changes |= {
-            name: getattr(options, name) for name in ("force_custom_text", "force_patch_dropout")
-        }
-        if options.siglip:
-            changes["init_logit_bias"] = -10
-        if config is not None:
-            changes["superclip"] = {
-                "head_warmup": config.head_warmup,
-                "head_input": config.head_input,
-                "word_course": config.word_course == "on",
-            }
-            if config.placebo != "off":
-                changes["superclip"]["placebo"] = config.placebo
-        with plugins_model_class():
-            model = architecture.build(**changes)
-        hooks.plugin_manager().hook.open_clip_model_created(args=options, model=model)
-        if config is not None and config.captions == "dual":
-            model.text_length = model.context_length
-        if options.lock_image:
-            model.lock_image_tower(options.lock_image_unlocked_groups)
-        if options.lock_text:
-            model.lock_text_tower(
-                options.lock_text_unlocked_layers, options.lock_text_freeze_layer_norm
-            )
-        if options.grad_checkpointing:
-            model.set_grad_checkpointing()
-        return model.train()
 
     def _simulation(self) -> contextlib.ExitStack:
         """Returns a context in which the step runs as on the run's device, and is recorded."""

@@ -8,7 +8,7 @@ import sys
 import open_clip
 import pytest
 import torch
-from support import cases, parametrize, table
+from support import cases, parametrize, refusals, table
 from support.data import write_images, write_table
 from support.models import (
     assert_equal,
@@ -277,7 +277,17 @@ def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path
         "adapters: give --lora-towers text, or train without --lora"
     )
     assert not (tmp_path / "logs").exists()
-    completed(train, flags, "--lora-towers text", cwd=tmp_path)
+    (done,) = completed(train, flags, "--lora-towers text", cwd=tmp_path)
+    assert "the image tower is frozen, so the class loss trains its head alone" in done.output
+    (plugin,) = train.args
+    study = (
+        "study own_data --data pairs.csv --device cpu --set model=local-dir:start --set "
+        "global_batch_size=16 --set flags.lora=2 --set flags.lora-towers=text"
+    )
+    printed = tmp_path / "printed"
+    assert run_superclip(study.split(), printed, tmp_path, PYTHONPATH=str(plugin)) == 1
+    assert "and the study would compare equal models" in printed.read_text()
+    assert not (tmp_path / "studies").exists()
     assert call(f"export {tmp_path}/logs/run --out {tmp_path}/end") == 0
     start, end = (
         open_clip.create_model(f"local-dir:{tmp_path}/{name}").state_dict()
@@ -299,14 +309,7 @@ def test_a_tower_without_layers_for_adapters_is_one_line_and_nothing_is_written(
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".txt"]
 
 
-REFUSED = {
-    "rank": ("--lora 0", "--lora is 0; expected a rank of 1 or more"),
-    "locked": ("--lora 4 --lock-image", "--lora does not work with --lock-image"),
-    "CoCa": ("--lora 4 --model coca_ViT-B-32", "more than an image and a text tower"),
-}
-
-
-@cases("more, message", REFUSED)
+@cases("more, message", refusals("lora"))
 def test_flags_that_do_not_work_together_are_one_line(more, message, train, short_run, tmp_path):
     assert message in error_of(train, short_run, more, cwd=tmp_path)
     assert not (tmp_path / "logs").exists()

@@ -406,6 +406,13 @@ def test_a_runs_name_is_text_in_every_file(tmp_path):
         assert text in written and "<img src=x" not in written.replace(r"\<", "")
 
 
+def test_records_of_runs_in_folders_of_one_name_are_apart(tmp_path):
+    recipe, scores = "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0)
+    runs = [recipe_run(tmp_path / folder / "run", recipe, scores) for folder in "ab"]
+    execute("report", *runs, "--record", tmp_path / "records")
+    assert sorted(os.listdir(tmp_path / "records")) == ["a-run", "b-run"]
+
+
 def test_without_a_run_it_fails_in_one_line(tmp_path, refused):
     (tmp_path / "other").mkdir()
     error = refused(tmp_path, "report nowhere other --out out")

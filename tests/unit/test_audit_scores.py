@@ -213,6 +213,9 @@ def test_shards_are_read_with_their_problems(tmp_path):
     others = ["no such file", "no readable image", "no caption in .txt", "no image"]
     assert [pair.problem.partition(" (")[0] for pair in read] == of_cut + others
     assert data.num_pairs is None  # without sizes.json
+    write_kept(tmp_path / "out", data, np.ones(1), [(0, 8)])
+    with tarfile.open(tmp_path / "out/kept/000000.tar") as tar:
+        assert not tar.getnames()  # the image was cut
 
 
 def test_two_calls_do_not_write_the_same_scores(tmp_path):

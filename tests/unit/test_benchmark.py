@@ -3,7 +3,7 @@ class loss takes little memory."""
 
 import pytest
 import torch
-from support import parametrize
+from support import cases, parametrize, table
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
@@ -18,13 +18,7 @@ from openclip_superclip.lab.benchmark.time_and_memory import (
 )
 
 
-@parametrize(
-    "model, vision, text, share, layers, width",
-    [
-        ("ViT-L-16", 59.689, 6.547, 0.00077, 24, 1024),
-        ("ViT-B-16", 16.87, 2.91, 0.0019, 12, 768),
-    ],
-)
+@cases("model, vision, text, share, layers, width", table("plans: FLOPs of the paper"))
 def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(
     model, vision, text, share, layers, width
 ):

@@ -300,7 +300,7 @@ def operator_arguments(dtype=torch.float32, needs_grad=(True, True, True), unifo
     leaves, tokens, idf = problem(dtype=dtype)
     for leaf, needed in zip(leaves, needs_grad, strict=True):
         leaf.requires_grad_(needed)
-    return *leaves, *loss._sparse_target(tokens, idf, 1.0), 3, dtype, [*needs_grad], uniform
+    return *leaves, *loss.sparse_target(tokens, idf, 1.0), 3, dtype, [*needs_grad], uniform
 
 
 @parametrize("needs_grad", [(True, True, True), (False, True, False)], ids=str)

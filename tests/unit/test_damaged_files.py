@@ -8,26 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import GOLDEN, input_error, parametrize
+from support import GOLDEN, cases, input_error, parametrize, table
 from support.models import write_model
 from support.training_runs import call, execute
 
 import openclip_superclip as superclip
-
-COMMANDS = [  # a file, and a command that reads it
-    ("run.pt", "export run.pt --model model/open_clip_config.json --with-head --out out"),
-    ("run.pt", "average run.pt run.pt --out out.pt"),
-    ("run.pt", "interpolate run.pt run.pt --out out.safetensors"),
-    ("run.safetensors", "average run.safetensors run.pt --out out.safetensors"),
-    ("exported/open_clip_config.json", "export exported --out out"),
-    ("exported/open_clip_config.json", "export exported --format hf --out out"),
-    ("exported/tokenizer.json", "export exported --out out"),
-    ("exported/tokenizer_config.json", "export exported --out out"),
-    ("exported/superclip_head.safetensors", "export exported --with-head --out out"),
-    ("exported/open_clip_model.safetensors", "export exported --with-head --out out"),
-    ("authors.pt", "import authors.pt --model authors.json --global-batch 48 --out out"),
-    ("authors.json", "import authors.pt --model authors.json --global-batch 48 --out out"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +55,7 @@ def is_noticed(file: str, damage: str):
 
 @pytest.mark.filterwarnings("ignore")
 @parametrize("damage", DAMAGES)
-@parametrize("file, command", COMMANDS)
+@cases("file, command", table("runs: files of weights"))
 def test_a_damaged_file_is_one_error_and_leaves_no_part(
     file, command, damage, whole, tmp_path, monkeypatch, capsys
 ):

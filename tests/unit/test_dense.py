@@ -168,3 +168,6 @@ def test_wrong_labels_are_named(model, tmp_path, capsys):
     found = "".join(errors(capsys))
     assert "contains the class 3; expected 2 classes" in found
     assert "depths/3.png; expected a label for every image" in found
+    (tmp_path / "data/masks/classes.txt").write_text("black\n" * 255)
+    with input_error("has 255 lines; expected fewer than 255 classes"):
+        DenseSet(tmp_path / "data/masks", "test", None)

@@ -74,17 +74,7 @@ def by_word(counts):
     return Counter({decode([id]).strip(): count for id, count in counted.items()})
 
 
-@cases(
-    "flags, kind",
-    {
-        "": 0,
-        "--captions long --long-caption long.txt": 1,
-        "--captions long --long-caption json:a.b --workers 2": 1,
-        "--captions dual --long-caption long.txt": 1,
-        "--captions mixed:1 --long-caption long.txt --workers 2": 0,
-        "--text-key long.txt": 1,
-    },
-)
+@cases("flags, kind", table("shards_and_tables: counted captions of shards"))
 def test_it_counts_the_captions_that_hold_each_token(flags, kind, pattern, tmp_path):
     out = tmp_path / "df.safetensors"
     printed = execute(f"frequencies {pattern} --tokenizer-of ViT-B-32 {flags} --out {out}")

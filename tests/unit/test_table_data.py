@@ -77,42 +77,17 @@ def test_the_columns_are_named_as_openclip_names_them(folder):
     assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
 
 
-REFUSED = {
-    "no table": ("nix.csv", {}, "--data: there is no file nix.csv"),
-    "too few rows": (
-        "pairs.csv",
-        {"global_batch_size": "128"},
-        "--data: pairs.csv has 70 row(s), fewer than one global batch; expected at least 128",
-    ),
-    "another number of rows": (
-        "pairs.csv",
-        {"data_samples": "5"},
-        "the table pairs.csv sets it to 70",
-    ),
-    "other columns": (
-        "names.csv",
-        {},
-        "--csv-img-key: names.csv has no column 'image'; its columns are path, text",
-    ),
-    "no number of passes": (
-        "pairs.csv",
-        {"samples": "9passes"},
-        "expected a number, or passes: '20 passes'",
-    ),
-}
-
-
-@cases("table, set_, reason", REFUSED)
+@cases("data, set_, reason", table("shards_and_tables: refused tables"))
 def test_run_and_study_refuse_unusable_tables_and_write_nothing(
-    table, set_, reason, folder, monkeypatch
+    data, set_, reason, folder, monkeypatch
 ):
     monkeypatch.chdir(folder)
     before = sorted(folder.iterdir())
     options = StudyOptions(
-        study="own_data", device="cpu", data=table, val_data="pairs.csv", set=set_
+        study="own_data", device="cpu", data=data, val_data="pairs.csv", set=set_
     )
     for call in (
-        lambda: plan(Path(), set_, table),
+        lambda: plan(Path(), set_, data),
         lambda: run_study(study_call(options), 1),
     ):
         with input_error(re.escape(reason)):

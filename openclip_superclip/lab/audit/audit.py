@@ -30,11 +30,11 @@ PAGE = "report.html"
 
 @dataclass
 class Audit:
-    """An audit of one data set with one model, in a folder. Writes no files before the model is
-    built.
+    """An audit of one data set with one model, in a folder that `check_is_free` accepts. Writes no
+    files before the model is built.
 
     Raises InputError if `by` needs a class head and the model has none, and if the folder contains
-    other files or another audit.
+    another audit.
 
     The pairs are sorted by `by`, one of SORTED_BY, or "" for the model's default. `architecture` is
     the name of the OpenCLIP model, if it is not recorded with the weights.
@@ -66,7 +66,6 @@ class Audit:
             "architecture": self.architecture,
             "files": _digest([*self.data.files, self.model.path]),
         }
-        check_is_free(self.out)
         make_folder(self.out)
         if self.record.exists():
             earlier = read_json(self.record, flag="--out", advice="give another name")

@@ -1,6 +1,7 @@
 """Copies the best pairs of an audit into a table or into shards."""
 
 import contextlib
+import io
 import itertools
 import operator
 import os
@@ -67,7 +68,7 @@ def _write_shards(out: Path, data: AuditedData, places: Iterable[Sequence[int]])
     names = [os.path.basename(shard) for shard in data.files]
     if len(set(names)) < len(names):
         names = [f"{number:06}.tar" for number in range(len(names))]
-    sizes: dict[str, int] = {}
+    sizes = {}
     with whole_output(out, overwrite=True) as folder:
         folder.mkdir()
         for shard, group in itertools.groupby(places, operator.itemgetter(0)):
@@ -85,10 +86,11 @@ def _copy_samples(shard: Path, copy: Path, samples: set[int]) -> None:
     with (
         tarfile.open(shard) as source,
         tarfile.open(copy, "w", format=tarfile.GNU_FORMAT) as target,
-        # damage after the last kept sample
+        # damage in the last kept sample or after it
         contextlib.suppress(EOFError, tarfile.TarError),
     ):
         for number, _, _, member in numbered_members(source):
             if number in samples:
-                target.addfile(member, source.extractfile(member))
+                # read completely before its header is written
+                target.addfile(member, io.BytesIO(source.extractfile(member).read()))
                 target.members.clear()

@@ -24,7 +24,7 @@ LEAST = 1e-12  # probabilities are clamped to this minimum before logarithms
 
 def words_of(caption: str) -> list[str]:
     """Returns the distinct words of a caption, ignoring case, in order of appearance."""
-    first: dict[str, str] = {}
+    first = {}
     for word in WORD.findall(caption):
         first.setdefault(word.casefold(), word)
     return list(first.values())
@@ -85,7 +85,7 @@ class CaptionSupport:
         words = [words_of(caption) for caption in captions]
         every = sorted(set().union(*words))
         present = _present(tokens, len(self.weights))
-        supports: list[dict[str, WordSupport]] = [{} for _ in words]
+        supports = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
             index = {word: number for number, word in enumerate(spelled.words)}

@@ -13,7 +13,7 @@ from ...errors import InputError
 from .pair_scores import PairScore
 from .reading import AuditedPair
 
-SCORES = ("class_loss", "support", "clip_score")
+SCORES = ("clip_score", "class_loss", "support")
 
 
 def record_of(pair: AuditedPair, score: PairScore | None) -> dict:
@@ -21,7 +21,7 @@ def record_of(pair: AuditedPair, score: PairScore | None) -> dict:
     record = {"place": pair.place, "where": pair.where, "key": pair.key, "caption": pair.caption}
     if score is None:
         return record | {"problem": pair.problem}
-    for name in ("clip_score", "class_loss", "support"):
+    for name in SCORES:
         value = getattr(score, name)
         if value is not None:
             record[name] = round(value, 6)

@@ -138,8 +138,17 @@ def card_table(cards: Iterable[Card]) -> str:
             )
     if not rows:
         return "No card has been measured yet."
-    heads = ["card", "model", "batch", "OpenCLIP, ms", "with head, ms", "×"]
-    heads += ["OpenCLIP, GiB", "with head, GiB", "checks passed"]
+    heads = [
+        "card",
+        "model",
+        "batch",
+        "OpenCLIP, ms",
+        "with head, ms",
+        "×",
+        "OpenCLIP, GiB",
+        "with head, GiB",
+        "checks passed",
+    ]
     return markdown_table(heads, rows)
 
 

@@ -25,7 +25,7 @@ from ...environment import check_device, peak_of_process, processor, versions
 from ...errors import InputError, reason
 from ...files import check_results, make_folder, write_json
 from ...method.head import vocabulary_size
-from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss
+from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss, sparse_target
 from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
 from ...rendering import markdown_table
@@ -149,7 +149,7 @@ def make_inputs(
 
 
 @torch.no_grad()
-def _products(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf: Tensor) -> None:
+def _products(features: Tensor, weight: Tensor, *_: Tensor) -> None:
     """Computes the matrix products of every implementation: logits, gradient of input, gradient
     of weight."""
     device = features.device.type
@@ -165,12 +165,9 @@ def _sparse(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf:
     """Computes loss and gradients from the captions' tokens by autograd: no dense target, but
     dense logits."""
     logits = F.linear(features, weight, bias).float()  # [B, V]
-    labels, _ = tokens.sort(dim=1)
-    weights = idf[labels]
-    weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
-    target = F.normalize(weights, p=1, dim=1)  # [B, L]
+    labels, target, row_scale = sparse_target(tokens, idf, scale=1.0)
     of_labels = target * logits.gather(1, labels)
-    losses = logits.logsumexp(dim=1) * target.sum(dim=1) - of_labels.sum(dim=1)  # [B]
+    losses = logits.logsumexp(dim=1) * row_scale - of_labels.sum(dim=1)  # [B]
     losses.mean().backward()
 
 
@@ -184,7 +181,7 @@ def _ours(*inputs: Tensor) -> None:
     class_loss(*inputs, uniform=True).mean().backward()
 
 
-CONTENDERS: dict[str, Callable[..., None]] = {
+CONTENDERS = {  # functions of inputs
     "three products": _products,
     "dense targets": _dense,
     "sparse targets": _sparse,

@@ -157,7 +157,7 @@ class World:
 
     def _draw(self, rng: random.Random, count: int) -> list[Concept]:
         """Returns different concepts, drawn by their frequencies."""
-        ranks: dict[int, None] = {}  # in the order in which they are drawn
+        ranks = {}  # in the order in which they are drawn
         while len(ranks) < count:
             ranks[bisect(self.cumulative, rng.randrange(self.cumulative[-1]))] = None
         return [self.concepts[rank] for rank in ranks]

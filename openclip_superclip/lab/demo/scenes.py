@@ -188,7 +188,7 @@ def different_scenes(
 def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
     """Returns the first `num` scenes with different sets of objects and, if given, different
     captions of a kind."""
-    chosen: list[Scene] = []
+    chosen = []
     seen = set()
     for scene in shown:
         keys = {frozenset(scene.objects)}

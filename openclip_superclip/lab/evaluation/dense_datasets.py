@@ -53,6 +53,10 @@ class DenseSet(Dataset):
             self.num_classes = ADE_CLASSES
             if names.is_file():
                 self.num_classes = len(names.read_text().splitlines())
+            if self.num_classes >= NO_CLASS:
+                raise InputError(
+                    f"{names} has {self.num_classes} lines; expected fewer than {NO_CLASS} classes"
+                )
             self.first_class = 1  # 0 is no class
         else:
             self._find_images(folder / split / "images", folder / split / "depths")
@@ -96,7 +100,7 @@ class DenseSet(Dataset):
         if not self.num_classes:
             return torch.from_numpy(values.astype(np.float32) / 1000)  # of millimetres
         classes = values.astype(np.int64) - self.first_class
-        is_none = (classes < 0) | (classes == NO_CLASS) | (values == NO_CLASS)
+        is_none = (classes < 0) | (values == NO_CLASS)
         largest = classes[~is_none].max(initial=0)
         if largest >= self.num_classes:
             raise InputError(

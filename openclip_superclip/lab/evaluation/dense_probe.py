@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.utils.data import DataLoader, Dataset
@@ -22,9 +23,8 @@ MOST_DEPTHS = 200  # training images for mean and standard deviation of the dept
 def whole_image(network: nn.Module) -> Compose:
     """Returns the transform that resizes whole images to the model's input, so that pixels keep
     their labels."""
-    size = network.visual.image_size
     preprocess = network.visual.preprocess_cfg
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = to_2tuple(network.visual.image_size)
     resize = Resize(size, InterpolationMode.BICUBIC, antialias=True)
     return Compose([resize, ToTensor(), Normalize(preprocess["mean"], preprocess["std"])])
 

@@ -82,7 +82,7 @@ class Evaluation:
         except Exception as error:  # for example a failed download, or out of memory
             self.failures.append(f"{model.argument} cannot be opened: {one_line(error)}")
             return records
-        cache: dict[tuple[LocalDataset, str], Features] = {}
+        cache = {}
         for dataset, task, file in planned:
             progress.set_postfix_str(f"{model.name}, {dataset.name}")
             started = time.monotonic()

@@ -104,8 +104,11 @@ def _curve(comparison: Comparison, series: Series, key: str) -> list[PaperPoint]
 def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -> None:
     """Draws a score of a series over the batch size, and the paper's curve."""
     look = _look(comparison, series)
-    groups = [group for group in comparison.groups if group.series == series and group.score(key)]
-    spreads = {group.batch_size: group.score(key) for group in groups}
+    spreads = {
+        group.batch_size: group.score(key)
+        for group in comparison.groups
+        if group.series == series and group.score(key)
+    }
     if spreads:
         axes.errorbar(
             list(spreads),

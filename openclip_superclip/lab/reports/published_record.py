@@ -27,7 +27,8 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
         problem = "has no scores: call superclip evaluate first"
     if problem:
         raise InputError(f"--record: {run.path} {problem}; expected a finished run with scores")
-    file = folder / run.path.resolve().name / "record.json"
+    # the names of runs in folders of one name contain their parents'
+    file = folder / run.name.strip("/").replace("/", "-") / "record.json"
     make_folder(file.parent, "--record")
     write_json(file, record(run))
     return file

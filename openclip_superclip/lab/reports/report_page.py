@@ -165,7 +165,7 @@ def paper_table(comparison: Comparison) -> Table:
             if paper.batch_size != group.batch_size:
                 continue
             key = paper.key
-            ours = group.score(paper.key)
+            ours = group.score(key)
             here = MISSING
             difference = NONE
             if ours:

@@ -58,7 +58,7 @@ def draw_scores(path: Path, results: StudyResults) -> None:
 
 def scores_text(results: StudyResults) -> str:
     """Returns the description of `draw_scores`'s figure."""
-    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in ("CLIP", "SuperCLIP"))
+    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in COLOURS)
     difference = results.difference("SuperCLIP", "CLIP", None, "zero_shot")
     return (
         "Scores of CLIP and SuperCLIP on held-out scenes, and their differences: zero-shot "
@@ -93,18 +93,16 @@ def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
         [shown[index] for index in chosen],
         {arm: [names[index] for index in chosen] for arm, names in predicted.items()},
     )
-    text = predictions_text(NUM_IMAGES, NUM_SCENES, seed, right)
+    text = predictions_text(seed, right)
     write_bytes(path, png(figure, metadata={"Description": text}))
 
 
-def predictions_text(
-    num_shown: int, num_scenes: int, seed: int, right: dict[str, tuple[int, float]]
-) -> str:
+def predictions_text(seed: int, right: dict[str, tuple[int, float]]) -> str:
     """Returns the description of `draw_predictions`'s figure; `right` has each method's right
     answers and accuracy."""
     (clip, clip_accuracy), (superclip, superclip_accuracy) = right["CLIP"], right["SuperCLIP"]
     return (
-        f"{num_shown} of {num_scenes:,} held-out scenes with one object, seed {seed}: CLIP is "
+        f"{NUM_IMAGES} of {NUM_SCENES:,} held-out scenes with one object, seed {seed}: CLIP is "
         f"right in {clip}, SuperCLIP in {superclip}; in all scenes, {clip_accuracy:.1f} % and "
         f"{superclip_accuracy:.1f} %. Each combination of right and wrong answers has its fraction "
         "of the images: its first scenes in the order of the test set."

@@ -39,17 +39,15 @@ def _draw_comparison(axes: Axes, results: StudyResults, number: int, measure: st
     colour = ARM_COLOURS[number % len(ARM_COLOURS)]
     shift = 0.12 * (number - (len(study.pairs) - 1) / 2)
     xs = []
-    lows = []
-    highs = []
+    intervals = []
     means = []
     for cell_number, cell in enumerate(study.cell_values):
         difference = results.difference(arm, baseline, cell, measure)
         xs.append(cell_number + shift)
-        low, high = draw_difference(axes, xs[-1], difference, colour, 0.04)
-        lows.append(low)
-        highs.append(high)
+        intervals.append(draw_difference(axes, xs[-1], difference, colour, 0.04))
         means.append(difference.mean)
     if len(xs) > 1:
+        lows, highs = zip(*intervals, strict=True)
         axes.fill_between(xs, lows, highs, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         xs,

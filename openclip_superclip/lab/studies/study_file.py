@@ -100,13 +100,14 @@ class Study:
     def settings(self, arm: str, cell=None) -> dict[str, str]:
         """Returns the values of --set for the runs of an arm in a cell.
 
-        An arm that is like another has that one's fields first. Samples in percent are whole steps,
-        rounded up.
+        An arm that is like another has that one's fields in the cell first. Samples in percent are
+        whole steps, rounded up.
         """
         own = as_texts(self.arms[arm])
-        other = own.pop(LIKE, None)
-        settings = self.settings(other) if other else self.fields_of_all
-        if cell is not None:
+        settings = self.fields_of_all
+        if LIKE in own:
+            settings = self.settings(own.pop(LIKE), cell)
+        elif cell is not None:
             settings |= as_texts({self.cell_field: cell}) | self.fields_of_cell(cell)
         percent = re.fullmatch(r"(\d*\.?\d+) ?%", own.get("samples", ""))
         if percent:
@@ -198,8 +199,8 @@ def _problems(study: Study) -> Iterator[str]:
     yield from _problems_with_seeds(study)
     if not _are_cells(study.cells):
         yield (
-            f"cells is {study.cells!r}; expected one field and its values, or a mapping of more "
-            "fields for each value"
+            f"cells is {study.cells!r}; expected one field and its different values, or a "
+            "mapping of more fields for each value"
         )
     if study.choose and not _are_rates(study.choose):
         yield (
@@ -221,9 +222,9 @@ def _problems_with_arms(study: Study) -> Iterator[str]:
             f"arms is {study.arms!r}; expected two or more, each a name and a mapping of a "
             "recipe's fields"
         )
-    likes = {arm: fields[LIKE] for arm, fields in study.arms.items() if LIKE in fields}
-    for arm, other in likes.items():
-        if other not in study.arms or other in likes:
+    others = [arm for arm, fields in study.arms.items() if LIKE not in fields]
+    for arm, fields in study.arms.items():
+        if LIKE in fields and fields[LIKE] not in others:
             yield f"arm '{arm}' is like an arm that does not exist or has `like` itself"
     pairs = list(map(list, permutations(study.arms, 2)))
     if any(pair not in pairs for pair in study.compare):
@@ -239,14 +240,15 @@ def _problems_with_seeds(study: Study) -> Iterator[str]:
 
 
 def _are_cells(cells: dict) -> bool:
-    """Returns whether there are no cells, or one field with its values or mappings."""
+    """Returns whether there are no cells, or one field with its different values, or mappings."""
     if not cells:
         return True
     values, *others = cells.values()
     are_mappings = isinstance(values, dict) and all(
         isinstance(fields, dict) for fields in values.values()
     )
-    return bool(values) and not others and (are_mappings or isinstance(values, list))
+    are_values = isinstance(values, list) and len(set(map(str, values))) == len(values)
+    return bool(values) and not others and (are_mappings or are_values) and None not in values
 
 
 def _are_rates(choose: dict) -> bool:

@@ -84,9 +84,7 @@ class StudyResults:
             parts.append(self._cell_table(cell))
         if study.cells:
             parts += [f"Over all {study.cell_field}:", self._table_over_cells()]
-        num_seeds = max(
-            len(self._of(arm, cell)) for arm in study.arms for cell in study.cell_values
-        )
+        num_seeds = len({record["seed"] for record in self.records})
         parts.append(
             f"Mean ± standard deviation over {num_seeds} seed(s); differences are paired by "
             "seed, with their 95 % interval (Student's t)."
@@ -214,7 +212,7 @@ class StudyResults:
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""
-        cell_field = [self.study.cell_field] if self.study.cells else []
+        cell_field = list(self.study.cells)
         rows = [["arm", *cell_field, "seed", *self.measures, "cpu_seconds", "checkpoint"]]
         for record in self.records:
             cell = [record["cell"]] if cell_field else []
@@ -231,7 +229,7 @@ def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
     if len(next(iter(differences.values())).values) < 2:
         return "one seed shows nothing"
-    verdicts: dict[str, list[str]] = {"above zero": [], "below zero": [], "not significant": []}
+    verdicts = {"above zero": [], "below zero": [], "not significant": []}
     for measure, difference in differences.items():
         verdict = "not significant"
         if difference.excludes_zero:

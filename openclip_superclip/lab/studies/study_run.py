@@ -130,7 +130,7 @@ def named_fields(recipe: Recipe) -> dict[str, object]:
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+    flat = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")

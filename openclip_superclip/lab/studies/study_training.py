@@ -12,9 +12,13 @@ from pathlib import Path
 
 import torch
 
+from ...checkpoints.starting_weights import is_unchecked
 from ...environment import processor, versions
 from ...errors import InputError, listed, to_stderr
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
+from ...method.model import trains_only_head
+from ...openclip.step_memory import model_without_values
+from ...openclip.train import check_command
 from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
 from ...runs.folder import RunFolder
@@ -126,6 +130,32 @@ class StudyTraining:
             return checked["warnings"]
         return plan.check_validation()
 
+    def check_arms(self) -> list[str]:
+        """Returns a warning about arms whose class loss trains its head alone; InputError if the
+        arms do not differ in anything else."""
+        study = self.study
+        if study.is_of_scenes:
+            return []
+        runs = [run for run in self.runs(self.chosen()) if run.seed == study.first_seed]
+        with_head = [run for run in runs if run.recipe.method.startswith("super")]
+        frozen = []
+        for run in with_head:
+            options = check_command(run.described().openclip_arguments())
+            if not is_unchecked(options) and trains_only_head(model_without_values(options)):
+                frozen.append(run)
+        if not frozen:
+            return []
+        arms = listed(dict.fromkeys(run.arm for run in frozen))
+        problem = f"the image tower of {arms} is frozen, so the class loss trains its head alone"
+        objectives = {run.recipe.method.removeprefix("super") for run in runs}
+        fields = set().union(*study.arms.values())
+        if frozen == with_head and fields == {"method"} and len(objectives) == 1:
+            raise InputError(
+                f"arms: {problem}, and the study would compare equal models: train the image "
+                "tower, too, or train CLIP alone with superclip train"
+            )
+        return [f"{problem}, and its towers are those of a training without the class loss"]
+
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
         left = unfinished(runs)
@@ -157,7 +187,7 @@ class StudyTraining:
         trials = self.trials()
         if not trials:
             return {}
-        scores: dict[str, dict[str, dict[str, list[float]]]] = {}  # by arm, cell and rate
+        scores = {}  # by arm, cell and rate
         for record in self.records(trials):
             by_rate = scores.setdefault(record["arm"], {}).setdefault(str(record["cell"]), {})
             score = record["measures"][self.study.primary]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.utils import to_2tuple
 from PIL import Image
 
 from ...files import write_bytes
@@ -63,11 +64,7 @@ def _coloured(shown: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def as_model_sees(image: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
     """Returns the image after the model's resizing and cropping, at a higher resolution: [H, W,
     3] in [0, 1]."""
-    size = (
-        preprocess_cfg.size
-        if isinstance(preprocess_cfg.size, tuple | list)
-        else (preprocess_cfg.size,) * 2
-    )
+    size = to_2tuple(preprocess_cfg.size)
     finer = math.ceil(SIDE / max(size))
     config = replace(
         preprocess_cfg,

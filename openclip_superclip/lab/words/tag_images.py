@@ -51,10 +51,6 @@ class TaggedImage(NamedTuple):
     thumbnail: str = ""  # a data: URL
     ignored: str = ""  # what the model does not see, as in training
 
-    def heatmap_url(self) -> str:
-        """Returns the heat map as a data: URL."""
-        return data_url(self.heatmap.read_bytes())
-
     def record(self) -> dict:
         """Returns the words or the error as a JSON-serializable dict."""
         if self.words is None:
@@ -72,8 +68,7 @@ class TaggedImage(NamedTuple):
 
     def table(self) -> str:
         """Returns the words as a table in aligned columns."""
-        # file names may not be valid UTF-8
-        name = " ".join(str(self.path).encode(errors="replace").decode().split())
+        name = " ".join(str(self.path).split())
         if self.words is None:
             return f"{name} is skipped: {self.reason}"
         rows = [[word.word, f"{word.score:.1%}", f"{word.peak:.1%}"] for word in self.words]
@@ -89,7 +84,7 @@ def tag_images(
 ) -> Iterator[TaggedImage]:
     """Yields each image with its words, in order, and draws heat maps into a folder if one is
     given."""
-    taken: set[str] = set()
+    taken = set()
     for path in paths:
         opened, reason = read_image(path, trained_and_ignored)
         if opened is None:
@@ -121,7 +116,7 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
-    template = html_template(Path(__file__).with_suffix(".html"))
+    template = html_template(Path(__file__).with_suffix(".html"), data_url=data_url)
     page = template.render(
         num_images=num_images,
         model=str(model),

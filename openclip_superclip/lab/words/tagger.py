@@ -48,7 +48,7 @@ class Tagger:
     def tag(self, image: Image.Image) -> list[SeenWord]:
         """Returns the words of an image, highest score first."""
         model = self.opened.model
-        head = self.opened.model.class_head
+        head = model.class_head
         inputs = self.preprocess(image)[None].to(head.weight.device)
         # [W, h, w]
         (patches,) = head_input_map(model.visual, model.patch_tokens, inputs, head.reads).float()

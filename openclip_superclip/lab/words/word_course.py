@@ -203,17 +203,18 @@ def course_text(course: WordCourse) -> str:
 def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     """Writes word_course.csv (one row per run and word), .json (the curves of each band) and
     .png (a plot of them)."""
-    heads = (
-        "run",
-        "token",
-        "word",
-        "captions",
-        "share of captions",
-        "state",
-        "learned after",
-        "lift",
-    )
-    rows = [heads]
+    rows = [
+        [
+            "run",
+            "token",
+            "word",
+            "captions",
+            "share of captions",
+            "state",
+            "learned after",
+            "lift",
+        ]
+    ]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
             captions = int(course.captions[token])
