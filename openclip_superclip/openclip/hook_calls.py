@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import types
 from pathlib import Path
@@ -37,6 +38,8 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "torch.nn.parallel.DistributedDataParallel",
     "open_clip_train.main.train_one_epoch",
 )
+# the first words of the flags of the plugins in examples/
+EXAMPLES = re.compile(r"unrecognized arguments:.*? --(lora|sub-captions|global-contrastive)\b")
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
@@ -95,12 +98,27 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            raise InputError(explained(message, self))
+            raise InputError(_missing_plugin(message) or explained(message, self))
 
     with replaced(
         params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})
     ):
         return params.parse_args(argv)
+
+
+def _missing_plugin(message: str) -> str:
+    """Returns a parser's error with how to install the plugin of examples/ that has the unknown
+    flag; "" for other errors."""
+    example = EXAMPLES.match(message)
+    if example is None:
+        return ""
+    plugin = f"open_clip_{example[1].replace('-', '_')}"
+    if importlib.util.find_spec(plugin) is not None:
+        return ""
+    return (
+        f"{message}: --{example[1]} is a flag of the plugin {plugin}, which is not installed: in a "
+        f"clone of openclip-superclip, pip install ./examples/{plugin}"
+    )
 
 
 def install(args: argparse.Namespace) -> None:

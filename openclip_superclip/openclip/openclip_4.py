@@ -6,6 +6,7 @@ import inspect
 from . import openclip_3
 
 HAS_TASKS = True
+OPTIMIZERS = ("adamw", "nadamw")
 PASSED_ON = {
     "JsonCaptionExtractor": lambda *_, **__: lambda tokens: tokens,
     "FilterNonEmptyText": lambda *_, **__: lambda sample: True,
