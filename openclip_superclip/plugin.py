@@ -97,7 +97,7 @@ class Plugin:
         return SuperCLIPLoss(loss or create_loss(args), config.weight, gradient_scale)
 
     @hookimpl
-    def open_clip_epoch_end(self, args, model, epoch):
+    def open_clip_epoch_end(self, model, epoch):
         training = self.training
         if training.config is None:
             return
@@ -131,7 +131,6 @@ class Plugin:
             rank=None if table else args.rank,
             epoch=shared_epoch,
             batch_size=args.batch_size,
-            found_long=table,
             separate_words=training.separates_words,
         )
 

@@ -89,11 +89,22 @@ class TokensWithSubCaptions:
         tokens = self.tokens(sample) if self.tokens else self.tokenizer([caption])[0]
         if tokens is None:
             return None
-        source, number = sample.get(self.args.sub_captions_key, caption), self.args.sub_captions
+        source, number = self.source(sample, caption), self.args.sub_captions
         parts = sub_captions(source)
         rng = random.Random(f"{self.args.seed} {self.shared_epoch.get_value()} {source}")
         drawn = rng.sample(parts, number) if len(parts) >= number else rng.choices(parts, k=number)
         return torch.cat([tokens, self.tokenizer(drawn).flatten()])
+
+    def source(self, sample: dict, caption: str) -> str:
+        """Returns the text of --sub-captions-key; the caption without the flag, and for a sample
+        that has no such text."""
+        key = self.args.sub_captions_key
+        if key and key not in sample and "__key__" not in sample:
+            raise ValueError(f"--sub-captions-key: the table has no column '{key}'")
+        text = sample.get(key)
+        if isinstance(text, bytes):  # OpenCLIP 4 decodes only the caption
+            text = text.decode()
+        return text if isinstance(text, str) else caption
 
 
 @hookimpl

@@ -242,10 +242,10 @@ def export(
 
 def _write_head(folder: Path, head: Weights, options: dict) -> None:
     """Writes a class head, with the options of the run that it needs."""
-    names = [name for name in NEEDED_BY_HEAD if name in options]
+    needed = {name: options[name] for name in NEEDED_BY_HEAD if name in options}
     if FIXED_IDF[0] in head:  # the counts of the file of --superclip-idf, whose path is not needed
-        names = [name for name in names if name != "superclip_idf"]
-    save_weights(head, folder / HEAD_NAME, {name: options[name] for name in names})
+        needed.pop("superclip_idf", None)
+    save_weights(head, folder / HEAD_NAME, needed)
 
 
 def _usage(format: str, schema: str, place: str) -> str:

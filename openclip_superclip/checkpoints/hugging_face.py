@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..errors import InputError
@@ -34,32 +35,33 @@ EXPRESSED = {
         "vocab_size",
         "pad_id",
         "eos_id",
-    }
-    | {"hf_tokenizer_name", "tokenizer_kwargs"},  # clip_config checks tokenizer_kwargs
+        "hf_tokenizer_name",
+        "tokenizer_kwargs",  # which clip_config checks
+    },
 }
 # PIL's constants, as OpenCLIP uses them in evaluation
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", *TOWERS}
-RENAMED = [  # from OpenCLIP's names to transformers', applied in this order
-    (r"^text\.", ""),
-    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
-    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
-    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
-    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
-    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
-    (r"^visual\.proj$", "visual_projection.weight"),
-    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
-    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
-    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
-    (r"^ln_final\.", "text_model.final_layer_norm."),
-    (r"^text_projection$", "text_projection.weight"),
-    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
-    (r"\.ln_([12])\.", r".layer_norm\1."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    (r"\.attn\.", ".self_attn."),
-]
+RENAMED = {  # from OpenCLIP's names to transformers', applied in this order
+    r"^text\.": "",
+    r"^visual\.class_embedding$": "vision_model.embeddings.class_embedding",
+    r"^visual\.conv1\.": "vision_model.embeddings.patch_embedding.",
+    r"^visual\.positional_embedding$": "vision_model.embeddings.position_embedding.weight",
+    r"^visual\.ln_pre\.": "vision_model.pre_layrnorm.",
+    r"^visual\.ln_post\.": "vision_model.post_layernorm.",
+    r"^visual\.proj$": "visual_projection.weight",
+    r"^visual\.transformer\.resblocks\.": "vision_model.encoder.layers.",
+    r"^token_embedding\.": "text_model.embeddings.token_embedding.",
+    r"^positional_embedding$": "text_model.embeddings.position_embedding.weight",
+    r"^ln_final\.": "text_model.final_layer_norm.",
+    r"^text_projection$": "text_projection.weight",
+    r"^transformer\.resblocks\.": "text_model.encoder.layers.",
+    r"\.ln_([12])\.": r".layer_norm\1.",
+    r"\.mlp\.c_fc\.": ".mlp.fc1.",
+    r"\.mlp\.c_proj\.": ".mlp.fc2.",
+    r"\.attn\.": ".self_attn.",
+}
 TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 
 
@@ -151,7 +153,7 @@ def clip_weights(weights: Weights) -> Weights:
     renamed = {}
     for openclip_name, tensor in weights.items():
         name = openclip_name
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in RENAMED.items():
             name = re.sub(pattern, replacement, name)
         layer, is_split, kind = name.partition(".self_attn.in_proj_")
         if is_split:
@@ -166,7 +168,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
     cfg = model.visual.preprocess_cfg
-    size = cfg["size"][0] if isinstance(cfg["size"], (tuple, list)) else cfg["size"]
+    size, _ = to_2tuple(cfg["size"])
     square = {"height": size, "width": size}
     if cfg["resize_mode"] not in ("shortest", "squash"):
         raise InputError(

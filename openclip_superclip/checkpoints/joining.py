@@ -12,7 +12,6 @@ from pathlib import Path
 import timm
 import torch
 import transformers
-from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from timm.data import resolve_data_config
@@ -248,7 +247,7 @@ def _text_configuration(text: Path, folder: Path, context_length: int | None) ->
     """Returns OpenCLIP's text_cfg for the model in `folder`.
 
     Raises InputError, which names `text`."""
-    for problem in code_in(str(folder)):
+    for problem in code_in(str(folder), is_tower=True):
         raise InputError(
             f"--text: {problem.replace(str(folder), str(text), 1)}; only weights are ever loaded"
         )
@@ -259,11 +258,6 @@ def _text_configuration(text: Path, folder: Path, context_length: int | None) ->
         raise InputError(
             f"--text: transformers cannot open {text} ({reason(error)[:200]})"
         ) from error
-    if config.model_type not in arch_dict:
-        raise InputError(
-            f"--text: {text} is a {config.model_type}; OpenCLIP supports "
-            f"{', '.join(sorted(arch_dict))}"
-        )
     files = tokenizer.vocab_files_names.values()
     # transformers then makes an empty tokenizer
     if not any((folder / name).is_file() for name in files):

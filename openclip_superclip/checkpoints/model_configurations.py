@@ -56,10 +56,10 @@ def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
 
     Raises InputError if it is invalid."""
     content = read_json(file, flag=flag)
-    outer = "model_cfg" in content
-    model_cfg, preprocess_cfg = (
-        (content["model_cfg"], content.get("preprocess_cfg", {})) if outer else (content, {})
-    )
+    if "model_cfg" not in content:
+        content = {"model_cfg": content}
+    model_cfg = content["model_cfg"]
+    preprocess_cfg = content.get("preprocess_cfg", {})
     check_configuration(model_cfg, preprocess_cfg, str(file), flag)
     return model_cfg, preprocess_cfg
 

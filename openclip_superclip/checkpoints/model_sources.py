@@ -29,7 +29,13 @@ TOKENIZER_OPTIONS = {
     "tgt_lang",
     "truncation_side",
     "use_fast",
-    *(f"{name}_token" for name in ("bos", "cls", "eos", "mask", "pad", "sep", "unk")),
+    "bos_token",
+    "cls_token",
+    "eos_token",
+    "mask_token",
+    "pad_token",
+    "sep_token",
+    "unk_token",
 }
 MASKS = ("", "random", "shuffle", "simple")  # for OpenCLIP's "syntax", NLTK downloads files
 NAMES = {
@@ -39,7 +45,7 @@ NAMES = {
 # of OpenCLIP 4, for timm and transformers
 OPTIONS = {"vision_cfg": "timm_model_kwargs", "text_cfg": "hf_model_config"}
 # in files of transformers
-RUNS_CODE = re.compile(r"auto_map|quantization_config|\w*_implementation")
+OPENS_OTHERS = re.compile(r"auto_map|quantization_config|\w*_implementation|backbone")
 
 
 def check_sources(model_cfg: dict, model: str, flag: str) -> None:
@@ -139,7 +145,7 @@ def _name_problems(field: str, name: str, model: str) -> Iterator[str]:
             f"its {field} is {name}, which OpenCLIP's models do not use: if you trust it, "
             f"run hf download {name}"
         )
-    yield from code_in(name)
+    yield from code_in(name, is_tower=field == "hf_model_name")
 
 
 def _names_of_openclip() -> set[str]:
@@ -169,14 +175,16 @@ def _is_downloaded(repository: str) -> bool:
     return any(isinstance(file, str) for file in files)
 
 
-def code_in(place: str) -> Iterator[str]:
-    """Yields a problem if the files of transformers in a folder or repository could run code.
+def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
+    """Yields a problem if the files of transformers in a folder or repository could run code or
+    open another model, and for a tower that OpenCLIP does not support.
 
     From then on, transformers refuses code of other files instead of asking on the terminal whether
     to run it.
     """
     if importlib.util.find_spec("transformers") is None:
         return
+    from open_clip.hf_configs import arch_dict
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -184,6 +192,7 @@ def code_in(place: str) -> Iterator[str]:
         yield f"{place} contains adapter_config.json, which may name other weights"
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     for read in (get_tokenizer_config, lambda place: PretrainedConfig.get_config_dict(place)[0]):
+        content = {}
         try:
             content = read(place)
         except (OSError, ValueError):  # no such file; OpenCLIP reports those that it needs
@@ -193,8 +202,11 @@ def code_in(place: str) -> Iterator[str]:
         if not isinstance(content, dict):
             yield f"{place} contains a configuration of transformers that is not a JSON object"
             continue
-        for name in filter(RUNS_CODE.fullmatch, _names_in(content)):
-            yield f"{place} contains {name}, which can run code"
+        for name in filter(OPENS_OTHERS.fullmatch, _names_in(content)):
+            yield f"{place} contains {name}, which can run code or open another model"
+    kind = content.get("model_type")  # in the configuration, which was read last
+    if is_tower and kind not in arch_dict:
+        yield f"{place} is a {kind}; OpenCLIP supports {', '.join(sorted(arch_dict))}"
 
 
 def _names_in(content: object) -> Iterator[str]:

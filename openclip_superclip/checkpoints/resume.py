@@ -34,9 +34,10 @@ class Resumed(NamedTuple):
         )
         for path in self.damaged:
             os.rename(path, f"{path}.damaged")
-            renamed = f"is incomplete and was renamed to {os.path.normpath(path)}.damaged"
-            line = f"superclip: {os.path.basename(path)} {renamed}; --resume latest {resumes}"
-            to_stderr(line)
+            to_stderr(
+                f"superclip: {os.path.basename(path)} is incomplete and was renamed to "
+                f"{os.path.normpath(path)}.damaged; --resume latest {resumes}"
+            )
             if Path(path).name == LATEST and self.file:
                 shutil.copy(self.file, f"{path}.part")  # a suffix that --resume latest ignores
                 os.replace(f"{path}.part", path)

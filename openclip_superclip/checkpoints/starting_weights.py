@@ -89,7 +89,7 @@ def start_of_towers(
         return whole
     model_cfg, _ = read_configuration(model, cache_dir=cache_dir)
     vision = model_cfg["vision_cfg"]
-    timm_name = model_cfg["vision_cfg"].get("timm_model_name")
+    timm_name = vision.get("timm_model_name")
     if pretrained_image and not timm_name:
         raise InputError(
             f"--pretrained-image has no effect: the image tower of {model} is not one of "
@@ -162,8 +162,9 @@ def is_unchecked(options: Namespace) -> bool:
 
 
 def check_start(options: Namespace) -> None:
-    """Raises InputError if the image tower cannot take images of its size, or if the weights that
-    a run starts from are of another model.
+    """Raises InputError if OpenCLIP would train the model by another model's loss, if the image
+    tower cannot take images of its size, or if the weights that a run starts from are of another
+    model.
 
     `options` are those of training.
     """
@@ -172,6 +173,12 @@ def check_start(options: Namespace) -> None:
     if is_unchecked(options):
         return
     plain = _model_without_values(options)
+    is_coca = hasattr(plain, "text_decoder")
+    if is_coca != ("coca" in model.lower()):
+        raise InputError(
+            f"--model: {model} is {'a' if is_coca else 'no'} CoCa model, and OpenCLIP recognises "
+            "these by 'coca' in --model: rename its folder or file"
+        )
     _check_image_size(plain, options)
     file = _starting_file(model, pretrained)
     if file is None or file.endswith(".npz"):

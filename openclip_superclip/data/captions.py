@@ -123,10 +123,10 @@ class CaptionTokens:
 
     Args:
         caption_key, sample_key: keys of the short caption and of the sample's name.
-        rank: the rank of this process; None if each sample is read once per epoch, on any rank.
+        rank: the rank of this process; None if each sample is read once per epoch, on any rank, and
+            the data is known to have long captions: otherwise the run fails after NUM_WITHOUT
+            samples without one.
         epoch: its `get_value()` returns the current epoch, in the workers as well.
-        found_long: whether the data is known to have long captions; if not, the run fails after
-            NUM_WITHOUT samples.
         separate_words: whether each loss has its own tokens: in the mode *dual*, and if a table
             lacks captions.
     """
@@ -140,7 +140,6 @@ class CaptionTokens:
     rank: int | None
     epoch: object
     batch_size: int = 1
-    found_long: bool = False
     separate_words: bool = False
 
     def __post_init__(self):
@@ -188,7 +187,7 @@ class CaptionTokens:
                 f"caption, '{self.config.long_caption}'"
             )
         num_samples, num_missing = self.counts.so_far()
-        if not self.found_long and num_missing == num_samples >= NUM_WITHOUT:
+        if self.rank is not None and num_missing == num_samples >= NUM_WITHOUT:
             members = listed(name for name in sample if not str(name).startswith("__"))
             raise InputError(
                 f"--superclip-long-caption: none of the first {NUM_WITHOUT:,} samples holds "

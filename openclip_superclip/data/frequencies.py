@@ -145,10 +145,9 @@ def _kind(captions: str) -> tuple[float, str]:
 
 
 class ShardCounts(NamedTuple):
-    """The counts of a shard, sparse so that little is sent to the parent process."""
+    """The counts of a shard."""
 
-    tokens: Tensor  # int64 [K], the token ids that occur
-    document_frequency: Tensor  # int64 [K], of these
+    document_frequency: Tensor  # int64 [V]
     num_captions: int
     problem: str  # why the shard could not be read to its end, or ""
 
@@ -173,7 +172,6 @@ class CaptionCounter:
             sample_key=columns.image if columns else "__key__",
             seed=self.seed,
             rank=None,
-            found_long=True,
             epoch=SimpleNamespace(get_value=lambda: 0),
         )
 
@@ -194,9 +192,7 @@ class CaptionCounter:
             problem = why_broken(error)
         if texts:
             statistics.update(self.tokenizer(texts))
-        counts = statistics.document_frequency
-        tokens = counts.nonzero().flatten()
-        return ShardCounts(tokens, counts[tokens], int(statistics.num_captions), problem)
+        return ShardCounts(statistics.document_frequency, int(statistics.num_captions), problem)
 
     def _samples(self, shard: str) -> Iterator[dict]:
         """Yields the samples on which OpenCLIP trains."""
@@ -224,7 +220,7 @@ class CaptionCounter:
         counted = work_on(self.count_shard, shards, workers, "--workers")
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
             for shard, counts in zip(shards, counted, strict=True):
-                document_frequency[counts.tokens] += counts.document_frequency
+                document_frequency += counts.document_frequency
                 num_captions += counts.num_captions
                 if counts.problem:
                     problems[shard] = counts.problem

@@ -102,8 +102,7 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
                         yield sample
                     sample = {"__key__": key, "__url__": shard}
                     last = number
-                content = tar.extractfile(member).read() if extension in wanted else b""
-                sample[extension] = content
+                sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
     except BROKEN:
         if sample:  # the members before the defect, on which OpenCLIP trains
             yield sample
@@ -125,7 +124,7 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
             continue
         extension = name[2].lower()
         if name[1] != key or extension in extensions:
-            number = number + 1
+            number += 1
             key = name[1]
             extensions = set()
         extensions.add(extension)

@@ -256,11 +256,6 @@ def _empty_results(*arguments):
     )
 
 
-@_scale_gradients.register_fake
-def _no_result(*_) -> None:
-    pass
-
-
 def _keep_gradients(ctx, inputs, output) -> None:
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)

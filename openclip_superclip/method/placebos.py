@@ -9,10 +9,8 @@ class WithPlacebo:
     """A model with a class head and one of PLACEBOS, for `superclip["placebo"]`."""
 
     def __init__(self, *args, superclip: dict, **kwargs):
-        options = dict(superclip)
-        placebo = options.pop("placebo")
-        super().__init__(*args, superclip=options, **kwargs)
-        self.placebo = placebo
+        super().__init__(*args, superclip=superclip, **kwargs)
+        self.placebo = superclip["placebo"]
 
     def _class_losses(self, head_input, words, update, outputs):
         if self.placebo == "shuffled-captions":

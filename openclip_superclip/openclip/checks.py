@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 import re
 import shlex
 from argparse import Namespace
@@ -74,47 +73,36 @@ def _check_models(training: Training) -> None:
     with."""
     options = training.options
     config = training.config
-    # a file may exist only on nodes
-    if training.only_options and re.fullmatch(r"[\w-]+", options.pretrained or ""):
-        inputs = options.model, options.pretrained, os.path.isfile(options.pretrained)
-        kept("pretrained", inputs, lambda: _check_tag(options))
-    if config is not None and not training.only_options:
-        from .factory import check_models
-
-        check_models(options)
     if training.is_ours and not training.only_options:
         from ..checkpoints.starting_weights import check_start
+        from .factory import check_models
 
+        if config is not None:
+            check_models(options)
         check_start(options)
-    if config is None:
-        return
-    if is_idf_file(config.idf):
+    if config is not None and is_idf_file(config.idf):
         _check_idf_file(training)
 
 
-def _check_tag(options: Namespace) -> dict:
-    """Raises InputError if OpenCLIP has no weights of the tag --pretrained for its model."""
-    from . import factory
-
-    if options.model in factory.open_clip.list_models():
-        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-    return {"accepted": True}
-
-
 def check_start_once(options: Namespace) -> None:
-    """Does `check_start` for a run, unless it was done for the same files and options: importing
-    OpenCLIP takes seconds."""
+    """Checks model and weights of a run, unless it was done for the same files and options:
+    importing OpenCLIP takes seconds."""
     model = Path(options.model.removeprefix("local-dir:"))
     stats = {}
     for file in [model, *model.glob("*"), Path(options.pretrained or "")]:
         if file.is_file():
             stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
-    named = ("model", "pretrained", "siglip", "force_custom_text", "force_image_size")
-    values = {name: getattr(options, name) for name in (*named, "force_context_length")}
+    names = ("force_custom_text", "force_image_size", "force_context_length")
+    values = {name: getattr(options, name) for name in ("model", "pretrained", "siglip", *names)}
 
     def check() -> dict:
         from ..checkpoints.starting_weights import check_start
+        from . import factory
 
+        # a file may exist only on nodes
+        is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
+        if is_tag and options.model in factory.open_clip.list_models():
+            factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
         check_start(options)
         return {"accepted": True}
 
@@ -242,33 +230,44 @@ def _check_training_data(training: Training, caption: str) -> Findings:
     refuse(training_data_problems(training, data_kind))
     if data_kind == "synthetic":
         return Findings()
-    world_size = launched()[1]
-    is_naflex = getattr(options, "use_naflex", False)  # with batches of various sizes
-    accum_freq = 1 if is_naflex else options.accum_freq
     if data_kind == "table":
-        table = check_table(
-            options.train_data,
-            training.columns,
-            config,
-            options.batch_size,
-            world_size,
-            max_decoded=_max_decoded(training),
-            accum_freq=accum_freq,
-        )
-        num_rows = table.num_trained(config)
-        steps = batches_of_table(num_rows, options.batch_size, world_size) // accum_freq
-        warnings = table.refuse_bad()
-    else:
-        _check_workers(options.workers)
-        shards = expand(options.train_data, "--train-data")
-        steps = _check_split(training, len(shards), total_samples(shards), accum_freq)
-        warnings = _inspected(
-            training, "--train-data", options.train_data, caption, config.long_caption_key
-        )
-    if is_naflex or options.skip_scheduler:  # steps that are unknown, or not warmed up
-        return Findings(warnings)
-    num_steps = steps * options.epochs
-    return Findings(warnings + long_warmup(options.warmup, num_steps, "--warmup"), num_steps)
+        return check_training_table(training, options.train_data, _max_decoded(training))
+    _check_workers(options.workers)
+    shards = expand(options.train_data, "--train-data")
+    batches = _check_split(training, len(shards), total_samples(shards))
+    warnings = _inspected(
+        training, "--train-data", options.train_data, caption, config.long_caption_key
+    )
+    return Findings(warnings, _steps_of_run(training, batches))
+
+
+def check_training_table(training: Training, table: str, max_decoded: int) -> Findings:
+    """Returns warnings about a table to train on, and the number of steps; InputError if OpenCLIP
+    cannot train on it."""
+    options = training.options
+    config = training.config or Config()
+    world_size = launched()[1]
+    report = check_table(
+        table,
+        training.columns,
+        config,
+        options.batch_size,
+        world_size,
+        max_decoded=max_decoded,
+        accum_freq=training.accum_freq,
+    )
+    num_rows = report.num_trained(config)
+    batches = batches_of_table(num_rows, options.batch_size, world_size)
+    return Findings(report.refuse_bad(), _steps_of_run(training, batches))
+
+
+def _steps_of_run(training: Training, batches: int) -> int:
+    """Returns the steps of a run with so many batches of a rank in an epoch; 0 if they are unknown
+    or have no schedule."""
+    options = training.options
+    if training.is_naflex or options.skip_scheduler:
+        return 0
+    return batches // training.accum_freq * options.epochs
 
 
 def long_warmup(warmup: int, steps: int, flag: str) -> list[str]:
@@ -279,9 +278,9 @@ def long_warmup(warmup: int, steps: int, flag: str) -> list[str]:
     return [f"warm-up takes {warmup:,} steps, but the run has {steps:,}: shorten it with {flag}"]
 
 
-def _check_split(training: Training, num_shards: int, total: int | None, accum_freq: int) -> int:
-    """Returns the steps of an epoch, 0 if unknown; InputError for too few shards, or without an
-    epoch's samples.
+def _check_split(training: Training, num_shards: int, total: int | None) -> int:
+    """Returns the batches of a rank in an epoch, 0 if unknown; InputError for too few shards, or
+    without an epoch's samples.
 
     `total` is the number of samples in a file beside the shards, if there is one.
     """
@@ -304,15 +303,15 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
     batches = batches_of_shards(
         num_samples or total or 0, options.batch_size, world_size, options.workers
     )
-    if 0 < batches < accum_freq:
+    if 0 < batches < training.accum_freq:
         raise InputError(
-            f"--accum-freq is {accum_freq}, and a rank has {batches} batches in an epoch: "
+            f"--accum-freq is {training.accum_freq}, and a rank has {batches} batches in an epoch: "
             f"expected {batches} or less, or a larger --train-num-samples"
         )
     if slices is None:
         # --naflex-num-train-image-tokens sets the size of an epoch, too
         tokens = getattr(options, "naflex_num_train_image_tokens", None)
-        by_tokens = getattr(options, "use_naflex", False) and tokens is not None
+        by_tokens = training.is_naflex and tokens is not None
         if num_samples is None and total is None and not by_tokens:
             raise InputError(
                 "--train-num-samples is not given, and no sizes.json beside all of the shards "
@@ -320,7 +319,7 @@ def _check_split(training: Training, num_shards: int, total: int | None, accum_f
             )
     else:
         _check_slice(num_samples, total, slices, global_batch)
-    return batches // accum_freq
+    return batches
 
 
 def _check_slice(

@@ -185,8 +185,12 @@ def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str
     read_shards = partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
     strictly = partial(tarfile.open, tarinfo=StrictTarInfo)
     with (
-        replaced(data, tarfile_to_samples_nothrow=read_shards, log_and_continue=unreadable.sample),
-        replaced(data, CsvDataset=_Images),
+        replaced(
+            data,
+            tarfile_to_samples_nothrow=read_shards,
+            log_and_continue=unreadable.sample,
+            CsvDataset=_Images,
+        ),
         replaced(_Images, listing=unreadable),
         replaced(webdataset.tariterators, tarfile=types.SimpleNamespace(open=strictly)),
     ):

@@ -239,11 +239,9 @@ def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict
         for path, content in changed.items():
             if content is None:
                 (openclip.root / path).unlink()
-            else:
-                os.replace(parts[path], openclip.root / path)
-            if content is None:
                 done[path] = "removed"
             else:
+                os.replace(parts[path], openclip.root / path)
                 done[path] = "added" if held[path] is None else "changed"
     except OSError as error:
         so_far = "nothing was changed"

@@ -87,12 +87,11 @@ def head_options(
         of_file = read_frequencies(config.idf)
         of_file.check(tokenizer, config.idf)
         frequencies = of_file.document_frequency, of_file.num_captions
-    if config.placebo != "off":
-        options["placebo"] = config.placebo
     return options | {
         "idf": config.idf,
         "head_warmup": config.head_warmup,
         "head_input": config.head_input,
+        "placebo": config.placebo,
         "frequencies": frequencies,
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
@@ -114,15 +113,22 @@ def check_models(options: argparse.Namespace) -> None:
         starting_weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
     starting_weights.check_weights(model, pretrained)
     if not model.startswith("hf-hub:"):
-        has_timm = options.pretrained_image
-        starting_weights.start_of_towers(model, pretrained, pretrained_image=has_timm)
+        starting_weights.start_of_towers(
+            model, pretrained, pretrained_image=options.pretrained_image
+        )
     _check_text_tower(model, options)
     if options.distill_model is not None:
         _check_teacher(options.distill_model, options.distill_pretrained, options.cache_dir)
 
 
 def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) -> None:
-    check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
+    name = check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
+    model_cfg, _ = read_configuration(name, "--distill-model", cache_dir)
+    if {"multimodal_cfg", "init_logit_bias"} & model_cfg.keys():
+        raise InputError(
+            f"--distill-model: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's "
+            "distillation does not take: expected a CLIP model"
+        )
     schema, location = parse_model_name(model)
     if schema != "local-dir" or pretrained is None:
         return

@@ -6,7 +6,6 @@ generation of OpenCLIP is in openclip_3.py and openclip_4.py.
 
 import argparse
 import contextlib
-import importlib.machinery
 import importlib.util
 import re
 import sys
@@ -22,7 +21,9 @@ from .openclip_3 import arguments
 
 PATCHED_FILES = (
     "open_clip/factory.py",
-    *(f"open_clip_train/{name}.py" for name in ("data", "main", "params")),
+    "open_clip_train/data.py",
+    "open_clip_train/main.py",
+    "open_clip_train/params.py",
 )
 MODEL_CLASSES = ("CLIP", "CustomTextCLIP", "CoCa")
 REPLACED = (  # in both generations, besides the WRAPPERS of each
@@ -31,15 +32,18 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "open_clip_train.main.create_model_and_transforms",
     *(f"open_clip.factory.{name}" for name in MODEL_CLASSES),
     "open_clip_train.data.get_dataset_fn",
-    *(
-        f"open_clip_train.data.{name}"
-        for name in ("wds", "SharedEpoch", "CsvDataset", "detshuffle2")
-    ),
+    "open_clip_train.data.wds",
+    "open_clip_train.data.SharedEpoch",
+    "open_clip_train.data.CsvDataset",
+    "open_clip_train.data.detshuffle2",
     "torch.nn.parallel.DistributedDataParallel",
     "open_clip_train.main.train_one_epoch",
 )
-# the first words of the flags of the plugins in examples/
-EXAMPLES = re.compile(r"unrecognized arguments:.*? --(lora|sub-captions|global-contrastive)\b")
+# unknown flags that the plugins in examples/ have
+OF_EXAMPLES = re.compile(
+    r"^unrecognized arguments:.* --(lora|sub-captions|global-contrastive)"
+    r"(-(towers|weight|key|size|gamma|eps))?(?=[ =]|$)"
+)
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
@@ -49,13 +53,11 @@ def is_patched() -> bool:
     package = importlib.util.find_spec("open_clip")
     if package is None:
         raise InputError(f"OpenCLIP is not installed: {INSTALL}")
-    if (
-        importlib.machinery.PathFinder.find_spec("hooks", package.submodule_search_locations)
-        is not None
-    ):
+    folder = Path(package.origin).parent
+    if (folder / "hooks.py").is_file():
         return True
     for path in PATCHED_FILES:
-        file = Path(package.origin).parent.parent / path
+        file = folder.parent / path
         if file.exists() and "plugin_manager" in file.read_text():
             raise InputError(
                 f"{file} is patched, but open_clip/hooks.py is missing: run superclip patch apply"
@@ -98,27 +100,18 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            raise InputError(_missing_plugin(message) or explained(message, self))
+            if flag := OF_EXAMPLES.search(message):
+                plugin = f"open_clip_{flag[1].replace('-', '_')}"
+                raise InputError(
+                    f"{message}: this flag is one of the plugin {plugin}, which is not installed: "
+                    f"pip install ./examples/{plugin} in a clone of openclip-superclip"
+                )
+            raise InputError(explained(message, self))
 
     with replaced(
         params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})
     ):
         return params.parse_args(argv)
-
-
-def _missing_plugin(message: str) -> str:
-    """Returns a parser's error with how to install the plugin of examples/ that has the unknown
-    flag; "" for other errors."""
-    example = EXAMPLES.match(message)
-    if example is None:
-        return ""
-    plugin = f"open_clip_{example[1].replace('-', '_')}"
-    if importlib.util.find_spec(plugin) is not None:
-        return ""
-    return (
-        f"{message}: --{example[1]} is a flag of the plugin {plugin}, which is not installed: in a "
-        f"clone of openclip-superclip, pip install ./examples/{plugin}"
-    )
 
 
 def install(args: argparse.Namespace) -> None:

@@ -15,20 +15,20 @@ LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 
 
-def problems(training: Training) -> list[str]:
-    """Returns what is wrong with the options of a training, each with a suggestion.
+def problems(training: Training) -> Iterator[str]:
+    """Yields what is wrong with the options of a training, each with a suggestion.
 
     OpenCLIP 3 has no options for audio, JSON or NaFlex.
     """
     options = training.options
-    found = []
     if getattr(options, "horovod", False) and (training.is_ours or training.only_options):
-        found += _problems_with_horovod(options)
+        yield from _problems_with_horovod(options)
     if training.config is not None:
-        found += _problems_with_head(options, training.config)
+        yield from _problems_with_head(options, training.config)
     if training.is_ours:
-        found += _problems_with_our_flags(options, training.data_config)
-    return found
+        yield from _problems_with_our_flags(options, training.data_config)
+        yield from _problems_with_loss(options)
+        yield from _problems_with_optimizer(options)
 
 
 def _problems_with_horovod(options: Namespace) -> Iterator[str]:
@@ -104,29 +104,6 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
             "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
             "out one of the two"
         )
-    if (options.distill_model is None) != (options.distill_pretrained is None):
-        yield (
-            "--distill-model and --distill-pretrained: OpenCLIP does not distil without both of "
-            "them: give both, or leave both out"
-        )
-    if options.distill_model is not None and options.accum_freq > 1:
-        yield (
-            "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
-            f"{options.accum_freq}: use more GPUs"
-        )
-    objectives = {
-        "--distill-model": options.distill_model is not None,
-        "--siglip": options.siglip,
-        f"the CoCa of --model {options.model}": "coca" in options.model.lower(),
-    }
-    chosen = [name for name, is_chosen in objectives.items() if is_chosen]
-    if len(chosen) > 1:
-        yield f"{' and '.join(chosen)} have losses that OpenCLIP cannot combine: use one of them"
-    if options.loss_dist_impl not in (None, "bidir", "shift", "reduce", "gather"):
-        yield (
-            f"--loss-dist-impl is {options.loss_dist_impl}; expected bidir, shift, reduce or gather"
-        )
-    yield from _problems_with_optimizer(options)
     schedule = options.lr_scheduler
     if schedule == "const-cooldown" and options.epochs_cooldown is None:
         yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"
@@ -140,16 +117,35 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
         yield f"--report-to is {loggers}; expected wandb, tensorboard or wandb,tensorboard"
 
 
+def _problems_with_loss(options: Namespace) -> Iterator[str]:
+    has_teacher = options.distill_model is not None
+    is_coca = "coca" in options.model.lower()
+    if has_teacher != (options.distill_pretrained is not None):
+        yield (
+            "--distill-model and --distill-pretrained: OpenCLIP does not distil without both of "
+            "them: give both, or leave both out"
+        )
+    if has_teacher and options.accum_freq > 1:
+        yield (
+            "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
+            f"{options.accum_freq}: use more GPUs"
+        )
+    if [has_teacher, options.siglip, is_coca].count(True) > 1:
+        yield (
+            "--distill-model, --siglip and a CoCa --model have losses that OpenCLIP cannot "
+            "combine: use one of them"
+        )
+
+
 def _problems_with_optimizer(options: Namespace) -> Iterator[str]:
     name = options.opt.lower()
-    is_known = name in current().OPTIMIZERS
+    known = current().OPTIMIZERS
     if name.startswith("timm/"):
         from timm.optim import list_optimizers
 
-        is_known = name.removeprefix("timm/").removeprefix("lookahead_") in list_optimizers()
-        if (options.beta1 is None) != (options.beta2 is None):
-            yield f"--opt {options.opt} needs both --beta1 and --beta2, or neither"
-    if not is_known:
+        name = name.removeprefix("timm/").removeprefix("lookahead_")
+        known = list_optimizers()
+    if name not in known:
         yield (
             f"--opt is {options.opt}; expected {' or '.join(current().OPTIMIZERS)}, or timm/NAME "
             "with one of timm.optim.list_optimizers()"
@@ -188,14 +184,6 @@ def training_data_problems(training: Training, kind: str) -> Iterator[str]:
             f"{options.train_data}: expected a .csv or .tsv, or --val-data; superclip shards "
             "splits the pairs of shards"
         )
-    factors = options.train_data_upsampling_factors
-    if factors is not None and kind == "shards":
-        num_sources = len(options.train_data.split("::"))
-        if len(factors.split("::")) != num_sources or not options.dataset_resampled:
-            yield (
-                f"--train-data-upsampling-factors is {factors}; expected {num_sources} number(s), "
-                "one for each pattern of --train-data, joined by ::, and --dataset-resampled"
-            )
     if options.train_num_samples is None and kind == "synthetic":
         yield (
             "--train-num-samples is not given; expected the number of images of --dataset-type "

@@ -29,8 +29,8 @@ def make_folder(options: argparse.Namespace) -> None:
     logging.raiseExceptions = False  # otherwise each line of a log on a full disk is a traceback
     folder = Path(options.logs, options.name or "").absolute()
     try:
+        started[:] = [options]
         if launched()[0] == 0:
-            started[:] = [options]
             _make_and_lock(folder, is_named=options.name is not None)
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there) as file:
@@ -48,8 +48,7 @@ def _make_and_lock(folder: Path, *, is_named: bool) -> None:
     Without a name, it is the folder of all runs, which is not locked.
     """
     parents = [] if folder.parent.exists() else [folder.parent]
-    for parent in parents:
-        parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         _made[:] = [folder, *parents] if is_named else []

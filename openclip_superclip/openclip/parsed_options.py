@@ -6,7 +6,7 @@ from argparse import Namespace
 from functools import cached_property
 
 from ..checkpoints.resume import Resumed, resumed_checkpoint
-from ..data.tables import Columns, has_empty_captions, is_table, kind
+from ..data.tables import Columns, has_empty_captions, is_table
 from ..flags import Config, DataConfig, config_from, data_config_from
 
 
@@ -32,15 +32,19 @@ class Training:
         return is_table(self.options.train_data, self.options.dataset_type)
 
     @property
-    def reads_shards(self) -> bool:
-        """Whether it trains on the shards of a WebDataset."""
-        data = self.options.train_data
-        return bool(data) and kind(data, self.options.dataset_type) == "shards"
-
-    @property
     def decodes_images(self) -> bool:
         """Whether the checks decode images: on one rank, and not again in superclip run."""
         return launched()[0] == 0 and not getattr(self.options, "images_checked", False)
+
+    @property
+    def is_naflex(self) -> bool:
+        """Whether batches have various sizes, with OpenCLIP 4's NaFlex."""
+        return getattr(self.options, "use_naflex", False)
+
+    @property
+    def accum_freq(self) -> int:
+        """The batches that every step needs."""
+        return 1 if self.is_naflex else self.options.accum_freq
 
     @property
     def columns(self) -> Columns:
@@ -102,8 +106,7 @@ class Training:
 
     @property
     def has_logs(self) -> bool:
-        logs = self.options.logs
-        return bool(logs) and logs.lower() != "none"
+        return (self.options.logs or "none").lower() != "none"
 
     @property
     def records_words(self) -> bool:

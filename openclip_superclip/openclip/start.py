@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name, register_model
 from ..data.held_out import split_table
-from ..data.tables import Columns, check_table, detect_columns
+from ..data.tables import Columns, detect_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
-from ..flags import Config, is_idf_file, options_of
-from .checks import Findings
+from ..flags import is_idf_file, options_of
+from .checks import Findings, check_training_table, long_warmup
 from .output_folder import make_folder, remove_unstarted_run
 from .parsed_options import Training, launched
 
@@ -60,15 +60,17 @@ def begin(training: Training, findings: Findings) -> None:
     for processes; InputError if a file cannot be written."""
     options = training.options
     training.num_steps = findings.num_steps
+    _hold_out(training)
     if launched()[0] == 0:
         if training.is_ours:
             training.resumed.set_damaged_aside()
-        for warning in findings.warnings:
+        warm_up = long_warmup(options.warmup, training.num_steps, "--warmup")
+        for warning in findings.warnings + warm_up:
             to_stderr(f"superclip: {warning}")
-    _hold_out(training)
     _fix_ranks(training)
     if training.is_ours:
-        if training.reads_shards and options.workers > 0:  # a WebDataset cannot be pickled
+        reads_shards = kind(options.train_data or "", options.dataset_type) == "shards"
+        if reads_shards and options.workers > 0:  # a WebDataset cannot be pickled
             multiprocessing.set_start_method("fork", force=True)
         make_folder(options)
         print_in_one_line(remove_unstarted_run)
@@ -78,25 +80,16 @@ def begin(training: Training, findings: Findings) -> None:
 
 def _hold_out(training: Training) -> None:
     """Splits the table of --train-data by --val-fraction, and sets OpenCLIP's options for both
-    parts."""
+    parts, and the number of steps."""
     options = training.options
     fraction = training.data_config.val_fraction
     if fraction is None:
         return
-    columns = training.columns
     split = split_table(
-        options.train_data, columns, fraction, Path(options.logs), "--train-data", "--logs"
+        options.train_data, training.columns, fraction, Path(options.logs), "--train-data", "--logs"
     )
     try:
-        check_table(
-            split.train,
-            columns,
-            training.config or Config(),
-            options.batch_size,
-            launched()[1],
-            max_decoded=0,
-            accum_freq=options.accum_freq,
-        )
+        training.num_steps = check_training_table(training, split.train, max_decoded=0).num_steps
     except InputError:
         split.remove()
         raise

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import contextlib
-import copy
 import functools
 import inspect
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from .. import hooks
 from ..checkpoints.architecture import read_architecture
 from ..flags import config_from
 from ..method.allocations import META, Allocations, Precision, as_on
-from ..method.model import AccumulatedLosses
+from ..method.model import accumulated_losses
 from . import autocast
 from .hook_calls import plugins_model_class
 from .openclip_3 import plugins_loss
@@ -45,9 +44,11 @@ def model_without_values(options: argparse.Namespace) -> nn.Module:
     """Returns the model that OpenCLIP's options train, after the plugins' changes and locked."""
     config = config_from(vars(options))
     architecture = read_architecture(options.model).with_options(vars(options))
-    changes = {"precision": options.precision, "output_dict": True}
-    changes |= {
-        name: getattr(options, name) for name in ("force_custom_text", "force_patch_dropout")
+    changes = {
+        "precision": options.precision,
+        "output_dict": True,
+        "force_custom_text": options.force_custom_text,
+        "force_patch_dropout": options.force_patch_dropout,
     }
     if options.siglip:
         changes["init_logit_bias"] = -10
@@ -56,9 +57,8 @@ def model_without_values(options: argparse.Namespace) -> nn.Module:
             "head_warmup": config.head_warmup,
             "head_input": config.head_input,
             "word_course": config.word_course == "on",
+            "placebo": config.placebo,
         }
-        if config.placebo != "off":
-            changes["superclip"]["placebo"] = config.placebo
     with plugins_model_class():
         model = architecture.build(**changes)
     hooks.plugin_manager().hook.open_clip_model_created(args=options, model=model)
@@ -79,7 +79,7 @@ class Step:
     """The training step of a run on one GPU, on tensors without values."""
 
     def __init__(self, arguments: list[str], world_size: int):
-        self.options = options = copy.copy(check_command(arguments))
+        self.options = options = check_command(arguments)
         self.device = options.device
         options.rank = 0
         options.world_size = world_size
@@ -127,7 +127,7 @@ class Step:
     def peak(self, batch_size: int, accum_freq: int) -> Peak:
         """Returns the peak of a step with a batch of the given size and accumulation."""
         if self.config is not None:
-            self.model.accumulated = AccumulatedLosses(accum_freq) if accum_freq > 1 else None
+            self.model.accumulated = accumulated_losses(accum_freq)
         self.allocations.restart()
         with self._simulation():
             self._train(batch_size, accum_freq)

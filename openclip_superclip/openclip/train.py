@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from traceback import walk_tb
@@ -16,6 +17,8 @@ from .option_problems import data_problems
 from .parsed_options import launched
 
 OURS = "superclip"  # the entry point of this package's plugin
+# torch's errors for the weights and the optimizer's state of a checkpoint
+DIFFERS = re.compile(r"Error\(s\) in loading state_dict|loaded state dict ")
 
 
 def register_plugin(plugin: object) -> None:
@@ -93,8 +96,8 @@ def _check_device(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def explained_errors() -> Iterator[None]:
-    """Raises InputError instead of a plugin's error and, with a flag of ours, of that of a full
-    disk.
+    """Raises InputError instead of a plugin's error and, with a flag of ours, of those of a full
+    disk and of a resumed checkpoint that does not fit.
 
     An incomplete checkpoint is removed from a full disk.
     """
@@ -105,13 +108,17 @@ def explained_errors() -> Iterator[None]:
     except Exception as error:
         if plugin := _failed_plugin(error):
             raise InputError(plugin) from error
-        if not output_folder.started or not is_full(error):
+        if not output_folder.started:
             raise
         (args,) = output_folder.started
-        checkpoints = Path(
-            getattr(args, "checkpoint_path", None)
-            or Path(args.logs, args.name or "", "checkpoints")
-        )
+        if args.resume is not None and DIFFERS.match(str(error)):
+            raise InputError(
+                f"--resume: {args.resume} is of a run with another model or optimizer "
+                f"({reason(error)[:200]}): give the flags of that run, or another --name"
+            ) from error
+        if launched()[0] != 0 or not is_full(error):
+            raise
+        checkpoints = Path(args.logs, args.name or "", "checkpoints")
         removed = quarantine(checkpoints, is_complete, None)
         if (unfinished := checkpoints / "tmp.pt").exists() and not is_complete(unfinished):
             unfinished.unlink()

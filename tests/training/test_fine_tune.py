@@ -25,6 +25,7 @@ from support.models import (
 from support.three_steps import results_of
 from support.training_runs import (
     completed,
+    error_of,
     execute,
     failure,
     load,
@@ -274,8 +275,8 @@ def runs(small_run, tmp_path_factory):
         run_train(small_run, "--save-most-recent", flags, cwd=folder)
     torch.save(load(folder / "logs/plain")["state_dict"], folder / "bare.pt")
     (folder / "corrupt.pt").write_bytes((folder / "bare.pt").read_bytes()[:5000])
-    (folder / "teacher").mkdir()
-    write_config(folder / "teacher")
+    write_model(folder / "no-coca")
+    write_model(folder / "captioner", **MODELS["coca"])
     return folder
 
 
@@ -287,6 +288,13 @@ def test_weights_that_cannot_start_a_run_are_refused_before_it_begins(
     before = sorted(runs.rglob("*"))
     assert reason in refusal(small_run, flags)
     assert sorted(runs.rglob("*")) == before
+
+
+@parametrize("other", ["--opt timm/sgd", "--model ViT-Ti-16-96"])
+def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(other, runs, small_run, tmp_path):
+    resume = f"--superclip --resume {runs}/logs/with-head/checkpoints/epoch_1.pt"
+    error = error_of(superclip_train, small_run, resume, other, cwd=tmp_path)
+    assert "epoch_1.pt is of a run with another model or optimizer" in error
 
 
 STILL = "--lr 0 --wd 0"  # saves what it started from

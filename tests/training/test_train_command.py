@@ -183,10 +183,9 @@ def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_r
         f"data {csv_data}, 1 epoch(s) in batches of 16 samples: 4 steps",
         "log and checkpoints in logs/run",
     ]
-    of_head = f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters"
     for part in (
         f"vocabulary {VOCAB_SIZE:,}",
-        of_head,
+        f"head {VOCAB_SIZE * 65 + 2 * 64:,} parameters",
         "patch tokens",
         "width 64",
         "IDF online",

@@ -153,9 +153,8 @@ def tiny_model(placebo):
     torch.manual_seed(1)
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
-    options = {} if placebo == "off" else {"placebo": placebo}
-    model_class = with_class_head(CLIP, **options)
-    options["ignored_tokens"] = (0,)
+    options = {"placebo": placebo, "ignored_tokens": (0,)}
+    model_class = with_class_head(CLIP, placebo)
     return model_class(8, vision, text, superclip=options, output_dict=True).train()
 
 

@@ -2,11 +2,11 @@
 it, and find its columns."""
 
 import csv
-import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
-from support import cases, input_error, refusals, table
+from support import cases, input_error, read_json_lines, refusals, table
 from support.training_runs import execute, run_train
 
 from openclip_superclip.data.held_out import split_table
@@ -35,23 +35,21 @@ def read(file):
         return list(csv.reader(opened))
 
 
+def split(table, fraction=0.25):
+    return split_table(str(table), COLUMNS, fraction, table.parent, "--data", "--out")
+
+
 def test_the_same_call_finds_the_split_and_another_table_or_fraction_has_another(tmp_path):
     table = write_pairs(tmp_path)
-    first = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
-    again = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
-    assert first.is_new and not again.is_new
-    assert (again.folder, again.num_train, again.num_val) == (
-        first.folder,
-        first.num_train,
-        first.num_val,
-    )
+    first = split(table)
+    again = split(table)
+    assert first.is_new
+    assert again == replace(first, is_new=False)
     again.remove()
     assert first.folder.exists()
-    assert split_table(str(table), COLUMNS, 0.5, tmp_path, "--data", "--out").folder != first.folder
+    assert split(table, 0.5).folder != first.folder
     table.write_text(table.read_text() + f"{tmp_path}/images/0.png,another\n")
-    assert (
-        split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out").folder != first.folder
-    )
+    assert split(table).folder != first.folder
     assert not [*tmp_path.glob("*.part")]
 
 
@@ -60,8 +58,8 @@ def test_empty_captions_stay_empty_and_text_stays_as_it_is(tmp_path):
     table.write_text(
         table.read_text() + f'{tmp_path}/images/0.png,\n{tmp_path}/images/2.png,"007\nnew line"\n'
     )
-    split = split_table(str(table), COLUMNS, 0.25, tmp_path, "--data", "--out")
-    captions = [row[1] for file in (split.train, split.val) for row in read(file)[1:]]
+    found = split(table)
+    captions = [row[1] for file in (found.train, found.val) for row in read(file)[1:]]
     assert captions.count("") == 1 and captions.count("007\nnew line") == 1
 
 
@@ -99,8 +97,10 @@ def test_a_study_of_two_pairs_is_planned_with_a_batch_of_one(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     header, *rows = (tmp_path / "pairs.csv").read_text().splitlines()
     (tmp_path / "two.csv").write_text("\n".join([header, rows[0], rows[-1]]))
-    planned = "study own_data --data two.csv --seeds 2 --device cpu --set global_batch_size=1"
-    assert "runs: 4, of which 4 are left to train" in execute(f"{planned} --dry-run")
+    planned = execute(
+        "study own_data --data two.csv --seeds 2 --device cpu --set global_batch_size=1 --dry-run"
+    )
+    assert "runs: 4, of which 4 are left to train" in planned
     assert sorted(path.name for path in tmp_path.glob("*")) == ["images", "pairs.csv", "two.csv"]
 
 
@@ -115,7 +115,7 @@ def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     )
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
-    (tmp_path / "one_row.csv").write_text("\n".join(["image,caption", rows[0]]))
+    (tmp_path / "one_row.csv").write_text(f"image,caption\n{rows[0]}")
     assert problem in refused(tmp_path, small_study("pairs.csv", options))
 
 
@@ -129,7 +129,8 @@ def train(small_model):
 
 def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
     write_pairs(tmp_path, header="photo;words")
-    run_train(train, "--val-fraction 0.2 --superclip --name ours", cwd=tmp_path)
+    ours = run_train(train, "--val-fraction 0.2 --superclip --name ours", cwd=tmp_path)
+    assert "in batches of 8 samples: 4 steps" in ours.output
     run = run_train(train, "--val-fraction 0.2 --name clip", cwd=tmp_path)
     assert (
         "pairs.csv: images in column 'photo', captions in 'words', separated by ';'" in run.output
@@ -143,10 +144,8 @@ def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
             and f"val_data: {place}/val.csv\n" in params
         )
         assert "superclip_val_fraction: 0.2\n" in params
-        measured = json.loads(
-            (tmp_path / f"logs/{name}/checkpoints/results.jsonl").read_text().splitlines()[-1]
-        )
-        assert measured["num_samples"] == 6
+        results = read_json_lines(tmp_path / f"logs/{name}/checkpoints/results.jsonl")
+        assert results[-1]["num_samples"] == 6
 
 
 def test_two_ranks_share_one_split(train, tmp_path):

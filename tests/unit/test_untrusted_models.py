@@ -226,6 +226,9 @@ FOLDERS = {
     "code of a nested tokenizer": code_of_nested_tokenizer,
     "code of a tower": code_of_tower,
     "an adapter of a tower": adapter_of_tower,
+    "a backbone beside a tokenizer": lambda folder: write_json(
+        write_folder(folder) / "config.json", {"model_type": "dpt", "backbone": STRANGER}
+    ),
     "a kernel of a tower": kernel_of_tower,
     "a kernel of a part of a tower": kernel_of_a_part_of_a_tower,
     "a tokenizer's list": tokenizer_without_fields('[{"auto_map": 1}]'),
@@ -261,7 +264,10 @@ def commands_of_folder(folder):
         "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
         "average": f"average {folder} {folder} --out out.pt --overwrite",
         "interpolate": f"interpolate {folder} {folder} --out out.pt --overwrite",
-        "distil": f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder}",
+        "distil": (
+            f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder} "
+            f"--distill-pretrained local-dir:{folder}"
+        ),
         **commands_of_model(f"local-dir:{folder}"),
     }
 
