@@ -205,7 +205,7 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
         for name in filter(OPENS_OTHERS.fullmatch, _names_in(content)):
             yield f"{place} contains {name}, which can run code or open another model"
     kind = content.get("model_type")  # in the configuration, which was read last
-    if is_tower and kind not in arch_dict:
+    if is_tower and content and kind not in arch_dict:
         yield f"{place} is a {kind}; OpenCLIP supports {', '.join(sorted(arch_dict))}"
 
 
