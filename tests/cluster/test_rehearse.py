@@ -6,7 +6,7 @@ import re
 import signal
 
 import pytest
-from support import cases, read_json, write_json
+from support import cases, read_json, table, write_json
 from support.plugins import write_plugin, write_slow_loss
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure, run_superclip, shell_words
@@ -15,10 +15,6 @@ from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
-
-
-def job(number, restarts):
-    return {"SLURM_JOB_ID": number, "SLURM_RESTART_COUNT": restarts}
 
 
 def rehearse(folder, flags, **variables):
@@ -38,7 +34,8 @@ def rehearsed(tmp_path_factory):
     (out / "uninterrupted").mkdir(parents=True)
     write_json(out / "uninterrupted/run.json", {"attempts": [{"job": "17"}]})
     flags = f"{recipe} --nproc 2 --steps 12 --out {out}"
-    code, printed = rehearse(folder, flags, PYTHONPATH=str(slow), **job("17", "1"))
+    job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
+    code, printed = rehearse(folder, flags, PYTHONPATH=str(slow), **job)
     assert code == 0, printed
     summary = read_json(out / "rehearsal.json")
     return {"recipe": recipe, "out": out, "printed": printed, "summary": summary}
@@ -100,15 +97,7 @@ def test_a_plan_uses_it(rehearsed):
     assert cost["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
 
 
-@cases(
-    "environment",
-    {
-        "shell": {},
-        "other job": job("18", "1"),
-        "step": job("17", "0"),
-        "restarts": job("17", "3"),
-    },
-)
+@cases("environment", table("runs: starts that rehearse anew"))
 def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(
     environment, rehearsed, monkeypatch
 ):
