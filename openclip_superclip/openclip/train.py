@@ -114,7 +114,7 @@ def explained_errors() -> Iterator[None]:
         if args.resume is not None and DIFFERS.match(str(error)):
             raise InputError(
                 f"--resume: {args.resume} is of a run with another model or optimizer "
-                f"({reason(error)[:200]}): give the flags of that run, or another --name"
+                f"({reason(error)[:200]}): give the flags of that run, or leave --resume out"
             ) from error
         if launched()[0] != 0 or not is_full(error):
             raise

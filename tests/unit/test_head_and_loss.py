@@ -154,8 +154,7 @@ def tiny_model(placebo):
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
     options = {"placebo": placebo, "ignored_tokens": (0,)}
-    model_class = with_class_head(CLIP, placebo)
-    return model_class(8, vision, text, superclip=options, output_dict=True).train()
+    return with_class_head(CLIP, placebo)(8, vision, text, superclip=options).train()
 
 
 def trained_on(placebo, loss_name):
