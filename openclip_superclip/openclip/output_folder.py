@@ -48,7 +48,8 @@ def _make_and_lock(folder: Path, *, is_named: bool) -> None:
     Without a name, it is the folder of all runs, which is not locked.
     """
     parents = [] if folder.parent.exists() else [folder.parent]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for parent in parents:
+        parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         _made[:] = [folder, *parents] if is_named else []
