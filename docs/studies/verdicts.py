@@ -38,14 +38,8 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     EARLIER_BATCH: "wrong contrast",
     ("vit_dense", "mIoU"): "scores near chance",
 }
-HELD_OUT = "held_out_words"
-OWN_FAMILY = (
-    "transfer",
-    "stamps",
-    "natural_towers",
-    "captions_and_frequencies",
-    HELD_OUT,
-)  # by their protocols
+HELD_OUT, TWO_FACTORS = "held_out_words", "captions_and_frequencies"
+OWN_FAMILY = ("transfer", "stamps", "natural_towers", TWO_FACTORS, HELD_OUT)  # by their protocols
 LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
     "zero_shot": "zero-shot",
@@ -84,7 +78,8 @@ class Comparison:
     study: str = ""
     arm: str = ""
     baseline: str = ""
-    # a value of the swept field, "mean …" or "per doubling"; empty if the study sweeps nothing
+    # a value of the swept field, "mean …", "per doubling" or an effect; empty if the study sweeps
+    # nothing
     where: str = ""
     is_primary: bool = False
     means: tuple[float, float] | None = None  # of the baseline and of the arm
@@ -180,6 +175,9 @@ def read_study(folder: Path) -> list[Comparison]:
                 "measure": measure,
                 "is_primary": measure == primary,
             }
+            if name == TWO_FACTORS:
+                comparisons += _two_factors(paired, common)
+                continue
             for value in values:
                 where = f"{swept} {value}" if swept else ""
                 means = tuple(map(statistics.mean, zip(*paired[value].values(), strict=True)))
@@ -219,6 +217,39 @@ def _over(paired: Sequence[dict], combine: Callable) -> dict[str, list]:
         combine([scores[seed][1] - scores[seed][0] for scores in paired]) for seed in seeds
     ]
     return {"seeds": seeds, "differences": differences}
+
+
+def _two_factors(paired: dict[str, dict], common: dict) -> Iterator[Comparison]:
+    """The gains in four versions of the training scenes, the two main effects on the gain, which
+    alone are primary, and the interaction: what careless captions change more with Zipf's
+    frequencies than with equal ones."""
+    careless = {value: 1 if "careless" in value else -1 for value in paired}
+    zipf = {value: 1 if "zipf" in value else -1 for value in paired}
+    secondary = common | {"is_primary": False}
+    for value, scores in paired.items():
+        captions = "careless" if careless[value] > 0 else "clean"
+        frequencies = "Zipf's" if zipf[value] > 0 else "equal"
+        where = f"{captions} captions, {frequencies} frequencies"
+        means = tuple(map(statistics.mean, zip(*scores.values(), strict=True)))
+        gain = _over([scores], statistics.mean)
+        yield Comparison(**secondary, where=where, means=means, **gain)
+    versions = list(paired.values())
+    of_captions = _over(versions, _contrast([sign / 2 for sign in careless.values()]))
+    of_frequencies = _over(versions, _contrast([sign / 2 for sign in zipf.values()]))
+    both = _over(versions, _contrast([careless[value] * zipf[value] for value in paired]))
+    yield Comparison(**common, where="careless − clean captions", **of_captions)
+    yield Comparison(**common, where="Zipf's − equal frequencies", **of_frequencies)
+    yield Comparison(**secondary, where="interaction", **both)
+
+
+def _contrast(weights: Sequence[float]) -> Callable[[list[float]], float]:
+    """A function that returns the weighted sum of differences."""
+
+    def contrast(differences: list[float]) -> float:
+        terms = zip(weights, differences, strict=True)
+        return sum(weight * difference for weight, difference in terms)
+
+    return contrast
 
 
 def _slope(values: Sequence[float]) -> Callable[[list[float]], float]:
@@ -533,6 +564,20 @@ CLAIMS = [
     ),
     Claim("… a head on the class token beats CLIP", "", HELD_OUT, "pooled, half the words − CLIP"),
     Claim(
+        "Unseen drawings, ResNet, each method's best rate: careless captions reduce the gain",
+        "",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, careless − clean captions",
+        -1,
+    ),
+    Claim(
+        "… a long tail reduces the gain",
+        "",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, Zipf's − equal frequencies",
+        -1,
+    ),
+    Claim(
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
         "",
         "natural",
@@ -602,6 +647,7 @@ def p_text(p: float) -> str:
 CONDITIONS = {
     "unseen_drawings": "unseen, clean",
     "batch_size": "unseen, clean",
+    TWO_FACTORS: "unseen, both",
     "natural": "unseen, careless",
     "ideas": "unseen, careless",
     "captions": "seen, as named",
@@ -679,6 +725,20 @@ CASES = [
         "unseen_drawings",
         "SuperCLIP − CLIP",
     ),
+    Case(
+        "… careless captions",
+        "20,480 scenes, a third of the objects unnamed, "
+        "a fifth of the captions with wrong words; tests by an unseen designer",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, careless captions, equal frequencies",
+    ),
+    Case(
+        "… clean captions, long tail",
+        "20,480 scenes, object frequencies differ by up to a factor of 34; "
+        "tests by an unseen designer",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, clean captions, Zipf's frequencies",
+    ),
     Case("… small ViT", "the same", "transfer", "SuperCLIP − CLIP", "pooled − CLIP"),
     Case(
         "… small ViT, long tail and careless captions",
@@ -708,14 +768,17 @@ def cases_table(comparisons: Sequence[Comparison]) -> str:
         "| your case | data of the study | CLIP | the paper's head − CLIP | `pooled` − CLIP | n |",
         "|---|---|---|---|---|---|",
     ]
-    primary = {
+    measures = {
+        comparison.study: comparison.measure for comparison in comparisons if comparison.is_primary
+    }
+    by_name = {
         (comparison.study, comparison.name): comparison
         for comparison in comparisons
-        if comparison.is_primary
+        if comparison.measure == measures.get(comparison.study)
     }
     for case in CASES:
-        head = primary.get((case.study, case.paper_head))
-        pooled = primary.get((case.study, case.pooled))
+        head = by_name.get((case.study, case.paper_head))
+        pooled = by_name.get((case.study, case.pooled))
         data = f"[{case.data}](studies/{case.study}/README.md)" if case.study else ""
         row = [data, "", "not finished" if case.study else "not measured", "", ""]
         if head:
@@ -852,6 +915,32 @@ def shares_table(comparisons: Sequence[Comparison]) -> str:
         share, low, high = share_that_remains(without, whole)
         shown = f"{share:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "undetermined"
         lines.append(f"| {head} | {whole} | {without} | {shown} |")
+    return "\n".join(lines)
+
+
+def fractions_table(comparisons: Sequence[Comparison]) -> str:
+    """The gain in each version of the training scenes, in points and as a fraction of CLIP's
+    score."""
+    lines = [
+        "| captions, frequencies | CLIP | SuperCLIP | gain | gain / CLIP's score | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for comparison in comparisons:
+        if comparison.means is None or (comparison.study, comparison.measure) != (
+            TWO_FACTORS,
+            "zero_shot",
+        ):
+            continue
+        clip, superclip = comparison.means
+        row = [
+            comparison.where,
+            f"{clip:.1f}",
+            f"{superclip:.1f}",
+            f"{comparison}",
+            f"{comparison.mean / clip:.2f}",
+            f"{comparison.n}",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -1025,6 +1114,8 @@ def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
         )
     if HELD_OUT in {comparison.study for comparison in comparisons}:
         made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
+    if TWO_FACTORS in {comparison.study for comparison in comparisons}:
+        made[HERE / TWO_FACTORS / "README.md"]["fractions"] = fractions_table(comparisons)
     made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
     made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
     flip = next(
