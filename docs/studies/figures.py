@@ -1,8 +1,9 @@
-"""The figures of docs/evidence.md and of two studies, vit_samples and held_out_words: `python
-docs/studies/figures.py`."""
+"""The figures of docs/evidence.md and of the studies vit_samples, held_out_words and
+captions_and_frequencies: `python docs/studies/figures.py`."""
 
 import csv
 import statistics
+import textwrap
 
 from scipy.stats import t
 from verdicts import (
@@ -12,6 +13,7 @@ from verdicts import (
     HELD_OUT_HEADS,
     HERE,
     LOWER_IS_BETTER,
+    TWO_FACTORS,
     Comparison,
     read_comparisons,
     tested,
@@ -124,9 +126,32 @@ def draw_held_out_words(comparisons: list[Comparison]) -> bytes:
     return png(figure)
 
 
+def draw_two_factors(comparisons: list[Comparison]) -> bytes:
+    """Draws the gains in the four versions of the training scenes and the effects on the gain, on
+    unseen and on seen drawings."""
+    figure, panels = plt.subplots(2, 1, figsize=(9, 6.5), sharex=True)
+    titles = {"zero_shot": "unseen drawings (primary)", "seen_zero_shot": "seen drawings"}
+    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+        drawn = [
+            comparison
+            for comparison in comparisons
+            if (comparison.study, comparison.measure) == (TWO_FACTORS, measure)
+        ]
+        for x, comparison in enumerate(drawn):
+            colour = "#d1495b" if comparison.means else "#4f6d7a"  # a gain, or an effect on it
+            draw_difference(axes, x, PairedDifference(comparison.differences), colour, 0.06)
+            axes.plot(x, comparison.mean, "o", color=colour)
+        names = [textwrap.fill(comparison.where, 20) for comparison in drawn]
+        set_difference_axis(axes, names, len(names), title)
+        axes.set_ylabel("points of zero-shot accuracy\n(bar: 95 % interval, dot: a seed)")
+    return png(figure)
+
+
 if __name__ == "__main__":
     found = read_comparisons()
     (DOCS / "evidence.png").write_bytes(draw_evidence(found))
     (HERE / "vit_samples" / "samples.png").write_bytes(draw_samples())
     if any(comparison.study == HELD_OUT for comparison in found):
         (HERE / HELD_OUT / "study.png").write_bytes(draw_held_out_words(found))
+    if any(comparison.study == TWO_FACTORS for comparison in found):
+        (HERE / TWO_FACTORS / "study.png").write_bytes(draw_two_factors(found))
