@@ -733,13 +733,18 @@ CASES = [
         "SuperCLIP − CLIP, careless captions, equal frequencies",
     ),
     Case(
-        "… clean captions, long tail",
-        "20,480 scenes, object frequencies differ by up to a factor of 34; "
-        "tests by an unseen designer",
+        "… careless captions and long tail",
+        "the same, object frequencies differ by up to a factor of 34",
         TWO_FACTORS,
-        "SuperCLIP − CLIP, clean captions, Zipf's frequencies",
+        "SuperCLIP − CLIP, careless captions, Zipf's frequencies",
     ),
-    Case("… small ViT", "the same", "transfer", "SuperCLIP − CLIP", "pooled − CLIP"),
+    Case(
+        "… small ViT",
+        "20,480 scenes, clean captions; tests by an unseen designer",
+        "transfer",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
     Case(
         "… small ViT, long tail and careless captions",
         "20,480 scenes, a third of the objects unnamed, "
