@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     counts = Counter()
     rows = []
     notes = []
-    found: dict[Path, None] = {}  # without duplicates
+    found = {}  # without duplicates
     for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:

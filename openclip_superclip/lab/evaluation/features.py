@@ -32,11 +32,17 @@ class EvaluationSettings:
     def of_task(self, task: str) -> dict:
         """Returns the settings on which the metrics of a task depend."""
         settings = {"precision": self.precision}
+        if self.precision == "amp":  # of bfloat16 on a CPU, and of float16 on a GPU
+            settings["device"] = self.device
         if task == "zeroshot_retrieval":
             settings["recall_k"] = RECALL_K
         elif task == "linear_probe":
-            settings["batch_size"] = self.batch_size
-            settings |= {"lr": self.probe_lr, "epochs": self.probe_epochs, "seed": SEED}
+            settings |= {
+                "batch_size": self.batch_size,
+                "lr": self.probe_lr,
+                "epochs": self.probe_epochs,
+                "seed": SEED,
+            }
         elif task in DENSE:
             settings |= {"lr": self.dense_lr, "epochs": self.dense_epochs}
         return settings
