@@ -155,6 +155,13 @@ def tables(arms: list[Arm]) -> list[str]:
                 for arm in of_stages(arms, "scratch")
             ],
         ),
+        markdown_table(
+            [*heads, *SCORES, *KEPT],
+            [
+                [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
+                for arm in of_stages(arms, "scenes")
+            ],
+        ),
     ]
 
 
