@@ -564,8 +564,7 @@ CLAIMS = [
     ),
     Claim("… a head on the class token beats CLIP", "", HELD_OUT, "pooled, half the words − CLIP"),
     Claim(
-        "Unseen drawings, ResNet, each method's best rate with clean captions: "
-        "careless captions reduce the gain",
+        "Unseen drawings, ResNet: careless captions reduce the gain",
         "",
         TWO_FACTORS,
         "SuperCLIP − CLIP, careless − clean captions",

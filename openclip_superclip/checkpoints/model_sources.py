@@ -3,7 +3,7 @@ OpenCLIP has named."""
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -191,22 +191,27 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
     if (Path(place) / "adapter_config.json").exists():
         yield f"{place} contains adapter_config.json, which may name other weights"
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    for read in (get_tokenizer_config, lambda place: PretrainedConfig.get_config_dict(place)[0]):
-        content = {}
-        try:
-            content = read(place)
-        except (OSError, ValueError):  # no such file; OpenCLIP reports those that it needs
-            continue
-        except TypeError:  # transformers expects an object
-            content = None
+    tokenizer = _configuration(get_tokenizer_config, place)
+    model = _configuration(lambda place: PretrainedConfig.get_config_dict(place)[0], place)
+    for content in (tokenizer, model):
         if not isinstance(content, dict):
             yield f"{place} contains a configuration of transformers that is not a JSON object"
-            continue
+            return
         for name in filter(OPENS_OTHERS.fullmatch, _names_in(content)):
             yield f"{place} contains {name}, which can run code or open another model"
-    kind = content.get("model_type")  # in the configuration, which was read last
-    if is_tower and content and kind not in arch_dict:
+    kind = model.get("model_type")
+    if is_tower and model and kind not in arch_dict:
         yield f"{place} is a {kind}; OpenCLIP supports {', '.join(sorted(arch_dict))}"
+
+
+def _configuration(read: Callable[[str], object], place: str) -> object:
+    """Returns the content of a file of transformers; {} without the file, and None for a list."""
+    try:
+        return read(place)
+    except (OSError, ValueError):  # OpenCLIP reports the files that it needs
+        return {}
+    except TypeError:  # transformers expects an object
+        return None
 
 
 def _names_in(content: object) -> Iterator[str]:

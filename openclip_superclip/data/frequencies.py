@@ -145,9 +145,10 @@ def _kind(captions: str) -> tuple[float, str]:
 
 
 class ShardCounts(NamedTuple):
-    """The counts of a shard."""
+    """The counts of a shard, sparse so that those of thousands of shards fit in memory."""
 
-    document_frequency: Tensor  # int64 [V]
+    tokens: Tensor  # int64 [K], the token ids that occur
+    document_frequency: Tensor  # int64 [K], of these
     num_captions: int
     problem: str  # why the shard could not be read to its end, or ""
 
@@ -192,7 +193,9 @@ class CaptionCounter:
             problem = why_broken(error)
         if texts:
             statistics.update(self.tokenizer(texts))
-        return ShardCounts(statistics.document_frequency, int(statistics.num_captions), problem)
+        counts = statistics.document_frequency
+        tokens = counts.nonzero().flatten()
+        return ShardCounts(tokens, counts[tokens], int(statistics.num_captions), problem)
 
     def _samples(self, shard: str) -> Iterator[dict]:
         """Yields the samples on which OpenCLIP trains."""
@@ -220,7 +223,7 @@ class CaptionCounter:
         counted = work_on(self.count_shard, shards, workers, "--workers")
         with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
             for shard, counts in zip(shards, counted, strict=True):
-                document_frequency += counts.document_frequency
+                document_frequency[counts.tokens] += counts.document_frequency
                 num_captions += counts.num_captions
                 if counts.problem:
                     problems[shard] = counts.problem

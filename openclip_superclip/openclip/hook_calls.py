@@ -7,7 +7,6 @@ generation of OpenCLIP is in openclip_3.py and openclip_4.py.
 import argparse
 import contextlib
 import importlib.util
-import re
 import sys
 import types
 from pathlib import Path
@@ -39,11 +38,12 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "torch.nn.parallel.DistributedDataParallel",
     "open_clip_train.main.train_one_epoch",
 )
-# unknown flags that the plugins in examples/ have
-OF_EXAMPLES = re.compile(
-    r"^unrecognized arguments:.* --(lora|sub-captions|global-contrastive)"
-    r"(-(towers|weight|key|size|gamma|eps))?(?=[ =]|$)"
-)
+# the plugins in examples/, by the first words of their flags
+EXAMPLES = {
+    "--lora": "open_clip_lora",
+    "--sub-captions": "open_clip_sub_captions",
+    "--global-contrastive": "open_clip_global_contrastive",
+}
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
@@ -100,12 +100,14 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            if flag := OF_EXAMPLES.search(message):
-                plugin = f"open_clip_{flag[1].replace('-', '_')}"
-                raise InputError(
-                    f"{message}: this flag is one of the plugin {plugin}, which is not installed: "
-                    f"pip install ./examples/{plugin} in a clone of openclip-superclip"
-                )
+            for flag, plugin in EXAMPLES.items():
+                is_missing = importlib.util.find_spec(plugin) is None
+                if is_missing and message.startswith("unrecognized") and f" {flag}" in message:
+                    raise InputError(
+                        f"{message}: flags that begin with {flag} are those of the plugin "
+                        f"{plugin}, which is not installed: pip install ./examples/{plugin} in a "
+                        "clone of openclip-superclip"
+                    )
             raise InputError(explained(message, self))
 
     with replaced(

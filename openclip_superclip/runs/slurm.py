@@ -150,9 +150,11 @@ def time_left() -> float | None:
 
 
 def hosts() -> list[str]:
-    """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login."""
+    """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login; without
+    scontrol, which is missing in containers."""
     nodes = os.environ.get("SLURM_STEP_NODELIST", this_host())
-    pattern = re.sub(r"\[(.*?)\]", _braces, nodes)  # scontrol is missing in containers
+    pattern = re.sub(r"\[(.*?)\]", _braces, nodes)
+    # the outer braces split the list at its commas; the empty last name makes it a list of two
     return [name for name in braceexpand(f"{{{pattern},}}") if name]
 
 

@@ -97,7 +97,7 @@ def test_a_plan_uses_it(rehearsed):
     assert cost["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
 
 
-@cases("environment", table("runs: starts that rehearse anew"))
+@cases("environment", table("runs: starts that repeat a rehearsal"))
 def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(
     environment, rehearsed, monkeypatch
 ):

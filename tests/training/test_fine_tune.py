@@ -291,8 +291,10 @@ def test_weights_that_cannot_start_a_run_are_refused_before_it_begins(
 
 
 def test_a_checkpoint_of_another_model_is_one_line(runs, small_run, tmp_path):
-    flags = f"--model ViT-Ti-16-96 --resume {runs}/logs/with-head/checkpoints/epoch_1.pt"
-    error = error_of(superclip_train, small_run, "--superclip", flags, cwd=tmp_path)
+    flags = (
+        f"--superclip --model ViT-Ti-16-96 --resume {runs}/logs/with-head/checkpoints/epoch_1.pt"
+    )
+    error = error_of(superclip_train, small_run, flags, cwd=tmp_path)
     assert "epoch_1.pt is of a run with another model or optimizer" in error
 
 

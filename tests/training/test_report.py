@@ -407,8 +407,8 @@ def test_a_runs_name_is_text_in_every_file(tmp_path):
 
 
 def test_records_of_runs_in_folders_of_one_name_are_apart(tmp_path):
-    recipe, scores = "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0)
-    runs = [recipe_run(tmp_path / folder / "run", recipe, scores) for folder in "ab"]
+    recipe = "datacomp1b/clip_vit-b-16_512m_bs1k"
+    runs = [recipe_run(tmp_path / folder / "run", recipe, imagenet(49.5, 70.0)) for folder in "ab"]
     execute("report", *runs, "--record", tmp_path / "records")
     assert sorted(os.listdir(tmp_path / "records")) == ["a-run", "b-run"]
 

@@ -141,8 +141,8 @@ def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
         for part in ("train", "val"):
             assert f"{part}_data: logs/{folder.name}/{part}.csv\n" in params
         assert "superclip_val_fraction: 0.2\n" in params
-        results = read_json_lines(tmp_path / f"logs/{name}/checkpoints/results.jsonl")
-        assert results[-1]["num_samples"] == 6
+        results = tmp_path / f"logs/{name}/checkpoints/results.jsonl"
+        assert read_json_lines(results)[-1]["num_samples"] == 6
 
 
 def test_two_ranks_share_one_split(train, tmp_path):

@@ -101,9 +101,12 @@ def in_order(keys: Iterable[str]) -> list[str]:
     return known + sorted((key for key in keys if key not in LABELS), key=_kind)
 
 
-def _kind(key: str) -> list[bool]:
-    """Returns what sorts a score by the first of KINDS that its name contains."""
-    return [word not in key for word in KINDS]
+def _kind(key: str) -> int:
+    """Returns the index in KINDS of a score."""
+    for index, word in enumerate(KINDS):
+        if word in key:
+            return index
+    return len(KINDS)
 
 
 def _of_records(records: list[dict]) -> dict[str, float]:

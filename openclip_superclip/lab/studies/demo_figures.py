@@ -58,7 +58,7 @@ def draw_scores(path: Path, results: StudyResults) -> None:
 
 def scores_text(results: StudyResults) -> str:
     """Returns the description of `draw_scores`'s figure."""
-    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in COLOURS)
+    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in ("CLIP", "SuperCLIP"))
     difference = results.difference("SuperCLIP", "CLIP", None, "zero_shot")
     return (
         "Scores of CLIP and SuperCLIP on held-out scenes, and their differences: zero-shot "
