@@ -38,11 +38,11 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "torch.nn.parallel.DistributedDataParallel",
     "open_clip_train.main.train_one_epoch",
 )
-# the plugins in examples/, by the first words of their flags
+# the entry points of the plugins in examples/, by the first words of their flags
 EXAMPLES = {
-    "--lora": "open_clip_lora",
-    "--sub-captions": "open_clip_sub_captions",
-    "--global-contrastive": "open_clip_global_contrastive",
+    "--lora": "lora",
+    "--sub-captions": "sub_captions",
+    "--global-contrastive": "global_contrastive",
 }
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
@@ -82,7 +82,8 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
     """
     from open_clip_train import params
 
-    hook = hooks_module().plugin_manager().hook
+    manager = hooks_module().plugin_manager()
+    hook = manager.hook
     patched = is_patched()  # such an OpenCLIP calls the hooks itself
 
     class Parser(argparse.ArgumentParser):
@@ -100,13 +101,13 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            for flag, plugin in EXAMPLES.items():
-                is_missing = importlib.util.find_spec(plugin) is None
-                if is_missing and message.startswith("unrecognized") and f" {flag}" in message:
+            for flag, name in EXAMPLES.items():
+                is_unknown = message.startswith("unrecognized") and f" {flag}" in message
+                if is_unknown and not manager.has_plugin(name):
                     raise InputError(
                         f"{message}: flags that begin with {flag} are those of the plugin "
-                        f"{plugin}, which is not installed: pip install ./examples/{plugin} in a "
-                        "clone of openclip-superclip"
+                        f"open_clip_{name}, which is not installed: pip install "
+                        f"./examples/open_clip_{name} in a clone of openclip-superclip"
                     )
             raise InputError(explained(message, self))
 
