@@ -11,6 +11,7 @@ from ..flags import Config, DataConfig
 from . import current
 from .parsed_options import Training
 
+SIGLIP_EXCHANGES = ("bidir", "shift", "reduce", "gather")  # of OpenCLIP's SigLipLoss
 LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 
@@ -27,6 +28,7 @@ def problems(training: Training) -> Iterator[str]:
         yield from _problems_with_head(options, training.config)
     if training.is_ours:
         yield from _problems_with_our_flags(options, training.data_config)
+        yield from _problems_with_numbers(options)
         yield from _problems_with_loss(options)
         yield from _problems_with_optimizer(options)
 
@@ -117,6 +119,27 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
         yield f"--report-to is {loggers}; expected wandb, tensorboard or wandb,tensorboard"
 
 
+def _problems_with_numbers(options: Namespace) -> Iterator[str]:
+    """Yields lists of numbers that have another length than OpenCLIP expects."""
+    lengths = {"image_mean": (1, 3), "image_std": (1, 3), "force_image_size": (1, 2)}
+    for name, expected in lengths.items():
+        numbers = getattr(options, name) or [0]
+        if len(numbers) not in expected:
+            flag = name.replace("_", "-")
+            yield f"--{flag} has {len(numbers)} numbers; expected {expected[0]} or {expected[1]}"
+    factors = options.train_data_upsampling_factors
+    if factors is None:
+        return
+    num_patterns = len((options.train_data or "").split("::"))
+    if not options.dataset_resampled:
+        yield "--train-data-upsampling-factors needs --dataset-resampled"
+    if len(factors.split("::")) != num_patterns:
+        yield (
+            f"--train-data-upsampling-factors is {factors}; expected a number for each pattern of "
+            f"--train-data ({num_patterns}), with `::` between them"
+        )
+
+
 def _problems_with_loss(options: Namespace) -> Iterator[str]:
     has_teacher = options.distill_model is not None
     is_coca = "coca" in options.model.lower()
@@ -129,6 +152,11 @@ def _problems_with_loss(options: Namespace) -> Iterator[str]:
         yield (
             "--distill-model: OpenCLIP cannot distil with --accum-freq, here "
             f"{options.accum_freq}: use more GPUs"
+        )
+    if options.loss_dist_impl not in (None, *SIGLIP_EXCHANGES):
+        yield (
+            f"--loss-dist-impl is {options.loss_dist_impl}; expected one of "
+            f"{', '.join(SIGLIP_EXCHANGES)}"
         )
     if [has_teacher, options.siglip, is_coca].count(True) > 1:
         yield (
@@ -145,6 +173,8 @@ def _problems_with_optimizer(options: Namespace) -> Iterator[str]:
 
         name = name.removeprefix("timm/").removeprefix("lookahead_")
         known = list_optimizers()
+        if (options.beta1 is None) != (options.beta2 is None):
+            yield f"--opt {options.opt} needs both of --beta1 and --beta2, or neither"
     if name not in known:
         yield (
             f"--opt is {options.opt}; expected {' or '.join(current().OPTIMIZERS)}, or timm/NAME "

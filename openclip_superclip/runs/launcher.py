@@ -4,8 +4,9 @@ records the run."""
 import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -176,7 +177,9 @@ class NodeTraining:
         try:
             self._check_starts()
             self._check_disk()
-            self.folder.note(data_check=accepted_data(self.run, "run"))
+            with self._beating():  # a check may take longer than STALE
+                checked = accepted_data(self.run, "run")
+            self.folder.note(data_check=checked)
             return self._end(self._train())
         except Stopped as stop:
             then = Requeue() if stop.before_time_is_up else None
@@ -185,6 +188,24 @@ class NodeTraining:
             if failure is None:
                 raise
             return self._end(failure)
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Writes heartbeats from a thread."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT):
+                with contextlib.suppress(OSError):
+                    self.folder.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _checked(self) -> dict:
         """Returns what this start adds to run.json; InputError if it may not train into the

@@ -87,6 +87,9 @@ def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
     assert np.allclose(depths.label(0) * 1000, pixel_labels(scene)[1])
     assert np.array_equal(masks[0][0], scene.image)
     assert len(masks) == len(depths) == 3
+    (tmp_path / "dense_scenes.txt").unlink()
+    with input_error("demo_masks exists"):
+        write_dense_scenes(tmp_path)
 
 
 def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ...errors import InputError
-from ...files import read_json, whole_file, write_text
+from ...files import read_json, whole_file, whole_output, write_text
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
@@ -303,26 +302,39 @@ def write_dense_scenes(
     )
     if record.is_file() and record.read_text() == facts:
         return [masks, depths]
-    for part in (masks, depths):
-        shutil.rmtree(part, ignore_errors=True)
-    for split, number in (("train", num_train_scenes), ("test", num_scenes)):
-        ade20k_split = "training" if split == "train" else "validation"
-        image_folders = [masks / "images" / ade20k_split, depths / split / "images"]
-        class_folder = masks / "annotations" / ade20k_split
-        depth_folder = depths / split / "depths"
-        for part in (*image_folders, class_folder, depth_folder):
-            part.mkdir(parents=True)
-        shown = scenes(number, split=split, num_objects=(2, 3, 4))
-        for index, scene in numbered(shown, number, f"{folder}, {split}"):
-            name = f"{index:06d}.png"
-            classes, depth = pixel_labels(scene)
-            for image_folder in image_folders:
-                scene.image.save(image_folder / name)
-            Image.fromarray(classes).save(class_folder / name)
-            Image.fromarray(depth).save(depth_folder / name)
-    write_text(masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
+    for data_set in (masks, depths):
+        if data_set.exists():
+            raise InputError(
+                f"{data_set} exists, and this version of the demo did not write it: remove it, or "
+                "give another folder"
+            )
+    numbers = {"train": num_train_scenes, "test": num_scenes}
+    with (
+        whole_output(masks, overwrite=False) as new_masks,
+        whole_output(depths, overwrite=False) as new_depths,
+    ):
+        for split, number in numbers.items():
+            _write_dense_split(split, number, new_masks, new_depths)
+        write_text(new_masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
     write_text(record, facts)
     return [masks, depths]
+
+
+def _write_dense_split(split: str, number: int, masks: Path, depths: Path) -> None:
+    ade20k_split = "training" if split == "train" else "validation"
+    image_folders = [masks / "images" / ade20k_split, depths / split / "images"]
+    class_folder = masks / "annotations" / ade20k_split
+    depth_folder = depths / split / "depths"
+    for folder in (*image_folders, class_folder, depth_folder):
+        folder.mkdir(parents=True)
+    shown = scenes(number, split=split, num_objects=(2, 3, 4))
+    for index, scene in numbered(shown, number, f"dense scenes, {split}"):
+        name = f"{index:06d}.png"
+        classes, depth = pixel_labels(scene)
+        for image_folder in image_folders:
+            scene.image.save(image_folder / name)
+        Image.fromarray(classes).save(class_folder / name)
+        Image.fromarray(depth).save(depth_folder / name)
 
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

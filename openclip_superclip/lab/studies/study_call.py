@@ -45,8 +45,19 @@ class StudyCall:
     training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
 
+    def command(self) -> list[str]:
+        """Returns the command that makes the same call again."""
+        command = ["superclip", *self.arguments()]
+        for name, value in vars(self.options.settings).items():
+            if value != getattr(DEFAULTS, name):
+                command.append(f"--{name.replace('_', '-')}")
+                if value is not True:
+                    command.append(str(value))
+        return command
+
     def arguments(self) -> list[str]:
-        """Returns the arguments of `superclip` that make the same call again."""
+        """Returns the arguments of `superclip` that make the same call again, without the settings
+        of its runs."""
         options = self.options
         flags = {
             "--out": self.out,

@@ -319,7 +319,7 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
     content = {
         "question": study.question,
         "primary": study.primary,
-        "command": shlex.join(["superclip", *call.arguments()]),
+        "command": shlex.join(call.command()),
         "study": study.as_dict(),
         "device": call.options.device,
         "set": study.overrides,
