@@ -222,15 +222,16 @@ def check_out(
     out: Path, inputs: Iterable[Path], marks: Mapping[str, str], *, overwrite: bool
 ) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
-    .npz.
+    .npz or .npy.
 
     It may only replace what the same command has written: one of `marks`, which are texts by the
     names of files in the folder `out`, or by "" if `out` is a file, is found. It may not replace
     inputs, files in a folder that is an input, and folders of other files than a model's.
     """
-    if "" in marks and out.suffix == ".npz":
+    if "" in marks and out.suffix in (".npz", ".npy"):
         raise InputError(
-            f"--out is {out}; expected .safetensors: OpenCLIP reads a .npz as weights of big_vision"
+            f"--out is {out}; expected .safetensors: OpenCLIP reads a {out.suffix} as weights of "
+            "big_vision"
         )
     if os.path.exists(out):
         if not overwrite:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
@@ -180,8 +181,9 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         crop_size=square,
         do_center_crop=not squash,
         resample=RESAMPLING[cfg["interpolation"]],
-        image_mean=list(cfg["mean"]),
-        image_std=list(cfg["std"]),
+        # OpenCLIP accepts one number for all channels
+        image_mean=np.resize(cfg["mean"], 3).tolist(),
+        image_std=np.resize(cfg["std"], 3).tolist(),
     )
     tokenizer = architecture.tokenizer()
     # transformers' own cleans clean text in the same way

@@ -261,6 +261,9 @@ def is_torchscript(path: str | Path) -> bool:
     """
     if not zipfile.is_zipfile(path):
         return False
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
+            return False
     try:
         reader = torch._C.PyTorchFileReader(str(path))
         records = reader.get_all_records()

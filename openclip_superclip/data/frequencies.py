@@ -26,6 +26,7 @@ from .truncated_tar import BROKEN, why_broken
 from .workers import work_on
 
 BATCH = 1024  # captions tokenized at a time
+ABOUT = "about"  # the entry of the file's metadata with all other facts
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Frequencies:
         about |= {"ignored_tokens": json.dumps(self.ignored_tokens)}
         if self.context is not None:
             about["context"] = str(self.context)
-        write_bytes(path, save(tensors, about))
+        # a single entry, because safetensors writes several in random order
+        write_bytes(path, save(tensors, {ABOUT: json.dumps(about)}))
 
 
 def read_frequencies(path: str | Path) -> Frequencies:
@@ -99,6 +101,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
+            about |= json.loads(about.get(ABOUT, "{}"))  # earlier versions wrote several entries
             counts = file.get_tensor("document_frequency")
             frequencies = Frequencies(
                 counts,

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import content_digest, make_folder, write_json
+from ..files import content_digest, make_folder, read_json, write_json
 from .caption_text import is_empty
 from .tables import Columns, is_table, rows_of
 from .tar_shards import is_remote
@@ -161,7 +161,7 @@ def split_table(
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
     folder = parent / f"split-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / RECORD).exists():
-        record = json.loads((folder / RECORD).read_text())
+        record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
     images = [str(row[columns.image]) for row in rows]
     captions = ["" if is_empty(row[columns.caption]) else row[columns.caption] for row in rows]
@@ -196,7 +196,8 @@ def split_table(
 
 def _write_rows(file: Path, rows: Sequence[dict], separator: str) -> None:
     with open(file, "w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened, delimiter=separator, lineterminator="\n")
+        # lines end in \r\n, so that a cell with either of them is quoted
+        writer = csv.writer(opened, delimiter=separator)
         writer.writerow(rows[0])
         for row in rows:
             writer.writerow(value if isinstance(value, str) else "" for value in row.values())

@@ -257,13 +257,16 @@ def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
 def total_samples(shards: list[str]) -> int | None:
     """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__`
     of the only folder."""
-    if len({os.path.dirname(shard) for shard in shards}) > 1:
+    folders = {Path(shard).parent for shard in shards}
+    folder = folders.pop()
+    if folders:
         return None
-    numbers = listed_samples(shards, "--train-data")
-    if len(numbers) == len(shards):
-        return sum(numbers.values())
+    if (folder / "sizes.json").exists():  # OpenCLIP then ignores `__len__`
+        numbers = listed_samples(shards, "--train-data")
+        is_complete = numbers.keys() >= set(shards)
+        return sum(numbers[shard] for shard in shards) if is_complete else None
     with contextlib.suppress(OSError, ValueError):
-        return int(Path(shards[0]).with_name("__len__").read_text())
+        return int((folder / "__len__").read_text())
     return None
 
 

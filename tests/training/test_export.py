@@ -78,7 +78,7 @@ def trained(short_run, tmp_path_factory):
     model = write_model(folder / "model")
     flags = (
         f"--model {model} --superclip --force-image-size 24 --image-mean 0.1 0.2 0.3 "
-        "--image-resize-mode squash --image-interpolation bilinear --force-quick-gelu "
+        "--image-std 0.3 --image-resize-mode squash --image-interpolation bilinear --force-quick-gelu "
         "--force-context-length 16"
     )
     run_train(short_run, flags, cwd=folder)
@@ -154,6 +154,7 @@ def test_a_runs_own_record_gives_the_architecture_and_the_preprocessing(
         force_quick_gelu=True,
         force_context_length=16,
         image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.3,),
         image_resize_mode="squash",
         image_interpolation="bilinear",
     )

@@ -153,13 +153,13 @@ def test_equal_scores_share_their_mean_rank_and_scores_need_no_common_unit():
 
 @pytest.fixture
 def pairs(tmp_path):
-    """A table with commas, quotes, a line break, blank lines, an empty
+    """A table with commas, quotes, a carriage return, blank lines, an empty
     caption and invalid images."""
     Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / "0.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
     rows = [
         '{p}/0.png,"a cat, a dog"',
-        '{p}/0.png,"two\nlines"',
+        '{p}/0.png,"two\rlines"',
         "",
         "  ",
         "{p}/nix.png,a dog",

@@ -1,8 +1,10 @@
 """With a damaged file of weights, a command fails with one error line and
 leaves no incomplete output."""
 
+import pickle
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from support.models import write_model
 from support.training_runs import call, execute
 
 import openclip_superclip as superclip
+from openclip_superclip.checkpoints.weights import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +126,24 @@ def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(
     assert not Path("written").exists()
     torch.jit.load("e.pt")
     assert Path("written").exists()
+
+
+class TouchesFile:
+    """An object that creates a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("written"),)
+
+
+def test_a_pickle_before_a_torchscript_archive_is_not_taken_for_the_archive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(torch.nn.Identity()).save("script.pt")
+    Path("e.pt").write_bytes(pickle.dumps(TouchesFile()))
+    with zipfile.ZipFile("script.pt") as script, zipfile.ZipFile("e.pt", "a") as archive:
+        for name in script.namelist():
+            archive.writestr(name, script.read(name))
+    with pytest.raises(pickle.UnpicklingError):
+        superclip.create_model_and_transforms("ViT-Ti-16-96", "e.pt")
+    with input_error("e.pt cannot be read"):
+        read_checkpoint("e.pt")
+    assert not Path("written").exists()

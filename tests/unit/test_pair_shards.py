@@ -126,6 +126,15 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
     assert first["reason"].startswith("no readable image (") and " at 0x" not in first["reason"]
 
 
+def test_samples_are_counted_as_openclip_does_which_prefers_sizes_json(tmp_path):
+    names = [f"{tmp_path}/{number}.tar" for number in range(2)]
+    (tmp_path / "__len__").write_text("9")
+    assert total_samples(names) == 9
+    (tmp_path / "sizes.json").write_text('{"0.tar": 3}')
+    assert total_samples(names) is None
+    assert total_samples(names[:1] * 2) == 6
+
+
 def test_images_of_a_folder_without_a_caption_file_are_counted_and_the_first_is_named(
     tmp_path, capsys
 ):

@@ -48,6 +48,9 @@ def test_the_same_call_finds_the_split_and_another_table_or_fraction_has_another
     again.remove()
     assert first.folder.exists()
     assert split(table, 0.5).folder != first.folder
+    (first.folder / "split.json").write_text("{")
+    with input_error("--out: .*split.json cannot be read"):
+        split(table)
     table.write_text(table.read_text() + f"{tmp_path}/images/0.png,another\n")
     assert split(table).folder != first.folder
     assert not [*tmp_path.glob("*.part")]
@@ -55,12 +58,13 @@ def test_the_same_call_finds_the_split_and_another_table_or_fraction_has_another
 
 def test_empty_captions_stay_empty_and_text_stays_as_it_is(tmp_path):
     table = write_pairs(tmp_path)
-    table.write_text(
-        table.read_text() + f'{tmp_path}/images/0.png,\n{tmp_path}/images/2.png,"007\nnew line"\n'
-    )
+    more = ["", '"007\nnew line"', '"one\rtwo"']
+    rows = [f"{tmp_path}/images/{2 * index}.png,{cell}\n" for index, cell in enumerate(more)]
+    table.write_text("".join([table.read_text(), *rows]))
     found = split(table)
     captions = [row[1] for file in (found.train, found.val) for row in read(file)[1:]]
-    assert captions.count("") == 1 and captions.count("007\nnew line") == 1
+    for caption in ("", "007\nnew line", "one\rtwo"):
+        assert captions.count(caption) == 1
 
 
 @cases("header, row, columns", table("shards_and_tables: columns"))

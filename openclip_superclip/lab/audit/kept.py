@@ -52,7 +52,12 @@ def write_kept(
         keep_private(Path(file.name), Path(data.source))
         for number, rows in enumerate(chunks):
             chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
-            text = chosen.to_csv(sep=separator, index=False, header=number == 0)
+            text = chosen.to_csv(
+                sep=separator,
+                index=False,
+                header=number == 0,
+                lineterminator="\r\n",  # a cell with either of them is quoted
+            )
             file.write(text.encode("utf-8", "replace"))
     return f"{table}, separated by tabs" if is_pattern else str(table)
 
