@@ -3,7 +3,6 @@ training on WebDataset and tables."""
 
 import functools
 import json
-import multiprocessing
 import re
 import types
 
@@ -117,9 +116,8 @@ def words(tokenizer, tokens):
 def train(small_model, short_run, tmp_path_factory):
     """Trains and returns the runs of all ranks."""
 
-    def train(flags, cwd=None, world_size=1, start_method="fork"):
+    def train(flags, cwd=None, world_size=1):
         def in_rank():
-            multiprocessing.set_start_method(start_method, force=True)
             short = f"--model {small_model} --batch-size 8 --workers 0 --superclip"
             return recording_train(f"{short_run} {short} {flags}")
 
@@ -144,12 +142,12 @@ both_types = parametrize("kind", ["webdataset", "csv"])
 # Which caption reaches which loss
 
 
-@parametrize("kind, start_method", [("webdataset", "fork"), ("csv", "spawn")])
+@both_types
 def test_two_ranks_share_the_samples_and_dual_gives_each_loss_its_caption(
-    kind, start_method, data, train, small_model, tmp_path
+    kind, data, train, small_model, tmp_path
 ):
     flags = f"{data[kind]} --superclip-captions dual --workers 1"
-    runs = train(flags, world_size=2, cwd=tmp_path, start_method=start_method)
+    runs = train(flags, world_size=2, cwd=tmp_path)
     assert pairs(runs[0]) | pairs(runs[1]) == set(zip(SHORT, LONG, strict=True))
     assert sum(len(seen(run, "class")) for run in runs) == NUM_SAMPLES
     weights = load(tmp_path / "logs/run")["state_dict"]

@@ -19,6 +19,7 @@ from support.models import (
     AUTHORS,
     MODELS,
     VOCAB_SIZE,
+    add_to_cache,
     assert_equal,
     plain_model,
     random_weights,
@@ -44,6 +45,7 @@ from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.errors import InputError
 
 TEXTS = ["a red cat", "a blue dog and a house"]
+HUB = "someone/words"
 KINDS = "attentional-pool custom-block resnet timm-vit-map timm-convnext coca".split()
 ALWAYS = {  # files of a model with its own vocabulary
     "README.md",
@@ -78,8 +80,8 @@ def trained(short_run, tmp_path_factory):
     model = write_model(folder / "model")
     flags = (
         f"--model {model} --superclip --force-image-size 24 --image-mean 0.1 0.2 0.3 "
-        "--image-std 0.3 --image-resize-mode squash --image-interpolation bilinear --force-quick-gelu "
-        "--force-context-length 16"
+        "--image-std 0.3 --image-resize-mode squash --image-interpolation bilinear "
+        "--force-quick-gelu --force-context-length 16"
     )
     run_train(short_run, flags, cwd=folder)
     return folder / "logs/run/checkpoints/epoch_1.pt"
@@ -92,7 +94,8 @@ def exports(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     execute(f"export {trained} --out {folder}/openclip")
     for name, format in {"with-head": "openclip", "hf": "hf"}.items():
-        execute(f"export {trained} --out {folder}/{name} --format {format} --with-head")
+        flags = f"--format {format} --with-head --hub {HUB}"
+        execute(f"export {trained} --out {folder}/{name} {flags}")
     return folder
 
 
@@ -124,7 +127,10 @@ def opened(exports, tmp_path_factory):
         (folder / "moved" / name).symlink_to(exports / name)
     image().save(folder / "image.png")
     names = [f"local-dir:moved/{name}" for name in (*kinds, "openclip", "with-head")]
-    found = opened_by_stock(names, TEXTS, folder)
+    shutil.copytree(exports / "with-head", folder / "uploaded")
+    add_to_cache(folder / "cache", HUB, *(folder / "uploaded").iterdir())
+    names.append(f"hf-hub:{HUB}")
+    found = opened_by_stock(names, TEXTS, folder, HF_HUB_CACHE=f"{folder}/cache")
     return stock, {name.removeprefix("local-dir:moved/"): found[name] for name in names}
 
 
@@ -139,6 +145,14 @@ def test_stock_openclip_opens_an_export_with_bit_equal_features_and_its_own_toke
     model, tokens = opened[0][name]
     assert torch.equal(opened[1][name][1], tokens)
     assert_same_features(model, *opened[1][name])
+
+
+def test_an_export_opens_from_a_hub_as_from_a_folder(opened, exports, trained):
+    assert f'get_tokenizer("hf-hub:{HUB}")' in (exports / "with-head/README.md").read_text()
+    folder, hub = (opened[1][name] for name in ("with-head", f"hf-hub:{HUB}"))
+    assert all(map(torch.equal, folder, hub))
+    stock = open_clip.get_tokenizer(f"local-dir:{trained.parents[3]}/model", context_length=16)
+    assert torch.equal(hub[1], stock(TEXTS))
 
 
 @parametrize("name", ["openclip", "with-head"])

@@ -29,8 +29,8 @@ needs_loop = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
 )
 LARGER = {
-    "vision": {"width": 256, "layers": 6, "image_size": 64},
-    "text": {"width": 128, "heads": 4, "layers": 4, "context_length": 40},
+    "vision": {"width": 256, "layers": 2, "image_size": 64},
+    "text": {"width": 128, "heads": 4, "layers": 2, "context_length": 40},
     "embed_dim": 128,
 }
 

@@ -17,7 +17,9 @@ from PIL import Image
 from support import cases, input_error, read_json_lines, table
 from support.training_runs import execute
 
+from openclip_superclip.data.captions import CaptionTokens
 from openclip_superclip.environment import replaced
+from openclip_superclip.flags import Config
 from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_training import run_study
 from openclip_superclip.openclip import data as adapter
@@ -113,16 +115,20 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     assert checked["warnings"][0].endswith("such rows are skipped")
 
 
-def short_caption(row):
-    return [row["title"]]
+class FirstWord:
+    """A tokenizer that returns texts as they are, and can be pickled."""
+
+    context_length = 1
+
+    def __call__(self, texts, context_length=1):
+        return [texts]
 
 
 @cases(
     "has_tokens, start_method",
     {
         "OpenCLIP's table": (False, "fork"),
-        "with a plugin's tokens": (True, "fork"),
-        "with a plugin's tokens, spawned": (True, "spawn"),
+        "with our tokens, in processes that are not forked": (True, "spawn"),
     },
 )
 def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row(
@@ -145,16 +151,24 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(start_method, force=True)
     try:
+        tokens = CaptionTokens(
+            Config(captions="long", long_caption="title"),
+            FirstWord(),
+            caption_key="title",
+            sample_key="filepath",
+            seed=0,
+            rank=None,
+            epoch=data.SharedEpoch(3),
+        )
         with adapter.listing_unreadable(tmp_path / "unreadable_0.jsonl", counted.epoch):
-            table = (
-                functools.partial(adapter._Table, short_caption) if has_tokens else data.CsvDataset
-            )
+            table = functools.partial(adapter._Table, tokens) if has_tokens else data.CsvDataset
             with replaced(data, CsvDataset=table):
-                loaded = data.get_csv_dataset(args, preprocess, is_train=True, tokenizer=first_word)
+                loaded = data.get_csv_dataset(args, preprocess, True, tokenizer=FirstWord())
             captions = sorted(caption_of(batch) for batch in loaded.dataloader)
     finally:
         multiprocessing.set_start_method(before, force=True)
     assert captions == ["a", "a", "a", "a", "b"]
+    assert tokens.counts.so_far() == (5 * has_tokens, 0)  # of the workers
     lines = read_json_lines(tmp_path / "unreadable_0.jsonl")
     named = Counter(Path(line["why"].split(": ")[1]).stem for line in lines)
     assert named == {"nix": 1, "cut": 2, "pipe": 3}
@@ -165,10 +179,6 @@ def caption_of(batch):
     """The caption of a batch of one pair, of OpenCLIP 3 or 4."""
     texts = batch["text"] if isinstance(batch, dict) else batch[1]
     return texts[0][0]
-
-
-def first_word(texts):
-    return [texts]
 
 
 def test_a_table_without_any_readable_image_is_an_error(tmp_path):
@@ -188,6 +198,6 @@ def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data
         args.train_data, "csv"
     )
     preprocess = image_transform_v2(PreprocessCfg(size=8), is_train=True)
-    data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=first_word)
+    data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=FirstWord())
     with pytest.raises(OSError, match="it is not a regular file"):
         next(iter(data.dataloader))
