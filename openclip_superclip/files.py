@@ -122,10 +122,10 @@ def _temporary_path(target: Path) -> Path:
     host = re.escape(f"{target.name}.{socket.gethostname()}")
     name = re.compile(rf"{host}-(\d+)\.part{re.escape(target.suffix)}")
     for path in list(target.parent.iterdir()):
-        match = name.fullmatch(path.name)
-        pid = int(match[1]) if match else None
-        if match and (pid == os.getpid() or not is_running(pid)):
-            _remove(path)
+        if match := name.fullmatch(path.name):
+            pid = int(match[1])
+            if pid == os.getpid() or not is_running(pid):
+                _remove(path)
     return target.with_name(
         f"{target.name}.{socket.gethostname()}-{os.getpid()}.part{target.suffix}"
     )

@@ -271,28 +271,26 @@ def config_from(options: dict) -> Config | None:
     given = _given(Config, options)
     if not options.get("superclip", False):
         if given:
-            flag = next(iter(given)).metadata["flag"]
+            flag = f"--superclip-{next(iter(given)).replace('_', '-')}"
             raise InputError(
                 f"{flag} has no effect without --superclip: add --superclip, or leave {flag} out"
             )
         return None
-    return Config(**{field.name: value for field, value in given.items()})
+    return Config(**given)
 
 
 def data_config_from(options: dict) -> DataConfig:
     """Returns the DataConfig of a parsed command line, given as a dict."""
-    return DataConfig(**{field.name: value for field, value in _given(DataConfig, options).items()})
+    return DataConfig(**_given(DataConfig, options))
 
 
 def options_of(config: Config) -> dict:
     """Returns every option of `config` under its name on the parsed command line, defaults
     included."""
-    return {
-        f"superclip_{field.name}": getattr(config, field.name)
-        for field in dataclasses.fields(Config)
-    }
+    return {f"superclip_{name}": value for name, value in vars(config).items()}
 
 
-def _given(config_class: type, options: dict) -> dict[dataclasses.Field, object]:
-    names = {field: f"superclip_{field.name}" for field in dataclasses.fields(config_class)}
-    return {field: options[name] for field, name in names.items() if name in options}
+def _given(config_class: type, options: dict) -> dict[str, object]:
+    """Returns the fields of a class of options that are on the parsed command line."""
+    names = {field.name: f"superclip_{field.name}" for field in dataclasses.fields(config_class)}
+    return {name: options[option] for name, option in names.items() if option in options}

@@ -14,7 +14,7 @@ from open_clip import factory
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.transform import PreprocessCfg
+from open_clip.transform import merge_preprocess_dict
 from open_clip.utils import to_2tuple
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,7 +83,6 @@ class Architecture(NamedTuple):
         """Returns the architecture after the changes that OpenCLIP's trainer makes for
         command-line `options`."""
         model_cfg = copy.deepcopy(self.model_cfg)
-        preprocess_cfg = dict(self.preprocess_cfg)
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
         if options.get("force_naflex_vision"):  # any image shape, like OpenCLIP 4's --use-naflex
@@ -101,9 +100,9 @@ class Architecture(NamedTuple):
             )
         if options.get("force_context_length") is not None:
             model_cfg["text_cfg"]["context_length"] = options["force_context_length"]
-        for name in ("mean", "std", "interpolation", "resize_mode"):
-            if options.get(f"image_{name}") is not None:
-                preprocess_cfg[name] = options[f"image_{name}"]
+        names = ("mean", "std", "interpolation", "resize_mode")
+        forced = {name: options.get(f"image_{name}") for name in names}
+        preprocess_cfg = merge_preprocess_dict(self.preprocess_cfg, forced)
         return self._replace(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
 
 
@@ -127,9 +126,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
         )
     # none for a folder or repository
     released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
-    names = PreprocessCfg.__dataclass_fields__
-    preprocess_cfg = {name: value for name, value in released.items() if name in names}
-    return Architecture(model, configuration[0], configuration[1] | preprocess_cfg)
+    return Architecture(model, configuration[0], merge_preprocess_dict(configuration[1], released))
 
 
 def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Weights]:

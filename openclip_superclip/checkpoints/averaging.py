@@ -1,23 +1,36 @@
 """Averages checkpoints, and interpolates between released and fine-tuned weights."""
 
 import contextlib
+from pathlib import Path
 
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from ..errors import InputError
+from ..files import check_out, whole_output
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
-from .trainer_files import run_options
-from .weights import Checkpoint, Weights, check_match, check_values
+from .starting_weights import released_file
+from .trainer_files import options_to_keep, run_options
+from .weights import (
+    OPTIONS,
+    Checkpoint,
+    Weights,
+    check_match,
+    check_values,
+    read_checkpoint,
+    save_weights,
+)
 
 
-def average(checkpoints: list[Checkpoint]) -> Weights:
-    """Returns the mean of the checkpoints' weights, computed in float64 and cast to the original
+def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
+    """Writes the mean of the checkpoints' weights, computed in float64 and cast to the original
     types.
 
     Integers are not averaged, but copied from the checkpoint that has seen most captions, or from
     the last one.
     """
+    check_out(out, paths, {"": OPTIONS}, overwrite=overwrite)
+    checkpoints = [read_checkpoint(path) for path in paths]
     first, *others = checkpoints
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, str(checkpoint.path))
@@ -31,16 +44,21 @@ def average(checkpoints: list[Checkpoint]) -> Weights:
         if tensor.is_floating_point():
             total = sum(checkpoint.weights[name].double() for checkpoint in checkpoints)
             merged[name] = (total / len(checkpoints)).to(tensor.dtype)
-    return merged
+    _write(merged, first, out, overwrite=overwrite)
 
 
-def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> Weights:
-    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
+def interpolate(
+    released_name: str, tuned_path: Path, alpha: float, out: Path, *, overwrite: bool
+) -> None:
+    """Writes (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
     float64.
 
     Integers are copied from the tuned weights, and so is a class head that the released weights
     lack. A class head that only the released weights have is dropped.
     """
+    check_out(out, [released_name, tuned_path], {"": OPTIONS}, overwrite=overwrite)
+    released = read_checkpoint(released_file(released_name, "RELEASED"))
+    tuned = read_checkpoint(tuned_path)
     head = tuned.head()
     start = released.weights if head else released.without_head()
     end = tuned.without_head() | (head if released.head() else {})
@@ -53,7 +71,13 @@ def interpolate(released: Checkpoint, tuned: Checkpoint, alpha: float) -> Weight
             merged[name] = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(
                 tensor.dtype
             )
-    return merged
+    _write(merged, tuned, out, overwrite=overwrite)
+
+
+def _write(weights: Weights, source: Checkpoint, out: Path, *, overwrite: bool) -> None:
+    """Writes weights with the options of the run of `source`."""
+    with whole_output(out, overwrite=overwrite) as file:
+        save_weights(weights, file, options_to_keep(source))
 
 
 def _check_fit(left: Checkpoint, right: Checkpoint, weights: Weights, expected: Weights) -> None:

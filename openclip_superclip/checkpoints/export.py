@@ -186,14 +186,14 @@ def export(
     format: str,
     with_head: bool,
     overwrite: bool,
-    hub: str | None = None,
-    tag: str = "",
+    hub: str | None,
+    tag: str,
 ) -> tuple[str, str]:
     """Writes the folder `out`, which is never left incomplete; returns the model's name, and code
     that opens it.
 
-    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is given for a
-    file of `model`'s released weights.
+    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is that of a
+    file of `model`'s released weights, "" for other files.
     """
     checkpoint = read_checkpoint(file)
     head = checkpoint.head()

@@ -131,8 +131,11 @@ def check_weights(model: str, pretrained: str | None) -> None:
     try:
         if file.endswith(".npz"):  # of big_vision
             with np.load(file) as arrays:
-                floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
-            weights = {name: torch.from_numpy(array) for name, array in floats.items()}
+                weights = {
+                    name: torch.from_numpy(array)
+                    for name, array in arrays.items()
+                    if array.dtype.kind == "f"
+                }
         else:
             weights = read_checkpoint(file).weights
         check_values(weights, file)
@@ -148,7 +151,7 @@ def _starting_file(model: str, pretrained: str | None) -> str | None:
     file = pretrained
     if schema == "local-dir" and not pretrained:
         file = _find_checkpoint_in_dir(Path(location))
-    return str(file) if file and os.path.isfile(file) else None
+    return file if file and os.path.isfile(file) else None
 
 
 def is_unchecked(options: Namespace) -> bool:
@@ -169,7 +172,7 @@ def check_start(options: Namespace) -> None:
     `options` are those of training.
     """
     model = options.model
-    pretrained = options.pretrained or None
+    pretrained = options.pretrained
     if is_unchecked(options):
         return
     plain = _model_without_values(options)
@@ -265,9 +268,7 @@ def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     head."""
     schema, location = parse_model_name(model) if model else (None, None)
     source = location if schema == "local-dir" else pretrained
-    if not source or not os.path.exists(source) or source.endswith(".npz"):
-        return False
     try:
-        return not is_torchscript(source) and bool(read_checkpoint(source, checksums=False).head())
-    except InputError:  # OpenCLIP reports the error
+        return bool(source and read_checkpoint(source, checksums=False).head())
+    except InputError:  # a tag, or OpenCLIP reports the error
         return False

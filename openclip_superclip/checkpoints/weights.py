@@ -143,7 +143,6 @@ class Checkpoint:
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     of_tasks: bool = False
-    head_beside: bool = False  # the class head was read from the separate file of an export
     options: dict = field(default_factory=dict)  # options of the run, from the file itself
 
     def without_head(self) -> Weights:
@@ -193,8 +192,7 @@ def read_checkpoint(
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES
-    head_beside = exported and beside.is_file() and not head_of(weights)
-    if head_beside:
+    if exported and beside.is_file() and not head_of(weights):
         head, options = read_head(beside)
         weights |= head
     of_trainer = content is not state
@@ -204,7 +202,6 @@ def read_checkpoint(
         epoch=content.get("epoch") if of_trainer else None,
         of_ddp=all(name.startswith("module.") for name in state),
         of_tasks=of_trainer and "global_step" in content,
-        head_beside=head_beside,
         options=options,
     )
 

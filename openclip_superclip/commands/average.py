@@ -21,14 +21,7 @@ def main(argv: list[str]) -> int:
             f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more"
         )
     from ..checkpoints.averaging import average
-    from ..checkpoints.trainer_files import options_to_keep
-    from ..checkpoints.weights import OPTIONS, read_checkpoint, save_weights
-    from ..files import check_out, whole_output
 
-    check_out(options.out, options.checkpoints, {"": OPTIONS}, overwrite=options.overwrite)
-    checkpoints = [read_checkpoint(path) for path in options.checkpoints]
-    weights = average(checkpoints)
-    with whole_output(options.out, overwrite=options.overwrite) as file:
-        save_weights(weights, file, options_to_keep(checkpoints[0]))
-    print(f"{options.out}: the mean of {len(checkpoints)} checkpoints")
+    average(options.checkpoints, options.out, overwrite=options.overwrite)
+    print(f"{options.out}: the mean of {len(options.checkpoints)} checkpoints")
     return 0

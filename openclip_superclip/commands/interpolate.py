@@ -28,18 +28,10 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--alpha is {options.alpha}; expected 0 (released) to 1 (tuned)")
     options.released = options.released.removeprefix("local-dir:")
     from ..checkpoints.averaging import interpolate
-    from ..checkpoints.starting_weights import released_file
-    from ..checkpoints.trainer_files import options_to_keep
-    from ..checkpoints.weights import OPTIONS, read_checkpoint, save_weights
-    from ..files import check_out, whole_output
 
-    inputs = [options.released, options.tuned]
-    check_out(options.out, inputs, {"": OPTIONS}, overwrite=options.overwrite)
-    released = read_checkpoint(released_file(options.released, "RELEASED"))
-    tuned = read_checkpoint(options.tuned)
-    weights = interpolate(released, tuned, options.alpha)
-    with whole_output(options.out, overwrite=options.overwrite) as file:
-        save_weights(weights, file, options_to_keep(tuned))
+    interpolate(
+        options.released, options.tuned, options.alpha, options.out, overwrite=options.overwrite
+    )
     print(
         f"{options.out}: {1 - options.alpha:g} of {options.released} and {options.alpha:g} of "
         f"{options.tuned}"

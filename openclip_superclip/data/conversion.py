@@ -68,13 +68,6 @@ class Shard(NamedTuple):
     rows: Sequence[int]  # indices of its pairs
 
 
-class Skipped(NamedTuple):
-    """Why pairs of a shard were skipped, and what was converted in images of others, by row."""
-
-    problems: dict[int, str]
-    converted: dict[int, str]
-
-
 @dataclass(frozen=True)
 class Written:
     """The written shards: pattern and number of pairs of each split, skipped pairs, and
@@ -105,8 +98,7 @@ def write_pair_shards(
     """
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"OUT: {out} is not empty: remove it, or give another folder")
-    digests = image_digests(pair.image for pair in pairs)
-    images = [digests[pair.image] for pair in pairs]
+    images = image_digests([pair.image for pair in pairs])
     captions = [pair.caption for pair in pairs]
     rows = _shuffled_rows(held_out(images, captions, val_share, "--val-share"), seed)
     make_folder(out, "OUT")
@@ -121,10 +113,11 @@ def write_pair_shards(
     converted = {}
     sizes = {split: {} for split in SPLITS}
     with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
-        for shard, skipped in zip(shards, work_on(write, shards, jobs, "--jobs"), strict=True):
-            problems |= skipped.problems
-            converted |= skipped.converted
-            sizes[shard.split][shard.name] = len(shard.rows) - len(skipped.problems)
+        results = work_on(write, shards, jobs, "--jobs")
+        for shard, (skipped, converted_rows) in zip(shards, results, strict=True):
+            problems |= skipped
+            converted |= converted_rows
+            sizes[shard.split][shard.name] = len(shard.rows) - len(skipped)
             progress.update(len(shard.rows))
     left_out = [(pairs[row], problems[row]) for row in sorted(problems)]
     lines = [(pair.where, pair.image, reason) for pair, reason in left_out]
@@ -185,19 +178,23 @@ def _shards_of(split: str, rows: Sequence[int], shard_size: int | None) -> list[
     ]
 
 
-def _write_shard(pairs: list[Pair], out: Path, labels: dict[str, int], shard: Shard) -> Skipped:
-    """Writes one shard; returns the skipped pairs and the converted images."""
-    skipped = Skipped({}, {})
+def _write_shard(
+    pairs: list[Pair], out: Path, labels: dict[str, int], shard: Shard
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Writes one shard; returns why pairs were skipped, and what was converted in images of others,
+    by row."""
+    skipped = {}
+    converted = {}
     with whole_file(out / shard.split / shard.name) as file, TarWriter(file, mtime=0) as writer:
         for row in shard.rows:
             pair = pairs[row]
             if not pair.caption:
-                skipped.problems[row] = "no caption"
+                skipped[row] = "no caption"
                 continue
             try:
                 image = stored_image(pair.image)
             except Exception as error:  # a broken file can raise any exception
-                skipped.problems[row] = unreadable(error)
+                skipped[row] = unreadable(error)
                 continue
             sample = {"__key__": f"{row:09}", image.extension: image.content, "txt": pair.caption}
             if pair.long:
@@ -206,8 +203,8 @@ def _write_shard(pairs: list[Pair], out: Path, labels: dict[str, int], shard: Sh
                 sample["cls"] = labels[pair.label]
             writer.write(sample)
             if image.ignored:
-                skipped.converted[row] = image.ignored
-    return skipped
+                converted[row] = image.ignored
+    return skipped, converted
 
 
 def _write_evaluation(

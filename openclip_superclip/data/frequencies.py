@@ -39,7 +39,6 @@ class Frequencies:
     tokenizer: str
     vocabulary: str  # a hash of the tokens and their ids
     captions: str  # --captions, and the key of the long caption in shards
-    ignored_tokens: tuple[int, ...]
     context: int | None = None  # tokens read of each caption; None in files of version 0.2
 
     def check(self, tokenizer, what: str) -> None:
@@ -87,10 +86,8 @@ class Frequencies:
             "document_frequency": self.document_frequency,
             "num_captions": torch.tensor(self.num_captions),
         }
-        about = {name: getattr(self, name) for name in ("tokenizer", "vocabulary", "captions")}
-        about |= {"ignored_tokens": json.dumps(self.ignored_tokens)}
-        if self.context is not None:
-            about["context"] = str(self.context)
+        names = ("tokenizer", "vocabulary", "captions", "context")
+        about = {name: getattr(self, name) for name in names}
         # a single entry, because safetensors writes several in random order
         write_bytes(path, save(tensors, {ABOUT: json.dumps(about)}))
 
@@ -109,7 +106,6 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 about["tokenizer"],
                 about["vocabulary"],
                 about["captions"],
-                tuple(json.loads(about["ignored_tokens"])),
                 int(about["context"]) if "context" in about else None,
             )
         most = frequencies.num_captions
@@ -242,14 +238,11 @@ class CaptionCounter:
         if not num_captions:
             others = " and the others" if len(shards) > 1 else ""
             raise InputError(f"DATA: no caption could be read from {shards[0]}{others}")
-        identity = tokenizer_identity(self.tokenizer)
         frequencies = Frequencies(
             document_frequency,
             num_captions,
-            identity.name,
-            identity.vocabulary,
+            *tokenizer_identity(self.tokenizer),
             counted_captions(self.config, is_table=self.columns is not None),
-            special_token_ids(self.tokenizer),
             self.tokenizer.context_length,
         )
         return frequencies, problems

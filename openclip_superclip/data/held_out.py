@@ -2,14 +2,13 @@
 and splits tables so."""
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,21 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..files import content_digest, make_folder, read_json, write_json
 from .caption_text import is_empty
-from .tables import Columns, is_table, rows_of
+from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
 
 RECORD = "split.json"  # of a table that was split
 NUM_THREADS = 8  # that read images
 
 
-def image_digests(paths: Iterable[str]) -> dict[str, str]:
+def image_digests(paths: Sequence[str]) -> list[str]:
     """Returns a digest of each image's content, or the path itself for an unreadable file."""
-    paths = list(dict.fromkeys(paths))
+    different = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = pool.map(_digest, paths)
-        progress = tqdm(digests, "comparing images", len(paths), unit=" images", disable=None)
-        return dict(zip(paths, progress, strict=True))
+        digests = pool.map(_digest, different)
+        progress = tqdm(digests, "comparing images", len(different), unit=" images", disable=None)
+        by_path = dict(zip(different, progress, strict=True))
+    return [by_path[path] for path in paths]
 
 
 def _digest(path: str) -> str:
@@ -157,26 +157,32 @@ def split_table(
         raise InputError(
             f"--val-fraction needs one character as the separator; it is {columns.separator!r}"
         )
-    rows = list(rows_of(table, columns, data_flag, dtype=str))
+    import pandas as pd
+
+    rows = pd.concat(chunks_of(table, columns, data_flag, dtype=str))
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
     folder = parent / f"split-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
-    images = [str(row[columns.image]) for row in rows]
-    captions = ["" if is_empty(row[columns.caption]) else row[columns.caption] for row in rows]
-    digests = image_digests(images)
-    is_val = held_out([digests[image] for image in images], captions, fraction, "--val-fraction")
-    train = [row for row, is_held_out in zip(rows, is_val, strict=True) if not is_held_out]
-    val = [row for row, is_held_out in zip(rows, is_val, strict=True) if is_held_out]
+    images = list(map(str, rows[columns.image]))
+    captions = ["" if is_empty(caption) else caption for caption in rows[columns.caption]]
+    is_val = held_out(image_digests(images), captions, fraction, "--val-fraction")
+    val = rows[is_val]
+    train = rows[[not is_held_out for is_held_out in is_val]]
     is_parent_new = not parent.exists()
     split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=is_parent_new)
     make_folder(parent, out_flag)
     part = parent / f"split-{uuid.uuid4().hex}.part"
     part.mkdir()
     try:
-        _write_rows(part / "train.csv", train, columns.separator)
-        _write_rows(part / "val.csv", val, columns.separator)
+        for name, side in {"train.csv": train, "val.csv": val}.items():
+            side.to_csv(
+                part / name,
+                sep=columns.separator,
+                index=False,
+                lineterminator="\r\n",  # a cell with either of them is quoted
+            )
         record = {
             "table": os.path.abspath(table),
             "fraction": fraction,
@@ -192,12 +198,3 @@ def split_table(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return split
-
-
-def _write_rows(file: Path, rows: Sequence[dict], separator: str) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as opened:
-        # lines end in \r\n, so that a cell with either of them is quoted
-        writer = csv.writer(opened, delimiter=separator)
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(value if isinstance(value, str) else "" for value in row.values())

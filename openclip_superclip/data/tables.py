@@ -248,7 +248,7 @@ def read_table(
     long_key = config.long_caption_key
     table = TableReport()
     images = []
-    for rows in _chunks(path, columns, flag):
+    for rows in chunks_of(path, columns, flag):
         table.names = table.names or list(map(str, rows))
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
@@ -282,12 +282,13 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
 def rows_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator[dict]:
     """Yields the rows of a table as dicts, with exact texts if `dtype` is str; InputError if it
     cannot be read."""
-    for rows in _chunks(path, columns, flag, dtype):
+    for rows in chunks_of(path, columns, flag, dtype):
         yield from rows.to_dict("records")
 
 
-def _chunks(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
-    """Yields the rows of a table as data frames, after checking the header."""
+def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
+    """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
+    be read."""
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
 

@@ -15,6 +15,7 @@ from open_clip.constants import HF_CONFIG_NAME
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
+from ...checkpoints import HEAD_NAME
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.export import write_model
 from ...checkpoints.model_configurations import holds_text_tower
@@ -84,7 +85,7 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
     check_match(weights, architecture.build().state_dict(), str(path), recorded.name)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
-    is_unchanged = is_openclip and (checkpoint.head_beside or not checkpoint.head())
+    is_unchanged = is_openclip and ((path / HEAD_NAME).is_file() or not checkpoint.head())
     # a folder with its own text tower, which OpenCLIP may not find, is opened as a plain model
     if is_unchanged and not holds_text_tower(path, recorded.model_cfg):
         opened_as = {"openclip": (f"local-dir:{path}", "")}
