@@ -33,7 +33,8 @@ from openclip_superclip.runs.rank_main import main as train_rank
 from openclip_superclip.runs.signals import STOPPED_BY
 
 from . import WORDS
-from .models import assert_equal
+from .data import write_images, write_table
+from .models import assert_equal, write_bert, write_image_tower
 
 
 class Run(NamedTuple):
@@ -168,6 +169,21 @@ def shell_words(*parts):
     for part in parts:
         words += shell_words(*part) if isinstance(part, list) else shlex.split(str(part))
     return words
+
+
+def join_towers(folder):
+    """Writes two joined towers, `folder`/start, and a table, and returns
+    the flags to train on them in the folder."""
+    write_image_tower(folder / "image.pth")
+    towers = (
+        f"--image timm:test_efficientnet={folder}/image.pth --text {write_bert(folder / 'text')}"
+    )
+    execute(f"join {towers} --embed-dim 16 --image-size 32 --out {folder}/start")
+    write_table(folder / "pairs.csv", write_images(folder / "images", 64, seed=0))
+    return (
+        "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "
+        "--workers 0 --lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run"
+    )
 
 
 def superclip_train(*flags):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from support import parametrize, read_json, write_json
+from support import read_json, write_json
 from support.data import write_images, write_table
 from support.models import write_model
 from support.training_runs import execute, run_train
@@ -167,12 +167,6 @@ def test_the_tokens_of_clip_have_the_same_texts_in_each_kind_of_tokenizer(tmp_pa
 
 
 # The hub
-
-
-@parametrize("hub", ["words", "someone/words/more", "https://hub/someone/words"])
-def test_an_invalid_repository_name_is_refused(hub, work, refused):
-    error = refused(work, f"export logs/run/checkpoints/epoch_1.pt --out new --hub {hub}")
-    assert f"--hub is {hub}; expected the name of a repository, OWNER/NAME" in error
 
 
 def test_an_export_names_no_folder_of_this_machine(work, tmp_path):

@@ -4,10 +4,9 @@ study, words, audit, evaluate and export."""
 import open_clip
 import pytest
 import torch
-from support.data import write_colours, write_images, write_table
+from support.data import write_colours
 from support.evaluation import evaluate
-from support.models import write_bert, write_image_tower
-from support.training_runs import execute, run_train
+from support.training_runs import execute, join_towers, run_train
 
 
 @pytest.fixture(scope="module")
@@ -15,18 +14,7 @@ def trained(tmp_path_factory):
     """A folder with two joined towers, `start`, a table, and the run
     `logs/run` that was trained from them."""
     folder = tmp_path_factory.mktemp("joined")
-    write_image_tower(folder / "image.pth")
-    write_bert(folder / "text")
-    image = f"timm:test_efficientnet={folder}/image.pth"
-    towers = f"--image {image} --text {folder}/text --embed-dim 16 --image-size 32"
-    execute(f"join {towers} --out {folder}/start")
-    write_table(folder / "pairs.csv", write_images(folder / "images", 64, seed=0))
-    flags = (
-        "--superclip --model local-dir:start --train-data pairs.csv --csv-separator , "
-        "--csv-img-key image --csv-caption-key caption --batch-size 16 --epochs 1 --workers 0 "
-        "--lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run"
-    )
-    run_train(flags, cwd=folder)
+    run_train(join_towers(folder), cwd=folder)
     return folder
 
 

@@ -9,12 +9,9 @@ import open_clip
 import pytest
 import torch
 from support import cases, parametrize, refusals, table
-from support.data import write_images, write_table
 from support.models import (
     assert_equal,
     random_weights,
-    write_bert,
-    write_image_tower,
 )
 from support.plugins import EXAMPLES, pip_install
 from support.tiny_run import SLICES, write_recipe
@@ -24,6 +21,7 @@ from support.training_runs import (
     completed,
     error_of,
     in_forks,
+    join_towers,
     load,
     run_superclip,
     superclip_train,
@@ -202,7 +200,7 @@ def flags(short_run, teacher):
 
 @cases(
     "more, world_size",
-    {"alone": ("", 1), "SuperCLIP": ("--superclip", 1), "two ranks": ("--superclip", 2)},
+    {"alone": ("", 1), "two ranks with SuperCLIP": ("--superclip", 2)},
 )
 def test_a_resumed_run_ends_where_one_that_never_stopped_ends(
     more, world_size, train, flags, shards, tmp_path
@@ -262,15 +260,7 @@ def test_audit_and_words_open_the_run_without_the_plugin(run, csv_data, tmp_path
 
 
 def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path):
-    write_image_tower(tmp_path / "image.pth")
-    write_bert(tmp_path / "text")
-    towers = f"--image timm:test_efficientnet={tmp_path}/image.pth --text {tmp_path}/text"
-    assert call(f"join {towers} --out {tmp_path}/start --embed-dim 16 --image-size 32") == 0
-    write_table(tmp_path / "pairs.csv", write_images(tmp_path / "images", 64, seed=0))
-    flags = (
-        "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "
-        "--workers 0 --lr 1e-3 --warmup 1 --device cpu --precision fp32 --name run --lora 2"
-    )
+    flags = f"{join_towers(tmp_path)} --lora 2"
     error = error_of(train, flags, cwd=tmp_path)
     assert error == (
         "error: --lora: the image tower of local-dir:start has no attention or linear layers for "

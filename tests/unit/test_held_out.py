@@ -65,18 +65,7 @@ def test_a_large_group_is_left_for_training_and_without_small_ones_the_smallest_
     assert sum(split(large + [(f"other {number}", "a dog") for number in range(40)], 0.1)) == 40
 
 
-UNSPLIT = {  # pairs: what the error says
-    "one caption": (
-        [(f"image {number}", "a cat") for number in range(9)],
-        "the pairs cannot be",
-    ),
-    "one image": ([("image", f"a cat, {number}") for number in range(9)], "the pairs cannot be"),
-    "one pair": ([("image", "a cat"), ("other", "")], "the pairs cannot be split"),
-    "no caption": ([("image", ""), ("other", "")], "there is no pair with a caption to split"),
-}
-
-
-@cases("pairs, reason", UNSPLIT)
+@cases("pairs, reason", table("shards_and_tables: pairs that cannot be split"))
 def test_pairs_that_cannot_be_split_are_refused(pairs, reason):
     with input_error(f"--val-fraction is 0.2: {reason}"):
         split(pairs)

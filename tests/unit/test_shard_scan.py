@@ -122,14 +122,7 @@ def test_shards_without_captions_are_refused_unless_another_member_has_them(
     assert inspect(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == {}
 
 
-@cases(
-    "place, sample",
-    {
-        "long.txt": {"long.txt": "a cat on a mat"},
-        "json:re_caption": {"json": {"re_caption": "a cat on a mat"}},
-        "json:a.b": {"json": {"a": {"b": "a cat on a mat"}}},
-    },
-)
+@cases("place, sample", table("shards_and_tables: places of long captions"))
 def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample, tmp_path):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "txt": "a cat", **sample})
@@ -149,15 +142,7 @@ def test_too_few_shards_or_samples_are_refused_with_the_numbers_that_would_work(
         check(whole, world_size, workers, sizes=(64, 17))
 
 
-@cases(
-    "pattern, message",
-    {
-        "/{000000..{000015}.tar": "unbalanced braces",
-        "/{000090..000091}.tar": r"there is no file .*000090\.tar, nor any other of 2 shards",
-        "": "is a folder; expected its shards",
-        "/*.tar": r"has a \*; expected braces",
-    },
-)
+@cases("pattern, message", table("shards_and_tables: patterns without shards"))
 def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
     with input_error(message):
         inspect(f"{whole}{pattern}", "--data")

@@ -165,11 +165,3 @@ def test_training_refuses_tables_that_cannot_be_split_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert problem in refusal(train, "--superclip", options)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_recipe_cannot_set_the_fraction(tmp_path, refused):
-    table = write_pairs(tmp_path)
-    recipe = "own_data/superclip_vit-ti-16-96_60k_bs64"
-    assert "val-fraction" in refused(
-        tmp_path, f"plan {recipe} --data {table} --set flags.val-fraction=0.2"
-    )
