@@ -102,8 +102,9 @@ class Architecture(NamedTuple):
             model_cfg["text_cfg"]["context_length"] = options["force_context_length"]
         names = ("mean", "std", "interpolation", "resize_mode")
         forced = {name: options.get(f"image_{name}") for name in names}
-        preprocess_cfg = merge_preprocess_dict(self.preprocess_cfg, forced)
-        return self._replace(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
+        return self._replace(
+            model_cfg=model_cfg, preprocess_cfg=merge_preprocess_dict(self.preprocess_cfg, forced)
+        )
 
 
 def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Architecture:
@@ -124,8 +125,7 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
             f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), "
             "local-dir:FOLDER, hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    # none for a folder or repository
-    released = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a folder or repository
     return Architecture(model, configuration[0], merge_preprocess_dict(configuration[1], released))
 
 

@@ -172,7 +172,6 @@ def check_start(options: Namespace) -> None:
     `options` are those of training.
     """
     model = options.model
-    pretrained = options.pretrained
     if is_unchecked(options):
         return
     plain = _model_without_values(options)
@@ -183,13 +182,13 @@ def check_start(options: Namespace) -> None:
             "these by 'coca' in --model: rename its folder or file"
         )
     _check_image_size(plain, options)
-    file = _starting_file(model, pretrained)
+    file = _starting_file(model, options.pretrained)
     if file is None or file.endswith(".npz"):
         return
     try:
         _load_shapes(plain, file)
     except Exception as error:  # files, and OpenCLIP's conversions of weights, raise anything
-        flag = "--pretrained" if pretrained else "--model"
+        flag = "--pretrained" if options.pretrained else "--model"
         raise InputError(
             f"{flag}: {file} is not of {model}, or damaged ({reason(error)[:200]})"
         ) from error

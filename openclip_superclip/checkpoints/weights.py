@@ -175,11 +175,11 @@ def read_checkpoint(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
         raise InputError(f"{file} is not a model checkpoint: expected tensors by name")
-    plain = {
-        name.replace("_orig_mod.", "").removeprefix("module."): tensor
-        for name, tensor in state.items()
-    }
-    weights = {name: tensor for name, tensor in plain.items() if not name.startswith(IGNORED)}
+    weights = {}
+    for stored_name, tensor in state.items():
+        name = stored_name.replace("_orig_mod.", "").removeprefix("module.")
+        if not name.startswith(IGNORED):
+            weights[name] = tensor
     for name in [name for name in weights if name.endswith(".running_var")]:
         # --lock-image-freeze-bn-stats leaves it out; torch sets it to 0
         weights.setdefault(name.replace("running_var", "num_batches_tracked"), torch.tensor(0))
@@ -256,8 +256,6 @@ def is_torchscript(path: str | Path) -> bool:
     Raises InputError for an archive with a method that torch runs when it opens the file, which
     could write files.
     """
-    if not zipfile.is_zipfile(path):
-        return False
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
             return False

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Frequencies:
     """Numbers of captions per token, and what was counted; captions without any token are not
     counted."""
 
-    document_frequency: Tensor = field(repr=False)  # int64 [V], captions that contain each token
+    document_frequency: Tensor  # int64 [V], captions that contain each token
     num_captions: int
     tokenizer: str
     vocabulary: str  # a hash of the tokens and their ids
@@ -214,8 +214,11 @@ class CaptionCounter:
         Raises InputError if these are more than the fraction `unreadable_max`, as soon as possible.
         """
         check_any_exists(shards, "DATA")
-        local = [shard for shard in shards if not is_remote(shard)]
-        problems = {shard: "no such file" for shard in local if not os.path.exists(shard)}
+        problems = {
+            shard: "no such file"
+            for shard in shards
+            if not (is_remote(shard) or os.path.exists(shard))
+        }
         _check_readable(problems, len(shards), unreadable_max)
         document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
         num_captions = 0

@@ -165,11 +165,10 @@ def split_table(
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
-    images = list(map(str, rows[columns.image]))
+    images = image_digests(list(map(str, rows[columns.image])))
     captions = ["" if is_empty(caption) else caption for caption in rows[columns.caption]]
-    is_val = held_out(image_digests(images), captions, fraction, "--val-fraction")
-    val = rows[is_val]
-    train = rows[[not is_held_out for is_held_out in is_val]]
+    val = rows[held_out(images, captions, fraction, "--val-fraction")]
+    train = rows.drop(val.index)
     is_parent_new = not parent.exists()
     split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=is_parent_new)
     make_folder(parent, out_flag)

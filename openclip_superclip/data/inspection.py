@@ -261,12 +261,12 @@ def total_samples(shards: list[str]) -> int | None:
     folder = folders.pop()
     if folders:
         return None
-    if (folder / "sizes.json").exists():  # OpenCLIP then ignores `__len__`
-        numbers = listed_samples(shards, "--train-data")
-        is_complete = numbers.keys() >= set(shards)
-        return sum(numbers[shard] for shard in shards) if is_complete else None
-    with contextlib.suppress(OSError, ValueError):
-        return int((folder / "__len__").read_text())
+    numbers = listed_samples(shards, "--train-data")
+    with contextlib.suppress(KeyError):
+        return sum(numbers[shard] for shard in shards)
+    if not (folder / "sizes.json").exists():  # OpenCLIP prefers it to `__len__`
+        with contextlib.suppress(OSError, ValueError):
+            return int((folder / "__len__").read_text())
     return None
 
 

@@ -163,17 +163,15 @@ def text_tower_of_another_kind(folder):
     transformers.DistilBertModel(config).save_pretrained(folder / "text")
 
 
-def text_tower_with_code(folder):
-    config = read_json(folder / "text/config.json")
-    (folder / "text/code.py").write_text("open('ran', 'w').close()")
-    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModel": "code.Model"}
-    write_json(folder / "text/config.json", config)
+def text_tower_with(**fields):
+    """Returns a function that adds fields to a text tower's configuration,
+    beside a file of code."""
 
+    def add(folder):
+        (folder / "text/code.py").write_text("open('ran', 'w').close()")
+        write_json(folder / "text/config.json", read_json(folder / "text/config.json") | fields)
 
-def text_tower_with_kernel(folder):
-    config = read_json(folder / "text/config.json")
-    config["attn_implementation"] = "someone/repo:kernel"
-    write_json(folder / "text/config.json", config)
+    return add
 
 
 def pooling_that_openclip_lacks(folder):
@@ -189,9 +187,12 @@ def pooling_that_openclip_lacks(folder):
         (no_tokenizer, "--text: text has no tokenizer; expected one of"),
         (deeper_text_tower, "do not match its config.json: they contain encoder.layer.2."),
         (text_tower_of_another_kind, "--text: text is a distilbert; OpenCLIP supports bert, "),
-        (text_tower_with_code, "--text: text contains auto_map, which can run code"),
         (
-            text_tower_with_kernel,
+            text_tower_with(auto_map={"AutoConfig": "code.Config", "AutoModel": "code.Model"}),
+            "--text: text contains auto_map, which can run code",
+        ),
+        (
+            text_tower_with(attn_implementation="someone/repo:kernel"),
             "--text: text contains attn_implementation, which can run code",
         ),
         (

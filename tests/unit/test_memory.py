@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from open_clip_train.train import train_one_epoch
-from support import cases, input_error, parametrize, succeed, table
+from support import DATA, cases, input_error, parametrize, read_json, succeed, table
 from support.models import Batches, as_rank_1, create_model, write_model
 from support.training_runs import execute
 from torch._C._profiler import _EventType
@@ -28,11 +28,7 @@ from openclip_superclip.plans.recipe_files import read_recipe
 needs_loop = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
 )
-LARGER = {
-    "vision": {"width": 256, "layers": 2, "image_size": 64},
-    "text": {"width": 128, "heads": 4, "layers": 2, "context_length": 40},
-    "embed_dim": 128,
-}
+LARGER = read_json(DATA / "larger_model.json")
 
 
 def run_of(model, batch_max=None, **set_):

@@ -172,15 +172,11 @@ def test_evaluation_takes_the_validation_split_as_two_data_sets(table):
     assert samples(str(labels.folder / "train/0.tar")) == samples(f"{table}/train/000000.tar")
 
 
-def image_name(number):
-    return f"{number}.{FORMATS[number % 3]}"
-
-
 def test_the_split_depends_only_on_the_content_of_images_and_captions(kept, tmp_path, monkeypatch):
     monkeypatch.chdir(kept)
     held_out = []
     for folder in ("", "./", f"{kept}/", f"{kept}/beside/../"):
-        rows = [f"{folder}{image_name(number)},caption {number}\n" for number in range(NUM)]
+        rows = [f"{folder}{n}.{FORMATS[n % 3]},caption {n}\n" for n in range(NUM)]
         (tmp_path / "pairs.csv").write_text("".join(["image,caption\n", *rows]))
         out = tmp_path / f"out{len(held_out)}"
         shards(tmp_path / "pairs.csv", out, "--val-share 0.25 --jobs 1")
