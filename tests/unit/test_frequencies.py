@@ -7,11 +7,11 @@ import random
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import open_clip
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import WORDS, cases, input_error, parametrize, refusals, table
 from support.data import IMAGE, write_tar
@@ -122,24 +122,17 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
     assert "5 samples have no long caption: the short one was counted" in printed
 
 
-@parametrize(
-    "change, reason",
-    [
-        (lambda counts: counts + 10**6, "its counts are not integers from 0 to"),
-        (lambda counts: counts.float(), "its counts are not integers from 0 to"),
-        (lambda counts: None, "File does not contain tensor document_frequency"),
-    ],
-)
-def test_a_file_of_impossible_counts_is_refused_in_one_line(change, reason, pattern, tmp_path):
+@parametrize("change", [lambda counts: counts + 10**6, torch.Tensor.float])
+def test_a_file_of_impossible_counts_is_refused_in_one_line(change, pattern, tmp_path):
     execute(f"frequencies {pattern} --tokenizer-of ViT-B-32 --out {tmp_path}/df")
-    with safe_open(tmp_path / "df", "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    changed = change(tensors.pop("document_frequency"))
-    tensors |= {} if changed is None else {"document_frequency": changed}
-    save_file(tensors, tmp_path / "odd.safetensors", about)
-    with input_error(f"odd.safetensors is not a file of token frequencies .*{reason}"):
-        read_frequencies(tmp_path / "odd.safetensors")
+    counts = read_frequencies(tmp_path / "df")
+    odd = tmp_path / "odd"
+    replace(counts, document_frequency=change(counts.document_frequency)).write(odd)
+    with input_error("odd is not a file of token frequencies .*its counts are not integers from 0"):
+        read_frequencies(odd)
+    save_file({"other": torch.ones(1)}, odd)
+    with input_error("File does not contain tensor document_frequency"):
+        read_frequencies(odd)
 
 
 # The weights

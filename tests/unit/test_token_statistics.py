@@ -6,7 +6,7 @@ import math
 
 import torch
 from open_clip.tokenizer import HFTokenizer
-from support import input_error, parametrize
+from support import cases, input_error, parametrize, table
 from support.models import assert_equal, write_tokenizer
 from support.three_steps import results_of
 from torch.testing import assert_close
@@ -71,7 +71,7 @@ def test_counts_stay_exact_beyond_what_a_float_can_hold_after_a_cast_and_in_a_st
     assert restored.state_dict().keys() == {"num_captions", "document_frequency"}
 
 
-@parametrize("token, row, column", [(50, 0, 0), (-1, 2, 4), (10**9, 5, 1)])
+@cases("token, row, column", table("losses: ids outside the vocabulary"))
 def test_an_id_outside_the_vocabulary_is_named_with_its_caption_and_the_batch_not_counted(
     token, row, column
 ):
