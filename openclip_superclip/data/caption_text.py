@@ -38,7 +38,7 @@ def has_long_caption(sample: dict, key: str) -> bool:
 def is_empty(value) -> bool:
     """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the
     word 'nan'."""
-    return isinstance(value, float | str | bytes) and not text_of(value)
+    return not text_of(value)
 
 
 def text_of(value) -> str:

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from ..errors import InputError, listed
 from ..flags import Config
-from .caption_text import is_empty, long_caption
+from .caption_text import long_caption, text_of
 from .shard_order import check_batch
 
 PADDING = "<padding_of_text>"  # the second name of token 0 in exports of OpenCLIP's own tokenizer
@@ -218,7 +218,7 @@ class CaptionTokens:
                 f"SuperCLIP: sample {name} is left out, its caption cannot be read ({error})"
             )
             return None
-        return Texts(stock, "" if is_empty(short) else stock.strip(), long)
+        return Texts(stock, text_of(short), long)
 
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the

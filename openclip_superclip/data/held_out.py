@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import content_digest, make_folder, read_json, write_json
-from .caption_text import is_empty
+from .caption_text import text_of
 from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
 
@@ -166,11 +166,10 @@ def split_table(
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
     images = image_digests(list(map(str, rows[columns.image])))
-    captions = ["" if is_empty(caption) else caption for caption in rows[columns.caption]]
+    captions = list(map(text_of, rows[columns.caption]))
     val = rows[held_out(images, captions, fraction, "--val-fraction")]
     train = rows.drop(val.index)
-    is_parent_new = not parent.exists()
-    split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=is_parent_new)
+    split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=not parent.exists())
     make_folder(parent, out_flag)
     part = parent / f"split-{uuid.uuid4().hex}.part"
     part.mkdir()

@@ -25,6 +25,7 @@ from openclip_superclip import create_model_and_transforms
 from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.lab.evaluation.intervals import estimate, read_outcomes
 from openclip_superclip.lab.evaluation.local_datasets import find_dataset
+from openclip_superclip.lab.evaluation.models import find_model
 from openclip_superclip.lab.reports.run_scores import read_scores
 
 NUM_SCENES = 60
@@ -298,6 +299,11 @@ def test_data_sets_that_clip_benchmark_has_built_in_are_read_and_never_downloade
 
 
 # Models
+
+
+@parametrize("tag, model", [("openai", "ViT-B-32-quickgelu"), ("laion2b_e16", "ViT-B-32")])
+def test_released_weights_are_opened_with_the_activation_that_they_were_trained_with(tag, model):
+    assert find_model(f"ViT-B-32:{tag}").openclip == (model, tag)
 
 
 # What is refused

@@ -64,8 +64,11 @@ def find_model(argument: str, model: str | None = None) -> EvaluatedModel:
         read_architecture(argument, flag="CHECKPOINT")  # InputError if there is no such repository
         commit = Path(download_pretrained_from_hf(tag, filename=HF_CONFIG_NAME)).parent.name
         return EvaluatedModel(argument, argument, commit, openclip=(argument, ""))
-    if open_clip.get_pretrained_cfg(name, tag):
-        return EvaluatedModel(argument, argument, argument, openclip=(name, tag))
+    if released := open_clip.get_pretrained_cfg(name, tag):
+        # otherwise OpenCLIP computes with another activation than these weights were trained with
+        if released.get("quick_gelu") and not open_clip.get_model_config(name).get("quick_gelu"):
+            name += "-quickgelu"
+        return EvaluatedModel(argument, argument, f"{name}:{tag}", openclip=(name, tag))
     raise InputError(
         f"CHECKPOINT is {argument}: no file or folder, and no MODEL:TAG of "
         "open_clip.list_pretrained()"
