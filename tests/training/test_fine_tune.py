@@ -95,8 +95,7 @@ def as_a_file(suffix, model=NAME):
 
 
 def write_config(folder):
-    content = {"model_cfg": CONFIG, "preprocess_cfg": {}}
-    write_json(folder / "open_clip_config.json", content)
+    write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG, "preprocess_cfg": {}})
 
 
 def as_a_hub_repository(weights, folder):

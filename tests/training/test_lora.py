@@ -28,6 +28,8 @@ from support.training_runs import (
     train_with,
 )
 
+from openclip_superclip.method.head import vocabulary_size
+
 sys.path.append(str(EXAMPLES / "open_clip_lora"))
 
 from open_clip_lora_layers import add_adapters, layers_to_adapt, save_merged_weights
@@ -69,8 +71,7 @@ def batch(model):
     images = torch.randn(
         4, 3, *open_clip.utils.to_2tuple(model.visual.image_size), generator=generator
     )
-    vocab_size = getattr(model, "vocab_size", None) or model.text.vocab_size
-    tokens = torch.randint(1, vocab_size, (4, 20), generator=generator)
+    tokens = torch.randint(1, vocabulary_size(model), (4, 20), generator=generator)
     return images, tokens
 
 

@@ -138,8 +138,8 @@ def test_a_flag_that_changes_how_memory_is_used_is_refused_in_the_output():
 
 
 def test_a_repeated_plan_imports_neither_torch_nor_openclip(tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "openclip_superclip", "plan", RELEASED]
-    command += ["--set", "model=ViT-Ti-16-96"]
+    plan = f"-m openclip_superclip plan {RELEASED} --set model=ViT-Ti-16-96"
+    command = [sys.executable, "-X", "importtime", *plan.split()]
     environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     first, second = (succeed([*command, "--json"], env=environ) for _ in range(2))
     assert json.loads(first.stdout) == json.loads(second.stdout)
