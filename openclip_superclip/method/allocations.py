@@ -4,6 +4,7 @@ The step runs on tensors of torch's device "meta", which have shapes but no valu
 """
 
 import functools
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -100,16 +101,9 @@ class Allocations(TorchDispatchMode):
 
     def at_peak(self) -> dict[int, int]:
         """Returns the bytes of each storage at the moment of their highest sum, by number."""
-        total = 0
-        peak = 0
-        end = 0
-        for index, (_, num_bytes) in enumerate(self.events, 1):
-            total += num_bytes
-            if total > peak:
-                peak = total
-                end = index
+        totals = [0, *itertools.accumulate(num_bytes for _, num_bytes in self.events)]
         live = {}
-        for number, num_bytes in self.events[:end]:
+        for number, num_bytes in self.events[: totals.index(max(totals))]:
             if num_bytes < 0:
                 del live[number]
             else:
