@@ -136,8 +136,9 @@ def open_tokenizer(
         tokenizer(["a"])  # fails without a padding token
         return tokenizer
     except Exception as error:  # Hugging Face tokenizers can raise anything
-        problem = f"{model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
-        raise InputError(f"{flag}: {problem}") from error
+        raise InputError(
+            f"{flag}: {model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
+        ) from error
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
