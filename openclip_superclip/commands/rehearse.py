@@ -1,6 +1,7 @@
 """superclip rehearse: trains a run for a few minutes on its own machines and estimates the whole
 run."""
 
+import shlex
 from pathlib import Path
 
 from ..errors import Parser, at_least, to_stderr
@@ -62,9 +63,9 @@ def main(argv: list[str]) -> int:
     summary = report(run, rehearsal)
     rehearsal.remove_checkpoints()
     write_json(folder / "rehearsal.json", summary)
+    file = shlex.quote(f"{folder}/rehearsal.json")
     print(
-        f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal "
-        f"{folder}/rehearsal.json uses this estimate"
+        f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {file} uses this estimate"
     )
     if other := other_training(summary):
         to_stderr(

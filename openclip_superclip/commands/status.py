@@ -80,7 +80,10 @@ def _runs_in(folder: Path) -> Iterator[Path]:
     # a folder that cannot be read
     report = functools.partial(print, "superclip status:", file=sys.stderr)
     for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
-        is_run = not set(FILES).isdisjoint(files)
+        # the folder of a rehearsal contains its runs
+        is_run = "state.json" in files or (
+            not set(FILES).isdisjoint(files) and not any(Path(place).glob("*/state.json"))
+        )
         depth = len(Path(place).relative_to(folder).parts)
         if is_run:
             yield Path(place)

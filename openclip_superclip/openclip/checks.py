@@ -45,6 +45,8 @@ def check_command_line(training: Training) -> Findings:
     if training.is_ours:
         at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
         at_least(options, train_num_samples=1, lr=0, log_every_n_steps=1, force_patch_dropout=0)
+        at_least(options, beta1=0, beta2=0, eps=0, wd=0, grad_clip_norm=0, seed=0)
+        at_least(options, lock_image_unlocked_groups=0, lock_text_unlocked_layers=0)
     _check_models(training)
     _check_resume(training)
     if training.only_options or not training.is_ours:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import hooks
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError, explained
+from ..errors import InputError, explained, reason
 from . import current, trained
 from .disk_patch import INSTALL
 from .openclip_3 import arguments
@@ -93,7 +93,12 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
         def parse_args(self, argv):
             if not patched:
                 hook.open_clip_add_options(parser=self)
-            args = super().parse_args(argv)
+            try:
+                args = super().parse_args(argv)
+            except InputError:
+                raise
+            except (SyntaxError, ValueError) as error:
+                self.error(f"a NAME=VALUE cannot be read: {reason(error)}")
             if only_options:
                 args.only_options = True
             if not patched:

@@ -111,8 +111,6 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
         yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"
     if schedule not in ("cosine", "const", "const-cooldown"):
         yield f"--lr-scheduler is {schedule}; expected cosine, const or const-cooldown"
-    if (options.force_patch_dropout or 0) >= 1:
-        yield f"--force-patch-dropout is {options.force_patch_dropout}; expected < 1"
     # OpenCLIP looks for the names anywhere in the text, and ignores the rest
     loggers = options.report_to
     if re.sub("|".join([*LOGGERS, "all", "none", r"\W"]), "", loggers):
@@ -120,12 +118,18 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
 
 
 def _problems_with_numbers(options: Namespace) -> Iterator[str]:
-    """Yields lists of numbers that have another length than OpenCLIP expects."""
-    lengths = {"image_mean": (1, 3), "image_std": (1, 3), "force_image_size": (1, 2)}
-    for name, expected in lengths.items():
-        numbers = getattr(options, name) or [0]
+    """Yields numbers that are too large, and lists of another length than OpenCLIP expects."""
+    bounds = {"beta1": 1, "beta2": 1, "force-patch-dropout": 1, "seed": 2**32}
+    for flag, bound in bounds.items():
+        number = getattr(options, flag.replace("-", "_"))
+        if number is not None and number >= bound:
+            yield f"--{flag} is {number}; expected < {bound}"
+    if options.grad_clip_norm == 0:
+        yield "--grad-clip-norm is 0, at which nothing is trained: leave it out"
+    lengths = {"image-mean": (1, 3), "image-std": (1, 3), "force-image-size": (1, 2)}
+    for flag, expected in lengths.items():
+        numbers = getattr(options, flag.replace("-", "_")) or [0]
         if len(numbers) not in expected:
-            flag = name.replace("_", "-")
             yield f"--{flag} has {len(numbers)} numbers; expected {expected[0]} or {expected[1]}"
     factors = options.train_data_upsampling_factors
     if factors is None:
@@ -133,7 +137,11 @@ def _problems_with_numbers(options: Namespace) -> Iterator[str]:
     num_patterns = len((options.train_data or "").split("::"))
     if not options.dataset_resampled:
         yield "--train-data-upsampling-factors needs --dataset-resampled"
-    if len(factors.split("::")) != num_patterns:
+    try:
+        weights = [float(factor) for factor in factors.split("::")]
+    except ValueError:
+        weights = []
+    if len(weights) != num_patterns or min(weights) < 0:
         yield (
             f"--train-data-upsampling-factors is {factors}; expected a number for each pattern of "
             f"--train-data ({num_patterns}), with `::` between them"
@@ -175,6 +183,8 @@ def _problems_with_optimizer(options: Namespace) -> Iterator[str]:
         known = list_optimizers()
         if (options.beta1 is None) != (options.beta2 is None):
             yield f"--opt {options.opt} needs both of --beta1 and --beta2, or neither"
+        if options.lr is None and not options.skip_scheduler:
+            yield f"--opt {options.opt} needs --lr: OpenCLIP has a default only for adamw"
     if name not in known:
         yield (
             f"--opt is {options.opt}; expected {' or '.join(current().OPTIMIZERS)}, or timm/NAME "

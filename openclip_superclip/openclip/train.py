@@ -161,5 +161,5 @@ def check_command(argv: list[str]) -> argparse.Namespace:
             return hook_calls.parse_args(argv, only_options=True)
     except SystemExit as error:
         raise InputError(f"flags: {str(error).removeprefix('error: ')}") from None
-    except (SyntaxError, ValueError) as error:  # including OpenCLIP's own, such as for a NAME=VALUE
+    except ValueError as error:  # including OpenCLIP's own
         raise InputError(f"flags: OpenCLIP refuses them: {reason(error)}") from None

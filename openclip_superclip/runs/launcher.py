@@ -2,9 +2,10 @@
 records the run."""
 
 import contextlib
+import shlex
 import shutil
+import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -138,8 +139,9 @@ class NodeTraining:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
         with self.staging or contextlib.nullcontext():
+            self.progress.last_step = time.monotonic()  # checking the data was not a stall
             while self.staging and not self.staging.first.is_set():
-                self.progress.last_step = time.monotonic()  # copying is not a stall
+                self.progress.last_step = time.monotonic()  # nor is copying it
                 each_second()
                 time.sleep(0.5)
             return run_ranks(self.start, each_second)
@@ -191,21 +193,13 @@ class NodeTraining:
 
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
-        """Writes heartbeats from a thread."""
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(HEARTBEAT):
-                with contextlib.suppress(OSError):
-                    self.folder.beat()
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+        """Writes heartbeats while this process does other work."""
+        signal.signal(signal.SIGALRM, lambda *_: self._beat(at_once=True))
+        signal.setitimer(signal.ITIMER_REAL, HEARTBEAT, HEARTBEAT)
         try:
             yield
         finally:
-            done.set()
-            thread.join()
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _checked(self) -> dict:
         """Returns what this start adds to run.json; InputError if it may not train into the
@@ -302,7 +296,7 @@ class NodeTraining:
             last = f"{folder.checkpoints}/epoch_{epoch}.pt"
             print(f"superclip run: finished; {last}", flush=True)
             if best := best_epoch(folder.path):
-                export = f"superclip export {folder.path} --best exports it"
+                export = f"superclip export {shlex.quote(str(folder.path))} --best exports it"
                 print(f"superclip run: {best}; {export}", flush=True)
             return 0
         to_stderr(failure.describe(self.logs))

@@ -52,6 +52,8 @@ def runs(tmp_path, monkeypatch):
         tmp_path / "runs/refused", state="preempted", error="stopped by SIGUSR1", refused=refused
     )
     write_run(tmp_path / "runs/new")
+    write_run(tmp_path / "runs/rehearsed", submitted="14")
+    write_run(tmp_path / "runs/rehearsed/uninterrupted", state="finished")
     write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
     queue = "echo '18|RUNNING|None'\necho '19_0|PENDING|Dependency'"
     write_program(tmp_path / "squeue", f"[[ $* != *--jobs* ]] || exit 0\n{queue}")
@@ -75,6 +77,7 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
         "runs/bad": ["failed", progress, "", "", ""],
         "runs/refused": ["preempted", progress, "", "", ""],
         "runs/new": ["not started", "", "", "", ""],
+        "runs/rehearsed/uninterrupted": ["finished", progress, "", "", ""],
         "studies/lr/runs/clip_seed0": ["submitted", "", "", "", "19_0 PENDING (Dependency)"],
     }
     assert "runs/bad: loss is nan since step 7\n" in printed
@@ -85,8 +88,8 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
         "runs/died/slurm-*.out\n" in printed
     )
     number, _, counts = printed.splitlines()[-1].partition(": ")
-    expected = "1 failed, 1 lost, 1 preempted, 1 submitted, 2 not started, 2 running"
-    assert (number, ", ".join(sorted(counts.split(", ")))) == ("8 runs", expected)
+    expected = "1 failed, 1 finished, 1 lost, 1 preempted, 1 submitted, 2 not started, 2 running"
+    assert (number, ", ".join(sorted(counts.split(", ")))) == ("9 runs", expected)
     filtered = execute("status --state failed --state lost")
     assert rows_of(filtered).keys() == {"runs/bad", "runs/gone"}
     assert filtered.splitlines()[-1] == printed.splitlines()[-1]

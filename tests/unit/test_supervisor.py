@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from support import cases, input_error, parametrize, table
+from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints.began_with import (
@@ -12,15 +13,18 @@ from openclip_superclip.checkpoints.began_with import (
     beginning,
     read_beginning,
 )
+from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
+from openclip_superclip.runs import launcher
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
+from openclip_superclip.runs.recovery import Failure
 from openclip_superclip.runs.slurm import Placement
 
 
@@ -74,6 +78,24 @@ def test_a_finished_run_of_other_data_is_refused(folder):
         started(folder)
     with input_error(r"with --data .*, not other.tar; give --out another folder"):
         started(folder, data="other.tar")
+
+
+def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
+    training = NodeTraining(Run.open(folder.path), Placement(), folder)
+    training.progress.last_step -= 7200  # the check takes two hours
+
+    def long_check(run, command):
+        wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
+        return {}
+
+    def failing_ranks(start, each_second):
+        each_second()
+        return [Failure("rank 0", "it has failed")]
+
+    fakes = {"HEARTBEAT": 0.1, "accepted_data": long_check, "run_ranks": failing_ranks}
+    with replaced(launcher, **fakes):
+        assert training.train() == 1
+    assert folder.state()["error"] == "rank 0: it has failed"
 
 
 @parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
