@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import Parser, at_least, to_stderr
 from ..files import check_results, write_json
-from ..runs.signals import Stopped
+from ..runs.signals import Stopped, stopped_by_signals
 from ..runs.slurm import find_placement
 from .recipe_options import add_recipe_options, add_settings, opened_run
 from .shared_options import add_number
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         "rehearse",
         "Trains a recipe for a few minutes with the batch, precision, data and "
         "ranks of the whole run. "
-        "Stops itself with SIGUSR1, resumes, compares the result with uninterrupted training, "
+        "Stops as at SLURM's SIGUSR1, resumes, compares the result with uninterrupted training, "
         "and prints the hours of "
         "the whole run, its bottleneck and what to change. Under srun, with one task per node, "
         "it uses all nodes.",
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
         rehearsal.check_folder()
         refuse_bad_files(run, run.check_data())
     try:
-        code = rehearsal.train()
+        with stopped_by_signals():
+            code = rehearsal.train()
     except Stopped as stop:
         if placement.node:
             return 1

@@ -82,8 +82,7 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
     """
     from open_clip_train import params
 
-    manager = hooks_module().plugin_manager()
-    hook = manager.hook
+    hook = hooks_module().plugin_manager().hook
     patched = is_patched()  # such an OpenCLIP calls the hooks itself
 
     class Parser(argparse.ArgumentParser):
@@ -106,20 +105,26 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            for flag, name in EXAMPLES.items():
-                is_unknown = message.startswith("unrecognized") and f" {flag}" in message
-                if is_unknown and not manager.has_plugin(name):
-                    raise InputError(
-                        f"{message}: flags that begin with {flag} are those of the plugin "
-                        f"open_clip_{name}, which is not installed: pip install "
-                        f"./examples/open_clip_{name} in a clone of openclip-superclip"
-                    )
-            raise InputError(explained(message, self))
+            raise InputError(_missing_plugin(message) or explained(message, self))
 
     with replaced(
         params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})
     ):
         return params.parse_args(argv)
+
+
+def _missing_plugin(message: str) -> str:
+    """Returns which plugin of examples/ a parser's error is about, if it is not installed, else
+    ""."""
+    for flag, name in EXAMPLES.items():
+        is_unknown = message.startswith("unrecognized") and f" {flag}" in message
+        if is_unknown and not hooks_module().plugin_manager().has_plugin(name):
+            return (
+                f"{message}: flags that begin with {flag} are those of the plugin "
+                f"open_clip_{name}, which is not installed: pip install "
+                f"./examples/open_clip_{name} in a clone of openclip-superclip"
+            )
+    return ""
 
 
 def install(args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
 from ..rendering import bytes_text
 from .lock import lock
 from .node_loss import why_gone
-from .recovery import LOST, Requeue, Restart
+from .recovery import ENDS, LOST, Decision
 from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING = "running"
@@ -220,23 +220,22 @@ class RunFolder:
         refused = {"since": current_time(), "error": error}
         write_json(self.path / "state.json", {**self.state(), "refused": refused})
 
-    def end(
-        self, state: str, error: str | None = None, then: Restart | Requeue | None = None
-    ) -> None:
+    def end(self, state: str, error: str | None = None, then: Decision = ENDS) -> None:
         """Writes how this start of the run ended and, if the run continues, how."""
         attempts = self.attempts or [{}]
         self._write_state(
             state,
             error=error,
             restarts=len(attempts) - 1,
-            **(then.state() if then else {}),
+            next=then.next,
+            without=then.without,
         )
         attempts[-1] |= {
             "ended": current_time(),
             "epoch_after": newest(self.checkpoints),
             "state": state,
             "error": error,
-            "again": then is not None,
+            "again": then.next is not None,
         }
         try:
             self.note(attempts=attempts)

@@ -34,7 +34,7 @@ from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
 from .lock import lock
 from .node_loss import HEARTBEAT, cause
 from .progress import AddedLines, Progress
-from .recovery import CONNECTION, DATA, LOSS, MAX_STARTS, STALL, Failure, Requeue, Stop
+from .recovery import CONNECTION, DATA, ENDS, LOSS, MAX_STARTS, REQUEUE, STALL, Decision, Failure
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
 from .staging import Staging
@@ -184,7 +184,7 @@ class NodeTraining:
             self.folder.note(data_check=checked)
             return self._end(self._train())
         except Stopped as stop:
-            then = Requeue() if stop.before_time_is_up else None
+            then = Decision(REQUEUE if stop.before_time_is_up else None)
             self.folder.end(PREEMPTED, f"stopped by {stop}", then)
             failure = self._failure_before(stop)
             if failure is None:
@@ -306,13 +306,13 @@ class NodeTraining:
             for path in trainer_files.quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         disk = self._full_disk()
-        decision = Stop()
+        decision = ENDS
         if disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
             progress = trainer_files.newest(folder.checkpoints)
             decision = recovery.decide(failure, folder.attempts, progress, time_left())
-        if isinstance(decision, Stop):
+        if decision.next is None:
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
         again = "starts again" if self.placement.step is None else "train.sbatch starts it again"

@@ -132,36 +132,25 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
     return None
 
 
-@dataclass(frozen=True)
-class Restart:
-    """The ranks start again on the same machines."""
-
-    def state(self) -> dict:
-        """Returns the fields of state.json that the job's script reads."""
-        return {"next": "restart"}
+RESTART = "restart"  # the ranks start again on the same machines
+REQUEUE = "requeue"  # SLURM starts the job again
 
 
 @dataclass(frozen=True)
-class Requeue:
-    """SLURM starts the job again, without a node if there are others."""
+class Decision:
+    """How a run continues; the job's script reads the first two fields in state.json."""
 
-    without: str = ""
-
-    def state(self) -> dict:
-        """Returns the fields of state.json that the job's script reads."""
-        return {"next": "requeue", "without": self.without or None}
+    next: str | None = None  # RESTART or REQUEUE; None if the run ends
+    without: str | None = None  # the node that SLURM excludes if there are others
+    why: str = ""  # why the run ends, added to the failure's text
 
 
-@dataclass(frozen=True)
-class Stop:
-    """The run has failed."""
-
-    why: str = ""  # added to the failure's text
+ENDS = Decision()
 
 
 def decide(
     failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None = None
-) -> Restart | Requeue | Stop:
+) -> Decision:
     """Returns how a run continues after a failure.
 
     Args:
@@ -170,15 +159,15 @@ def decide(
         time_left: seconds until the job's time limit, None without one.
     """
     if failure.kind in FOR_THE_USER:
-        return Stop()
+        return ENDS
     starts = starts_without_slice(attempts, progress)
     if starts >= MAX_STARTS:
-        return Stop(f"; {starts} starts in a row ended before a slice was trained")
+        return Decision(why=f"; {starts} starts in a row ended before a slice was trained")
     if starts > 1:  # the node may be the reason
-        return Requeue(without=failure.host)
+        return Decision(REQUEUE, without=failure.host)
     if failure.kind == LOST or (time_left is not None and time_left < RESTART_SECONDS):
-        return Requeue()
-    return Restart()
+        return Decision(REQUEUE)
+    return Decision(RESTART)
 
 
 def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:

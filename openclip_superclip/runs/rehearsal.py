@@ -1,7 +1,6 @@
 """Some minutes of a run on its own machines: uninterrupted, then stopped and resumed."""
 
 import dataclasses
-import os
 import shutil
 import signal
 import statistics
@@ -23,7 +22,7 @@ from .folder import RunFolder
 from .launcher import NodeTraining
 from .progress import read_log
 from .recovery import Failure
-from .signals import STOPPED_BY, Stopped, stopped_by_signals
+from .signals import Stopped
 from .slurm import Placement
 
 SLICES = 2  # that are trained; the training is interrupted in the second
@@ -85,14 +84,21 @@ def whole_hours(
     }
 
 
+class Interrupted(Stopped):
+    """Stops a training as SLURM's SIGUSR1 does before the time limit."""
+
+    def __init__(self):
+        super().__init__(signal.SIGUSR1)
+
+
 class InterruptedTraining(NodeTraining):
-    """Stops itself with SIGUSR1 in the second slice, as SLURM stops a run before its time limit."""
+    """Stops itself in the second slice."""
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
         def interrupting() -> None:
             each_second()
             if trainer_files.newest(self.folder.checkpoints) == 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                raise Interrupted
 
         return super()._run_ranks(interrupting)
 
@@ -121,8 +127,8 @@ class Rehearsal:
             )
 
     def train(self) -> int:
-        """Trains, trains again until SIGUSR1, and resumes; returns the exit code, 0 if all went
-        well."""
+        """Trains, trains again until the interruption, and resumes; returns the exit code, 0 if all
+        went well."""
         if code := self._train(UNINTERRUPTED, 0):
             return code
         code = self._train(INTERRUPTED, 1, InterruptedTraining)
@@ -131,7 +137,8 @@ class Rehearsal:
             return code
         if code == 0 or trainer_files.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
             raise InputError(
-                "--steps: training ended before SIGUSR1 could stop its second slice; give more"
+                f"--steps: training ended before its second slice of {self.run.slice_steps} steps "
+                "could be stopped; give more, and the recipe fewer slices if its own are as short"
             )
         return self._train(INTERRUPTED, 2)
 
@@ -191,15 +198,9 @@ class Rehearsal:
             )
         training = kind(self.run, placement, folder, measures=True)
         self.logs[name] = training.logs
-        before = {each: signal.getsignal(each) for each in STOPPED_BY}
         try:
-            with stopped_by_signals():
-                return training.train()
-        except Stopped as stop:
-            if kind is NodeTraining or not stop.before_time_is_up:
-                raise
-            for each, handler in before.items():  # which a stop leaves ignored
-                signal.signal(each, handler)
+            return training.train()
+        except Interrupted:
             return None
 
     def _losses(self, name: str) -> dict[int, list[float]]:

@@ -7,10 +7,8 @@ from support import cases, table
 
 from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
+    Decision,
     Failure,
-    Requeue,
-    Restart,
-    Stop,
     decide,
     exit_failure,
     failures,
@@ -29,11 +27,11 @@ STARTS = {"once": start(), "again": AGAIN}
 for job in ("16.0", "16.1", "17.0", "17.1", "17.2"):  # and how often SLURM has requeued it
     STARTS[job] = start(job[:2], int(job[3:]))
 DECISIONS = {
-    "restart": Restart(),
-    "requeue": Requeue(),
-    "requeue without node2": Requeue(without="node2"),
-    "stop": Stop(),
-    "stop after three": Stop("; 3 starts in a row ended before a slice was trained"),
+    "restart": Decision("restart"),
+    "requeue": Decision("requeue"),
+    "requeue without node2": Decision("requeue", "node2"),
+    "stop": Decision(),
+    "stop after three": Decision(why="; 3 starts in a row ended before a slice was trained"),
 }
 
 
