@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from support import cases, read_json, table, write_json
-from support.plugins import write_plugin, write_slow_loss
+from support.plugins import write_plugin
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure, run_superclip, shell_words
 
@@ -25,12 +25,28 @@ def rehearse(folder, flags, **variables):
     return code, (folder / "printed").read_text()
 
 
+def write_slow_slice(folder, factor=1):
+    """Writes a plugin that slows the slice in which a rehearsal stops, and
+    multiplies the losses of the resumed training."""
+    slow = (
+        "steps = itertools.count()\n"
+        "def disturbed(**features):\n"
+        "    if args.name.startswith('interrupted') and not args.resume and next(steps) >= 12:\n"
+        "        time.sleep(0.2)\n"
+        f"    factor = {factor} if args.resume else 1\n"
+        "    losses = loss(**features)\n"
+        "    return {name: factor * value for name, value in losses.items()}\n"
+        "return disturbed\n"
+    )
+    return write_plugin(folder, slow)
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
     """A rehearsal by job 17, which was requeued during its first start."""
     folder = tmp_path_factory.mktemp("rehearsal")
     recipe = write_recipe(folder, batch=4, flags={"log-every-n-steps": 4})
-    out, slow = folder / "out", write_slow_loss(folder / "slow", 0.2)
+    out, slow = folder / "out", write_slow_slice(folder / "slow")
     (out / "uninterrupted").mkdir(parents=True)
     write_json(out / "uninterrupted/run.json", {"attempts": [{"job": "17"}]})
     flags = f"{recipe} --nproc 2 --steps 12 --out {out}"
@@ -75,13 +91,7 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
 
 
 def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
-    disturbed = (
-        "def disturbed(**features):\n"
-        "    time.sleep(0.2)  # the signal must come before the last step\n"
-        "    return {name: (2 if args.resume else 1) * value for name, value in "
-        "loss(**features).items()}\nreturn disturbed\n"
-    )
-    plugin = write_plugin(tmp_path / "plugin", disturbed)
+    plugin = write_slow_slice(tmp_path / "plugin", factor=2)
     flags = f"{write_recipe(tmp_path, batch=4)} --steps 12 --out {tmp_path}/out"
     code, printed = rehearse(tmp_path, flags, PYTHONPATH=str(plugin))
     assert code == 1
