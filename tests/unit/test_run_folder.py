@@ -149,23 +149,33 @@ def without_flock(tmp_path_factory):
     return {"LD_PRELOAD": f"{folder}/flock.so", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def hold(path, variables, *, moment=0, seconds=0):
-    """Starts a process that takes the lock at a moment and holds it for so
-    many seconds; it prints how it went."""
+def hold(path, variables, number=1):
+    """Starts processes that take the lock at one moment, and returns them
+    with what each prints; the one that holds it waits for its input."""
     source = (
-        "import sys, time\nfrom pathlib import Path\n"
+        "import sys\nfrom pathlib import Path\n"
         "from openclip_superclip.errors import InputError\n"
         "from openclip_superclip.runs.lock import lock\nfrom openclip_superclip.runs.slurm "
-        f"import Placement\nwhile time.time() < {moment}:\n    pass\n"
+        "import Placement\nprint('ready', flush=True)\nsys.stdin.readline()\n"
         "try:\n"
         f"    with lock(Path({str(path)!r}), Placement()):\n"
-        f"        print('held', flush=True)\n        time.sleep({seconds})\n"
-        "except InputError as error:\n    print(error)\n"
+        "        print('held', flush=True)\n        sys.stdin.readline()\n"
+        "except InputError as error:\n    print(error, flush=True)\n"
     )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     environment = os.environ | variables
-    return subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-c", source]
+    started = [subprocess.Popen(command, env=environment, **pipes) for _ in range(number)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("\n")
+    return started, [process.stdout.readline() for process in started]
+
+
+def release(processes):
+    for process in processes:
+        process.communicate()
 
 
 @parametrize("left, flock", [("", False), ("dead owner", True), ("damaged", False)])
@@ -177,22 +187,23 @@ def test_of_processes_that_start_at_one_moment_one_gets_the_lock(
     elif left:
         (tmp_path / "lock").touch()
     variables = {"PYTHONPATH": os.pathsep.join(sys.path)} if flock else without_flock
-    moment = time.time() + 5
-    started = [hold(tmp_path / "lock", variables, moment=moment, seconds=3) for _ in range(3)]
-    printed = sorted(
-        process.communicate()[0].partition(" belongs to another run")[0] for process in started
-    )
-    assert printed == sorted(["held\n", *[str(tmp_path)] * 2])
+    started, printed = hold(tmp_path / "lock", variables, number=3)
+    release(started)
+    found = sorted(line.partition(" belongs to another run")[0] for line in printed)
+    assert found == sorted(["held\n", *[str(tmp_path)] * 2])
     assert not (tmp_path / "lock").exists() and not (tmp_path / "lock.claim").exists()
 
 
 def test_without_flock_the_owners_process_is_looked_up(without_flock, tmp_path):
-    holds = hold(tmp_path / "lock", without_flock, seconds=60)
-    assert holds.stdout.readline() == "held\n"
-    assert f"process {holds.pid} on " in hold(tmp_path / "lock", without_flock).communicate()[0]
+    (holds,), printed = hold(tmp_path / "lock", without_flock)
+    assert printed == ["held\n"]
+    started, (refusal,) = hold(tmp_path / "lock", without_flock)
+    assert f"process {holds.pid} on " in refusal
     holds.kill()
-    holds.communicate()
-    assert hold(tmp_path / "lock", without_flock).communicate()[0] == "held\n"
+    release([holds, *started])
+    started, printed = hold(tmp_path / "lock", without_flock)
+    release(started)
+    assert printed == ["held\n"]
 
 
 def write_checkpoints(folder, *epochs):
