@@ -19,25 +19,31 @@ from support import DATA, read_json, write_json
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import may_unshare, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
-from support.training_runs import execute, failure, run_superclip
+from support.training_runs import execute, failure, fork, run_superclip
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.trainer_files import checkpoints, is_whole
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs import recovery
 from openclip_superclip.runs.folder import current_state
 
-pytestmark = pytest.mark.usefixtures("forks")  # but what `start` starts
+pytestmark = pytest.mark.usefixtures("forks")
 
-SUPERCLIP = Path(sys.executable).with_name("superclip")
+SUPERCLIP = str(Path(sys.executable).with_name("superclip"))
 TWO_PROCESSES = "--device cpu --nproc 2 --set wd=0.1"
 
 
 def start(recipe, run, flags):
     """Starts `superclip run` beside the recipe, its output in a file beside
-    the folder."""
-    command = [SUPERCLIP, "run", recipe, "--out", run, *flags.split()]
-    with open(run.with_suffix(".output"), "a") as output:
-        return subprocess.Popen(command, cwd=recipe.parent, stdout=output, stderr=output)
+    the folder: in a fork, but for the first start."""
+    command = ["run", str(recipe), "--out", str(run), *flags.split()]
+
+    def run_it():
+        if not run.exists():
+            os.execv(SUPERCLIP, [SUPERCLIP, *command])
+        return main(command)
+
+    return fork(run_it, run.with_suffix(".output"), recipe.parent, {})
 
 
 def end(recipe, run, flags=TWO_PROCESSES, plugin=None):
@@ -70,7 +76,7 @@ def stop_in_slice(process, run, number):
     slice is begun."""
 
     def both_train():  # a process is not found while it is being started
-        assert process.poll() is None, run.with_suffix(".output").read_text()
+        assert process.is_alive(), run.with_suffix(".output").read_text()
         return num_begun(run) >= number and len(ranks(run)) >= 2
 
     wait_until(both_train, 300, f"slice {number}", each=0.02)
@@ -85,18 +91,15 @@ def signal_ranks(run, number):
 def ranks(run):
     """The processes that train into a folder, in the order of their
     ranks."""
+    # by the files to which they print, of which workers that load data write one, too
+    logs = {os.stat(log)[1:3]: log.name for log in run.glob("ranks/*/rank_*.log")}
     alive = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
-            command = (process / "cmdline").read_text().split("\0")
-            if "openclip_superclip.runs.rank_main" in command and any(
-                word.startswith(f"{run}/ranks/") for word in command
-            ):
-                variables = dict(
-                    one.partition("=")[::2] for one in (process / "environ").read_text().split("\0")
-                )
-                alive[variables.get("RANK", "")] = int(process.name)
-    return [alive[rank] for rank in sorted(alive)]
+            name, pid = logs.get(os.stat(process / "fd/1")[1:3]), int(process.name)
+            if name and os.getsid(pid) == pid:
+                alive[name] = pid
+    return [alive[name] for name in sorted(alive)]
 
 
 def assert_no_rank_is_left(run):
@@ -179,8 +182,9 @@ def troubled(recipe):
     stop_in_slice(process, run, 3)  # which is read from the copies alone
     shards.rename(recipe.parent / "shards")
     signal_ranks(run, signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
-    seen["after Ctrl-C"] = (process.wait(300), *outcome(run))
+    os.kill(process.pid, signal.SIGINT)
+    process.join(300)
+    seen["after Ctrl-C"] = (process.exitcode, *outcome(run))
     assert_no_rank_is_left(run)
     record = read_json(run / "run.json")  # as an earlier version has left it
     for file, field in (("description.json", "run"), ("began_with.json", "began_with")):
@@ -191,8 +195,9 @@ def troubled(recipe):
     process.kill()
     assert_no_rank_is_left(run)
     assert list(disk.rglob("*.tar"))  # which the next start takes, or removes
-    code, left = process.wait(), current_state(run)
-    seen["after kill -9"] = (code, left["state"], left.get("error"))
+    process.join()
+    left = current_state(run)
+    seen["after kill -9"] = (process.exitcode, left["state"], left.get("error"))
 
     process = start_in_slice(recipe, run, 2, staged)
     before, logs = num_begun(run), len(list(run.glob("ranks/*/rank_0.log")))
@@ -201,9 +206,9 @@ def troubled(recipe):
     wait_until(lambda: len(list(run.glob("ranks/*/rank_0.log"))) > logs, 300, "another start")
     stop_in_slice(process, run, before + 1)
     seen["after a rank was killed"] = run.with_suffix(".output").read_text()
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     signal_ranks(run, signal.SIGCONT)
-    process.wait(300)
+    process.join(300)
     assert_no_rank_is_left(run)
 
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
@@ -411,7 +416,8 @@ def test_a_small_disk_is_refused_and_one_that_fills_up_leaves_the_last_checkpoin
         process = start_in_slice(recipe, run, 2)
         leave_free(disk, (run / "checkpoints/epoch_1.pt").stat().st_size // 2)
         signal_ranks(run, signal.SIGCONT)
-        assert process.wait(300) == 1
+        process.join(300)
+        assert process.exitcode == 1
         assert state(run)["state"] == "failed"
         assert state(run)["error"].endswith(f"(the disk of {run} is full)")
         assert state(run)["epoch"] == 1
@@ -424,7 +430,8 @@ def test_a_small_disk_is_refused_and_one_that_fills_up_leaves_the_last_checkpoin
             while True:  # others fill it: there is no incomplete checkpoint to remove
                 file.write(bytes(4096))
         signal_ranks(run, signal.SIGCONT)
-        assert process.wait(300) == 1
+        process.join(300)
+        assert process.exitcode == 1
         assert state(run)["state"] == current_state(run)["state"] == "failed"
         assert state(run)["error"].endswith(f"(the disk of {run} is full)")
         assert is_whole(run / "checkpoints/epoch_1.pt")

@@ -352,7 +352,8 @@ def test_a_job_that_is_submitted_within_another_inherits_nothing_of_it(cluster, 
 
 def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
     slow = work / "slow sbatch"
-    write_program(slow / "sbatch", 'sleep 8\nPATH=${PATH#*:} exec sbatch "$@"')
+    waits = 'until [ -e "one is refused" ]; do sleep 0.1; done\nPATH=${PATH#*:} exec sbatch "$@"'
+    write_program(slow / "sbatch", waits)
     command = ["superclip", "submit", recipe, "--out", "runs/twice", *ON_CPUS.split()]
     environment = cluster.environment | {"PATH": f"{slow}:{cluster.environment['PATH']}"}
     options = {"cwd": work, "env": environment, "text": True}
@@ -360,6 +361,8 @@ def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
     cluster.call("scontrol update partition=gpu state=DOWN")
     try:
         started = [subprocess.Popen(command, **options, **pipes) for _ in range(2)]
+        wait_until(lambda: any(process.poll() for process in started), 300, "a refusal")
+        (work / "one is refused").touch()
         printed = [process.communicate()[0] for process in started]
         assert sorted(process.returncode for process in started) == [0, 1], printed
         refused = r"^error: runs/twice belongs to another run: process "

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import cases, parametrize, refusals, succeed
+import torch.distributed.run
+from support import cases, parametrize, refusals
 from support.models import MODELS, VOCAB_SIZE, write_model
 from support.plugins import install_plugin
 from support.training_runs import (
+    completed,
     error_of,
     fork,
     on_a_full_disk,
@@ -201,12 +203,11 @@ def test_without_the_flag_params_txt_and_the_output_are_openclips(short_run, tmp
 
 
 def test_it_trains_under_torchrun(short_run, tmp_path):
-    torchrun = f"{sys.executable} -m torch.distributed.run --nproc-per-node 2"
     command = (
-        f"{torchrun} --master-port {free_port()} -m openclip_superclip train -- {short_run} "
-        "--batch-size 16 --superclip"
-    ).split()
-    done = succeed(command, cwd=tmp_path, timeout=300)
-    assert "local 0), total 2." in done.stderr + done.stdout
-    assert len(re.findall("Class_loss", done.stderr + done.stdout)) == 2
-    assert done.stdout.count("this OpenCLIP is not patched") == 1
+        f"--nproc-per-node 2 --master-port {free_port()} -m openclip_superclip train -- "
+        f"{short_run} --batch-size 16 --superclip"
+    )
+    (run,) = completed(torch.distributed.run.main, command.split(), cwd=tmp_path)
+    assert "local 0), total 2." in run.output
+    assert len(re.findall("Class_loss", run.output)) == 2
+    assert run.output.count("this OpenCLIP is not patched") == 1
