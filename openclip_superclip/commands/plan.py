@@ -78,13 +78,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "FLOPs, hours, memory and checkpoints. With --data, it also checks the data.",
         "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
     )
-    add = parser.option
     add_recipe_options(parser, here=False)
     add_number(parser, "--nodes", 1, "number of nodes", "N")
     add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
     about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
     add_switch(parser, "--check", about)
-    add(
+    parser.option(
         "--gpu",
         "type of the GPUs, for the hours (default: %(default)s)",
         choices=GPU_TFLOPS,
@@ -294,25 +293,18 @@ def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
         return [
             ("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")
         ]
+    facts = []
     if run.is_table:
-        facts = [
-            f"a table of {checked['rows']:,} pairs; "
-            f"{'all' if checked['full'] else 'up to 10,000'} images were checked"
-        ]
-    elif checked["found"] is None:
-        facts = []
-    else:
-        facts = [
-            f"{checked['found']:,} of {checked['shards']:,} shards exist, "
-            f"{bytes_text(checked['bytes'])}"
-        ]
-        facts += [f"{checked['samples']:,} samples counted"] if checked["full"] else []
-        facts += (
-            [f"{checked['samples_listed']:,} samples by sizes.json"]
-            if checked["samples_listed"]
-            else []
-        )
-        facts += ["all were read" if checked["full"] else "the first and the last were opened"]
+        number = "all" if checked["full"] else "up to 10,000"
+        facts.append(f"a table of {checked['rows']:,} pairs; {number} images were checked")
+    elif checked["found"] is not None:
+        size = bytes_text(checked["bytes"])
+        facts.append(f"{checked['found']:,} of {checked['shards']:,} shards exist, {size}")
+        if checked["full"]:
+            facts.append(f"{checked['samples']:,} samples counted")
+        if checked["samples_listed"]:
+            facts.append(f"{checked['samples_listed']:,} samples by sizes.json")
+        facts.append("all were read" if checked["full"] else "the first and the last were opened")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in checked["warnings"]]
     bad = checked["bad"]

@@ -12,18 +12,17 @@ from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
 from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
-from .shared_options import add_columns, add_switch, from_options
+from .shared_options import add_columns, add_count, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
 # options that may differ each time a run is started
 OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """Adds --device for training on this machine; `device_here` returns the default."""
-    parser.add_argument(
-        "--device", choices=("cuda", "cpu"), help="device (default: cuda if there is a GPU)"
-    )
+def add_device(parser: ArgumentParser, default: str | None = None) -> None:
+    """Adds --device for training, by default on what `device_here` returns."""
+    help = f"device (default: {default or 'cuda if there is a GPU'})"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=default, help=help)
 
 
 def device_here() -> str:
@@ -43,16 +42,9 @@ def add_recipe_options(parser: ArgumentParser, *, here: bool) -> None:
     add_split_options(parser)
     if here:
         add_device(parser)
-        parser.add_argument(
-            "--nproc", type=int, metavar="N", help="processes (default: one per GPU; one on a CPU)"
-        )
+        add_count(parser, "--nproc", "processes (default: one per GPU; one on a CPU)")
     else:
-        parser.add_argument(
-            "--device",
-            choices=("cuda", "cpu"),
-            default="cuda",
-            help="device (default: %(default)s)",
-        )
+        add_device(parser, "cuda")
 
 
 def planned_run(
@@ -97,13 +89,9 @@ def add_data_options(parser: ArgumentParser, default: str) -> None:
 
 def add_split_options(parser: ArgumentParser) -> None:
     """Adds options on splitting and loading batches."""
-    parser.add_argument(
-        "--gpu-batch-max",
-        type=int,
-        metavar="N",
-        help="largest batch size per GPU; larger batches are accumulated",
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="data-loading processes per GPU")
+    about = "largest batch size per GPU; larger batches are accumulated"
+    add_count(parser, "--gpu-batch-max", about)
+    add_count(parser, "--workers", "data-loading processes per GPU")
 
 
 def add_run_options(parser: ArgumentParser, *, here: bool) -> None:
@@ -138,9 +126,10 @@ def flag_of(name: str) -> str:
 
 
 def opened_run(
-    options: Namespace, parser: ArgumentParser, placement: Placement
+    options: Namespace, parser: ArgumentParser, placement: Placement, suffix: str = ""
 ) -> tuple[Run, RunFolder]:
-    """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
+    """Returns the run of a recipe or of a run's folder on the current machines, and its folder; by
+    default, `suffix` follows the recipe's name."""
     folder = Path(options.recipe)
     if Run.is_in(folder):
         return _run_of_folder(folder, options, parser, placement), RunFolder(folder)
@@ -149,7 +138,7 @@ def opened_run(
     num_processes = options.nproc or placement.num_processes(device)
     settings = run_settings(options)
     run = planned_run(options, placement.num_nodes, num_processes, device, settings)
-    return run, RunFolder(options.out or Path("runs") / run.recipe.name)
+    return run, RunFolder(options.out or Path("runs", f"{run.recipe.name}{suffix}"))
 
 
 def _run_of_folder(
@@ -193,22 +182,13 @@ def add_slurm_options(parser: ArgumentParser, gpus_per_node: int) -> None:
     """Adds the options of a job's resource request."""
     add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
-    add("--nodes", type=int, metavar="N", help="nodes of a run (default: 1)")
-    add(
-        "--gpus-per-node",
-        type=int,
-        metavar="N",
-        help=f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})",
-    )
+    add_count(parser, "--nodes", "nodes of a run (default: 1)")
+    about = f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})"
+    add_count(parser, "--gpus-per-node", about)
     add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         add(f"--{name}", help=f"sbatch's --{name}")
-    add(
-        "--cpus-per-node",
-        type=int,
-        metavar="N",
-        help="CPUs per node, for shared nodes (default: whole nodes)",
-    )
+    add_count(parser, "--cpus-per-node", "CPUs per node, for shared nodes (default: whole nodes)")
     add(
         "--sbatch",
         action="append",

@@ -19,8 +19,7 @@ def main(argv: list[str]) -> int:
         "them as YAML. ≈: read off a figure.",
         "datacomp1b vit-b-16_512m",
     )
-    add = parser.option
-    add(
+    parser.option(
         "words",
         "the name of a recipe, or words contained in its name",
         nargs="*",

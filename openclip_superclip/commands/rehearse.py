@@ -36,12 +36,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
     placement = find_placement()
-    run, out = opened_run(options, parser, placement)
-    folder = (
-        out.path
-        if options.out or Path(options.recipe).is_dir()
-        else Path("runs", f"{run.recipe.name}-rehearsal")
-    )
+    run, run_folder = opened_run(options, parser, placement, "-rehearsal")
+    folder = run_folder.path
     from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
     from ..runs.unreadable import refuse_bad_files
 

@@ -25,6 +25,11 @@ def add_number(
     parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=help)
 
 
+def add_count(parser: ArgumentParser, flag: str, help: str) -> None:
+    """Adds an option that is an integer or None."""
+    parser.add_argument(flag, type=int, metavar="N", help=help)
+
+
 def add_output(
     parser: ArgumentParser, help: str = "folder to write", replaced: str = "folder"
 ) -> None:

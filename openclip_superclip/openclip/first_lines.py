@@ -42,10 +42,10 @@ def _keep_dumps_off_the_terminal() -> None:
     """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
     is a log file."""
     handlers = logging.root.handlers
-    if any(isinstance(handler, logging.FileHandler) for handler in handlers):
-        for handler in handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(_is_no_dump)
+    others = [handler for handler in handlers if not isinstance(handler, logging.FileHandler)]
+    if len(others) < len(handlers):
+        for handler in others:
+            handler.addFilter(_is_no_dump)
 
 
 def _is_no_dump(record: logging.LogRecord) -> bool:

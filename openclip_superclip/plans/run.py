@@ -135,8 +135,9 @@ class Run:
     def of_json(values: dict, file: str) -> "Run":
         """Returns the run from the result of `as_json`; `file` is for messages."""
         recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
-        values = {name: value for name, value in values.items() if name != "set"}  # of 0.2
-        return Run(**{**values, "recipe": recipe, "settings": Settings(**values["settings"])})
+        values = values | {"recipe": recipe, "settings": Settings(**values["settings"])}
+        values.pop("set", None)  # of 0.2
+        return Run(**values)
 
     def as_json(self) -> dict:
         """Returns the whole description."""

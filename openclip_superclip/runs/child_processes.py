@@ -60,9 +60,8 @@ class Start:
     @staticmethod
     def open(file: str) -> "Start":
         values = read_json(Path(file))
-        return Start(
-            **{**values, "run": Run.of_json(values["run"], file), "logs": Path(values["logs"])}
-        )
+        values |= {"run": Run.of_json(values["run"], file), "logs": Path(values["logs"])}
+        return Start(**values)
 
 
 def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:

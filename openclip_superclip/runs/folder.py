@@ -246,14 +246,17 @@ class RunFolder:
     def _write_state(self, state: str, **values) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
         before = {name: value for name, value in self.state().items() if name != "refused"}
-        since = {
+        now = {
             "state": state,
             "since": current_time(),
             "heartbeat": current_time(),
             "expected_end": None,
+            "error": None,
+            "next": None,
+            "without": None,
+            "epoch": newest(self.checkpoints),
         }
-        of_start = {"error": None, "next": None, "without": None, "epoch": newest(self.checkpoints)}
-        content = before | since | of_start | values
+        content = before | now | values
         try:
             write_json(self.path / "state.json", content)
         except OSError as error:

@@ -194,7 +194,7 @@ class NodeTraining:
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
         """Writes heartbeats while this process does other work."""
-        signal.signal(signal.SIGALRM, lambda *_: self._beat(at_once=True))
+        signal.signal(signal.SIGALRM, lambda *_: self._beat())
         signal.setitimer(signal.ITIMER_REAL, HEARTBEAT, HEARTBEAT)
         try:
             yield
@@ -238,7 +238,6 @@ class NodeTraining:
             failure = cause(self.logs, self.failures, hosts())
             self._name_unreadable(failure)
             return failure
-        self.last_beat = 0.0
         self._each_second()
         last = self.run.num_slices
         if trainer_files.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
@@ -248,7 +247,9 @@ class NodeTraining:
     def _each_second(self) -> None:
         """Records the progress, prints the output of rank 0, removes old checkpoints, and raises an
         exception if the run must end."""
-        self._beat()
+        self.progress.look()
+        if time.monotonic() - self.last_beat >= HEARTBEAT:
+            self._beat()
         self.unreadable.check()
         minutes = self.run.settings.stall_minutes
         if self.progress.has_stalled(minutes):
@@ -262,7 +263,7 @@ class NodeTraining:
         if epoch != self.last_epoch:
             self.last_epoch = epoch
             self.folder.prune(self.run)
-            self._beat(at_once=True)
+            self._beat()
 
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""
@@ -285,7 +286,7 @@ class NodeTraining:
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
         folder = self.folder
-        self._beat(at_once=True)
+        self._beat()
         if failure is None:
             epoch = trainer_files.newest(folder.checkpoints)
             last = self.run.num_slices
@@ -323,11 +324,9 @@ class NodeTraining:
     def _why_stopped_early(self) -> str:
         return why_stopped_early(self.folder.path, self.run.settings.patience)
 
-    def _beat(self, *, at_once: bool = False) -> None:
-        """Writes the progress into state.json every few seconds."""
+    def _beat(self) -> None:
+        """Writes the progress into state.json."""
         self.progress.look()
-        if time.monotonic() - self.last_beat < HEARTBEAT and not at_once:
-            return
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = trainer_files.newest(self.folder.checkpoints)

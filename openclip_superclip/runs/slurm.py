@@ -327,11 +327,10 @@ class SlurmRequest:
         return options
 
     def _directives(self, options: Mapping[str, str]) -> list[str]:
-        if any(name.startswith("mem-per-") for name in self.sbatch):
-            options = {**options}
-            options.pop("mem", None)  # which sbatch refuses beside it
-        given = {**options, **self.sbatch}.items()
-        texts = [f"--{name}={value}" if value else f"--{name}" for name, value in given]
+        given = {**options, **self.sbatch}
+        if any(name.startswith("mem-per-") for name in given):
+            given.pop("mem", None)  # which sbatch refuses beside it
+        texts = [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
         return [f"#SBATCH {shlex.quote(text)}" for text in texts]
 
     def _setup(self, folder: Path) -> list[str]:
