@@ -12,7 +12,7 @@ from typing import NamedTuple
 import open_clip
 import pytest
 import torch
-from support import cases, input_error, read_json, succeed, write_json
+from support import cases, input_error, read_json, refusals, succeed, table, write_json
 from support.models import assert_equal
 from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import (
@@ -37,25 +37,7 @@ pytestmark = pytest.mark.horovod
 
 SLURM = Path(__file__).parents[2] / "slurm"
 
-EQUAL = {  # what trains the same under Horovod
-    "a table": "--superclip",
-    "gathered features": "--superclip --gather-with-grad",
-    "the released recipe": (
-        "--superclip --local-loss --gather-with-grad --grad-checkpointing --precision amp_bfloat16"
-    ),
-    "shards, mixed captions": (
-        "{scenes} --superclip --superclip-captions mixed:0.5 --superclip-long-caption long.txt"
-    ),
-    "shards, plain CLIP": "{scenes}",
-}
-
-REFUSED = {  # flags: what the error says
-    "--superclip --siglip": "does not work with --siglip",
-    "--superclip --accum-freq 2": "--accum-freq 2",
-    "--superclip --precision bf16": "bfloat16 weights",
-    "--superclip --grad-clip-norm 1": "drift apart",
-    "--superclip --use-bn-sync": "--use-bn-sync",
-}
+EQUAL = table("training: equal under Horovod")
 
 
 class Horovod(NamedTuple):
@@ -160,7 +142,7 @@ def runs(horovod, folder, flags_of):
     """Everything that one interpreter with Horovod trains."""
     two_epochs = "--horovod --superclip --lr-scheduler const --epochs 2 --name"
     train = {
-        **{name: ("superclip_train", 2, f"--horovod {flags}") for name, flags in EQUAL.items()},
+        **{name: ("superclip_train", 2, f"--horovod {flags}") for name, (flags,) in EQUAL.items()},
         "unbroken": ("superclip_train", 2, f"{two_epochs} unbroken"),
         "stopped": ("superclip_train", 2, f"{two_epochs} resumed --epochs 1"),
         "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
@@ -210,7 +192,7 @@ def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_dig
     assert runs["without our flags"][0].losses() == runs["stock"][0].losses()
 
 
-@cases("flags, reason", REFUSED)
+@cases("flags, reason", refusals("horovod"))
 def test_what_horovod_breaks_is_refused_before_anything_is_loaded(
     flags, reason, short_run, monkeypatch, refusal
 ):

@@ -74,7 +74,7 @@ def test_a_rehearsal_stops_itself_resumes_and_repeats_every_loss(rehearsed):
     assert "with equal losses in all 24 steps and equal weights" in rehearsed["printed"]
 
 
-def test_it_measures_what_the_whole_run_will_take(rehearsed):
+def test_it_measures_what_the_whole_run_will_take_and_a_plan_uses_it(rehearsed):
     summary = rehearsed["summary"]
     plan = make_run(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
     speed, checkpoint = summary["samples_per_second"], summary["checkpoint"]
@@ -88,6 +88,9 @@ def test_it_measures_what_the_whole_run_will_take(rehearsed):
     assert summary["memory"]["peak"] > 100e6 and summary["memory"]["of"] == "process"
     assert checkpoint["bytes"] > 1e6 and checkpoint["at_most"] == plan.max_checkpoints
     assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
+    flags = "--device cpu --gpus-per-node 2 --json --rehearsal"
+    printed = execute(f"plan {rehearsed['recipe']} {flags} {rehearsed['out']}/rehearsal.json")
+    assert json.loads(printed)["cost"]["samples_per_second"] == speed["median"]
 
 
 def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
@@ -99,12 +102,6 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     assert re.search(f"the resumed training differs from the uninterrupted one: {other}$", printed)
     assert re.search(f"resumed     NOT equal: {other}", printed)
     assert read_json(tmp_path / "out/rehearsal.json")["resumed"]["repeats"]
-
-
-def test_a_plan_uses_it(rehearsed):
-    plan = f"plan {rehearsed['recipe']} --device cpu --gpus-per-node 2 --json"
-    cost = json.loads(execute(f"{plan} --rehearsal {rehearsed['out']}/rehearsal.json"))["cost"]
-    assert cost["samples_per_second"] == rehearsed["summary"]["samples_per_second"]["median"]
 
 
 @cases("environment", table("runs: starts that repeat a rehearsal"))

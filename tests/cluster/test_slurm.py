@@ -356,11 +356,11 @@ def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
     write_program(slow / "sbatch", waits)
     command = ["superclip", "submit", recipe, "--out", "runs/twice", *ON_CPUS.split()]
     environment = cluster.environment | {"PATH": f"{slow}:{cluster.environment['PATH']}"}
-    options = {"cwd": work, "env": environment, "text": True}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {"cwd": work, "env": environment, **pipes}
     cluster.call("scontrol update partition=gpu state=DOWN")
     try:
-        started = [subprocess.Popen(command, **options, **pipes) for _ in range(2)]
+        started = [subprocess.Popen(command, **options) for _ in range(2)]
         wait_until(lambda: any(process.poll() for process in started), 300, "a refusal")
         (work / "one is refused").touch()
         printed = [process.communicate()[0] for process in started]

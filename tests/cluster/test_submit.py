@@ -30,17 +30,6 @@ from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
 
 B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 SUBMIT_B16 = f"submit {B16} --gpus-per-node 4 --dry-run"
-CASES = {
-    "one_run": (
-        f"{B16} --nodes 4 --data /data/{{00000..41455}}.tar --partition big --account vision "
-        "--qos long --time 12:00:00 --constraint 'a100&ib' --set lr=5e-4 --gpu-batch-max 256 "
-        "--sbatch exclude=node7 --sbatch gres=gpu:8"
-    ),
-    "cpus_of_shared_nodes": (
-        f"{B16} --gpus-per-node 4 --device cpu --cpus-per-node 16 --sbatch=--mem=64G "
-        "--sbatch overcommit --out '/runs/50% of it'"
-    ),
-}
 
 
 def golden(name):
@@ -64,7 +53,7 @@ def at_root(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/venv/bin/python")
 
 
-@cases("name, arguments", CASES)
+@cases("name, arguments", table("plans: submitted jobs"))
 def test_the_script_of_a_job_is(name, arguments, at_root):
     assert filled(execute(f"submit {arguments} --dry-run")) == golden(name)
 
@@ -177,14 +166,7 @@ def test_what_cannot_run_is_refused(recipe, arguments, said, refused):
     assert said in refused(recipe.parent, f"submit {recipe} {arguments}")
 
 
-@cases(
-    "arguments, said",
-    {
-        "--nodes 2": "--nodes applies to SLURM's jobs: add --slurm",
-        "--slurm --only report --dry-run": "expected neither --slurm nor --jobs",
-        "--slurm --device cpu": "--slurm: squeue does not respond",
-    },
-)
+@cases("arguments, said", refusals("study_on_slurm"))
 def test_a_study_that_cannot_be_submitted_is_refused(
     arguments, said, tmp_path, refused, monkeypatch
 ):

@@ -6,11 +6,10 @@ import importlib
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
-from support import cases, table
+from support import cases, succeed, table
 from support.openclip_trees import (
     each_release,
     enter,
@@ -95,28 +94,20 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
 
 
-def in_a_process_of_its_own(tree, command, cwd):
-    command = shell_words(sys.executable, "-m", command)
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    return Run(done.returncode, done.stderr)
-
-
 def test_openclips_own_command_trains_with_the_flag(patched, short_run, losses, tmp_path):
-    command = f"open_clip_train.main {short_run} --batch-size 32 --superclip"
-    run = in_a_process_of_its_own(patched["3.3.0"], command, tmp_path)
-    assert run.returncode == 0, run.output[-2000:]
-    assert run.losses() == losses(openclip_train, patched["3.3.0"], "--superclip")
+    command = f"{sys.executable} -m open_clip_train.main {short_run} --batch-size 32 --superclip"
+    tree = patched["3.3.0"]
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = succeed(command.split(), cwd=tmp_path, env=environment)
+    assert Run(0, done.stderr).losses() == losses(openclip_train, tree, "--superclip")
     assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
 def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, short_run, tmp_path):
     tree = shutil.copytree(patched["3.3.0"], tmp_path / "tree")
     (tree / "open_clip/hooks.py").unlink()
-    run = in_a_process_of_its_own(tree, f"openclip_superclip train {short_run}", tmp_path)
-    assert run.returncode == 1
-    (line,) = run.output.splitlines()
-    assert "superclip patch apply" in line
+    error = error_of(superclip_train_that_cannot_replace, tree, short_run, cwd=tmp_path)
+    assert "superclip patch apply" in error
 
 
 def test_a_refusal_is_one_line_without_a_traceback(patched, short_run, tmp_path):

@@ -150,9 +150,8 @@ def installed(tmp_path_factory):
     return pip_install(tmp_path_factory.mktemp("site-packages"), *NAMES)
 
 
-GLOBAL = "--global-contrastive-size 1000000"  # at which no two of 64 hashes are equal
-SUBS = "--sub-captions 2 --sub-captions-weight 0.5"
-ALL = f"{GLOBAL} {SUBS} --superclip"
+PLUGINS = table("training: example plugins")  # at their size, no two of 64 hashes are equal
+ALL = PLUGINS["all"][0]
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +171,9 @@ def train(installed, shards, short_run, tmp_path_factory):
     return train
 
 
-COMBINATIONS = {
-    "neither": ("", set()),
-    "superclip": ("--superclip", {"Class_loss"}),
-    "global": (GLOBAL, set()),
-    "sub-captions": (SUBS, {"Sub_caption_loss"}),
-    "all": (ALL, {"Class_loss", "Sub_caption_loss"}),
-}
-
-
-@cases("flags, losses", COMBINATIONS)
+@cases("flags, losses", PLUGINS)
 def test_each_plugin_trains_alone_and_with_the_others(flags, losses, train):
-    run, expected = train(flags), losses | {"Contrastive_loss"}
+    run, expected = train(flags), {"Contrastive_loss", *losses.split()}
     assert set(re.findall(r"(\w*loss): ", run.losses()[0])) == expected
     for step, total in enumerate(run.values("Loss")):
         assert total == pytest.approx(sum(run.values(loss)[step] for loss in expected), rel=1e-4)

@@ -61,9 +61,7 @@ def register(monkeypatch):
 def test_open_clip_add_options_adds_flags_to_openclips_command_line(register, parse_args):
     register(
         "toy",
-        open_clip_add_options=lambda parser: (
-            parser.add_argument("--toy", type=int, default=1) and None
-        ),
+        open_clip_add_options=lambda parser: parser.add_argument("--toy", type=int, default=1),
     )
     args = parse_args("--toy 3 --batch-size 7")
     assert (args.toy, args.batch_size) == (3, 7)
@@ -234,17 +232,15 @@ def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_aroun
 
         return create
 
-    args = argparse.Namespace(superclip=False)
-    assert hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None) is None
+    call = {"args": argparse.Namespace(superclip=False), "model": None}
+    create_loss = hooks.plugin_manager().hook.open_clip_create_loss
+    assert create_loss(**call) is None
     register("silent", open_clip_create_loss=lambda args: None)
     register("a", open_clip_create_loss=lambda args: "a's")
     register("b", wrapper=True, open_clip_create_loss=adding("b's"))
     register("c", open_clip_create_loss=lambda args: "c's")
     register("d", wrapper=True, open_clip_create_loss=adding("d's"))
-    assert (
-        hooks.plugin_manager().hook.open_clip_create_loss(args=args, model=None)
-        == "d's + b's + c's"
-    )
+    assert create_loss(**call) == "d's + b's + c's"
 
 
 BROKEN = {

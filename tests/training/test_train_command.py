@@ -26,7 +26,6 @@ from support.training_runs import (
 )
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.runs.child_processes import free_port
 
 
 @cases("flags, reason", refusals("train"))
@@ -204,7 +203,7 @@ def test_without_the_flag_params_txt_and_the_output_are_openclips(short_run, tmp
 
 def test_it_trains_under_torchrun(short_run, tmp_path):
     command = (
-        f"--nproc-per-node 2 --master-port {free_port()} -m openclip_superclip train -- "
+        "--standalone --nproc-per-node 2 -m openclip_superclip train -- "
         f"{short_run} --batch-size 16 --superclip"
     )
     (run,) = completed(torch.distributed.run.main, command.split(), cwd=tmp_path)

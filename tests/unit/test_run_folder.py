@@ -87,28 +87,7 @@ def write_owner(path, **owner):
     )
 
 
-@parametrize(
-    "owner, placement, queue, refusal",
-    [
-        ({"job": "17"}, {"job": "17", "restarts": 1}, "", ""),  # it was requeued
-        (
-            {"job": "17", "restarts": 1},
-            {"job": "17", "restarts": 1},
-            "",
-            "belongs to another run: job 17, process 1 on",
-        ),
-        (
-            {"job": "17"},
-            {"job": "18"},
-            "17",
-            "belongs to another run: job 17, process 1 on elsewhere",
-        ),
-        ({"job": "17"}, {"job": "18"}, "16", ""),  # it has ended
-        ({"job": "17"}, {"job": "18"}, None, "if it has ended, remove"),  # SLURM does not answer
-        # of a process that died; the number is in use
-        ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),
-    ],
-)
+@cases("owner, placement, queue, refusal", table("runs: owners of a lock"))
 def test_only_a_lock_without_a_running_owner_is_taken_over(
     owner, placement, queue, refusal, tmp_path, monkeypatch
 ):
@@ -120,6 +99,8 @@ def test_only_a_lock_without_a_running_owner_is_taken_over(
             "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
         )
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    if not owner:  # its process has died, and the number is in use
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
     write_owner(path, **owner)
     before = path.read_text()
     if refusal:
@@ -173,9 +154,11 @@ def hold(path, variables, number=1):
     return started, [process.stdout.readline() for process in started]
 
 
-def release(processes):
+def release(processes, printed):
+    """Lets processes end, and returns what each had printed."""
     for process in processes:
         process.communicate()
+    return printed
 
 
 @parametrize("left, flock", [("", False), ("dead owner", True), ("damaged", False)])
@@ -187,8 +170,7 @@ def test_of_processes_that_start_at_one_moment_one_gets_the_lock(
     elif left:
         (tmp_path / "lock").touch()
     variables = {"PYTHONPATH": os.pathsep.join(sys.path)} if flock else without_flock
-    started, printed = hold(tmp_path / "lock", variables, number=3)
-    release(started)
+    printed = release(*hold(tmp_path / "lock", variables, number=3))
     found = sorted(line.partition(" belongs to another run")[0] for line in printed)
     assert found == sorted(["held\n", *[str(tmp_path)] * 2])
     assert not (tmp_path / "lock").exists() and not (tmp_path / "lock.claim").exists()
@@ -197,13 +179,11 @@ def test_of_processes_that_start_at_one_moment_one_gets_the_lock(
 def test_without_flock_the_owners_process_is_looked_up(without_flock, tmp_path):
     (holds,), printed = hold(tmp_path / "lock", without_flock)
     assert printed == ["held\n"]
-    started, (refusal,) = hold(tmp_path / "lock", without_flock)
+    (refusal,) = release(*hold(tmp_path / "lock", without_flock))
     assert f"process {holds.pid} on " in refusal
     holds.kill()
-    release([holds, *started])
-    started, printed = hold(tmp_path / "lock", without_flock)
-    release(started)
-    assert printed == ["held\n"]
+    release([holds], printed)
+    assert release(*hold(tmp_path / "lock", without_flock)) == ["held\n"]
 
 
 def write_checkpoints(folder, *epochs):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import input_error, parametrize
+from support import cases, input_error, refusals
 from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, write_recipe
 from support.training_runs import failure
@@ -108,19 +108,7 @@ def test_a_disk_that_is_not_there_or_too_small_is_refused(plans, disk, monkeypat
     assert not list(disk.iterdir())
 
 
-@parametrize(
-    "data, said",
-    [
-        (
-            "pipe:cat x/{0..99}.tar",
-            "--stage copies files, and --data holds 'pipe:cat x/0.tar', which each rank streams",
-        ),
-        (
-            "pairs.csv",
-            "--stage copies shards, and --data pairs.csv is a table: leave --stage out",
-        ),
-    ],
-)
+@cases("data, said", refusals("staging"))
 def test_data_that_cannot_be_copied_is_refused(data, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.csv").write_text("filepath\ttitle\n" + "x.png\ta\n" * 64)
