@@ -1,5 +1,6 @@
 """Plans a run of a recipe on given machines: batch size per GPU, accumulation, slices and steps."""
 
+import bisect
 import json
 import math
 from argparse import Namespace
@@ -106,10 +107,8 @@ def split(
     world_size = nodes * gpus_per_node
     if global_batch % world_size:
         sizes = divisors(global_batch)
-        nearest = [
-            *[n for n in sizes if n < world_size][-1:],
-            *[n for n in sizes if n > world_size][:1],
-        ]
+        place = bisect.bisect(sizes, world_size)
+        nearest = sizes[place - 1 : place + 1]
         raise InputError(
             f"--nodes {nodes} --gpus-per-node {gpus_per_node} (--nproc of superclip run): a "
             "global batch of "

@@ -67,7 +67,10 @@ class Failure:
         if isinstance(error, InputError):
             return Failure.here(who, str(error))
         message = f"{type(error).__name__}: {error}"
-        return Failure.here(who, message, traceback, kind_of(message))
+        kind = HARDWARE if OF_HARDWARE.search(message) else USER
+        if OF_CONNECTIONS.search(message):
+            kind = CONNECTION
+        return Failure.here(who, message, traceback, kind)
 
     @property
     def text(self) -> str:
@@ -88,13 +91,6 @@ class Failure:
     @staticmethod
     def read(path: Path) -> "Failure":
         return Failure(**read_json(path))
-
-
-def kind_of(message: str) -> str:
-    """Returns the kind of failure that the message of an exception describes."""
-    if OF_CONNECTIONS.search(message):
-        return CONNECTION
-    return HARDWARE if OF_HARDWARE.search(message) else USER
 
 
 def exit_failure(rank: int, exit_code: int) -> Failure:

@@ -87,9 +87,6 @@ def whole_hours(
 class Interrupted(Stopped):
     """Stops a training as SLURM's SIGUSR1 does before the time limit."""
 
-    def __init__(self):
-        super().__init__(signal.SIGUSR1)
-
 
 class InterruptedTraining(NodeTraining):
     """Stops itself in the second slice."""
@@ -98,7 +95,7 @@ class InterruptedTraining(NodeTraining):
         def interrupting() -> None:
             each_second()
             if trainer_files.newest(self.folder.checkpoints) == 1:
-                raise Interrupted
+                raise Interrupted(signal.SIGUSR1)
 
         return super()._run_ranks(interrupting)
 
