@@ -97,7 +97,8 @@ class Staging:
                 while (current := trainer_files.newest(self.checkpoints)) < epoch - 1:
                     if self.stop.wait(1):
                         return
-                wanted = {*self._copies(current), *self._copies(epoch)}
+                shards = [*self._shards(current), *self._shards(epoch)]
+                wanted = set(map(self.staged.copy_of, shards))
                 for path in list(self.folder.rglob("*")):
                     if path.is_file() and path not in wanted:
                         path.unlink()
@@ -108,9 +109,6 @@ class Staging:
                     return
         finally:
             self.first.set()  # even after an error: the ranks then read the originals
-
-    def _copies(self, epoch: int) -> list[Path]:
-        return [self.staged.copy_of(shard) for shard in self._shards(epoch)]
 
     def _shards(self, epoch: int) -> list[str]:
         """Returns the shards of a slice that this node's ranks read, in their order; none after
