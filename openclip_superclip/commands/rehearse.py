@@ -60,10 +60,11 @@ def main(argv: list[str]) -> int:
     summary = report(run, rehearsal)
     rehearsal.remove_checkpoints()
     write_json(folder / "rehearsal.json", summary)
+    machines = f"--nodes {run.nodes} --gpus-per-node {run.gpus_per_node} --device {run.device}"
+    machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"
     file = shlex.quote(f"{folder}/rehearsal.json")
-    print(
-        f"\n{report_text(summary)}\n\nsuperclip plan RECIPE --rehearsal {file} uses this estimate"
-    )
+    plan = f"superclip plan RECIPE {machines} --rehearsal {file}"
+    print(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
     if other := other_training(summary):
         to_stderr(
             f"superclip rehearse: the resumed training differs from the uninterrupted one: {other}"

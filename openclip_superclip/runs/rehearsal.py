@@ -63,7 +63,8 @@ def read_rehearsal(file: str, run: Run) -> dict:
         ) from None
     for name, (there, here) in different.items():
         raise InputError(
-            f"--rehearsal: {file} was measured with {name} {there}, not {here}: rehearse again"
+            f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the options "
+            "of the rehearsal, or rehearse again"
         )
     return summary
 

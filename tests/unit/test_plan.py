@@ -205,7 +205,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
             "high": 1.024e9 / 1e4 / 3600 + 0.5,
         }
     )
-    with input_error(r"measured with nodes 4, not 2: rehearse again"):
+    with input_error(r"measured with nodes 4, not 2: give the options of the"):
         read_rehearsal(str(file), plan(nodes=2, gpus=16))
     del summary["samples_per_second"]
     write_json(file, summary)
