@@ -80,7 +80,9 @@ class Placement:
 
             gpus = torch.cuda.device_count()
         if gpus == 0:
-            raise InputError("no GPU was found here; expected one, or --device cpu with --nproc N")
+            raise InputError(
+                "no GPU was found here; expected one, or a recipe with --device cpu --nproc N"
+            )
         return gpus
 
 
