@@ -14,8 +14,9 @@ from support.data import write_shards
 from support.plugins import write_disturbed_loss, write_failing_plugin, write_slow_loss
 from support.slurm_cluster import wait_until
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
-from support.training_runs import run_superclip
+from support.training_runs import fork, run_superclip
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -354,19 +355,20 @@ def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
     slow = work / "slow sbatch"
     waits = 'until [ -e "one is refused" ]; do sleep 0.1; done\nPATH=${PATH#*:} exec sbatch "$@"'
     write_program(slow / "sbatch", waits)
-    command = ["superclip", "submit", recipe, "--out", "runs/twice", *ON_CPUS.split()]
+    command = ["submit", str(recipe), "--out", "runs/twice", *ON_CPUS.split()]
     environment = cluster.environment | {"PATH": f"{slow}:{cluster.environment['PATH']}"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options = {"cwd": work, "env": environment, **pipes}
+    output = work / "submitted twice"
     cluster.call("scontrol update partition=gpu state=DOWN")
     try:
-        started = [subprocess.Popen(command, **options) for _ in range(2)]
-        wait_until(lambda: any(process.poll() for process in started), 300, "a refusal")
+        started = [fork(lambda: main(command), output, work, environment) for _ in range(2)]
+        wait_until(lambda: any(process.exitcode for process in started), 300, "a refusal")
         (work / "one is refused").touch()
-        printed = [process.communicate()[0] for process in started]
-        assert sorted(process.returncode for process in started) == [0, 1], printed
+        for process in started:
+            process.join(300)
+        printed = output.read_text()
+        assert sorted(process.exitcode for process in started) == [0, 1], printed
         refused = r"^error: runs/twice belongs to another run: process "
-        assert re.search(refused, "".join(printed), flags=re.MULTILINE)
+        assert re.search(refused, printed, flags=re.MULTILINE)
         (job,) = cluster.call("squeue --noheader --format=%A").split()
         cluster.call(f"scancel {job}")
     finally:
