@@ -28,8 +28,7 @@ from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
 
-B16 = "datacomp1b/superclip_vit-b-16_512m_bs16k"
-SUBMIT_B16 = f"submit {B16} --gpus-per-node 4 --dry-run"
+SUBMIT_B16 = "submit datacomp1b/superclip_vit-b-16_512m_bs16k --gpus-per-node 4 --dry-run"
 
 
 def golden(name):

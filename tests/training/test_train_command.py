@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.run
 from support import cases, parametrize, refusals
 from support.models import MODELS, VOCAB_SIZE, write_model
 from support.plugins import install_plugin
@@ -24,6 +23,7 @@ from support.training_runs import (
     superclip_train,
     train_with,
 )
+from torch.distributed.run import main as torchrun
 
 from openclip_superclip.flags import Config, options_of
 
@@ -206,7 +206,7 @@ def test_it_trains_under_torchrun(short_run, tmp_path):
         "--standalone --nproc-per-node 2 -m openclip_superclip train -- "
         f"{short_run} --batch-size 16 --superclip"
     )
-    (run,) = completed(torch.distributed.run.main, command.split(), cwd=tmp_path)
+    (run,) = completed(torchrun, command.split(), cwd=tmp_path)
     assert "local 0), total 2." in run.output
     assert len(re.findall("Class_loss", run.output)) == 2
     assert run.output.count("this OpenCLIP is not patched") == 1

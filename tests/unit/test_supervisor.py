@@ -92,8 +92,7 @@ def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
         each_second()
         return [Failure("rank 0", "it has failed")]
 
-    fakes = {"HEARTBEAT": 0.1, "accepted_data": long_check, "run_ranks": failing_ranks}
-    with replaced(launcher, **fakes):
+    with replaced(launcher, HEARTBEAT=0.1, accepted_data=long_check, run_ranks=failing_ranks):
         assert training.train() == 1
     assert folder.state()["error"] == "rank 0: it has failed"
 
