@@ -119,18 +119,16 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
 
 def _problems_with_numbers(options: Namespace) -> Iterator[str]:
     """Yields numbers that are too large, and lists of another length than OpenCLIP expects."""
-    bounds = {"beta1": 1, "beta2": 1, "force-patch-dropout": 1, "seed": 2**32}
-    for flag, bound in bounds.items():
+    for flag, bound in {"beta1": 1, "beta2": 1, "force-patch-dropout": 1, "seed": 2**32}.items():
         number = getattr(options, flag.replace("-", "_"))
         if number is not None and number >= bound:
             yield f"--{flag} is {number}; expected < {bound}"
     if options.grad_clip_norm == 0:
         yield "--grad-clip-norm is 0, at which nothing is trained: leave it out"
-    lengths = {"image-mean": (1, 3), "image-std": (1, 3), "force-image-size": (1, 2)}
-    for flag, expected in lengths.items():
+    for flag, most in {"image-mean": 3, "image-std": 3, "force-image-size": 2}.items():
         numbers = getattr(options, flag.replace("-", "_")) or [0]
-        if len(numbers) not in expected:
-            yield f"--{flag} has {len(numbers)} numbers; expected {expected[0]} or {expected[1]}"
+        if len(numbers) not in (1, most):
+            yield f"--{flag} has {len(numbers)} numbers; expected 1 or {most}"
     factors = options.train_data_upsampling_factors
     if factors is None:
         return
