@@ -121,10 +121,10 @@ def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued
 ):
     plugin = write_plugin(
         tmp_path / "plugin",
-        f"if args.name == 'interrupted':\n    os.kill(os.getppid(), {signal.SIGUSR1:d})\n"
-        "return loss\n",
+        "if args.name == 'interrupted' and not os.path.exists('interrupted/ranks/local-1'):\n"
+        f"    os.kill(os.getppid(), {signal.SIGUSR1:d})\nreturn loss\n",
     )
-    flags = f"{rehearsed['recipe']} --steps 4 --out {tmp_path}/out"
+    flags = f"{rehearsed['recipe']} --steps 4 --out ."
     code, printed = rehearse(tmp_path, flags, PYTHONPATH=str(plugin))
     assert code == 1
     assert "superclip rehearse: stopped by SIGUSR1" in printed
