@@ -123,9 +123,9 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """The two-sided p-value of the paired t-test; 1 if all differences are zero."""
+        """The two-sided p-value of the paired t-test; 1 if all differences are equal."""
         if self.std == 0:
-            return 1.0 if self.mean == 0 else 0.0
+            return 1.0
         return float(2 * t.sf(abs(self.mean) / (self.std / math.sqrt(self.n)), self.n - 1))
 
     def __str__(self) -> str:

@@ -57,9 +57,9 @@ def _read_runs(folders: list[Path]) -> list[ReportedRun]:
 def _check_page(out: Path) -> None:
     """Raises InputError if the page cannot be drawn, or if its folder contains something else."""
     require("superclip report", "report", "matplotlib", "scipy")
-    from ..lab.reports.report_page import FILES, MARK
+    from ..lab.reports.report_page import FILES, MARK, pictures
 
-    check_results(out, FILES, MARK)
+    check_results(out, [*FILES, *pictures(out)], MARK)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -371,6 +371,8 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     assert (out / "batch_size_1.png").exists()
     assert not (out / "batch_size_2.png").exists()  # another number of samples: not the paper's
     assert markdown.count("**Beside the paper**") == 1
+    execute("report", runs[0], "--out", out)  # of one comparison
+    assert sorted(os.listdir(out)) == ["batch_size.png", "report.html", "report.md", "runs.csv"]
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):
@@ -411,6 +413,11 @@ def test_records_of_runs_in_folders_of_one_name_are_apart(tmp_path):
     runs = [recipe_run(tmp_path / folder / "run", recipe, imagenet(49.5, 70.0)) for folder in "ab"]
     execute("report", *runs, "--record", tmp_path / "records")
     assert sorted(os.listdir(tmp_path / "records")) == ["a-run", "b-run"]
+
+
+def test_a_picture_that_a_report_would_replace_is_kept(tmp_path, refused):
+    (tmp_path / "losses_2.png").touch()
+    assert "contains losses_2.png, which this" in refused(tmp_path, "report nowhere --out .")
 
 
 def test_without_a_run_it_fails_in_one_line(tmp_path, refused):

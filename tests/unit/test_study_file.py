@@ -120,11 +120,14 @@ def test_the_interval_is_that_of_students_paired_test(values):
     assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
 
 
-def test_one_seed_has_no_interval_and_equal_differences_exclude_zero_unless_they_are_zero():
-    assert PairedDifference([5.0]).interval is None
-    assert not PairedDifference([5.0]).excludes_zero
-    assert str(PairedDifference([5.0])) == "+5.0"
-    assert PairedDifference([2.0, 2.0]).excludes_zero
+@parametrize("values", [[5.0], [5.0, 5.0], [100 * 0.15 - 100 * 0.1, 5.0]])
+def test_one_seed_and_equal_differences_have_no_interval_and_exclude_nothing(values):
+    difference = PairedDifference(values)
+    assert (difference.interval, difference.excludes_zero, str(difference)) == (None, False, "+5.0")
+
+
+def test_runs_that_are_equal_have_the_interval_zero():
+    assert PairedDifference([0.0, 0.0]).interval == (0.0, 0.0)
     assert not PairedDifference([0.0, 0.0]).excludes_zero
 
 

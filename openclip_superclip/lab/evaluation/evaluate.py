@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...environment import versions
 from ...errors import one_line
-from ...files import make_folder
+from ...files import file_identity, make_folder
 from ...method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
 from .dense_probe import dense_probe, whole_image
@@ -103,12 +103,17 @@ class Evaluation:
     def _result_file(
         self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str, files_id: str
     ) -> ResultFile:
-        # Relative to the results, so that both can be moved together.
-        source = os.path.relpath(model.path, folder.resolve()) if model.path else model.argument
+        source = model.argument
+        source_id = None
+        if model.path:
+            # relative to the results, so that both can be moved together
+            source = os.path.relpath(model.path, folder.resolve())
+            source_id = file_identity(model.path)
         facts = {
             "model": model.name,
             "checkpoint": model.argument,
             "source": source,
+            "source_id": source_id,
             "dataset": dataset.name,
             "task": task,
             "epoch": model.epoch,

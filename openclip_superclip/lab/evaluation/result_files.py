@@ -21,7 +21,7 @@ PACKAGES = (
     "pillow",
     "transformers",
 )
-MUST_AGREE = ("model", "source", "dataset", "task", "weights", "data_files", "settings", "versions")
+MAY_DIFFER = ("checkpoint", "data", "device")  # facts that a result does not depend on
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
@@ -48,8 +48,9 @@ class ResultFile:
         """Returns the existing result, with its file, if its inputs are unchanged and its outcomes
         are there, else None."""
         record = json_or_empty(self.path)
-        if any(record.get(key) != self.facts[key] for key in MUST_AGREE):
-            return None
+        for name, fact in self.facts.items():
+            if name not in MAY_DIFFER and record.get(name) != fact:
+                return None
         if not record["intervals"].keys() <= read_outcomes(outcomes_file(self.path)).keys():
             return None
         return record | {"file": str(self.path)}

@@ -35,9 +35,12 @@ class PairedDifference(Spread):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the mean (Student's t over the seeds); None of one
-        seed."""
-        if self.std is None:
+        """The 95 % confidence interval of the mean (Student's t over the seeds).
+
+        None of one seed, and of equal differences that are not zero: few seeds of a coarse measure
+        often agree, and their spread of zero says nothing about the next seed.
+        """
+        if self.std is None or self.std < 1e-9 < abs(self.mean):
             return None
         from scipy.stats import t
 

@@ -2,6 +2,8 @@
 and the runs as CSV."""
 
 import itertools
+import os
+import re
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +39,7 @@ RUN_HEADS = [
     "data",
 ]
 NONE = "–"  # in a cell
-# the first one has the mark
-FILES = ("report.html", "report.md", "runs.csv", "batch_size.png", "losses.png")
+FILES = ("report.html", "report.md", "runs.csv")  # the first one has the mark
 MARK = 'name="generator" content="superclip report"'
 
 
@@ -67,10 +68,17 @@ class Section(NamedTuple):
         return "\n\n".join(filter(None, parts))
 
 
+def pictures(out: Path) -> list[str]:
+    """Returns the names of the figures that a report has written into a folder."""
+    names = os.listdir(out) if out.is_dir() else ()
+    return [name for name in names if re.fullmatch(r"(batch_size|losses)(_\d+)?\.png", name)]
+
+
 def write_report(
     out: Path, title: str, facts: str, runs: list[ReportedRun], comparisons: list[Comparison]
 ) -> None:
-    """Writes report.html, and beside it report.md, the figures and runs.csv."""
+    """Writes report.html, and beside it report.md, the figures and runs.csv, replacing an earlier
+    report."""
     sections = []
     for number, comparison in enumerate(comparisons, 1):
         suffix = f"_{number}" if len(comparisons) > 1 else ""
@@ -83,6 +91,8 @@ def write_report(
     trained = [run for run in runs if run.state != MISSING]
     page = template.render(title=title, facts=facts, sections=sections, runs=trained, bad=BAD)
     write_text(out / FILES[0], page)
+    for name in pictures(out):
+        (out / name).unlink()
     for section in sections:
         for figure in section.figures:
             write_bytes(out / figure.file, figure.png)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...checkpoints.validation import validation_rows
-from ...files import json_or_empty
+from ...files import file_identity, json_or_empty
 from ..evaluation.suites import averaged
 
 # the first part of a recipe's keys under `paper`, by CLIP_benchmark's data set
@@ -52,7 +52,8 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
     """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch,
     the last one there.
 
-    Damaged files, and those of other models, are left out.
+    Damaged files, and those of other models or of a checkpoint that was trained again, are left
+    out.
     """
     by_epoch = defaultdict(list)
     for file in sorted((run / "evaluation").glob("*.json")):
@@ -65,13 +66,17 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
 
 
 def _is_own(record: dict, file: Path) -> bool:
-    """Returns whether the model of a result in RUN/evaluation is in RUN/checkpoints."""
+    """Returns whether a result in RUN/evaluation is of a model in RUN/checkpoints, and of the file
+    that is there now, unless that was removed."""
     source = record.get("source")
     if source is None:
         return True
     weights = file.parent / str(source)
     checkpoints = (file.parent.parent / "checkpoints").resolve()
-    return checkpoints in (weights.parent.resolve(), weights.resolve().parent)
+    if checkpoints not in (weights.parent.resolve(), weights.resolve().parent):
+        return False
+    evaluated = record.get("source_id")  # None in results of earlier versions
+    return evaluated is None or file_identity(weights) in (None, evaluated)
 
 
 def of_training(run: Path) -> dict[str, float]:
