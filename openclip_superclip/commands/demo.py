@@ -24,10 +24,16 @@ def main(argv: list[str]) -> int:
         return 0
     require("superclip demo", "report")
     out = options.out
-    check_results(out, [*RESULTS, "demo.png"], MARK)
+    check_results(out, [*RESULTS, "demo.png", "demo-images.png"], MARK)
     set_ = {} if options.samples is None else {"samples": str(options.samples)}
     study_options = StudyOptions(
-        study="demo", device="cpu", out=out, seeds=options.seeds, set=set_, scenes=out
+        study="demo",
+        device="cpu",
+        out=out,
+        seeds=options.seeds,
+        set=set_,
+        scenes=out,
+        command=["demo", *argv],
     )
     with stopped_by_signals():
         results = run_study(study_call(study_options), options.jobs)

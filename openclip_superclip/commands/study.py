@@ -5,10 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.trainer_files import RECORD
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
 from ..errors import InputError, Parser, at_least, to_stderr
 from ..extras import require
+from ..files import is_own
 from ..flags import Config
 from . import recipe_options as shared
 from .shared_options import from_options
@@ -43,7 +45,9 @@ def main(argv: list[str]) -> int:
         for path in study_files():
             print(f"{path.stem}: {read_study(str(path)).question}")
         return 0
-    device = options.device or ("cuda" if options.slurm else shared.device_here())
+    device = options.device
+    if device is None and not options.only:
+        device = "cuda" if options.slurm else shared.device_here()
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
     set_ = shared.all_settings(options)
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
-    """Runs the study on the parts of a table, which are removed if it does not begin; returns the
+    """Runs the study on the parts of a table, which are removed if no run reads them; returns the
     exit code."""
     from ..lab.studies.study_call import study_call
 
@@ -64,7 +68,7 @@ def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
         parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
         return _run(study_call(parts), options)
     except InputError:
-        if not whole.runs_in.exists():
+        if not any(is_own(run, split.folder.name) for run in whole.runs_in.glob(f"*/{RECORD}")):
             split.remove()
         raise
     finally:
@@ -113,8 +117,11 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
     from ..lab.studies.study_training import StudyTraining, run_study
 
+    training = StudyTraining(call)
+    for run in [*training.trials(), *training.runs(training.chosen())]:
+        training.check_folder(run)
     if not options.only:
-        for warning in StudyTraining(call).check_arms():
+        for warning in training.check_arms():
             to_stderr(f"superclip study: {warning}")
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
@@ -132,7 +139,7 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     from ..runs.signals import stopped_by_signals
 
     if options.dry_run:
-        print(StudyTraining(call).summary())
+        print(training.summary())
         return 0
     with stopped_by_signals():
         results = run_study(call, 0 if options.only else options.jobs or 1)

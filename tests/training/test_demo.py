@@ -26,7 +26,9 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert (demo / "study.md").read_text().strip() in printed
     assert "| % | CLIP | SuperCLIP | SuperCLIP − CLIP |" in printed.splitlines()
     assert "One seed is only a test" in printed
-    for run in read_json(demo / "study.json")["runs"]:
+    study = read_json(demo / "study.json")
+    assert study["command"] == "superclip demo --quick --samples 320"
+    for run in study["runs"]:
         assert list(run["measures"]) == [*OF_SCENES]
         assert all(0 <= score <= 100 for score in run["measures"].values())
     assert re.search(r"^clip_\S*seed0: zero shot \d", printed, flags=re.MULTILINE)

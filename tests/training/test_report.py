@@ -415,11 +415,6 @@ def test_records_of_runs_in_folders_of_one_name_are_apart(tmp_path):
     assert sorted(os.listdir(tmp_path / "records")) == ["a-run", "b-run"]
 
 
-def test_a_picture_that_a_report_would_replace_is_kept(tmp_path, refused):
-    (tmp_path / "losses_2.png").touch()
-    assert "contains losses_2.png, which this" in refused(tmp_path, "report nowhere --out .")
-
-
 def test_without_a_run_it_fails_in_one_line(tmp_path, refused):
     (tmp_path / "other").mkdir()
     error = refused(tmp_path, "report nowhere other --out out")

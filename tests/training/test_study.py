@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import signal
 
 import open_clip
@@ -144,6 +145,23 @@ def test_a_run_of_other_settings_is_never_taken_for_one_of_the_study(
     assert error.startswith("error: out/runs/")
     assert message in error
     assert error.endswith(f"give {'--runs' if '--runs' in more else '--out'} another folder")
+
+
+def test_a_report_needs_no_gpu_and_records_the_device_and_the_settings_of_the_runs(
+    studied, tmp_path, monkeypatch
+):
+    folder, _ = studied
+    shutil.copytree(folder / "out", tmp_path / "out", ignore=shutil.ignore_patterns("study.*"))
+    for file in tmp_path.glob("out/runs/*/run.json"):
+        text = file.read_text().replace('"device": "cpu"', '"device": "cuda"')
+        file.write_text(text.replace('"stall_minutes": 30.0', '"stall_minutes": 9.0'))
+    monkeypatch.chdir(folder)
+    data = f"--val-data {folder}/val/{{000000..000001}}.tar --set flags.val-num-samples=32"
+    assert call(f"study which.yaml --only report --out {tmp_path}/out {data}") == 0
+    record = read_json(tmp_path / "out/study.json")
+    assert record["device"] == "cuda"
+    assert "--device cuda " in record["command"]
+    assert record["command"].endswith(" --stall-minutes 9.0")
 
 
 def test_a_folder_of_something_else_is_not_trained_over(studied, study_here):

@@ -116,6 +116,7 @@ def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
     (tmp_path / "one_row.csv").write_text(f"image,caption\n{rows[0]}")
+    (tmp_path / "taken/clip_seed0/checkpoints").mkdir(parents=True)
     assert problem in refused(tmp_path, small_study("pairs.csv", options))
 
 

@@ -14,7 +14,7 @@ import torch
 from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
-from ...files import make_folder, write_json
+from ...files import check_results, make_folder, write_json
 from ...rendering import markdown_table
 from .gpu_checks import run_checks
 from .time_and_memory import TIMED_WITH, make_step, timed_in_turns
@@ -65,6 +65,7 @@ def measure_card(options: argparse.Namespace) -> Card:
             "trial record"
         )
     device = check_device(options.device)
+    check_results(options.out, ["card.json"], '"openclip_seconds"')
     make_folder(options.out)
     start = time.monotonic()
     is_gpu = torch.device(device).type == "cuda"

@@ -1,6 +1,6 @@
 """One call of `superclip study`: its options, and the study with them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class StudyOptions:
     """The options of `superclip study`."""
 
     study: str  # a file or a shipped name
-    device: str
+    device: str | None  # None: that of finished runs
     out: Path | None = None  # studies/NAME
     seeds: int | None = None  # the study's
     data: str | None = None  # shards or a table instead of the recipe's
@@ -31,6 +31,7 @@ class StudyOptions:
     set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
     scenes: Path = DEMO  # the folder for the demo's model and scenes
     settings: Settings = DEFAULTS  # of every `superclip run`
+    command: Sequence[str] = ()  # of `superclip demo`
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class StudyCall:
 
     def command(self) -> list[str]:
         """Returns the command that makes the same call again."""
-        command = ["superclip", *self.arguments()]
+        command = ["superclip", *(self.options.command or self.arguments())]
         for name, value in vars(self.options.settings).items():
             if value != getattr(DEFAULTS, name):
                 command.append(f"--{name.replace('_', '-')}")

@@ -8,6 +8,7 @@ import statistics
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from ...openclip.step_memory import model_without_values
 from ...openclip.train import check_command
 from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
+from ...plans.run import Run
 from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
@@ -316,12 +318,15 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
 
     study = results.study
     out = call.out
+    # only a report's call lacks the device and the settings of its runs
+    trained = Run.find(call.runs_in / results.records[0]["run"]) or call.options
+    options = replace(call.options, device=trained.device, settings=trained.settings)
     content = {
         "question": study.question,
         "primary": study.primary,
-        "command": shlex.join(call.command()),
+        "command": shlex.join(replace(call, options=options).command()),
         "study": study.as_dict(),
-        "device": call.options.device,
+        "device": trained.device,
         "set": study.overrides,
         "versions": versions(*MEASURED_WITH),
         "processor": processor(),
