@@ -207,9 +207,10 @@ def _problems(study: Study) -> Iterator[str]:
             f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
             "trials of each"
         )
-    if study.choose and study.measures == "dense-scenes":
+    if study.choose and study.measures in ("dense-scenes", "transfer"):
         yield (
-            f"choose is {study.choose}; dense-scenes has no split to tune on: set lr in the arms"
+            f"choose is {study.choose}; {study.measures} has no split to tune on: set lr in the "
+            "arms"
         )
 
 
