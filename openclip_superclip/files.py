@@ -294,6 +294,24 @@ def file_identity(path: Path) -> str | None:
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
 
 
+def files_digest(paths: Iterable[str | Path]) -> str:
+    """Returns a digest of the names, sizes and modification times of files, and of the files in
+    folders."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        inside = [
+            Path(folder, name)
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+        ]
+        for file in sorted(inside or [path]):
+            if file.exists():
+                state = file.stat()
+                name = os.path.relpath(file, path.parent)
+                digest.update(repr((name, state.st_size, state.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
 def content_digest(path: Path) -> str:
     """Returns a digest of a whole file."""
     digest = hashlib.sha256()

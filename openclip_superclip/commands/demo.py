@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         seeds=options.seeds,
         set=set_,
         scenes=out,
-        command=["demo", *argv],
+        command=shlex.join(["superclip", "demo", *argv]),
     )
     with stopped_by_signals():
         results = run_study(study_call(study_options), options.jobs)

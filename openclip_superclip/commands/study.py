@@ -1,6 +1,7 @@
 """superclip study: compares methods by paired seeds, and tests their differences."""
 
 import dataclasses
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,9 @@ def main(argv: list[str]) -> int:
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
     set_ = shared.all_settings(options)
-    study_options = from_options(StudyOptions, options, device=device, set=set_, settings=settings)
+    command = shlex.join(["superclip", "study", *argv])
+    others = {"device": device, "set": set_, "settings": settings, "command": command}
+    study_options = from_options(StudyOptions, options, **others)
     if _splits(options):
         return _run_on_parts(study_options, options)
     return _run(study_call(study_options), options)

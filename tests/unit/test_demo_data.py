@@ -90,16 +90,12 @@ def test_no_set_of_objects_is_in_two_splits():
 
 def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_path, monkeypatch):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pattern = drawn.write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
+        drawn.write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
     assert sorted(contents(tmp_path / "a")) == ["000000.tar", "000001.tar", "dataset.json"]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
     monkeypatch.setattr(drawn, "make_scene", None)
-    assert (
-        drawn.write_shards(tmp_path / "c", 30, 1, 20)
-        == pattern
-        == f"{tmp_path}/c/{{000000..000001}}.tar"
-    )
+    drawn.write_shards(tmp_path / "c", 30, 1, 20)
     with pytest.raises(ValueError, match="another data set"):
         drawn.write_shards(tmp_path / "c", 30, 2, 20)
 

@@ -2,7 +2,6 @@
 shards."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from ...checkpoints.weights import Checkpoint
 from ...errors import InputError
-from ...files import make_folder, read_json, take_lock, write_json
+from ...files import files_digest, make_folder, read_json, take_lock, write_json
 from ..words.open_checkpoint import NO_HEAD, open_checkpoint
 from .audit_page import write_page
 from .kept import select, write_kept
@@ -64,7 +63,7 @@ class Audit:
             "columns": list(self.data.columns or ()),
             "model": str(self.model.path),
             "architecture": self.architecture,
-            "files": _digest([*self.data.files, self.model.path]),
+            "files": files_digest([*self.data.files, self.model.path]),
         }
         make_folder(self.out)
         if self.record.exists():
@@ -156,20 +155,6 @@ def check_is_free(out: Path) -> None:
     """Raises InputError if a folder contains other files than an audit's."""
     if out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists():
         raise InputError(f"--out: {out} is not empty and holds no audit: give another name")
-
-
-def _digest(paths: list[str | Path]) -> str:
-    """Returns a digest of the names, sizes and modification times of files, and of the files in
-    folders."""
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            facts = None
-            if file.exists():
-                state = file.stat()
-                facts = (state.st_size, state.st_mtime_ns)
-            digest.update(f"{file}\0{facts}\0".encode("utf-8", "replace"))
-    return digest.hexdigest()
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

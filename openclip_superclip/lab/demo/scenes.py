@@ -208,9 +208,8 @@ def write_shards(
     samples_per_shard: int = 1000,
     caption: str = "long",
     designers: tuple[str, ...] = DESIGNERS,
-) -> str:
-    """Writes training scenes as WebDataset shards and returns their brace pattern for
-    `--train-data`.
+) -> None:
+    """Writes training scenes as WebDataset shards.
 
     A sample contains `png`, `txt` (the caption of the given kind), `long.txt`, `short.txt` and
     `json` (objects and captions). The same arguments give the same bytes.
@@ -226,32 +225,29 @@ def write_shards(
     }
     if designers != DESIGNERS:
         dataset["designers"] = list(designers)
-    return write_scenes(folder, dataset, scenes(num_samples, seed, designers=designers), caption)
+    write_scenes(folder, dataset, scenes(num_samples, seed, designers=designers), caption)
 
 
-def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> str:
-    """Writes scenes as shards, unless they exist, and returns their brace pattern.
+def write_scenes(folder: Path, dataset: dict, shown: Iterable[Scene], caption: str) -> None:
+    """Writes scenes as shards, unless they exist.
 
     `dataset` are facts that identify it, including `num_samples` and `samples_per_shard`; `caption`
     is the kind of caption for `txt`. Raises InputError if the folder contains another data set.
     """
     num_samples = dataset["num_samples"]
     samples_per_shard = dataset["samples_per_shard"]
-    num_shards = math.ceil(num_samples / samples_per_shard)
-    pattern = f"{folder}/{{000000..{num_shards - 1:06d}}}.tar"
     record = folder / "dataset.json"  # written last: if it exists, all shards do
     if record.exists():
         if read_json(record, flag="--out", advice="remove it") != dataset:
             raise InputError(f"{folder} contains another data set: remove it or use another folder")
-        return pattern
+        return
     folder.mkdir(parents=True, exist_ok=True)
     remaining = numbered(shown, num_samples, f"scenes for {folder}")
-    for shard in range(num_shards):
+    for shard in range(math.ceil(num_samples / samples_per_shard)):
         with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
             for index, scene in itertools.islice(remaining, samples_per_shard):
                 writer.write({"__key__": f"{index:09d}", **sample(scene, caption)})
     write_text(record, json.dumps(dataset))
-    return pattern
 
 
 def numbered(shown: Iterable[Scene], total: int, title: str) -> Iterator[tuple[int, Scene]]:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from open_clip.utils import to_2tuple
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from ...errors import InputError
@@ -23,10 +24,9 @@ MOST_DEPTHS = 200  # training images for mean and standard deviation of the dept
 def whole_image(network: nn.Module) -> Compose:
     """Returns the transform that resizes whole images to the model's input, so that pixels keep
     their labels."""
-    preprocess = network.visual.preprocess_cfg
-    size = to_2tuple(network.visual.image_size)
-    resize = Resize(size, InterpolationMode.BICUBIC, antialias=True)
-    return Compose([resize, ToTensor(), Normalize(preprocess["mean"], preprocess["std"])])
+    own = network.visual.preprocess_cfg
+    config = PreprocessCfg(**own | {"resize_mode": "squash", "interpolation": "bicubic"})
+    return image_transform_v2(config, is_train=False)
 
 
 def dense_probe(
@@ -100,8 +100,7 @@ class _Labelled(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         label = self.images.label(index)
         if self.size:
-            resized = interpolate(label[None, None].double(), self.size, mode="nearest-exact")
-            label = resized[0, 0].to(label.dtype)
+            label = resize(label[None], self.size, InterpolationMode.NEAREST_EXACT)[0]
         # cloned: a view would be sent to the process as a whole
         return self.tokens[index].float().clone(), label
 

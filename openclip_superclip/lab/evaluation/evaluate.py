@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...environment import versions
 from ...errors import one_line
-from ...files import file_identity, make_folder
+from ...files import file_identity, files_digest, make_folder
 from ...method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
 from .dense_probe import dense_probe, whole_image
@@ -48,7 +48,7 @@ class Evaluation:
         for folder in self.folders:
             make_folder(folder)
         # once: a data set can have a million files
-        digests = {dataset: dataset.files_id() for dataset, _ in self.chosen}
+        digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
         num_results = len(models) * len(self.chosen)
         with tqdm(total=num_results, desc="evaluate", unit=" results", disable=None) as progress:
             for model, folder in zip(models, self.folders, strict=True):
@@ -101,7 +101,7 @@ class Evaluation:
         return records
 
     def _result_file(
-        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str, files_id: str
+        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str, data_files: str
     ) -> ResultFile:
         source = model.argument
         source_id = None
@@ -122,7 +122,7 @@ class Evaluation:
             "settings": self.settings.of_task(task),
             "device": self.settings.device,
             "versions": versions(*PACKAGES),
-            "data_files": files_id,
+            "data_files": data_files,
         }
         return ResultFile(record_file(folder, model.name, dataset.name, task, source), facts)
 

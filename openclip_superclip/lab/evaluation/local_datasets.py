@@ -1,8 +1,5 @@
 """The data sets of the suites, found in the user's folder."""
 
-import hashlib
-import json
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -69,18 +66,6 @@ class LocalDataset(NamedTuple):
         if self.in_shards:
             return default_convert(default_collation_fn(samples))
         return builder.get_dataset_collate_fn(self.name)(samples)
-
-    def files_id(self) -> str:
-        """Returns a digest of the names, sizes and times of its files, which changes if the data
-        set does."""
-        files = []
-        for folder, _, names in os.walk(self.folder, followlinks=True):
-            for path in (Path(folder, name) for name in names):
-                if path.exists():
-                    state = path.stat()
-                    name = str(path.relative_to(self.folder))
-                    files.append((name, state.st_size, state.st_mtime_ns))
-        return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
 
 
 def select_datasets(

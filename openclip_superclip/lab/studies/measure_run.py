@@ -18,6 +18,8 @@ from ...runs.folder import current_state
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
+from ..evaluation.dense_datasets import DEPTH, SEGMENTATION
+from ..evaluation.result_files import record_file
 from ..reports.run_scores import of_training
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
@@ -26,8 +28,11 @@ from .study_run import StudyRun
 MEASURED_WITH = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
-# by data set: the study's name of the measure, and that of `superclip evaluate`
-DENSE = {"demo_masks": ("mIoU", "miou"), "demo_depth": ("depth_RMSE", "rmse")}
+# by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
+DENSE = {
+    "demo_masks": ("mIoU", SEGMENTATION, "miou"),
+    "demo_depth": ("depth_RMSE", DEPTH, "rmse"),
+}
 
 
 def open_trained(weights: Path, model: str) -> OpenedModel:
@@ -119,9 +124,8 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     output.unlink()
     model = f"{run.resolve().name}/{weights.stem}"
     source = os.path.relpath(weights.resolve(), out.resolve())
-    metrics = {}
-    for file in out.glob("*.json"):
-        record = read_json(file)
-        if (record.get("model"), record.get("source")) == (model, source):
-            metrics[record["dataset"]] = record["metrics"]
-    return {name: 100 * metrics[dataset][metric] for dataset, (name, metric) in DENSE.items()}
+    measures = {}
+    for dataset, (name, task, metric) in DENSE.items():
+        record = read_json(record_file(out, model, dataset, task, source))
+        measures[name] = 100 * record["metrics"][metric]
+    return measures

@@ -3,11 +3,9 @@ scores."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
-from ...runs.progress import STEPS
 from .study_run import StudyRun
 
 SECONDS_BETWEEN_LINES = 10  # without a terminal
@@ -47,12 +45,4 @@ def samples_trained(run: StudyRun) -> int:
     """Returns the number of samples that a run has been trained on."""
     if run.is_finished:
         return run.recipe.samples
-    steps = max(map(_completed_steps, run.folder.glob(f"ranks/*/{STEPS}")), default=0)
-    return min(steps * run.recipe.global_batch_size, run.recipe.samples)
-
-
-def _completed_steps(file: Path) -> int:
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # it is being written
-        return 0
+    return min(run.state.get("step", 0) * run.recipe.global_batch_size, run.recipe.samples)

@@ -1,6 +1,6 @@
 """One call of `superclip study`: its options, and the study with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class StudyOptions:
     set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
     scenes: Path = DEMO  # the folder for the demo's model and scenes
     settings: Settings = DEFAULTS  # of every `superclip run`
-    command: Sequence[str] = ()  # of `superclip demo`
+    command: str = ""  # the call, for study.json
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,6 @@ class StudyCall:
     data: str | None  # of the runs, instead of the recipe's
     training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
-
-    def command(self) -> list[str]:
-        """Returns the command that makes the same call again."""
-        command = ["superclip", *(self.options.command or self.arguments())]
-        for name, value in vars(self.options.settings).items():
-            if value != getattr(DEFAULTS, name):
-                command.append(f"--{name.replace('_', '-')}")
-                if value is not True:
-                    command.append(str(value))
-        return command
 
     def arguments(self) -> list[str]:
         """Returns the arguments of `superclip` that make the same call again, without the settings

@@ -3,6 +3,7 @@ sentences on them."""
 
 import math
 import statistics
+from itertools import product
 
 from ...errors import InputError
 from ...rendering import csv_text, markdown_table
@@ -193,21 +194,17 @@ class StudyResults:
 
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
+        study = self.study
         differences = []
         over_cells = []
-        for arm, baseline in self.study.pairs:
-            pair = {"arm": arm, "baseline": baseline}
-            for cell in self.study.cell_values:
-                for measure in self.measures:
-                    difference = self.difference(arm, baseline, cell, measure)
-                    differences.append(
-                        {**pair, "cell": cell, "measure": measure, **difference.record()}
-                    )
-            for measure in self.measures if self.study.cells else ():
+        for (arm, baseline), measure in product(study.pairs, self.measures):
+            compared = {"arm": arm, "baseline": baseline, "measure": measure}
+            for cell in study.cell_values:
+                difference = self.difference(arm, baseline, cell, measure)
+                differences.append({**compared, "cell": cell, **difference.record()})
+            if study.cells:
                 for kind, difference in self.over_cells(arm, baseline, measure).items():
-                    over_cells.append(
-                        {**pair, "measure": measure, "over": kind, **difference.record()}
-                    )
+                    over_cells.append({**compared, "over": kind, **difference.record()})
         return {"differences": differences, "over_cells": over_cells}
 
     def csv(self) -> str:

@@ -126,14 +126,12 @@ def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> s
 
 def named_fields(recipe: Recipe) -> dict[str, object]:
     """Returns the fields that a run's name can contain, those of mappings as KEY.FIELD."""
-    return _flat({key: value for key, value in recipe.as_dict().items() if key not in UNNAMED})
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in values.items():
+    fields = {}
+    for key, value in recipe.as_dict().items():
+        if key in UNNAMED:
+            continue
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            fields |= {f"{key}.{field}": inner for field, inner in value.items()}
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            fields[key] = value
+    return fields

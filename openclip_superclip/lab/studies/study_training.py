@@ -3,12 +3,10 @@
 import itertools
 import math
 import os
-import shlex
 import statistics
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -318,15 +316,15 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
 
     study = results.study
     out = call.out
-    # only a report's call lacks the device and the settings of its runs
+    # of which a report's call knows neither device nor settings
     trained = Run.find(call.runs_in / results.records[0]["run"]) or call.options
-    options = replace(call.options, device=trained.device, settings=trained.settings)
     content = {
         "question": study.question,
         "primary": study.primary,
-        "command": shlex.join(replace(call, options=options).command()),
+        "command": call.options.command,
         "study": study.as_dict(),
         "device": trained.device,
+        "settings": vars(trained.settings),
         "set": study.overrides,
         "versions": versions(*MEASURED_WITH),
         "processor": processor(),
