@@ -3,7 +3,7 @@ docs/benchmark.md is made from them."""
 
 import pytest
 import torch
-from support import DATA, cases, read_json
+from support import DATA, cases, read_json, refusals
 from support.pages import ROOT, marked
 from support.training_runs import execute
 
@@ -52,13 +52,6 @@ def test_a_wrong_result_fails_its_check_and_the_command(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@cases(
-    "flags, error",
-    {
-        "": "--card measures a GPU, and torch finds none here: --device cpu",
-        "--device cuda": "--device is cuda, which torch cannot use here",
-        "--device cpu --vocab 100": "--vocab has no effect with --card",
-    },
-)
+@cases("flags, error", refusals("benchmark_card"))
 def test_a_card_that_cannot_be_measured_is_refused_in_one_line(flags, error, tmp_path, refused):
     assert error in refused(tmp_path, f"benchmark --card {flags}", "--out", ".")

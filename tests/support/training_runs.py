@@ -343,13 +343,14 @@ def in_forks():
 
     A study trains its runs one after the other, because only a process of
     one thread can fork safely. The demo measures and writes 50 scenes of
-    each kind instead of up to 3,000.
+    each kind instead of up to 3,000, and classifies 100 for its picture.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.lab.studies.study_training.ThreadPoolExecutor", AtOnce)
+        patch.setattr("openclip_superclip.lab.studies.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
         patch.setattr("openclip_superclip.lab.benchmark.time_and_memory.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):

@@ -4,7 +4,7 @@ as finished."""
 import textwrap
 
 import pytest
-from support import cases, read_json
+from support import cases, read_json, refusals
 from support.data import write_images, write_table
 from support.tiny_run import write_recipe
 from support.training_runs import call, execute, in_forks, run_superclip
@@ -84,16 +84,7 @@ def test_a_study_passes_it_on_and_counts_the_runs_that_stopped(folder, monkeypat
     assert read_json("out/study.json")["command"].endswith("--patience 1")
 
 
-REFUSED = {
-    "negative": ("--patience -1", "--patience is -1; expected 0 or more"),
-    "no validation data": (
-        "--patience 2 --set flags.val-data=false",
-        "--patience is 2, and the run has no validation data: expected --set flags.val-data=",
-    ),
-}
-
-
-@cases("options, message", REFUSED)
+@cases("options, message", refusals("patience"))
 def test_a_patience_that_cannot_work_is_one_line(options, message, folder, tmp_path, refused):
     line = refused(tmp_path, f"run {folder}/tiny.yaml --device cpu {options}")
     assert message in line

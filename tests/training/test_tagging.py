@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -28,11 +27,12 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from support import cases, parametrize, read_json_lines, refusals
+from support import cases, parametrize, read_json_lines, refusals, table
 from support.browser import BROWSER, WITHOUT_NETWORK
 from support.data import COLOURS, squares, write_table
 from support.models import LIST_OF_WORDS, write_tokenizer
-from support.training_runs import call, execute
+from support.slurm_cluster import wait_until
+from support.training_runs import call, execute, fork
 
 from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import as_seen, open_image
@@ -139,20 +139,9 @@ def test_the_lexicon_is_clips_whole_words_and_the_least_probable_token_limits_a_
     torch.testing.assert_close(of_both, torch.tensor([expected, [0.0] * 7]))
 
 
-@parametrize(
-    "pieces, mark, texts",
-    [
-        ("a cat sun ##flower flower ab", "", "a cat sun -flower flower ab"),
-        (
-            "a Ġa Ġcat cat ##flower Ġflower Ġab ĠcafÃ©",
-            "Ġ",
-            "-a a cat -cat -##flower flower ab café",
-        ),
-        ("a ▁a ▁cat cat flower ▁flower ▁ab ▁café", "▁", "-a a cat -cat -flower flower ab café"),
-    ],
-)
+@cases("mark, pieces, texts", table("training: words of tokenizers"))
 def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_space(
-    pieces, mark, texts, tmp_path
+    mark, pieces, texts, tmp_path
 ):
     pieces, texts = [*LIST_OF_WORDS[:4], *pieces.split()], texts.split()
     write_tokenizer(tmp_path, pieces, mark)
@@ -209,14 +198,8 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
-    argv = [
-        "--model",
-        squares_export,
-        "--words",
-        "red$^$",
-        "--heatmap",
-    ]  # invalid as mathematics
-    execute(f"words {tmp_path}/a", *argv, "--out", tmp_path / "math")
+    invalid = f"--words 'red$^$' --heatmap --out {tmp_path}/math"  # as mathematics
+    execute(f"words {tmp_path}/a --model {squares_export} {invalid}")
 
 
 # Image formats
@@ -436,20 +419,19 @@ def test_images_with_too_many_pixels_are_refused_before_they_are_decoded(address
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
-def test_serve_serves_the_page_and_words_until_ctrl_c(squares_run, image):
-    command = (
-        f"{sys.executable} -m openclip_superclip words --serve --model {squares_run} --port 0"
-    ).split()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            started = next(line for line in process.stderr if "running on" in line)
-            address = re.search(r"http://127\.0\.0\.1:\d+", started)[0]
-            assert "The words of an image" in fetched(f"{address}/")[1]
-            _, content = fetched(f"{address}/words?words=red,green", content=image.read_bytes())
-            words = [seen["word"] for seen in json.loads(content)["words"]]
-            assert words == ["red", "green"]
-            process.send_signal(signal.SIGINT)
-            assert "Traceback" not in process.communicate(timeout=60)[1]
-        finally:
-            process.kill()
-    assert process.returncode == 0
+def test_serve_serves_the_page_and_words_until_ctrl_c(squares_run, image, tmp_path):
+    (output := tmp_path / "output").touch()
+    command = f"words --serve --model {squares_run} --port 0"
+    process = fork(lambda: call(command), output, tmp_path, {})
+    try:
+        wait_until(lambda: "running on" in output.read_text(), 60, "the server")
+        address = re.search(r"http://127\.0\.0\.1:\d+", output.read_text())[0]
+        assert "The words of an image" in fetched(f"{address}/")[1]
+        _, content = fetched(f"{address}/words?words=red,green", content=image.read_bytes())
+        assert [seen["word"] for seen in json.loads(content)["words"]] == ["red", "green"]
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    finally:
+        process.kill()
+    assert process.exitcode == 0
+    assert "Traceback" not in output.read_text()

@@ -3,7 +3,7 @@ class loss takes little memory."""
 
 import pytest
 import torch
-from support import cases, parametrize, table
+from support import cases, refusals, table
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
@@ -64,18 +64,7 @@ def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
     make_step(roberta, 2, "cpu", "fp32", with_head=False)()
 
 
-@parametrize(
-    "flags, error",
-    {
-        "--model coca_ViT-B-32": "--model: coca_ViT-B-32 is a CoCa model",
-        # offline, and before the timing
-        "--model roberta-ViT-B-32": "--model: roberta-ViT-B-32 cannot be created (",
-        "--head-batch 2000000000000 --step-repeats 0": (
-            "--device cpu has too little memory: give a smaller --head-batch"
-        ),
-        "--vocab 1": "--vocab is 1; expected 2",
-    }.items(),
-)
+@cases("flags, error", refusals("benchmark"))
 def test_models_and_sizes_that_cannot_be_measured_are_refused_in_one_line(
     flags, error, tmp_path, refused
 ):

@@ -68,18 +68,13 @@ def _measure(options: Namespace) -> dict:
     precision = options.precision
     # first, since it can fail
     steps = {"step_seconds": _step_seconds(options)} if options.step_repeats else {}
-    inputs = make_inputs(options.head_batch, options.width, options.vocab, device)
+    sizes = (options.head_batch, options.width, options.vocab, device)
+    inputs = make_inputs(*sizes)
     calls = {name: partial(compute, name, inputs, precision) for name in CONTENDERS}
     seconds = timed_in_turns(calls, options.repeats, device, "class loss and gradients")
-    prepare = partial(
-        prepared_head,
-        batch=options.head_batch,
-        width=options.width,
-        vocab_size=options.vocab,
-        device=device,
-        precision=precision,
-    )
-    peaks = {name: peak_memory(prepare, name, device=device) for name in calls}
+    peaks = {
+        name: peak_memory(prepared_head, name, *sizes, precision, device=device) for name in calls
+    }
     is_gpu = device.startswith("cuda")
     return {
         "options": {**vars(options), "out": str(options.out)},

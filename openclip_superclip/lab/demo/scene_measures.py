@@ -24,6 +24,7 @@ from .scenes import (
 )
 
 BATCH_SIZE = 250
+WEIGHT_DECAY = 3e-4  # of the linear probe
 PLAIN_NAMES = ("{}",)  # templates for zero-shot classification
 # on the CPU, in evaluation mode; its preprocess and tokenizer
 OpenedModel = tuple[nn.Module, Callable, Callable]
@@ -206,9 +207,7 @@ def fraction_found(scores: Tensor, labels: Tensor) -> float:
     return 100 * ((by_rank * among_best).sum(dim=1) / num_objects.squeeze(1)).mean().item()
 
 
-def fit_object_probe(
-    features: Tensor, labels: Tensor, weight_decay: float = 3e-4
-) -> Callable[[Tensor], Tensor]:
+def fit_object_probe(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns a linear multi-label classifier [S, D] -> [S, N], fitted deterministically by
     L-BFGS from zero."""
     mean = features.mean(dim=0)
@@ -222,7 +221,7 @@ def fit_object_probe(
         optimizer.zero_grad()
         logits = F.linear(inputs, weight, bias)  # [S, N]
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
-        loss = loss + weight_decay * weight.square().sum()
+        loss = loss + WEIGHT_DECAY * weight.square().sum()
         loss.backward()
         return loss
 

@@ -134,7 +134,7 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
         )
     order = torch.randperm(len(inputs))
     data = TensorDataset(inputs[order], train.targets[order])
-    loader = DataLoader(data, settings.batch_size, shuffle=True, num_workers=settings.workers)
+    loader = DataLoader(data, settings.batch_size, shuffle=True)
     torch.manual_seed(SEED)
     probe = nn.Linear(inputs.shape[1], num_classes).to(device)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.probe_lr, weight_decay=0)

@@ -46,21 +46,19 @@ class Group:
 
     def score(self, key: str) -> Spread | None:
         """Returns a score over the seeds of the finished runs; None if none has it."""
-        scores = [run.scores[key] for run in self._with_score(key)]
-        return Spread(scores) if scores else None
+        scores = self._by_seed(key)
+        return Spread(list(scores.values())) if scores else None
 
     def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
         """Returns a score's differences at the seeds that finished runs of both have; None if
         there is none."""
-        ours, theirs = (
-            {run.seed: run.scores[key] for run in group._with_score(key)}
-            for group in (self, baseline)
-        )
-        differences = differences_by_seed(ours, theirs)
+        differences = differences_by_seed(self._by_seed(key), baseline._by_seed(key))
         return PairedDifference(list(differences.values())) if differences else None
 
-    def _with_score(self, key: str) -> list[ReportedRun]:
-        return [run for run in self.runs if run.state == FINISHED and key in run.scores]
+    def _by_seed(self, key: str) -> dict[int, float]:
+        """Returns a score of the finished runs that have it, by seed."""
+        finished = (run for run in self.runs if run.state == FINISHED)
+        return {run.seed: run.scores[key] for run in finished if key in run.scores}
 
 
 @dataclass
