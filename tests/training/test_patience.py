@@ -81,7 +81,7 @@ def test_a_study_passes_it_on_and_counts_the_runs_that_stopped(folder, monkeypat
     summary = (tmp_path / "out/study.md").read_text()
     assert "2 of 2 runs stopped early" in summary
     assert "Best epoch on the validation data, the median over the runs: CLIP 1 of 2" in summary
-    assert read_json("out/study.json")["command"].endswith("--patience 1")
+    assert read_json(tmp_path / "out/study.json")["command"].endswith("--patience 1")
 
 
 @cases("options, message", refusals("patience"))

@@ -124,9 +124,11 @@ def test_scores_are_mean_and_spread_over_the_seeds_of_what_the_runs_measured(tra
         for method, values in (("SuperCLIP", ours), ("CLIP", theirs)):
             text = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
             assert f"| {method} | {batch} | 2 (seed 0, 1) | {text} |" in markdown
-        low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
-        text = f"{np.mean(ours) - np.mean(theirs):+.1f} [{low:+.1f}, {high:+.1f}]"
-        assert f"| SuperCLIP − CLIP | {batch} | 2 pair(s) | {text} |" in markdown
+        text = f"{np.mean(ours) - np.mean(theirs):+.1f}"
+        if np.ptp(np.subtract(ours, theirs)) > 1e-9:  # of 64 pairs, two seeds often agree
+            low, high = ttest_rel(ours, theirs).confidence_interval(0.95)
+            text += f" [{low:+.1f}, {high:+.1f}] |"
+        assert f"| SuperCLIP − CLIP | {batch} | 2 pair(s) | {text}" in markdown
 
 
 # Which runs are compared
