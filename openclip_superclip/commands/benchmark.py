@@ -10,10 +10,9 @@ from .shared_options import add_number, add_switch
 def main(argv: list[str]) -> int:
     parser = Parser(
         "benchmark",
-        "Times the class loss and its gradients, the three matrix products that "
-        "every implementation "
-        "needs, and other implementations; then a training step with and without the class "
-        "head. The measurements alternate in one process.",
+        "Times the class loss and its gradients, the three matrix products that every "
+        "implementation needs, and other implementations; then a training step with and without "
+        "the class head. The measurements alternate in one process.",
         "--head-batch 64 --vocab 4096 --step-repeats 0",
     )
     add = parser.option

@@ -52,10 +52,9 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
         "demo",
-        "Composes scenes of real drawings, trains CLIP and SuperCLIP on them with "
-        "paired seeds (the same "
-        "initial weights of the towers, the same order of the data, the same crops), and "
-        "prints the difference on held-out scenes with its 95 % interval. The same as "
+        "Composes scenes of real drawings, trains CLIP and SuperCLIP on them with paired seeds "
+        "(the same initial weights of the towers, the same order of the data, the same crops), "
+        "and prints the difference on held-out scenes with its 95 % interval. The same as "
         "superclip study demo.",
         "--quick",
     )

@@ -65,10 +65,9 @@ def _check_page(out: Path) -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         "report",
-        "Writes one page, report.html, on training runs and their evaluations: "
-        "loss curves, scores over "
-        "the batch size, and tables beside the paper's values. Also writes the page as "
-        "Markdown with PNG figures, and runs.csv.",
+        "Writes one page, report.html, on training runs and their evaluations: loss curves, "
+        "scores over the batch size, and tables beside the paper's values. Also writes the page "
+        "as Markdown with PNG figures, and runs.csv.",
         "logs/clip logs/superclip --out report",
     )
     add = parser.option

@@ -156,11 +156,10 @@ def _run(call: "StudyCall", options: Namespace) -> int:
 def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
         "study",
-        "Trains the arms of a study with paired seeds (the same initial weights of "
-        "the towers, the same "
-        "order of the data, the same crops), evaluates them, and prints each difference with "
-        "its 95 % interval. The same command resumes a study that was stopped or submitted to "
-        "SLURM.",
+        "Trains the arms of a study with paired seeds (the same initial weights of the towers, "
+        "the same order of the data, the same crops), evaluates them, and prints each difference "
+        "with its 95 % interval. The same command resumes a study that was stopped or submitted "
+        "to SLURM.",
         "one_batch --jobs 2 --out studies/one_batch",
     )
     add = parser.option
@@ -176,10 +175,9 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add("--val-data", about, metavar="DATA")
     about = (
-        "without --val-data: the fraction of a table's pairs that is split off for it, so "
-        "that no image and no "
+        "without --val-data: the fraction of a table's pairs that is split off for it, so that no "
+        f"image and no caption is on both sides (default: {VAL_FRACTION})"
     )
-    about += f"caption is on both sides (default: {VAL_FRACTION})"
     add("--val-fraction", about, type=float, metavar="FRACTION")
     add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
     about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"

@@ -17,21 +17,7 @@ from support.training_runs import run_superclip
 # page: what its commands need, what is exchanged for less of the same, and
 # what is there afterwards
 PAGES_THAT_WRITE = YAML(typ="safe").load(DATA / "first_commands.yaml")
-# the script by tests/cluster/test_horovod.py, the tests and the
-# installation by whoever runs this
-ELSEWHERE = (
-    "horovod",
-    "contributing",
-    "install",
-    "forgetting",  # an hour of training
-    "openclip-main",  # needs a checkout
-    "plugins",  # all of it by test_plugins.py
-    "glossary",
-    "upstream",  # no command
-    "when",  # no command
-    "dense",  # on smaller sets by tests/unit/test_dense.py
-    "llava",  # begins with checkpoints of the paper's runs
-)
+ELSEWHERE = PAGES_THAT_WRITE.pop("elsewhere")
 EXIT_CODES = {"patching": (0, 1)}  # patched or not
 HERE = sorted({Path(page).stem for page in PAGES if page.startswith("docs/")} - set(ELSEWHERE))
 

@@ -374,7 +374,7 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     assert not (out / "batch_size_2.png").exists()  # another number of samples: not the paper's
     assert markdown.count("**Beside the paper**") == 1
     execute("report", runs[0], "--out", out)  # of one comparison
-    assert sorted(os.listdir(out)) == ["batch_size.png", "report.html", "report.md", "runs.csv"]
+    assert not (out / "batch_size_1.png").exists()
 
 
 def test_the_papers_average_is_of_all_its_38_data_sets_or_missing(tmp_path):

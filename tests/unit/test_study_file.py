@@ -124,10 +124,6 @@ def test_the_interval_is_that_of_students_paired_test(values):
 def test_one_seed_and_equal_differences_have_no_interval_and_exclude_nothing(values):
     difference = PairedDifference(values)
     assert (difference.interval, difference.excludes_zero, str(difference)) == (None, False, "+5.0")
-
-
-def test_runs_that_are_equal_have_the_interval_zero():
-    assert PairedDifference([0.0, 0.0]).interval == (0.0, 0.0)
     assert not PairedDifference([0.0, 0.0]).excludes_zero
 
 

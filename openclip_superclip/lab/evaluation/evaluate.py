@@ -120,7 +120,6 @@ class Evaluation:
             "weights": model.weights_id,
             "data": str(dataset.folder),
             "settings": self.settings.of_task(task),
-            "device": self.settings.device,
             "versions": versions(*PACKAGES),
             "data_files": data_files,
         }

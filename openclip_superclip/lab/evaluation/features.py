@@ -31,9 +31,8 @@ class EvaluationSettings:
 
     def of_task(self, task: str) -> dict:
         """Returns the settings on which the metrics of a task depend."""
-        settings = {"precision": self.precision}
-        if self.precision == "amp":  # of bfloat16 on a CPU, and of float16 on a GPU
-            settings["device"] = self.device
+        # amp is bfloat16 on a CPU, and float16 on a GPU
+        settings = {"precision": self.precision, "device": self.device}
         if task == "zeroshot_retrieval":
             settings["recall_k"] = RECALL_K
         elif task == "linear_probe":
