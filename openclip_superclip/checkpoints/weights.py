@@ -256,14 +256,14 @@ def is_torchscript(path: str | Path) -> bool:
     Raises InputError for an archive with a method that torch runs when it opens the file, which
     could write files.
     """
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
-            return False
     try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
+                return False
         reader = torch._C.PyTorchFileReader(str(path))
         records = reader.get_all_records()
         code = [reader.get_record(name) for name in records if name.startswith("code/")]
-    except RuntimeError:
+    except (OSError, RuntimeError):  # of which `_load` gives the reason
         return False
     if "constants.pkl" not in records:  # the same test as in torch.load
         return False
