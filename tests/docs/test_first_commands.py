@@ -17,9 +17,9 @@ from support.training_runs import run_superclip
 # page: what its commands need, what is exchanged for less of the same, and
 # what is there afterwards
 PAGES_THAT_WRITE = YAML(typ="safe").load(DATA / "first_commands.yaml")
-ELSEWHERE = PAGES_THAT_WRITE.pop("elsewhere")
 EXIT_CODES = {"patching": (0, 1)}  # patched or not
-HERE = sorted({Path(page).stem for page in PAGES if page.startswith("docs/")} - set(ELSEWHERE))
+ELSEWHERE = {*PAGES_THAT_WRITE.pop("elsewhere")}
+HERE = sorted({Path(page).stem for page in PAGES if page.startswith("docs/")} - ELSEWHERE)
 
 
 pytestmark = pytest.mark.usefixtures("forks")

@@ -91,12 +91,10 @@ def test_each_seed_trains_and_is_measured_on_its_own_data(tmp_path, monkeypatch,
     assert len(results.records) == 4
     for record in results.records:
         folder = tmp_path / "studies/few/runs" / record["run"]
-        assert read_recipe(f"{folder}/recipe.yaml").shards.startswith(
-            f"demo/data/natural-{record['seed']}/"
-        )
+        shards = read_recipe(f"{folder}/recipe.yaml").shards
+        assert shards.startswith(f"demo/data/natural-{record['seed']}/")
         assert "natural" not in record["run"]
         assert list(record["measures"]) == list(data.natural.MEASURES)
-        log = read_json(folder / "natural-test.json")
-        assert log["measures"] == record["measures"]
+        assert read_json(folder / "natural-test.json")["measures"] == record["measures"]
     first, second = (tmp_path / f"demo/data/natural-{seed}" for seed in (4, 5))
     assert (first / "000000.tar").read_bytes() != (second / "000000.tar").read_bytes()

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
-from support import cases, read_rows, write_json
+from support import cases, read_rows, table, write_json
 from support.models import write_model
 from support.training_runs import execute, run_train
 
@@ -267,17 +267,7 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         )
 
 
-@cases(
-    "lines, scores",
-    {
-        (
-            '{"epoch": 1, "im{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top1": '
-            "0.5}\n"
-        ): [50],
-        '[1]\n{"epoch": 2, "imagenet-top1": NaN}\n{"epoch": 2, "text_to_image_R@1": 0.5}\n': [50],
-        '{"epoch": 1, "imagenet-top1": 0.4}\n{"epoch": 2, "imagenet-top': [],
-    },
-)
+@cases("lines, scores", table("runs: results that were cut"))
 def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_count(
     lines, scores, trained, tmp_path
 ):

@@ -152,8 +152,8 @@ def test_a_report_needs_no_gpu_and_records_the_device_and_the_settings_of_the_ru
 ):
     shutil.copytree(studied[0] / "out/runs", tmp_path / "runs")
     for file in tmp_path.glob("runs/*/run.json"):
-        text = file.read_text().replace('"device": "cpu"', '"device": "cuda"')
-        file.write_text(text.replace('"stall_minutes": 30.0', '"stall_minutes": 9.0'))
+        text = file.read_text().replace('"cpu"', '"cuda"')
+        file.write_text(text.replace("30.0", "9.0"))
     study_here(studied[0], f"--only report --out {tmp_path}")
     record = read_json(tmp_path / "study.json")
     assert (record["device"], record["settings"]["stall_minutes"]) == ("cuda", 9)

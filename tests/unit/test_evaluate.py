@@ -233,7 +233,7 @@ def test_every_checkpoint_of_a_run_is_measured_in_order_of_epochs(
     monkeypatch.chdir(run / "checkpoints")
     assert [evaluate(f"epoch_1.pt {flags}"), num_read(capsys)] == [0, 1]
     assert read_scores(run)[1] == 10
-    torch.save(content | {"epoch": 10, "name": "another"}, "epoch_10.pt")  # trained again
+    torch.save(content, "epoch_10.pt")  # as if trained again
     assert read_scores(run)[1] == 2
     Path("epoch_2.pt").unlink()
     assert read_scores(run)[1] == 2
