@@ -1,31 +1,24 @@
-"""Training on a real SLURM cluster of two nodes, and what it survives
-there."""
+"""Jobs on a real SLURM cluster of two nodes."""
 
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support import read_json, read_rows, write_program
 from support.data import write_shards
-from support.plugins import write_disturbed_loss, write_failing_plugin, write_slow_loss
-from support.slurm_cluster import wait_until
-from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
-from support.training_runs import fork, run_superclip
+from support.plugins import write_disturbed_loss, write_failing_plugin
+from support.slurm_cluster import ON_CPUS, attempts, submit, wait_until, write_setup
+from support.tiny_run import SLICES, outcome, state
+from support.training_runs import fork
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.lab.demo.data import write_evaluation_data
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slurm
 
 SLURM = Path(__file__).parents[2] / "slurm"
-ON_CPUS = "--nodes 2 --gpus-per-node 1 --device cpu"
 STUDY = """
 question: which?
 primary: image_to_text_R@1
@@ -42,74 +35,6 @@ choose:
   seeds: 1
 """
 ON_ONE_CPU = "--nodes 1 --gpus-per-node 1 --device cpu --set 'samples=1 passes'"
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """Where the jobs are submitted from."""
-    return tmp_path_factory.mktemp("at 50% of slurm")
-
-
-@pytest.fixture(scope="module")
-def recipe(work):
-    return write_recipe(work, batch=4)  # many steps: time to disturb a run in the midst of them
-
-
-def write_setup(file, plugin):
-    """Writes a --setup with which a job has a plugin."""
-    file.write_text(f"export PYTHONPATH='{plugin}'\n")
-
-
-@pytest.fixture(scope="module")
-def slow_steps(work):
-    """A --setup: each slice takes four seconds, so that all is noticed
-    within the one in which it happens."""
-    write_setup(work / "slow steps", write_slow_loss(work / "slow", 0.25))
-    return "--setup 'slow steps'"
-
-
-def submit(cluster, recipe, run, flags, cwd=None):
-    """Returns the number of the job that `superclip submit` starts.
-
-    Nothing of this environment is handed on to the job, as on many
-    clusters.
-    """
-    work = recipe.parent
-    output = work / "submitted"
-    output.unlink(missing_ok=True)
-    command = ["submit", recipe, "--out", run, *shlex.split(flags)]
-    variables = cluster.environment | {"SBATCH_EXPORT": "NONE"}
-    code = run_superclip(command, output, cwd or work, **variables)
-    printed = output.read_text()
-    assert code == 0, printed
-    return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1]
-
-
-def attempts(run):
-    """The starts of a run."""
-    return RunFolder(run).attempts
-
-
-def wait_for_slice(cluster, run, start, number):
-    """Returns when the `start`-th start of a run trains its `number`-th
-    slice."""
-
-    def trains():
-        if len(attempts(run)) <= start:
-            return False
-        log = run / attempts(run)[start]["ranks"] / "rank_0.log"
-        return log.exists() and log.read_text().count("Start epoch ") >= number
-
-    cluster.wait_until(trains, run, f"slice {number} of start {start}")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, work, recipe):
-    """A run on both nodes that nothing has disturbed."""
-    run = work / "runs/undisturbed"
-    job = submit(cluster, recipe, run, ON_CPUS)
-    cluster.complete(job, run / f"slurm-{job}.out")
-    return run
 
 
 def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
@@ -132,108 +57,6 @@ def test_a_rehearsal_stops_and_resumes_on_all_nodes(cluster, work, recipe, slow_
     summary = read_json(folder / "rehearsal.json")
     assert (summary["nodes"], summary["world_size"]) == (2, 2)
     assert (summary["resumed"]["different"], summary["resumed"]["equal_weights"]) == (0, True)
-
-
-@pytest.fixture(scope="module")
-def troubled(cluster, work, recipe, slow_steps):
-    """One job to which everything happens in turn, and what was seen of
-    it."""
-    run = work / "runs/troubled"
-    next_job = re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol show config"))[1]
-    seen = {"run": run, "port": 20000 + int(next_job)}
-    listens = (
-        f"import socket, time; s = socket.create_server(('', {seen['port']})); "
-        "print(flush=True); time.sleep(600)"
-    )
-    shim = work / "scontrol and srun that fail at times"
-    first = "$1$2 =~ requeue|showjob && -z $SLURM_RESTART_COUNT"
-    for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [14]"):
-        failed = f'"{shim}/failed {command} $1 $SLURM_RESTART_COUNT"'
-        fails = f'[[ {when} ]] && mkdir {failed} 2>/dev/null && exit "${{SLURM_EXIT_ERROR:-1}}"'
-        write_program(shim / command, f'{fails}\nPATH=${{PATH#*:}} exec {command} "$@"')
-    (work / "shim").write_text(f"PATH='{shim}':$PATH\n{(work / 'slow steps').read_text()}")
-    command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
-    # the port of the first start is taken
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
-        assert listening.stdout.readline()
-        job = submit(cluster, recipe, run, f"{ON_CPUS} --setup shim --stage /dev/shm")
-        wait_for_slice(cluster, run, 0, 2)
-        listening.kill()
-    seen["copies"] = [
-        len(cluster.call(f"on {node} find /dev/shm -name *.tar").splitlines())
-        for node in ("node1", "node2")
-    ]
-    # as a minute before the time is up
-    cluster.call(f"scancel --signal=USR1 --batch {job}")
-
-    wait_for_slice(cluster, run, 1, 1)
-    urgent = "--partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap=true"
-    cluster.call(f"sbatch {urgent}", cwd=work)
-
-    wait_for_slice(cluster, run, 2, 2)
-    kill_rank = "on node2 pkill -KILL -f openclip_superclip.runs.rank_main"
-    cluster.call(kill_rank)
-
-    # A node whose connections break, and of which nothing more is heard:
-    # its ranks die, and `superclip run` is silent.
-    wait_for_slice(cluster, run, 3, 1)
-    cluster.call("on node2 pkill -STOP -f 'openclip_superclip run'")
-    cluster.call(kill_rank)
-    cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
-    cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
-
-    wait_for_slice(cluster, run, 4, 2)
-    cluster.call("power off node2")
-    try:  # SLURM itself would notice in half a minute
-        cluster.call("scontrol update nodename=node2 state=down reason=power")
-        cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the power cut")
-    finally:
-        cluster.call("power on node2")
-    output = run / f"slurm-{job}.out"
-    cluster.complete(job, output)
-    return seen | {"output": output.read_text()}
-
-
-def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_an_undisturbed_one(
-    troubled, undisturbed
-):
-    run = troubled["run"]
-    starts = [(one["state"], one["error"]) for one in attempts(run)]
-    assert starts[:5] + starts[-1:] == [
-        ("preempted", "stopped by SIGUSR1"),
-        ("preempted", "stopped by SIGTERM"),
-        ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
-        ("preempted", "lost contact with node2"),
-        ("preempted", "stopped by SIGTERM"),
-        ("finished", None),
-    ]
-    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
-    assert "resuming checkpoint" in (run / "out.log").read_text()
-    assert_equal_weights(run, undisturbed)
-
-
-def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(
-    troubled,
-):
-    output, port = troubled["output"], troubled["port"]
-    assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
-    for command in ("requeue", "show job"):
-        assert re.search(
-            rf"^train\.sbatch: scontrol {command} failed; \w+ again$", output, flags=re.MULTILINE
-        )
-    unstarted = "superclip did not start on every node, or was killed: exit code 76"
-    assert output.count(f"train.sbatch: {unstarted}\n") == 2
-    assert output.count("train.sbatch: starting again on the same nodes") == 3
-    starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
-    ports = [read_json(start)["master_port"] for start in starts]
-    assert ports[:5] == [port + 1, port + 202, port + 202, port + 303, port + 303]
-
-
-def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
-    # its own ranks' of two slices
-    assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])
-    assert "copying failed" not in troubled["output"]
-    assert not any(cluster.call(f"on {node} ls /dev/shm") for node in ("node1", "node2"))
 
 
 def test_a_rank_that_fails_twice_on_its_node_starts_on_another(cluster, work, recipe):
@@ -272,72 +95,6 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     assert another in printed
     assert "the same command resumes" not in printed and "Traceback" not in printed
     assert state(run)["error"] == f"rank 1 on node2: {cracked}"
-
-
-def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
-    cluster, work, recipe, undisturbed
-):
-    (folder := work / "links").mkdir()
-    shards = sorted((work / "shards").glob("*.tar"))
-    first_of_rank_1 = shards[slice_of(len(shards), SLICES, 0, 0)[1]]
-    for shard in shards:
-        (folder / shard.name).symlink_to(
-            "/dev/shm/shard.tar" if shard == first_of_rank_1 else shard
-        )
-    run, data = work / "runs/torn", f"{folder}/{{000000..{len(shards) - 1:06}}}.tar"
-    flags = f"{ON_CPUS} --data '{data}' --skip-data-check"
-    try:
-        cluster.call("on node1 cp", first_of_rank_1, "/dev/shm/shard.tar")
-        job = submit(cluster, recipe, run, flags)
-        assert cluster.wait(job)["JobState"] == "FAILED"
-        unreadable = (
-            "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows: "
-            f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or directory, on "
-            "node2)"
-        )
-        status, error = outcome(run)
-        assert error.startswith(f"{unreadable}; superclip plan --check ")
-        assert f"error: {unreadable}" in (run / f"slurm-{job}.out").read_text()
-        assert (status, [*run.glob("checkpoints/*.pt")]) == ("failed", [])
-        cluster.call("on node2 cp", first_of_rank_1, "/dev/shm/shard.tar")
-        job = submit(cluster, recipe, run, flags)
-        cluster.complete(job, run / f"slurm-{job}.out")
-    finally:
-        for node in ("node1", "node2"):
-            cluster.call(f"on {node} rm -f /dev/shm/shard.tar")
-    assert_equal_weights(run, undisturbed)
-
-
-def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_back(
-    cluster, work, recipe, slow_steps, undisturbed
-):
-    run = work / "runs/away"
-    job = submit(cluster, recipe, run, f"{ON_CPUS} {slow_steps}")
-    wait_for_slice(cluster, run, 0, 2)
-    cluster.call("on login pkill slurmctld")
-    try:
-        cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
-        wait_until(lambda: state(run)["state"] == "preempted", 120, "the first node to stop")
-    finally:
-        cluster.call("on login setsid slurmctld")
-    assert state(run)["error"] == "lost contact with node2"
-    wait_until(lambda: len(attempts(run)) > 1, 240, "the job to start again")
-    cluster.complete(job, run / f"slurm-{job}.out")
-    assert_equal_weights(run, undisturbed)
-
-
-def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(
-    cluster, work, recipe, undisturbed
-):
-    write_setup(work / "slower", write_slow_loss(work / "slower steps", 1.5))
-    run = work / "runs/limited"
-    job = submit(cluster, recipe, run, f"{ON_CPUS} --setup slower --time 3")
-    ended = cluster.complete(job, run / f"slurm-{job}.out")
-    *limited, last = attempts(run)
-    assert {one["error"] for one in limited} == {"stopped by SIGUSR1"}
-    assert last["state"] == "finished"
-    assert int(ended["Restarts"]) == len(limited) == last["restarts"]
-    assert_equal_weights(run, undisturbed)
 
 
 def test_a_job_that_is_submitted_within_another_inherits_nothing_of_it(cluster, work, recipe):

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from openclip_superclip.runs.folder import RunFolder
+
 from . import succeed
-from .training_runs import processes_in
+from .training_runs import processes_in, run_superclip
 
 START = Path(__file__).parent / "slurm/start.sh"
 FINAL = """
     BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT
 """.split()
+ON_CPUS = "--nodes 2 --gpus-per-node 1 --device cpu"
 CANNOT_BE_INSTALLED = 77  # start.sh's exit code
 
 
@@ -113,3 +116,43 @@ def wait_until(condition, seconds, what, each=0.1):
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(each)
+
+
+def write_setup(file, plugin):
+    """Writes a --setup with which a job has a plugin."""
+    file.write_text(f"export PYTHONPATH='{plugin}'\n")
+
+
+def submit(cluster, recipe, run, flags, cwd=None):
+    """Returns the number of the job that `superclip submit` starts.
+
+    Nothing of this environment is handed on to the job, as on many
+    clusters.
+    """
+    work = recipe.parent
+    output = work / "submitted"
+    output.unlink(missing_ok=True)
+    command = ["submit", recipe, "--out", run, *shlex.split(flags)]
+    variables = cluster.environment | {"SBATCH_EXPORT": "NONE"}
+    code = run_superclip(command, output, cwd or work, **variables)
+    printed = output.read_text()
+    assert code == 0, printed
+    return re.search(r"^job (\d+) is in the queue", printed, flags=re.MULTILINE)[1]
+
+
+def attempts(run):
+    """The starts of a run."""
+    return RunFolder(run).attempts
+
+
+def wait_for_slice(cluster, run, start, number):
+    """Returns when the `start`-th start of a run trains its `number`-th
+    slice."""
+
+    def trains():
+        if len(attempts(run)) <= start:
+            return False
+        log = run / attempts(run)[start]["ranks"] / "rank_0.log"
+        return log.exists() and log.read_text().count("Start epoch ") >= number
+
+    cluster.wait_until(trains, run, f"slice {number} of start {start}")

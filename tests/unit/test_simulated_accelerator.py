@@ -24,7 +24,7 @@ from openclip_superclip import hooks
 from openclip_superclip.data.captions import tokenizer_identity
 from openclip_superclip.data.frequencies import Frequencies
 from openclip_superclip.method import head
-from openclip_superclip.method.idf import WordKnowledge, special_token_ids
+from openclip_superclip.method.idf import WordKnowledge
 from openclip_superclip.method.loss import SuperCLIPLoss, class_loss
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.hook_calls import parse_args, plugins_model_class
@@ -39,8 +39,8 @@ def frequencies(models, tmp_path_factory):
     """A file of token frequencies."""
     file = tmp_path_factory.mktemp("frequencies") / "frequencies.safetensors"
     tokenizer = open_clip.get_tokenizer(models["vit"])
-    about = *tokenizer_identity(tokenizer), "short", special_token_ids(tokenizer)
-    Frequencies(torch.arange(4096), 5000, *about).write(file)
+    identity = tokenizer_identity(tokenizer)
+    Frequencies(torch.arange(4096), 5000, *identity, "short").write(file)
     return file
 
 

@@ -1,0 +1,190 @@
+"""What a run survives on a real SLURM cluster of two nodes."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from support import read_json, write_program
+from support.plugins import write_slow_loss
+from support.slurm_cluster import (
+    ON_CPUS,
+    attempts,
+    submit,
+    wait_for_slice,
+    wait_until,
+    write_setup,
+)
+from support.tiny_run import SLICES, assert_equal_weights, outcome, state
+
+from openclip_superclip.data.shard_order import slice_of
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def troubled(cluster, work, recipe, slow_steps):
+    """One job to which everything happens in turn, and what was seen of
+    it."""
+    run = work / "runs/troubled"
+    next_job = re.search(r"NEXT_JOB_ID\s*= (\d+)", cluster.call("scontrol show config"))[1]
+    seen = {"run": run, "port": 20000 + int(next_job)}
+    listens = (
+        f"import socket, time; s = socket.create_server(('', {seen['port']})); "
+        "print(flush=True); time.sleep(600)"
+    )
+    shim = work / "scontrol and srun that fail at times"
+    first = "$1$2 =~ requeue|showjob && -z $SLURM_RESTART_COUNT"
+    for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [14]"):
+        failed = f'"{shim}/failed {command} $1 $SLURM_RESTART_COUNT"'
+        fails = f'[[ {when} ]] && mkdir {failed} 2>/dev/null && exit "${{SLURM_EXIT_ERROR:-1}}"'
+        write_program(shim / command, f'{fails}\nPATH=${{PATH#*:}} exec {command} "$@"')
+    (work / "shim").write_text(f"PATH='{shim}':$PATH\n{(work / 'slow steps').read_text()}")
+    command = [cluster.folder / "bin/on", "node1", sys.executable, "-c", listens]
+    # the port of the first start is taken
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as listening:
+        assert listening.stdout.readline()
+        job = submit(cluster, recipe, run, f"{ON_CPUS} --setup shim --stage /dev/shm")
+        wait_for_slice(cluster, run, 0, 2)
+        listening.kill()
+    seen["copies"] = [
+        len(cluster.call(f"on {node} find /dev/shm -name *.tar").splitlines())
+        for node in ("node1", "node2")
+    ]
+    # as a minute before the time is up
+    cluster.call(f"scancel --signal=USR1 --batch {job}")
+
+    wait_for_slice(cluster, run, 1, 1)
+    urgent = "--partition=urgent --nodes=2 --exclusive --output=/dev/null --wrap=true"
+    cluster.call(f"sbatch {urgent}", cwd=work)
+
+    wait_for_slice(cluster, run, 2, 2)
+    kill_rank = "on node2 pkill -KILL -f openclip_superclip.runs.rank_main"
+    cluster.call(kill_rank)
+
+    # A node whose connections break, and of which nothing more is heard:
+    # its ranks die, and `superclip run` is silent.
+    wait_for_slice(cluster, run, 3, 1)
+    cluster.call("on node2 pkill -STOP -f 'openclip_superclip run'")
+    cluster.call(kill_rank)
+    cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
+    cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
+
+    wait_for_slice(cluster, run, 4, 2)
+    cluster.call("power off node2")
+    try:  # SLURM itself would notice in half a minute
+        cluster.call("scontrol update nodename=node2 state=down reason=power")
+        cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the power cut")
+    finally:
+        cluster.call("power on node2")
+    output = run / f"slurm-{job}.out"
+    cluster.complete(job, output)
+    return seen | {"output": output.read_text()}
+
+
+def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_an_undisturbed_one(
+    troubled, undisturbed
+):
+    run = troubled["run"]
+    starts = [(one["state"], one["error"]) for one in attempts(run)]
+    assert starts[:5] + starts[-1:] == [
+        ("preempted", "stopped by SIGUSR1"),
+        ("preempted", "stopped by SIGTERM"),
+        ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
+        ("preempted", "lost contact with node2"),
+        ("preempted", "stopped by SIGTERM"),
+        ("finished", None),
+    ]
+    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
+    assert "resuming checkpoint" in (run / "out.log").read_text()
+    assert_equal_weights(run, undisturbed)
+
+
+def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the_same_nodes(
+    troubled,
+):
+    output, port = troubled["output"], troubled["port"]
+    assert f"train.sbatch: port {port} of node1 is taken; trying the next" in output
+    for command in ("requeue", "show job"):
+        assert re.search(
+            rf"^train\.sbatch: scontrol {command} failed; \w+ again$", output, flags=re.MULTILINE
+        )
+    unstarted = "superclip did not start on every node, or was killed: exit code 76"
+    assert output.count(f"train.sbatch: {unstarted}\n") == 2
+    assert output.count("train.sbatch: starting again on the same nodes") == 3
+    starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
+    ports = [read_json(start)["master_port"] for start in starts]
+    assert ports[:5] == [port + 1, port + 202, port + 202, port + 303, port + 303]
+
+
+def test_each_node_copies_the_shards_of_its_own_ranks_and_leaves_none(troubled, cluster):
+    # its own ranks' of two slices
+    assert all(0 < copies <= 2 * 12 / SLICES / 2 for copies in troubled["copies"])
+    assert "copying failed" not in troubled["output"]
+    assert not any(cluster.call(f"on {node} ls /dev/shm") for node in ("node1", "node2"))
+
+
+def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
+    cluster, work, recipe, undisturbed
+):
+    (folder := work / "links").mkdir()
+    shards = sorted((work / "shards").glob("*.tar"))
+    first_of_rank_1 = shards[slice_of(len(shards), SLICES, 0, 0)[1]]
+    for shard in shards:
+        (folder / shard.name).symlink_to(
+            "/dev/shm/shard.tar" if shard == first_of_rank_1 else shard
+        )
+    run, data = work / "runs/torn", f"{folder}/{{000000..{len(shards) - 1:06}}}.tar"
+    flags = f"{ON_CPUS} --data '{data}' --skip-data-check"
+    try:
+        cluster.call("on node1 cp", first_of_rank_1, "/dev/shm/shard.tar")
+        job = submit(cluster, recipe, run, flags)
+        assert cluster.wait(job)["JobState"] == "FAILED"
+        unreadable = (
+            "1 of the 4 shards of slice 1 cannot be read, more than --unreadable-max 0.01 allows: "
+            f"{folder / first_of_rank_1.name} (FileNotFoundError: No such file or directory, on "
+            "node2)"
+        )
+        status, error = outcome(run)
+        assert error.startswith(f"{unreadable}; superclip plan --check ")
+        assert f"error: {unreadable}" in (run / f"slurm-{job}.out").read_text()
+        assert (status, [*run.glob("checkpoints/*.pt")]) == ("failed", [])
+        cluster.call("on node2 cp", first_of_rank_1, "/dev/shm/shard.tar")
+        job = submit(cluster, recipe, run, flags)
+        cluster.complete(job, run / f"slurm-{job}.out")
+    finally:
+        for node in ("node1", "node2"):
+            cluster.call(f"on {node} rm -f /dev/shm/shard.tar")
+    assert_equal_weights(run, undisturbed)
+
+
+def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_back(
+    cluster, work, recipe, slow_steps, undisturbed
+):
+    run = work / "runs/away"
+    job = submit(cluster, recipe, run, f"{ON_CPUS} {slow_steps}")
+    wait_for_slice(cluster, run, 0, 2)
+    cluster.call("on login pkill slurmctld")
+    try:
+        cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
+        wait_until(lambda: state(run)["state"] == "preempted", 120, "the first node to stop")
+    finally:
+        cluster.call("on login setsid slurmctld")
+    assert state(run)["error"] == "lost contact with node2"
+    wait_until(lambda: len(attempts(run)) > 1, 240, "the job to start again")
+    cluster.complete(job, run / f"slurm-{job}.out")
+    assert_equal_weights(run, undisturbed)
+
+
+def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(
+    cluster, work, recipe, undisturbed
+):
+    write_setup(work / "slower", write_slow_loss(work / "slower steps", 1.5))
+    run = work / "runs/limited"
+    job = submit(cluster, recipe, run, f"{ON_CPUS} --setup slower --time 3")
+    ended = cluster.complete(job, run / f"slurm-{job}.out")
+    *limited, last = attempts(run)
+    assert {one["error"] for one in limited} == {"stopped by SIGUSR1"}
+    assert last["state"] == "finished"
+    assert int(ended["Restarts"]) == len(limited) == last["restarts"]
+    assert_equal_weights(run, undisturbed)
