@@ -106,9 +106,11 @@ def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
     part = _temporary_path(target)
     try:
         yield part
+        old = part.with_suffix(".old")  # a signal must not find both of them removed
         if overwrite and target.is_dir():
-            shutil.rmtree(target)
+            os.replace(target, old)
         os.replace(part, target)
+        _remove(old)
     except Exception as error:
         if not is_full(error):
             raise

@@ -106,7 +106,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 about["tokenizer"],
                 about["vocabulary"],
                 about["captions"],
-                int(about["context"]) if "context" in about else None,
+                int(about["context"]) if about.get("context") else None,
             )
         most = frequencies.num_captions
         is_vector = counts.dtype == torch.int64 and counts.ndim == 1
