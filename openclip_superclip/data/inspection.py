@@ -257,9 +257,8 @@ def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
 def total_samples(shards: list[str]) -> int | None:
     """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__`
     of the only folder."""
-    folders = {Path(shard).parent for shard in shards}
-    folder = folders.pop()
-    if folders:
+    folder, *others = {Path(shard).parent for shard in shards}
+    if others:
         return None
     numbers = listed_samples(shards, "--train-data")
     with contextlib.suppress(KeyError):

@@ -97,7 +97,10 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             except InputError:
                 raise
             except (SyntaxError, ValueError) as error:
-                self.error(f"a NAME=VALUE cannot be read: {reason(error)}")
+                self.error(
+                    "--aug-cfg and --opt-kwargs expect NAME=VALUE, such as scale=(0.9,1.0) "
+                    f"({reason(error)})"
+                )
             if only_options:
                 args.only_options = True
             if not patched:

@@ -81,7 +81,7 @@ class Placement:
             gpus = torch.cuda.device_count()
         if gpus == 0:
             raise InputError(
-                "no GPU was found here; expected one, or a recipe with --device cpu --nproc N"
+                "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
             )
         return gpus
 

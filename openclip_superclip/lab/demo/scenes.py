@@ -304,13 +304,12 @@ def write_dense_scenes(
                 f"{data_set} exists, and this version of the demo did not write it: remove it, or "
                 "give another folder"
             )
-    numbers = {"train": num_train_scenes, "test": num_scenes}
     with (
         whole_output(masks, overwrite=False) as new_masks,
         whole_output(depths, overwrite=False) as new_depths,
     ):
-        for split, number in numbers.items():
-            _write_dense_split(split, number, new_masks, new_depths)
+        _write_dense_split("train", num_train_scenes, new_masks, new_depths)
+        _write_dense_split("test", num_scenes, new_masks, new_depths)
         write_text(new_masks / "classes.txt", "\n".join(["background", *NAMES]) + "\n")
     write_text(record, facts)
     return [masks, depths]

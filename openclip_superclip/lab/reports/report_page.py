@@ -2,7 +2,6 @@
 and the runs as CSV."""
 
 import itertools
-import os
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -70,7 +69,7 @@ class Section(NamedTuple):
 
 def pictures(out: Path) -> list[str]:
     """Returns the names of the figures that a report has written into a folder."""
-    names = os.listdir(out) if out.is_dir() else ()
+    names = (path.name for path in out.glob("*.png"))
     return [name for name in names if re.fullmatch(r"(batch_size|losses)(_\d+)?\.png", name)]
 
 

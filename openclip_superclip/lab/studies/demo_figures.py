@@ -117,9 +117,10 @@ def _draw_scenes(shown: Sequence[Scene], predicted: dict[str, list[str]]) -> Fig
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.07, top=0.94, wspace=0.08, hspace=0.35)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, scene, *names in zip(grid.flat, shown, *predicted.values(), strict=False):
+    for axes, scene in zip(grid.flat, shown, strict=False):
         axes.imshow(scene.image, interpolation="nearest")
-        for line, (method, name) in enumerate(zip(predicted, names, strict=True)):
+    for line, (method, names) in enumerate(predicted.items()):
+        for axes, scene, name in zip(grid.flat, shown, names, strict=False):
             mark = "✓" if name in scene.objects else "✗"
             short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
             axes.text(

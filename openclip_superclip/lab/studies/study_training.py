@@ -316,7 +316,7 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
 
     study = results.study
     out = call.out
-    # of which a report's call knows neither device nor settings
+    # a call that only reports has neither the device nor the settings of the runs
     trained = Run.find(call.runs_in / results.records[0]["run"]) or call.options
     content = {
         "question": study.question,
