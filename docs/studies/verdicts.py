@@ -39,7 +39,14 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     ("vit_dense", "mIoU"): "scores near chance",
 }
 HELD_OUT, TWO_FACTORS = "held_out_words", "captions_and_frequencies"
-OWN_FAMILY = ("transfer", "stamps", "natural_towers", TWO_FACTORS, HELD_OUT)  # by their protocols
+OWN_FAMILY = (  # by their protocols
+    "transfer",
+    "stamps",
+    "natural_towers",
+    "natural_idf",
+    TWO_FACTORS,
+    HELD_OUT,
+)
 LOWER_IS_BETTER = ("depth_RMSE",)
 TITLES = {
     "zero_shot": "zero-shot",
