@@ -19,6 +19,7 @@ from pathlib import Path
 from .errors import InputError, reason
 from .files import json_or_empty, shipped_folder, write_json
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
@@ -107,6 +108,15 @@ def peak_of_process() -> int:
     """Returns the most memory that this process has had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed memory for the next arrays of this process, which takes up to 30 % of
+    the CPU time from a training."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def current_time() -> str:

@@ -15,7 +15,7 @@ import torch
 from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
-from ..environment import end_with_parent, peak_of_process, replaced
+from ..environment import end_with_parent, keep_freed_memory, peak_of_process, replaced
 from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
@@ -52,6 +52,8 @@ def main(file: str) -> int:
     rank = int(os.environ["RANK"])
     end_with_parent(parent=start.launcher)
     faulthandler.enable()
+    if start.run.device == "cpu":
+        keep_freed_memory()
     minutes = start.run.settings.stall_minutes
     dump_stacks_after(minutes and max(minutes, FIRST_STEP))
     try:

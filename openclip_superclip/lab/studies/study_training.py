@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ...checkpoints.starting_weights import is_unchecked
-from ...environment import processor, versions
+from ...environment import keep_freed_memory, processor, versions
 from ...errors import InputError, listed, to_stderr
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ...method.model import trains_only_head
@@ -345,6 +345,7 @@ def write_data(call: StudyCall) -> None:
     scenes = call.options.scenes
     if study.is_of_scenes:
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
+        keep_freed_memory()
         seeds = [*study.result_seeds, *study.tuning_seeds]
         write_training_data(scenes, call.training_data, seeds)
     if study.measures == "dense-scenes":
