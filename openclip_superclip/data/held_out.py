@@ -21,7 +21,8 @@ from .caption_text import text_of
 from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
 
-RECORD = "split.json"  # of a table that was split
+SPLIT = "split-"  # begins the name of a folder with the parts of a table
+RECORD = "split.json"  # in it
 NUM_THREADS = 8  # that read images
 
 
@@ -161,7 +162,7 @@ def split_table(
 
     rows = pd.concat(chunks_of(table, columns, data_flag, dtype=str))
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
-    folder = parent / f"split-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    folder = parent / f"{SPLIT}{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
@@ -171,7 +172,7 @@ def split_table(
     train = rows.drop(val.index)
     split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=not parent.exists())
     make_folder(parent, out_flag)
-    part = parent / f"split-{uuid.uuid4().hex}.part"
+    part = parent / f"{SPLIT}{uuid.uuid4().hex}.part"
     part.mkdir()
     try:
         for name, side in {"train.csv": train, "val.csv": val}.items():

@@ -6,7 +6,8 @@ import multiprocessing
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name, register_model
-from ..data.held_out import split_table
+from ..checkpoints.trainer_files import read_options
+from ..data.held_out import SPLIT, TableSplit, split_table
 from ..data.tables import Columns, detect_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
@@ -89,12 +90,26 @@ def _hold_out(training: Training) -> None:
         options.train_data, training.columns, fraction, Path(options.logs), "--train-data", "--logs"
     )
     try:
+        _check_same_split(training, split)
         training.num_steps = check_training_table(training, split.train, max_decoded=0).num_steps
     except InputError:
         split.remove()
         raise
     options.train_data = split.train
     options.val_data = split.val
+
+
+def _check_same_split(training: Training, split: TableSplit) -> None:
+    """Raises InputError if the checkpoint of --resume was trained on another split."""
+    if not (file := training.resumed.file):
+        return
+    earlier = Path(str(read_options(Path(file).parent.parent).get("train_data")))
+    if earlier.parent.name.startswith(SPLIT) and earlier.parent.name != split.folder.name:
+        raise InputError(
+            f"--resume: the table or --val-fraction has changed since {file} was trained, which "
+            f"may have seen the new pairs for validation; expected --train-data {earlier} "
+            f"--val-data {earlier.with_name('val.csv')} instead of --val-fraction"
+        )
 
 
 def _fix_ranks(training: Training) -> None:

@@ -297,8 +297,8 @@ class NodeTraining:
             last = f"{folder.checkpoints}/epoch_{epoch}.pt"
             print(f"superclip run: finished; {last}", flush=True)
             if best := best_epoch(folder.path):
-                export = f"superclip export {shlex.quote(str(folder.path))} --best exports it"
-                print(f"superclip run: {best}; {export}", flush=True)
+                export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
+                print(f"superclip run: {best}; {export} exports it", flush=True)
             return 0
         to_stderr(failure.describe(self.logs))
         if failure.kind == LOSS:

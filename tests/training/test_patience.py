@@ -48,7 +48,10 @@ def test_a_run_stops_after_epochs_without_improvement_and_is_finished(stopped):
     assert state["stopped_early"].startswith(WHY)
     assert f"superclip run: stopped after epoch 3 of {EPOCHS}: {WHY}" in printed
     assert "superclip run: finished; run/checkpoints/epoch_3.pt" in printed
-    assert f"superclip run: {best_epoch(run)}; superclip export run --best exports it\n" in printed
+    assert (
+        f"superclip run: {best_epoch(run)}; superclip export run --best --out FOLDER exports it\n"
+        in printed
+    )
     assert "Traceback" not in printed
     assert not list(run.glob("ranks/*/*.error.json"))
 

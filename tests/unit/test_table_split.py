@@ -146,6 +146,22 @@ def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
         assert read_json_lines(results)[-1]["num_samples"] == 6
 
 
+def test_a_run_resumes_on_its_own_split_after_the_table_has_changed(
+    train, tmp_path, monkeypatch, refusal
+):
+    write_pairs(tmp_path)
+    flags = "--superclip --name run"
+    run_train(train, flags, "--val-fraction 0.2", cwd=tmp_path)
+    write_pairs(tmp_path, number=43)
+    monkeypatch.chdir(tmp_path)
+    resume = f"{flags} --resume latest --epochs 2"
+    message = refusal(train, resume, "--val-fraction 0.2")
+    advice = message.partition("expected ")[2].partition(" instead of")[0]
+    assert len(list(tmp_path.glob("logs/split-*"))) == 1
+    run_train(train, resume, advice, cwd=tmp_path)
+    assert (tmp_path / "logs/run/checkpoints/epoch_2.pt").exists()
+
+
 def test_two_ranks_share_one_split(train, tmp_path):
     write_pairs(tmp_path)
     flags = "--val-fraction 0.2 --superclip --name run --dist-backend gloo"

@@ -184,7 +184,8 @@ class StudyResults:
             parts.append(f"{arm} {median} of {last} ({min(epochs)} to {max(epochs)})")
         sentence = (
             f"Best epoch on the validation data, the median over the runs: {', '.join(parts)}. "
-            "superclip export RUN --best exports it; the scores above are those of the last epoch."
+            "superclip export RUN --best --out FOLDER exports it; the scores above are those of "
+            "the last epoch."
         )
         stopped = [record for record in self.records if record.get("stopped_early")]
         if stopped:
