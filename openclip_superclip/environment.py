@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import InputError, reason
 from .files import json_or_empty, shipped_folder, write_json
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+KEEP_MEMORY = {-1: 2**30, -4: 0, -8: 1}  # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
@@ -114,9 +114,9 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next arrays of this process, which takes up to 30 % of
     the CPU time from a training."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**30)
+    for parameter, value in KEEP_MEMORY.items():
+        if mallopt:
+            mallopt(parameter, value)
 
 
 def current_time() -> str:
