@@ -51,7 +51,7 @@ def openclip_name(model: str) -> str:
     )
 
 
-def read_model_file(file: Path, flag: str = "--model") -> tuple[dict, dict]:
+def read_model_file(file: Path, flag: str) -> tuple[dict, dict]:
     """Returns the model_cfg and preprocess_cfg of a JSON file.
 
     Raises InputError if it is invalid."""

@@ -47,7 +47,7 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
         ) from error
 
 
-def stored_head(model: str, pretrained: str | None, cache_dir: str | None = None) -> Weights | None:
+def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> Weights | None:
     """Returns the class head and token statistics saved next to the weights of a model, or None
     if there are none."""
     schema, location = parse_model_name(model)

@@ -10,6 +10,7 @@ from ..files import check_results, make_folder
 from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
 from ..runs.signals import stopped_by_signals
+from .shared_options import add_count, add_number, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -62,11 +63,9 @@ def _parse(argv: list[str]) -> Namespace:
     seeds = parser.add_mutually_exclusive_group()
     about = "train one seed, as a test: a few minutes"
     seeds.add_argument("--quick", action="store_const", const=1, dest="seeds", help=about)
-    seeds.add_argument(
-        "--seeds", type=int, metavar="N", help="paired seeds (default: 4, ten minutes on two cores)"
-    )
-    add("--samples", "training samples per run (default: 40960)", type=int, metavar="N")
-    add("--jobs", "runs at a time, one thread each (default: %(default)s)", type=int, default=2)
+    add_count(seeds, "--seeds", "paired seeds (default: 4, ten minutes on two cores)")
+    add_count(parser, "--samples", "training samples per run (default: 40960)")
+    add_number(parser, "--jobs", 2, "runs at a time, one thread each", "N")
     add(
         "--out",
         "folder for data, runs and results (default: %(default)s)",
@@ -75,11 +74,8 @@ def _parse(argv: list[str]) -> Namespace:
     )
     about = "only write the held-out scenes, as data sets for superclip evaluate"
     add("--write-evaluation", about, type=Path, metavar="DIR")
-    add(
-        "--data-only",
-        "only write the model and the shards of the demo's recipes",
-        action="store_true",
-    )
+    about = "only write the model and the shards of the demo's recipes"
+    add_switch(parser, "--data-only", about)
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=32, jobs=1)  # a batch of the demo's recipe
     return options

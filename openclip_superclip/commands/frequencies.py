@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.tables import is_table
 from ..errors import InputError, Parser, at_least, no_effect
 from ..files import check_out, make_folder
-from .shared_options import add_columns, add_number, add_output, columns_of
+from .shared_options import add_columns, add_count, add_number, add_output, columns_of
 
 
 def main(argv: list[str]) -> int:
@@ -81,7 +81,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default="",
         metavar="KEY",
     )
-    add("--context", "number of tokens per caption to read (default: the text tower's)", type=int)
+    about = "number of tokens per caption to read (default: the text tower's)"
+    add_count(parser, "--context", about)
     add_number(parser, "--seed", 0, "seed of mixed:P")
     add_number(parser, "--workers", 1, "processes that count shards")
     add_number(

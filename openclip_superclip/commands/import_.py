@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import Parser, at_least, to_stderr
-from .shared_options import add_output
+from .shared_options import add_number, add_output
 
 
 def main(argv: list[str]) -> int:
@@ -24,13 +24,11 @@ def main(argv: list[str]) -> int:
         "--architecture",
         required=True,
     )
-    add(
-        "--global-batch",
-        "captions per step of the run, over all GPUs, to convert its running means to counts "
-        "(default: %(default)s, as in the released runs)",
-        type=int,
-        default=16_384,
+    about = (
+        "captions per step of the run, over all GPUs, to convert its running means to counts; by "
+        "default, that of the released runs"
     )
+    add_number(parser, "--global-batch", 16_384, about)
     add_output(parser)
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)

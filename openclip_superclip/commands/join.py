@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least, listed
-from .shared_options import add_number, add_output, add_switch
+from .shared_options import add_count, add_number, add_output, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         "match the image tower's weights by order and shape, if the file has other names",
     )
     add_number(parser, "--embed-dim", 256, "width of the projections")
-    add("--image-size", "pixels (default: the image tower's own)", type=int)
+    add_count(parser, "--image-size", "pixels (default: the image tower's own)")
     for name in ("mean", "std"):
         add(
             f"--image-{name}",
@@ -48,11 +48,8 @@ def main(argv: list[str]) -> int:
             nargs=3,
             metavar=("R", "G", "B"),
         )
-    add(
-        "--context-length",
-        "tokens of a caption (default: the text tower's own length; a shorter one is faster)",
-        type=int,
-    )
+    about = "tokens of a caption (default: the text tower's own length; a shorter one is faster)"
+    add_count(parser, "--context-length", about)
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
     schema, _, image = options.image.partition(":")

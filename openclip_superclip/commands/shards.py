@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, Parser, at_least, no_effect
-from .shared_options import add_columns, add_number, columns_of
+from .shared_options import add_columns, add_count, add_number, columns_of
 
 if TYPE_CHECKING:
     from ..data.conversion import Written
@@ -51,12 +51,7 @@ def main(argv: list[str]) -> int:
         default=0.1,
         metavar="FRACTION",
     )
-    add(
-        "--shard-size",
-        "pairs per shard (default: 16 to 10,000, for 32 shards)",
-        type=int,
-        metavar="N",
-    )
+    add_count(parser, "--shard-size", "pairs per shard (default: 16 to 10,000, for 32 shards)")
     add_number(parser, "--seed", 0, "seed of the order", metavar="N")
     add(
         "--jobs",

@@ -14,7 +14,7 @@ from ..extras import require
 from ..files import is_own
 from ..flags import Config
 from . import recipe_options as shared
-from .shared_options import from_options
+from .shared_options import add_count, add_switch, from_options
 
 if TYPE_CHECKING:
     from ..lab.studies.study_call import StudyCall, StudyOptions
@@ -164,9 +164,9 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add = parser.option
     add("study", "a file, or a name from --list", nargs="?", metavar="STUDY")
-    add("--list", "list the shipped studies and their questions", action="store_true")
-    add("--seeds", "number of paired seeds (default: the study's)", type=int, metavar="N")
-    add("--jobs", "runs at a time (default: 1; with --slurm, no limit)", type=int, metavar="N")
+    add_switch(parser, "--list", "list the shipped studies and their questions")
+    add_count(parser, "--seeds", "number of paired seeds (default: the study's)")
+    add_count(parser, "--jobs", "runs at a time (default: 1; with --slurm, no limit)")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
     about = (
@@ -185,9 +185,7 @@ def _parse(argv: list[str]) -> Namespace:
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
-    slurm.add_argument(
-        "--slurm", action="store_true", help="submit the unfinished runs as an array of jobs"
-    )
+    add_switch(slurm, "--slurm", "submit the unfinished runs as an array of jobs")
     shared.add_slurm_options(slurm, gpus_per_node=1)
     shared.add_split_options(slurm)
     options = parser.parse_args(argv)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..errors import InputError, Parser, at_least, no_effect
 from ..extras import require
 from ..files import check_results, make_folder
-from .shared_options import add_model_options, add_switch
+from .shared_options import add_count, add_model_options, add_switch
 
 SKIPPED = 3  # exit code if some images could not be read
 
@@ -68,12 +68,8 @@ def _parse(argv: list[str]) -> Namespace:
     add("--port", "port of --serve (default: 8000); 0 means any free one", type=int)
     add_model_options(parser)
     add("--words", "words and phrases to show, separated by commas, or a file with one per line")
-    add(
-        "--top",
-        "the K most likely words of an image (default: 10, or all of --words)",
-        type=int,
-        metavar="K",
-    )
+    about = "the N most likely words of an image (default: 10, or all of --words)"
+    add_count(parser, "--top", about)
     add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
     add_switch(parser, "--json", "print one line of JSON per image instead of tables")
     add(

@@ -238,7 +238,7 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
         return dict(zip(shards, pool.map(size, shards), strict=True))
 
 
-def listed_samples(shards: list[str], flag: str = "--data") -> dict[str, int]:
+def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
     """Returns the numbers of samples in the sizes.json files beside the shards; InputError if
     one cannot be read."""
     numbers = {}

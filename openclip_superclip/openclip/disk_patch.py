@@ -41,7 +41,7 @@ class Installation(NamedTuple):
         return file.read_bytes() if file.exists() else None
 
 
-def find_installation(source: Path | None = None) -> Installation:
+def find_installation(source: Path | None) -> Installation:
     """Returns the OpenCLIP in `source` or, by default, the installed one, without importing it."""
     if source is None:
         package = importlib.util.find_spec("open_clip")

@@ -72,8 +72,8 @@ def head_options(
     *,
     separate_words: bool = False,
     context_length: int | None = None,
-    cache_dir: str | None = None,
-    load=None,
+    cache_dir: str | None,
+    load,
     **options,
 ) -> dict:
     """Returns the model's `superclip` argument, `options` included.

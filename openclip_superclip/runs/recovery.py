@@ -145,7 +145,7 @@ ENDS = Decision()
 
 
 def decide(
-    failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None = None
+    failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None
 ) -> Decision:
     """Returns how a run continues after a failure.
 

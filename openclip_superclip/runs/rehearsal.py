@@ -51,7 +51,8 @@ def read_rehearsal(file: str, run: Run) -> dict:
     """
     summary = read_json(Path(file), flag="--rehearsal")
     try:
-        summary |= whole_hours(run, summary["samples_per_second"], summary["checkpoint"]["seconds"])
+        seconds = summary["checkpoint"]["seconds"]
+        summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
         different = {
             name: (summary[name], value)
             for name, value in _setup(run).items()
@@ -71,17 +72,12 @@ def read_rehearsal(file: str, run: Run) -> dict:
 
 def whole_hours(
     run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float
-) -> dict[str, dict]:
-    """Returns `hours` and `gpu_hours` with checkpoints and without validation, each low, median
-    and high."""
+) -> dict[str, float]:
+    """Returns the hours with checkpoints and without validation: low, median and high."""
     saving = run.num_slices * checkpoint_seconds
-    hours = {
+    return {
         name: (run.samples / samples_per_second[speed] + saving) / 3600
         for name, speed in SPEEDS.items()
-    }
-    return {
-        "hours": hours,
-        "gpu_hours": {name: number * run.world_size for name, number in hours.items()},
     }
 
 
@@ -243,7 +239,7 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         "checkpoint": {**checkpoint, "at_most": run.max_checkpoints},
         "disk_free": shutil.disk_usage(rehearsal.folder).free,
         "resumed": rehearsal.differences(),
-        **whole_hours(run, speed, checkpoint["seconds"]),
+        "hours": whole_hours(run, speed, checkpoint["seconds"]),
         "limit": _limit(run, waiting or 0, memory),
     }
 
@@ -273,6 +269,7 @@ def report_text(summary: dict) -> str:
     needed = checkpoint["at_most"] * checkpoint["bytes"]
     of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
     unit = "GPU" if summary["device"] == "cuda" else "process"
+    unit_hours = summary["hours"]["median"] * summary["world_size"]
     differences = other_training(summary)
     lines = {
         "speed": f"{speed['median']} samples/s, {speed['low']} to {speed['high']} in 8 of 10 steps",
@@ -285,7 +282,7 @@ def report_text(summary: dict) -> str:
         f"{bytes_text(summary['disk_free'])} are free",
         "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
         "whole run": f"{hours['median']} hours without validation ({hours['low']} to "
-        f"{hours['high']}), {significant(summary['gpu_hours']['median'])} {unit}-hours",
+        f"{hours['high']}), {significant(unit_hours)} {unit}-hours",
         "bottleneck": summary["limit"],
     }
     if needed > summary["disk_free"]:

@@ -91,9 +91,7 @@ def _measure(
     }
 
 
-def measure_transfer(
-    opened: OpenedModel, split: str = "test", seed: int = 0, **sizes: int
-) -> dict[str, float]:
+def measure_transfer(opened: OpenedModel, split: str, seed: int, **sizes: int) -> dict[str, float]:
     """Returns the measures of `measure` on a seed's scenes by the unseen designer, and on the
     others as seen_NAME.
 
@@ -107,8 +105,8 @@ def measure_transfer(
 
 def measure_natural(
     opened: OpenedModel,
-    split: str = "test",
-    seed: int = 0,
+    split: str,
+    seed: int,
     scenes_per_concept: int = 5,
     num_scenes: int = 1000,
     num_probe_scenes: int = 3000,

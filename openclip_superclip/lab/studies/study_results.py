@@ -124,10 +124,8 @@ class StudyResults:
 
     def title(self, measure: str) -> str:
         """Returns a measure's name for readers, with its unit unless that is percent."""
-        name = measure.replace("_", " ")
-        if measure == self.study.primary:
-            name += " (primary)"
-        return f"{name}, {UNITS[measure]}" if measure in UNITS else name
+        name = _with_unit(measure)
+        return f"{name} (primary)" if measure == self.study.primary else name
 
     def sentences(self) -> list[str]:
         """Returns which differences exclude zero, for each comparison, in each cell and over the

@@ -80,7 +80,7 @@ class TaggedImage(NamedTuple):
 
 
 def tag_images(
-    paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None = None
+    paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None
 ) -> Iterator[TaggedImage]:
     """Yields each image with its words, in order, and draws heat maps into a folder if one is
     given."""
