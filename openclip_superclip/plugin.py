@@ -89,7 +89,7 @@ class Plugin:
         if args.rank == 0 and trains_only_head(model):
             logging.warning(
                 "SuperCLIP: the image tower is frozen, so the class loss trains its head alone: "
-                "the towers become those of a training without --superclip"
+                "the towers will be the same as without --superclip"
             )
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         is_whole = args.siglip or args.local_loss or args.gather_with_grad

@@ -564,7 +564,7 @@ CLAIMS = [
     Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
     Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
     Claim(
-        "Small ViT: better zero-shot for objects whose words are no labels, CLIP's rate",
+        "Small ViT: better zero-shot for objects whose words are not labels, CLIP's rate",
         "",
         HELD_OUT,
         "SuperCLIP, half the words − CLIP",
@@ -592,7 +592,7 @@ CLAIMS = [
     ),
     Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
     Claim(
-        "Beyond the paper, same data: equally long gradients beat the paper's recipe",
+        "Beyond the paper, same data: gradients of equal norm beat the paper's recipe",
         "",
         "ideas",
         "equal gradients − SuperCLIP",

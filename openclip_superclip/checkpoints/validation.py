@@ -94,7 +94,7 @@ def best_checkpoint(run: Path) -> Path:
     file = there.get(best.epoch)
     if file is None or not is_complete(file):
         raise InputError(
-            f"--best: {best}, but its checkpoint was not saved (--save-frequency) or removed; "
-            f"give one of {listed(map(str, there.values())) or 'another run'}"
+            f"--best: {best}, but its checkpoint was not saved (--save-frequency) or has been "
+            f"removed; give one of {listed(map(str, there.values())) or 'another run'}"
         )
     return file

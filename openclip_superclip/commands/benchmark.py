@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     add_switch(
         parser,
         "--card",
-        "measure a record of this GPU instead, with sizes of its own, and check its results: "
-        "about ten minutes",
+        "instead, measure this GPU at fixed sizes, check its results and write a record: about ten "
+        "minutes",
     )
     add("--out", "output folder (default: %(default)s)", type=Path, default=Path("benchmark"))
     options = parser.parse_args(argv)
@@ -60,7 +60,7 @@ def _measure_card(parser: Parser, options) -> int:
         is_used = action.dest in ("help", "card", "device", "out")
         if not is_used and getattr(options, action.dest) != action.default:
             raise InputError(
-                f"{action.option_strings[0]} has no effect with --card, which has sizes of its own"
+                f"{action.option_strings[0]} has no effect with --card, which uses fixed sizes"
             )
     from ..lab.benchmark.gpu_record import card_table, measure_card
 

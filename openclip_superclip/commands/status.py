@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
         "status",
         "Prints a table of runs: state, progress, samples per second, expected end "
         "and SLURM job. A run "
-        "without a heartbeat for two minutes is lost. A run not started has a job that ended "
-        "before superclip run.",
+        "without a heartbeat for two minutes is lost. Not started: its job ended before superclip "
+        "run began.",
         "runs studies/one_batch",
     )
     parser.option(

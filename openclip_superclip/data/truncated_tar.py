@@ -30,5 +30,5 @@ class StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(problem) from error
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(
-                f"what should be a member at byte {tar.offset:,} is none"
+                f"there is no valid tar member at byte {tar.offset:,}"
             ) from error

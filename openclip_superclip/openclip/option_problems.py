@@ -124,7 +124,7 @@ def _problems_with_numbers(options: Namespace) -> Iterator[str]:
         if number is not None and number >= bound:
             yield f"--{flag} is {number}; expected < {bound}"
     if options.grad_clip_norm == 0:
-        yield "--grad-clip-norm is 0, at which nothing is trained: leave it out"
+        yield "--grad-clip-norm is 0, so nothing would be trained: leave it out"
     for flag, most in {"image-mean": 3, "image-std": 3, "force-image-size": 2}.items():
         numbers = getattr(options, flag.replace("-", "_")) or [0]
         if len(numbers) not in (1, most):

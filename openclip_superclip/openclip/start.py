@@ -106,8 +106,8 @@ def _check_same_split(training: Training, split: TableSplit) -> None:
     earlier = Path(str(read_options(Path(file).parent.parent).get("train_data")))
     if earlier.parent.name.startswith(SPLIT) and earlier.parent.name != split.folder.name:
         raise InputError(
-            f"--resume: the table or --val-fraction has changed since {file} was trained, which "
-            f"may have seen the new pairs for validation; expected --train-data {earlier} "
+            f"--resume: the table or --val-fraction has changed since {file} was trained, so "
+            f"it may have seen the new pairs for validation; expected --train-data {earlier} "
             f"--val-data {earlier.with_name('val.csv')} instead of --val-fraction"
         )
 

@@ -174,7 +174,8 @@ def _rounding(run: Run) -> list[str]:
             f"slices: OpenCLIP rounds the steps of each of {recipe.slices:,} slices per pass "
             "up to a multiple of the "
             f"{max(1, run.workers):,} workers, so the run would have {run.steps:,} steps "
-            f"instead of the recipe's {math.ceil(exact):,}; use fewer --set slices=N or --workers"
+            f"instead of the recipe's {math.ceil(exact):,}; use a smaller --set slices=N or fewer "
+            "--workers"
         )
     if run.steps == exact:
         return []

@@ -296,9 +296,9 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
     has_class_loss = bool(options and options.get("weight", 1))
     if recipe.method.startswith("super") != has_class_loss:
         yield (
-            f"method is {recipe.method}; expected superclip with a weight above 0 for the methods "
-            "with the class loss, and no superclip, or weight 0 to select the captions only, for "
-            "the others"
+            f"method is {recipe.method}; expected, for a method with the class loss, superclip "
+            "with a weight above 0, and for another method no superclip, or weight 0 to select "
+            "only the captions"
         )
 
 

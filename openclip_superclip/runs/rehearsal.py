@@ -132,7 +132,7 @@ class Rehearsal:
         if code == 0 or trainer_files.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
             raise InputError(
                 f"--steps: training ended before its second slice of {self.run.slice_steps} steps "
-                "could be stopped; give more, and the recipe fewer slices if its own are as short"
+                "could be stopped; give more, or the recipe fewer slices if its own are that short"
             )
         return self._train(INTERRUPTED, 2)
 
@@ -307,9 +307,9 @@ def _differences(resumed: dict) -> str:
     differences = []
     if resumed["different"]:
         of_steps = f"{resumed['different']} of {resumed['steps']} steps"
-        differences.append(f"other losses in {of_steps}, by up to {resumed['largest']:.2g}")
+        differences.append(f"the losses differ in {of_steps}, by up to {resumed['largest']:.2g}")
     if not resumed["equal_weights"]:
-        differences.append("other weights")
+        differences.append("the weights differ")
     return ", ".join(differences)
 
 

@@ -102,7 +102,7 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     flags = f"{write_recipe(tmp_path, batch=4)} --steps 12 --out {tmp_path}/out"
     code, printed = rehearse(tmp_path, flags, PYTHONPATH=str(plugin))
     assert code == 1
-    other = r"other losses in \d+ of 24 steps, by up to \S+, other weights\n"
+    other = r"the losses differ in \d+ of 24 steps, by up to \S+, the weights differ\n"
     assert re.search(f"the resumed training differs from the uninterrupted one: {other}$", printed)
     assert re.search(f"resumed     NOT equal: {other}", printed)
     assert read_json(tmp_path / "out/rehearsal.json")["resumed"]["repeats"]

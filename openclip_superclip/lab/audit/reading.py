@@ -89,7 +89,7 @@ def open_data(source: str, columns: Columns) -> AuditedData:
             raise InputError(f"DATA: {source} has no rows")
         if not any(map(os.path.exists, images)):
             raise InputError(
-                f"DATA: none of the {len(images):,} images of {source} exists, such as "
+                f"DATA: none of the {len(images):,} images of {source} exists, for example "
                 f"{images[-1]}: paths are relative to {os.getcwd()}, the working directory"
             )
         return AuditedData(source, [source], columns, len(images))

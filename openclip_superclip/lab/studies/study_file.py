@@ -226,7 +226,7 @@ def _problems_with_arms(study: Study) -> Iterator[str]:
     others = [arm for arm, fields in study.arms.items() if LIKE not in fields]
     for arm, fields in study.arms.items():
         if LIKE in fields and fields[LIKE] not in others:
-            yield f"arm '{arm}' is like an arm that does not exist or has `like` itself"
+            yield f"arm '{arm}': `like` names an arm that does not exist or has `like` itself"
     pairs = list(map(list, permutations(study.arms, 2)))
     if any(pair not in pairs for pair in study.compare):
         yield f"compare is {study.compare!r}; expected pairs [arm, baseline] of the arms"
@@ -298,7 +298,7 @@ def _shipped_study(name: str) -> Path:
     stem = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
     if stem not in shipped:
         near = difflib.get_close_matches(stem, shipped) or list(shipped)
-        raise InputError(f"there is no file or study '{name}'; there is {', '.join(near)}")
+        raise InputError(f"there is no file or study '{name}'; expected {', '.join(near)}")
     return shipped[stem]
 
 
