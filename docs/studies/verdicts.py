@@ -43,6 +43,7 @@ OWN_FAMILY = (  # by their protocols
     "transfer",
     "stamps",
     "natural_towers",
+    "natural_towers_equal",
     "natural_idf",
     TWO_FACTORS,
     HELD_OUT,
@@ -616,6 +617,7 @@ CLAIMS = [
         "… on 6,144 scenes with a long tail and careless captions: better zero-shot",
         "",
         "natural_towers",
+    "natural_towers_equal",
         "SuperCLIP − CLIP",
     ),
     Claim("… with the head on the pooled vector", "", "natural_towers", "pooled − CLIP"),
@@ -796,6 +798,7 @@ CASES = [
         "a fifth of the captions with wrong words; "
         "tests by an unseen designer",
         "natural_towers",
+    "natural_towers_equal",
         "SuperCLIP − CLIP",
         "pooled − CLIP",
     ),
