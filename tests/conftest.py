@@ -19,6 +19,7 @@ if "OPENCLIP_SOURCE" in os.environ:
     )
 
 import importlib
+import logging
 import shutil
 import signal
 import subprocess
@@ -74,8 +75,9 @@ BEFORE = replaceable()
 @pytest.fixture(autouse=True)
 def openclip_stays_as_it_is():
     """Fails a test after which a function of OpenCLIP is replaced: train in
-    a fork."""
+    a fork. A refused training disables logging."""
     yield
+    logging.disable(logging.NOTSET)
     replaced = [path for path, function in replaceable().items() if function is not BEFORE[path]]
     for path in replaced:
         module, _, name = path.rpartition(".")
@@ -299,7 +301,8 @@ def refusal(parse_args):
 
 
 @pytest.fixture
-def parse_args():
+def parse_args(tmp_path, monkeypatch):
     """Parses OpenCLIP's flags with those of the plugins, where a text may
-    hold several."""
+    hold several, in an empty folder, in which the run's is locked."""
+    monkeypatch.chdir(tmp_path)
     return lambda *flags, **options: hook_calls.parse_args(shell_words(*flags), **options)

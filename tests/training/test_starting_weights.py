@@ -40,10 +40,9 @@ def with_one(value, weights):
 
 @parametrize("flags", ["--superclip", "--val-fraction 0.2"])
 def test_weights_of_another_model_are_refused_before_anything_is_written(
-    flags, small_model, short_run, refusal, tmp_path, monkeypatch
+    flags, small_model, short_run, refusal, tmp_path
 ):
     wider = write_model(tmp_path / "wider", text={"width": 16, "heads": 2})
-    monkeypatch.chdir(tmp_path)
     torch.save(random_weights(wider), "weights.pt")
     error = refusal(short_run, f"--model {small_model} --pretrained weights.pt", flags)
     assert error.startswith(f"error: --pretrained: weights.pt is not of {small_model}, or dam")

@@ -32,7 +32,6 @@ from openclip_superclip.flags import Config, options_of
 def test_flags_that_cannot_work_are_refused_in_one_line(
     flags, reason, short_run, shards, refusal, tmp_path, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
     Path("empty/empty").mkdir(parents=True)
     for package in ("wandb", "bitsandbytes"):
         monkeypatch.setitem(sys.modules, package, None)

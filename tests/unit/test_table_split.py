@@ -149,13 +149,12 @@ def test_both_methods_train_and_validate_on_the_same_split(train, tmp_path):
 
 
 def test_two_ranks_share_one_split_and_resume_on_it_after_the_table_has_changed(
-    train, tmp_path, monkeypatch, refusal
+    train, tmp_path, refusal
 ):
     write_pairs(tmp_path)
     flags = f"{train} --superclip --name run --dist-backend gloo"
     run_train(flags, "--val-fraction 0.2", cwd=tmp_path, world_size=2)
     write_pairs(tmp_path, 43)
-    monkeypatch.chdir(tmp_path)
     flags += " --resume latest --epochs 2"
     message = refusal(flags, "--val-fraction 0.2")
     (folder,) = Path("logs").glob("split-*")
@@ -166,10 +165,9 @@ def test_two_ranks_share_one_split_and_resume_on_it_after_the_table_has_changed(
 
 @cases("options, problem", refusals("train_on_a_table"))
 def test_training_refuses_tables_that_cannot_be_split_and_writes_nothing(
-    train, tmp_path, monkeypatch, refusal, options, problem
+    train, tmp_path, refusal, options, problem
 ):
     write_pairs(tmp_path)
-    monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert problem in refusal(train, "--superclip", options)
     assert sorted(tmp_path.rglob("*")) == before

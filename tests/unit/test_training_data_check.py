@@ -147,8 +147,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     assert f"--model: the tokenizer of {model} gives {reason}" in refusal(flags)
 
 
-def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_path):
     flags = f"--train-data {csv_data} --batch-size 16 --epochs 2 --superclip --warmup 5"
     args = parse_args(flags, "--model ViT-Ti-16-96", only_options=True)
     args.only_options = False

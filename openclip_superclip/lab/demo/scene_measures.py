@@ -105,8 +105,8 @@ def measure_transfer(opened: OpenedModel, split: str, seed: int, **sizes: int) -
 
 def measure_natural(
     opened: OpenedModel,
-    split: str,
-    seed: int,
+    split: str = "test",
+    seed: int = 0,
     scenes_per_concept: int = 5,
     num_scenes: int = 1000,
     num_probe_scenes: int = 3000,
