@@ -19,7 +19,9 @@ from pathlib import Path
 from .errors import InputError, reason
 from .files import json_or_empty, shipped_folder, write_json
 
-KEEP_MEMORY = {-1: 2**30, -4: 0, -8: 1}  # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX
+# glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX: all memory is in one heap, which keeps a
+# gigabyte that is free
+ONE_HEAP = {-1: 2**30, -4: 0, -8: 1}
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
@@ -111,12 +113,13 @@ def peak_of_process() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next arrays of this process, which takes up to 30 % of
-    the CPU time from a training."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    for parameter, value in KEEP_MEMORY.items():
-        if mallopt:
-            mallopt(parameter, value)
+    """Makes this process keep freed memory for its next arrays, because it costs CPU time to get
+    memory from the system again."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
+    if mallopt is None:
+        return
+    for parameter, value in ONE_HEAP.items():
+        mallopt(parameter, value)
 
 
 def current_time() -> str:

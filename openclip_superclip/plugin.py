@@ -88,7 +88,7 @@ class Plugin:
 
         if args.rank == 0 and trains_only_head(model):
             logging.warning(
-                "SuperCLIP: the image tower is frozen, so the class loss trains its head alone: "
+                "SuperCLIP: the image tower is frozen, so the class loss trains only its head: "
                 "the towers will be the same as without --superclip"
             )
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.

@@ -75,7 +75,7 @@ BEFORE = replaceable()
 @pytest.fixture(autouse=True)
 def openclip_stays_as_it_is():
     """Fails a test after which a function of OpenCLIP is replaced: train in
-    a fork. A refused training disables logging."""
+    a fork. Enables logging, which a refused training disables."""
     yield
     logging.disable(logging.NOTSET)
     replaced = [path for path, function in replaceable().items() if function is not BEFORE[path]]

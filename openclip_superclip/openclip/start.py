@@ -101,7 +101,8 @@ def _hold_out(training: Training) -> None:
 
 def _check_same_split(training: Training, split: TableSplit) -> None:
     """Raises InputError if the checkpoint of --resume was trained on another split."""
-    if not (file := training.resumed.file):
+    file = training.resumed.file
+    if file is None:
         return
     earlier = Path(str(read_options(Path(file).parent.parent).get("train_data")))
     if earlier.parent.name.startswith(SPLIT) and earlier.parent.name != split.folder.name:

@@ -310,7 +310,7 @@ def _differences(resumed: dict) -> str:
         differences.append(f"the losses differ in {of_steps}, by up to {resumed['largest']:.2g}")
     if not resumed["equal_weights"]:
         differences.append("the weights differ")
-    return ", ".join(differences)
+    return ", and ".join(differences)
 
 
 def _resumed(summary: dict) -> str:

@@ -269,7 +269,7 @@ def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path
     )
     assert not (tmp_path / "logs").exists()
     (done,) = completed(train, flags, "--lora-towers text", cwd=tmp_path)
-    assert "the image tower is frozen, so the class loss trains its head alone" in done.output
+    assert "the image tower is frozen, so the class loss trains only its head" in done.output
     (plugin,) = train.args
     study = (
         "study own_data --data pairs.csv --device cpu --set model=local-dir:start --set "

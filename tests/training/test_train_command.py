@@ -30,7 +30,7 @@ from openclip_superclip.flags import Config, options_of
 
 @cases("flags, reason", refusals("train"))
 def test_flags_that_cannot_work_are_refused_in_one_line(
-    flags, reason, short_run, shards, refusal, tmp_path, monkeypatch
+    flags, reason, short_run, shards, refusal, monkeypatch
 ):
     Path("empty/empty").mkdir(parents=True)
     for package in ("wandb", "bitsandbytes"):

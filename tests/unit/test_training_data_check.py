@@ -155,4 +155,4 @@ def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_p
     findings = check_command_line(Training(args))
     assert (findings.warnings, findings.num_steps) == ([], 8)
     assert vars(args) == before
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.iterdir())

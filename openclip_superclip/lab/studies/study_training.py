@@ -131,7 +131,7 @@ class StudyTraining:
         return plan.check_validation()
 
     def check_arms(self) -> list[str]:
-        """Returns a warning about arms whose class loss trains its head alone; InputError if the
+        """Returns a warning about arms whose class loss trains only its head; InputError if the
         arms do not differ in anything else."""
         study = self.study
         if study.is_of_scenes:
@@ -146,7 +146,7 @@ class StudyTraining:
         if not frozen:
             return []
         arms = listed(dict.fromkeys(run.arm for run in frozen))
-        problem = f"the image tower of {arms} is frozen, so the class loss trains its head alone"
+        problem = f"the image tower of {arms} is frozen, so the class loss trains only its head"
         objectives = {run.recipe.method.removeprefix("super") for run in runs}
         fields = set().union(*study.arms.values())
         if frozen == with_head and fields == {"method"} and len(objectives) == 1:
