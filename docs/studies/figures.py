@@ -1,5 +1,5 @@
-"""The figures of docs/evidence.md and of the studies vit_samples, held_out_words and
-captions_and_frequencies: `python docs/studies/figures.py`."""
+"""The figures of docs/evidence.md and of the studies vit_samples, held_out_words,
+captions_and_frequencies and classes_and_samples: `python docs/studies/figures.py`."""
 
 import csv
 import statistics
@@ -9,11 +9,11 @@ from scipy.stats import t
 from verdicts import (
     CLAIMS,
     DOCS,
+    FACTORS,
     HELD_OUT,
     HELD_OUT_HEADS,
     HERE,
     LOWER_IS_BETTER,
-    TWO_FACTORS,
     Comparison,
     read_comparisons,
     tested,
@@ -126,16 +126,16 @@ def draw_held_out_words(comparisons: list[Comparison]) -> bytes:
     return png(figure)
 
 
-def draw_two_factors(comparisons: list[Comparison]) -> bytes:
-    """Draws the gains in the four versions of the training scenes and the effects on the gain, on
-    unseen and on seen drawings."""
+def draw_two_factors(comparisons: list[Comparison], study: str) -> bytes:
+    """Draws the gains in the four versions of a study's training scenes and the effects on the
+    gain, on unseen and on seen drawings."""
     figure, panels = plt.subplots(2, 1, figsize=(9, 6.5), sharex=True)
     titles = {"zero_shot": "unseen drawings (primary)", "seen_zero_shot": "seen drawings"}
     for axes, (measure, title) in zip(panels, titles.items(), strict=True):
         drawn = [
             comparison
             for comparison in comparisons
-            if (comparison.study, comparison.measure) == (TWO_FACTORS, measure)
+            if (comparison.study, comparison.measure) == (study, measure)
         ]
         for x, comparison in enumerate(drawn):
             colour = "#d1495b" if comparison.means else "#4f6d7a"  # a gain, or an effect on it
@@ -153,5 +153,6 @@ if __name__ == "__main__":
     (HERE / "vit_samples" / "samples.png").write_bytes(draw_samples())
     if any(comparison.study == HELD_OUT for comparison in found):
         (HERE / HELD_OUT / "study.png").write_bytes(draw_held_out_words(found))
-    if any(comparison.study == TWO_FACTORS for comparison in found):
-        (HERE / TWO_FACTORS / "study.png").write_bytes(draw_two_factors(found))
+    for study in FACTORS:
+        if any(comparison.study == study for comparison in found):
+            (HERE / study / "study.png").write_bytes(draw_two_factors(found, study))

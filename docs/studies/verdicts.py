@@ -2,8 +2,8 @@
 
 `python docs/studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the
 tables between the markers in docs/evidence.md and in each study's README.md. It reads the runs in
-study.json, which study.csv repeats with two decimals, docs/audit/train_again.csv, and
-held_out_words/study.csv.
+study.json, which study.csv repeats with two decimals, docs/audit/train_again.csv, and the files
+study.csv of held_out_words and classes_and_samples, whose measures are their own.
 
 Holm's correction: the comparisons of a study by its primary measure are one family, and those by
 its other measures are another. Studies that cannot answer are in no family. Comparisons of the same
@@ -38,7 +38,8 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     EARLIER_BATCH: "wrong contrast",
     ("vit_dense", "mIoU"): "scores near chance",
 }
-HELD_OUT, TWO_FACTORS = "held_out_words", "captions_and_frequencies"
+HELD_OUT = "held_out_words"
+TWO_FACTORS, OBJECTS = "captions_and_frequencies", "classes_and_samples"
 OWN_FAMILY = (  # by their protocols
     "transfer",
     "stamps",
@@ -46,6 +47,7 @@ OWN_FAMILY = (  # by their protocols
     "natural_towers_equal",
     "natural_idf",
     TWO_FACTORS,
+    OBJECTS,
     HELD_OUT,
 )
 LOWER_IS_BETTER = ("depth_RMSE",)
@@ -72,6 +74,40 @@ TITLES = {
     "seen_probe_held_out": "linear probe: held-out objects",
     "seen_probe_kept": "linear probe: kept objects",
     "seen_among_held_out": "seen: held-out objects among held-out names",
+}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Two levels in which versions of a study's training scenes differ; the claim is that the
+    second one reduces the gain."""
+
+    names: tuple[str, str]  # of the levels
+    noun: str
+    marks: tuple[str, str]  # of the levels, in the names of versions
+
+    def sign(self, version: str) -> int:
+        """Returns -1 for a version of the first level, 1 for one of the second."""
+        return 1 if self.marks[1] in version else -1
+
+    def level(self, version: str) -> str:
+        return f"{self.names[1] if self.sign(version) > 0 else self.names[0]} {self.noun}"
+
+    @property
+    def effect(self) -> str:
+        first, second = self.names
+        return f"{second} − {first} {self.noun}"
+
+
+FACTORS = {  # by study
+    TWO_FACTORS: (
+        Factor(("clean", "careless"), "captions", ("clean", "careless")),
+        Factor(("equal", "Zipf's"), "frequencies", ("equal", "zipf")),
+    ),
+    OBJECTS: (
+        Factor(("25", "100"), "objects", ("25-", "100-")),
+        Factor(("512", "128"), "scenes of each", ("-512", "-128")),
+    ),
 }
 HELD_OUT_HEADS = {head: f"{head}, half the words" for head in ("SuperCLIP", "pooled")}
 
@@ -183,8 +219,8 @@ def read_study(folder: Path) -> list[Comparison]:
                 "measure": measure,
                 "is_primary": measure == primary,
             }
-            if name == TWO_FACTORS:
-                comparisons += _two_factors(paired, common)
+            if name in FACTORS:
+                comparisons += _two_factors(paired, common, *FACTORS[name])
                 continue
             for value in values:
                 where = f"{swept} {value}" if swept else ""
@@ -227,27 +263,24 @@ def _over(paired: Sequence[dict], combine: Callable) -> dict[str, list]:
     return {"seeds": seeds, "differences": differences}
 
 
-def _two_factors(paired: dict[str, dict], common: dict) -> Iterator[Comparison]:
+def _two_factors(
+    paired: dict[str, dict], common: dict, first: Factor, second: Factor
+) -> Iterator[Comparison]:
     """The gains in four versions of the training scenes, the two main effects on the gain, which
-    alone are primary, and the interaction: what careless captions change more with Zipf's
-    frequencies than with equal ones."""
-    careless = {value: 1 if "careless" in value else -1 for value in paired}
-    zipf = {value: 1 if "zipf" in value else -1 for value in paired}
+    alone are primary, and the interaction: what the first factor changes more at the second one's
+    second level than at its first."""
     secondary = common | {"is_primary": False}
-    for value, scores in paired.items():
-        captions = "careless" if careless[value] > 0 else "clean"
-        frequencies = "Zipf's" if zipf[value] > 0 else "equal"
-        where = f"{captions} captions, {frequencies} frequencies"
+    for version, scores in paired.items():
+        where = f"{first.level(version)}, {second.level(version)}"
         means = tuple(map(statistics.mean, zip(*scores.values(), strict=True)))
         gain = _over([scores], statistics.mean)
         yield Comparison(**secondary, where=where, means=means, **gain)
     versions = list(paired.values())
-    of_captions = _over(versions, _contrast([sign / 2 for sign in careless.values()]))
-    of_frequencies = _over(versions, _contrast([sign / 2 for sign in zipf.values()]))
-    both = _over(versions, _contrast([careless[value] * zipf[value] for value in paired]))
-    yield Comparison(**common, where="careless − clean captions", **of_captions)
-    yield Comparison(**common, where="Zipf's − equal frequencies", **of_frequencies)
-    yield Comparison(**secondary, where="interaction", **both)
+    for factor in (first, second):
+        main_effect = _contrast([factor.sign(version) / 2 for version in paired])
+        yield Comparison(**common, where=factor.effect, **_over(versions, main_effect))
+    both = _contrast([first.sign(version) * second.sign(version) for version in paired])
+    yield Comparison(**secondary, where="interaction", **_over(versions, both))
 
 
 def _contrast(weights: Sequence[float]) -> Callable[[list[float]], float]:
@@ -316,26 +349,54 @@ def read_audit(file: Path) -> list[Comparison]:
     return comparisons
 
 
+def _runs(file: Path) -> list[dict]:
+    """The runs of a study whose measures are its own, as study.json has them; a version of its
+    training scenes is the cell."""
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    run_fields = ("arm", "version", "seed", "checkpoint")
+    measures = [name for name in rows[0] if name not in run_fields]
+    return [
+        {
+            "arm": row["arm"],
+            "seed": int(row["seed"]),
+            "cell": row.get("version"),
+            "measures": {measure: float(row[measure]) for measure in measures},
+        }
+        for row in rows
+    ]
+
+
+def read_objects(file: Path) -> Iterator[Comparison]:
+    """The comparisons of the study that varies the number of objects and the scenes of each; none
+    without its file."""
+    if not file.exists():
+        return
+    runs = _runs(file)
+    versions = dict.fromkeys(run["cell"] for run in runs)
+    for measure in runs[0]["measures"]:
+        paired = {
+            version: _paired(runs, "SuperCLIP", "CLIP", version, measure) for version in versions
+        }
+        common = {
+            "study": OBJECTS,
+            "arm": "SuperCLIP",
+            "baseline": "CLIP",
+            "measure": measure,
+            "is_primary": measure == "zero_shot",
+        }
+        yield from _two_factors(paired, common, *FACTORS[OBJECTS])
+
+
 def read_held_out_words(file: Path) -> list[Comparison]:
     """The comparisons of the study that scores held-out objects separately; none without its
     file."""
     if not file.exists():
         return []
-    rows = list(csv.DictReader(file.read_text().splitlines()))
-    measures = [name for name in rows[0] if name not in ("arm", "seed", "checkpoint")]
-    runs = [
-        {
-            "arm": row["arm"],
-            "seed": int(row["seed"]),
-            "cell": None,
-            "measures": {measure: float(row[measure]) for measure in measures},
-        }
-        for row in rows
-    ]
+    runs = _runs(file)
     primary_pairs = [(half, "CLIP") for half in HELD_OUT_HEADS.values()]
     pairs = [*primary_pairs, *((head, "CLIP") for head in HELD_OUT_HEADS), *HELD_OUT_HEADS.items()]
     comparisons = []
-    for (arm, baseline), measure in itertools.product(pairs, measures):
+    for (arm, baseline), measure in itertools.product(pairs, runs[0]["measures"]):
         paired = _paired(runs, arm, baseline, None, measure)
         comparisons.append(
             Comparison(
@@ -358,6 +419,7 @@ def read_comparisons() -> list[Comparison]:
         comparisons += read_study(file.parent)
     comparisons += read_audit(DOCS / "audit" / "train_again.csv")
     comparisons += read_held_out_words(HERE / HELD_OUT / "study.csv")
+    comparisons += read_objects(HERE / OBJECTS / "study.csv")
     by_study, of_all = defaultdict(list), []
     for comparison in comparisons:
         if not any(comparison.differences):  # equal runs are no test
@@ -586,6 +648,20 @@ CLAIMS = [
         -1,
     ),
     Claim(
+        "Unseen drawings, ResNet: more objects reduce the gain",
+        "",
+        OBJECTS,
+        "SuperCLIP − CLIP, 100 − 25 objects",
+        -1,
+    ),
+    Claim(
+        "… fewer scenes of each object reduce the gain",
+        "",
+        OBJECTS,
+        "SuperCLIP − CLIP, 128 − 512 scenes of each",
+        -1,
+    ),
+    Claim(
         "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
         "",
         "natural",
@@ -671,6 +747,7 @@ CONDITIONS = {
     "unseen_drawings": "unseen, clean",
     "batch_size": "unseen, clean",
     TWO_FACTORS: "unseen, both",
+    OBJECTS: "unseen, clean",
     "natural": "unseen, careless",
     "ideas": "unseen, careless",
     "captions": "seen, as named",
@@ -965,18 +1042,17 @@ def shares_table(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def fractions_table(comparisons: Sequence[Comparison]) -> str:
-    """The gain in each version of the training scenes, in points and as a fraction of CLIP's
+def fractions_table(comparisons: Sequence[Comparison], study: str) -> str:
+    """The gain in each version of a study's training scenes, in points and as a fraction of CLIP's
     score."""
+    title = ", ".join(factor.noun for factor in FACTORS[study])
     lines = [
-        "| captions, frequencies | CLIP | SuperCLIP | gain | gain / CLIP's score | n |",
+        f"| {title} | CLIP | SuperCLIP | gain | gain / CLIP's score | n |",
         "|---|---|---|---|---|---|",
     ]
     for comparison in comparisons:
-        if comparison.means is None or (comparison.study, comparison.measure) != (
-            TWO_FACTORS,
-            "zero_shot",
-        ):
+        measured = (comparison.study, comparison.measure)
+        if comparison.means is None or measured != (study, "zero_shot"):
             continue
         clip, superclip = comparison.means
         row = [
@@ -1161,8 +1237,8 @@ def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
         )
     if HELD_OUT in {comparison.study for comparison in comparisons}:
         made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
-    if TWO_FACTORS in {comparison.study for comparison in comparisons}:
-        made[HERE / TWO_FACTORS / "README.md"]["fractions"] = fractions_table(comparisons)
+    for study in FACTORS.keys() & {comparison.study for comparison in comparisons}:
+        made[HERE / study / "README.md"]["fractions"] = fractions_table(comparisons, study)
     made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
     made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
     flip = next(
