@@ -699,7 +699,7 @@ CLAIMS = [
     Claim("… both at the head's rate", "", "natural_towers_equal", "SuperCLIP − CLIP"),
     Claim("… with the head on the pooled vector", "", "natural_towers_equal", "pooled − CLIP"),
     Claim(
-        "… IDF weights help",
+        "… with the paper's head: IDF weights help",
         "ImageNet 44.8 → 47.1 (Table 10)",
         "natural_idf",
         "SuperCLIP − IDF off",
