@@ -30,7 +30,7 @@ from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import FINISHED, RunFolder
 
-ARMS = {"CLIP": ("clip", "0.0005"), "SuperCLIP": ("superclip", "0.001")}  # method, learning rate
+ARMS = {"CLIP": "clip", "SuperCLIP": "superclip"}  # method
 TEST_SCENES, PROBE_SCENES = 40, 80  # of each object
 
 
@@ -105,11 +105,12 @@ def epoch_of(weights: Path) -> int:
     return int(weights.stem.removeprefix("epoch_"))
 
 
-def folder_of(runs: Path, arm: str, version: str, seed: int) -> Path:
-    """Returns the folder of a run, as `superclip study` names it."""
-    method, lr = ARMS[arm]
-    (folder,) = runs.glob(f"{method}_*demo-data-{version}-{seed}-*_lr-{lr}_*seed{seed}")
-    return folder
+def finished_run(runs: Path, arm: str, version: str, seed: int) -> Path | None:
+    """Returns the folder of a run, as `superclip study` names it; None if it is not finished."""
+    for folder in runs.glob(f"{ARMS[arm]}_*demo-data-{version}-{seed}-*_seed{seed}"):
+        if RunFolder(folder).state().get("state") == FINISHED:
+            return folder
+    return None
 
 
 def main(runs: Path, out: Path) -> None:
@@ -121,15 +122,11 @@ def main(runs: Path, out: Path) -> None:
     rows = []
     for seed in SEEDS:
         folders = {
-            (arm, version): folder_of(runs, arm, version, seed)
+            (arm, version): finished_run(runs, arm, version, seed)
             for arm, version in itertools.product(ARMS, versions)
         }
         test = scenes_of(seed)
-        records = {
-            run: measure_run(folder, test)
-            for run, folder in folders.items()
-            if RunFolder(folder).state().get("state") == FINISHED
-        }
+        records = {run: measure_run(folder, test) for run, folder in folders.items() if folder}
         if len(records) < len(folders):
             continue
         for (arm, version), record in records.items():
