@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -158,17 +158,13 @@ def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
     return as_trained(image), ignored_property(image)
 
 
-class ImageCheck(NamedTuple):
-    """Why an image cannot be read, and what OpenCLIP ignores in it; both may be ""."""
+def check_image(source: str | bytes) -> tuple[str, str]:
+    """Decodes an image, given its path or content; a URL is no file, as in training.
 
-    problem: str = ""
-    ignored: str = ""
-
-
-def check_image(source: str | bytes) -> ImageCheck:
-    """Decodes an image, given its path or content; a URL is no file, as in training."""
+    Returns why it cannot be read, and what OpenCLIP ignores in it; both may be "".
+    """
     ignored, problem = read_image(source, ignored_property)
-    return ImageCheck(problem, ignored or "")
+    return problem, ignored or ""
 
 
 def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> list[str]:

@@ -64,13 +64,13 @@ class ShardReport:
 
     def decode_image(self, sample: dict) -> None:
         """Decodes the image of a sample."""
-        checked = check_image(next(sample[name] for name in IMAGES if name in sample))
+        problem, ignored = check_image(next(sample[name] for name in IMAGES if name in sample))
         self.num_decoded += 1
-        if checked.problem:
+        if problem:
             self.num_unreadable += 1
-            self.image_error = checked.problem
-        if checked.ignored:
-            self.ignored[checked.ignored] += 1
+            self.image_error = problem
+        if ignored:
+            self.ignored[ignored] += 1
 
     def check_contents(self, caption: str) -> None:
         """Sets the problem of a shard that was read without an error."""

@@ -265,11 +265,11 @@ def read_table(
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         checks = pool.map(check_image, chosen)
         bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
-        for index, check in enumerate(bar):
-            if check.problem:
-                table.bad.append((index * stride + 1, chosen[index], check.problem))
-            if check.ignored:
-                table.ignored[check.ignored] += 1
+        for index, (problem, ignored) in enumerate(bar):
+            if problem:
+                table.bad.append((index * stride + 1, chosen[index], problem))
+            if ignored:
+                table.ignored[ignored] += 1
     return table
 
 
