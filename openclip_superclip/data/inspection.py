@@ -281,7 +281,7 @@ class ShardCheck:
     num_checked: int
     samples: int | None  # counted
     samples_listed: int | None  # by sizes.json
-    samples_expected: int | None  # by the recipe
+    samples_expected: int  # by the recipe
     bad: list[dict[str, str]]  # each with "shard" and "problem"
     good: str | None  # the pattern without these
     warnings: list[str]
@@ -290,7 +290,7 @@ class ShardCheck:
 def check_shards(
     pattern: str,
     split: Split,
-    expected: int | None = None,
+    expected: int,
     *,
     full: bool = False,
     long_caption: str = "",
@@ -309,9 +309,8 @@ def check_shards(
         _check_slice(split, sum(in_json.values()))
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
     warnings = inspection.warnings + _remote_warnings(shards)
-    if expected:
-        source = "the shards hold" if counted else "sizes.json lists"
-        warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
+    source = "the shards hold" if counted else "sizes.json lists"
+    warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
     warnings += _uneven_warnings(split, inspection, counted or in_json, expected)
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
@@ -349,15 +348,13 @@ def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
 
 
 def _uneven_warnings(
-    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int | None
+    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int
 ) -> list[str]:
     """Returns warnings about the division of the shards, given the known numbers of samples; if
     none is known, all shards are assumed to be equal."""
     shards = inspection.shards
-    if not sizes and expected:
+    if not sizes:
         sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    if not sizes or not split.slice_samples or not split.batch_size:
-        return []
     mean = round(sum(sizes.values()) / len(sizes))
     return split.check_sizes(
         [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
@@ -366,10 +363,8 @@ def _uneven_warnings(
 
 def _check_slice(split: Split, num_samples: int) -> None:
     """Raises InputError if the shards hold too few samples for the slices."""
-    global_batch_size = (split.batch_size or 1) * split.world_size
-    if split.slice_samples and more_than_a_slice(
-        split.slice_samples, num_samples, split.slices, global_batch_size
-    ):
+    global_batch_size = split.batch_size * split.world_size
+    if more_than_a_slice(split.slice_samples, num_samples, split.slices, global_batch_size):
         raise InputError(
             f"{split.flag}: sizes.json lists {num_samples:,} samples, too few for {split.slices} "
             f"slices of {split.slice_samples:,}: --set data_samples={num_samples} plans with those"
