@@ -210,12 +210,12 @@ def export(
     check_out(out, inputs, {"README.md": MADE_WITH[0]}, overwrite=overwrite)
     architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
-    check_match(weights, plain.state_dict(), str(file), recorded.name)
+    check_match(weights, plain.state_dict(), file, recorded.name)
     if with_head:
         head |= fixed_idf(checkpoint, architecture.tokenizer())
         expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
         check_match(head, expected, f"{file}: the class head", recorded.name)
-    check_values(checkpoint.weights, str(file))
+    check_values(checkpoint.weights, file)
     name = out.resolve().name
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()

@@ -95,6 +95,6 @@ def best_checkpoint(run: Path) -> Path:
     if file is None or not is_complete(file):
         raise InputError(
             f"--best: {best}, but its checkpoint was not saved (--save-frequency) or has been "
-            f"removed; give one of {listed(map(str, there.values())) or 'another run'}"
+            f"removed; give one of {listed(there.values()) or 'another run'}"
         )
     return file

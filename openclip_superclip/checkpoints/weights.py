@@ -38,7 +38,7 @@ Weights = dict[str, Tensor]  # by name
 IGNORED = ("training_only_", "text.transformer.embeddings.position_ids")
 
 
-def check_match(weights: Weights, expected: Weights, what: str, model: str) -> None:
+def check_match(weights: Weights, expected: Weights, what: object, model: object) -> None:
     """Raises InputError with the first mismatches of names, shapes and number types, if there
     are any."""
     mismatches = []
@@ -62,7 +62,7 @@ def check_match(weights: Weights, expected: Weights, what: str, model: str) -> N
     raise InputError(f"{what} does not match {model}: {'; '.join(shown)}")
 
 
-def check_values(weights: Weights, what: str) -> None:
+def check_values(weights: Weights, what: object) -> None:
     """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and
     impossible counts."""
     for name, tensor in weights.items():
@@ -80,7 +80,7 @@ def check_values(weights: Weights, what: str) -> None:
             _check_counts(num_captions, document_frequency, weights, what)
 
 
-def _check_counts(total_name: str, counts_name: str, weights: Weights, what: str) -> None:
+def _check_counts(total_name: str, counts_name: str, weights: Weights, what: object) -> None:
     num_captions = weights[total_name]
     document_frequency = weights[counts_name]
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
