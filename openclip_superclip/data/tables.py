@@ -299,8 +299,9 @@ def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None)
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        options = {**columns.pandas_options, "chunksize": ROWS_AT_ONCE, "dtype": dtype}
-        with pd.read_csv(path, **options) as chunks:
+        with pd.read_csv(
+            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
+        ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
                 if not isinstance(rows.index, pd.RangeIndex):
