@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,14 +167,13 @@ def check_image(source: str | bytes) -> tuple[str, str]:
     return problem, ignored or ""
 
 
-def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> list[str]:
-    """Returns a warning if OpenCLIP ignores something in images, given their numbers."""
-    if not ignored:
-        return []
-    return [
-        f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
-        f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
-    ]
+def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> Iterator[str]:
+    """Yields a warning if OpenCLIP ignores something in images, given their numbers."""
+    if ignored:
+        yield (
+            f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
+            f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
+        )
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,26 +206,25 @@ def _read_some(read: Callable, shards: list[str]) -> list[ShardReport]:
     return reports
 
 
-def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> list[str]:
-    """Returns warnings on images, and on missing long captions if they are looked for."""
+def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> Iterator[str]:
+    """Yields warnings on images, and on missing long captions if they are looked for."""
     num_decoded = sum(report.num_decoded for report in reports)
     ignored = sum((report.ignored for report in reports), Counter())
-    warnings = ignored_warning(ignored, num_decoded, flag)
+    yield from ignored_warning(ignored, num_decoded, flag)
     partly = [report for report in reports if report.num_unreadable and not report.problem]
     if partly:
         num_unreadable = sum(report.num_unreadable for report in partly)
-        warnings.append(
+        yield (
             f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
             f"first is in {partly[0].shard}: training skips them"
         )
     num_samples = sum(report.num_samples for report in reports)
     num_missing = num_samples - sum(report.num_long for report in reports)
     if long_caption and num_missing:
-        warnings.append(
+        yield (
             f"{flag}: {num_missing:,} of {num_samples:,} samples have no long caption "
             f"'{long_caption}'"
         )
-    return warnings
 
 
 def _file_sizes(shards: list[str]) -> dict[str, int | None]:
