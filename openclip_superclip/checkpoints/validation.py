@@ -53,7 +53,7 @@ def best_epoch(run: Path) -> BestEpoch | None:
     Of equal epochs, the one with the lowest validation loss. None for a run that has measured
     neither.
     """
-    by_epoch: dict[int, dict] = {}
+    by_epoch = {}
     for row in validation_rows(run):
         if row.get("epoch"):  # 0 is before training
             by_epoch.setdefault(row["epoch"], {}).update(row)

@@ -88,7 +88,7 @@ def detect_columns(
     They are (filepath, title), else (image, caption), else the only column of existing image files
     and the only other column that can be the caption.
     """
-    lines: list[str] = []
+    lines = []
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
