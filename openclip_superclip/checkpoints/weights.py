@@ -25,7 +25,7 @@ from ..method.head import (
     is_of_authors,
 )
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .trainer_files import idf_file, is_complete, is_damaged, own_checkpoints, run_options
+from .trainer_files import idf_file, is_damaged, is_whole, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
 # more than any run can see; the sum of a thousand such counts still fits in int64
@@ -323,7 +323,7 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
     scripted = file.suffix != ".safetensors" and is_torchscript(file)
     try:
-        if checksums and zipfile.is_zipfile(file) and not is_complete(file, checksums=True):
+        if checksums and zipfile.is_zipfile(file) and not is_whole(file):
             raise ValueError("its checksums are wrong")
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
