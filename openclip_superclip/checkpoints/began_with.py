@@ -48,8 +48,7 @@ def beginning(options: dict, world_size: int) -> dict:
     config = config_from(options)
     if config is not None:
         options = options | options_of(config)
-    record = _record({**options, "world_size": world_size})
-    return {**record, "versions": versions(*DEPENDS_ON)}
+    return _record(options | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
 
 
 def _record(options: dict) -> dict:
