@@ -253,8 +253,9 @@ def read_table(
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
         if long_key:
-            records = rows.to_dict("records")
-            table.num_long += sum(has_long_caption(row, long_key) for row in records)
+            table.num_long += sum(
+                has_long_caption(row, long_key) for row in rows.to_dict("records")
+            )
         if max_decoded != 0:
             images += map(str, rows[columns.image])
     if not table.num_rows:
