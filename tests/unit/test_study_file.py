@@ -215,7 +215,7 @@ def trained(tmp_path):
 
 def study_run(folder, data=None):
     call = dataclasses.replace(called("demo", out=folder.parent), data=data)
-    return StudyRun(call, "A", None, 0, {}, folder)
+    return StudyRun(call, "A", None, 0, {}, read_recipe(call.study.recipe), folder)
 
 
 def measure(folder):

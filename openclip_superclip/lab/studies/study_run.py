@@ -1,6 +1,5 @@
 """One run of a study: its recipe, its folder and its training by `superclip run`."""
 
-import functools
 import re
 import shutil
 import threading
@@ -13,7 +12,6 @@ from ...errors import InputError
 from ...files import json_or_empty, write_json
 from ...plans.plan import make_run
 from ...plans.recipe import WORDS, Recipe
-from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
 from ...runs.folder import FINISHED, RunFolder
@@ -32,12 +30,9 @@ class StudyRun:
     cell: object
     seed: int
     set: dict[str, str]  # fields of the recipe with their values
+    recipe: Recipe
     folder: Path
     split: str = "test"  # of the scenes that measure it; "tune" for trials
-
-    @functools.cached_property
-    def recipe(self) -> Recipe:
-        return read_recipe(self.call.study.recipe, self.set)
 
     @property
     def measures(self) -> str:

@@ -93,7 +93,8 @@ class StudyTraining:
                 f"arms: {arm} and another arm would share the folder {name} but differ in "
                 f"{listed(differing)}: rename the file, or change the value"
             )
-        return StudyRun(self.call, arm, cell, seed, settings, self.call.runs_in / name, split)
+        folder = self.call.runs_in / name
+        return StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
 
     def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
         """Returns the name of a run's folder."""
