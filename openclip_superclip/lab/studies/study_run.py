@@ -14,7 +14,7 @@ from ...plans.plan import make_run
 from ...plans.recipe import WORDS, Recipe
 from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
-from ...runs.folder import FINISHED, RunFolder
+from ...runs.folder import RunFolder
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
 
@@ -52,12 +52,16 @@ class StudyRun:
         )
 
     @property
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
     def state(self) -> dict:
-        return RunFolder(self.folder).state()
+        return self.run_folder.state()
 
     @property
     def is_finished(self) -> bool:
-        return self.state.get("state") == FINISHED
+        return self.run_folder.is_finished
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -72,11 +76,10 @@ class StudyRun:
         """
         if self.is_finished:
             return
-        run_folder = RunFolder(self.folder)
-        run_folder.check_is_free(find_placement())
+        self.run_folder.check_is_free(find_placement())
         if is_table(self.call.data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
-        run_folder.write(self.described())
+        self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
         exit_code, seconds = run_superclip(

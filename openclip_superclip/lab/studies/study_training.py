@@ -21,7 +21,6 @@ from ...openclip.train import check_command
 from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
-from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
 from ...runs.unreadable import refuse_bad_files
@@ -171,7 +170,7 @@ class StudyTraining:
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or
         device."""
-        folder = RunFolder(run.folder)
+        folder = run.run_folder
         advice = f"give {self.call.runs_flag} another folder"
         if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
             raise InputError(
