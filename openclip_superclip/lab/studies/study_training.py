@@ -7,7 +7,6 @@ import statistics
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import torch
 
@@ -219,31 +218,31 @@ class StudyTraining:
                 "cell": run.cell,
                 "seed": run.seed,
                 "set": run.set,
-                **results[run.folder],
+                **results[run.folder.name],
             }
             for run in runs
         ]
         check_measures(self.study, records)
         return records
 
-    def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[Path, dict]:
-        """Returns what was measured of each run by its folder, after training `jobs` at a time
+    def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[str, dict]:
+        """Returns what was measured of each run by its name, after training `jobs` at a time
         under one bar of all their samples."""
         primary = self.study.primary
         stop = threading.Event()
         results = {}
         progress = StudyBar(self.study.name, runs)
         with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
-            futures = {pool.submit(self._finish, run, stop): run for run in runs}
-            pending = set(futures)
+            pending = {pool.submit(self._finish, run, stop) for run in runs}
             try:
                 while pending:
                     done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
                     for future in done:
                         record = future.result()
-                        results[futures[future].folder] = record
+                        name = record["run"]
+                        results[name] = record
                         score = record["measures"].get(primary, math.nan)
-                        progress.report(record["run"], primary, score)
+                        progress.report(name, primary, score)
                     progress.show(num_measured=len(results))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
