@@ -121,14 +121,13 @@ def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
     }
 
 
-def make_inputs(
-    batch: int, width: int, vocab_size: int, device: str, context_length: int = 77
-) -> list[Tensor]:
+def make_inputs(batch: int, width: int, vocab_size: int, device: str) -> list[Tensor]:
     """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the
     given sizes.
 
     Captions have 3 to 30 words, like web captions, and padding.
     """
+    context_length = 77
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocab_size, (batch, context_length), generator=generator)
     lengths = torch.randint(3, 31, (batch, 1), generator=generator)

@@ -101,7 +101,7 @@ def tile(
 def make_scene(
     seed: int,
     index: int,
-    split: str = "train",
+    split: str,
     num_objects: Sequence[int] = range(1, 5),
     designers: tuple[str, ...] = DESIGNERS,
 ) -> Scene:

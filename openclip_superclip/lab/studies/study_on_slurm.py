@@ -33,10 +33,10 @@ class StudySubmission:
 
     call: StudyCall
     request: SlurmRequest
-    at_a_time: int = 0  # tasks of an array; 0: as many as SLURM starts
-    gpu_batch_max: int | None = None
-    workers: int | None = None
-    reads_data: bool = True  # to check it before submitting
+    at_a_time: int  # tasks of an array; 0: as many as SLURM starts
+    gpu_batch_max: int | None
+    workers: int | None
+    reads_data: bool  # to check it before submitting
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
