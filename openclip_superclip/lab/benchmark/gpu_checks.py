@@ -8,7 +8,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ...checkpoints.model_configurations import register_model
 from ...errors import reason
 from ...method.idf import TokenStatistics
 from ...method.loss import class_loss, plain_class_loss
@@ -64,7 +63,7 @@ def counts_are_those_of_the_cpu(device: str) -> None:
 def features_are_nearly_those_of_the_cpu(device: str) -> None:
     """Compares the image and text features of a small model."""
     torch.manual_seed(0)
-    model, _, _ = create_model_and_transforms(register_model(SMALL_MODEL))
+    model, _, _ = create_model_and_transforms(SMALL_MODEL)
     images = torch.randn(8, 3, 96, 96)
     texts = torch.randint(1, 4000, (8, model.context_length))
     expected = model.eval().encode_image(images), model.encode_text(texts)
@@ -80,8 +79,7 @@ def training_learns(device: str, precision: str, *, compiled: bool) -> None:
     """Trains a small model on one batch: losses and weights stay finite, and the class loss
     falls."""
     batch = 4 if torch.device(device).type == "cpu" else 64
-    model = register_model(SMALL_MODEL)
-    step = make_step(model, batch, device, precision, with_head=True, compiled=compiled)
+    step = make_step(SMALL_MODEL, batch, device, precision, with_head=True, compiled=compiled)
     losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
     if not all(map(math.isfinite, losses)):
         raise AssertionError(f"the class loss is not finite: {losses}")
@@ -112,7 +110,7 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
 
 def steps_do_not_wait(device: str) -> None:
     """Trains two steps in which torch refuses every synchronization of the host with the GPU."""
-    step = make_step(register_model(SMALL_MODEL), 16, device, "amp_bf16", with_head=True)
+    step = make_step(SMALL_MODEL, 16, device, "amp_bf16", with_head=True)
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -11,7 +11,6 @@ from operator import attrgetter
 
 import torch
 
-from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
 from ...files import check_results, make_folder, write_json
@@ -108,7 +107,7 @@ def _time_step(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        step = make_step(register_model(model), batch, device, precision, with_head=with_head)
+        step = make_step(model, batch, device, precision, with_head=with_head)
         times = timed_in_turns({"": step}, 5 if is_gpu else 1, device, f"{model}, {batch}")
     except torch.OutOfMemoryError:
         return None, None

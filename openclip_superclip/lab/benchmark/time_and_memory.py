@@ -219,6 +219,7 @@ def make_step(
     The function returns the losses. With `compiled`, the forward pass and the losses are one graph.
     """
     torch.manual_seed(0)
+    model_name = register_model(model_name)
     create = create_model_and_transforms if with_head else open_clip.create_model_and_transforms
     model, _, _ = create(model_name, precision=precision, device=device, output_dict=True)
     if grad_checkpointing:
