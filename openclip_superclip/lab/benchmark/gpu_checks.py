@@ -23,7 +23,7 @@ def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
     sizes = {"batch": 256, "width": 512, "vocab_size": 49408}
-    if torch.device(device).type == "cpu":
+    if device.startswith("cpu"):
         sizes = {"batch": 32, "width": 64, "vocab_size": 4099}
     on_cpu = make_inputs(**sizes, device="cpu")
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
@@ -78,7 +78,7 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
 def training_learns(device: str, precision: str, *, compiled: bool) -> None:
     """Trains a small model on one batch: losses and weights stay finite, and the class loss
     falls."""
-    batch = 4 if torch.device(device).type == "cpu" else 64
+    batch = 4 if device.startswith("cpu") else 64
     step = make_step(SMALL_MODEL, batch, device, precision, with_head=True, compiled=compiled)
     losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
     if not all(map(math.isfinite, losses)):
@@ -97,7 +97,7 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
     }
     named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
     named["features"] = partial(features_are_nearly_those_of_the_cpu, device)
-    if torch.device(device).type == "cpu":  # where bfloat16 and inductor take minutes
+    if device.startswith("cpu"):  # where bfloat16 and inductor take minutes
         named["training, fp32"] = partial(training_learns, device, "fp32", compiled=False)
     else:
         named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=False)

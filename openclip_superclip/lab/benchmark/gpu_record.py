@@ -67,7 +67,7 @@ def measure_card(options: argparse.Namespace) -> Card:
     check_results(options.out, ["card.json"], '"openclip_seconds"')
     make_folder(options.out)
     start = time.monotonic()
-    is_gpu = torch.device(device).type == "cuda"
+    is_gpu = device.startswith("cuda")
     precision = "fp32"
     if is_gpu:
         precision = "amp_bf16" if torch.cuda.is_bf16_supported() else "amp"
@@ -102,7 +102,7 @@ def _time_step(
     model: str, batch: int, device: str, precision: str, *, with_head: bool
 ) -> tuple[float | None, int | None]:
     """Returns the median seconds of a step, and its peak memory on a GPU."""
-    is_gpu = torch.device(device).type == "cuda"
+    is_gpu = device.startswith("cuda")
     if is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
