@@ -5,7 +5,6 @@ Each seed defines a separate data set with its own concepts, frequencies, traini
 scenes. All random numbers are integers, so that a seed gives the same scenes on every processor.
 """
 
-import functools
 import itertools
 import random
 import zlib
@@ -82,14 +81,13 @@ class Thing(NamedTuple):
     place: int
 
 
-@functools.cache
-def all_concepts() -> tuple[Concept, ...]:
+def all_concepts() -> list[Concept]:
     concepts = []
     for row in emoji():
         if row["name"]:
             keywords = tuple(filter(None, row["keywords"].split(",")))
             concepts.append(Concept(row["object"], row["name"], keywords))
-    return tuple(concepts)
+    return concepts
 
 
 def vocabulary() -> list[str]:
@@ -105,7 +103,7 @@ class World:
 
     def __init__(self, seed: int):
         self.seed = seed
-        concepts = list(all_concepts())
+        concepts = all_concepts()
         random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
         self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
