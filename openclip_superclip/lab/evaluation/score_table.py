@@ -65,15 +65,14 @@ def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
 
 def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
     """Returns the score of every model by the row's label, the averages last."""
-    columns = [{} for _ in models]
-    for column, records in zip(columns, models, strict=True):
-        for record in records:
-            for measure, label in _shown(record).items():
-                column[label] = [(record, measure)]
     rows = {}
     for record in sorted(chain(*models), key=_table_order):
         for label in _shown(record).values():
-            rows[label] = [column.get(label) for column in columns]
+            rows[label] = [None] * len(models)
+    for number, records in enumerate(models):
+        for record in records:
+            for measure, label in _shown(record).items():
+                rows[label][number] = [(record, measure)]
     return rows | averaged(models)
 
 
@@ -89,7 +88,7 @@ def _shown(record: dict) -> dict[str, str]:
     name = PAPER_NAMES.get(record["dataset"], record["dataset"])
     return {
         measure: label.format(name)
-        for measure, label in LABELS.get(record["task"], {}).items()
+        for measure, label in LABELS[record["task"]].items()
         if record["metrics"].get(measure) is not None
     }
 
