@@ -61,7 +61,7 @@ class CaptionSupport:
 
     def __init__(self, tokenizer: Callable, weights: Tensor, document_frequency: Tensor):
         self.tokenizer = tokenizer
-        self.weights = weights.float()
+        self.weights = weights
         self.known = (document_frequency > 0) & (weights > 0)  # [V]
         # not every accelerator has float64
         mass = document_frequency.double().cpu() * weights.double().cpu()
@@ -189,8 +189,8 @@ class PairScorer:
                 "--model has no word counts, which the expected probabilities require: give a "
                 "training checkpoint"
             )
-        self.weights = opened.token_weights.float().to(self.device)
-        self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)
+        weights = opened.token_weights.to(self.device)
+        self.captions = CaptionSupport(opened.tokenizer, weights, counts.document_frequency)
 
     @torch.inference_mode()
     def see(self, images: Tensor) -> ModelOutputs:
@@ -223,7 +223,7 @@ class PairScorer:
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
-        weighted = labels * self.weights
+        weighted = labels * self.captions.weights
         target = F.normalize(weighted, p=1, dim=1)
         losses = -(target * log_probabilities).sum(dim=1)
         learned = weighted * self.captions.known
