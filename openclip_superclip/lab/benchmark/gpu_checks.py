@@ -22,14 +22,14 @@ NUM_STEPS = 6
 def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
-    sizes = {"batch": 256, "width": 512, "vocab_size": 49408}
+    sizes = (256, 512, 49408)  # batch, width and vocabulary
     if device.startswith("cpu"):
-        sizes = {"batch": 32, "width": 64, "vocab_size": 4099}
-    on_cpu = make_inputs(**sizes, device="cpu")
+        sizes = (32, 64, 4099)
+    on_cpu = make_inputs(*sizes, "cpu")
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
     exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
     exact_losses.mean().backward()
-    inputs = make_inputs(**sizes, device=device)
+    inputs = make_inputs(*sizes, device)
     with autocast(precision, torch.device(device).type)():
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
