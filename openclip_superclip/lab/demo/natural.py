@@ -245,8 +245,8 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
     if rng.randrange(2):
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if thing.colour:
-        pixels = np.asarray(drawing).astype(np.int32)  # blended equally with shades of the colour
-        shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
+        pixels = np.array(drawing, np.int32)  # blended equally with shades of the colour
+        shade = np.array(drawing.convert("L"), np.int32)[..., None] + 80
         shades = np.minimum(np.array(COLOURS[thing.colour]) * shade // 255, 255)
         pixels[..., :3] = (pixels[..., :3] + shades) // 2
         drawing = Image.fromarray(pixels.astype(np.uint8))
