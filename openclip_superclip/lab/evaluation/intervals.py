@@ -64,9 +64,10 @@ class Estimate(NamedTuple):
         """Returns the interval, or None if there is none."""
         return None if math.isnan(self.low) else (self.low, self.high)
 
-    def text(self, format: str, factor: float = 1.0) -> str:
-        """Returns the value and its interval, which is [–] if there is none."""
-        value, low, high = (f"{factor * number:{format}}" for number in self)
+    def text(self, format: str) -> str:
+        """Returns the value and its interval in percent, or metres as centimetres; the interval is
+        [–] if there is none."""
+        value, low, high = (f"{100 * number:{format}}" for number in self)
         return f"{value} [{low}, {high}]" if self.limits() else f"{value} [–]"
 
 

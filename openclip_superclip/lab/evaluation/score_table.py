@@ -99,7 +99,7 @@ def _outcome(record: dict, measure: str) -> Outcome:
 
 
 def _percent(score: Score) -> str:
-    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f", 100)
+    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f")
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
@@ -113,7 +113,7 @@ def _ahead(first: Score | None, other: Score | None) -> str:
         if len(num_samples) > 1 or before[0]["data_files"] != after[0]["data_files"]:
             return "–"
         parts.append(difference(*outcomes))
-    return mean_of(parts).text("+.1f", 100)
+    return mean_of(parts).text("+.1f")
 
 
 def _names(models: list[list[dict]]) -> list[str]:
