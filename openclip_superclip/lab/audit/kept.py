@@ -19,15 +19,11 @@ from ...files import keep_private, whole_file, whole_output, write_json
 from .reading import AuditedData
 
 
-def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns a mask of the pairs to keep, bool [N]: the best `fraction` of the scored pairs, and
-    at least one.
-
-    Ties are resolved in favour of earlier pairs.
-    """
-    num_scored = int(np.isfinite(goodness).sum())
+def select(goodness: np.ndarray, number: int) -> np.ndarray:
+    """Returns a mask of the best `number` pairs, bool [N]; ties are resolved in favour of earlier
+    pairs."""
     kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[: max(1, round(fraction * num_scored))]] = True
+    kept[np.argsort(-goodness, kind="stable")[:number]] = True
     return kept
 
 
