@@ -12,7 +12,6 @@ from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
-from ...plans.recipe_files import read_recipe
 from ...runs.child_processes import last_line, run_superclip
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
@@ -87,7 +86,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
         return measure_dense(weights, scenes, stop.is_set)
     if measures == "validation":
         return of_training(run.folder)
-    model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
+    model = open_trained(weights, run.recipe.model)
     if measures == "natural":
         return measure_natural(model, split=run.split, seed=run.seed)
     if measures == "transfer":
