@@ -75,7 +75,7 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
             raise AssertionError(f"the cosine similarity of {name} features is {similarity:.4f}")
 
 
-def training_learns(device: str, precision: str, *, compiled: bool) -> None:
+def training_learns(device: str, precision: str, *, compiled: bool = False) -> None:
     """Trains a small model on one batch: losses and weights stay finite, and the class loss
     falls."""
     batch = 4 if device.startswith("cpu") else 64
@@ -98,9 +98,9 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
     named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
     named["features"] = partial(features_are_nearly_those_of_the_cpu, device)
     if device.startswith("cpu"):  # where bfloat16 and inductor take minutes
-        named["training, fp32"] = partial(training_learns, device, "fp32", compiled=False)
+        named["training, fp32"] = partial(training_learns, device, "fp32")
     else:
-        named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=False)
+        named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16")
         named["compiled training, amp_bf16"] = partial(
             training_learns, device, "amp_bf16", compiled=True
         )
