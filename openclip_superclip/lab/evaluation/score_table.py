@@ -1,11 +1,9 @@
 """The table of results: a row per measure and a column per model, with the paper's names."""
 
 from itertools import chain
-from pathlib import Path
 
 from ...rendering import markdown_table
 from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
-from .result_files import outcomes_file
 from .suites import RETRIEVAL, THE_38, averaged
 
 LABELS = {  # of rows, by task and measure; {} is the data set
@@ -95,7 +93,7 @@ def _shown(record: dict) -> dict[str, str]:
 
 def _outcome(record: dict, measure: str) -> Outcome:
     """Returns the stored outcome of a measure."""
-    return read_outcomes(outcomes_file(Path(record["file"])))[measure]
+    return read_outcomes(record["outcomes_file"])[measure]
 
 
 def _percent(score: Score) -> str:
