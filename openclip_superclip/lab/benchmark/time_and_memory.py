@@ -362,8 +362,10 @@ def _gmacs_table(report: dict) -> str:
     rows = []
     for name, counts in report["gmacs"].items():
         paper = f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
-        rows.append(_gmacs_row(name, counts["without_attention"], paper))
-        rows.append(_gmacs_row(f"{name}, attention's products included", counts["all"], "–"))
+        rows += [
+            _gmacs_row(name, counts["without_attention"], paper),
+            _gmacs_row(f"{name}, attention's products included", counts["all"], "–"),
+        ]
     heads = ["", "vision", "text", "head", "head adds", "by the paper's count"]
     return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"
 
