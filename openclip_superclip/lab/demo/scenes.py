@@ -205,7 +205,7 @@ def write_shards(
     folder: Path,
     num_samples: int,
     seed: int,
-    samples_per_shard: int = 1000,
+    samples_per_shard: int,
     caption: str = "long",
     designers: tuple[str, ...] = DESIGNERS,
 ) -> None:
