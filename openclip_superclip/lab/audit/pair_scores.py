@@ -88,18 +88,16 @@ class CaptionSupport:
         supports = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
-            index = {word: number for number, word in enumerate(spelled.words)}
             scores = WordProbabilities(spelled, self.weights)
             shares = scores.of(probabilities).tolist()
             expected = scores.of(self.expected).tolist()
             is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
-            for row, is_defined_here in enumerate(is_defined.tolist()):
-                for word in words[row]:
-                    number = index.get(word)
-                    if number is not None and is_defined_here[number]:
-                        supports[row][word] = WordSupport(
-                            word.casefold(), shares[row][number], expected[number]
-                        )
+            for row, number in is_defined.nonzero().tolist():
+                word = spelled.words[number]
+                if word in words[row]:
+                    supports[row][word] = WordSupport(
+                        word.casefold(), shares[row][number], expected[number]
+                    )
         return [
             [by_word[word] for word in of_caption if word in by_word]
             for of_caption, by_word in zip(words, supports, strict=True)
