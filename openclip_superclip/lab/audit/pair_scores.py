@@ -206,7 +206,7 @@ class PairScorer:
     @torch.inference_mode()
     def score(self, outputs: ModelOutputs, captions: Sequence[str]) -> list[PairScore]:
         """Returns the scores of each image with its caption."""
-        tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
+        tokens = self.opened.tokenizer(captions).to(self.device)  # [B, L]
         text_features = self.opened.model.encode_text(tokens, normalize=True).float()
         cosines = (outputs.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:

@@ -50,7 +50,7 @@ Measured = tuple[dict[str, float | None], dict[str, Outcome]]
 
 def right(hits: np.ndarray) -> Outcome:
     """Returns the outcome of a mean over samples that are right or wrong."""
-    return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
+    return Outcome(MEAN, hits.astype(np.uint8), np.ones(len(hits), np.uint8))
 
 
 class Estimate(NamedTuple):
