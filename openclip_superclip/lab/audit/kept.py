@@ -40,10 +40,15 @@ def write_kept(
     table = out / f"kept{Path(data.source).suffix}"
     is_pattern = len(data.columns.separator) > 1
     separator = "\t" if is_pattern else data.columns.separator  # of the copy
-    as_text = {"dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
     with (
         whole_file(table) as file,
-        pandas.read_csv(data.source, **data.columns.pandas_options, **as_text) as chunks,
+        pandas.read_csv(
+            data.source,
+            **data.columns.pandas_options,
+            dtype=str,
+            keep_default_na=False,
+            chunksize=ROWS_AT_ONCE,
+        ) as chunks,
     ):
         keep_private(Path(file.name), Path(data.source))
         for number, rows in enumerate(chunks):
