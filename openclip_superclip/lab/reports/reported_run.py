@@ -13,13 +13,12 @@ from ...option_effects import EFFECTS
 from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
-from ...runs.folder import current_state
+from ...runs.folder import FINISHED, current_state
 from ...runs.progress import read_log
 from .run_scores import of_training, read_scores
 
 MISSING = "missing"
 CUT = "cut short"
-FINISHED = "finished"
 # Options that a report shows as the method, its variant, the model, the samples or the schedule.
 SHOWN = {"siglip", "superclip", "model", "epochs", "train_num_samples", "lr_scheduler"}
 SHOWN_BY_PREFIX = ("force_", "lock_", "pretrained", "superclip_")
@@ -199,7 +198,7 @@ def _set_state(run: ReportedRun, state: dict) -> None:
     else:
         notes.append("out.log is missing or contains no step")
     run.state = state.get("state") or (FINISHED if is_at_end else CUT)
-    if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
+    if run.scores and run.epochs and run.epoch and run.epoch < run.epochs:
         evaluated = f"at epoch {run.epoch} of {run.epochs}"
         if run.state == FINISHED:
             notes.append(f"its evaluation {evaluated} is left out")
