@@ -6,7 +6,6 @@ import inspect
 import itertools
 import json
 import logging
-import os
 import socket
 import tarfile
 import types
@@ -227,8 +226,5 @@ class _Unreadable:
 
     def _write(self, values: dict) -> None:
         line = json.dumps({"epoch": self.epoch(), **values}) + "\n"
-        file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(file, line.encode())  # unbuffered: all workers write to one file
-        finally:
-            os.close(file)
+        with open(self.file, "ab", buffering=0) as file:  # all workers write to one file
+            file.write(line.encode())
