@@ -15,6 +15,7 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ..environment import replaced
 from . import loss as class_loss
@@ -53,8 +54,9 @@ class Allocations(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 0
         call = function, _signature(args), _signature(tuple(kwargs.items()))
         if results := self._results.get(call):
-            outputs = [result and torch.empty_strided(**result) for result in results[1]]
-            outputs = outputs[0] if results[0] is Tensor else results[0](outputs)
+            layouts, structure = results
+            tensors = [layout and torch.empty_strided(**layout) for layout in layouts]
+            outputs = tree_unflatten(tensors, structure)
             self._record(outputs)
             return outputs
         outputs = function(*args, **kwargs)
@@ -66,7 +68,7 @@ class Allocations(TorchDispatchMode):
     def _record(self, outputs) -> bool:
         """Records the storages of a function's results; returns whether all of them are new."""
         all_new = True
-        for tensor in outputs if isinstance(outputs, tuple | list) else [outputs]:
+        for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
                 all_new &= self.add(tensor)
         return all_new
@@ -120,12 +122,9 @@ def _signature(value):
     return value
 
 
-def _layouts(outputs) -> tuple[type, list[dict | None]] | None:
+def _layouts(outputs) -> tuple[list[dict | None], TreeSpec] | None:
     """Returns how to make tensors like a function's results; None for other results."""
-    is_one = isinstance(outputs, Tensor)
-    tensors = [outputs] if is_one else outputs
-    if not isinstance(tensors, tuple | list) or not any(isinstance(t, Tensor) for t in tensors):
-        return None
+    tensors, structure = tree_flatten(outputs)
     layouts = []
     for tensor in tensors:
         if isinstance(tensor, Tensor):
@@ -135,7 +134,7 @@ def _layouts(outputs) -> tuple[type, list[dict | None]] | None:
             layouts.append(None)
         else:
             return None
-    return (Tensor if is_one else type(outputs)), layouts
+    return (layouts, structure) if any(layouts) else None
 
 
 class Precision:
