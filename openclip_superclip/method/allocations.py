@@ -15,7 +15,13 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import (
+    TreeSpec,
+    tree_flatten,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+)
 
 from ..environment import replaced
 from . import loss as class_loss
@@ -177,10 +183,13 @@ class Precision:
         if self.dtype is None:
             return function
 
+        def cast_floating(tensor: Tensor) -> Tensor:
+            return cast(tensor) if tensor.is_floating_point() else tensor
+
         @functools.wraps(function)
         def call(*args, **kwargs):
-            args = [_cast(value, cast) for value in args]
-            return function(*args, **{name: _cast(value, cast) for name, value in kwargs.items()})
+            args, kwargs = tree_map_only(Tensor, cast_floating, (args, kwargs))
+            return function(*args, **kwargs)
 
         return call
 
@@ -190,10 +199,6 @@ class Precision:
         if tensor not in self._weights:
             self._weights[tensor] = tensor.to(self.dtype)
         return self._weights[tensor]
-
-
-def _cast(value, cast):
-    return cast(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 # The functions that autocast changes on a GPU, and that OpenCLIP, timm and transformers call.
