@@ -173,13 +173,11 @@ class Precision:
 
     def lowered(self, function):
         """Returns the function with its floating-point arguments in autocast's type."""
-        return self._with_arguments(function, self._lower)
+        return self.casting(function, self._lower)
 
-    def in_float32(self, function):
-        """Returns the function with its floating-point arguments in float32."""
-        return self._with_arguments(function, Tensor.float)
-
-    def _with_arguments(self, function, cast):
+    def casting(self, function, cast):
+        """Returns the function with `cast` applied to its floating-point arguments; without
+        autocast, the function itself."""
         if self.dtype is None:
             return function
 
@@ -217,7 +215,9 @@ def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
     functions = {name: precision.lowered(getattr(F, name)) for name in LOWERED[F]}
     functions["scaled_dot_product_attention"] = precision.lowered(_fused_attention())
     if device != "cpu":
-        functions |= {name: precision.in_float32(getattr(F, name)) for name in IN_FLOAT32}
+        functions |= {
+            name: precision.casting(getattr(F, name), Tensor.float) for name in IN_FLOAT32
+        }
     products = {name: precision.lowered(getattr(torch, name)) for name in LOWERED[torch]}
     chunks = {
         name: getattr(class_loss, name) | {META: getattr(class_loss, name)[device]}
