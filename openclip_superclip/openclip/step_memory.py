@@ -101,12 +101,11 @@ class Step:
         with self._simulation():
             self._make_optimizer()
 
-    def _simulation(self) -> contextlib.ExitStack:
-        """Returns a context in which the step runs as on the run's device, and is recorded."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(as_on(self.device, self.precision, self.options.world_size))
-        stack.enter_context(self.allocations)
-        return stack
+    @contextlib.contextmanager
+    def _simulation(self):
+        """A context in which the step runs as on the run's device, and is recorded."""
+        with as_on(self.device, self.precision, self.options.world_size), self.allocations:
+            yield
 
     def _make_optimizer(self) -> None:
         """Makes the optimizer, and a step of it: the first one allocates its state, and the peak of
