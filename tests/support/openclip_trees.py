@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from . import ROOT
 from .training_runs import shell_words
 
-ROOT = Path(__file__).parents[2]
 PATCH = ROOT / "patches/open_clip-3.patch"
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
 HOOKS = "open_clip/hooks.py"
