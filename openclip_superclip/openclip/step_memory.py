@@ -4,7 +4,6 @@ import argparse
 import collections
 import contextlib
 import functools
-import inspect
 from dataclasses import dataclass
 
 import open_clip
@@ -90,9 +89,7 @@ class Step:
         if options.distill:
             teacher = read_architecture(options.distill_model)
             self.teacher = teacher.build(precision=options.precision, output_dict=True).eval()
-        create = open_clip.create_loss
-        takes_model = "model" in inspect.signature(create).parameters  # from OpenCLIP 4 on
-        own = functools.partial(create, options, **{"model": self.model} if takes_model else {})
+        own = functools.partial(open_clip.create_loss, options)
         self.loss = plugins_loss(options, self.model, own)
         make = autocast(options.precision, self.device)
         is_mixed = isinstance(make, functools.partial)
