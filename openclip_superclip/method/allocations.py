@@ -34,16 +34,15 @@ OPERATORS = {  # ours, whose allocations are counted inside them
 
 
 class Allocations(TorchDispatchMode):
-    """Records which tensors of a device are allocated and freed, and when.
+    """Records which tensors on "meta" are allocated and freed, and when.
 
     Operators that only make new tensors run once for each shape of their inputs: later calls make
     tensors like the first results. `Tensor.item` returns 1.0 for floating-point tensors
     and 0 for others.
     """
 
-    def __init__(self, device: str = META):
+    def __init__(self):
         super().__init__()
-        self.device = device
         self.in_head = False  # whether the class loss is running
         self.events: list[tuple[int, int]] = []  # number of the storage, bytes; negative if freed
         self.of_head: set[int] = set()  # numbers of the storages that the class loss allocated
@@ -75,7 +74,7 @@ class Allocations(TorchDispatchMode):
         """Records the storages of a function's results; returns whether all of them are new."""
         all_new = True
         for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+            if isinstance(tensor, Tensor) and tensor.device.type == META:
                 all_new &= self.add(tensor)
         return all_new
 
