@@ -1,7 +1,6 @@
 """A training step on tensors without values, and its peak memory on a GPU."""
 
 import argparse
-import collections
 import contextlib
 import functools
 from dataclasses import dataclass
@@ -198,14 +197,11 @@ class Step:
                 of_head |= numbers.keys()
                 head_copies += num_bytes
         live = self.allocations.at_peak()
-        totals = collections.Counter(gradients=copies)
+        totals = {"parameters": 0, "gradients": copies, "optimizer": 0, "activations": 0}
         for number, num_bytes in live.items():
             totals[kinds.get(number, others)] += num_bytes
-        return Peak(
-            **{kind: totals[kind] for kind in ("parameters", "gradients", "optimizer")},
-            activations=totals["activations"],
-            head=head_copies + sum(live[number] for number in of_head & live.keys()),
-        )
+        head = head_copies + sum(live[number] for number in of_head & live.keys())
+        return Peak(**totals, head=head)
 
     def _kinds_of(self, parameter: nn.Parameter) -> dict[int, str]:
         """Returns the kinds of a parameter's tensors by the number of their storage."""
