@@ -84,12 +84,10 @@ class Watch(SeesOperators):
     def observe(self, function, args, results):
         if all(result.device.type == DEVICE for result in results):
             return
-        tensors = [
-            one for one in torch.utils._pytree.tree_leaves(args) if isinstance(one, torch.Tensor)
-        ]
-        assert not any(one.device.type == DEVICE for one in tensors), (
-            f"{function} copies a tensor to the host"
-        )
+        given = torch.utils._pytree.tree_leaves(args)
+        assert not any(
+            isinstance(one, torch.Tensor) and one.device.type == DEVICE for one in given
+        ), f"{function} copies a tensor to the host"
         assert not _is_called_by_us(), f"{function} makes a tensor on the host"
 
 
