@@ -152,14 +152,9 @@ class Precision:
         self.dtype = dtype
         self._weights: dict[Tensor, Tensor] | None = None  # the copies; None outside `forward`
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def forward(self):
         """A context for the forward pass and the loss."""
-        self._weights = {}
-        try:
-            yield
-        finally:
-            self._weights = None
+        return replaced(self, _weights={})
 
     def state(self) -> dict:
         """Returns torch's functions that get and set the state of autocast."""
