@@ -17,7 +17,7 @@ from . import distributed
 from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .idf import EpochWords, FixedIDF, TokenStatistics, Update, WordKnowledge
+from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 from .placebos import WithPlacebo
 
 # What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
@@ -45,8 +45,9 @@ class HeadOptions:
     load: Callable | None = None  # called with the model to load initial weights
 
 
-class AccumulatedLosses:
-    """The class losses of the micro-batches of one batch, with OpenCLIP's --accum-freq.
+def accumulated_losses(accum_freq: int) -> deque[tuple[Tensor, float | Tensor]] | None:
+    """Returns where a model keeps the class losses [B] of the micro-batches of one batch, and their
+    scales, with OpenCLIP's --accum-freq; None for 1.
 
     OpenCLIP runs all micro-batches without gradients and keeps their outputs. Then it runs each one
     again, with gradients, and computes the loss of the batch from these outputs and the kept ones
@@ -54,19 +55,8 @@ class AccumulatedLosses:
     batch; it has no losses yet and keeps zeros. The second run replaces them, so that the last loss
     of the batch, which OpenCLIP logs, includes all micro-batches.
     """
-
-    def __init__(self, accum_freq: int):
-        # An epoch may end with less than a batch, on which OpenCLIP does not train.
-        self._kept = deque(maxlen=accum_freq)
-
-    def keep(self, losses: Tensor, scale: float | Tensor) -> Tensor:
-        """Returns `losses`, zeros [B], which the second run will replace, and keeps its scale."""
-        self._kept.append((losses, scale))
-        return losses
-
-    def next(self) -> tuple[Tensor, float | Tensor]:
-        """Returns the kept losses to replace, in the order of the first run, and their scale."""
-        return self._kept.popleft()
+    # An epoch may end with less than a batch, on which OpenCLIP does not train.
+    return deque(maxlen=accum_freq) if accum_freq > 1 else None
 
 
 class _WithClassHead:
@@ -109,12 +99,11 @@ class _WithClassHead:
         self.patch_tokens = patch_tokens(self.visual)
         make_readable(self.visual)
         self.idf = options.idf
+        self.placebo = options.placebo
         self.head_warmup = options.head_warmup
         self.text_length = options.text_length
         self.stored_head = options.stored_head
-        self.accumulated = None
-        if options.accum_freq > 1:
-            self.accumulated = AccumulatedLosses(options.accum_freq)
+        self.accumulated = accumulated_losses(options.accum_freq)
         vocab_size = vocabulary_size(self)
         width = head_width(self.visual, self.patch_tokens, options.head_input)
         self.class_head = ClassHead(width, vocab_size, options.head_input)
@@ -149,7 +138,7 @@ class _WithClassHead:
         ranks is the loss.
 
         With --accum-freq above 1, a run without gradients counts the captions, and the run with
-        gradients that follows returns the losses (`AccumulatedLosses`).
+        gradients that follows returns the losses (`accumulated_losses`).
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
@@ -191,15 +180,20 @@ class _WithClassHead:
         return outputs
 
     def _class_losses(
-        self, head_input: Tensor, words: Tensor, update: Update | None, outputs: dict[str, Tensor]
+        self,
+        head_input: Tensor,
+        words: Tensor,
+        update: Callable[[], Tensor] | None,
+        outputs: dict[str, Tensor],
     ) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right
         for unequal batches."""
         scale = 1.0
         if update is not None:
             num_captions = self.statistics.finish(update)
-            if update.finish is not None:
-                scale = len(words) * distributed.world_size() / num_captions.float()
+            world_size = distributed.world_size()
+            if world_size > 1:
+                scale = len(words) * world_size / num_captions.float()
         # selected on the device: no synchronization, and the same graph for DDP
         if self.head_warmup:
             warming_up = self.statistics.num_captions <= self.head_warmup
@@ -207,8 +201,10 @@ class _WithClassHead:
         if self.accumulated is None:
             return self._scaled_losses(head_input, words, scale, outputs)
         if not torch.is_grad_enabled():
-            return self.accumulated.keep(head_input.new_zeros(len(words)), scale)
-        kept, scale = self.accumulated.next()
+            zeros = head_input.new_zeros(len(words))
+            self.accumulated.append((zeros, scale))
+            return zeros
+        kept, scale = self.accumulated.popleft()
         losses = self._scaled_losses(head_input, words, scale, outputs)
         kept.copy_(losses.detach())
         return losses
@@ -296,7 +292,7 @@ def take_epoch_words(model: nn.Module) -> EpochWords | None:
     return with_head.word_knowledge.take(with_head.class_head.weight.device)
 
 
-def with_class_head(model_class: type, placebo: str = "off") -> type:
+def with_class_head(model_class: type, placebo: str) -> type:
     """Returns the SuperCLIP class of an OpenCLIP model class, with one of PLACEBOS; InputError if
     there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
