@@ -227,9 +227,8 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
 
     frequencies = read_frequencies(file)
     frequencies.check(tokenizer, f"--superclip-idf: {file}")
-    counts = frequencies.document_frequency
-    missing = len(head[DOCUMENT_FREQUENCY]) - len(counts)  # below 0, pad leaves out the last ones
-    padded = torch.nn.functional.pad(counts, (0, missing))
+    counts = frequencies.document_frequency[: len(head[DOCUMENT_FREQUENCY])]
+    padded = torch.nn.functional.pad(counts, (0, len(head[DOCUMENT_FREQUENCY]) - len(counts)))
     return dict(zip(FIXED_IDF, (padded, torch.tensor(frequencies.num_captions)), strict=True))
 
 
