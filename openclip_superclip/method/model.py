@@ -45,9 +45,8 @@ class HeadOptions:
     load: Callable | None = None  # called with the model to load initial weights
 
 
-def accumulated_losses(accum_freq: int) -> deque[tuple[Tensor, float | Tensor]] | None:
-    """Returns where a model keeps the class losses [B] of the micro-batches of one batch, and their
-    scales, with OpenCLIP's --accum-freq; None for 1.
+class AccumulatedLosses:
+    """The class losses of the micro-batches of one batch, with OpenCLIP's --accum-freq.
 
     OpenCLIP runs all micro-batches without gradients and keeps their outputs. Then it runs each one
     again, with gradients, and computes the loss of the batch from these outputs and the kept ones
@@ -55,8 +54,19 @@ def accumulated_losses(accum_freq: int) -> deque[tuple[Tensor, float | Tensor]] 
     batch; it has no losses yet and keeps zeros. The second run replaces them, so that the last loss
     of the batch, which OpenCLIP logs, includes all micro-batches.
     """
-    # An epoch may end with less than a batch, on which OpenCLIP does not train.
-    return deque(maxlen=accum_freq) if accum_freq > 1 else None
+
+    def __init__(self, accum_freq: int):
+        # An epoch may end with less than a batch, on which OpenCLIP does not train.
+        self._kept = deque(maxlen=accum_freq)
+
+    def keep(self, losses: Tensor, scale: float | Tensor) -> Tensor:
+        """Returns `losses`, zeros [B], which the second run will replace, and keeps its scale."""
+        self._kept.append((losses, scale))
+        return losses
+
+    def next(self) -> tuple[Tensor, float | Tensor]:
+        """Returns the kept losses to replace, in the order of the first run, and their scale."""
+        return self._kept.popleft()
 
 
 class _WithClassHead:
@@ -103,7 +113,9 @@ class _WithClassHead:
         self.head_warmup = options.head_warmup
         self.text_length = options.text_length
         self.stored_head = options.stored_head
-        self.accumulated = accumulated_losses(options.accum_freq)
+        self.accumulated = None
+        if options.accum_freq > 1:
+            self.accumulated = AccumulatedLosses(options.accum_freq)
         vocab_size = vocabulary_size(self)
         width = head_width(self.visual, self.patch_tokens, options.head_input)
         self.class_head = ClassHead(width, vocab_size, options.head_input)
@@ -138,7 +150,7 @@ class _WithClassHead:
         ranks is the loss.
 
         With --accum-freq above 1, a run without gradients counts the captions, and the run with
-        gradients that follows returns the losses (`accumulated_losses`).
+        gradients that follows returns the losses (`AccumulatedLosses`).
         """
         if not self.training or image is None or text is None:
             return super().forward(image, text)
@@ -201,10 +213,8 @@ class _WithClassHead:
         if self.accumulated is None:
             return self._scaled_losses(head_input, words, scale, outputs)
         if not torch.is_grad_enabled():
-            zeros = head_input.new_zeros(len(words))
-            self.accumulated.append((zeros, scale))
-            return zeros
-        kept, scale = self.accumulated.popleft()
+            return self.accumulated.keep(head_input.new_zeros(len(words)), scale)
+        kept, scale = self.accumulated.next()
         losses = self._scaled_losses(head_input, words, scale, outputs)
         kept.copy_(losses.detach())
         return losses

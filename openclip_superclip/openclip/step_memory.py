@@ -14,7 +14,7 @@ from .. import hooks
 from ..checkpoints.architecture import read_architecture
 from ..flags import config_from
 from ..method.allocations import META, Allocations, Precision, as_on
-from ..method.model import accumulated_losses
+from ..method.model import AccumulatedLosses
 from . import autocast
 from .hook_calls import plugins_model_class
 from .openclip_3 import plugins_loss
@@ -122,7 +122,7 @@ class Step:
     def peak(self, batch_size: int, accum_freq: int) -> Peak:
         """Returns the peak of a step with a batch of the given size and accumulation."""
         if self.config is not None:
-            self.model.accumulated = accumulated_losses(accum_freq)
+            self.model.accumulated = AccumulatedLosses(accum_freq) if accum_freq > 1 else None
         self.allocations.restart()
         with self._simulation():
             self._train(batch_size, accum_freq)
