@@ -30,11 +30,8 @@ def begin_sum(tensor: Tensor, name: str) -> Callable[[], Tensor]:
     """Starts a sum of `tensor` over the ranks; returns a function that waits for it and returns it.
 
     Collective. `name` distinguishes it from other sums in progress. torch.compile traces it, except
-    with Horovod. The sum of a single process is `tensor` itself.
+    with Horovod.
     """
-    if world_size() == 1:
-        # returns its argument; torch.compile traces it, and can reconstruct it after a graph break
-        return functools.partial(torch.positive, tensor)
     horovod = _horovod()
     if horovod is not None:
         return functools.partial(

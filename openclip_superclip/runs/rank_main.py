@@ -19,7 +19,7 @@ from ..environment import end_with_parent, keep_freed_memory, peak_of_process, r
 from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
-from ..method.distributed import begin_sum
+from ..method.distributed import begin_sum, world_size
 from ..openclip.train import register_plugin, train
 from .child_processes import Start, last_line
 from .loss_monitor import CountedSteps, LossMonitor, NonFiniteLoss
@@ -199,7 +199,9 @@ class RankMonitor:
         folder = self.logs.parents[1]
         is_over = self.rank == 0 and bool(why_stopped_early(folder, self.run.settings.patience))
         over = torch.tensor(int(is_over), device=device)
-        if begin_sum(over, "stopped early")().item():
+        if world_size() > 1:
+            over = begin_sum(over, "stopped early")()
+        if over.item():
             raise StoppedEarly
 
     def _check_data(self, epoch: int, device: torch.device) -> None:
@@ -207,7 +209,8 @@ class RankMonitor:
 
         Collective."""
         counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
-        counts = begin_sum(counts, "unreadable")()
+        if world_size() > 1:
+            counts = begin_sum(counts, "unreadable")()
         if problem := too_much_unreadable(self.run, epoch, *counts.tolist()):
             raise TooMuchUnreadable(problem)
 
