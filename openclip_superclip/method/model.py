@@ -109,7 +109,6 @@ class _WithClassHead:
         self.patch_tokens = patch_tokens(self.visual)
         make_readable(self.visual)
         self.idf = options.idf
-        self.placebo = options.placebo
         self.head_warmup = options.head_warmup
         self.text_length = options.text_length
         self.stored_head = options.stored_head

@@ -8,6 +8,10 @@ from torch import Tensor
 class WithPlacebo:
     """A model with a class head and one of PLACEBOS, for `superclip["placebo"]`."""
 
+    def __init__(self, *args, superclip: dict, **kwargs):
+        super().__init__(*args, superclip=superclip, **kwargs)
+        self.placebo = superclip["placebo"]
+
     def _class_losses(self, head_input, words, update, outputs):
         if self.placebo == "shuffled-captions":
             words = words.roll(1, dims=0)
