@@ -86,7 +86,7 @@ def _shown(record: dict) -> dict[str, str]:
     name = PAPER_NAMES.get(record["dataset"], record["dataset"])
     return {
         measure: label.format(name)
-        for measure, label in LABELS[record["task"]].items()
+        for measure, label in LABELS.get(record["task"], {}).items()
         if record["metrics"].get(measure) is not None
     }
 

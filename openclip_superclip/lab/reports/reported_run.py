@@ -198,7 +198,7 @@ def _set_state(run: ReportedRun, state: dict) -> None:
     else:
         notes.append("out.log is missing or contains no step")
     run.state = state.get("state") or (FINISHED if is_at_end else CUT)
-    if run.scores and run.epochs and run.epoch and run.epoch < run.epochs:
+    if run.scores and run.epochs and run.epoch is not None and run.epoch < run.epochs:
         evaluated = f"at epoch {run.epoch} of {run.epochs}"
         if run.state == FINISHED:
             notes.append(f"its evaluation {evaluated} is left out")
