@@ -89,6 +89,11 @@ class RunFolder:
         return json_or_empty(self.path / RECORD)
 
     @property
+    def epoch(self) -> int:
+        """The number of saved slices: the epoch of the newest complete checkpoint."""
+        return newest(self.checkpoints)
+
+    @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
         return self.record().get("attempts", [])
@@ -189,7 +194,7 @@ class RunFolder:
             "hosts": hosts(),
             "ranks": f"ranks/{logs}",
             "started": current_time(),
-            "epoch_before": newest(self.checkpoints),
+            "epoch_before": self.epoch,
             "accepts": accepts,
         }
         self.write(run)
@@ -232,7 +237,7 @@ class RunFolder:
         )
         attempts[-1] |= {
             "ended": current_time(),
-            "epoch_after": newest(self.checkpoints),
+            "epoch_after": self.epoch,
             "state": state,
             "error": error,
             "again": then.next is not None,
@@ -254,7 +259,7 @@ class RunFolder:
             "error": None,
             "next": None,
             "without": None,
-            "epoch": newest(self.checkpoints),
+            "epoch": self.epoch,
         }
         content = before | now | values
         try:

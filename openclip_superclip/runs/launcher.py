@@ -209,7 +209,7 @@ class NodeTraining:
             folder.check_recipe(self.run.recipe)
         resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
         begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
-        before = read_beginning(folder.path) if trainer_files.newest(folder.checkpoints) else None
+        before = read_beginning(folder.path) if folder.epoch else None
         if before is None:  # nothing was trained yet
             return {BEGAN_WITH: begins}
         changed = differences(before, begins)
@@ -240,7 +240,7 @@ class NodeTraining:
             return failure
         self._each_second()
         last = self.run.num_slices
-        if trainer_files.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
+        if self.folder.epoch < last and not self._why_stopped_early():
             return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
@@ -259,7 +259,7 @@ class NodeTraining:
             return
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
-        epoch = trainer_files.newest(self.folder.checkpoints)
+        epoch = self.folder.epoch
         if epoch != self.last_epoch:
             self.last_epoch = epoch
             self.folder.prune(self.run)
@@ -288,14 +288,13 @@ class NodeTraining:
         folder = self.folder
         self._beat()
         if failure is None:
-            epoch = trainer_files.newest(folder.checkpoints)
+            epoch = folder.epoch
             last = self.run.num_slices
             if epoch < last:
                 folder.beat(stopped_early=self._why_stopped_early())
                 self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
             folder.end(FINISHED)
-            last = f"{folder.checkpoints}/epoch_{epoch}.pt"
-            print(f"superclip run: finished; {last}", flush=True)
+            print(f"superclip run: finished; {folder.checkpoints}/epoch_{epoch}.pt", flush=True)
             if best := best_epoch(folder.path):
                 export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
                 print(f"superclip run: {best}; {export} exports it", flush=True)
@@ -311,8 +310,7 @@ class NodeTraining:
         if disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
-            progress = trainer_files.newest(folder.checkpoints)
-            decision = recovery.decide(failure, folder.attempts, progress, time_left())
+            decision = recovery.decide(failure, folder.attempts, folder.epoch, time_left())
         if decision.next is None:
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
@@ -329,7 +327,7 @@ class NodeTraining:
         self.progress.look()
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
-            epoch = trainer_files.newest(self.folder.checkpoints)
+            epoch = self.folder.epoch
             values = self.progress.values(epoch)
             self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
 
@@ -346,8 +344,8 @@ class NodeTraining:
 
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""
-        progress = trainer_files.newest(self.folder.checkpoints)
-        if recovery.starts_without_slice(self.folder.attempts, progress) > MAX_STARTS:
+        starts = recovery.starts_without_slice(self.folder.attempts, self.folder.epoch)
+        if starts > MAX_STARTS:
             raise InputError(
                 f"the run was started {MAX_STARTS} times and stopped before a slice was "
                 "trained: give the job more --time, or the recipe more slices"

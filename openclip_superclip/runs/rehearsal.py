@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import trainer_files
+
 from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json
@@ -91,7 +91,7 @@ class InterruptedTraining(NodeTraining):
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
         def interrupting() -> None:
             each_second()
-            if trainer_files.newest(self.folder.checkpoints) == 1:
+            if self.folder.epoch == 1:
                 raise Interrupted(signal.SIGUSR1)
 
         return super()._run_ranks(interrupting)
@@ -129,7 +129,7 @@ class Rehearsal:
         # other nodes fail when the ranks of the first one are stopped
         if code and self.placement.node == 0:
             return code
-        if code == 0 or trainer_files.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
+        if code == 0 or RunFolder(self._path(INTERRUPTED)).epoch == SLICES:
             raise InputError(
                 f"--steps: training ended before its second slice of {self.run.slice_steps} steps "
                 "could be stopped; give more, or the recipe fewer slices if its own are that short"
