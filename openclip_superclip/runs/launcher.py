@@ -32,7 +32,7 @@ from . import recovery
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
 from .lock import lock
-from .node_loss import HEARTBEAT, cause
+from .node_loss import HEARTBEAT, PATIENCE, cause
 from .progress import AddedLines, Progress
 from .recovery import CONNECTION, DATA, ENDS, LOSS, MAX_STARTS, REQUEUE, STALL, Decision, Failure
 from .signals import EXIT_AGAIN, Stopped
@@ -235,9 +235,7 @@ class NodeTraining:
             return Failure.of("superclip run", error)
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
-            failure = cause(self.logs, self.failures, hosts())
-            self._name_unreadable(failure)
-            return failure
+            return self._cause(PATIENCE)
         self._each_second()
         last = self.run.num_slices
         if self.folder.epoch < last and not self._why_stopped_early():
@@ -270,18 +268,20 @@ class NodeTraining:
         self._make_room()
         if stop.before_time_is_up or self.placement.num_nodes == 1:
             return None
-        failure = cause(self.logs, self.failures, hosts(), PATIENCE_AT_STOP)
+        failure = self._cause(PATIENCE_AT_STOP)
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None
-        self._name_unreadable(failure)
         return failure
 
-    def _name_unreadable(self, failure: Failure | None) -> None:
-        """Raises an InputError that names the shards if they are the failure."""
+    def _cause(self, patience: float) -> Failure | None:
+        """Returns the failure that caused the others, as `cause` does; InputError, naming the
+        shards, for unreadable data."""
+        failure = cause(self.logs, self.failures, hosts(), patience)
         if failure and failure.kind == DATA:
             self.unreadable.look()
             self.unreadable.check()
+        return failure
 
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
