@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from ..checkpoints import trainer_files
 from ..checkpoints.began_with import (
     BEGAN_WITH,
     beginning,
@@ -20,6 +19,7 @@ from ..checkpoints.began_with import (
     read_beginning,
 )
 from ..checkpoints.resume import resumed_checkpoint
+from ..checkpoints.trainer_files import checkpoints, is_complete, is_whole, quarantine
 from ..checkpoints.validation import best_epoch, why_stopped_early
 from ..environment import current_time
 from ..errors import InputError, to_stderr
@@ -28,13 +28,25 @@ from ..openclip.train import check_command
 from ..plans.cost import build_model
 from ..plans.run import Run
 from ..rendering import bytes_text
-from . import recovery
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
 from .lock import lock
 from .node_loss import HEARTBEAT, PATIENCE, cause
 from .progress import AddedLines, Progress
-from .recovery import CONNECTION, DATA, ENDS, LOSS, MAX_STARTS, REQUEUE, STALL, Decision, Failure
+from .recovery import (
+    CONNECTION,
+    DATA,
+    ENDS,
+    LOSS,
+    MAX_STARTS,
+    REQUEUE,
+    STALL,
+    Decision,
+    Failure,
+    decide,
+    first_failure,
+    starts_without_slice,
+)
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
 from .staging import Staging
@@ -103,13 +115,8 @@ class NodeTraining:
     def _arguments(self) -> list[str]:
         """Returns the arguments of `superclip train`."""
         path = self.folder.path
-        arguments = [
-            *self.run.openclip_arguments(),
-            "--logs",
-            str(path.parent),
-            "--name",
-            path.name,
-        ]
+        arguments = self.run.openclip_arguments()
+        arguments += ["--logs", str(path.parent), "--name", path.name]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
         if self.accept_changes and not self.run.is_table:
             arguments.append("--superclip-accept-changes")
@@ -130,7 +137,7 @@ class NodeTraining:
         if not failures:
             return 0
         # the first node prints the traceback of the failure that caused the others
-        to_stderr(f"superclip run: {recovery.first_failure(failures).text}")
+        to_stderr(f"superclip run: {first_failure(failures).text}")
         return 1
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
@@ -160,9 +167,7 @@ class NodeTraining:
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
-            for path in trainer_files.quarantine(
-                folder.checkpoints, trainer_files.is_whole, "damaged"
-            ):
+            for path in quarantine(folder.checkpoints, is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
             values["accepts"] = self.accept_changes
             folder.start(self.run, self.placement, self.logs.name, **values)
@@ -303,14 +308,14 @@ class NodeTraining:
         if failure.kind == LOSS:
             from ..checkpoints.weights import holds_numbers  # imports torch
 
-            for path in trainer_files.quarantine(folder.checkpoints, holds_numbers, "ruined"):
+            for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         disk = self._full_disk()
         decision = ENDS
         if disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
-            decision = recovery.decide(failure, folder.attempts, folder.epoch, time_left())
+            decision = decide(failure, folder.attempts, folder.epoch, time_left())
         if decision.next is None:
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
@@ -335,7 +340,7 @@ class NodeTraining:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
         recorded."""
         self._full_disk()
-        trainer_files.quarantine(self.folder.checkpoints, trainer_files.is_complete, None)
+        quarantine(self.folder.checkpoints, is_complete, None)
 
     def _full_disk(self) -> str:
         """Returns " (the disk of RUN is full)" if it is, or was when a rank failed, else ""."""
@@ -344,8 +349,7 @@ class NodeTraining:
 
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""
-        starts = recovery.starts_without_slice(self.folder.attempts, self.folder.epoch)
-        if starts > MAX_STARTS:
+        if starts_without_slice(self.folder.attempts, self.folder.epoch) > MAX_STARTS:
             raise InputError(
                 f"the run was started {MAX_STARTS} times and stopped before a slice was "
                 "trained: give the job more --time, or the recipe more slices"
@@ -354,7 +358,7 @@ class NodeTraining:
     def _check_disk(self) -> None:
         """Raises InputError if the disk has no room for the checkpoints that the run will write."""
         folder = self.folder.path
-        saved = trainer_files.checkpoints(self.folder.checkpoints)
+        saved = checkpoints(self.folder.checkpoints)
         if max(saved, default=0) >= self.run.num_slices:
             return
         num_more = max(1, self.run.max_checkpoints - len(saved))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-
 from ..checkpoints.weights import read_checkpoint
 from ..errors import InputError
 from ..files import read_json

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-
 from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
 from ..errors import InputError, to_stderr
