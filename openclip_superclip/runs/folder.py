@@ -250,8 +250,9 @@ class RunFolder:
 
     def _write_state(self, state: str, **values) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
-        before = {name: value for name, value in self.state().items() if name != "refused"}
-        now = {
+        content = self.state()
+        content.pop("refused", None)
+        content |= {
             "state": state,
             "since": current_time(),
             "heartbeat": current_time(),
@@ -261,7 +262,7 @@ class RunFolder:
             "without": None,
             "epoch": self.epoch,
         }
-        content = before | now | values
+        content |= values
         try:
             write_json(self.path / "state.json", content)
         except OSError as error:

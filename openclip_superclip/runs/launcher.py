@@ -213,17 +213,18 @@ class NodeTraining:
         if not self.accept_changes:
             folder.check_recipe(self.run.recipe)
         resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-        begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
+        options = vars(check_command(self.run.openclip_arguments()))
+        begins = beginning(options, self.run.world_size)
         before = read_beginning(folder.path) if folder.epoch else None
         if before is None:  # nothing was trained yet
             return {BEGAN_WITH: begins}
-        changed = differences(before, begins)
         if not self.accept_changes:
             check_beginning(folder.path, begins, "--accept-changes")
+        changed = differences(before, begins)
         changes = folder.record().get("changes", [])
         if changed:
             change = {"when": current_time(), "start": len(folder.attempts), "changed": changed}
-            changes = [*changes, change]
+            changes.append(change)
         began_with = begins if changed or not before["versions"] else before
         return {BEGAN_WITH: began_with, "changes": changes}
 
