@@ -38,7 +38,7 @@ SPEEDS = {"low": "high", "median": "median", "high": "low"}
 def _setup(run: Run) -> dict:
     """Returns what the throughput depends on most."""
     machines = ("device", "nodes", "gpus_per_node", "batch_size", "accum_freq", "workers")
-    recipe = {name: getattr(run.recipe, name) for name in ("model", "precision")}
+    recipe = {"model": run.recipe.model, "precision": run.recipe.precision}
     return recipe | {name: getattr(run, name) for name in machines}
 
 
@@ -52,20 +52,17 @@ def read_rehearsal(file: str, run: Run) -> dict:
     try:
         seconds = summary["checkpoint"]["seconds"]
         summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
-        different = {
-            name: (summary[name], value)
-            for name, value in _setup(run).items()
-            if summary[name] != value
-        }
+        for name, here in _setup(run).items():
+            there = summary[name]
+            if there != here:
+                raise InputError(
+                    f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the "
+                    "options of the rehearsal, or rehearse again"
+                )
     except (TypeError, KeyError, ZeroDivisionError):
         raise InputError(
             f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
         ) from None
-    for name, (there, here) in different.items():
-        raise InputError(
-            f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the options "
-            "of the rehearsal, or rehearse again"
-        )
     return summary
 
 
@@ -204,9 +201,9 @@ class Rehearsal:
         }
 
     def _equal_weights(self, epoch: int) -> bool:
-        folders = (self._path(name) for name in (INTERRUPTED, UNINTERRUPTED))
         ours, theirs = (
-            read_checkpoint(folder / f"checkpoints/epoch_{epoch}.pt").weights for folder in folders
+            read_checkpoint(self._path(name) / f"checkpoints/epoch_{epoch}.pt").weights
+            for name in (INTERRUPTED, UNINTERRUPTED)
         )
         return ours.keys() == theirs.keys() and all(
             torch.equal(ours[name], theirs[name]) for name in ours
@@ -221,8 +218,8 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
     ]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
-    low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))
-    speed = {"low": low, "median": median, "high": high}
+    places = {"low": 0.1, "median": 0.5, "high": 0.9}
+    speed = {name: speeds[round(place * (len(speeds) - 1))] for name, place in places.items()}
     checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
     memory = max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"])
     waiting = None if run.accum_freq > 1 else statistics.fmean(waiting for _, waiting in steps)
