@@ -114,6 +114,7 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
         "MASTER_ADDR": start.master_addr,
         "MASTER_PORT": str(start.master_port),
     }
+    # -u: a rank reads its own log when it ends
     command = [sys.executable, "-u", "-m", "openclip_superclip.runs.rank_main", str(start.file)]
     return _start(command, environment, start.logs / f"rank_{rank}.log")
 
