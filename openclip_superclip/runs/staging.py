@@ -115,14 +115,13 @@ class Staging:
         if epoch >= self.run.num_slices:
             return []
         run = self.run
-        of_node = self.placement.node
         places = slice_of(len(self.names), run.recipe.slices, run.recipe.seed, epoch)
-        shards = []
-        for place, index in enumerate(places):
-            rank = place % run.world_size  # as webdataset splits shards
-            if rank // run.gpus_per_node == of_node:
-                shards.append(self.names[index])
-        return shards
+        # webdataset gives the shards to the ranks in turn
+        return [
+            self.names[index]
+            for place, index in enumerate(places)
+            if place % run.world_size // run.gpus_per_node == self.placement.node
+        ]
 
     def _check_disk(self, epoch: int) -> None:
         needed = 0
