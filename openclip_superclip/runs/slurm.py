@@ -260,11 +260,12 @@ class SlurmRequest:
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
-        if self.setup and self.setup.resolve() != (folder / SETUP).resolve():
+        copy = folder / SETUP
+        if self.setup and self.setup.resolve() != copy.resolve():
             make_folder(folder)
-            (folder / SETUP).unlink(missing_ok=True)
-            (folder / SETUP).touch(mode=0o600)
-            shutil.copy(self.setup, folder / SETUP)  # with its mode: it may contain secrets
+            copy.unlink(missing_ok=True)
+            copy.touch(mode=0o600)
+            shutil.copy(self.setup, copy)  # with its mode: it may contain secrets
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""
