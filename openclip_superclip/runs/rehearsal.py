@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.weights import read_checkpoint
+from ..data.steps import batches_of_shards
 from ..errors import InputError
 from ..files import read_json
-from ..plans.plan import openclip_steps
 from ..plans.recipe import Recipe
 from ..plans.recipe_files import with_settings
 from ..plans.run import Run
@@ -330,14 +330,12 @@ def rehearsed_run(run: Run, steps: int) -> Run:
     values = with_settings(run.recipe.values, {"flags.log-every-n-steps": "1"})
     recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
-    slice_steps = openclip_steps(
-        slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq
-    )
+    batches = batches_of_shards(slice_samples, run.batch_size, run.world_size, run.workers)
     return dataclasses.replace(
         run,
         recipe=recipe,
         slice_samples=slice_samples,
-        slice_steps=slice_steps,
+        slice_steps=batches // run.accum_freq,
         num_slices=SLICES,
         warnings=[],
     )
