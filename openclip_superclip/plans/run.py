@@ -201,7 +201,7 @@ class Run:
         recipe = self.recipe
         of_shards = {
             "train-num-samples": self.slice_samples,
-            "superclip-slices": self.recipe.slices,
+            "superclip-slices": recipe.slices,
         }
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
@@ -265,9 +265,10 @@ class Run:
                 "--data",
                 max_decoded=None if full else MAX_DECODED,
             )
-            bad = []
-            for row, image, problem in table.bad:
-                bad.append({"shard": image, "row": row, "problem": problem})
+            bad = [
+                {"shard": image, "row": row, "problem": problem}
+                for row, image, problem in table.bad
+            ]
             checked = {
                 "rows": self.recipe.data_samples,
                 "full": full,
