@@ -48,8 +48,11 @@ def main(argv: list[str]) -> int:
             nargs=3,
             metavar=("R", "G", "B"),
         )
-    about = "tokens of a caption (default: the text tower's own length; a shorter one is faster)"
-    add_count(parser, "--context-length", about)
+    add_count(
+        parser,
+        "--context-length",
+        "tokens of a caption (default: the text tower's own length; a shorter one is faster)",
+    )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
     schema, _, image = options.image.partition(":")

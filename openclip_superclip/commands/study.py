@@ -169,19 +169,26 @@ def _parse(argv: list[str]) -> Namespace:
     add_count(parser, "--jobs", "runs at a time (default: 1; with --slurm, no limit)")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
-    about = (
+    add(
+        "--val-data",
         "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
-        "the demo's scenes"
+        "the demo's scenes",
+        metavar="DATA",
     )
-    add("--val-data", about, metavar="DATA")
-    about = (
+    add(
+        "--val-fraction",
         "without --val-data: the fraction of a table's pairs that is split off for it, so that no "
-        f"image and no caption is on both sides (default: {VAL_FRACTION})"
+        f"image and no caption is on both sides (default: {VAL_FRACTION})",
+        type=float,
+        metavar="FRACTION",
     )
-    add("--val-fraction", about, type=float, metavar="FRACTION")
     add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
-    about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
-    add("--runs", about, type=Path, metavar="DIR")
+    add(
+        "--runs",
+        "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
+        type=Path,
+        metavar="DIR",
+    )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
