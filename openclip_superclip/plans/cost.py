@@ -1,7 +1,6 @@
 """The cost of a run: FLOPs, hours, memory, parameters and checkpoint sizes."""
 
 import bisect
-import dataclasses
 import functools
 import hashlib
 import math
@@ -128,7 +127,7 @@ def step_memory(run: Run) -> dict:
         if peak_of(per_gpu) > num_bytes:
             num_fitting = bisect.bisect(sizes, num_bytes, hi=len(sizes) - 1, key=peak_of)
         largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
-    return {"peak_bytes": found.total, **dataclasses.asdict(found), "largest_batches": largest}
+    return {"peak_bytes": found.total, **vars(found), "largest_batches": largest}
 
 
 def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: list) -> dict:
@@ -185,14 +184,12 @@ def build_model(run: Run) -> tuple[dict, object, dict]:
     of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
     parameters = dict(model.named_parameters()) | of_head
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    buffers = [
-        tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters
-    ]
+    tensors = model.state_dict() | head
+    buffer_bytes = sum(tensors[name].nbytes for name in tensors.keys() - parameters.keys())
     num_bytes = 2 if recipe.precision in HALF else 4
     counts = {
         "parameters": num_parameters,
         "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
-        "checkpoint_bytes": 3 * num_bytes * num_parameters
-        + sum(tensor.nbytes for tensor in buffers),
+        "checkpoint_bytes": 3 * num_bytes * num_parameters + buffer_bytes,
     }
     return counts, model, head
