@@ -228,13 +228,13 @@ class SlurmJob:
     def submit(self, dependency: str = "") -> str:
         """Writes the script, submits the job and returns its number; InputError if that fails."""
         write_text(self.file, self.text)
-        if shutil.which("sbatch") is None:
+        environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
+        done = _call(*self.command(dependency), env=environment)
+        if done is None:
             file = shlex.quote(str(self.file))
             raise InputError(
                 f"sbatch was not found here: submit on a login node, with sbatch {file}"
             )
-        environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
-        done = _call(*self.command(dependency), env=environment)
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
