@@ -51,10 +51,14 @@ def main(argv: list[str]) -> int:
         device = "cuda" if options.slurm else shared.device_here()
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
-    set_ = shared.all_settings(options)
-    command = shlex.join(["superclip", "study", *argv])
-    others = {"device": device, "set": set_, "settings": settings, "command": command}
-    study_options = from_options(StudyOptions, options, **others)
+    study_options = from_options(
+        StudyOptions,
+        options,
+        device=device,
+        set=shared.all_settings(options),
+        settings=settings,
+        command=shlex.join(["superclip", "study", *argv]),
+    )
     if _splits(options):
         return _run_on_parts(study_options, options)
     return _run(study_call(study_options), options)
