@@ -174,7 +174,6 @@ class RunFolder:
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
-        make_folder(self.path)
         write_json(self.path / "submitted.json", {"job": job, "since": current_time()})
 
     def start(

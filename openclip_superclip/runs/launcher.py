@@ -23,7 +23,6 @@ from ..checkpoints.trainer_files import checkpoints, is_complete, is_whole, quar
 from ..checkpoints.validation import best_epoch, why_stopped_early
 from ..environment import current_time
 from ..errors import InputError, to_stderr
-from ..files import make_folder
 from ..openclip.train import check_command
 from ..plans.cost import build_model
 from ..plans.run import Run
@@ -155,7 +154,6 @@ class NodeTraining:
 
     def _first_node(self) -> int:
         folder = self.folder
-        make_folder(folder.path)
         with lock(folder.path / "lock", self.placement):
             try:
                 if folder.is_finished:
@@ -213,8 +211,7 @@ class NodeTraining:
         if not self.accept_changes:
             folder.check_recipe(self.run.recipe)
         resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-        options = vars(check_command(self.run.openclip_arguments()))
-        begins = beginning(options, self.run.world_size)
+        begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
         before = read_beginning(folder.path) if folder.epoch else None
         if before is None:  # nothing was trained yet
             return {BEGAN_WITH: begins}

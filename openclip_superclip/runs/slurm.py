@@ -17,7 +17,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from ..errors import InputError
-from ..files import make_folder, shipped_folder, write_text
+from ..files import shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
 # options of sbatch that are passed on unchanged
@@ -262,7 +262,6 @@ class SlurmRequest:
         """Copies the file of --setup into the folder from which the job sources it."""
         copy = folder / SETUP
         if self.setup and self.setup.resolve() != copy.resolve():
-            make_folder(folder)
             copy.unlink(missing_ok=True)
             copy.touch(mode=0o600)
             shutil.copy(self.setup, copy)  # with its mode: it may contain secrets
