@@ -120,12 +120,12 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        submission = StudySubmission(
+        submission = from_options(
+            StudySubmission,
+            options,
             call=call,
             request=shared.slurm_request(options),
             at_a_time=options.jobs or 0,
-            gpu_batch_max=options.gpu_batch_max,
-            workers=options.workers,
             reads_data=not options.skip_data_check,
         )
         print(submission.dry_run() if options.dry_run else submission.submit())
