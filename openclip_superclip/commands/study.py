@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
 VAL_FRACTION = 0.2
 
-OF_SLURM = (  # options that need --slurm
-    "nodes",
-    "gpus_per_node",
-    "gpu_type",
-    *shared.NAMED,
-    "cpus_per_node",
-    "sbatch",
-    "setup",
-    "skip_data_check",
-    "gpu_batch_max",
-    "workers",
-)
-
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
@@ -51,10 +38,14 @@ def main(argv: list[str]) -> int:
         device = "cuda" if options.slurm else shared.device_here()
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
-    set_ = shared.all_settings(options)
-    command = shlex.join(["superclip", "study", *argv])
-    others = {"device": device, "set": set_, "settings": settings, "command": command}
-    study_options = from_options(StudyOptions, options, **others)
+    study_options = from_options(
+        StudyOptions,
+        options,
+        device=device,
+        set=shared.all_settings(options),
+        settings=settings,
+        command=shlex.join(["superclip", "study", *argv]),
+    )
     if _splits(options):
         return _run_on_parts(study_options, options)
     return _run(study_call(study_options), options)
@@ -129,12 +120,12 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        submission = StudySubmission(
+        submission = from_options(
+            StudySubmission,
+            options,
             call=call,
             request=shared.slurm_request(options),
             at_a_time=options.jobs or 0,
-            gpu_batch_max=options.gpu_batch_max,
-            workers=options.workers,
             reads_data=not options.skip_data_check,
         )
         print(submission.dry_run() if options.dry_run else submission.submit())
@@ -169,19 +160,26 @@ def _parse(argv: list[str]) -> Namespace:
     add_count(parser, "--jobs", "runs at a time (default: 1; with --slurm, no limit)")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
-    about = (
+    add(
+        "--val-data",
         "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
-        "the demo's scenes"
+        "the demo's scenes",
+        metavar="DATA",
     )
-    add("--val-data", about, metavar="DATA")
-    about = (
+    add(
+        "--val-fraction",
         "without --val-data: the fraction of a table's pairs that is split off for it, so that no "
-        f"image and no caption is on both sides (default: {VAL_FRACTION})"
+        f"image and no caption is on both sides (default: {VAL_FRACTION})",
+        type=float,
+        metavar="FRACTION",
     )
-    add("--val-fraction", about, type=float, metavar="FRACTION")
     add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
-    about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
-    add("--runs", about, type=Path, metavar="DIR")
+    add(
+        "--runs",
+        "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
+        type=Path,
+        metavar="DIR",
+    )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
@@ -194,9 +192,11 @@ def _parse(argv: list[str]) -> Namespace:
             "superclip study: expected a STUDY, a file or a name from superclip study --list"
         )
     at_least(options, seeds=1, jobs=1)
-    of_slurm = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
-    if of_slurm and not options.slurm:
-        raise InputError(f"{shared.flag_of(of_slurm[0])} applies to SLURM's jobs: add --slurm")
+    for action in slurm._group_actions:
+        is_given = getattr(options, action.dest) not in (None, False)
+        # --dry-run also applies to a study on this machine
+        if is_given and not options.slurm and action.dest != "dry_run":
+            raise InputError(f"{action.option_strings[0]} applies to SLURM's jobs: add --slurm")
     if options.only and (options.slurm or options.jobs):
         raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options
