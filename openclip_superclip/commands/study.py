@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 VAL_FRACTION = 0.2
 
+OF_SLURM = (  # options that need --slurm
+    "nodes",
+    "gpus_per_node",
+    "gpu_type",
+    *shared.NAMED,
+    "cpus_per_node",
+    "sbatch",
+    "setup",
+    "skip_data_check",
+    "gpu_batch_max",
+    "workers",
+)
+
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
@@ -192,11 +205,9 @@ def _parse(argv: list[str]) -> Namespace:
             "superclip study: expected a STUDY, a file or a name from superclip study --list"
         )
     at_least(options, seeds=1, jobs=1)
-    for action in slurm._group_actions:
-        is_given = getattr(options, action.dest) not in (None, False)
-        # --dry-run also applies to a study on this machine
-        if is_given and not options.slurm and action.dest != "dry_run":
-            raise InputError(f"{action.option_strings[0]} applies to SLURM's jobs: add --slurm")
+    of_slurm = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
+    if of_slurm and not options.slurm:
+        raise InputError(f"{shared.flag_of(of_slurm[0])} applies to SLURM's jobs: add --slurm")
     if options.only and (options.slurm or options.jobs):
         raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options
