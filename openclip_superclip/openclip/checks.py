@@ -301,9 +301,12 @@ def _check_split(training: Training, num_shards: int, total: int | None) -> int:
             world_size,
             options.workers,
             slices or 1,
+            num_samples,
+            options.batch_size,
             flag="--train-data",
             slices_flag="--superclip-slices ",
         ).check()
+    global_batch = options.batch_size * world_size
     batches = batches_of_shards(
         num_samples or total or 0, options.batch_size, world_size, options.workers
     )
@@ -322,7 +325,7 @@ def _check_split(training: Training, num_shards: int, total: int | None) -> int:
                 "lists them: expected the samples per epoch"
             )
     else:
-        _check_slice(num_samples, total, slices, options.batch_size * world_size)
+        _check_slice(num_samples, total, slices, global_batch)
     return batches
 
 
