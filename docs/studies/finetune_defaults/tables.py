@@ -21,6 +21,7 @@ KEPT = {  # by head: the column of runs.csv after `last` or `half`
     "emoji, %": "same class, other drawings",
     "captions": "captions' similarity",
 }
+SCENES = ("natural",)  # 2,048 of them
 COLORS = {
     "all weights": "#d1495b",
     "LoRA 16, text tower": "#4f6d7a",
@@ -82,11 +83,16 @@ def of_stages(arms: list[Arm], *stages: str) -> list[Arm]:
 
 def grid(arms: list[Arm]) -> list[Arm]:
     """Returns the arms of the grid and its border, by setting of the towers and by rate."""
-    order = list(COLORS)
-    return sorted(
-        of_stages(arms, *RATE_STAGES),
-        key=lambda arm: (order.index(arm.setting.towers), float(arm.setting.lr)),
-    )
+    return sorted(of_stages(arms, *RATE_STAGES), key=towers_and_rate)
+
+
+def towers_and_rate(arm: Arm) -> tuple[int, float]:
+    return list(COLORS).index(arm.setting.towers), float(arm.setting.lr)
+
+
+def of_scenes(arms: list[Arm], data: str) -> list[Arm]:
+    """Returns the arms that train on scenes, by setting of the towers and by rate."""
+    return sorted((arm for arm in arms if arm.setting.data == data), key=towers_and_rate)
 
 
 def best_of_grid(arms: list[Arm]) -> Arm:
@@ -155,12 +161,15 @@ def tables(arms: list[Arm]) -> list[str]:
                 for arm in of_stages(arms, "scratch")
             ],
         ),
-        markdown_table(
-            [*heads, *SCORES, *KEPT],
-            [
-                [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
-                for arm in of_stages(arms, "scenes")
-            ],
+        *(
+            markdown_table(
+                [*heads, *SCORES, *KEPT],
+                [
+                    [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
+                    for arm in of_scenes(arms, data)
+                ],
+            )
+            for data in SCENES
         ),
     ]
 
