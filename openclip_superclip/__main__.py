@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from . import __version__
+from .environment import replaced
 from .errors import CONTROL, InputError, one_line, printable, to_stderr
 from .files import is_full, why_full
 from .runs.signals import Stopped
@@ -184,15 +185,11 @@ UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
 def printable_output() -> Iterator[None]:
     """A context in which names and texts from files cannot send control characters to the
     terminal."""
-    streams = (sys.stdout, sys.stderr)
-    writers = [stream.write for stream in streams]
-    for stream, write in zip(streams, writers, strict=True):
-        stream.write = functools.partial(_write, write)
-    try:
+    with contextlib.ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            write = functools.partial(_write, stream.write)
+            stack.enter_context(replaced(stream, write=write))
         yield
-    finally:
-        for stream, write in zip(streams, writers, strict=True):
-            stream.write = write
 
 
 def _write(write: Callable[[str], int], text: str) -> int:

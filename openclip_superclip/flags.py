@@ -269,7 +269,7 @@ def config_from(options: dict) -> Config | None:
     """Returns the Config of a parsed command line, or None without --superclip; InputError for
     its options then."""
     given = _given(Config, options)
-    if not options.get("superclip", False):
+    if not options.get("superclip"):
         if given:
             flag = f"--superclip-{next(iter(given)).replace('_', '-')}"
             raise InputError(

@@ -1,12 +1,11 @@
 """SuperCLIP's implementation of OpenCLIP's hooks."""
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from .checkpoints.began_with import beginning, write_beginning
 from .data.shard_order import DataOrder
+from .environment import replaced
 from .errors import InputError, one_line
 from .flags import add_options, config_from
 from .hooks import hookimpl
@@ -30,7 +29,8 @@ class Plugin:
     @hookimpl
     def open_clip_check_options(self, args):
         try:
-            with _no_new_handlers():
+            # with a handler that this adds, OpenCLIP would log each line twice
+            with replaced(logging.root, handlers=logging.root.handlers[:]):
                 self.training = Training(args)
                 prepare(self.training)
                 findings = check_command_line(self.training)
@@ -55,8 +55,8 @@ class Plugin:
                 args.model,
                 args.pretrained,
                 training.config,
+                training.tokenizer,
                 separate_words=training.separates_words,
-                context_length=args.force_context_length,
                 cache_dir=args.cache_dir,
                 load=load,
                 accum_freq=args.accum_freq,
@@ -165,16 +165,6 @@ def _record_words(training: Training, model, epoch: int) -> None:
         write_epoch_words(Path(options.logs, options.name), epoch, words, training.tokenizer)
     except OSError as error:
         logging.warning(f"SuperCLIP: the words of epoch {epoch} are not recorded ({error})")
-
-
-@contextlib.contextmanager
-def _no_new_handlers() -> Iterator[None]:
-    """A context that adds no handlers to the root logger, or OpenCLIP would log each line twice."""
-    handlers = logging.root.handlers[:]
-    try:
-        yield
-    finally:
-        logging.root.handlers[:] = handlers
 
 
 plugin = Plugin()  # the entry point

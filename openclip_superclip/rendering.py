@@ -84,8 +84,7 @@ def _choose_fonts(figure: "Figure") -> None:
                 )
             else:
                 families.append(family)
-        if shown != text.get_text():
-            text.set_text(shown)
+        text.set_text(shown)
         if families:
             text.set_fontfamily([*text.get_fontfamily(), *families])
 

@@ -140,8 +140,7 @@ def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Wei
     if "multimodal_cfg" not in model_cfg:
         # unsupported by stock CLIP, and unused by the head
         model_cfg["vision_cfg"].pop("output_tokens", None)
-    separate_text = any(name.startswith("text.") for name in weights)
-    if separate_text:
+    if any(name.startswith("text.") for name in weights):
         model_cfg["custom_text"] = True
     elif model_cfg.get("custom_text"):
         weights = convert_to_custom_text_state_dict(weights)

@@ -77,7 +77,7 @@ def import_checkpoint(
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights
-    check_values(theirs, str(file))
+    check_values(theirs, file)
     try:
         weights = from_authors(theirs, global_batch)
     except InputError as error:
@@ -88,7 +88,7 @@ def import_checkpoint(
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     architecture, weights = fit(architecture, weights)
     plain = architecture.build()
-    check_match(weights, plain.state_dict() | expected_head(plain), str(file), model)
+    check_match(weights, plain.state_dict() | expected_head(plain), file, model)
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         write_model(folder, out, architecture, plain, weights)

@@ -33,7 +33,7 @@ def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
     checkpoints = [read_checkpoint(path) for path in paths]
     first, *others = checkpoints
     for checkpoint in checkpoints:
-        check_values(checkpoint.weights, str(checkpoint.path))
+        check_values(checkpoint.weights, checkpoint.path)
     for other in others:
         _check_fit(other, first, other.weights, first.weights)
     latest = max(
@@ -64,7 +64,7 @@ def interpolate(
     end = tuned.without_head() | (head if released.head() else {})
     _check_fit(released, tuned, start, end)
     for checkpoint in (released, tuned):
-        check_values(checkpoint.weights, str(checkpoint.path))
+        check_values(checkpoint.weights, checkpoint.path)
     merged = head | end
     for name, tensor in end.items():
         if tensor.is_floating_point():
@@ -82,7 +82,7 @@ def _write(weights: Weights, source: Checkpoint, out: Path, *, overwrite: bool) 
 
 def _check_fit(left: Checkpoint, right: Checkpoint, weights: Weights, expected: Weights) -> None:
     """Raises InputError unless two checkpoints are of one model."""
-    check_match(weights, expected, str(left.path), str(right.path))
+    check_match(weights, expected, left.path, right.path)
     others = _facts(right, expected)
     for name, fact in _facts(left, weights).items():
         if fact != others.get(name, fact):

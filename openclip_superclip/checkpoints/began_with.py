@@ -48,8 +48,7 @@ def beginning(options: dict, world_size: int) -> dict:
     config = config_from(options)
     if config is not None:
         options = options | options_of(config)
-    record = _record({**options, "world_size": world_size})
-    return {**record, "versions": versions(*DEPENDS_ON)}
+    return _record(options | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
 
 
 def _record(options: dict) -> dict:
@@ -180,9 +179,11 @@ def read_beginning(folder: Path) -> dict | None:
     return _record(options) if isinstance(options.get("train_data"), str) else None
 
 
-def differences(before: dict, now: dict) -> list[str]:
-    """Returns a line for each difference between the record of a run's start and that of its
-    resumption."""
+def differences(before: dict | None, now: dict) -> list[str]:
+    """Returns a line for each difference between the record of a run's start, if there is one, and
+    that of its resumption."""
+    if before is None:
+        return []
     earlier = before["options"]
     options = now["options"]
     # Older records leave out what was not given; a record of another OpenCLIP may lack the option
@@ -239,8 +240,7 @@ def _shown(value) -> str:
 def check_beginning(folder: Path, now: dict, accept: str) -> None:
     """Raises InputError if there are differences from the start of the run; the flag `accept`
     would accept them."""
-    before = read_beginning(folder)
-    if before is not None and (lines := differences(before, now)):
+    if lines := differences(read_beginning(folder), now):
         raise InputError(
             f"{folder} was started with other settings: {'; '.join(lines)}; use the same "
             f"settings, train into another folder, or pass {accept}, which records the change"
@@ -252,7 +252,7 @@ def write_beginning(folder: Path, now: dict, *, resumes: bool) -> list[str]:
     if BEGAN_WITH in json_or_empty(folder / RECORD):
         return []
     before = read_beginning(folder) if resumes else None
-    lines = differences(before, now) if before is not None else []
+    lines = differences(before, now)
     if before is None or lines or not before["versions"]:  # else the record is up to date
         changes = (before or {}).get("changes", [])
         if lines:

@@ -210,12 +210,12 @@ def export(
     check_out(out, inputs, {"README.md": MADE_WITH[0]}, overwrite=overwrite)
     architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
-    check_match(weights, plain.state_dict(), str(file), recorded.name)
+    check_match(weights, plain.state_dict(), file, recorded.name)
     if with_head:
         head |= fixed_idf(checkpoint, architecture.tokenizer())
         expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
         check_match(head, expected, f"{file}: the class head", recorded.name)
-    check_values(checkpoint.weights, str(file))
+    check_values(checkpoint.weights, file)
     name = out.resolve().name
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
@@ -250,9 +250,11 @@ def _write_head(folder: Path, head: Weights, options: dict) -> None:
 
 def _usage(format: str, schema: str, place: str) -> str:
     """Returns code that opens a model; only OpenCLIP's place has a schema."""
-    if format == "hf":
-        return HF_USAGE.format(place=json.dumps(place, ensure_ascii=False))
-    return OPENCLIP_USAGE.format(place=json.dumps(f"{schema}{place}", ensure_ascii=False))
+    usage = HF_USAGE
+    if format == "openclip":
+        usage = OPENCLIP_USAGE
+        place = f"{schema}{place}"
+    return usage.format(place=json.dumps(place, ensure_ascii=False))
 
 
 def model_card(

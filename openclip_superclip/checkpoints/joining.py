@@ -42,10 +42,10 @@ class ImageSource:
 
     name: str
     file: Path | None  # None: the weights that timm downloads
-    by_order: bool = False
-    image_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    by_order: bool
+    image_size: int | None
+    mean: list[float] | None
+    std: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def join(
     transformers.utils.logging.disable_progress_bar()
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
-    inputs = [file for file in (image.file, text) if file]
+    inputs = filter(None, (image.file, text))
     check_out(out, inputs, {"README.md": WRITTEN_BY}, overwrite=overwrite)
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
@@ -166,9 +166,7 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[Weights, list[
             f"instead of {next(iter(complete.state_dict()))}), which agree in order and shape: add "
             "--by-order"
         )
-    classifiers = complete.pretrained_cfg.get("classifier") or ()
-    if isinstance(classifiers, list):
-        classifiers = tuple(classifiers)
+    classifiers = complete.pretrained_cfg.get("classifier") or ()  # a name, or a tuple of these
     unused = [name for name in weights if name not in expected and name.startswith(classifiers)]
     used = {name: tensor for name, tensor in weights.items() if name not in unused}
     check_match(used, expected, source, f"timm's {image.name}")
@@ -215,7 +213,7 @@ def text_folder(text: Path) -> Iterator[Path]:
         raise InputError(f"--text: there is no folder {text}")
     archives = [text] if text.is_file() else sorted(text.glob("*.zip"))
     inner = _transformer_folder(text)
-    if inner is not None:
+    if inner:
         yield inner
         return
     if len(archives) != 1 or not zipfile.is_zipfile(archives[0]):
@@ -228,7 +226,7 @@ def text_folder(text: Path) -> Iterator[Path]:
             archive.extractall(unpacked)
         folders = [Path(unpacked), *Path(unpacked).iterdir()]
         inner = next(filter(None, map(_transformer_folder, folders)), None)
-        if inner is None:
+        if not inner:
             raise InputError(
                 f"--text: {archives[0]} contains no config.json of a Hugging Face text model"
             )
@@ -317,8 +315,8 @@ def _pooler(text: Path, folder: Path) -> str:
 def _sentence_settings(folder: Path, name: str) -> dict:
     """Returns the content of a JSON file of sentence-transformers, which is beside the transformer
     or in the folder above it; {} without one."""
-    beside = json_or_empty(folder / f"{name}.json")
-    return beside or json_or_empty(folder.parent / f"{name}.json")
+    file = f"{name}.json"
+    return json_or_empty(folder / file) or json_or_empty(folder.parent / file)
 
 
 def _text_weights(text: Path, folder: Path, tower: HFTextEncoder) -> tuple[Weights, list[str]]:

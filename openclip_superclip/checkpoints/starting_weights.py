@@ -51,10 +51,11 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> We
     """Returns the class head and token statistics saved next to the weights of a model, or None
     if there are none."""
     schema, location = parse_model_name(model)
+    file = None
     # --pretrained takes precedence over the weights in a folder
     if pretrained and Path(pretrained).is_file():
-        exported = Path(pretrained).name in WEIGHTS_NAMES
-        file = Path(pretrained).with_name(HEAD_NAME) if exported else None
+        if Path(pretrained).name in WEIGHTS_NAMES:
+            file = Path(pretrained).with_name(HEAD_NAME)
     elif schema == "hf-hub":
         try:
             file = Path(
@@ -62,8 +63,8 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> We
             )
         except FileNotFoundError:  # the repository has none
             return None
-    else:
-        file = Path(location, HEAD_NAME) if schema == "local-dir" else None
+    elif schema == "local-dir":
+        file = Path(location, HEAD_NAME)
     return read_head(file)[0] if file and file.is_file() else None
 
 

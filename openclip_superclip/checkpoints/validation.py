@@ -53,7 +53,7 @@ def best_epoch(run: Path) -> BestEpoch | None:
     Of equal epochs, the one with the lowest validation loss. None for a run that has measured
     neither.
     """
-    by_epoch: dict[int, dict] = {}
+    by_epoch = {}
     for row in validation_rows(run):
         if row.get("epoch"):  # 0 is before training
             by_epoch.setdefault(row["epoch"], {}).update(row)
@@ -95,6 +95,6 @@ def best_checkpoint(run: Path) -> Path:
     if file is None or not is_complete(file):
         raise InputError(
             f"--best: {best}, but its checkpoint was not saved (--save-frequency) or has been "
-            f"removed; give one of {listed(map(str, there.values())) or 'another run'}"
+            f"removed; give one of {listed(there.values()) or 'another run'}"
         )
     return file

@@ -25,7 +25,7 @@ from ..method.head import (
     is_of_authors,
 )
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .trainer_files import idf_file, is_complete, is_damaged, own_checkpoints, run_options
+from .trainer_files import idf_file, is_damaged, is_whole, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
 # more than any run can see; the sum of a thousand such counts still fits in int64
@@ -38,7 +38,7 @@ Weights = dict[str, Tensor]  # by name
 IGNORED = ("training_only_", "text.transformer.embeddings.position_ids")
 
 
-def check_match(weights: Weights, expected: Weights, what: str, model: str) -> None:
+def check_match(weights: Weights, expected: Weights, what: object, model: object) -> None:
     """Raises InputError with the first mismatches of names, shapes and number types, if there
     are any."""
     mismatches = []
@@ -62,7 +62,7 @@ def check_match(weights: Weights, expected: Weights, what: str, model: str) -> N
     raise InputError(f"{what} does not match {model}: {'; '.join(shown)}")
 
 
-def check_values(weights: Weights, what: str) -> None:
+def check_values(weights: Weights, what: object) -> None:
     """Raises InputError for non-finite weights, tensors of other kinds than plain ones, and
     impossible counts."""
     for name, tensor in weights.items():
@@ -80,7 +80,7 @@ def check_values(weights: Weights, what: str) -> None:
             _check_counts(num_captions, document_frequency, weights, what)
 
 
-def _check_counts(total_name: str, counts_name: str, weights: Weights, what: str) -> None:
+def _check_counts(total_name: str, counts_name: str, weights: Weights, what: object) -> None:
     num_captions = weights[total_name]
     document_frequency = weights[counts_name]
     if {num_captions.dtype, document_frequency.dtype} != {torch.int64} or num_captions.numel() != 1:
@@ -323,7 +323,7 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
     scripted = file.suffix != ".safetensors" and is_torchscript(file)
     try:
-        if checksums and zipfile.is_zipfile(file) and not is_complete(file, checksums=True):
+        if checksums and zipfile.is_zipfile(file) and not is_whole(file):
             raise ValueError("its checksums are wrong")
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:

@@ -61,8 +61,13 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add = parser.option
     seeds = parser.add_mutually_exclusive_group()
-    about = "train one seed, as a test: a few minutes"
-    seeds.add_argument("--quick", action="store_const", const=1, dest="seeds", help=about)
+    seeds.add_argument(
+        "--quick",
+        action="store_const",
+        const=1,
+        dest="seeds",
+        help="train one seed, as a test: a few minutes",
+    )
     add_count(seeds, "--seeds", "paired seeds (default: 4, ten minutes on two cores)")
     add_count(parser, "--samples", "training samples per run (default: 40960)")
     add_number(parser, "--jobs", 2, "runs at a time, one thread each", "N")
@@ -72,10 +77,13 @@ def _parse(argv: list[str]) -> Namespace:
         type=Path,
         default=Path("demo"),
     )
-    about = "only write the held-out scenes, as data sets for superclip evaluate"
-    add("--write-evaluation", about, type=Path, metavar="DIR")
-    about = "only write the model and the shards of the demo's recipes"
-    add_switch(parser, "--data-only", about)
+    add(
+        "--write-evaluation",
+        "only write the held-out scenes, as data sets for superclip evaluate",
+        type=Path,
+        metavar="DIR",
+    )
+    add_switch(parser, "--data-only", "only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=32, jobs=1)  # a batch of the demo's recipe
     return options

@@ -106,12 +106,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
     add_switch(parser, "--every", "CHECKPOINT is the folder of a run; evaluate all its checkpoints")
-    about = "as in CLIP_benchmark: AdamW on frozen, normalised features"
-    probe = parser.add_argument_group("linear probe", about)
+    probe = parser.add_argument_group(
+        "linear probe", "as in CLIP_benchmark: AdamW on frozen, normalised features"
+    )
     add_number(probe, "--probe-lr", 0.1)
     add_number(probe, "--probe-epochs", 10)
-    about = "a linear layer on frozen patch tokens, with AdamW"
-    dense = parser.add_argument_group("segmentation and depth", about)
+    dense = parser.add_argument_group(
+        "segmentation and depth", "a linear layer on frozen patch tokens, with AdamW"
+    )
     add_number(dense, "--dense-lr", 1e-3)
     add_number(dense, "--dense-epochs", 20)
     options = parser.parse_args(argv)

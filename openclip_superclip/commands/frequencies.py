@@ -81,8 +81,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default="",
         metavar="KEY",
     )
-    about = "number of tokens per caption to read (default: the text tower's)"
-    add_count(parser, "--context", about)
+    add_count(
+        parser, "--context", "number of tokens per caption to read (default: the text tower's)"
+    )
     add_number(parser, "--seed", 0, "seed of mixed:P")
     add_number(parser, "--workers", 1, "processes that count shards")
     add_number(

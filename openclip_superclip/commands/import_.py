@@ -24,11 +24,13 @@ def main(argv: list[str]) -> int:
         "--architecture",
         required=True,
     )
-    about = (
+    add_number(
+        parser,
+        "--global-batch",
+        16_384,
         "captions per step of the run, over all GPUs, to convert its running means to counts; by "
-        "default, that of the released runs"
+        "default, that of the released runs",
     )
-    add_number(parser, "--global-batch", 16_384, about)
     add_output(parser)
     options = parser.parse_args(argv)
     at_least(options, global_batch=1)

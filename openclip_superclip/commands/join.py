@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least, listed
-from .shared_options import add_count, add_number, add_output, add_switch
+from .shared_options import add_count, add_number, add_output, add_switch, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -48,8 +48,11 @@ def main(argv: list[str]) -> int:
             nargs=3,
             metavar=("R", "G", "B"),
         )
-    about = "tokens of a caption (default: the text tower's own length; a shorter one is faster)"
-    add_count(parser, "--context-length", about)
+    add_count(
+        parser,
+        "--context-length",
+        "tokens of a caption (default: the text tower's own length; a shorter one is faster)",
+    )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
     schema, _, image = options.image.partition(":")
@@ -62,11 +65,11 @@ def main(argv: list[str]) -> int:
         )
     from ..checkpoints.joining import ImageSource, join
 
-    source = ImageSource(
+    source = from_options(
+        ImageSource,
+        options,
         name=name,
         file=Path(file) if file else None,
-        by_order=options.by_order,
-        image_size=options.image_size,
         mean=options.image_mean,
         std=options.image_std,
     )

@@ -81,8 +81,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_recipe_options(parser, here=False)
     add_number(parser, "--nodes", 1, "number of nodes", "N")
     add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
-    about = "read all shards or images, not only the first and the last; exit code 1 if one is bad"
-    add_switch(parser, "--check", about)
+    add_switch(
+        parser,
+        "--check",
+        "read all shards or images, not only the first and the last; exit code 1 if one is bad",
+    )
     parser.option(
         "--gpu",
         "type of the GPUs, for the hours (default: %(default)s)",

@@ -89,8 +89,9 @@ def add_data_options(parser: ArgumentParser, default: str) -> None:
 
 def add_split_options(parser: ArgumentParser) -> None:
     """Adds options on splitting and loading batches."""
-    about = "largest batch size per GPU; larger batches are accumulated"
-    add_count(parser, "--gpu-batch-max", about)
+    add_count(
+        parser, "--gpu-batch-max", "largest batch size per GPU; larger batches are accumulated"
+    )
     add_count(parser, "--workers", "data-loading processes per GPU")
 
 
@@ -183,8 +184,11 @@ def add_slurm_options(parser: ArgumentParser, gpus_per_node: int) -> None:
     add = parser.add_argument
     parser.set_defaults(default_gpus_per_node=gpus_per_node)
     add_count(parser, "--nodes", "nodes of a run (default: 1)")
-    about = f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})"
-    add_count(parser, "--gpus-per-node", about)
+    add_count(
+        parser,
+        "--gpus-per-node",
+        f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})",
+    )
     add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         add(f"--{name}", help=f"sbatch's --{name}")

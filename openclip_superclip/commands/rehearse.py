@@ -31,8 +31,7 @@ def main(argv: list[str]) -> int:
     add_recipe_options(parser, here=True)
     add_settings(parser, "engine")
     parser.option("--out", "new folder (default: runs/NAME-rehearsal)", type=Path, metavar="DIR")
-    about = "steps of each of two slices, which are trained twice"
-    add_number(parser, "--steps", 100, about, "N")
+    add_number(parser, "--steps", 100, "steps of each of two slices, which are trained twice", "N")
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
     placement = find_placement()

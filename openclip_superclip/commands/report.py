@@ -85,10 +85,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default=Path("report"),
         metavar="DIR",
     )
-    about = (
+    add(
+        "--record",
         "instead of the page, write DIR/RUN/record.json for each finished run: recipe, "
-        "versions, device, scores"
+        "versions, device, scores",
+        type=Path,
+        metavar="DIR",
     )
-    add("--record", about, type=Path, metavar="DIR")
     add("--title", "title of the page (default: the methods of the runs)")
     return parser.parse_args(argv)

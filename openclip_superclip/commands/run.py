@@ -32,8 +32,9 @@ def main(argv: list[str]) -> int:
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
-    about = "print the batch, the steps and OpenCLIP's command; train nothing"
-    add_switch(parser, "--dry-run", about)
+    add_switch(
+        parser, "--dry-run", "print the batch, the steps and OpenCLIP's command; train nothing"
+    )
     options = parser.parse_args(argv)
     at_least(options, nproc=1)
     placement = find_placement()

@@ -51,10 +51,14 @@ def main(argv: list[str]) -> int:
         device = "cuda" if options.slurm else shared.device_here()
     settings = shared.run_settings(options, "--only" if options.only else "")
     require("superclip study", "report")
-    set_ = shared.all_settings(options)
-    command = shlex.join(["superclip", "study", *argv])
-    others = {"device": device, "set": set_, "settings": settings, "command": command}
-    study_options = from_options(StudyOptions, options, **others)
+    study_options = from_options(
+        StudyOptions,
+        options,
+        device=device,
+        set=shared.all_settings(options),
+        settings=settings,
+        command=shlex.join(["superclip", "study", *argv]),
+    )
     if _splits(options):
         return _run_on_parts(study_options, options)
     return _run(study_call(study_options), options)
@@ -129,12 +133,12 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        submission = StudySubmission(
+        submission = from_options(
+            StudySubmission,
+            options,
             call=call,
             request=shared.slurm_request(options),
             at_a_time=options.jobs or 0,
-            gpu_batch_max=options.gpu_batch_max,
-            workers=options.workers,
             reads_data=not options.skip_data_check,
         )
         print(submission.dry_run() if options.dry_run else submission.submit())
@@ -169,19 +173,26 @@ def _parse(argv: list[str]) -> Namespace:
     add_count(parser, "--jobs", "runs at a time (default: 1; with --slurm, no limit)")
     shared.add_device(parser)
     shared.add_data_options(parser, "the study's")
-    about = (
+    add(
+        "--val-data",
         "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
-        "the demo's scenes"
+        "the demo's scenes",
+        metavar="DATA",
     )
-    add("--val-data", about, metavar="DATA")
-    about = (
+    add(
+        "--val-fraction",
         "without --val-data: the fraction of a table's pairs that is split off for it, so that no "
-        f"image and no caption is on both sides (default: {VAL_FRACTION})"
+        f"image and no caption is on both sides (default: {VAL_FRACTION})",
+        type=float,
+        metavar="FRACTION",
     )
-    add("--val-fraction", about, type=float, metavar="FRACTION")
     add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
-    about = "folder of the runs; studies of one recipe can share it (default: OUT/runs)"
-    add("--runs", about, type=Path, metavar="DIR")
+    add(
+        "--runs",
+        "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
+        type=Path,
+        metavar="DIR",
+    )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")

@@ -68,8 +68,9 @@ def _parse(argv: list[str]) -> Namespace:
     add("--port", "port of --serve (default: 8000); 0 means any free one", type=int)
     add_model_options(parser)
     add("--words", "words and phrases to show, separated by commas, or a file with one per line")
-    about = "the N most likely words of an image (default: 10, or all of --words)"
-    add_count(parser, "--top", about)
+    add_count(
+        parser, "--top", "the N most likely words of an image (default: 10, or all of --words)"
+    )
     add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
     add_switch(parser, "--json", "print one line of JSON per image instead of tables")
     add(

@@ -86,8 +86,7 @@ class Frequencies:
             "document_frequency": self.document_frequency,
             "num_captions": torch.tensor(self.num_captions),
         }
-        names = ("tokenizer", "vocabulary", "captions", "context")
-        about = {name: getattr(self, name) for name in names}
+        about = {name: value for name, value in vars(self).items() if name not in tensors}
         # a single entry, because safetensors writes several in random order
         write_bytes(path, save(tensors, {ABOUT: json.dumps(about)}))
 

@@ -79,7 +79,7 @@ def held_out(
             "share images or captions; expected different images and captions, or "
             f"{flag} 0 and other data for validation"
         )
-    first_images: dict[tuple[str, str], str] = {}
+    first_images = {}  # by group
     for group, image in zip(groups, images, strict=True):
         first_images[group] = min(first_images.get(group, image), image)
 

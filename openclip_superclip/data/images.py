@@ -3,9 +3,9 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -158,27 +158,22 @@ def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
     return as_trained(image), ignored_property(image)
 
 
-class ImageCheck(NamedTuple):
-    """Why an image cannot be read, and what OpenCLIP ignores in it; both may be ""."""
+def check_image(source: str | bytes) -> tuple[str, str]:
+    """Decodes an image, given its path or content; a URL is no file, as in training.
 
-    problem: str = ""
-    ignored: str = ""
-
-
-def check_image(source: str | bytes) -> ImageCheck:
-    """Decodes an image, given its path or content; a URL is no file, as in training."""
+    Returns why it cannot be read, and what OpenCLIP ignores in it; both may be "".
+    """
     ignored, problem = read_image(source, ignored_property)
-    return ImageCheck(problem, ignored or "")
+    return problem, ignored or ""
 
 
-def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> list[str]:
-    """Returns a warning if OpenCLIP ignores something in images, given their numbers."""
-    if not ignored:
-        return []
-    return [
-        f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
-        f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
-    ]
+def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> Iterator[str]:
+    """Yields a warning if OpenCLIP ignores something in images, given their numbers."""
+    if ignored:
+        yield (
+            f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
+            f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
+        )
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

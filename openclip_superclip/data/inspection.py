@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,13 +64,13 @@ class ShardReport:
 
     def decode_image(self, sample: dict) -> None:
         """Decodes the image of a sample."""
-        checked = check_image(next(sample[name] for name in IMAGES if name in sample))
+        problem, ignored = check_image(next(sample[name] for name in IMAGES if name in sample))
         self.num_decoded += 1
-        if checked.problem:
+        if problem:
             self.num_unreadable += 1
-            self.image_error = checked.problem
-        if checked.ignored:
-            self.ignored[checked.ignored] += 1
+            self.image_error = problem
+        if ignored:
+            self.ignored[ignored] += 1
 
     def check_contents(self, caption: str) -> None:
         """Sets the problem of a shard that was read without an error."""
@@ -206,26 +206,25 @@ def _read_some(read: Callable, shards: list[str]) -> list[ShardReport]:
     return reports
 
 
-def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> list[str]:
-    """Returns warnings on images, and on missing long captions if they are looked for."""
+def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> Iterator[str]:
+    """Yields warnings on images, and on missing long captions if they are looked for."""
     num_decoded = sum(report.num_decoded for report in reports)
     ignored = sum((report.ignored for report in reports), Counter())
-    warnings = ignored_warning(ignored, num_decoded, flag)
+    yield from ignored_warning(ignored, num_decoded, flag)
     partly = [report for report in reports if report.num_unreadable and not report.problem]
     if partly:
         num_unreadable = sum(report.num_unreadable for report in partly)
-        warnings.append(
+        yield (
             f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
             f"first is in {partly[0].shard}: training skips them"
         )
     num_samples = sum(report.num_samples for report in reports)
     num_missing = num_samples - sum(report.num_long for report in reports)
     if long_caption and num_missing:
-        warnings.append(
+        yield (
             f"{flag}: {num_missing:,} of {num_samples:,} samples have no long caption "
             f"'{long_caption}'"
         )
-    return warnings
 
 
 def _file_sizes(shards: list[str]) -> dict[str, int | None]:
@@ -281,7 +280,7 @@ class ShardCheck:
     num_checked: int
     samples: int | None  # counted
     samples_listed: int | None  # by sizes.json
-    samples_expected: int | None  # by the recipe
+    samples_expected: int  # by the recipe
     bad: list[dict[str, str]]  # each with "shard" and "problem"
     good: str | None  # the pattern without these
     warnings: list[str]
@@ -290,7 +289,7 @@ class ShardCheck:
 def check_shards(
     pattern: str,
     split: Split,
-    expected: int | None = None,
+    expected: int,
     *,
     full: bool = False,
     long_caption: str = "",
@@ -308,11 +307,20 @@ def check_shards(
     if len(in_json) == len(shards):
         _check_slice(split, sum(in_json.values()))
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
-    warnings = inspection.warnings + _remote_warnings(shards)
-    if expected:
+    sizes = counted or in_json
+    num_samples = sum(sizes.values())
+    warnings = list(inspection.warnings)
+    if num_remote := sum(map(is_remote, shards)):
+        warnings.append(
+            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
+        )
+    if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
         source = "the shards hold" if counted else "sizes.json lists"
-        warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
-    warnings += _uneven_warnings(split, inspection, counted or in_json, expected)
+        warnings.append(
+            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+            f"data_samples={num_samples} plans with those"
+        )
+    warnings += _uneven_warnings(split, inspection, sizes, expected)
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
@@ -331,33 +339,14 @@ def check_shards(
     )
 
 
-def _remote_warnings(shards: list[str]) -> list[str]:
-    num_remote = sum(map(is_remote, shards))
-    if not num_remote:
-        return []
-    return [f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"]
-
-
-def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
-    """Returns a warning if the number of samples, 0 if unknown, is not the expected one."""
-    if not num_samples or abs(num_samples - expected) <= TOLERANCE * expected:
-        return []
-    return [
-        f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
-        f"data_samples={num_samples} plans with those"
-    ]
-
-
 def _uneven_warnings(
-    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int | None
+    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int
 ) -> list[str]:
     """Returns warnings about the division of the shards, given the known numbers of samples; if
     none is known, all shards are assumed to be equal."""
     shards = inspection.shards
-    if not sizes and expected:
+    if not sizes:
         sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    if not sizes or not split.slice_samples or not split.batch_size:
-        return []
     mean = round(sum(sizes.values()) / len(sizes))
     return split.check_sizes(
         [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
@@ -366,10 +355,8 @@ def _uneven_warnings(
 
 def _check_slice(split: Split, num_samples: int) -> None:
     """Raises InputError if the shards hold too few samples for the slices."""
-    global_batch_size = (split.batch_size or 1) * split.world_size
-    if split.slice_samples and more_than_a_slice(
-        split.slice_samples, num_samples, split.slices, global_batch_size
-    ):
+    global_batch_size = split.batch_size * split.world_size
+    if more_than_a_slice(split.slice_samples, num_samples, split.slices, global_batch_size):
         raise InputError(
             f"{split.flag}: sizes.json lists {num_samples:,} samples, too few for {split.slices} "
             f"slices of {split.slice_samples:,}: --set data_samples={num_samples} plans with those"

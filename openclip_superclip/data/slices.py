@@ -54,9 +54,9 @@ class Split:
     num_shards: int
     world_size: int
     workers: int
-    slices: int = 1
-    slice_samples: int | None = None  # --train-num-samples
-    batch_size: int | None = None  # of a rank
+    slices: int
+    slice_samples: int | None  # --train-num-samples; `check` alone does not need it
+    batch_size: int  # of a rank
     flag: str = "--data"
     slices_flag: str = "--set slices="
 

@@ -88,7 +88,7 @@ def detect_columns(
     They are (filepath, title), else (image, caption), else the only column of existing image files
     and the only other column that can be the caption.
     """
-    lines: list[str] = []
+    lines = []
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
@@ -253,8 +253,9 @@ def read_table(
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
         if long_key:
-            records = rows.to_dict("records")
-            table.num_long += sum(has_long_caption(row, long_key) for row in records)
+            table.num_long += sum(
+                has_long_caption(row, long_key) for row in rows.to_dict("records")
+            )
         if max_decoded != 0:
             images += map(str, rows[columns.image])
     if not table.num_rows:
@@ -265,11 +266,11 @@ def read_table(
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         checks = pool.map(check_image, chosen)
         bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
-        for index, check in enumerate(bar):
-            if check.problem:
-                table.bad.append((index * stride + 1, chosen[index], check.problem))
-            if check.ignored:
-                table.ignored[check.ignored] += 1
+        for index, (problem, ignored) in enumerate(bar):
+            if problem:
+                table.bad.append((index * stride + 1, chosen[index], problem))
+            if ignored:
+                table.ignored[ignored] += 1
     return table
 
 
@@ -299,8 +300,9 @@ def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None)
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        options = {**columns.pandas_options, "chunksize": ROWS_AT_ONCE, "dtype": dtype}
-        with pd.read_csv(path, **options) as chunks:
+        with pd.read_csv(
+            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
+        ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
                 if not isinstance(rows.index, pd.RangeIndex):

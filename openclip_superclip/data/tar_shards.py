@@ -64,7 +64,7 @@ def contract(names: Sequence[str]) -> str:
 
 def _braces(numbers: Iterable[str]) -> str:
     """Returns numbers as a pattern: {0,{3..5}} for 0, 3, 4 and 5."""
-    ranges: list[tuple[str, str]] = []  # first and last number of each
+    ranges = []  # first and last number of each
     for number in numbers:
         first, last = ranges[-1] if ranges else ("", "")
         is_next = last and number and len(number) == len(last) and int(number) == int(last) + 1

@@ -15,6 +15,13 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import (
+    TreeSpec,
+    tree_flatten,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+)
 
 from ..environment import replaced
 from . import loss as class_loss
@@ -27,16 +34,15 @@ OPERATORS = {  # ours, whose allocations are counted inside them
 
 
 class Allocations(TorchDispatchMode):
-    """Records which tensors of a device are allocated and freed, and when.
+    """Records which tensors on "meta" are allocated and freed, and when.
 
     Operators that only make new tensors run once for each shape of their inputs: later calls make
     tensors like the first results. `Tensor.item` returns 1.0 for floating-point tensors
     and 0 for others.
     """
 
-    def __init__(self, device: str = META):
+    def __init__(self):
         super().__init__()
-        self.device = device
         self.in_head = False  # whether the class loss is running
         self.events: list[tuple[int, int]] = []  # number of the storage, bytes; negative if freed
         self.of_head: set[int] = set()  # numbers of the storages that the class loss allocated
@@ -53,8 +59,9 @@ class Allocations(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 0
         call = function, _signature(args), _signature(tuple(kwargs.items()))
         if results := self._results.get(call):
-            outputs = [result and torch.empty_strided(**result) for result in results[1]]
-            outputs = outputs[0] if results[0] is Tensor else results[0](outputs)
+            layouts, structure = results
+            tensors = [layout and torch.empty_strided(**layout) for layout in layouts]
+            outputs = tree_unflatten(tensors, structure)
             self._record(outputs)
             return outputs
         outputs = function(*args, **kwargs)
@@ -66,8 +73,8 @@ class Allocations(TorchDispatchMode):
     def _record(self, outputs) -> bool:
         """Records the storages of a function's results; returns whether all of them are new."""
         all_new = True
-        for tensor in outputs if isinstance(outputs, tuple | list) else [outputs]:
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor) and tensor.device.type == META:
                 all_new &= self.add(tensor)
         return all_new
 
@@ -120,12 +127,9 @@ def _signature(value):
     return value
 
 
-def _layouts(outputs) -> tuple[type, list[dict | None]] | None:
+def _layouts(outputs) -> tuple[list[dict | None], TreeSpec] | None:
     """Returns how to make tensors like a function's results; None for other results."""
-    is_one = isinstance(outputs, Tensor)
-    tensors = [outputs] if is_one else outputs
-    if not isinstance(tensors, tuple | list) or not any(isinstance(t, Tensor) for t in tensors):
-        return None
+    tensors, structure = tree_flatten(outputs)
     layouts = []
     for tensor in tensors:
         if isinstance(tensor, Tensor):
@@ -135,7 +139,7 @@ def _layouts(outputs) -> tuple[type, list[dict | None]] | None:
             layouts.append(None)
         else:
             return None
-    return (Tensor if is_one else type(outputs)), layouts
+    return (layouts, structure) if any(layouts) else None
 
 
 class Precision:
@@ -148,14 +152,9 @@ class Precision:
         self.dtype = dtype
         self._weights: dict[Tensor, Tensor] | None = None  # the copies; None outside `forward`
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
+    def forward(self):
         """A context for the forward pass and the loss."""
-        self._weights = {}
-        try:
-            yield
-        finally:
-            self._weights = None
+        return replaced(self, _weights={})
 
     def state(self) -> dict:
         """Returns torch's functions that get and set the state of autocast."""
@@ -168,20 +167,21 @@ class Precision:
 
     def lowered(self, function):
         """Returns the function with its floating-point arguments in autocast's type."""
-        return self._with_arguments(function, self._lower)
+        return self.casting(function, self._lower)
 
-    def in_float32(self, function):
-        """Returns the function with its floating-point arguments in float32."""
-        return self._with_arguments(function, Tensor.float)
-
-    def _with_arguments(self, function, cast):
+    def casting(self, function, cast):
+        """Returns the function with `cast` applied to its floating-point arguments; without
+        autocast, the function itself."""
         if self.dtype is None:
             return function
 
+        def cast_floating(tensor: Tensor) -> Tensor:
+            return cast(tensor) if tensor.is_floating_point() else tensor
+
         @functools.wraps(function)
         def call(*args, **kwargs):
-            args = [_cast(value, cast) for value in args]
-            return function(*args, **{name: _cast(value, cast) for name, value in kwargs.items()})
+            args, kwargs = tree_map_only(Tensor, cast_floating, (args, kwargs))
+            return function(*args, **kwargs)
 
         return call
 
@@ -191,10 +191,6 @@ class Precision:
         if tensor not in self._weights:
             self._weights[tensor] = tensor.to(self.dtype)
         return self._weights[tensor]
-
-
-def _cast(value, cast):
-    return cast(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 # The functions that autocast changes on a GPU, and that OpenCLIP, timm and transformers call.
@@ -213,7 +209,9 @@ def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
     functions = {name: precision.lowered(getattr(F, name)) for name in LOWERED[F]}
     functions["scaled_dot_product_attention"] = precision.lowered(_fused_attention())
     if device != "cpu":
-        functions |= {name: precision.in_float32(getattr(F, name)) for name in IN_FLOAT32}
+        functions |= {
+            name: precision.casting(getattr(F, name), Tensor.float) for name in IN_FLOAT32
+        }
     products = {name: precision.lowered(getattr(torch, name)) for name in LOWERED[torch]}
     chunks = {
         name: getattr(class_loss, name) | {META: getattr(class_loss, name)[device]}

@@ -74,7 +74,7 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
         width = getattr(visual.trunk, "head_hidden_size", None) or visual.trunk.num_features
     else:
         reason = "as its attention pool projects too: leave the flag out, or use a ViT"
-        if isinstance(visual, VisionTransformer) and visual.pool_type == "none":
+        if isinstance(visual, VisionTransformer):
             reason = (
                 "as its pool_type is none: leave the flag out, or use a model with "
                 "pool_type tok or avg"

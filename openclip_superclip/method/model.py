@@ -296,7 +296,7 @@ def take_epoch_words(model: nn.Module) -> EpochWords | None:
     return with_head.word_knowledge.take(with_head.class_head.weight.device)
 
 
-def with_class_head(model_class: type, placebo: str = "off") -> type:
+def with_class_head(model_class: type, placebo: str) -> type:
     """Returns the SuperCLIP class of an OpenCLIP model class, with one of PLACEBOS; InputError if
     there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):

@@ -6,7 +6,6 @@ import inspect
 import itertools
 import json
 import logging
-import os
 import socket
 import tarfile
 import types
@@ -115,12 +114,12 @@ class _Images(CsvDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.kept = range(len(self.images))  # the rows to train on
         self.unreadable = _Images.listing
 
     def __getitem__(self, index):
-        rows = getattr(self, "kept", range(len(self)))
         for position in itertools.chain(range(index, len(self)), range(index)):
-            image = self.images[rows[position]]
+            image = self.images[self.kept[position]]
             try:
                 check_regular(image)
                 return self.read(position)
@@ -148,7 +147,6 @@ class _Table(_Images):
         table = pd.read_csv(input_filename, sep=sep)
         self.columns = {name: table[name].tolist() for name in table}
         self.caption_tokens = caption_tokens
-        self.kept = range(len(table))
         if hasattr(caption_tokens, "keeps"):
             self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
             logging.info(
@@ -227,8 +225,5 @@ class _Unreadable:
 
     def _write(self, values: dict) -> None:
         line = json.dumps({"epoch": self.epoch(), **values}) + "\n"
-        file = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(file, line.encode())  # unbuffered: all workers write to one file
-        finally:
-            os.close(file)
+        with open(self.file, "ab", buffering=0) as file:  # all workers write to one file
+            file.write(line.encode())

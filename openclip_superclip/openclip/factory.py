@@ -54,7 +54,10 @@ def create_model_and_transforms(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
     loading, load = starting_weights.how_to_load(model_name, pretrained)
-    superclip = head_options(model_name, pretrained, config, cache_dir=cache_dir, load=load)
+    tokenizer = open_tokenizer(model_name, cache_dir=cache_dir)
+    superclip = head_options(
+        model_name, pretrained, config, tokenizer, cache_dir=cache_dir, load=load
+    )
     if not kwargs.get("load_weights", True) and load is None:
         superclip["stored_head"] = None
     with plugins_model_class():
@@ -69,9 +72,9 @@ def head_options(
     model_name: str,
     pretrained: str | None,
     config: Config,
+    tokenizer,
     *,
     separate_words: bool = False,
-    context_length: int | None = None,
     cache_dir: str | None,
     load,
     **options,
@@ -81,7 +84,6 @@ def head_options(
     The tokenizer determines which ids are not words and, with `separate_words`, the length of the
     text tower's tokens.
     """
-    tokenizer = open_tokenizer(model_name, context_length, cache_dir)
     frequencies = None
     if is_idf_file(config.idf):
         of_file = read_frequencies(config.idf)

@@ -156,8 +156,7 @@ def install(args: argparse.Namespace) -> None:
     for path, wrapper in current().WRAPPERS.items():
         _replace(path, wrapper)
     _replace("torch.nn.parallel.DistributedDataParallel", _with_cpu_ranks)
-    for name in MODEL_CLASSES:
-        _replace(f"open_clip.factory.{name}", _ModelSelector)
+    _replace_model_classes()
 
 
 @contextlib.contextmanager
@@ -165,31 +164,33 @@ def plugins_model_class():
     """A context in which OpenCLIP's factory calls the plugins for the model class.
 
     One thread at a time."""
-    factory = importlib.import_module("open_clip.factory")
+    from open_clip import factory
+
     with (
         FACTORY_LOCK,
         replaced(factory, **{name: getattr(factory, name) for name in MODEL_CLASSES}),
     ):
         if not is_patched():
-            for name in MODEL_CLASSES:
-                _replace(f"open_clip.factory.{name}", _ModelSelector)
+            _replace_model_classes()
         yield
 
 
-class _ModelSelector:
-    """Replaces a model class in OpenCLIP's factory; a call creates a model of the class that the
-    plugins select."""
+def _replace_model_classes() -> None:
+    for name in MODEL_CLASSES:
+        _replace(f"open_clip.factory.{name}", _of_selected_class)
 
-    def __init__(self, model_class: type):
-        self.model_class = model_class
-        self.__name__ = model_class.__name__  # which the factory logs
 
-    def __call__(self, *args, **model_cfg):
+def _of_selected_class(model_class: type):
+    """Returns what replaces a model class in OpenCLIP's factory: a function that creates a model of
+    the class that the plugins select."""
+
+    def create(*args, **model_cfg):
         hook = hooks.plugin_manager().hook
-        selected = hook.open_clip_select_model_class(
-            model_class=self.model_class, model_cfg=model_cfg
-        )
-        return (selected or self.model_class)(*args, **model_cfg)
+        selected = hook.open_clip_select_model_class(model_class=model_class, model_cfg=model_cfg)
+        return (selected or model_class)(*args, **model_cfg)
+
+    create.__name__ = model_class.__name__  # which the factory logs
+    return create
 
 
 def with_epoch_end(train):

@@ -1,8 +1,6 @@
 """OpenCLIP 4 (main branch): a task contains model and loss; batches are dicts; images are
 decoded last."""
 
-import inspect
-
 from . import openclip_3
 
 HAS_TASKS = True
@@ -22,11 +20,8 @@ def with_plugins_task(create):
         own = task.loss
         loss = openclip_3.plugins_loss(call["args"], call.get("model"), lambda: own)
         if loss is not own:
-            if "loss" in inspect.signature(create).parameters:
-                task = create(*args, **kwargs | {"loss": loss})
-            else:
-                del task.loss  # a plugin's loss need not be a module
-                task.loss = loss
+            del task.loss  # a plugin's loss need not be a module
+            task.loss = loss
             if hasattr(task, "_build_loss_inputs"):
                 task._build_loss_inputs = with_every_output(task._build_loss_inputs)
         return task

@@ -1,10 +1,8 @@
 """A training step on tensors without values, and its peak memory on a GPU."""
 
 import argparse
-import collections
 import contextlib
 import functools
-import inspect
 from dataclasses import dataclass
 
 import open_clip
@@ -90,9 +88,7 @@ class Step:
         if options.distill:
             teacher = read_architecture(options.distill_model)
             self.teacher = teacher.build(precision=options.precision, output_dict=True).eval()
-        create = open_clip.create_loss
-        takes_model = "model" in inspect.signature(create).parameters  # from OpenCLIP 4 on
-        own = functools.partial(create, options, **{"model": self.model} if takes_model else {})
+        own = functools.partial(open_clip.create_loss, options)
         self.loss = plugins_loss(options, self.model, own)
         make = autocast(options.precision, self.device)
         is_mixed = isinstance(make, functools.partial)
@@ -101,12 +97,11 @@ class Step:
         with self._simulation():
             self._make_optimizer()
 
-    def _simulation(self) -> contextlib.ExitStack:
-        """Returns a context in which the step runs as on the run's device, and is recorded."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(as_on(self.device, self.precision, self.options.world_size))
-        stack.enter_context(self.allocations)
-        return stack
+    @contextlib.contextmanager
+    def _simulation(self):
+        """A context in which the step runs as on the run's device, and is recorded."""
+        with as_on(self.device, self.precision, self.options.world_size), self.allocations:
+            yield
 
     def _make_optimizer(self) -> None:
         """Makes the optimizer, and a step of it: the first one allocates its state, and the peak of
@@ -202,14 +197,11 @@ class Step:
                 of_head |= numbers.keys()
                 head_copies += num_bytes
         live = self.allocations.at_peak()
-        totals = collections.Counter(gradients=copies)
+        totals = {"parameters": 0, "gradients": copies, "optimizer": 0, "activations": 0}
         for number, num_bytes in live.items():
             totals[kinds.get(number, others)] += num_bytes
-        return Peak(
-            **{kind: totals[kind] for kind in ("parameters", "gradients", "optimizer")},
-            activations=totals["activations"],
-            head=head_copies + sum(live[number] for number in of_head & live.keys()),
-        )
+        head = head_copies + sum(live[number] for number in of_head & live.keys())
+        return Peak(**totals, head=head)
 
     def _kinds_of(self, parameter: nn.Parameter) -> dict[int, str]:
         """Returns the kinds of a parameter's tensors by the number of their storage."""

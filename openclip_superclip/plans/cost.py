@@ -1,7 +1,6 @@
 """The cost of a run: FLOPs, hours, memory, parameters and checkpoint sizes."""
 
 import bisect
-import dataclasses
 import functools
 import hashlib
 import math
@@ -56,7 +55,7 @@ def estimate_cost(
     the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and `samples_per_second` the
     measured throughput of all GPUs together.
     """
-    counts = kept_of_model(run, "models", _count, {})
+    counts = kept_of_model(run, "models", _count, [])
     gmacs = counts.pop("forward_gmacs")
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
@@ -91,13 +90,7 @@ def estimate_cost(
 def estimate_memory(run: Run) -> dict:
     """Returns the plan's peak memory, for JSON, as `step_memory` does; `problem` is the reason if
     it cannot be computed for a model or a flag."""
-    inputs = {
-        "device": run.device,
-        "batch_size": run.batch_size,
-        "accum_freq": run.accum_freq,
-        "world_size": run.world_size,
-        "engine": run.settings.engine,
-    }
+    inputs = [run.device, run.batch_size, run.accum_freq, run.world_size, run.settings.engine]
     for flag in NO_MEMORY:
         if run.recipe.flags.get(flag):
             return {"problem": f"--{flag} is not supported"}
@@ -134,19 +127,18 @@ def step_memory(run: Run) -> dict:
         if peak_of(per_gpu) > num_bytes:
             num_fitting = bisect.bisect(sizes, num_bytes, hi=len(sizes) - 1, key=peak_of)
         largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
-    return {"peak_bytes": found.total, **dataclasses.asdict(found), "largest_batches": largest}
+    return {"peak_bytes": found.total, **vars(found), "largest_batches": largest}
 
 
-def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: dict) -> dict:
+def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: list) -> dict:
     """Returns `compute(run)`, which depends on the run's model, its flags and `inputs`, from the
     cache if possible: importing OpenCLIP takes seconds."""
     recipe = run.recipe
     files = _files_of(recipe.model)
     if files is None:
         return compute(run)
-    inputs = inputs | {"model": recipe.model, "files": files, "precision": recipe.precision}
-    inputs |= {"flags": recipe.flags, "superclip": recipe.superclip}
-    return kept(name, inputs, lambda: compute(run))
+    of_model = [recipe.model, files, recipe.precision, recipe.flags, recipe.superclip]
+    return kept(name, [*of_model, *inputs], lambda: compute(run))
 
 
 def _files_of(model: str) -> list[str] | None:
@@ -192,14 +184,12 @@ def build_model(run: Run) -> tuple[dict, object, dict]:
     of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
     parameters = dict(model.named_parameters()) | of_head
     num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    buffers = [
-        tensor for name, tensor in (model.state_dict() | head).items() if name not in parameters
-    ]
+    tensors = model.state_dict() | head
+    buffer_bytes = sum(tensors[name].nbytes for name in tensors.keys() - parameters.keys())
     num_bytes = 2 if recipe.precision in HALF else 4
     counts = {
         "parameters": num_parameters,
         "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
-        "checkpoint_bytes": 3 * num_bytes * num_parameters
-        + sum(tensor.nbytes for tensor in buffers),
+        "checkpoint_bytes": 3 * num_bytes * num_parameters + buffer_bytes,
     }
     return counts, model, head

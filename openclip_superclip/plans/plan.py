@@ -47,10 +47,10 @@ def make_run(
     if is_table(data):
         slice_samples = recipe.data_samples
         num_slices = math.ceil(round(recipe.samples / recipe.data_samples, 6))
-        slice_steps = batches_of_table(slice_samples, batch_size, world_size) // accum_freq
+        batches = batches_of_table(slice_samples, batch_size, world_size)
     else:
         num_slices, slice_samples = cut(recipe)
-        slice_steps = openclip_steps(slice_samples, batch_size, world_size, workers, accum_freq)
+        batches = batches_of_shards(slice_samples, batch_size, world_size, workers)
     run = Run(
         recipe,
         nodes,
@@ -62,7 +62,7 @@ def make_run(
         accum_freq,
         slice_samples,
         num_slices,
-        slice_steps,
+        slice_steps=batches // accum_freq,
         gpu_batch_max=gpu_batch_max,
         settings=settings,
     )
@@ -137,13 +137,6 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     exact = (n for n in divisors(steps) if fewest <= n <= fewest + fewest // 2)
     num_slices = next(exact, fewest)
     return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
-
-
-def openclip_steps(
-    num_samples: int, batch_size: int, world_size: int, workers: int, accum_freq: int
-) -> int:
-    """Returns the optimizer steps of an OpenCLIP epoch over WebDataset shards."""
-    return batches_of_shards(num_samples, batch_size, world_size, workers) // accum_freq
 
 
 def _check_stage(run: Run) -> None:

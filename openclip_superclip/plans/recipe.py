@@ -145,19 +145,18 @@ class Recipe:
     def set_values(self) -> dict:
         """The values of the fields that were given with --set."""
         values = {}
-        for key in (key for key, why in self.chosen.items() if why == GIVEN):
-            name, _, inner = key.partition(".")
-            value = getattr(self, name, None)
-            values[key] = (value or {}).get(inner) if inner else value
+        for key, why in self.chosen.items():
+            if why == GIVEN:
+                name, _, inner = key.partition(".")
+                value = getattr(self, name, None)
+                values[key] = (value or {}).get(inner) if inner else value
         return values
 
     @property
     def columns(self) -> Columns:
         """The columns of the recipe's tables."""
-        names = []
-        for flag, default in zip(COLUMN_FLAGS, Columns(), strict=True):
-            names.append(str(self.flags.get(flag, default)))
-        return Columns(*names)
+        defaults = zip(COLUMN_FLAGS, Columns(), strict=True)
+        return Columns(*(str(self.flags.get(flag, default)) for flag, default in defaults))
 
     @property
     def caption_config(self) -> Config:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.error import MarkedYAMLError
 
 from ..errors import InputError, reason
 from ..files import shipped_folder
@@ -99,8 +98,7 @@ def _merged(below: dict, above: dict) -> dict:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict):
-            inner = merged.get(key)
-            merged[key] = _merged(inner if isinstance(inner, dict) else {}, value)
+            merged[key] = _merged(merged.get(key, {}), value)
         else:
             merged[key] = value
     return merged
@@ -111,7 +109,7 @@ def read_yaml(file: Path, what: str) -> dict:
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text())
     except (YAMLError, OSError, UnicodeDecodeError) as error:
-        mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+        mark = getattr(error, "problem_mark", None)  # of most, but not all of these errors
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)
         raise InputError(f"{file} is not a readable YAML file: {problem}") from None
     if not isinstance(values, dict):

@@ -19,7 +19,7 @@ from ..environment import kept
 from ..errors import InputError, at_least, reason
 from ..files import content_digest, json_or_empty, read_json
 from ..flags import Config
-from .recipe import CONFIG_FIELDS, Recipe
+from .recipe import Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -201,7 +201,7 @@ class Run:
         recipe = self.recipe
         of_shards = {
             "train-num-samples": self.slice_samples,
-            "superclip-slices": self.recipe.slices,
+            "superclip-slices": recipe.slices,
         }
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
@@ -223,14 +223,16 @@ class Run:
             "device": self.device,
             "horovod": self.settings.engine == "horovod",
             **recipe.flags,
+            "superclip": recipe.superclip is not None,
         }
-        arguments = [
-            argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)
-        ]
-        if recipe.superclip is not None:
-            arguments.append("--superclip")
-            for name, value in recipe.superclip.items():
-                arguments += _argument(CONFIG_FIELDS[name].metadata["flag"], value)
+        for name, value in (recipe.superclip or {}).items():
+            values[f"superclip-{name.replace('_', '-')}"] = value
+        arguments = []
+        for flag, value in values.items():
+            if value is not False:
+                arguments.append(f"--{flag}")
+            if not isinstance(value, bool):
+                arguments += map(str, value if isinstance(value, list) else [value])
         return arguments
 
     def check_shards(self) -> list[str]:
@@ -265,9 +267,10 @@ class Run:
                 "--data",
                 max_decoded=None if full else MAX_DECODED,
             )
-            bad = []
-            for row, image, problem in table.bad:
-                bad.append({"shard": image, "row": row, "problem": problem})
+            bad = [
+                {"shard": image, "row": row, "problem": problem}
+                for row, image, problem in table.bad
+            ]
             checked = {
                 "rows": self.recipe.data_samples,
                 "full": full,
@@ -284,7 +287,7 @@ class Run:
                 full=full,
                 long_caption=config.long_caption_key,
             )
-            checked = dataclasses.asdict(shard_check)
+            checked = vars(shard_check)
         checked["warnings"] += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}
@@ -303,10 +306,3 @@ class Run:
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
-
-
-def _argument(flag: str, value) -> list[str]:
-    """Returns the command-line arguments of a flag: none for False, only its name for True."""
-    if isinstance(value, bool):
-        return [flag] if value else []
-    return [flag, *map(str, value if isinstance(value, list) else [value])]

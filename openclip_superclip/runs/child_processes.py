@@ -38,11 +38,11 @@ class Start:
     run: Run
     logs: Path
     arguments: list[str]  # of `superclip train`
-    node: int = 0
-    master_addr: str = "127.0.0.1"
-    master_port: int = 0
-    staged: str | None = None  # the folder of copied shards
-    measures: bool = False  # whether the ranks measure time and memory, for a rehearsal
+    node: int
+    master_addr: str
+    master_port: int
+    staged: str | None  # the folder of copied shards
+    measures: bool  # whether the ranks measure time and memory, for a rehearsal
     launcher: int = field(default_factory=os.getpid)  # the process with which the ranks end
 
     @property
@@ -114,6 +114,7 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
         "MASTER_ADDR": start.master_addr,
         "MASTER_PORT": str(start.master_port),
     }
+    # -u: a rank reads its own log when it ends
     command = [sys.executable, "-u", "-m", "openclip_superclip.runs.rank_main", str(start.file)]
     return _start(command, environment, start.logs / f"rank_{rank}.log")
 
@@ -178,12 +179,11 @@ def run_superclip(
 
 def last_line(output: Path) -> str:
     """Returns the last line of a file that is not empty."""
-    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    lines = output.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"
 
 
 def free_port() -> int:
     """Returns a free port of this machine."""
-    with socket.socket() as listening:
-        listening.bind(("", 0))
+    with socket.create_server(("", 0)) as listening:
         return listening.getsockname()[1]

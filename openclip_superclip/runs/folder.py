@@ -89,6 +89,11 @@ class RunFolder:
         return json_or_empty(self.path / RECORD)
 
     @property
+    def epoch(self) -> int:
+        """The number of saved slices: the epoch of the newest complete checkpoint."""
+        return newest(self.checkpoints)
+
+    @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
         return self.record().get("attempts", [])
@@ -169,7 +174,6 @@ class RunFolder:
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
-        make_folder(self.path)
         write_json(self.path / "submitted.json", {"job": job, "since": current_time()})
 
     def start(
@@ -189,7 +193,7 @@ class RunFolder:
             "hosts": hosts(),
             "ranks": f"ranks/{logs}",
             "started": current_time(),
-            "epoch_before": newest(self.checkpoints),
+            "epoch_before": self.epoch,
             "accepts": accepts,
         }
         self.write(run)
@@ -232,7 +236,7 @@ class RunFolder:
         )
         attempts[-1] |= {
             "ended": current_time(),
-            "epoch_after": newest(self.checkpoints),
+            "epoch_after": self.epoch,
             "state": state,
             "error": error,
             "again": then.next is not None,
@@ -245,8 +249,9 @@ class RunFolder:
 
     def _write_state(self, state: str, **values) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
-        before = {name: value for name, value in self.state().items() if name != "refused"}
-        now = {
+        content = self.state()
+        content.pop("refused", None)
+        content |= {
             "state": state,
             "since": current_time(),
             "heartbeat": current_time(),
@@ -254,9 +259,9 @@ class RunFolder:
             "error": None,
             "next": None,
             "without": None,
-            "epoch": newest(self.checkpoints),
+            "epoch": self.epoch,
         }
-        content = before | now | values
+        content |= values
         try:
             write_json(self.path / "state.json", content)
         except OSError as error:

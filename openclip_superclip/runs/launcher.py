@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from ..checkpoints import trainer_files
 from ..checkpoints.began_with import (
     BEGAN_WITH,
     beginning,
@@ -20,21 +19,33 @@ from ..checkpoints.began_with import (
     read_beginning,
 )
 from ..checkpoints.resume import resumed_checkpoint
+from ..checkpoints.trainer_files import checkpoints, is_complete, is_whole, quarantine
 from ..checkpoints.validation import best_epoch, why_stopped_early
 from ..environment import current_time
 from ..errors import InputError, to_stderr
-from ..files import make_folder
 from ..openclip.train import check_command
 from ..plans.cost import build_model
 from ..plans.run import Run
 from ..rendering import bytes_text
-from . import recovery
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
 from .lock import lock
-from .node_loss import HEARTBEAT, cause
+from .node_loss import HEARTBEAT, PATIENCE, cause
 from .progress import AddedLines, Progress
-from .recovery import CONNECTION, DATA, ENDS, LOSS, MAX_STARTS, REQUEUE, STALL, Decision, Failure
+from .recovery import (
+    CONNECTION,
+    DATA,
+    ENDS,
+    LOSS,
+    MAX_STARTS,
+    REQUEUE,
+    STALL,
+    Decision,
+    Failure,
+    decide,
+    first_failure,
+    starts_without_slice,
+)
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
 from .staging import Staging
@@ -103,13 +114,8 @@ class NodeTraining:
     def _arguments(self) -> list[str]:
         """Returns the arguments of `superclip train`."""
         path = self.folder.path
-        arguments = [
-            *self.run.openclip_arguments(),
-            "--logs",
-            str(path.parent),
-            "--name",
-            path.name,
-        ]
+        arguments = self.run.openclip_arguments()
+        arguments += ["--logs", str(path.parent), "--name", path.name]
         arguments += ["--resume", "latest", "--save-frequency", "1"]
         if self.accept_changes and not self.run.is_table:
             arguments.append("--superclip-accept-changes")
@@ -130,7 +136,7 @@ class NodeTraining:
         if not failures:
             return 0
         # the first node prints the traceback of the failure that caused the others
-        to_stderr(f"superclip run: {recovery.first_failure(failures).text}")
+        to_stderr(f"superclip run: {first_failure(failures).text}")
         return 1
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
@@ -148,7 +154,6 @@ class NodeTraining:
 
     def _first_node(self) -> int:
         folder = self.folder
-        make_folder(folder.path)
         with lock(folder.path / "lock", self.placement):
             try:
                 if folder.is_finished:
@@ -160,9 +165,7 @@ class NodeTraining:
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
-            for path in trainer_files.quarantine(
-                folder.checkpoints, trainer_files.is_whole, "damaged"
-            ):
+            for path in quarantine(folder.checkpoints, is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
             values["accepts"] = self.accept_changes
             folder.start(self.run, self.placement, self.logs.name, **values)
@@ -209,16 +212,16 @@ class NodeTraining:
             folder.check_recipe(self.run.recipe)
         resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
         begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
-        before = read_beginning(folder.path) if trainer_files.newest(folder.checkpoints) else None
+        before = read_beginning(folder.path) if folder.epoch else None
         if before is None:  # nothing was trained yet
             return {BEGAN_WITH: begins}
-        changed = differences(before, begins)
         if not self.accept_changes:
             check_beginning(folder.path, begins, "--accept-changes")
+        changed = differences(before, begins)
         changes = folder.record().get("changes", [])
         if changed:
             change = {"when": current_time(), "start": len(folder.attempts), "changed": changed}
-            changes = [*changes, change]
+            changes.append(change)
         began_with = begins if changed or not before["versions"] else before
         return {BEGAN_WITH: began_with, "changes": changes}
 
@@ -235,12 +238,10 @@ class NodeTraining:
             return Failure.of("superclip run", error)
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
-            failure = cause(self.logs, self.failures, hosts())
-            self._name_unreadable(failure)
-            return failure
+            return self._cause(PATIENCE)
         self._each_second()
         last = self.run.num_slices
-        if trainer_files.newest(self.folder.checkpoints) < last and not self._why_stopped_early():
+        if self.folder.epoch < last and not self._why_stopped_early():
             return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
@@ -259,7 +260,7 @@ class NodeTraining:
             return
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
-        epoch = trainer_files.newest(self.folder.checkpoints)
+        epoch = self.folder.epoch
         if epoch != self.last_epoch:
             self.last_epoch = epoch
             self.folder.prune(self.run)
@@ -270,32 +271,33 @@ class NodeTraining:
         self._make_room()
         if stop.before_time_is_up or self.placement.num_nodes == 1:
             return None
-        failure = cause(self.logs, self.failures, hosts(), PATIENCE_AT_STOP)
+        failure = self._cause(PATIENCE_AT_STOP)
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None
-        self._name_unreadable(failure)
         return failure
 
-    def _name_unreadable(self, failure: Failure | None) -> None:
-        """Raises an InputError that names the shards if they are the failure."""
+    def _cause(self, patience: float) -> Failure | None:
+        """Returns the failure that caused the others, as `cause` does; InputError, naming the
+        shards, for unreadable data."""
+        failure = cause(self.logs, self.failures, hosts(), patience)
         if failure and failure.kind == DATA:
             self.unreadable.look()
             self.unreadable.check()
+        return failure
 
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
         folder = self.folder
         self._beat()
         if failure is None:
-            epoch = trainer_files.newest(folder.checkpoints)
+            epoch = folder.epoch
             last = self.run.num_slices
             if epoch < last:
                 folder.beat(stopped_early=self._why_stopped_early())
                 self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
             folder.end(FINISHED)
-            last = f"{folder.checkpoints}/epoch_{epoch}.pt"
-            print(f"superclip run: finished; {last}", flush=True)
+            print(f"superclip run: finished; {folder.checkpoints}/epoch_{epoch}.pt", flush=True)
             if best := best_epoch(folder.path):
                 export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
                 print(f"superclip run: {best}; {export} exports it", flush=True)
@@ -304,15 +306,14 @@ class NodeTraining:
         if failure.kind == LOSS:
             from ..checkpoints.weights import holds_numbers  # imports torch
 
-            for path in trainer_files.quarantine(folder.checkpoints, holds_numbers, "ruined"):
+            for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         disk = self._full_disk()
         decision = ENDS
         if disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run: {disk.strip(' ()')}")
         elif not self.start.measures:
-            progress = trainer_files.newest(folder.checkpoints)
-            decision = recovery.decide(failure, folder.attempts, progress, time_left())
+            decision = decide(failure, folder.attempts, folder.epoch, time_left())
         if decision.next is None:
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
@@ -329,7 +330,7 @@ class NodeTraining:
         self.progress.look()
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
-            epoch = trainer_files.newest(self.folder.checkpoints)
+            epoch = self.folder.epoch
             values = self.progress.values(epoch)
             self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
 
@@ -337,7 +338,7 @@ class NodeTraining:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
         recorded."""
         self._full_disk()
-        trainer_files.quarantine(self.folder.checkpoints, trainer_files.is_complete, None)
+        quarantine(self.folder.checkpoints, is_complete, None)
 
     def _full_disk(self) -> str:
         """Returns " (the disk of RUN is full)" if it is, or was when a rank failed, else ""."""
@@ -346,8 +347,7 @@ class NodeTraining:
 
     def _check_starts(self) -> None:
         """Raises InputError if this job was started too often without a new slice."""
-        progress = trainer_files.newest(self.folder.checkpoints)
-        if recovery.starts_without_slice(self.folder.attempts, progress) > MAX_STARTS:
+        if starts_without_slice(self.folder.attempts, self.folder.epoch) > MAX_STARTS:
             raise InputError(
                 f"the run was started {MAX_STARTS} times and stopped before a slice was "
                 "trained: give the job more --time, or the recipe more slices"
@@ -356,7 +356,7 @@ class NodeTraining:
     def _check_disk(self) -> None:
         """Raises InputError if the disk has no room for the checkpoints that the run will write."""
         folder = self.folder.path
-        saved = trainer_files.checkpoints(self.folder.checkpoints)
+        saved = checkpoints(self.folder.checkpoints)
         if max(saved, default=0) >= self.run.num_slices:
             return
         num_more = max(1, self.run.max_checkpoints - len(saved))

@@ -76,8 +76,7 @@ class LossMonitor:
         value = total.detach()
         copied = None
         if value.is_cuda:  # copied without waiting: the event marks its completion
-            pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            value = pinned.copy_(value, non_blocking=True)
+            value = value.to("cpu", non_blocking=True)  # into pinned memory
             copied = torch.cuda.Event()
             copied.record()
         self.pending = step + 1, value, copied

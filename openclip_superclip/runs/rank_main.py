@@ -95,8 +95,6 @@ def _train(start: Start, rank: int) -> None:
         if isinstance(code, str):
             to_stderr(code)
     if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
         raise Refused(last_line(start.logs / f"rank_{rank}.log"))
     saved = trainer_files.checkpoints(start.logs.parents[1] / "checkpoints")
     last = saved.get(start.run.num_slices)

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
@@ -86,7 +86,7 @@ class Failure:
         )
 
     def write(self, path: Path) -> None:
-        write_json(path, asdict(self))
+        write_json(path, vars(self))
 
     @staticmethod
     def read(path: Path) -> "Failure":

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import trainer_files
 from ..checkpoints.weights import read_checkpoint
+from ..data.steps import batches_of_shards
 from ..errors import InputError
 from ..files import read_json
-from ..plans.plan import openclip_steps
 from ..plans.recipe import Recipe
 from ..plans.recipe_files import with_settings
 from ..plans.run import Run
@@ -39,7 +38,7 @@ SPEEDS = {"low": "high", "median": "median", "high": "low"}
 def _setup(run: Run) -> dict:
     """Returns what the throughput depends on most."""
     machines = ("device", "nodes", "gpus_per_node", "batch_size", "accum_freq", "workers")
-    recipe = {name: getattr(run.recipe, name) for name in ("model", "precision")}
+    recipe = {"model": run.recipe.model, "precision": run.recipe.precision}
     return recipe | {name: getattr(run, name) for name in machines}
 
 
@@ -53,20 +52,17 @@ def read_rehearsal(file: str, run: Run) -> dict:
     try:
         seconds = summary["checkpoint"]["seconds"]
         summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
-        different = {
-            name: (summary[name], value)
-            for name, value in _setup(run).items()
-            if summary[name] != value
-        }
+        for name, here in _setup(run).items():
+            there = summary[name]
+            if there != here:
+                raise InputError(
+                    f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the "
+                    "options of the rehearsal, or rehearse again"
+                )
     except (TypeError, KeyError, ZeroDivisionError):
         raise InputError(
             f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
         ) from None
-    for name, (there, here) in different.items():
-        raise InputError(
-            f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the options "
-            "of the rehearsal, or rehearse again"
-        )
     return summary
 
 
@@ -91,7 +87,7 @@ class InterruptedTraining(NodeTraining):
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
         def interrupting() -> None:
             each_second()
-            if trainer_files.newest(self.folder.checkpoints) == 1:
+            if self.folder.epoch == 1:
                 raise Interrupted(signal.SIGUSR1)
 
         return super()._run_ranks(interrupting)
@@ -129,7 +125,7 @@ class Rehearsal:
         # other nodes fail when the ranks of the first one are stopped
         if code and self.placement.node == 0:
             return code
-        if code == 0 or trainer_files.newest(self._path(INTERRUPTED) / "checkpoints") == SLICES:
+        if code == 0 or RunFolder(self._path(INTERRUPTED)).epoch == SLICES:
             raise InputError(
                 f"--steps: training ended before its second slice of {self.run.slice_steps} steps "
                 "could be stopped; give more, or the recipe fewer slices if its own are that short"
@@ -205,9 +201,9 @@ class Rehearsal:
         }
 
     def _equal_weights(self, epoch: int) -> bool:
-        folders = (self._path(name) for name in (INTERRUPTED, UNINTERRUPTED))
         ours, theirs = (
-            read_checkpoint(folder / f"checkpoints/epoch_{epoch}.pt").weights for folder in folders
+            read_checkpoint(self._path(name) / f"checkpoints/epoch_{epoch}.pt").weights
+            for name in (INTERRUPTED, UNINTERRUPTED)
         )
         return ours.keys() == theirs.keys() and all(
             torch.equal(ours[name], theirs[name]) for name in ours
@@ -222,8 +218,8 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
     ]
     steps = rehearsal.speeds()
     speeds = sorted(speed for speed, _ in steps)
-    low, median, high = (speeds[round(place * (len(speeds) - 1))] for place in (0.1, 0.5, 0.9))
-    speed = {"low": low, "median": median, "high": high}
+    places = {"low": 0.1, "median": 0.5, "high": 0.9}
+    speed = {name: speeds[round(place * (len(speeds) - 1))] for name, place in places.items()}
     checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
     memory = max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"])
     waiting = None if run.accum_freq > 1 else statistics.fmean(waiting for _, waiting in steps)
@@ -334,14 +330,12 @@ def rehearsed_run(run: Run, steps: int) -> Run:
     values = with_settings(run.recipe.values, {"flags.log-every-n-steps": "1"})
     recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
-    slice_steps = openclip_steps(
-        slice_samples, run.batch_size, run.world_size, run.workers, run.accum_freq
-    )
+    batches = batches_of_shards(slice_samples, run.batch_size, run.world_size, run.workers)
     return dataclasses.replace(
         run,
         recipe=recipe,
         slice_samples=slice_samples,
-        slice_steps=slice_steps,
+        slice_steps=batches // run.accum_freq,
         num_slices=SLICES,
         warnings=[],
     )

@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
-        self.exit_code = STOPPED_BY[signal.Signals(signum)]
+        self.exit_code = STOPPED_BY[signum]
         self.before_time_is_up = signum == signal.SIGUSR1
 
 

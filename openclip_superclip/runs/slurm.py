@@ -17,7 +17,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from ..errors import InputError
-from ..files import make_folder, shipped_folder, write_text
+from ..files import shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
 # options of sbatch that are passed on unchanged
@@ -228,13 +228,13 @@ class SlurmJob:
     def submit(self, dependency: str = "") -> str:
         """Writes the script, submits the job and returns its number; InputError if that fails."""
         write_text(self.file, self.text)
-        if shutil.which("sbatch") is None:
+        environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
+        done = _call(*self.command(dependency), env=environment)
+        if done is None:
             file = shlex.quote(str(self.file))
             raise InputError(
                 f"sbatch was not found here: submit on a login node, with sbatch {file}"
             )
-        environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
-        done = _call(*self.command(dependency), env=environment)
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
@@ -260,11 +260,11 @@ class SlurmRequest:
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
-        if self.setup and self.setup.resolve() != (folder / SETUP).resolve():
-            make_folder(folder)
-            (folder / SETUP).unlink(missing_ok=True)
-            (folder / SETUP).touch(mode=0o600)
-            shutil.copy(self.setup, folder / SETUP)  # with its mode: it may contain secrets
+        copy = folder / SETUP
+        if self.setup and self.setup.resolve() != copy.resolve():
+            copy.unlink(missing_ok=True)
+            copy.touch(mode=0o600)
+            shutil.copy(self.setup, copy)  # with its mode: it may contain secrets
 
     def training(
         self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""

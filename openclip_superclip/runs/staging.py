@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..checkpoints import trainer_files
 from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
 from ..errors import InputError, to_stderr
@@ -60,7 +59,7 @@ class Staging:
     def __init__(self, run: Run, placement: Placement, folder: RunFolder, stage: str):
         self.run = run
         self.placement = placement
-        self.checkpoints = folder.checkpoints
+        self.run_folder = folder
         self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
         digest = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
         self.folder = self.disk / f"superclip-{digest}-{this_host()}"  # nodes may share a disk
@@ -80,7 +79,7 @@ class Staging:
                 "written to, such as /local or $TMPDIR in quotes"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._check_disk(trainer_files.newest(self.checkpoints))
+        self._check_disk(self.run_folder.epoch)
         self.thread.start()
         return self
 
@@ -93,8 +92,8 @@ class Staging:
         """Copies the current slice and the next one, and another one whenever a slice is
         trained."""
         try:
-            for epoch in range(trainer_files.newest(self.checkpoints), self.run.num_slices):
-                while (current := trainer_files.newest(self.checkpoints)) < epoch - 1:
+            for epoch in range(self.run_folder.epoch, self.run.num_slices):
+                while (current := self.run_folder.epoch) < epoch - 1:
                     if self.stop.wait(1):
                         return
                 shards = [*self._shards(current), *self._shards(epoch)]
@@ -116,14 +115,13 @@ class Staging:
         if epoch >= self.run.num_slices:
             return []
         run = self.run
-        of_node = self.placement.node
         places = slice_of(len(self.names), run.recipe.slices, run.recipe.seed, epoch)
-        shards = []
-        for place, index in enumerate(places):
-            rank = place % run.world_size  # as webdataset splits shards
-            if rank // run.gpus_per_node == of_node:
-                shards.append(self.names[index])
-        return shards
+        # webdataset gives the shards to the ranks in turn
+        return [
+            self.names[index]
+            for place, index in enumerate(places)
+            if place % run.world_size // run.gpus_per_node == self.placement.node
+        ]
 
     def _check_disk(self, epoch: int) -> None:
         needed = 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import open_clip
 import pytest
 import torch
-from support import cases, input_error, read_json, refusals, succeed, table, write_json
+from support import ROOT, cases, input_error, read_json, refusals, succeed, table, write_json
 from support.models import assert_equal
 from support.tiny_run import SLICES, state, write_recipe
 from support.training_runs import (
@@ -35,7 +35,7 @@ from openclip_superclip.plans.run import Settings
 
 pytestmark = pytest.mark.horovod
 
-SLURM = Path(__file__).parents[2] / "slurm"
+SLURM = ROOT / "slurm"
 
 EQUAL = table("training: equal under Horovod")
 

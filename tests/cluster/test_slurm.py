@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import read_json, read_rows, write_program
+from support import ROOT, read_json, read_rows, write_program
 from support.data import write_shards
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import ON_CPUS, attempts, submit, wait_until, write_setup
@@ -18,7 +18,7 @@ from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = pytest.mark.slurm
 
-SLURM = Path(__file__).parents[2] / "slurm"
+SLURM = ROOT / "slurm"
 STUDY = """
 question: which?
 primary: image_to_text_R@1

@@ -216,8 +216,8 @@ def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused
 
 
 def test_the_kept_setup_can_be_submitted_again(tmp_path):
-    setup = tmp_path / "setup.sh"
+    setup = tmp_path / "cuda.sh"
     setup.write_text("module load cuda\n")
-    for given in (setup, tmp_path / "run/setup.sh"):
-        SlurmRequest("cpu", 1, 1, setup=given).keep_setup(tmp_path / "run")
-    assert (tmp_path / "run/setup.sh").read_text() == setup.read_text()
+    for given in (setup, tmp_path / "setup.sh"):
+        SlurmRequest("cpu", 1, 1, setup=given).keep_setup(tmp_path)
+    assert (tmp_path / "setup.sh").read_text() == "module load cuda\n"

@@ -4,8 +4,7 @@ first where a guide answers it."""
 import sys
 
 import pytest
-from support import read_json, succeed
-from support.pages import ROOT
+from support import ROOT, read_json, succeed
 
 
 @pytest.fixture(scope="module")

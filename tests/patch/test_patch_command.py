@@ -14,7 +14,6 @@ import pytest
 import whatthepatch
 from support import parametrize
 from support.openclip_trees import (
-    CHANGED,
     HOOKS,
     PATCH,
     PIP,
@@ -31,6 +30,7 @@ import openclip_superclip
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.openclip import disk_patch
+from openclip_superclip.openclip.hook_calls import PATCHED_FILES
 
 OUR_HOOKS = Path(hooks.__file__).read_bytes()
 
@@ -65,7 +65,7 @@ def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_supe
         patch = disk_patch.Patch(text)
         assert patch.change(HOOKS, None) == OUR_HOOKS, "run patches/refresh.py"
         assert b"superclip" not in text.lower()
-        assert patch.diffs.keys() == {*CHANGED, HOOKS, *more}
+        assert patch.diffs.keys() == {*PATCHED_FILES, HOOKS, *more}
 
 
 def test_git_and_the_patch_program_give_the_same_files_as_the_command(released, patched, tmp_path):
@@ -78,7 +78,7 @@ def test_git_and_the_patch_program_give_the_same_files_as_the_command(released, 
         )
         command = f"patch -p1 --fuzz=0 --no-backup-if-mismatch -d {folder}".split()
         subprocess.run(command, input=PATCH.read_bytes(), cwd=root, check=True)
-        for path in [*CHANGED, HOOKS]:
+        for path in [*PATCHED_FILES, HOOKS]:
             assert (copied / path).read_bytes() == (patched[release] / path).read_bytes()
         execute(f"patch check --source {root}")
 
@@ -95,7 +95,7 @@ def test_a_release_is_patched_once_and_reverted_to_its_exact_bytes(
     code, output = superclip_patch("apply", copied)
     first, *files = output.splitlines()
     assert (code, first) == (0, f"{about}: applied")
-    changed = [f"  changed {path}" for path in [*CHANGED, f"{info}/RECORD"]]
+    changed = [f"  changed {path}" for path in [*PATCHED_FILES, f"{info}/RECORD"]]
     assert sorted(files) == sorted([*changed, f"  added {HOOKS}"])
     assert (copied / HOOKS).read_bytes() == OUR_HOOKS, "run patches/refresh.py"
     patched = held(copied)
@@ -126,7 +126,7 @@ def listed(folder, release="3.3.0"):
 def test_files_keep_their_mode_other_names_of_them_their_bytes_and_a_record_how_pip_writes_it(
     wheel, superclip_patch, tmp_path
 ):
-    factory, other_name = wheel / CHANGED[0], tmp_path / "cached.py"
+    factory, other_name = wheel / PATCHED_FILES[0], tmp_path / "cached.py"
     factory.chmod(0o640)
     os.link(factory, other_name)  # as uv installs from its cache
     record = wheel / metadata("3.3.0") / "RECORD"
@@ -139,7 +139,7 @@ def test_files_keep_their_mode_other_names_of_them_their_bytes_and_a_record_how_
     superclip_patch("apply", wheel)
     assert factory.stat().st_mode & 0o777 == 0o640
     assert (wheel / HOOKS).stat().st_mode == (wheel / "open_clip/__init__.py").stat().st_mode
-    assert factory.read_bytes() != before[CHANGED[0]] == other_name.read_bytes()
+    assert factory.read_bytes() != before[PATCHED_FILES[0]] == other_name.read_bytes()
     assert record.read_bytes().count(b"\r\n") == record.read_bytes().count(b"\n") == len(lines) + 1
     superclip_patch("revert", wheel)
     assert held(wheel) == before
@@ -153,10 +153,13 @@ def test_check_prints_the_state_and_exits_with_its_code(wheel, superclip_patch):
     assert check() == (1, f"not patched: open_clip_torch 3.3.0 in {wheel}")
     superclip_patch("apply", wheel)
     assert check() == (0, f"patched: open_clip_torch 3.3.0 in {wheel}")
-    with open(wheel / CHANGED[1], "a") as file:
+    with open(wheel / PATCHED_FILES[1], "a") as file:
         file.write("# mine\n")
     assert check() == (4, f"modified: open_clip_torch 3.3.0 in {wheel}")
-    assert f"  {CHANGED[1]}: edited, or of another version\n" in superclip_patch("check", wheel)[1]
+    assert (
+        f"  {PATCHED_FILES[1]}: edited, or of another version\n"
+        in superclip_patch("check", wheel)[1]
+    )
 
 
 # Interrupted
@@ -214,7 +217,7 @@ def test_the_next_run_completes_or_undoes_a_killed_one(
 # Refused
 
 
-@parametrize("path", [CHANGED[0], HOOKS])
+@parametrize("path", [PATCHED_FILES[0], HOOKS])
 @parametrize("action", ["apply", "revert"])
 def test_a_file_that_a_user_has_edited_is_named_and_nothing_is_touched(
     action, path, wheel, superclip_patch
@@ -249,7 +252,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
     apply = on_a_full_disk(main, 30_000)  # main.py still fits, factory.py does not
     (run,) = run_ranks(apply, f"patch apply --source {wheel}".split(), cwd=tmp_path)
     assert run.returncode == 2
-    assert f"error: cannot write {wheel / CHANGED[0]}: " in run.output
+    assert f"error: cannot write {wheel / PATCHED_FILES[0]}: " in run.output
     assert "nothing was changed" in run.output
     assert held(wheel) == before
 

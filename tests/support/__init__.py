@@ -9,8 +9,9 @@ import pytest
 
 from openclip_superclip.errors import InputError
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-DATA = Path(__file__).parent.parent / "data"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden"
+DATA = ROOT / "tests/data"
 WORDS = "cat dog red blue tree house car ship sun moon fish bird".split()
 
 parametrize = pytest.mark.parametrize

@@ -28,18 +28,20 @@ def superclip_train_in_one_order(*argv):
     return in_one_order(superclip_train)(*argv)
 
 
-FUNCTIONS = (superclip_train, superclip_train_in_one_order, stock_train_under_horovod)
+FUNCTIONS = {
+    function.__name__: function
+    for function in (superclip_train, superclip_train_in_one_order, stock_train_under_horovod)
+}
 
 
 def main(jobs, runs):
-    functions = {function.__name__: function for function in FUNCTIONS}
     done = {}
     for name, (function, world_size, folder, arguments) in json.loads(
         Path(jobs).read_text()
     ).items():
         Path(folder).mkdir(exist_ok=True)
         done[name] = run_ranks(
-            functions[function], *arguments, world_size=world_size, cwd=Path(folder)
+            FUNCTIONS[function], *arguments, world_size=world_size, cwd=Path(folder)
         )
     Path(runs).write_text(json.dumps(done))
 

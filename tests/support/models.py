@@ -150,12 +150,12 @@ def write_random_model(folder, **cfg):
     return [f"{folder}/weights.pt", "--model", name]
 
 
-def random_weights(model_name, **options):
+def random_weights(model_name):
     """Returns small normally distributed weights for a model, different for
     each tensor."""
     with torch.device("meta"):
         model = open_clip.create_model(
-            model_name, load_weights=False, device="meta", pretrained_text=False, **options
+            model_name, load_weights=False, device="meta", pretrained_text=False
         )
     pool = torch.randn(2**20 + 997, generator=torch.Generator().manual_seed(len(model_name))) * 0.03
     return {
@@ -186,9 +186,9 @@ def without_head(weights):
     return {name: value for name, value in weights.items() if not name.startswith(ours)}
 
 
-def plain_model(model_name, weights, **options):
+def plain_model(model_name, weights):
     """Returns stock OpenCLIP's model with `weights`, in evaluation mode."""
-    model = open_clip.create_model(model_name, load_weights=False, pretrained_text=False, **options)
+    model = open_clip.create_model(model_name, load_weights=False, pretrained_text=False)
     model.load_state_dict(weights, assign=True)
     return model.eval()
 

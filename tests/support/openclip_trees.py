@@ -11,17 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from . import ROOT
 from .training_runs import shell_words
 
-ROOT = Path(__file__).parents[2]
 PATCH = ROOT / "patches/open_clip-3.patch"
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
-CHANGED = [
-    "open_clip/factory.py",
-    "open_clip_train/main.py",
-    "open_clip_train/params.py",
-    "open_clip_train/data.py",
-]
 HOOKS = "open_clip/hooks.py"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 

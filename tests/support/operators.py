@@ -4,12 +4,7 @@ of each, and not what it computes."""
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openclip_superclip.method import loss
-
-KERNELS = {
-    torch.ops.superclip.class_loss.default: loss.losses_and_gradients,
-    torch.ops.superclip.scale_gradients.default: loss.scale_gradients,
-}
+from openclip_superclip.method.allocations import OPERATORS
 
 
 class SeesOperators(TorchDispatchMode):
@@ -17,9 +12,9 @@ class SeesOperators(TorchDispatchMode):
     results, those of our operators too."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in KERNELS:
+        if function in OPERATORS:
             with self:
-                return KERNELS[function](*args, **(kwargs or {}))
+                return OPERATORS[function](*args, **(kwargs or {}))
         outputs = function(*args, **(kwargs or {}))
         tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
         self.observe(

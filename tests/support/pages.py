@@ -6,14 +6,14 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import open_clip_train.params
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main as superclip
 
-ROOT = Path(__file__).parents[2]
+from . import ROOT
+
 FILES = {"README.md": ROOT / "README.md", "slurm/README.md": ROOT / "slurm/README.md"}
 FILES |= {f"docs/{path.name}": path for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {name: path.read_text() for name, path in FILES.items()}

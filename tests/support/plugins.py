@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from . import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 def install_plugin(folder, name, source):

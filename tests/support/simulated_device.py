@@ -3,7 +3,6 @@ own, which torch's CPU build accepts."""
 
 import contextlib
 import sys
-from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -12,10 +11,10 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
+from . import ROOT
 from .operators import SeesOperators
 
 DEVICE = "npy"
-ROOT = str(Path(__file__).parents[2])
 IN_LOWER_PRECISION = """
     linear matmul mm addmm bmm baddbmm conv2d scaled_dot_product_attention
 """.split()
@@ -85,12 +84,10 @@ class Watch(SeesOperators):
     def observe(self, function, args, results):
         if all(result.device.type == DEVICE for result in results):
             return
-        tensors = [
-            one for one in torch.utils._pytree.tree_leaves(args) if isinstance(one, torch.Tensor)
-        ]
-        assert not any(one.device.type == DEVICE for one in tensors), (
-            f"{function} copies a tensor to the host"
-        )
+        given = torch.utils._pytree.tree_leaves(args)
+        assert not any(
+            isinstance(one, torch.Tensor) and one.device.type == DEVICE for one in given
+        ), f"{function} copies a tensor to the host"
         assert not _is_called_by_us(), f"{function} makes a tensor on the host"
 
 
@@ -102,7 +99,7 @@ def _is_called_by_us():
         file = frame.f_code.co_filename
         is_support = file in (__file__, sys.modules[SeesOperators.__module__].__file__)
         if not is_support and "/torch/" not in file and not file.startswith("<"):
-            return file.startswith(ROOT) and "site-packages" not in file
+            return file.startswith(str(ROOT)) and "site-packages" not in file
         frame = frame.f_back
     return False
 

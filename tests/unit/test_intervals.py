@@ -118,8 +118,8 @@ def test_too_few_images_of_a_class_or_too_large_a_bias_give_no_interval():
     for outcome in (few, biased):
         found = estimate(outcome)
         assert found.limits() is None and 0 < found.value < 1
-        assert found.text(".1f", 100) == f"{100 * found.value:.1f} [–]"
-    assert estimate(many).text(".1f", 100).count(".") == 3
+        assert found.text(".1f") == f"{100 * found.value:.1f} [–]"
+    assert estimate(many).text(".1f").count(".") == 3
     assert estimate(Outcome(RMSE, np.ones(50), np.ones(50))).limits() is None  # all equal
     assert estimate(Outcome(RMSE, np.ones(1), np.ones(1))).limits() is None
 

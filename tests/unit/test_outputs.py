@@ -96,12 +96,12 @@ def test_copies_of_private_files_are_as_private(mode, tmp_path):
     umask = os.umask(0o022)
     try:
         for _ in range(2):
-            SlurmRequest("cpu", 1, 1, setup=setup).keep_setup(tmp_path / "run")
+            SlurmRequest("cpu", 1, 1, setup=setup).keep_setup(tmp_path)
             data = AuditedData(str(table), [str(table)], Columns(",", "image", "caption"), 2)
             write_kept(tmp_path, data, np.array([True, False]), [])
     finally:
         os.umask(umask)
     assert (tmp_path / "kept.csv").read_text() == "image,caption\na.png,red\n"
     assert [
-        file.stat().st_mode & 0o777 for file in (tmp_path / "run/setup.sh", tmp_path / "kept.csv")
+        file.stat().st_mode & 0o777 for file in (tmp_path / "setup.sh", tmp_path / "kept.csv")
     ] == [mode, mode]

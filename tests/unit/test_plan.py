@@ -12,8 +12,9 @@ from support.models import write_hf_text_model
 from support.training_runs import execute
 
 from openclip_superclip.commands.plan import command_text
+from openclip_superclip.data.steps import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
-from openclip_superclip.plans.plan import make_run, openclip_steps
+from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.rehearsal import _resumed, _setup, other_training, read_rehearsal
 
@@ -62,7 +63,7 @@ def test_the_steps_of_a_slice_are_openclips(
     )
     data = open_clip_train.data.get_wds_dataset(args, None, is_train=True, tokenizer=None)
     expected = data.dataloader.num_batches // accum_freq  # train_one_epoch's num_batches_per_epoch
-    assert openclip_steps(num_samples, batch_size, world_size, workers, accum_freq) == expected
+    assert batches_of_shards(num_samples, batch_size, world_size, workers) // accum_freq == expected
 
 
 def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():

@@ -6,8 +6,7 @@ import json
 import re
 
 import open_clip
-from support import cases, input_error, markdown_cells, parametrize, read_json, table
-from support.pages import ROOT
+from support import ROOT, cases, input_error, markdown_cells, parametrize, read_json, table
 from support.training_runs import call, execute, failure
 
 from openclip_superclip.checkpoints.model_configurations import register_model

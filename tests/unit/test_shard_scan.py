@@ -32,9 +32,7 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "shards")
 
 
-def check(
-    folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(None, None), **options
-):
+def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(64, 16), **options):
     split = Split(NUM_SHARDS, world_size, workers, slices, *sizes)  # of a slice and of a batch
     return asdict(check_shards(f"{folder}/{PATTERN}", split, expected, **options))
 
@@ -45,7 +43,7 @@ def problems(checked):
 
 @parametrize("full", [False, True])
 def test_complete_shards_are_counted_without_a_warning(full, whole):
-    checked = check(whole, full=full, sizes=(64, 16))
+    checked = check(whole, full=full)
     assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (
         16,
         16,
@@ -126,9 +124,10 @@ def test_shards_without_captions_are_refused_unless_another_member_has_them(
 def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample, tmp_path):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "txt": "a cat", **sample})
-    assert check(tmp_path, expected=None, long_caption=place)["warnings"] == []
+    numbers = {"expected": 64, "sizes": (16, 4)}
+    assert check(tmp_path, **numbers, long_caption=place)["warnings"] == []
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
-    checked = check(tmp_path, expected=None, long_caption=place, full=True)
+    checked = check(tmp_path, **numbers, long_caption=place, full=True)
     assert checked["warnings"] == [f"--data: 4 of 64 samples have no long caption '{place}'"]
     with input_error(r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
         check(tmp_path, long_caption="other.txt")
@@ -150,11 +149,11 @@ def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
 
 @parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
 def test_urls_and_pipes_are_reported_as_not_checked(pattern):
-    checked = asdict(check_shards(pattern, Split(16, 1, 1, 4), full=True))
+    checked = asdict(check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True))
     assert (checked["found"], checked["full"]) == (None, False)
     assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
     with input_error("too few"):
-        check_shards(pattern, Split(16, 16, 2, 4))
+        check_shards(pattern, Split(16, 16, 2, 4, 64, 16), SAMPLES)
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):

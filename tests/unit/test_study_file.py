@@ -158,11 +158,12 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
         "CLIP": {"None": "0.002"},
         "SuperCLIP": {"None": "0.002"},
     }
-    undefined = {"run": "one", "measures": {"zero_shot": float("nan")}}
+    undefined = {"zero_shot": float("nan")}
     monkeypatch.setattr(
-        "openclip_superclip.lab.studies.study_training.measured", lambda *_: undefined
+        "openclip_superclip.lab.studies.study_training.measured",
+        lambda run, _: {"run": run.folder.name, "measures": undefined},
     )
-    with input_error("one was measured without a finite zero_shot: "):
+    with input_error("_seed1000 was measured without a finite zero_shot: "):
         StudyTraining(call).tune()
 
 
@@ -215,7 +216,7 @@ def trained(tmp_path):
 
 def study_run(folder, data=None):
     call = dataclasses.replace(called("demo", out=folder.parent), data=data)
-    return StudyRun(call, "A", None, 0, {}, folder)
+    return StudyRun(call, "A", None, 0, {}, read_recipe(call.study.recipe), folder)
 
 
 def measure(folder):

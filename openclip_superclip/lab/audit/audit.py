@@ -143,7 +143,7 @@ class Audit:
                 f"{num_scored - num_sorted:,} pairs without {self.by} are neither shown nor kept"
             )
         if keep is not None:
-            kept = select(scored.goodness, keep)
+            kept = select(scored.goodness, max(1, round(keep * num_sorted)))
             records = itertools.compress(read_scores(self.scores), kept)
             written = write_kept(self.out, self.data, kept, (record["place"] for record in records))
             lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")

@@ -19,15 +19,11 @@ from ...files import keep_private, whole_file, whole_output, write_json
 from .reading import AuditedData
 
 
-def select(goodness: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns a mask of the pairs to keep, bool [N]: the best `fraction` of the scored pairs, and
-    at least one.
-
-    Ties are resolved in favour of earlier pairs.
-    """
-    num_scored = int(np.isfinite(goodness).sum())
+def select(goodness: np.ndarray, number: int) -> np.ndarray:
+    """Returns a mask of the best `number` pairs, bool [N]; ties are resolved in favour of earlier
+    pairs."""
     kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[: max(1, round(fraction * num_scored))]] = True
+    kept[np.argsort(-goodness, kind="stable")[:number]] = True
     return kept
 
 
@@ -44,10 +40,15 @@ def write_kept(
     table = out / f"kept{Path(data.source).suffix}"
     is_pattern = len(data.columns.separator) > 1
     separator = "\t" if is_pattern else data.columns.separator  # of the copy
-    as_text = {"dtype": str, "keep_default_na": False, "chunksize": ROWS_AT_ONCE}
     with (
         whole_file(table) as file,
-        pandas.read_csv(data.source, **data.columns.pandas_options, **as_text) as chunks,
+        pandas.read_csv(
+            data.source,
+            **data.columns.pandas_options,
+            dtype=str,
+            keep_default_na=False,
+            chunksize=ROWS_AT_ONCE,
+        ) as chunks,
     ):
         keep_private(Path(file.name), Path(data.source))
         for number, rows in enumerate(chunks):

@@ -61,7 +61,7 @@ class CaptionSupport:
 
     def __init__(self, tokenizer: Callable, weights: Tensor, document_frequency: Tensor):
         self.tokenizer = tokenizer
-        self.weights = weights.float()
+        self.weights = weights
         self.known = (document_frequency > 0) & (weights > 0)  # [V]
         # not every accelerator has float64
         mass = document_frequency.double().cpu() * weights.double().cpu()
@@ -88,18 +88,16 @@ class CaptionSupport:
         supports = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
-            index = {word: number for number, word in enumerate(spelled.words)}
             scores = WordProbabilities(spelled, self.weights)
             shares = scores.of(probabilities).tolist()
             expected = scores.of(self.expected).tolist()
             is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
-            for row, is_defined_here in enumerate(is_defined.tolist()):
-                for word in words[row]:
-                    number = index.get(word)
-                    if number is not None and is_defined_here[number]:
-                        supports[row][word] = WordSupport(
-                            word.casefold(), shares[row][number], expected[number]
-                        )
+            for row, number in is_defined.nonzero().tolist():
+                word = spelled.words[number]
+                if word in words[row]:
+                    supports[row][word] = WordSupport(
+                        word.casefold(), shares[row][number], expected[number]
+                    )
         return [
             [by_word[word] for word in of_caption if word in by_word]
             for of_caption, by_word in zip(words, supports, strict=True)
@@ -189,8 +187,8 @@ class PairScorer:
                 "--model has no word counts, which the expected probabilities require: give a "
                 "training checkpoint"
             )
-        self.weights = opened.token_weights.float().to(self.device)
-        self.captions = CaptionSupport(opened.tokenizer, self.weights, counts.document_frequency)
+        weights = opened.token_weights.to(self.device)
+        self.captions = CaptionSupport(opened.tokenizer, weights, counts.document_frequency)
 
     @torch.inference_mode()
     def see(self, images: Tensor) -> ModelOutputs:
@@ -208,7 +206,7 @@ class PairScorer:
     @torch.inference_mode()
     def score(self, outputs: ModelOutputs, captions: Sequence[str]) -> list[PairScore]:
         """Returns the scores of each image with its caption."""
-        tokens = self.opened.tokenizer(list(captions)).to(self.device)  # [B, L]
+        tokens = self.opened.tokenizer(captions).to(self.device)  # [B, L]
         text_features = self.opened.model.encode_text(tokens, normalize=True).float()
         cosines = (outputs.image_features * text_features).sum(dim=1).tolist()
         if not self.has_head:
@@ -223,7 +221,7 @@ class PairScorer:
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
-        weighted = labels * self.weights
+        weighted = labels * self.captions.weights
         target = F.normalize(weighted, p=1, dim=1)
         losses = -(target * log_probabilities).sum(dim=1)
         learned = weighted * self.captions.known

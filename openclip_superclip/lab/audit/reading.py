@@ -30,7 +30,7 @@ class AuditedPair(NamedTuple):
     caption: str
     # path or content; [3, H, W] after reading; None if unreadable
     image: str | bytes | Tensor | None
-    problem: str = ""
+    problem: str  # "" if there is none
 
 
 def read_in_batches(

@@ -3,7 +3,7 @@
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +117,10 @@ class ScoredPairs:
         )
 
 
-def mean_of_ranks(scores: Sequence[np.ndarray]) -> np.ndarray:
+def mean_of_ranks(scores: list[np.ndarray]) -> np.ndarray:
     """Returns the mean rank of each pair over several scores [N], float64 [N].
 
     Ranks are fractions, 1 for the highest score. Missing scores (NaN) are ignored; the mean is NaN
     if all are missing.
     """
-    return pandas.DataFrame(list(scores)).T.rank(pct=True).mean(axis=1).to_numpy()
+    return pandas.DataFrame(scores).T.rank(pct=True).mean(axis=1).to_numpy()

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ...checkpoints.model_configurations import register_model
 from ...errors import reason
 from ...method.idf import TokenStatistics
 from ...method.loss import class_loss, plain_class_loss
@@ -23,14 +22,14 @@ NUM_STEPS = 6
 def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
-    sizes = {"batch": 256, "width": 512, "vocab_size": 49408}
-    if torch.device(device).type == "cpu":
-        sizes = {"batch": 32, "width": 64, "vocab_size": 4099}
-    on_cpu = make_inputs(**sizes, device="cpu")
+    sizes = (256, 512, 49408)  # batch, width and vocabulary
+    if device.startswith("cpu"):
+        sizes = (32, 64, 4099)
+    on_cpu = make_inputs(*sizes, "cpu")
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
     exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
     exact_losses.mean().backward()
-    inputs = make_inputs(**sizes, device=device)
+    inputs = make_inputs(*sizes, device)
     with autocast(precision, torch.device(device).type)():
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
@@ -64,7 +63,7 @@ def counts_are_those_of_the_cpu(device: str) -> None:
 def features_are_nearly_those_of_the_cpu(device: str) -> None:
     """Compares the image and text features of a small model."""
     torch.manual_seed(0)
-    model, _, _ = create_model_and_transforms(register_model(SMALL_MODEL))
+    model, _, _ = create_model_and_transforms(SMALL_MODEL)
     images = torch.randn(8, 3, 96, 96)
     texts = torch.randint(1, 4000, (8, model.context_length))
     expected = model.eval().encode_image(images), model.encode_text(texts)
@@ -76,12 +75,11 @@ def features_are_nearly_those_of_the_cpu(device: str) -> None:
             raise AssertionError(f"the cosine similarity of {name} features is {similarity:.4f}")
 
 
-def training_learns(device: str, precision: str, *, compiled: bool) -> None:
+def training_learns(device: str, precision: str, *, compiled: bool = False) -> None:
     """Trains a small model on one batch: losses and weights stay finite, and the class loss
     falls."""
-    batch = 4 if torch.device(device).type == "cpu" else 64
-    model = register_model(SMALL_MODEL)
-    step = make_step(model, batch, device, precision, with_head=True, compiled=compiled)
+    batch = 4 if device.startswith("cpu") else 64
+    step = make_step(SMALL_MODEL, batch, device, precision, with_head=True, compiled=compiled)
     losses = [step()["class_loss"].item() for _ in range(NUM_STEPS)]
     if not all(map(math.isfinite, losses)):
         raise AssertionError(f"the class loss is not finite: {losses}")
@@ -99,10 +97,10 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
     }
     named["counts and IDF"] = partial(counts_are_those_of_the_cpu, device)
     named["features"] = partial(features_are_nearly_those_of_the_cpu, device)
-    if torch.device(device).type == "cpu":  # where bfloat16 and inductor take minutes
-        named["training, fp32"] = partial(training_learns, device, "fp32", compiled=False)
+    if device.startswith("cpu"):  # where bfloat16 and inductor take minutes
+        named["training, fp32"] = partial(training_learns, device, "fp32")
     else:
-        named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16", compiled=False)
+        named["training, amp_bf16"] = partial(training_learns, device, "amp_bf16")
         named["compiled training, amp_bf16"] = partial(
             training_learns, device, "amp_bf16", compiled=True
         )
@@ -112,7 +110,7 @@ def checks(device: str) -> dict[str, Callable[[], None]]:
 
 def steps_do_not_wait(device: str) -> None:
     """Trains two steps in which torch refuses every synchronization of the host with the GPU."""
-    step = make_step(register_model(SMALL_MODEL), 16, device, "amp_bf16", with_head=True)
+    step = make_step(SMALL_MODEL, 16, device, "amp_bf16", with_head=True)
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -11,7 +11,6 @@ from operator import attrgetter
 
 import torch
 
-from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, processor, versions
 from ...errors import InputError
 from ...files import check_results, make_folder, write_json
@@ -68,7 +67,7 @@ def measure_card(options: argparse.Namespace) -> Card:
     check_results(options.out, ["card.json"], '"openclip_seconds"')
     make_folder(options.out)
     start = time.monotonic()
-    is_gpu = torch.device(device).type == "cuda"
+    is_gpu = device.startswith("cuda")
     precision = "fp32"
     if is_gpu:
         precision = "amp_bf16" if torch.cuda.is_bf16_supported() else "amp"
@@ -103,12 +102,12 @@ def _time_step(
     model: str, batch: int, device: str, precision: str, *, with_head: bool
 ) -> tuple[float | None, int | None]:
     """Returns the median seconds of a step, and its peak memory on a GPU."""
-    is_gpu = torch.device(device).type == "cuda"
+    is_gpu = device.startswith("cuda")
     if is_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        step = make_step(register_model(model), batch, device, precision, with_head=with_head)
+        step = make_step(model, batch, device, precision, with_head=with_head)
         times = timed_in_turns({"": step}, 5 if is_gpu else 1, device, f"{model}, {batch}")
     except torch.OutOfMemoryError:
         return None, None

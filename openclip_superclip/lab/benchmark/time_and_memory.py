@@ -121,14 +121,13 @@ def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
     }
 
 
-def make_inputs(
-    batch: int, width: int, vocab_size: int, device: str, context_length: int = 77
-) -> list[Tensor]:
+def make_inputs(batch: int, width: int, vocab_size: int, device: str) -> list[Tensor]:
     """Returns random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V] of the
     given sizes.
 
     Captions have 3 to 30 words, like web captions, and padding.
     """
+    context_length = 77
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, vocab_size, (batch, context_length), generator=generator)
     lengths = torch.randint(3, 31, (batch, 1), generator=generator)
@@ -220,6 +219,7 @@ def make_step(
     The function returns the losses. With `compiled`, the forward pass and the losses are one graph.
     """
     torch.manual_seed(0)
+    model_name = register_model(model_name)
     create = create_model_and_transforms if with_head else open_clip.create_model_and_transforms
     model, _, _ = create(model_name, precision=precision, device=device, output_dict=True)
     if grad_checkpointing:
@@ -362,8 +362,10 @@ def _gmacs_table(report: dict) -> str:
     rows = []
     for name, counts in report["gmacs"].items():
         paper = f"+{100 * PAPER_HEAD_SHARE[name]:.2g} %"
-        rows.append(_gmacs_row(name, counts["without_attention"], paper))
-        rows.append(_gmacs_row(f"{name}, attention's products included", counts["all"], "–"))
+        rows += [
+            _gmacs_row(name, counts["without_attention"], paper),
+            _gmacs_row(f"{name}, attention's products included", counts["all"], "–"),
+        ]
     heads = ["", "vision", "text", "head", "head adds", "by the paper's count"]
     return f"Forward GMACs of one pair:\n\n{markdown_table(heads, rows)}"
 

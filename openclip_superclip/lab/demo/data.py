@@ -153,23 +153,22 @@ def write_evaluation_data(
         "zeroshot_classification_templates.txt": "{c}",  # plain names
     }
     singles = drawn.scenes(num_scenes, split="test", num_objects=(1,))
-    write_data_set(objects, _labelled(singles, num_scenes), texts)
+    write_data_set(objects, _samples(singles, num_scenes, objects.name), texts)
     probe_scenes = drawn.scenes(num_probe_scenes, num_objects=(1,))
-    write_data_set(objects, _labelled(probe_scenes, num_probe_scenes), {}, "train")
+    write_data_set(objects, _samples(probe_scenes, num_probe_scenes, objects.name), {}, "train")
     different = drawn.different_scenes(num_scenes, 0, "test")
-    write_data_set(groups, _captioned(different), {"dataset_type.txt": "retrieval"})
+    samples = _samples(different, num_scenes, groups.name)
+    write_data_set(groups, samples, {"dataset_type.txt": "retrieval"})
     return {"demo_objects": objects, "demo_scenes": groups}
 
 
-def _labelled(shown: Iterable[drawn.Scene], num_scenes: int) -> Iterator[dict]:
-    """Yields samples of scenes of one object, with the index of its name."""
-    for index, scene in drawn.numbered(shown, num_scenes, "demo_objects"):
-        label = drawn.NAMES.index(scene.objects[0])
-        yield {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene), "cls": label}
-
-
-def _captioned(shown: Sequence[drawn.Scene]) -> Iterator[dict]:
-    """Yields samples of scenes with their long captions."""
-    for index, scene in drawn.numbered(shown, len(shown), "demo_scenes"):
-        caption = scene.captions["long"]
-        yield {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene), "txt": caption}
+def _samples(shown: Iterable[drawn.Scene], num_scenes: int, data_set: str) -> Iterator[dict]:
+    """Yields samples of scenes: of one object with the index of its name, of several with the
+    long caption."""
+    for index, scene in drawn.numbered(shown, num_scenes, data_set):
+        sample = {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene)}
+        if len(scene.objects) == 1:
+            sample["cls"] = drawn.NAMES.index(scene.objects[0])
+        else:
+            sample["txt"] = scene.captions["long"]
+        yield sample

@@ -5,7 +5,6 @@ Each seed defines a separate data set with its own concepts, frequencies, traini
 scenes. All random numbers are integers, so that a seed gives the same scenes on every processor.
 """
 
-import functools
 import itertools
 import random
 import zlib
@@ -82,14 +81,13 @@ class Thing(NamedTuple):
     place: int
 
 
-@functools.cache
-def all_concepts() -> tuple[Concept, ...]:
+def all_concepts() -> list[Concept]:
     concepts = []
     for row in emoji():
         if row["name"]:
             keywords = tuple(filter(None, row["keywords"].split(",")))
             concepts.append(Concept(row["object"], row["name"], keywords))
-    return tuple(concepts)
+    return concepts
 
 
 def vocabulary() -> list[str]:
@@ -105,7 +103,7 @@ class World:
 
     def __init__(self, seed: int):
         self.seed = seed
-        concepts = list(all_concepts())
+        concepts = all_concepts()
         random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
         self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
@@ -247,8 +245,8 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
     if rng.randrange(2):
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if thing.colour:
-        pixels = np.asarray(drawing).astype(np.int32)  # blended equally with shades of the colour
-        shade = np.asarray(drawing.convert("L")).astype(np.int32)[..., None] + 80
+        pixels = np.array(drawing, np.int32)  # blended equally with shades of the colour
+        shade = np.array(drawing.convert("L"), np.int32)[..., None] + 80
         shades = np.minimum(np.array(COLOURS[thing.colour]) * shade // 255, 255)
         pixels[..., :3] = (pixels[..., :3] + shades) // 2
         drawing = Image.fromarray(pixels.astype(np.uint8))

@@ -32,7 +32,7 @@ OpenedModel = tuple[nn.Module, Callable, Callable]
 
 def measure(
     opened: OpenedModel,
-    split: str = "test",
+    split: str,
     seed: int = 0,
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,

@@ -101,7 +101,7 @@ def tile(
 def make_scene(
     seed: int,
     index: int,
-    split: str = "train",
+    split: str,
     num_objects: Sequence[int] = range(1, 5),
     designers: tuple[str, ...] = DESIGNERS,
 ) -> Scene:
@@ -205,7 +205,7 @@ def write_shards(
     folder: Path,
     num_samples: int,
     seed: int,
-    samples_per_shard: int = 1000,
+    samples_per_shard: int,
     caption: str = "long",
     designers: tuple[str, ...] = DESIGNERS,
 ) -> None:

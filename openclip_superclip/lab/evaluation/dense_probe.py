@@ -138,8 +138,7 @@ def _measure(
             parts.append(_overlaps(predicted.argmax(dim=0), true, test.num_classes))
         else:
             parts.append((((predicted[0] - true) ** 2).sum(), is_labelled.sum()))
-    scored = torch.stack([scored for scored, _ in parts]).double().numpy()
-    of = torch.stack([of for _, of in parts]).double().numpy()
+    scored, of = (torch.stack(part).double().numpy() for part in zip(*parts, strict=True))
     if not of.any():
         unit = "class" if test.num_classes else "depth"
         raise InputError(f"its test images have no {unit}: no pixel has a label")

@@ -5,7 +5,6 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -139,7 +138,9 @@ class Evaluation:
         for split in ("train", "test") if task == "linear_probe" else ("test",):
             if (dataset, split) not in cache:
                 images = dataset.build(opened.transform, split, task)
-                cache[dataset, split] = encode(opened.model, dataset, images, self.settings)
+                cache[dataset, split] = encode(
+                    opened.model.encode_image, dataset, images, self.settings
+                )
             features[split] = cache[dataset, split]
         test = dataset.build(opened.transform, "test", task)
         return evaluate(opened.model, opened.tokenizer, test, task, self.settings, features)
@@ -148,12 +149,11 @@ class Evaluation:
         visual = opened.model.visual
         transform = whole_image(opened.model)
         read_patches = functools.partial(patch_map, visual, patch_tokens(visual))
-        encoder = SimpleNamespace(encode_image=read_patches)
         splits = {}
         tokens = {}
         for split in ("train", "test"):
             splits[split] = dataset.build(transform, split, task)
-            tokens[split] = encode(encoder, dataset, splits[split], self.settings).images
+            tokens[split] = encode(read_patches, dataset, splits[split], self.settings).images
         return dense_probe(splits, tokens, self.settings)
 
     def summary(self, absent: list[str]) -> str:

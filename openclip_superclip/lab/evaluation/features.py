@@ -1,10 +1,11 @@
 """The settings of an evaluation, and the features of a model for all images of a data set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ class Features(NamedTuple):
 
 
 def encode(
-    model: nn.Module, source: LocalDataset, dataset: Dataset, settings: EvaluationSettings
+    encode_image: Callable, source: LocalDataset, dataset: Dataset, settings: EvaluationSettings
 ) -> Features:
     """Returns the features of all images of a split; InputError if it is empty or if they are
     non-finite."""
@@ -72,7 +73,7 @@ def encode(
     targets = []
     for images, batch in tqdm(loader, desc=source.name, unit=" batches", leave=False, disable=None):
         with torch.no_grad(), settings.autocast():
-            features = model.encode_image(images.to(settings.device))
+            features = encode_image(images.to(settings.device))
         parts.append(finite(features, "images").cpu())
         if isinstance(batch, Tensor):
             targets.append(batch)

@@ -50,7 +50,7 @@ Measured = tuple[dict[str, float | None], dict[str, Outcome]]
 
 def right(hits: np.ndarray) -> Outcome:
     """Returns the outcome of a mean over samples that are right or wrong."""
-    return Outcome(MEAN, np.asarray(hits).astype(np.uint8), np.ones(len(hits), np.uint8))
+    return Outcome(MEAN, hits.astype(np.uint8), np.ones(len(hits), np.uint8))
 
 
 class Estimate(NamedTuple):
@@ -64,9 +64,10 @@ class Estimate(NamedTuple):
         """Returns the interval, or None if there is none."""
         return None if math.isnan(self.low) else (self.low, self.high)
 
-    def text(self, format: str, factor: float = 1.0) -> str:
-        """Returns the value and its interval, which is [–] if there is none."""
-        value, low, high = (f"{factor * number:{format}}" for number in self)
+    def text(self, format: str) -> str:
+        """Returns the value and its interval in percent, or metres as centimetres; the interval is
+        [–] if there is none."""
+        value, low, high = (f"{100 * number:{format}}" for number in self)
         return f"{value} [{low}, {high}]" if self.limits() else f"{value} [–]"
 
 
@@ -79,7 +80,7 @@ def estimate(outcome: Outcome) -> Estimate:
     that stabilises their variance. Its limits are NaN if there are too few samples.
     """
     if outcome.kind in (MEAN, RECALL):
-        return _proportion(outcome).interval()
+        return _proportion(outcome).estimate
     return _jackknife_interval(_leave_one_out(outcome), outcome.kind)
 
 
@@ -113,15 +114,11 @@ def mean_of(parts: Sequence[Estimate]) -> Estimate:
 
 
 class _Proportion(NamedTuple):
-    """A proportion, its effective sample size, and each sample's deviation from it."""
+    """A proportion with its Wilson interval, and each sample's deviation from it."""
 
-    value: float
-    size: float
+    estimate: Estimate
     deviations: np.ndarray
     is_binary: bool  # each sample is right or wrong and weighs the same
-
-    def interval(self) -> Estimate:
-        return wilson(self.value, self.size)
 
 
 def _proportion(outcome: Outcome) -> _Proportion:
@@ -132,7 +129,7 @@ def _proportion(outcome: Outcome) -> _Proportion:
         weights = 1 / sizes[classes] / len(sizes)
         value = float((weights * scored).sum())
         size = len(sizes) ** 2 / (1 / sizes).sum()
-        return _Proportion(value, size, weights * (scored - value), is_binary=False)
+        return _Proportion(wilson(value, size), weights * (scored - value), is_binary=False)
     value = float(scored.sum() / of.sum())
     size = float(len(of))
     deviations = scored - value * of
@@ -141,7 +138,7 @@ def _proportion(outcome: Outcome) -> _Proportion:
         variance = size / max(size - 1, 1) * (deviations**2).sum() / of.sum() ** 2
         if variance > 0:
             size = min(value * (1 - value) / variance, of.sum())
-    return _Proportion(value, size, deviations, is_binary)
+    return _Proportion(wilson(value, size), deviations, is_binary)
 
 
 def wilson(p: float, size: float) -> Estimate:
@@ -154,8 +151,8 @@ def wilson(p: float, size: float) -> Estimate:
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
-    before = first.interval()
-    after = second.interval()
+    before = first.estimate
+    after = second.estimate
     shared = (first.deviations * second.deviations).sum()
     # Newcombe's continuity correction: n/2 from n times the covariance
     if first.is_binary and shared > 0:

@@ -85,7 +85,7 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
     checkpoint = read_checkpoint(path)
     recorded = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(recorded, checkpoint.without_head())
-    check_match(weights, architecture.build().state_dict(), str(path), recorded.name)
+    check_match(weights, architecture.build().state_dict(), path, recorded.name)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
     is_unchanged = is_openclip and ((path / HEAD_NAME).is_file() or not checkpoint.head())

@@ -32,11 +32,6 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
     return folder / f"{'.'.join([*words, digest])}.json"
 
 
-def outcomes_file(file: Path) -> Path:
-    """Returns the file of the outcomes that belong to a result."""
-    return file.with_suffix(".outcomes.npz")
-
-
 @dataclass(frozen=True)
 class ResultFile:
     """A result's file, and what the result depends on."""
@@ -44,23 +39,28 @@ class ResultFile:
     path: Path
     facts: dict
 
+    @property
+    def outcomes_file(self) -> Path:
+        """The file of the outcomes that belong to the result."""
+        return self.path.with_suffix(".outcomes.npz")
+
     def read(self) -> dict | None:
-        """Returns the existing result, with its file, if its inputs are unchanged and its outcomes
-        are there, else None."""
+        """Returns the existing result, with the file of its outcomes, if its inputs are unchanged
+        and its outcomes are there, else None."""
         record = json_or_empty(self.path)
         for name, fact in self.facts.items():
             if name not in MAY_DIFFER and record.get(name) != fact:
                 return None
-        if not record["intervals"].keys() <= read_outcomes(outcomes_file(self.path)).keys():
+        if not record["intervals"].keys() <= read_outcomes(self.outcomes_file).keys():
             return None
-        return record | {"file": str(self.path)}
+        return record | {"outcomes_file": self.outcomes_file}
 
     def write(self, metrics: dict, outcomes: dict[str, Outcome], about: dict) -> dict:
-        """Writes a result and its outcomes; returns it with its file. `about` is recorded with
-        it."""
+        """Writes a result and its outcomes; returns it with the file of its outcomes. `about` is
+        recorded with it."""
         self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
-        write_outcomes(outcomes_file(self.path), outcomes)
+        write_outcomes(self.outcomes_file, outcomes)
         intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
         record = {**self.facts, "metrics": metrics, "intervals": intervals, **about}
         write_json(self.path, record)
-        return record | {"file": str(self.path)}
+        return record | {"outcomes_file": self.outcomes_file}

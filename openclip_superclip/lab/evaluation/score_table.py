@@ -1,11 +1,9 @@
 """The table of results: a row per measure and a column per model, with the paper's names."""
 
 from itertools import chain
-from pathlib import Path
 
 from ...rendering import markdown_table
 from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
-from .result_files import outcomes_file
 from .suites import RETRIEVAL, THE_38, averaged
 
 LABELS = {  # of rows, by task and measure; {} is the data set
@@ -65,15 +63,14 @@ def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
 
 def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
     """Returns the score of every model by the row's label, the averages last."""
-    columns = [{} for _ in models]
-    for column, records in zip(columns, models, strict=True):
-        for record in records:
-            for measure, label in _shown(record).items():
-                column[label] = [(record, measure)]
     rows = {}
     for record in sorted(chain(*models), key=_table_order):
         for label in _shown(record).values():
-            rows[label] = [column.get(label) for column in columns]
+            rows[label] = [None] * len(models)
+    for number, records in enumerate(models):
+        for record in records:
+            for measure, label in _shown(record).items():
+                rows[label][number] = [(record, measure)]
     return rows | averaged(models)
 
 
@@ -96,11 +93,11 @@ def _shown(record: dict) -> dict[str, str]:
 
 def _outcome(record: dict, measure: str) -> Outcome:
     """Returns the stored outcome of a measure."""
-    return read_outcomes(outcomes_file(Path(record["file"])))[measure]
+    return read_outcomes(record["outcomes_file"])[measure]
 
 
 def _percent(score: Score) -> str:
-    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f", 100)
+    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f")
 
 
 def _ahead(first: Score | None, other: Score | None) -> str:
@@ -114,7 +111,7 @@ def _ahead(first: Score | None, other: Score | None) -> str:
         if len(num_samples) > 1 or before[0]["data_files"] != after[0]["data_files"]:
             return "–"
         parts.append(difference(*outcomes))
-    return mean_of(parts).text("+.1f", 100)
+    return mean_of(parts).text("+.1f")
 
 
 def _names(models: list[list[dict]]) -> list[str]:

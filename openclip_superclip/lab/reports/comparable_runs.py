@@ -18,7 +18,7 @@ class Series:
     batch size."""
 
     method: str
-    variant: tuple[tuple[str, object], ...] = ()
+    variant: tuple[tuple[str, object], ...]
     training: tuple[tuple[str, str], ...] = ()
 
     @property

@@ -50,7 +50,8 @@ class PairedDifference(Spread):
     @property
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero; a single seed shows nothing."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        low, high = self.interval or (0.0, 0.0)
+        return low > 0 or high < 0
 
     def record(self) -> dict:
         return {"mean": self.mean, "interval": self.interval, "values": self.values}

@@ -13,13 +13,12 @@ from ...option_effects import EFFECTS
 from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
-from ...runs.folder import current_state
+from ...runs.folder import FINISHED, current_state
 from ...runs.progress import read_log
 from .run_scores import of_training, read_scores
 
 MISSING = "missing"
 CUT = "cut short"
-FINISHED = "finished"
 # Options that a report shows as the method, its variant, the model, the samples or the schedule.
 SHOWN = {"siglip", "superclip", "model", "epochs", "train_num_samples", "lr_scheduler"}
 SHOWN_BY_PREFIX = ("force_", "lock_", "pretrained", "superclip_")

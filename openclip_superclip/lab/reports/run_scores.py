@@ -139,10 +139,9 @@ def _of_record(record: dict) -> dict[str, float]:
         # The paper fine-tunes the tower, which is another measure.
         "miou": f"{dataset}, frozen: mIoU",
         "rmse": f"{dataset}, frozen: RMSE in cm",
+        "image_retrieval_recall@1": f"{dataset} text→image R@1",
+        "text_retrieval_recall@1": f"{dataset} image→text R@1",
     }
-    for measure, side in RECALLS.items():
-        arrow = side.removesuffix("_r1").replace("_to_", "→")
-        names[measure] = f"{dataset} {arrow} R@1"
     if dataset in PAPER_KEYS:
         key = PAPER_KEYS[dataset]
         names |= {"acc1": f"{key}_zero_shot", "lp_acc1": f"{key}_linear_probe"}

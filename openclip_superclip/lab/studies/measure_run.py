@@ -12,9 +12,7 @@ from ...checkpoints.weights import read_checkpoint
 from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
-from ...plans.recipe_files import read_recipe
 from ...runs.child_processes import last_line, run_superclip
-from ...runs.folder import current_state
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
@@ -48,7 +46,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     It is measured now, unless the same versions have measured the same weights. InputError if
     `stop` ends that.
     """
-    last_epoch, weights = _last_checkpoint(run.folder)
+    last_epoch, weights = _last_checkpoint(run)
     record = {
         "run": run.folder.name,
         "checkpoint": content_digest(weights)[:16],
@@ -58,7 +56,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     if run.measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
-        record["stopped_early"] = current_state(run.folder).get("stopped_early")
+        record["stopped_early"] = run.state.get("stopped_early")
     file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
@@ -69,13 +67,14 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     return record
 
 
-def _last_checkpoint(run: Path) -> tuple[int, Path]:
+def _last_checkpoint(run: StudyRun) -> tuple[int, Path]:
     """Returns the last epoch and its checkpoint; InputError if it is missing."""
-    by_epoch = checkpoints(run / "checkpoints")
-    epoch = current_state(run).get("epoch") or max(by_epoch, default=None)
+    by_epoch = checkpoints(run.folder / "checkpoints")
+    epoch = run.state.get("epoch") or max(by_epoch, default=None)
     if epoch not in by_epoch:
         raise InputError(
-            f"{run} is finished but lacks its last checkpoint: remove it, to train the run again"
+            f"{run.folder} is finished but lacks its last checkpoint: remove it, to train the run "
+            "again"
         )
     return epoch, by_epoch[epoch]
 
@@ -87,7 +86,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
         return measure_dense(weights, scenes, stop.is_set)
     if measures == "validation":
         return of_training(run.folder)
-    model = open_trained(weights, read_recipe(str(run.folder / "recipe.yaml")).model)
+    model = open_trained(weights, run.recipe.model)
     if measures == "natural":
         return measure_natural(model, split=run.split, seed=run.seed)
     if measures == "transfer":

@@ -88,7 +88,7 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
     """Returns the study with the options' seeds, fields and validation data."""
     if options.seeds is not None:
         study = replace(study, seeds=options.seeds)
-        check_seeds(study, "--seeds")
+        check_seeds(study)
     if options.val_data is not None and study.is_of_scenes:
         study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
     study = replace(study, overrides=dict(options.set))

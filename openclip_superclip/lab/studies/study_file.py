@@ -297,11 +297,11 @@ def _shipped_study(name: str) -> Path:
     shipped = {path.stem: path for path in study_files()}
     stem = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
     if stem not in shipped:
-        near = difflib.get_close_matches(stem, shipped) or list(shipped)
+        near = difflib.get_close_matches(stem, shipped) or shipped
         raise InputError(f"there is no file or study '{name}'; expected {', '.join(near)}")
     return shipped[stem]
 
 
-def check_seeds(study: Study, flag: str) -> None:
-    """Raises InputError, naming a flag, if the study's seeds are impossible."""
-    refuse(f"{flag}: {problem}" for problem in _problems_with_seeds(study))
+def check_seeds(study: Study) -> None:
+    """Raises InputError, naming --seeds, if the study's seeds are impossible."""
+    refuse(f"--seeds: {problem}" for problem in _problems_with_seeds(study))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ...errors import InputError
 from ...files import json_or_empty, make_folder, write_json
 from ...plans.run import Run
-from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from ...runs.unreadable import accepted_data
@@ -34,10 +33,10 @@ class StudySubmission:
 
     call: StudyCall
     request: SlurmRequest
-    at_a_time: int = 0  # tasks of an array; 0: as many as SLURM starts
-    gpu_batch_max: int | None = None
-    workers: int | None = None
-    reads_data: bool = True  # to check it before submitting
+    at_a_time: int  # tasks of an array; 0: as many as SLURM starts
+    gpu_batch_max: int | None
+    workers: int | None
+    reads_data: bool  # to check it before submitting
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
@@ -76,7 +75,7 @@ class StudySubmission:
         out = self.call.out
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.tune()))
-        submitted = {run.folder: RunFolder(run.folder).submitted_job() for run in runs}
+        submitted = {run.folder: run.run_folder.submitted_job() for run in runs}
         queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
         runs = [run for run in runs if submitted[run.folder] not in queue]
         report_job = json_or_empty(out / REPORT_JOB).get("job")
@@ -110,10 +109,10 @@ class StudySubmission:
     def _submit_runs(self, job: SlurmJob, runs: Sequence[StudyRun]) -> str:
         """Submits the array that trains runs and returns its number."""
         for run in runs:
-            RunFolder(run.folder).write(self._described(run))
+            run.run_folder.write(self._described(run))
         number = job.submit()
         for task, run in enumerate(runs):
-            RunFolder(run.folder).note_submission(f"{number}_{task}")
+            run.run_folder.note_submission(f"{number}_{task}")
         return number
 
     def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:

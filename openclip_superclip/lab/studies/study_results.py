@@ -64,8 +64,9 @@ class StudyResults:
 
     def _differences(self, arm: str, baseline: str, cell, measure: str) -> dict[int, float]:
         """Returns the differences of two arms in a cell, by seed."""
-        ours, theirs = (self._scores(name, cell, measure) for name in (arm, baseline))
-        return differences_by_seed(ours, theirs)
+        return differences_by_seed(
+            self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
+        )
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
         """Returns an arm's scores in a cell, by seed."""

@@ -1,6 +1,5 @@
 """One run of a study: its recipe, its folder and its training by `superclip run`."""
 
-import functools
 import re
 import shutil
 import threading
@@ -13,10 +12,9 @@ from ...errors import InputError
 from ...files import json_or_empty, write_json
 from ...plans.plan import make_run
 from ...plans.recipe import WORDS, Recipe
-from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.child_processes import last_line, run_superclip
-from ...runs.folder import FINISHED, RunFolder
+from ...runs.folder import RunFolder
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
 
@@ -32,12 +30,9 @@ class StudyRun:
     cell: object
     seed: int
     set: dict[str, str]  # fields of the recipe with their values
+    recipe: Recipe
     folder: Path
     split: str = "test"  # of the scenes that measure it; "tune" for trials
-
-    @functools.cached_property
-    def recipe(self) -> Recipe:
-        return read_recipe(self.call.study.recipe, self.set)
 
     @property
     def measures(self) -> str:
@@ -57,12 +52,16 @@ class StudyRun:
         )
 
     @property
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
     def state(self) -> dict:
-        return RunFolder(self.folder).state()
+        return self.run_folder.state()
 
     @property
     def is_finished(self) -> bool:
-        return self.state.get("state") == FINISHED
+        return self.run_folder.is_finished
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -77,11 +76,10 @@ class StudyRun:
         """
         if self.is_finished:
             return
-        run_folder = RunFolder(self.folder)
-        run_folder.check_is_free(find_placement())
+        self.run_folder.check_is_free(find_placement())
         if is_table(self.call.data or self.recipe.shards):  # OpenCLIP would resume in another order
             shutil.rmtree(self.folder, ignore_errors=True)
-        run_folder.write(self.described())
+        self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
         exit_code, seconds = run_superclip(

@@ -7,7 +7,6 @@ import statistics
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import torch
 
@@ -21,7 +20,6 @@ from ...openclip.train import check_command
 from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
-from ...runs.folder import RunFolder
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
 from ...runs.unreadable import refuse_bad_files
@@ -93,7 +91,8 @@ class StudyTraining:
                 f"arms: {arm} and another arm would share the folder {name} but differ in "
                 f"{listed(differing)}: rename the file, or change the value"
             )
-        return StudyRun(self.call, arm, cell, seed, settings, self.call.runs_in / name, split)
+        folder = self.call.runs_in / name
+        return StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
 
     def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
         """Returns the name of a run's folder."""
@@ -170,7 +169,7 @@ class StudyTraining:
     def check_folder(self, run: StudyRun) -> None:
         """Raises InputError if the run's folder contains a run with other settings, data or
         device."""
-        folder = RunFolder(run.folder)
+        folder = run.run_folder
         advice = f"give {self.call.runs_flag} another folder"
         if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
             raise InputError(
@@ -219,31 +218,31 @@ class StudyTraining:
                 "cell": run.cell,
                 "seed": run.seed,
                 "set": run.set,
-                **results[run.folder],
+                **results[run.folder.name],
             }
             for run in runs
         ]
         check_measures(self.study, records)
         return records
 
-    def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[Path, dict]:
-        """Returns what was measured of each run by its folder, after training `jobs` at a time
+    def _train_and_measure(self, runs: Sequence[StudyRun]) -> dict[str, dict]:
+        """Returns what was measured of each run by its name, after training `jobs` at a time
         under one bar of all their samples."""
         primary = self.study.primary
         stop = threading.Event()
         results = {}
         progress = StudyBar(self.study.name, runs)
         with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
-            futures = {pool.submit(self._finish, run, stop): run for run in runs}
-            pending = set(futures)
+            pending = {pool.submit(self._finish, run, stop) for run in runs}
             try:
                 while pending:
                     done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
                     for future in done:
                         record = future.result()
-                        results[futures[future].folder] = record
+                        name = record["run"]
+                        results[name] = record
                         score = record["measures"].get(primary, math.nan)
-                        progress.report(record["run"], primary, score)
+                        progress.report(name, primary, score)
                     progress.show(num_measured=len(results))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
@@ -278,8 +277,7 @@ def warnings(runs: Sequence[StudyRun]) -> list[str]:
 
 
 def _best_rate(scores: dict[str, list[float]]) -> str:
-    means = {rate: statistics.mean(values) for rate, values in scores.items()}
-    return max(means, key=means.get)
+    return max(scores, key=lambda rate: statistics.mean(scores[rate]))
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:

@@ -36,7 +36,7 @@ def draw_heat_map(
     columns = min(num_panels, COLUMNS)
     height = shown.shape[0] / shown.shape[1]
     size = (2.3 * columns, (2.3 * height + 0.55) * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for panel in grid.flat:
         panel.set_axis_off()
     first, *others = grid.flat

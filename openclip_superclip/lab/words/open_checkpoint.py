@@ -92,7 +92,7 @@ def open_checkpoint(
         }
     with plugins_model_class():
         model = fitted.build("cpu", **head_options)
-    check_match(weights, model.state_dict(), str(path), recorded.name)
+    check_match(weights, model.state_dict(), path, recorded.name)
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
     token_weights = _token_weights(model, options) if head_options else None

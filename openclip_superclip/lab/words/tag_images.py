@@ -46,7 +46,7 @@ class TaggedImage(NamedTuple):
 
     path: Path
     words: list[SeenWord] | None  # None if the image could not be read
-    reason: str = ""
+    reason: str
     heatmap: Path | None = None
     thumbnail: str = ""  # a data: URL
     ignored: str = ""  # what the model does not see, as in training

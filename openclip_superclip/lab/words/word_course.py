@@ -186,13 +186,12 @@ def course_text(course: WordCourse) -> str:
         f"in fewer than {NUM_LOOKED_AT} of the {course.num_captions:,} observed captions"
     )
     by_frequency = course.captions.argsort(descending=True, stable=True).tolist()
-    seen = [token for token in by_frequency if course.captions[token]]
     by_time = sorted(
         (token for token in by_frequency if course.learned[token] >= 0), key=course.learned_after
     )
     lists = {"first": by_time, "last": by_time[::-1]}
     for state in ("not yet learned", "forgotten"):
-        lists[state] = [token for token in seen if course.state(token) == state]
+        lists[state] = [token for token in by_frequency if course.state(token) == state]
     words = []
     for title, tokens in lists.items():
         if tokens:
