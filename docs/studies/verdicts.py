@@ -84,11 +84,11 @@ class Factor:
 
     names: tuple[str, str]  # of the levels
     noun: str
-    marks: tuple[str, str]  # of the levels, in the names of versions
+    mark: str  # of the second level, in the names of versions
 
     def sign(self, version: str) -> int:
         """Returns -1 for a version of the first level, 1 for one of the second."""
-        return 1 if self.marks[1] in version else -1
+        return 1 if self.mark in version else -1
 
     def level(self, version: str) -> str:
         return f"{self.names[1] if self.sign(version) > 0 else self.names[0]} {self.noun}"
@@ -101,12 +101,12 @@ class Factor:
 
 FACTORS = {  # by study
     TWO_FACTORS: (
-        Factor(("clean", "careless"), "captions", ("clean", "careless")),
-        Factor(("equal", "Zipf's"), "frequencies", ("equal", "zipf")),
+        Factor(("clean", "careless"), "captions", "careless"),
+        Factor(("equal", "Zipf's"), "frequencies", "zipf"),
     ),
     OBJECTS: (
-        Factor(("25", "100"), "objects", ("25-", "100-")),
-        Factor(("512", "128"), "scenes of each", ("-512", "-128")),
+        Factor(("25", "100"), "objects", "100 objects"),
+        Factor(("512", "128"), "scenes of each", "128 scenes"),
     ),
 }
 HELD_OUT_HEADS = {head: f"{head}, half the words" for head in ("SuperCLIP", "pooled")}
@@ -1264,13 +1264,15 @@ def replaced(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     comparisons = read_comparisons()
+    texts = {}
+    for page, tables in blocks(comparisons).items():
+        texts[page] = page.read_text()
+        for name, content in tables.items():
+            texts[page] = replaced(texts[page], name, content)
+    for page, text in texts.items():
+        page.write_text(text)
     with open(HERE / "verdicts.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(verdicts_csv(comparisons))
-    for page, tables in blocks(comparisons).items():
-        text = page.read_text()
-        for name, content in tables.items():
-            text = replaced(text, name, content)
-        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -70,15 +70,9 @@ def scores_by_csv():
         study, rows = file.parent.relative_to(STUDIES).as_posix(), read_rows(file)
         swept = next((field for field in ("lr", "global_batch_size") if field in rows[0]), None)
         for row in rows:
-            where = f", {swept} {row[swept]}" if swept else version(row.get("shards", ""))
-            for measure in row.keys() - {
-                "arm",
-                "seed",
-                "cpu_seconds",
-                "checkpoint",
-                "shards",
-                swept,
-            }:
+            where = f", {swept} {row[swept]}" if swept else version(row)
+            others = "arm seed cpu_seconds checkpoint shards version".split()
+            for measure in row.keys() - {*others, swept}:
                 scores = found[study, row["arm"], where, measure]
                 scores[int(row["seed"])] = float(row[measure])
     for row in read_rows(DOCS / "audit/train_again.csv"):
@@ -89,16 +83,23 @@ def scores_by_csv():
     }
 
 
-def version(shards):
-    """The captions and frequencies that the name of a study's shards gives."""
-    return re.sub(r".*/(\w+)-(\w+)-.*", r", \1 captions, \2 frequencies", shards).replace(
-        "zipf", "Zipf's"
-    )
+def version(row):
+    """The version of a study's scenes, or the captions and frequencies that
+    the name of its shards gives."""
+    if "version" in row:
+        return f", {row['version']}"
+    return re.sub(
+        r".*/(\w+)-(\w+)-.*", r", \1 captions, \2 frequencies", row.get("shards", "")
+    ).replace("zipf", "Zipf's")
 
 
-EFFECTS = {  # weights of the versions clean and careless, equal, and clean and careless, Zipf
-    ", careless − clean captions": [-0.5, 0.5, -0.5, 0.5],
-    ", Zipf's − equal frequencies": [-0.5, -0.5, 0.5, 0.5],
+FIRST = [-0.5, 0.5] * 2
+SECOND = [-0.5, -0.5, 0.5, 0.5]
+EFFECTS = {  # weights of four versions, of which the first factor changes fastest
+    ", careless − clean captions": FIRST,
+    ", Zipf's − equal frequencies": SECOND,
+    ", 100 − 25 objects": FIRST,
+    ", 128 − 512 scenes of each": SECOND,
     ", interaction": [1, -1, -1, 1],
 }
 

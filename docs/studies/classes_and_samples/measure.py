@@ -1,9 +1,8 @@
 """Measures the runs of the study classes_and_samples on scenes of the seed's 25 objects.
 
-`python docs/studies/classes_and_samples/measure.py RUNS OUT`, in the folder in which the study was
+`python docs/studies/classes_and_samples/measure.py RUNS FILE`, in the folder in which the study was
 trained, measures each finished run in the folder RUNS and keeps its measures there, in
-RUN/few-objects.json. It writes OUT/study.csv: a row for each run of the seeds whose runs are all
-finished.
+RUN/few-objects.json. If all runs are finished, it writes FILE, a CSV file with a row for each.
 """
 
 import csv
@@ -14,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from make_scenes import ALL, FEW, FREQUENT, RARE, SEEDS, few_objects
+from make_scenes import ALL, FEW, FREQUENT, RARE, SEEDS, VERSION, few_objects
 
+from openclip_superclip.environment import versions
 from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.lab.demo.scene_measures import (
     OpenedModel,
@@ -26,11 +26,11 @@ from openclip_superclip.lab.demo.scene_measures import (
     scene_features,
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, Scene, draw_image
-from openclip_superclip.lab.studies.measure_run import open_trained
+from openclip_superclip.lab.studies.measure_run import MEASURED_WITH, open_trained
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.runs.folder import FINISHED, RunFolder
+from openclip_superclip.runs.folder import RunFolder
 
-ARMS = {"CLIP": "clip", "SuperCLIP": "superclip"}  # method
+ARMS = {"CLIP": ("clip", 5e-4), "SuperCLIP": ("superclip", 1e-3)}  # method, learning rate
 TEST_SCENES, PROBE_SCENES = 40, 80  # of each object
 
 
@@ -91,12 +91,16 @@ def measure_run(folder: Path, test: TestScenes) -> dict:
     """Returns the digest of a finished run's weights and its measures, and keeps them in the run's
     folder."""
     weights = max((folder / "checkpoints").glob("epoch_*.pt"), key=epoch_of)
-    digest = content_digest(weights)[:16]
+    facts = {
+        "checkpoint": content_digest(weights)[:16],
+        "scenes": [VERSION, TEST_SCENES, PROBE_SCENES],
+        "versions": versions(*MEASURED_WITH),
+    }
     file = folder / "few-objects.json"
     record = json_or_empty(file)
-    if record.get("checkpoint") != digest:
+    if {name: record.get(name) for name in facts} != facts:
         opened = open_trained(weights, read_recipe(str(folder / "recipe.yaml")).model)
-        record = {"checkpoint": digest, "measures": measured(opened, test)}
+        record = facts | {"measures": measured(opened, test)}
         write_json(file, record)
     return record
 
@@ -107,36 +111,34 @@ def epoch_of(weights: Path) -> int:
 
 def finished_run(runs: Path, arm: str, version: str, seed: int) -> Path | None:
     """Returns the folder of a run, as `superclip study` names it; None if it is not finished."""
-    for folder in runs.glob(f"{ARMS[arm]}_*demo-data-{version}-{seed}-*_seed{seed}"):
-        if RunFolder(folder).state().get("state") == FINISHED:
+    for folder in runs.glob(f"*demo-data-{version}-{seed}-*_seed{seed}"):
+        recipe = read_recipe(str(folder / "recipe.yaml"))
+        if (recipe.method, recipe.lr) == ARMS[arm] and RunFolder(folder).is_finished:
             return folder
     return None
 
 
-def main(runs: Path, out: Path) -> None:
+def main(runs: Path, file: Path) -> None:
     torch.set_num_threads(1)
-    versions = [
-        f"{num_objects}-{per_object}"
-        for num_objects, per_object in itertools.product((FEW, ALL), (RARE, FREQUENT))
-    ]
     rows = []
+    missing = []
     for seed in SEEDS:
-        folders = {
-            (arm, version): finished_run(runs, arm, version, seed)
-            for arm, version in itertools.product(ARMS, versions)
-        }
         test = scenes_of(seed)
-        records = {run: measure_run(folder, test) for run, folder in folders.items() if folder}
-        if len(records) < len(folders):
-            continue
-        for (arm, version), record in records.items():
+        # the number of objects changes fastest, as tests/docs/test_evidence.py expects
+        for arm, per_object, num_objects in itertools.product(ARMS, (FREQUENT, RARE), (FEW, ALL)):
+            folder = finished_run(runs, arm, f"{num_objects}-{per_object}", seed)
+            version = f"{num_objects} objects, {per_object} scenes of each"
+            if folder is None:
+                missing.append(f"{arm}, {version}, seed {seed}")
+                continue
+            record = measure_run(folder, test)
             scores = {name: f"{score:.2f}" for name, score in record["measures"].items()}
             run = {"arm": arm, "version": version, "seed": seed}
             rows.append({**run, **scores, "checkpoint": record["checkpoint"]})
-    if not rows:
-        sys.exit("error: no seed is finished")
-    with open(out / "study.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    if missing:
+        sys.exit(f"error: {len(missing)} runs are not finished, the first is {missing[0]}")
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -62,7 +62,7 @@ TOWERS = {
     "text tower locked": ("--lock-text", "--lock-text-freeze-layer-norm"),
 }
 RATES = (1e-4, 3e-4, 1e-3)
-LADDER = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+LADDER = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 BEYOND = {  # the next rate, if the best one so far is at the border
     "border": {1e-4: 3e-5, 1e-3: 3e-3},
     "second border": {3e-3: 1e-2},
@@ -138,18 +138,16 @@ def arms_of(stage: str, runs: list[dict]) -> list[Arm]:
 def arms_of_scenes(stage: str, best: list[Arm]) -> Iterator[Arm]:
     """Yields the best arm of each setting of the towers, the next lower and the next higher rate,
     or all three for more scenes."""
+    changes = {"stage": stage, "data": "natural"}
+    if stage == "more scenes":
+        changes |= {"data": "natural-10240", "passes": PASSES_OF_MORE}
     for arm in best:
         index = LADDER.index(arm.lr)
-        neighbours = [LADDER[index - 1], LADDER[index + 1]]
-        if stage == "more scenes":
-            for lr in (arm.lr, *neighbours):
-                yield dataclasses.replace(
-                    arm, stage=stage, data="natural-10240", lr=lr, passes=PASSES_OF_MORE
-                )
-        else:
-            rates = [arm.lr] if stage == "scenes" else neighbours
-            for lr in rates:
-                yield dataclasses.replace(arm, stage=stage, data="natural", lr=lr)
+        if stage != "rates for scenes":
+            yield dataclasses.replace(arm, **changes)
+        if stage != "scenes":
+            for lr in (LADDER[index - 1], LADDER[index + 1]):
+                yield dataclasses.replace(arm, **changes, lr=lr)
 
 
 def with_class_loss(arm: Arm) -> Iterator[Arm]:
