@@ -250,11 +250,9 @@ def _write_head(folder: Path, head: Weights, options: dict) -> None:
 
 def _usage(format: str, schema: str, place: str) -> str:
     """Returns code that opens a model; only OpenCLIP's place has a schema."""
-    usage = HF_USAGE
-    if format == "openclip":
-        usage = OPENCLIP_USAGE
-        place = f"{schema}{place}"
-    return usage.format(place=json.dumps(place, ensure_ascii=False))
+    if format == "hf":
+        return HF_USAGE.format(place=json.dumps(place, ensure_ascii=False))
+    return OPENCLIP_USAGE.format(place=json.dumps(f"{schema}{place}", ensure_ascii=False))
 
 
 def model_card(

@@ -166,7 +166,9 @@ def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[Weights, list[
             f"instead of {next(iter(complete.state_dict()))}), which agree in order and shape: add "
             "--by-order"
         )
-    classifiers = complete.pretrained_cfg.get("classifier") or ()  # a name, or a tuple of these
+    classifiers = complete.pretrained_cfg.get("classifier") or ()
+    if isinstance(classifiers, list):
+        classifiers = tuple(classifiers)
     unused = [name for name in weights if name not in expected and name.startswith(classifiers)]
     used = {name: tensor for name, tensor in weights.items() if name not in unused}
     check_match(used, expected, source, f"timm's {image.name}")

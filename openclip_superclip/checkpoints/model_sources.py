@@ -165,11 +165,14 @@ def _is_downloaded(repository: str) -> bool:
     tower or a tokenizer."""
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("config.json", "tokenizer_config.json")
     try:
-        return any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+        files = [
+            try_to_load_from_cache(repository, file)
+            for file in ("config.json", "tokenizer_config.json")
+        ]
     except ValueError:  # not a name of a repository
         return False
+    return any(isinstance(file, str) for file in files)
 
 
 def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
@@ -215,7 +218,6 @@ def _names_in(content: object) -> Iterator[str]:
     """Yields the names of all fields in JSON content, those of nested objects too."""
     if isinstance(content, dict):
         yield from content
-        content = list(content.values())
-    if isinstance(content, list):
-        for part in content:
-            yield from _names_in(part)
+    parts = content.values() if isinstance(content, dict) else content
+    for part in parts if isinstance(content, dict | list) else ():
+        yield from _names_in(part)

@@ -307,20 +307,10 @@ def check_shards(
     if len(in_json) == len(shards):
         _check_slice(split, sum(in_json.values()))
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
-    sizes = counted or in_json
-    num_samples = sum(sizes.values())
-    warnings = list(inspection.warnings)
-    if num_remote := sum(map(is_remote, shards)):
-        warnings.append(
-            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
-        )
-    if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
-        source = "the shards hold" if counted else "sizes.json lists"
-        warnings.append(
-            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
-            f"data_samples={num_samples} plans with those"
-        )
-    warnings += _uneven_warnings(split, inspection, sizes, expected)
+    warnings = inspection.warnings + _remote_warnings(shards)
+    source = "the shards hold" if counted else "sizes.json lists"
+    warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
+    warnings += _uneven_warnings(split, inspection, counted or in_json, expected)
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
@@ -337,6 +327,23 @@ def check_shards(
         good=contract(good) if bad else None,
         warnings=warnings,
     )
+
+
+def _remote_warnings(shards: list[str]) -> list[str]:
+    num_remote = sum(map(is_remote, shards))
+    if not num_remote:
+        return []
+    return [f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"]
+
+
+def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
+    """Returns a warning if the number of samples, 0 if unknown, is not the expected one."""
+    if not num_samples or abs(num_samples - expected) <= TOLERANCE * expected:
+        return []
+    return [
+        f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+        f"data_samples={num_samples} plans with those"
+    ]
 
 
 def _uneven_warnings(

@@ -74,6 +74,7 @@ def class_loss(
             fails otherwise, and the backward pass never waits for the device. Without it, the host
             compares the gradients.
     """
+    labels, target, row_scale = sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
         kind = device if device in CHUNK_BYTES else "cuda"
@@ -81,12 +82,12 @@ def class_loss(
     compute_dtype = (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     )
-    leaves = features, weight, bias
-    needs_grad = [torch.is_grad_enabled() and leaf.requires_grad for leaf in leaves]
-    tensors = *leaves, *sparse_target(tokens, idf, scale)
-    losses, *_ = torch.ops.superclip.class_loss(
-        *tensors, chunk_size, compute_dtype, needs_grad, uniform
-    )
+    needs_grad = [
+        torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)
+    ]
+    tensors = features, weight, bias, labels, target, row_scale
+    options = chunk_size, compute_dtype, needs_grad, uniform
+    losses, *_ = torch.ops.superclip.class_loss(*tensors, *options)
     return losses
 
 
@@ -124,8 +125,9 @@ class Problem(NamedTuple):
 def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
     """Returns the losses of a Problem, float32 [B], and the gradients of their sum for features,
     weight and bias (empty if not needed)."""
-    features, weight, bias, labels, target, row_scale = arguments[:6]
-    chunk_size, compute_dtype, needs_grad, _ = arguments[6:]
+    problem = Problem(*arguments)
+    features, weight, bias, labels, target, row_scale = problem[:6]
+    chunk_size, compute_dtype, needs_grad, _ = problem[6:]
     num_chunks = max(1, math.ceil(len(features) / chunk_size))
     chunk_size = max(1, math.ceil(len(features) / num_chunks))  # equal chunks
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
@@ -146,20 +148,19 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
             rows = slice(start, start + chunk_size)
             x = features[rows].detach()  # [C, W]
             scale = row_scale[rows]  # [C]
-            words = labels[rows]  # [C, L]
             if in_place:
                 logits = torch.mm(x.float(), compute_weight.T, out=buffer[: len(x)])  # [C, V]
-                label_logits = logits.gather(1, words) + compute_bias[words]  # [C, L]
+                label_logits = logits.gather(1, labels[rows]) + compute_bias[labels[rows]]  # [C, L]
                 probabilities, logsumexp = _softmax_in_place(logits, compute_bias)
             else:
                 logits = torch.addmm(compute_bias, x.to(compute_dtype), compute_weight.T)  # [C, V]
-                label_logits = logits.gather(1, words).float()  # [C, L]
+                label_logits = logits.gather(1, labels[rows]).float()  # [C, L]
                 probabilities, logsumexp = _softmax(logits)
             losses[rows] = scale * (logsumexp - (target[rows] * label_logits).sum(dim=1))
             if not any(needs_grad):
                 continue
             # [C, V], d loss / d logits
-            residual = probabilities.scatter_add_(1, words, -target[rows])
+            residual = probabilities.scatter_add_(1, labels[rows], -target[rows])
             if grad_bias is not None:
                 grad_bias.addmv_(residual.T, scale)
             residual = (residual.mul_(lift) if lift != 1.0 else residual).to(compute_dtype)
@@ -170,7 +171,7 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
                 _add_product(
                     grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0
                 )
-    gradients = zip((grad_features, grad_weight, grad_bias), arguments[:3], strict=True)
+    gradients = zip((grad_features, grad_weight, grad_bias), problem[:3], strict=True)
     return losses, *(
         leaf.new_empty(0) if gradient is None else gradient.to(leaf.dtype)
         for gradient, leaf in gradients

@@ -18,7 +18,6 @@ from ..data.tar_shards import expand
 from ..environment import check_horovod, kept
 from ..errors import InputError, at_least, refuse
 from ..extras import require
-from ..files import files_digest
 from ..flags import Config, is_idf_file
 from . import current
 from .option_problems import LOGGERS, data_problems, problems, training_data_problems
@@ -90,17 +89,13 @@ def _check_models(training: Training) -> None:
 def check_start_once(options: Namespace) -> None:
     """Checks model and weights of a run, unless it was done for the same files and options:
     importing OpenCLIP takes seconds."""
-    files = [options.model.removeprefix("local-dir:")]
-    if options.pretrained:
-        files.append(options.pretrained)
-    values = [
-        options.model,
-        options.pretrained,
-        options.siglip,
-        options.force_custom_text,
-        options.force_image_size,
-        options.force_context_length,
-    ]
+    model = Path(options.model.removeprefix("local-dir:"))
+    stats = {}
+    for file in [model, *model.glob("*"), Path(options.pretrained or "")]:
+        if file.is_file():
+            stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
+    names = ("force_custom_text", "force_image_size", "force_context_length")
+    values = {name: getattr(options, name) for name in ("model", "pretrained", "siglip", *names)}
 
     def check() -> dict:
         from ..checkpoints.starting_weights import check_start
@@ -113,7 +108,7 @@ def check_start_once(options: Namespace) -> None:
         check_start(options)
         return {"accepted": True}
 
-    kept("start", [values, files_digest(files)], check)
+    kept("start", [values, stats], check)
 
 
 def _check_idf_file(training: Training) -> None:

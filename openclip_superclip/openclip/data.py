@@ -114,12 +114,12 @@ class _Images(CsvDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kept = range(len(self.images))  # the rows to train on
         self.unreadable = _Images.listing
 
     def __getitem__(self, index):
+        rows = getattr(self, "kept", range(len(self)))
         for position in itertools.chain(range(index, len(self)), range(index)):
-            image = self.images[self.kept[position]]
+            image = self.images[rows[position]]
             try:
                 check_regular(image)
                 return self.read(position)
@@ -147,6 +147,7 @@ class _Table(_Images):
         table = pd.read_csv(input_filename, sep=sep)
         self.columns = {name: table[name].tolist() for name in table}
         self.caption_tokens = caption_tokens
+        self.kept = range(len(table))
         if hasattr(caption_tokens, "keeps"):
             self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
             logging.info(

@@ -84,11 +84,14 @@ def patches() -> dict[str, bytes]:
             known[release] = b""
             for diff in diffs:
                 path = diff.split()[2].decode().removeprefix("a/")
-                own_ids = ids.get(path, r"\g<0>")  # BEFORE..AFTER, by default those of the diff
-                known[release] += re.sub(
-                    rb"(?<=\nindex )\w+\.\.\w+", own_ids.encode(), diff, count=1
-                )
+                own_ids = ids.get(path)
+                known[release] += _with_ids(diff, own_ids) if own_ids else diff
     return dict(sorted(known.items()))
+
+
+def _with_ids(diff: bytes, ids: str) -> bytes:
+    """Returns a diff with other blob ids, BEFORE..AFTER."""
+    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids.encode(), diff, count=1)
 
 
 def blob_id(content: bytes | None) -> str:

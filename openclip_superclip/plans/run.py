@@ -19,7 +19,7 @@ from ..environment import kept
 from ..errors import InputError, at_least, reason
 from ..files import content_digest, json_or_empty, read_json
 from ..flags import Config
-from .recipe import Recipe
+from .recipe import CONFIG_FIELDS, Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -223,16 +223,14 @@ class Run:
             "device": self.device,
             "horovod": self.settings.engine == "horovod",
             **recipe.flags,
-            "superclip": recipe.superclip is not None,
         }
-        for name, value in (recipe.superclip or {}).items():
-            values[f"superclip-{name.replace('_', '-')}"] = value
-        arguments = []
-        for flag, value in values.items():
-            if value is not False:
-                arguments.append(f"--{flag}")
-            if not isinstance(value, bool):
-                arguments += map(str, value if isinstance(value, list) else [value])
+        arguments = [
+            argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)
+        ]
+        if recipe.superclip is not None:
+            arguments.append("--superclip")
+            for name, value in recipe.superclip.items():
+                arguments += _argument(CONFIG_FIELDS[name].metadata["flag"], value)
         return arguments
 
     def check_shards(self) -> list[str]:
@@ -306,3 +304,10 @@ class Run:
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
+
+
+def _argument(flag: str, value) -> list[str]:
+    """Returns the command-line arguments of a flag: none for False, only its name for True."""
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [flag, *map(str, value if isinstance(value, list) else [value])]
