@@ -139,7 +139,7 @@ def end_with_parent(death_signal: int = signal.SIGKILL, parent: int | None = Non
 
 @contextmanager
 def replaced(owner: object, **values: object) -> Iterator[None]:
-    """Temporarily replaces attributes of a module or class."""
+    """Temporarily replaces attributes of an object, such as a module or a class."""
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():
         setattr(owner, name, value)

@@ -75,7 +75,7 @@ def join(
     transformers.utils.logging.disable_progress_bar()
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
-    inputs = filter(None, (image.file, text))
+    inputs = [file for file in (image.file, text) if file]
     check_out(out, inputs, {"README.md": WRITTEN_BY}, overwrite=overwrite)
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:

@@ -285,7 +285,7 @@ class Run:
                 full=full,
                 long_caption=config.long_caption_key,
             )
-            checked = vars(shard_check)
+            checked = dataclasses.asdict(shard_check)
         checked["warnings"] += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}

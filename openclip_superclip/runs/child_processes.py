@@ -185,5 +185,6 @@ def last_line(output: Path) -> str:
 
 def free_port() -> int:
     """Returns a free port of this machine."""
-    with socket.create_server(("", 0)) as listening:
+    with socket.socket() as listening:
+        listening.bind(("", 0))
         return listening.getsockname()[1]
