@@ -112,9 +112,10 @@ def epoch_of(weights: Path) -> int:
 def finished_run(runs: Path, arm: str, version: str, seed: int) -> Path | None:
     """Returns the folder of a run, as `superclip study` names it; None if it is not finished."""
     for folder in runs.glob(f"*demo-data-{version}-{seed}-*_seed{seed}"):
-        recipe = read_recipe(str(folder / "recipe.yaml"))
-        if (recipe.method, recipe.lr) == ARMS[arm] and RunFolder(folder).is_finished:
-            return folder
+        if RunFolder(folder).is_finished:
+            recipe = read_recipe(str(folder / "recipe.yaml"))
+            if (recipe.method, recipe.lr) == ARMS[arm]:
+                return folder
     return None
 
 

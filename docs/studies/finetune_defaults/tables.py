@@ -21,7 +21,6 @@ KEPT = {  # by head: the column of runs.csv after `last` or `half`
     "emoji, %": "same class, other drawings",
     "captions": "captions' similarity",
 }
-SCENES = ("natural",)  # 2,048 of them
 COLORS = {
     "all weights": "#d1495b",
     "LoRA 16, text tower": "#4f6d7a",
@@ -90,9 +89,9 @@ def towers_and_rate(arm: Arm) -> tuple[int, float]:
     return list(COLORS).index(arm.setting.towers), float(arm.setting.lr)
 
 
-def of_scenes(arms: list[Arm], data: str) -> list[Arm]:
-    """Returns the arms that train on scenes, by setting of the towers and by rate."""
-    return sorted((arm for arm in arms if arm.setting.data == data), key=towers_and_rate)
+def of_scenes(arms: list[Arm]) -> list[Arm]:
+    """Returns the arms that train on 2,048 scenes, by setting of the towers and by rate."""
+    return sorted(of_stages(arms, "scenes", "rates for scenes"), key=towers_and_rate)
 
 
 def best_of_grid(arms: list[Arm]) -> Arm:
@@ -161,15 +160,12 @@ def tables(arms: list[Arm]) -> list[str]:
                 for arm in of_stages(arms, "scratch")
             ],
         ),
-        *(
-            markdown_table(
-                [*heads, *SCORES, *KEPT],
-                [
-                    [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
-                    for arm in of_scenes(arms, data)
-                ],
-            )
-            for data in SCENES
+        markdown_table(
+            [*heads, *SCORES, *KEPT],
+            [
+                [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
+                for arm in of_scenes(arms)
+            ],
         ),
     ]
 
