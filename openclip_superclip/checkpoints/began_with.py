@@ -5,6 +5,7 @@ import json
 import math
 import os
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..data.tables import is_table
@@ -34,6 +35,7 @@ DEPENDS_ON = (
     "numpy",
     "pillow",
 )
+MISSING = "not installed"
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -48,7 +50,13 @@ def beginning(options: dict, world_size: int) -> dict:
     config = config_from(options)
     if config is not None:
         options = options | options_of(config)
-    return _record(options | {"world_size": world_size}) | {"versions": versions(*DEPENDS_ON)}
+    return _record(options | {"world_size": world_size}) | {"versions": versions_of_run()}
+
+
+def versions_of_run() -> dict[str, str]:
+    """Returns the versions of the packages that a run depends on and of OpenCLIP's plugins."""
+    plugins = [entry.dist for entry in entry_points(group="open_clip")]
+    return versions(*DEPENDS_ON) | {plugin.name: plugin.version for plugin in plugins}
 
 
 def _record(options: dict) -> dict:
@@ -211,12 +219,19 @@ def differences(before: dict | None, now: dict) -> list[str]:
         tokenizers = [_shown(record["tokenizer"]) for record in (before, now)]
         lines.append(f"the tokenizer of --model was {tokenizers[0]} and is {tokenizers[1]}")
     lines += _changed_data(before["shards"], now["shards"])
-    installed = now["versions"]
+    was = before["versions"]
+    installed = now["versions"] if was else {}
     return lines + [
-        f"{name} was {version} and is {installed[name]}"
-        for name, version in before["versions"].items()
-        if installed.get(name, version) != version
+        f"{name} was {was.get(name, MISSING)} and is {installed.get(name, MISSING)}"
+        for name in was | installed
+        if was.get(name) != installed.get(name)
     ]
+
+
+def changed_data(folder: Path, data: str) -> list[str]:
+    """Returns a line if the shards in a run's record of its start have changed since."""
+    before = read_beginning(folder)
+    return _changed_data(before["shards"], _identity(expand(data, "--data"))) if before else []
 
 
 def _changed_data(old: dict, new: dict) -> list[str]:

@@ -72,8 +72,8 @@ class Split:
         else:
             advice = "fewer GPUs, or more and smaller shards"
         raise InputError(
-            f"{self.flag}: {self.num_shards:,} shards are too few for {self.slices} slices × "
-            f"{self.world_size} ranks × {self.workers} workers; expected "
+            f"{self.flag}: {self.num_shards:,} shards are too few for slices × ranks × workers = "
+            f"{self.slices} × {self.world_size} × {self.workers}; expected "
             f"{self.slices * readers:,} or more, or {advice}"
         )
 

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoints.began_with import DEPENDS_ON, NAME
+from ..checkpoints.began_with import NAME, changed_data, versions_of_run
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..checkpoints.validation import best_epoch
-from ..environment import current_time, versions
+from ..environment import current_time
 from ..errors import InputError
 from ..files import (
     check_results,
@@ -127,7 +127,7 @@ class RunFolder:
     def check_data(self, advice: str, data: str, device: str | None = None) -> None:
         """Raises InputError if the folder's run has other data or is for another device.
 
-        Also if it is finished, and a table that it has read has changed since.
+        Also if it is finished, and its training data or a table that it has read has changed since.
         """
         run = Run.find(self.path) if self.attempts or self.is_finished else None
         for name, value in {"data": data, "device": device}.items():
@@ -142,6 +142,8 @@ class RunFolder:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
                 )
+        if self.is_finished and (change := changed_data(self.path, data)):
+            raise InputError(f"{self.path} was trained on other data: {change[0]}: {advice}")
 
     def _queued_job(self) -> str | None:
         """Returns the job that was submitted last, if SLURM has it or does not answer; None
@@ -200,7 +202,7 @@ class RunFolder:
         self.note(
             cwd=os.getcwd(),
             data_check=None,
-            versions=versions(*DEPENDS_ON),
+            versions=versions_of_run(),
             environment=recorded_environment(),
             attempts=[*attempts, attempt],
             **values,

@@ -70,9 +70,13 @@ def test_a_job_accepts_changes_unless_an_earlier_start_has(
 def test_a_finished_run_of_other_data_is_refused(folder):
     (table := folder.path / "held.csv").write_text("before")
     checked = {"tables": {str(table): content_digest(table), "nowhere.csv": "0"}}
+    begins = NodeTraining(Run.open(folder.path), Placement(), folder)._checked()
     write_json(folder.path / "state.json", {"state": "finished"})
-    folder.note(data_check=checked)
+    folder.note(data_check=checked, **begins)
     assert started(folder) == 0
+    (folder.path.parent / "shards/000000.tar").write_text("")
+    with input_error(r"other data: --train-data: 000000.tar had .* bytes and has 0: give --out"):
+        started(folder)
     table.write_text("after")
     with input_error(r"/held\.csv has changed since .*/run was trained on it: give --out another"):
         started(folder)
