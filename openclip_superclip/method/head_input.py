@@ -50,7 +50,7 @@ def patch_tokens(visual: nn.Module) -> PatchTokens:
         layout = "NLC" if hasattr(trunk, "num_prefix_tokens") else "NCHW"
         has_final_norm = type(trunk).__name__ not in NEVER_NORMALISED
         description = f"last features of timm's {type(trunk).__name__}"
-        if not has_final_norm:
+        if not has_final_norm or isinstance(getattr(trunk, "norm", None), nn.Identity):
             description += ", not normalised"
         width = trunk.feature_info[-1]["num_chs"]
         return PatchTokens(width, layout, has_final_norm, description)

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from ..errors import InputError, reason
@@ -56,17 +56,21 @@ class AccumulatedLosses:
     """
 
     def __init__(self, accum_freq: int):
-        # An epoch may end with less than a batch, on which OpenCLIP does not train.
-        self._kept = deque(maxlen=accum_freq)
+        self._accum_freq = accum_freq
+        # The last batch's or, if an epoch has ended with less, partly those of an earlier one.
+        # Always `accum_freq`, because torch.compile makes a graph for each length.
+        self._kept = []
 
     def keep(self, losses: Tensor, scale: float | Tensor) -> Tensor:
         """Returns `losses`, zeros [B], which the second run will replace, and keeps its scale."""
-        self._kept.append((losses, scale))
+        kept = self._kept or [(losses.clone(), scale) for _ in range(self._accum_freq)]
+        self._kept = [*kept[1:], (losses, scale)]
         return losses
 
     def next(self) -> tuple[Tensor, float | Tensor]:
         """Returns the kept losses to replace, in the order of the first run, and their scale."""
-        return self._kept.popleft()
+        self._kept = [*self._kept[1:], self._kept[0]]
+        return self._kept[-1]
 
 
 class _WithClassHead:
@@ -168,8 +172,14 @@ class _WithClassHead:
     def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
         """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only
         the head, or if OpenCLIP has removed activations of the tower."""
+        lock = getattr(super(), "lock_image_tower", None)
+        if lock is None or isinstance(self.visual, ModifiedResNet):
+            raise InputError(
+                "--lock-image: OpenCLIP cannot unlock a part of this model's image tower, as "
+                "--superclip needs: leave one of the two out"
+            )
         before = dict(self.visual.named_modules())
-        super().lock_image_tower(unlocked_groups, *args, **kwargs)
+        lock(unlocked_groups, *args, **kwargs)
         # freeze_batch_norm_2d replaces layers of timm that contain an activation
         for name in before.keys() - dict(self.visual.named_modules()).keys():
             if not isinstance(before[name], nn.Identity):
@@ -267,19 +277,26 @@ class SuperCoCa(_WithClassHead, CoCa):
 
 # parameters of a vision tower that the class head's input does not depend on: the projections
 BEYOND_HEAD = r"proj$|head\.|attnpool\.c_proj\.|trunk\.(head|fc|classifier)\."
+# layers behind the patch tokens, if the head reads these
+POOLING = r"(trunk\.)?attn_?pool|trunk\.(fc_norm|conv_head|bn2)\."
 
 
 def trains_only_head(model: nn.Module) -> bool:
     """Returns whether the class loss of a model, which may be wrapped, trains no weight of its
     vision tower."""
     with_head = _with_head(model)
-    beyond_head = BEYOND_HEAD
-    if with_head.class_head.reads == "patches":
-        beyond_head += "|attn_pool"
+    reads = with_head.class_head.reads
     return not any(
-        parameter.requires_grad and not re.match(beyond_head, name)
+        parameter.requires_grad and reaches_head(name, reads)
         for name, parameter in with_head.visual.named_parameters()
     )
+
+
+def reaches_head(name: str, head_input: str) -> bool:
+    """Returns whether a class head's input, one of HEAD_INPUTS, depends on a parameter of a vision
+    tower."""
+    beyond_head = f"{BEYOND_HEAD}|{POOLING}" if head_input == "patches" else BEYOND_HEAD
+    return re.match(beyond_head, name) is None
 
 
 def _with_head(model: nn.Module) -> _WithClassHead | None:

@@ -118,19 +118,24 @@ def check_models(options: argparse.Namespace) -> None:
         starting_weights.start_of_towers(
             model, pretrained, pretrained_image=options.pretrained_image
         )
-    _check_text_tower(model, options)
     if options.distill_model is not None:
+        _check_distils(model, options.model, "--model", options.cache_dir)
         _check_teacher(options.distill_model, options.distill_pretrained, options.cache_dir)
+    _check_text_tower(model, options)
+
+
+def _check_distils(name: str, model: str, flag: str, cache_dir: str | None) -> None:
+    model_cfg, _ = read_configuration(name, flag, cache_dir)
+    if {"multimodal_cfg", "init_logit_bias"} & model_cfg.keys():
+        raise InputError(
+            f"{flag}: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's distillation "
+            "does not take: expected a CLIP model"
+        )
 
 
 def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) -> None:
     name = check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
-    model_cfg, _ = read_configuration(name, "--distill-model", cache_dir)
-    if {"multimodal_cfg", "init_logit_bias"} & model_cfg.keys():
-        raise InputError(
-            f"--distill-model: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's "
-            "distillation does not take: expected a CLIP model"
-        )
+    _check_distils(name, model, "--distill-model", cache_dir)
     schema, location = parse_model_name(model)
     if schema != "local-dir" or pretrained is None:
         return

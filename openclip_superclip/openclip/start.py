@@ -66,7 +66,7 @@ def begin(training: Training, findings: Findings) -> None:
         if training.is_ours:
             training.resumed.set_damaged_aside()
         warm_up = long_warmup(options.warmup, training.num_steps, "--warmup")
-        for warning in findings.warnings + warm_up:
+        for warning in findings.warnings + warm_up + _long_head_warmup(training):
             to_stderr(f"superclip: {warning}")
     _fix_ranks(training)
     if training.is_ours:
@@ -77,6 +77,20 @@ def begin(training: Training, findings: Findings) -> None:
         print_in_one_line(remove_unstarted_run)
     if training.config is not None:
         vars(options).update(options_of(training.config))  # OpenCLIP records them in params.txt
+
+
+def _long_head_warmup(training: Training) -> list[str]:
+    """Returns a warning if the class loss trains only the head in all steps of the run."""
+    options = training.options
+    batch_size = options.batch_size * options.accum_freq * launched()[1]
+    num_samples = training.num_steps * batch_size
+    head_warmup = training.config.head_warmup if training.config else 0
+    if not 0 < num_samples <= head_warmup:
+        return []
+    return [
+        f"--superclip-head-warmup {head_warmup} covers all {num_samples} samples of the run, so "
+        "the class loss trains only its head"
+    ]
 
 
 def _hold_out(training: Training) -> None:

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_rel
 from support import cases, read_rows, table, write_json
 from support.models import write_model
@@ -18,6 +19,7 @@ from support.training_runs import execute, run_train
 from openclip_superclip.lab.evaluation.result_files import record_file
 from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.lab.reports.comparable_runs import find_comparisons
+from openclip_superclip.lab.reports.report_page import scores_table
 from openclip_superclip.lab.reports.reported_run import read_run
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -79,7 +81,7 @@ def recipe_run(folder, recipe, scores, set_=None, **state):
     write_json(folder / "state.json", {"state": "finished", "error": None, "epoch": 25, **state})
     for (dataset, task), metrics in scores.items():
         record = {"model": "x", "dataset": dataset, "task": task, "metrics": metrics}
-        record["epoch"] = state.get("epoch", 25)
+        record |= {"epoch": state.get("epoch", 25), "settings": state.get("settings")}
         write_json(record_file(folder / "evaluation", "x", dataset, task, "x"), record)
     return folder
 
@@ -196,9 +198,7 @@ def test_a_difference_is_with_clip_of_the_same_rate_if_there_is_one(rates):
     assert list(of_two) == ["CLIP (lr 0.0005)", "CLIP (lr 0.001)", "SuperCLIP (lr 0.002)"]
 
 
-def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(
-    rates,
-):
+def test_a_flag_that_changes_the_weights_separates_runs_and_one_that_only_measures_does_not(rates):
     flags = ({"flags.grad-clip-norm": "1.0", "flags.val-frequency": "5"}, 30.0)
     found = rates(clip=({}, 50.0), clip_cut=flags, superclip=({"flags.val-frequency": "2"}, 55.0))
     clip, ours = (f"{method} (grad clip norm default)" for method in ("CLIP", "SuperCLIP"))
@@ -253,6 +253,8 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
     }
     write_json(run / "evaluation/other.json", other)
     (run / "checkpoints").mkdir()
+    torch.save({}, run / "checkpoints/epoch_25.pt")  # trained again since the demo
+    assert read_run(run).scores == pytest.approx(scores)
     for damaged in ("demo-test.json", "evaluation/cut.json", "checkpoints/results.jsonl"):
         (run / damaged).write_text('{"epoch": 25, "image')
     assert read_run(run).scores == pytest.approx(scores)
@@ -265,6 +267,18 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
         assert ("its evaluation at epoch 5 of 30 is left out" in read_run(other).note) == (
             epoch == 5
         )
+
+
+def test_scores_that_were_measured_with_other_settings_are_named(tmp_path):
+    runs = []
+    for method, precision in {"clip": "amp", "superclip": "fp32"}.items():
+        recipe = f"datacomp1b/{method}_vit-b-16_512m_bs1k"
+        settings = {"precision": precision}
+        folder = recipe_run(tmp_path / method, recipe, imagenet(50, 70), settings=settings)
+        runs.append(read_run(folder))
+    (comparison,) = find_comparisons(runs)
+    named = "different settings: imagenet1k (linear_probe), imagenet1k (zeroshot_classification)."
+    assert named in scores_table(comparison).note
 
 
 @cases("lines, scores", table("runs: results that were cut"))
@@ -322,10 +336,7 @@ def test_scores_are_beside_the_papers_with_the_difference_and_what_was_changed(t
     runs = [
         recipe_run(tmp_path / "c1", name("clip", 1), imagenet(49.5, 70.0)),
         recipe_run(
-            tmp_path / "c1b",
-            name("clip", 1),
-            dict([*imagenet(48.5, 0).items()][:1]),
-            {"seed": "1"},
+            tmp_path / "c1b", name("clip", 1), dict([*imagenet(48.5, 0).items()][:1]), {"seed": "1"}
         ),
         recipe_run(tmp_path / "s1", name("superclip", 1), imagenet(54.0, 75.0), {"lr": "5e-4"}),
         recipe_run(

@@ -18,6 +18,7 @@ from openclip_superclip.method.head_input import (
     patch_map,
     patch_tokens,
 )
+from openclip_superclip.method.model import reaches_head
 
 TEXT = {"context_length": 4, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -25,8 +26,8 @@ POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
 # OpenCLIP's parallel and cascade pooling need width = embed_dim
 SQUARE = {"width": 32, "head_width": 16}
 TOWERS = read_json(DATA / "vision_towers.json")
-NONE = "has no pooled vector"
 EVERY_NATIVE = cases("vision_cfg", TOWERS["native"])
+EVERY_INPUT = parametrize("head_input", ["patches", "pooled", "both"])
 
 
 def tower(vision_cfg):
@@ -42,9 +43,8 @@ def native_tower(vision_cfg):
     return visual
 
 
-def images(visual, batch=3):
-    rng = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 3, *visual.image_size, generator=rng)
+def images(visual):
+    return torch.randn(3, 3, *visual.image_size, generator=torch.Generator().manual_seed(1))
 
 
 def same_dropout(function, *args):
@@ -54,7 +54,7 @@ def same_dropout(function, *args):
 
 @EVERY_NATIVE
 @parametrize("training", [True, False], ids=["training", "evaluation"])
-@parametrize("head_input", ["patches", "pooled", "both"])
+@EVERY_INPUT
 def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
     vision_cfg, training, head_input
 ):
@@ -97,7 +97,7 @@ def test_the_patch_mean_of_a_native_vit_leaves_the_class_token_out(vision_cfg):
 
 
 @cases("other", TOWERS["others"])
-@parametrize("head_input", ["patches", "pooled", "both"])
+@EVERY_INPUT
 @torch.no_grad()
 def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refused(
     other, head_input
@@ -108,8 +108,9 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     assert tokens.width == width
     has_none = pooled == "none"
     if (head_input != "patches" and has_none) or (head_input == "both" and pooled != width):
-        differs = f"of width {pooled}, to the mean patch token, of width {width}"
-        error = NONE if has_none else differs
+        error = f"of width {pooled}, to the mean patch token, of width {width}"
+        if has_none:
+            error = "has no pooled vector"
         with input_error(f"^--superclip-head-input {head_input}.*{error}"):
             head_width(visual, tokens, head_input)
         return
@@ -124,6 +125,15 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
         if head_input == "both":
             vector = vector - encode_image(visual, tokens, image)[2]
         assert_close(visual.head(vector), features, rtol=1e-4, atol=1e-5)
+
+
+@cases("other", TOWERS["others"])
+def test_the_parameters_on_which_the_heads_input_depends_are_known(other):
+    visual = tower(other["vision_cfg"])
+    image = torch.randn(2, 3, other["size"], other["size"])
+    encode_image(visual, patch_tokens(visual), image)[2].sum().backward()
+    for name, parameter in visual.named_parameters():
+        assert reaches_head(name, "patches") == (parameter.grad is not None), name
 
 
 @cases("name, pool", {"test_vit": "token", "test_vit2": "avg", "test_vit3": "map"})
@@ -217,7 +227,7 @@ def patches_of(image, padding):
     }
 
 
-@parametrize("head_input", ["patches", "pooled", "both"])
+@EVERY_INPUT
 @parametrize("pool", ["avg", "token", "map"])
 @torch.no_grad()
 def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head_reads(

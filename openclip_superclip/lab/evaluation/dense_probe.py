@@ -25,7 +25,7 @@ def whole_image(network: nn.Module) -> Compose:
     """Returns the transform that resizes whole images to the model's input, so that pixels keep
     their labels."""
     own = network.visual.preprocess_cfg
-    config = PreprocessCfg(**own | {"resize_mode": "squash", "interpolation": "bicubic"})
+    config = PreprocessCfg(**own | {"resize_mode": "squash"})
     return image_transform_v2(config, is_train=False)
 
 

@@ -104,6 +104,8 @@ def _retrieval(model: object, tokenizer: Callable, test: _Batches, options: dict
     """Outcomes are, for each image, how many of its captions find it, and whether it finds one
     of them."""
     num_captions = np.array([len(texts) for texts in test.features.targets], np.int32)
+    if not num_captions.all():
+        raise InputError(f"image {np.argmin(num_captions) + 1} has no caption")
     ks = [k for k in RECALL_K if k <= len(num_captions)]  # topk fails with fewer images
     with _recorded(zeroshot_retrieval, "batchify") as results:
         metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
@@ -191,14 +193,16 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     Templates must contain {c}, the placeholder of the class name; a dict contains complete texts by
     class.
     """
+    if not classes:
+        raise InputError("classnames.txt is missing or empty; expected a class name in each line")
     if "" in classes:
         raise InputError(
             f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name"
         )
     if not templates:
         raise InputError(
-            "zeroshot_classification_templates.txt is empty; expected a line such as: a photo "
-            "of a {c}."
+            "zeroshot_classification_templates.txt is missing or empty; expected a line such as: "
+            "a photo of a {c}."
         )
     if isinstance(templates, dict):
         return

@@ -15,6 +15,7 @@ PACKAGES = (
     "clip-benchmark",
     "torch",
     "torchvision",
+    "timm",
     "webdataset",
     "scikit-learn",
     "numpy",

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander, tarfile_sa
 
 from ...data.tar_shards import numbered_members
 from ...errors import InputError, reason
+
+META = re.compile(r"__[^/]*__($|/)")  # names of files that webdataset does not read
 
 
 def shards_of(split: Path) -> list[Path]:
@@ -84,8 +87,8 @@ def _spans_in(shard: Path) -> list[tuple[int, int]]:
     spans = {}
     try:
         with tarfile.open(shard, "r:") as tar:
-            for number, key, _, member in numbered_members(tar):
-                if not key.startswith("__"):  # which CLIP_benchmark does not read
+            for number, _, _, member in numbered_members(tar):
+                if not META.match(member.name):
                     start, _ = spans.get(number, (member.offset, None))
                     num_blocks = -(-member.size // tarfile.BLOCKSIZE)
                     spans[number] = (start, member.offset_data + num_blocks * tarfile.BLOCKSIZE)

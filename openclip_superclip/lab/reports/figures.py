@@ -60,7 +60,8 @@ def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
         axes.set_xlabel("batch size")
         axes.grid()
         axes.margins(x=0.08, y=0.12)
-        axes.set_title(f"{LABELS.get(key, key)}, %")
+        label = LABELS.get(key, key)
+        axes.set_title(label if "RMSE" in label else f"{label}, %")
     _add_legend(drawing, grid, ncols=2)
     return Figure(file, png(drawing), "Scores over the batch size")
 

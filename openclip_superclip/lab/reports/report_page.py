@@ -7,6 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from ...errors import listed
 from ...files import write_bytes, write_text
 from ...plans.recipe import METHODS, changes_scores
 from ...rendering import (
@@ -137,10 +138,18 @@ def scores_table(comparison: Comparison) -> Table:
                 pairs = max(len(difference.values) for difference in differences if difference)
                 rows.append([name, size, f"{pairs} pair(s)", *_cells(differences, pairs)])
     note = (
-        "Mean ± standard deviation over the seeds of finished runs, in percent. Differences "
-        "are paired by seed, with their 95 % interval (Student's t). The training is equal, "
-        "except for what the names show."
+        "Mean ± standard deviation over the seeds of finished runs, in percent, except for RMSE. "
+        "Differences are paired by seed, with their 95 % interval (Student's t). The training is "
+        "equal, except for what the names show."
     )
+    runs = [run for group in comparison.groups for run in group.runs]
+    differing = {
+        name
+        for name, settings in itertools.chain(*(run.evaluated.items() for run in runs))
+        if any(run.evaluated.get(name, settings) != settings for run in runs)
+    }
+    if differing:
+        note += f" Evaluated with different settings: {listed(sorted(differing))}."
     if not keys:
         note = (
             "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt "

@@ -5,9 +5,9 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...checkpoints.trainer_files import read_options
+from ...checkpoints.trainer_files import checkpoints, newest, read_options
 from ...errors import InputError, listed
-from ...files import json_or_empty
+from ...files import content_digest, json_or_empty
 from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
 from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
@@ -50,6 +50,7 @@ class ReportedRun:
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     epoch: int | None = None  # of the scores
+    evaluated: dict[str, dict] = field(default_factory=dict)  # settings, by data set and task
     epochs: int | None = None
 
     @property
@@ -104,12 +105,15 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     run.epochs = run.planned.num_slices if run.planned else options.get("epochs")
     if state.get("stopped_early"):
         run.epochs = state["epoch"]
-    run.scores, run.epoch = read_scores(path)
+    run.scores, run.epoch, run.evaluated = read_scores(path)
     _set_state(run, state)
     for measure, score in of_training(path).items():
         run.scores[f"{measure} (training's own)"] = score
-    demo = json_or_empty(path / "demo-test.json").get("measures") or {}
-    for measure, score in demo.items():
+    demo = json_or_empty(path / "demo-test.json")
+    weights = checkpoints(path / "checkpoints").get(newest(path / "checkpoints"))
+    # else the checkpoint was trained again since
+    is_own = weights is None or content_digest(weights)[:16] == demo.get("checkpoint")
+    for measure, score in (demo.get("measures") or {}).items() if is_own else ():
         run.scores[f"demo {measure.replace('_', ' ')}"] = score
     run.scores = {key: score for key, score in run.scores.items() if math.isfinite(score)}
     return run

@@ -48,9 +48,9 @@ KINDS = ("zero", "→", "_to_", " to ", "probe")  # words in the names of scores
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
-def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
-    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), and their epoch,
-    the last one there.
+def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, dict]]:
+    """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), their epoch,
+    the last one there, and the settings of each evaluation.
 
     Damaged files, and those of other models or of a checkpoint that was trained again, are left
     out.
@@ -62,7 +62,12 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None]:
         if epoch is not None and isinstance(record.get("metrics"), dict) and _is_own(record, file):
             by_epoch[epoch].append(record)
     epoch = max(by_epoch, default=None)
-    return _of_records(by_epoch[epoch]), epoch or None
+    records = by_epoch[epoch]
+    settings = {
+        f"{record.get('dataset')} ({record.get('task')})": record.get("settings")
+        for record in records
+    }
+    return _of_records(records), epoch or None, settings
 
 
 def _is_own(record: dict, file: Path) -> bool:

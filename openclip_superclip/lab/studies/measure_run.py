@@ -23,7 +23,16 @@ from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
 
 # packages whose versions change measures
-MEASURED_WITH = ("openclip-superclip", "open_clip_torch", "torch", "webdataset", "numpy", "pillow")
+MEASURED_WITH = (
+    "openclip-superclip",
+    "open_clip_torch",
+    "torch",
+    "torchvision",
+    "timm",
+    "webdataset",
+    "numpy",
+    "pillow",
+)
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
 # by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
