@@ -829,6 +829,12 @@ CASES = [
         "SuperCLIP − CLIP",
     ),
     Case(
+        "… in a second study",
+        "the same, other scenes",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, clean captions, equal frequencies",
+    ),
+    Case(
         "… careless captions",
         "20,480 scenes, a third of the objects unnamed, "
         "a fifth of the captions with wrong words; tests by an unseen designer",

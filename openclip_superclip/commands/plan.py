@@ -259,10 +259,11 @@ def _compute(run: Run, cost: dict) -> str:
             "measured in two small models; superclip rehearse measures it"
         )
     low, high = cost["utilization"]
+    slower = " in bfloat16 (slower in fp32)" if run.recipe.precision == "fp32" else ""
     halved = ", the slow end halved because no run on this GPU is published"
     return (
-        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU, as in "
-        "OpenCLIP's published runs "
+        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
+        "in OpenCLIP's published runs "
         f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse "
         "measures it"
     )

@@ -48,11 +48,7 @@ class Horovod(NamedTuple):
     def path(self, *first):
         """The PYTHONPATH of a process; packages in the folders of `first`
         hide others."""
-        paths = [
-            *map(str, first),
-            str(self.folder),
-            *filter(None, [os.environ.get("PYTHONPATH")]),
-        ]
+        paths = [*map(str, first), str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])]
         return os.pathsep.join(paths)
 
     def call(self, command, cwd, *first):
@@ -148,11 +144,7 @@ def runs(horovod, folder, flags_of):
         "stopped": ("superclip_train", 2, f"{two_epochs} resumed --epochs 1"),
         "resumed": ("superclip_train", 2, f"{two_epochs} resumed --resume latest"),
         "stock": ("stock_train_under_horovod", 2, "--horovod {shards} --name stock"),
-        "without our flags": (
-            "superclip_train_in_one_order",
-            2,
-            "--horovod {shards} --name ours",
-        ),
+        "without our flags": ("superclip_train_in_one_order", 2, "--horovod {shards} --name ours"),
     }
     jobs = {}
     for name, (function, ranks, flags) in train.items():

@@ -219,8 +219,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     code, lost, error = troubled["after kill -9"]
     assert (code, lost) == (-signal.SIGKILL, "lost")
     assert re.match(
-        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20",
-        error,
+        r"process \d+ on \S+ is gone: stopped without an error message; last heartbeat at 20", error
     )
     output = troubled["after a rank was killed"]
     assert (
@@ -288,9 +287,7 @@ def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
     assert_no_rank_is_left(run)
 
 
-def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began(
-    recipe,
-):
+def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began(recipe):
     ruined = recipe.parent / "no number"
     # the last step of a slice
     plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")
@@ -372,8 +369,7 @@ def test_what_the_user_has_to_fix_is_one_line(recipe):
     run = recipe.parent / "plain"
     (run / "checkpoints").mkdir(parents=True)
     torch.save(
-        {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}},
-        run / "checkpoints/epoch_1.pt",
+        {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt"
     )
     code, output = end(recipe, run, "--device cpu")
     assert code == 1

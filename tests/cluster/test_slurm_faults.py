@@ -7,14 +7,7 @@ import sys
 import pytest
 from support import read_json, write_program
 from support.plugins import write_slow_loss
-from support.slurm_cluster import (
-    ON_CPUS,
-    attempts,
-    submit,
-    wait_for_slice,
-    wait_until,
-    write_setup,
-)
+from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice, wait_until, write_setup
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state
 
 from openclip_superclip.data.shard_order import slice_of

@@ -10,16 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from support import (
-    GOLDEN,
-    cases,
-    parametrize,
-    refusals,
-    succeed,
-    table,
-    write_json,
-    write_program,
-)
+from support import GOLDEN, cases, parametrize, refusals, succeed, table, write_json, write_program
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 

@@ -77,7 +77,7 @@ def assert_taken(command, monkeypatch):
         case "pip", ["install", *_, what] if "[" in what:
             assert what in [f".[{extra}]" for extra in EXTRAS], command
         case name, _:
-            assert name in ("python", "python3", "bash", "pip", "lint-imports", "hf", "pytest")
+            assert name in "python python3 bash pip lint-imports hf pytest".split()
     for file in arguments:
         if re.match(r"(\./)?(docs|slurm|examples|tests)/", file):
             assert (ROOT / file).exists(), command
@@ -85,10 +85,10 @@ def assert_taken(command, monkeypatch):
 
 @each_page_on_ours
 def test_every_flag_that_its_sentences_name_exists(page, monkeypatch):
-    parsers = [superclip_parser(name, monkeypatch) for name in COMMANDS]
     known = set()
-    for parser in parsers:
-        known.update(*(action.option_strings for action in parser._actions))
+    for name in COMMANDS:
+        for action in superclip_parser(name, monkeypatch)._actions:
+            known.update(action.option_strings)
     named = {
         flag
         for span in code_spans(PAGES[page])
@@ -114,9 +114,9 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(file):
 @each_page
 def test_every_source_file_that_it_names_exists(page):
     """Named from the root, from the package, or by its name alone."""
-    trees = [ROOT / "openclip_superclip", ROOT / "tests", ROOT / "patches"]
     names = {"params.py", "main.py", "data.py"}  # OpenCLIP's
-    names |= {path.name for tree in trees for path in tree.rglob("*")}
+    for tree in ("openclip_superclip", "tests", "patches"):
+        names |= {path.name for path in (ROOT / tree).rglob("*")}
     for span in code_spans(PAGES[page]):
         if re.fullmatch(
             r"[\w./-]+\.py|(tests|openclip_superclip|recipes|slurm|docs)/[\w./-]*", span

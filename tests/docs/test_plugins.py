@@ -59,11 +59,7 @@ def test_its_files_and_commands_work_in_their_order(shards, tmp_path, tmp_path_f
                 (run,) = completed(train_with, installed, *arguments[1:], cwd=tmp_path)
                 losses.append(set(re.findall(r"(\w*[Ll]oss): ", "\n".join(run.losses()))))
             else:
-                command = [
-                    sys.executable,
-                    *(["-m", "pip"] if program == "pip" else []),
-                    *arguments,
-                ]
+                command = [sys.executable, *(["-m", "pip"] if program == "pip" else []), *arguments]
                 printed += succeed(command, cwd=tmp_path, env=environment).stdout
     assert losses == [
         {"Contrastive_loss", "Loss"},

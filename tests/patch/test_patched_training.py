@@ -2,11 +2,11 @@
 one, and stock without the flag."""
 
 import functools
-import importlib
-import importlib.metadata
 import os
 import shutil
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from support import cases, succeed, table
@@ -33,9 +33,9 @@ def losses(short_run, tmp_path_factory):
     def losses(train, tree, flags="", world_size=1):
         every = f"{short_run} --batch-size {32 // world_size} --logs none {flags}"
         folder = tmp_path_factory.mktemp("run")
-        runs = completed(train, tree, every, world_size=world_size, cwd=folder)
-        assert len(runs[0].losses()) == 2
-        return runs[0].losses()
+        printed = completed(train, tree, every, world_size=world_size, cwd=folder)[0].losses()
+        assert len(printed) == 2
+        return printed
 
     return losses
 
@@ -65,14 +65,34 @@ def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
 def superclip_train_that_cannot_replace(tree, *argv):
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
-    importlib.import_module("openclip_superclip.openclip.hook_calls")._replace = None
-    return importlib.import_module("openclip_superclip.__main__").main(
-        ["train", *shell_words(*argv)]
-    )
+    import_module("openclip_superclip.openclip.hook_calls")._replace = None
+    return import_module("openclip_superclip.__main__").main(["train", *shell_words(*argv)])
 
 
 def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
     printed = losses(superclip_train_that_cannot_replace, patched["3.3.0"], "--superclip")
+    assert printed == losses(openclip_train, patched["3.3.0"], "--superclip")
+
+
+def train_as_a_rank(tree, *argv):
+    """What a rank of `superclip run` does with the OpenCLIP in `tree`."""
+    enter(tree)
+    data = import_module("openclip_superclip.openclip.data")
+    with data.listing_unreadable(Path("unreadable.jsonl"), epoch=int):
+        return import_module("openclip_superclip.openclip.train").train(shell_words(*argv))
+
+
+def test_a_run_on_a_patched_openclip_leaves_out_the_rows_without_a_long_caption(
+    patched, csv_data, losses, tmp_path
+):
+    table = tmp_path / "train.csv"
+    left_out = f"\n{csv_data.parent}/0.png\t" * 32
+    table.write_text(csv_data.read_text().replace("\n", f"{left_out}\n", 1))
+    flags = (
+        f"--train-data {table} --superclip --superclip-captions long "
+        "--superclip-long-caption title --superclip-missing-long skip"
+    )
+    printed = losses(train_as_a_rank, patched["3.3.0"], flags)
     assert printed == losses(openclip_train, patched["3.3.0"], "--superclip")
 
 

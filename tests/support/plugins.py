@@ -71,15 +71,7 @@ def write_disturbed_loss(folder, step, what):
 def pip_install(folder, *names):
     """Installs example plugins from their own pyproject.toml into a folder,
     and returns it."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     options = ["--no-index", "--no-compile", "--target", folder]
     for name in names:
         copy = shutil.copytree(EXAMPLES / name, folder.with_name(f"{folder.name}-source") / name)

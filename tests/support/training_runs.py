@@ -71,11 +71,7 @@ def run_ranks(function, *args, world_size=1, cwd=None):
     can join, and returns their runs."""
     cwd, port = Path(cwd or "."), free_port()
     outputs = [cwd / f"rank{rank}-{port}.txt" for rank in range(world_size)]
-    address = {
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = []
     for rank, output in enumerate(outputs):
         variables = (

@@ -61,9 +61,7 @@ def write_data(folder, long=long):
         write_tar(folder / f"{shard}.tar", samples)
     shards = f"--dataset-type webdataset --train-data {folder}/{{0..1}}.tar"
     table = write_table(
-        folder,
-        "title,long.txt",
-        [f"{short(index)},{long(index)}" for index in range(NUM_SAMPLES)],
+        folder, "title,long.txt", [f"{short(index)},{long(index)}" for index in range(NUM_SAMPLES)]
     )
     kinds = {"webdataset": f"{shards} --train-num-samples {NUM_SAMPLES}", "csv": table}
     return {kind: f"{flags} --superclip-long-caption long.txt" for kind, flags in kinds.items()}
@@ -216,17 +214,14 @@ def test_the_fraction_of_short_captions_is_within_binomial_bounds_and_long_has_n
 
 
 @parametrize(
-    "other",
-    [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}],
-    ids=["seed", "rank", "epoch", "worker"],
+    "other", [{"seed": 1}, {"rank": 1}, {"epoch": 1}, {}], ids=["seed", "rank", "epoch", "worker"]
 )
 def test_seed_rank_epoch_and_worker_each_draw_independently(other, monkeypatch):
     reader, other_reader = tokens_of("mixed:0.5"), tokens_of("mixed:0.5", **other)
     first = [reader.captions(sample).words == sample["txt"] for sample in samples(2000)]
     if not other:
         monkeypatch.setattr(
-            "openclip_superclip.data.captions.get_worker_info",
-            lambda: types.SimpleNamespace(id=1),
+            "openclip_superclip.data.captions.get_worker_info", lambda: types.SimpleNamespace(id=1)
         )
     second = [other_reader.captions(sample).words == sample["txt"] for sample in samples(2000)]
     agree = sum(a == b for a, b in zip(first, second, strict=True))
@@ -265,16 +260,11 @@ def test_a_sample_without_a_long_caption_uses_the_short_one_or_is_skipped(
     flags = f"--superclip-captions dual --superclip-missing-long {missing} --logs none"
     (run,) = train(f"{holey[kind]} {flags}")
     assert pairs(run) == expected
-    (line,) = [line for line in run.output.splitlines() if "samples read" in line]
-    num_samples, num_missing = map(
-        int, re.search(r"of (\d+) samples read, (\d+) had no long caption", line).groups()
-    )
+    (counts,) = re.findall(r"of (\d+) samples read, (\d+) had no long caption", run.output)
+    num_samples, num_missing = map(int, counts)
     if (kind, missing) == ("csv", "skip"):
-        assert (len(seen(run, "class")), num_samples, num_missing) == (
-            NUM_SAMPLES // 2,
-            NUM_SAMPLES // 2,
-            0,
-        )
+        assert len(seen(run, "class")) == num_samples == NUM_SAMPLES // 2
+        assert num_missing == 0
         assert "16 of 32 rows are left out" in run.output
         return
     assert len(seen(run, "class")) == NUM_SAMPLES

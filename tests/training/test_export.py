@@ -27,15 +27,9 @@ from support.models import (
     write_model,
     write_vocabulary,
 )
+from support.openclip_trees import held
 from support.stock import opened_by_stock
-from support.training_runs import (
-    call,
-    error_of,
-    execute,
-    load,
-    on_a_full_disk,
-    run_train,
-)
+from support.training_runs import call, error_of, execute, load, on_a_full_disk, run_train
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import read_architecture
@@ -262,11 +256,7 @@ def test_transformers_opens_a_clip_model_with_the_same_features(exports, trained
     processor = transformers.CLIPProcessor.from_pretrained(exports / "hf")
     captions = ["A red CAT, isn't it?", "two dogs!!"]
     inputs = processor(
-        images=[image()],
-        text=captions,
-        return_tensors="pt",
-        padding="max_length",
-        truncation=True,
+        images=[image()], text=captions, return_tensors="pt", padding="max_length", truncation=True
     )
     texts = open_clip.get_tokenizer(f"local-dir:{trained.parents[3]}/model", context_length=16)(
         captions
@@ -404,7 +394,7 @@ def test_a_full_disk_leaves_the_earlier_export(format, small, tmp_path):
         f"--out {models}/out"
     )
     execute(export)
-    before = {path: path.read_bytes() for path in models.rglob("*.*")}
+    before = held(models)
     error = error_of(on_a_full_disk(call), export, "--overwrite", cwd=tmp_path)
     assert re.fullmatch(r"error: .* cannot be written \(.*\)", error)
-    assert {path: path.read_bytes() for path in models.rglob("*.*")} == before
+    assert held(models) == before

@@ -180,11 +180,7 @@ def test_openais_archives_load_bit_equal_beside_a_fresh_head(tmp_path, caplog):
     model = open_clip.create_model(NAME)
     open_clip.model.convert_weights_to_fp16(model)
     weights = model.state_dict()
-    for name, number in {
-        "input_resolution": 32,
-        "context_length": 20,
-        "vocab_size": 49408,
-    }.items():
+    for name, number in {"input_resolution": 32, "context_length": 20, "vocab_size": 49408}.items():
         model.__dict__.pop(name, None)
         model.register_buffer(name, torch.tensor(number))
     del model.attn_mask

@@ -9,10 +9,7 @@ import open_clip
 import pytest
 import torch
 from support import cases, parametrize, refusals, table
-from support.models import (
-    assert_equal,
-    random_weights,
-)
+from support.models import assert_equal, random_weights
 from support.plugins import EXAMPLES, pip_install
 from support.tiny_run import SLICES, write_recipe
 from support.training_runs import (
@@ -199,10 +196,7 @@ def flags(short_run, teacher):
     return f"{short_run} --model {teacher} --precision fp32"
 
 
-@cases(
-    "more, world_size",
-    {"alone": ("", 1), "two ranks with SuperCLIP": ("--superclip", 2)},
-)
+@cases("more, world_size", {"alone": ("", 1), "two ranks with SuperCLIP": ("--superclip", 2)})
 def test_a_resumed_run_ends_where_one_that_never_stopped_ends(
     more, world_size, train, flags, shards, tmp_path
 ):

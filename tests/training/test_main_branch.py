@@ -16,7 +16,7 @@ import pytest
 import torch
 from support import cases, succeed, table
 from support.data import SHARD_SIZE, write_imagenet, write_shards
-from support.openclip_trees import ROOT, openclip_train
+from support.openclip_trees import ROOT, held, openclip_train
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
     WHOLE_PICTURES,
@@ -45,8 +45,7 @@ from openclip_superclip.runs.progress import read_log
 pytestmark = [
     pytest.mark.main,
     pytest.mark.skipif(
-        "OPENCLIP_SOURCE" not in os.environ,
-        reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP",
+        "OPENCLIP_SOURCE" not in os.environ, reason="needs OPENCLIP_SOURCE, a checkout of OpenCLIP"
     ),
 ]
 
@@ -195,9 +194,7 @@ def test_zero_shot_accuracy_is_measured_on_imagenet_with_fsdp(csv_data, short_ru
     assert "imagenet-zeroshot-val-top5: 1.0000" in runs[0].output
 
 
-def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(
-    tmp_path,
-):
+def test_plan_writes_flags_that_the_main_branch_takes_and_run_trains_a_recipe_to_its_end(tmp_path):
     recipe, out = write_recipe(tmp_path, passes=1), tmp_path / "run"
     execute(f"plan {recipe} --device cpu")
     command = f"{sys.executable} -m openclip_superclip run {recipe} --out {out} --device cpu"
@@ -248,10 +245,10 @@ def patched(tmp_path_factory):
         tree,
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    before = {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()}
+    before = held(tree)
     execute(f"patch apply --source {tree.parent}")
     execute(f"patch revert --source {tree.parent}")
-    assert {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()} == before
+    assert held(tree) == before
     execute(f"patch apply --source {tree.parent}")
     return tree
 

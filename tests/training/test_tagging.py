@@ -97,12 +97,7 @@ def test_run_checkpoint_and_export_print_the_heads_scores(
     (tmp_path / "lone.pt").symlink_to(squares_run / "checkpoints/epoch_6.pt")
     lone = [tmp_path / "lone.pt", "--architecture", f"local-dir:{squares_run.parents[1]}/model"]
     printed = []
-    for model in (
-        [squares_run],
-        [squares_run / "checkpoints/epoch_6.pt"],
-        [squares_export],
-        lone,
-    ):
+    for model in ([squares_run], [squares_run / "checkpoints/epoch_6.pt"], [squares_export], lone):
         printed.append(execute(f"words {image} --words 'red,blue,a|b' --model", *model))
     assert printed == printed[:1] * 4
     model, pixels = opened.model, opened.preprocess()(Image.open(image))[None]

@@ -123,10 +123,8 @@ def test_the_first_word_has_the_support_of_its_own_token_and_is_not_suggested(ma
         [*LIST_OF_WORDS[:5], "dog", *(mark + word for word in ("a", "dog", "cat", "sees"))],
         mark,
     )
-    tokenizer, captions = (
-        HFTokenizer(str(tmp_path), context_length=8),
-        ["dog sees a cat", "a dog"],
-    )
+    tokenizer = HFTokenizer(str(tmp_path), context_length=8)
+    captions = ["dog sees a cat", "a dog"]
     tokens = tokenizer(captions)
     support = CaptionSupport(tokenizer, torch.tensor([0.0] * 4 + [1.0] * 6), torch.ones(10).long())
     probabilities = torch.tensor([0, 0, 0, 0, 0.05, 0.1, 0.05, 0.3, 0.4, 0.1]).expand(2, 10)
@@ -164,8 +162,9 @@ def pairs(tmp_path):
         "  ",
         "{p}/nix.png,a dog",
         "{p}/cut.png,a tree",
+        "{p}/0.png,",
+        '{p}/0.png,"a ""moon"""',
     ]
-    rows += ["{p}/0.png,", '{p}/0.png,"a ""moon"""']
     (tmp_path / "pairs.csv").write_text(
         "image,caption\n" + "\n".join(rows).replace("{p}", str(tmp_path))
     )

@@ -59,10 +59,7 @@ def test_losses_gradients_and_counts_of_one_process_equal_the_authors(function):
     for step, class_losses in enumerate(losses):
         features = {name: golden[name][step] for name in ("image_features", "text_features")}
         found = SuperCLIPLoss(ClipLoss())(
-            **features,
-            logit_scale=torch.tensor(10.0),
-            class_losses=class_losses,
-            output_dict=True,
+            **features, logit_scale=torch.tensor(10.0), class_losses=class_losses, output_dict=True
         )
         for name in ("contrastive_loss", "class_loss"):
             assert_close(found[name], golden[name][step], atol=1e-6, rtol=0)
@@ -85,8 +82,7 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 @parametrize("custom_text", [False, True])  # OpenCLIP's two model classes
 @torch.no_grad()
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
-    config = read_json(AUTHORS_CONFIG) | {"custom_text": custom_text}
-    write_json(tmp_path / "m.json", config)
+    write_json(tmp_path / "m.json", read_json(AUTHORS_CONFIG) | {"custom_text": custom_text})
     execute(f"import {AUTHORS} --model {tmp_path}/m.json --out {tmp_path}/out --global-batch 48")
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
@@ -113,8 +109,8 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
 def test_float32_means_restore_every_count(global_batch):
     """Running means over batches, computed like the authors', with a
     different frequency for each token."""
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.randint(global_batch + 1, (50, 300), generator=generator)
+    torch.manual_seed(0)
+    counts = torch.randint(global_batch + 1, (50, 300))
     means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
     head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
     weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
@@ -156,7 +152,7 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
 def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
     reason, given, tmp_path, refused
 ):
-    file, flags = (AUTHORS, given)
+    file, flags = AUTHORS, given
     if isinstance(given, dict):
         file, flags = altered_authors(tmp_path, **given), ""
     assert reason in refused(tmp_path, f"import {file} --model {AUTHORS_CONFIG} --out out {flags}")

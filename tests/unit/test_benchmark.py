@@ -46,12 +46,7 @@ def test_the_contenders_compute_the_same_gradients():
 def test_a_training_step_runs_with_a_small_vocabulary_and_a_roberta(tmp_path):
     small = write_model(tmp_path / "small", text={"vocab_size": 101})
     make_step(small, 2, "cpu", "fp32", with_head=True)()
-    sizes = {
-        "vocab_size": 101,
-        "hidden_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
+    sizes = {"vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 1}
     RobertaModel(RobertaConfig(**sizes, max_position_embeddings=22)).save_pretrained(
         tmp_path / "roberta/tower"
     )

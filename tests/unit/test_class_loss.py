@@ -295,12 +295,12 @@ def test_a_second_derivative_is_refused():
 # As an operator of torch
 
 
-def operator_arguments(dtype=torch.float32, needs_grad=(True, True, True), uniform=True):
+def operator_arguments(dtype, needs_grad):
     """What `class_loss` passes to the operator."""
     leaves, tokens, idf = problem(dtype=dtype)
     for leaf, needed in zip(leaves, needs_grad, strict=True):
         leaf.requires_grad_(needed)
-    return *leaves, *loss.sparse_target(tokens, idf, 1.0), 3, dtype, [*needs_grad], uniform
+    return *leaves, *loss.sparse_target(tokens, idf, 1.0), 3, dtype, [*needs_grad], True
 
 
 @parametrize("needs_grad", [(True, True, True), (False, True, False)], ids=str)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from support import GOLDEN, cases, input_error, parametrize, table
 from support.data import MakesFolder
+from support.evaluation import errors
 from support.models import write_model
 from support.training_runs import call, execute
 
@@ -34,8 +35,7 @@ def whole(tmp_path_factory):
         folder / "run.pt",
     )
     save_file(state, folder / "run.safetensors")
-    argv = f"export {folder}/run.pt --model {name} --with-head --out {folder}/exported"
-    execute(argv)
+    execute(f"export {folder}/run.pt --model {name} --with-head --out {folder}/exported")
     shutil.copy(GOLDEN / "reference_tiny.pt", folder / "authors.pt")
     shutil.copy(GOLDEN / "reference_tiny.json", folder / "authors.json")
     return folder
@@ -114,7 +114,7 @@ def test_a_torchscript_archive_that_runs_code_when_it_is_opened_is_refused(
     except SystemExit as error:
         print(error.code, file=sys.stderr)
         code = 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    (line,) = errors(capsys)
     assert code == 1 and "e.pt is a TorchScript archive that runs code when it is opened" in line
     with input_error("runs code"):
         superclip.create_model_and_transforms("ViT-Ti-16-96", "e.pt")

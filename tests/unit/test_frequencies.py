@@ -69,8 +69,9 @@ def expected(kind):
 
 def by_word(counts):
     decode = open_clip.get_tokenizer("ViT-B-32").decode
-    counted = {id: count for id, count in enumerate(counts.tolist()) if count}
-    return Counter({decode([id]).strip(): count for id, count in counted.items()})
+    return Counter(
+        {decode([id]).strip(): count for id, count in enumerate(counts.tolist()) if count}
+    )
 
 
 @cases("flags, kind", table("shards_and_tables: counted captions of shards"))
@@ -117,8 +118,8 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
     assert found.num_captions == expected(0)[1] + 1
     assert f"{found.num_captions:,} captions of {table}" in printed
     printed = execute(f"{command} --captions long --long-caption more")
-    words = by_word(read_frequencies(out).document_frequency)
-    assert words == expected(1)[0] + Counter(["moon"])
+    found = read_frequencies(out)
+    assert by_word(found.document_frequency) == expected(1)[0] + Counter(["moon"])
     assert "5 samples have no long caption: the short one was counted" in printed
 
 
@@ -139,8 +140,8 @@ def test_a_file_of_impossible_counts_is_refused_in_one_line(change, pattern, tmp
 
 
 def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
-    wanted = [math.log(10), math.log(10 / 2), 0.0, 0.0]
-    assert idf(torch.tensor([0, 1, 9, 10]), 10).tolist() == pytest.approx(wanted)
+    weights = idf(torch.tensor([0, 1, 9, 10]), 10).tolist()
+    assert weights == pytest.approx([math.log(10), math.log(10 / 2), 0, 0])
 
 
 # Bad input
@@ -149,8 +150,8 @@ def test_the_weights_are_equation_4_of_the_paper_and_never_below_0():
 @cases("flags, named", refusals("frequencies"))
 def test_impossible_flags_are_refused_in_one_line(flags, named, pattern, tmp_path, refused):
     (tmp_path / "a.csv").touch()
-    flags = f"--tokenizer-of ViT-B-32 --out df {flags.format(shards=pattern)}"
-    assert named in refused(tmp_path, f"frequencies {flags}")
+    command = f"frequencies --tokenizer-of ViT-B-32 --out df {flags.format(shards=pattern)}"
+    assert named in refused(tmp_path, command)
 
 
 def test_a_shard_through_a_pipe_is_counted(folder, tmp_path):
@@ -198,7 +199,7 @@ def test_an_unreadable_shard_is_an_error_or_named_if_it_is_allowed(
     printed = execute(f"{count} --unreadable-max 0.5")
     assert named in printed and "captions of 1 of 2 shards, " in printed
     num_captions = read_frequencies(tmp_path / "df").num_captions
-    assert PER_SHARD - 1 <= num_captions <= PER_SHARD - 1 + num_more
+    assert 0 <= num_captions - (PER_SHARD - 1) <= num_more
 
 
 def test_a_tokenizer_is_its_contents_and_not_its_path(pattern, tmp_path):
@@ -245,9 +246,8 @@ def test_files_without_a_number_of_tokens_are_accepted_with_any(
     counts = read_frequencies(tmp_path / "new")
     counts.write(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "new").read_bytes()
-    tensors = load_file(tmp_path / "new")
     about = {name: getattr(counts, name) for name in ("tokenizer", "vocabulary", "captions")}
-    save_file(tensors, tmp_path / "old", about)
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", about)
     flags = (
         f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "
         f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {tmp_path}/old"

@@ -45,27 +45,28 @@ def test_head_and_model_have_the_authors_number_of_parameters(name, width, num_h
     assert sum(p.numel() for p in model.parameters()) == num_head + num_clip
 
 
-def trained_head(width=16, vocab=50):
+def trained_head():
     """A head whose every parameter matters."""
-    head = ClassHead(width, vocab)
+    head = ClassHead(16, 50)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head
 
 
-def captions(batch=6, length=9, vocab=50):
-    return torch.randint(0, vocab, (batch, length))
+def captions():
+    return torch.randint(0, 50, (6, 9))
 
 
 @parametrize("scale", [1.0, 0.25])
 def test_losses_and_gradients_of_the_head_are_those_of_the_plain_loss(scale):
     head, tokens, idf = trained_head(), captions(), torch.rand(50)
     x = torch.randn(6, 16, requires_grad=True)
-    leaves = [x, *head.parameters()]
     ours = head(x, tokens, idf, scale)
     plain = scale * plain_class_loss(head.ln(x), head.weight, head.bias, tokens, idf)
     torch.testing.assert_close(ours, plain)
-    gradients = (torch.autograd.grad(losses.mean(), leaves) for losses in (ours, plain))
+    gradients = (
+        torch.autograd.grad(losses.mean(), [x, *head.parameters()]) for losses in (ours, plain)
+    )
     for ours_, plain_ in zip(*gradients, strict=True):
         torch.testing.assert_close(ours_, plain_)
 
@@ -153,8 +154,8 @@ def tiny_model(placebo):
     torch.manual_seed(1)
     vision = {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 6, "vocab_size": 40, "width": 32, "heads": 2, "layers": 1}
-    options = {"placebo": placebo, "ignored_tokens": (0,)}
-    return with_class_head(CLIP, placebo)(8, vision, text, superclip=options).train()
+    model = with_class_head(CLIP, placebo)
+    return model(8, vision, text, superclip={"placebo": placebo, "ignored_tokens": (0,)}).train()
 
 
 def trained_on(placebo, loss_name):

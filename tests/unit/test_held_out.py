@@ -30,11 +30,7 @@ def test_no_image_and_no_caption_is_on_both_sides():
 
 
 def test_captions_that_differ_in_case_and_white_space_are_equal_and_missing_ones_are_not():
-    pairs = [
-        ("1", "a  Cat "),
-        ("2", "A cat"),
-        *((f"other {n}", f"a dog, {n}") for n in range(8)),
-    ]
+    pairs = [("1", "a  Cat "), ("2", "A cat"), *((f"other {n}", f"a dog, {n}") for n in range(8))]
     assert len({*split(pairs, 0.5)[:2]}) == 1
     pairs = [(f"image {number}", "") for number in range(20)]
     sides = split([*pairs, ("image 1", "a cat"), ("image 2", "a dog")], 0.5)
@@ -75,7 +71,7 @@ def test_equal_files_have_equal_digests_and_other_paths_are_their_own_digest(tmp
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe")
-    paths = [str(tmp_path / name) for name in ("a", "b", "c", "pipe", "missing")] + ["/dev/zero"]
+    paths = [*(str(tmp_path / name) for name in "a b c pipe missing".split()), "/dev/zero"]
     first, same, other, *no_files = image_digests(paths)
     assert first == same != other
     assert no_files == paths[3:]

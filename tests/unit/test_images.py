@@ -85,11 +85,9 @@ CLEAR.paste((0, 0, 255, 255), (0, 0, 8, 16))  # the left half is blue, and the r
 OPAQUE = Image.new("RGBA", (16, 16), (200, 0, 0, 255))
 SIDEWAYS = Image.new("RGB", (32, 16), "red")
 DEEP = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
-TRANSPARENT, ROTATED, BITS = (
-    "transparent",
-    "rotated by EXIF data",
-    "more than 8 bits per channel",
-)
+TRANSPARENT = "transparent"
+ROTATED = "rotated by EXIF data"
+BITS = "more than 8 bits per channel"
 PROPERTIES = {
     "RGBA": (content(CLEAR), TRANSPARENT),
     "grey and alpha": (content(CLEAR.convert("LA")), TRANSPARENT),

@@ -43,11 +43,13 @@ def test_a_score_is_what_sklearn_computes():
     assert estimate(Outcome(MEAN, found, captions)).value == pytest.approx(
         found.sum() / captions.sum()
     )
-    recall = estimate(Outcome(RECALL, HITS, LABELS)).value
-    assert recall == pytest.approx(balanced_accuracy_score(LABELS, np.where(HITS, LABELS, -1)))
+    assert estimate(Outcome(RECALL, HITS, LABELS)).value == pytest.approx(
+        balanced_accuracy_score(LABELS, np.where(HITS, LABELS, -1))
+    )
     scores, relevant = RNG.random((50, 3)), RNG.integers(0, 2, (50, 3))
-    precision = estimate(Outcome(PRECISION, scores, relevant)).value
-    assert precision == pytest.approx(average_precision_score(relevant, scores))
+    assert estimate(Outcome(PRECISION, scores, relevant)).value == pytest.approx(
+        average_precision_score(relevant, scores)
+    )
 
 
 @parametrize("num_right", [0, 1, 150, 399, 400])
@@ -57,8 +59,8 @@ def test_an_accuracys_interval_is_wilsons_and_holds_the_score(num_right):
     found = estimate(right(hits))
     assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=1e-12)
     assert found.low <= found.value <= found.high
-    # one image proves little
-    assert estimate(right(hits[:1])).high - estimate(right(hits[:1])).low > 0.7
+    of_one = estimate(right(hits[:1]))  # one image proves little
+    assert of_one.high - of_one.low > 0.7
 
 
 def test_a_difference_is_newcombes_published_example():
@@ -71,11 +73,11 @@ def test_a_difference_is_newcombes_published_example():
     assert found[1:] == pytest.approx((0.0569, 0.3404), abs=5e-4)
 
 
-def outcome_of(kind, size=40):
+def outcome_of(kind):
     if kind == PRECISION:
-        labels = RNG.integers(0, 2, (size, 3))
-        return Outcome(kind, RNG.random((size, 3)) + 0.3 * labels, labels)
-    either = RNG.integers(0, 2, (size, 3 if kind == IOU else 1)) * RNG.integers(1, 50, (size, 1))
+        labels = RNG.integers(0, 2, (40, 3))
+        return Outcome(kind, RNG.random((40, 3)) + 0.3 * labels, labels)
+    either = RNG.integers(0, 2, (40, 3 if kind == IOU else 1)) * RNG.integers(1, 50, (40, 1))
     return Outcome(kind, RNG.random(either.shape) * either, either)
 
 
@@ -86,8 +88,7 @@ def test_a_difference_does_not_contain_what_two_models_share(kind):
     apart, alone = difference(one, two), [estimate(one), estimate(two)]
     for interval in (apart, *alone):
         assert interval.low <= interval.value <= interval.high
-    widths = [interval.high - interval.low for interval in alone]
-    assert apart.high - apart.low < math.hypot(*widths)
+    assert apart.high - apart.low < math.hypot(*(each.high - each.low for each in alone))
     assert difference(one, one).value == 0
 
 
@@ -129,8 +130,9 @@ def test_equal_logits_are_decided_as_clip_benchmark_decides_them():
     target = torch.tensor(RNG.integers(0, 12, 300))
     found = _of_logits(logits, target, 12)
     assert estimate(found["acc1"]).value == pytest.approx(accuracy(logits, target, topk=(1, 5))[0])
-    recall = balanced_accuracy_score(target, logits.argmax(axis=1))
-    assert estimate(found["mean_per_class_recall"]).value == pytest.approx(recall)
+    assert estimate(found["mean_per_class_recall"]).value == pytest.approx(
+        balanced_accuracy_score(target, logits.argmax(axis=1))
+    )
     labels = torch.tensor(RNG.integers(0, 2, (300, 12)))
     found = _of_logits(logits.float(), labels, 12)["mean_average_precision"]
     precisions = average_precision_per_class(logits.float(), labels)
@@ -155,10 +157,22 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     model = torch.nn.Module()
     model.encode_image = torch.nn.Identity()
     loaders = [[*zip(*(x.split(5) for x in part), strict=True)] for part in (train, test)]
-    options = {"fewshot_k": -1, "batch_size": 8, "num_workers": 0, "lr": 0.1, "epochs": 2}
-    options |= {"model_id": "x", "feature_root": str(tmp_path), "amp": amp, "device": "cpu"}
     torch.manual_seed(0)
-    theirs = own["evaluate"](model, *loaders, **options, normalize=True, seed=0)
+    theirs = own["evaluate"](
+        model,
+        *loaders,
+        fewshot_k=-1,
+        batch_size=8,
+        num_workers=0,
+        lr=0.1,
+        epochs=2,
+        model_id="x",
+        feature_root=str(tmp_path),
+        amp=amp,
+        device="cpu",
+        normalize=True,
+        seed=0,
+    )
     torch.manual_seed(0)
     precision = "amp" if amp else "fp32"
     settings = EvaluationSettings("cpu", precision, 8, 0, 0.1, 2, dense_lr=1.0, dense_epochs=1)

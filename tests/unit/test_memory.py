@@ -31,8 +31,7 @@ LARGER = read_json(DATA / "larger_model.json")
 
 
 def run_of(model, batch_max=None, **set_):
-    head = set_.pop("head", True)
-    name = "superclip" if head else "clip"
+    name = "superclip" if set_.pop("head", True) else "clip"
     recipe = read_recipe(f"demo/{name}_demo-model_8k_bs64", {"model": model, **set_})
     return make_run(recipe, gpu_batch_max=batch_max, device="cpu")
 
@@ -73,9 +72,8 @@ def allocated_peak(function, *args):
 @cases("changes", table("plans: memory"))
 def test_the_planned_peak_is_what_openclips_trainer_allocates(changes, tmp_path):
     run = run_of(write_model(tmp_path, **LARGER), **changes)
-    planned = step_memory(run)
-    measured = allocated_peak(train, run)
-    assert planned["peak_bytes"] == pytest.approx(measured, rel=0.1)
+    planned = step_memory(run)["peak_bytes"]
+    assert planned == pytest.approx(allocated_peak(train, run), rel=0.1)
 
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
@@ -90,7 +88,7 @@ def test_the_parts_of_the_peak_are_those_that_one_calculates_by_hand():
     clip = step_memory(released("datacomp1b/clip_vit-b-16_512m_bs16k"))
     num_parameters = 187_617_025
     assert ours["peak_bytes"] == sum(
-        ours[part] for part in ("parameters", "gradients", "optimizer", "activations")
+        ours[part] for part in "parameters gradients optimizer activations".split()
     )
     assert ours["parameters"] == pytest.approx(4 * num_parameters, rel=0.01)  # and buffers
     assert ours["optimizer"] == pytest.approx(8 * num_parameters, rel=0.01)
@@ -125,7 +123,7 @@ def test_a_model_that_fits_no_card_has_no_batch():
     assert step_memory(run)["largest_batches"] == {"24": 0, "40": 0, "80": 1}
 
 
-@parametrize("name", ["resnet", "timm-vit", "timm-convnext", "coca"])
+@parametrize("name", "resnet timm-vit timm-convnext coca".split())
 def test_other_towers_are_planned(name, models):
     assert step_memory(run_of(models[name]))["activations"] > 0
 

@@ -59,12 +59,7 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
 @cases("options, expected", table("losses: muon"))
 def test_muon_leaves_the_class_head_to_its_fallback(options, expected, parse_args, tmp_path):
     args = parse_args(f"--dataset-type synthetic --train-num-samples 1 --logs {tmp_path}")
-    given = {
-        "opt": "timm/nadamuon",
-        "opt_fallback_list": None,
-        "opt_kwargs": {},
-        "superclip": True,
-    }
+    given = {"opt": "timm/nadamuon", "opt_fallback_list": None, "opt_kwargs": {}, "superclip": True}
     vars(args).update(given | options)
     Plugin().open_clip_check_options(args)
     assert args.opt_fallback_list == expected

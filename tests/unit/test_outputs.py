@@ -53,9 +53,7 @@ def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, 
         place.unlink()
 
 
-def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(
-    tmp_path,
-):
+def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
         ended = subprocess.Popen([sys.executable, "-c", ""])
         ended.wait()

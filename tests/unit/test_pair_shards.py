@@ -27,7 +27,8 @@ def kept(tmp_path_factory):
     cannot be read."""
     folder = tmp_path_factory.mktemp("kept")
     beside = folder / "beside/deeper"
-    (folder / "beside").mkdir(), (folder / "linked").mkdir()
+    (folder / "beside").mkdir()
+    (folder / "linked").mkdir()
     beside.symlink_to(folder / "linked")
     (folder / "linked/back").symlink_to(folder / "beside")
     rows = []
@@ -57,8 +58,6 @@ def kept(tmp_path_factory):
     rows += [
         [f"{folder}/cut.png", "a cut", "", ""],
         [f"{folder}/nix.png", "nothing", "", ""],
-    ]
-    rows += [
         [f"{folder}/3.png", "", "", ""],
         [f"{folder}/./3.png", "the same image", "cat", ""],
     ]
@@ -147,8 +146,7 @@ def test_images_of_a_folder_without_a_caption_file_are_counted_and_the_first_is_
     shards(folder, tmp_path / "out", "--val-share 0 --jobs 1")
     printed = capsys.readouterr().out
     assert f"train: 2 pairs in {tmp_path}/out/train/000000.tar\n" in printed
-    line = f"left out: 3 × no .txt or .json beside the image, first {folder}/1.png\n"
-    assert line in printed
+    assert f"left out: 3 × no .txt or .json beside the image, first {folder}/1.png\n" in printed
 
 
 def test_evaluation_takes_the_validation_split_as_two_data_sets(table):

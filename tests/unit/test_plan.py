@@ -88,10 +88,8 @@ def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_s
 @parametrize(
     "name, kept",
     [
-        (
-            RELEASED,
-            7,
-        ),  # the two newest, the one that is being written, and four of every fifth of 25
+        # the two newest, the one that is being written, and four of every fifth of 25
+        (RELEASED, 7),
         ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
     ],
 )
@@ -122,11 +120,10 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
     assert measured["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
 
 
-def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(
-    tmp_path,
-):
-    ours = estimate_cost(plan(set_={"model": "ViT-B/16"}))
-    assert "ViT-B-16" in plan(set_={"model": "ViT-B/16"}).openclip_arguments()
+def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(tmp_path):
+    run = plan(set_={"model": "ViT-B/16"})
+    assert "ViT-B-16" in run.openclip_arguments()
+    ours = estimate_cost(run)
     clip = estimate_cost(plan("datacomp1b/clip_vit-b-16_512m_bs16k"))
     assert ours["parameters"] - clip["parameters"] == ours["head_parameters"] == 37_996_288
     assert clip["parameters"] == 149_620_737
@@ -158,19 +155,13 @@ def test_hours_are_those_of_openclips_published_runs(name, slow, fast):
     """Samples per second and A100; ours recompute the forward pass, which
     the runs of ViT-B/16 did not."""
     ours = plan(
-        name,
-        nodes=1,
-        gpus=1,
-        set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {},
+        name, nodes=1, gpus=1, set_={"flags.grad-checkpointing": "false"} if "b-16" in name else {}
     )
     speeds = [ours.samples / hours / 3600 for hours in estimate_cost(ours)["hours_range"]]
-    assert speeds == [pytest.approx(fast, rel=0.01), pytest.approx(slow, rel=0.01)]
+    assert speeds == pytest.approx([fast, slow], rel=0.01)
     cost = estimate_cost(ours, gpu_tflops=989)
     h100 = [ours.samples / hours / 3600 for hours in cost["hours_range"]]
-    assert h100 == [
-        pytest.approx(speeds[0] * 989 / 312),
-        pytest.approx(speeds[1] / 2 * 989 / 312),
-    ]
+    assert h100 == pytest.approx([speeds[0] * 989 / 312, speeds[1] / 2 * 989 / 312])
     assert cost["hours"] == cost["hours_range"][1]
 
 
@@ -196,8 +187,8 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
         **_setup(plan(set_={"lr": "1"})),
         "hours": "of another length",
         "checkpoint": {"seconds": 36},
+        "samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4},
     }
-    summary["samples_per_second"] = {"low": 1e4, "median": 2e4, "high": 4e4}
     write_json(file, summary)
     assert read_rehearsal(str(file), longer)["hours"] == pytest.approx(
         {
@@ -218,7 +209,7 @@ def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path)
 def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_deterministic(
     device, is_error, said, resumed
 ):
-    nothing = dict.fromkeys(("different", "missing", "largest", "equal_weights", "repeats"), 0)
+    nothing = dict.fromkeys("different missing largest equal_weights repeats".split(), 0)
     summary = {"device": device, "resumed": {"steps": 8} | nothing | resumed}
     assert bool(other_training(summary)) == is_error
     assert (other_training(summary) or _resumed(summary)).startswith(said)
@@ -232,7 +223,6 @@ def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, r
 def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
     text = execute("plan laion2b/superclip_vit-l-16_12.8b_bs16k --gpu H100")
     assert re.search(
-        r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours",
-        " ".join(text.split()),
+        r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split())
     )
     assert "e+" not in text.partition("FLOPs")[2]

@@ -22,9 +22,8 @@ def start(job=None, restarts=0, **values):
     return {"job": job, "restarts": restarts, "epoch_before": 0, **values}
 
 
-AGAIN = start(again=True)
-STARTS = {"once": start(), "again": AGAIN}
-for job in ("16.0", "16.1", "17.0", "17.1", "17.2"):  # and how often SLURM has requeued it
+STARTS = {"once": start(), "again": start(again=True)}
+for job in "16.0 16.1 17.0 17.1 17.2".split():  # and how often SLURM has requeued it
     STARTS[job] = start(job[:2], int(job[3:]))
 
 
@@ -47,8 +46,9 @@ def described_failures(text):
     failures = []
     for rank, described in enumerate(text.split(", ")):
         kind, timestamp, host = described.split()
-        timestamp = float(timestamp)
-        failures.append(Failure(f"rank {rank}", kind, timestamp=timestamp, kind=kind, host=host))
+        failures.append(
+            Failure(f"rank {rank}", kind, timestamp=float(timestamp), kind=kind, host=host)
+        )
     return failures
 
 

@@ -13,15 +13,7 @@ from datetime import datetime
 
 import pytest
 import torch
-from support import (
-    cases,
-    input_error,
-    parametrize,
-    read_json,
-    table,
-    write_json,
-    write_program,
-)
+from support import cases, input_error, parametrize, read_json, table, write_json, write_program
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints import trainer_files
@@ -82,8 +74,7 @@ def ended_process():
 
 def write_owner(path, **owner):
     write_json(
-        path,
-        {"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon"} | owner,
+        path, {"job": None, "restarts": 0, "host": "elsewhere", "pid": 1, "since": "noon"} | owner
     )
 
 
@@ -195,8 +186,7 @@ def write_checkpoints(folder, *epochs):
 
 
 @parametrize(
-    "other",
-    ["checkpoints/mean.pt", "checkpoints/old/epoch_11.pt", "checkpoints_old/epoch_11.pt"],
+    "other", ["checkpoints/mean.pt", "checkpoints/old/epoch_11.pt", "checkpoints_old/epoch_11.pt"]
 )
 def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     (run := tmp_path / "run[1]").mkdir()

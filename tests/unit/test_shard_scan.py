@@ -32,8 +32,8 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "shards")
 
 
-def check(folder, world_size=1, workers=1, slices=4, expected=SAMPLES, sizes=(64, 16), **options):
-    split = Split(NUM_SHARDS, world_size, workers, slices, *sizes)  # of a slice and of a batch
+def check(folder, world_size=1, workers=1, expected=SAMPLES, sizes=(64, 16), **options):
+    split = Split(NUM_SHARDS, world_size, workers, 4, *sizes)  # of a slice and of a batch
     return asdict(check_shards(f"{folder}/{PATTERN}", split, expected, **options))
 
 
@@ -72,8 +72,9 @@ def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
 def test_a_first_and_a_last_shard_that_were_cut_are_found_and_not_taken_for_all(size, folder):
     for number in (0, 15):
         os.truncate(folder / f"{number:06}.tar", size)
-    assert all("broken tar file" in problem for problem in problems(check(folder)).values())
-    assert list(problems(check(folder))) == ["000000.tar", "000015.tar"]
+    found = problems(check(folder))
+    assert all("broken tar file" in problem for problem in found.values())
+    assert list(found) == ["000000.tar", "000015.tar"]
     for number in (1, 2, 3):
         (folder / f"{number:06}.tar").write_bytes(b"")
     with input_error(r"000000\.tar: broken tar file"):
@@ -100,19 +101,14 @@ def write(path, sample):
 
 @parametrize(
     "sample, members",
-    [
-        ({"txt": "a cat"}, "txt"),
-        ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif"),
-    ],
+    [({"txt": "a cat"}, "txt"), ({"gif": IMAGE, "caption": b"a cat"}, "caption, gif")],
 )
 def test_a_shard_without_images_or_captions_is_named_with_its_members(sample, members, folder):
     write(folder / "000015.tar", sample)
     assert problems(check(folder))["000015.tar"].endswith(f"its members are {members}")
 
 
-def test_shards_without_captions_are_refused_unless_another_member_has_them(
-    tmp_path,
-):
+def test_shards_without_captions_are_refused_unless_another_member_has_them(tmp_path):
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "cls": b"3"})
     with input_error(r"000000\.tar: no sample has an image .* its members are cls, png"):

@@ -178,10 +178,7 @@ def detach_class_losses():
 
 
 MISTAKES = {  # what is put in on purpose: the change, and what the failure says
-    "a tensor on the wrong device": (
-        add_to_loss(lambda losses: torch.ones(len(losses))),
-        "ones",
-    ),
+    "a tensor on the wrong device": (add_to_loss(lambda losses: torch.ones(len(losses))), "ones"),
     "an item": (add_to_loss(lambda losses: losses.mean().item()), "_local_scalar_dense"),
     "a copy": (
         add_to_loss(lambda losses: losses.cpu().to(losses.device)),

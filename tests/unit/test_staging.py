@@ -84,8 +84,7 @@ def test_a_shard_that_cannot_be_copied_is_reported_and_read_from_its_place(
         with staging(plan, disk) as ours:
             wait_until(ours.first.is_set, 30, "the first slice")
             wait_for(
-                disk,
-                [shard for shard in shards_of(plan, 0) + shards_of(plan, 1) if shard != lost],
+                disk, [shard for shard in shards_of(plan, 0) + shards_of(plan, 1) if shard != lost]
             )
             assert [read["url"] for read in ours.staged.shards([{"url": lost}])] == [lost]
     finally:

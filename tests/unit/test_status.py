@@ -7,9 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from support import markdown_cells, write_json, write_program
-from support.training_runs import execute
-
-from openclip_superclip.__main__ import main
+from support.training_runs import call, execute
 
 END = "2030-01-02T03:04:05+00:00"
 
@@ -25,15 +23,17 @@ def write_run(folder, *, job=None, submitted=None, **state):
     if submitted:
         write_json(folder / "submitted.json", {"job": submitted})
     if state:
-        progress = {
+        values = {
+            "job": job,
+            "error": None,
+            "expected_end": END,
             "epoch": 1,
             "slices": 4,
             "step": 40,
             "steps": 128,
             "samples_per_second": 1234.5,
         }
-        values = {"job": job, "error": None, "expected_end": END, **progress, **state}
-        write_json(folder / "state.json", values)
+        write_json(folder / "state.json", values | state)
 
 
 @pytest.fixture
@@ -47,9 +47,11 @@ def runs(tmp_path, monkeypatch):
     write_run(tmp_path / "runs/ahead", state="running", heartbeat=ago(180))
     write_run(tmp_path / "runs/died", submitted="15")
     write_run(tmp_path / "runs/bad", state="failed", error="loss is nan\nsince step 7")
-    refused = {"since": ago(5), "error": "--lr was 1 and is 2"}
     write_run(
-        tmp_path / "runs/refused", state="preempted", error="stopped by SIGUSR1", refused=refused
+        tmp_path / "runs/refused",
+        state="preempted",
+        error="stopped by SIGUSR1",
+        refused={"since": ago(5), "error": "--lr was 1 and is 2"},
     )
     write_run(tmp_path / "runs/new")
     write_run(tmp_path / "runs/rehearsed", submitted="14")
@@ -95,10 +97,6 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert filtered.splitlines()[-1] == printed.splitlines()[-1]
     assert rows_of(execute("status runs/bad runs/gone")).keys() == {"runs/bad", "runs/gone"}
     (runs / "studies/lr").rename(runs / "lr")
-    assert [main(["status", *folders]) for folders in ([], ["studies"], ["nowhere"])] == [
-        0,
-        1,
-        1,
-    ]
-    errors = ["studies contains no run", "nowhere is not a folder"]
-    assert re.findall("error: (.*):", capsys.readouterr().err) == errors
+    assert [call("status", *folders) for folders in ([], ["studies"], ["nowhere"])] == [0, 1, 1]
+    errors = re.findall("error: (.*):", capsys.readouterr().err)
+    assert errors == ["studies contains no run", "nowhere is not a folder"]

@@ -1,16 +1,24 @@
 """A study's file, and what a study shows of its records."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import threading
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 from scipy import stats
-from support import DATA, cases, input_error, parametrize, read_json, refusals, table, write_json
+from support import (
+    DATA,
+    cases,
+    input_error,
+    parametrize,
+    read_json,
+    read_rows,
+    refusals,
+    table,
+    write_json,
+)
 
 from openclip_superclip.lab.demo.data import TRAINING_DATA
 from openclip_superclip.lab.reports.paired_differences import PairedDifference
@@ -68,11 +76,7 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
     )
     texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
-    assert study.settings("SuperCLIP", 16) == {
-        **texts,
-        "global_batch_size": "16",
-        "warmup": "256",
-    }
+    assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
     assert study.settings("CLIP longer", 32) == {
         **texts,
         "global_batch_size": "32",
@@ -85,20 +89,18 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
 @cases("study", YAML(typ="safe").load(DATA / "studies_and_folders.yaml"))
 def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(study, tmp_path):
     fields = study["fields"]
-    file = write_study(tmp_path, seeds=1, **fields)
     tuned = {"A": {"None": "1e-3"}} if "choose" in fields else {}
     set_ = {"samples": study["samples"]} if "samples" in study else {}
-    runs = StudyTraining(called(file, out=tmp_path, set=set_)).runs(tuned)
-    names = [f"{name}_seed0" for name in study["folders"].split()]
-    assert [run.folder.name for run in runs] == names
+    call = called(write_study(tmp_path, seeds=1, **fields), out=tmp_path, set=set_)
+    names = [run.folder.name for run in StudyTraining(call).runs(tuned)]
+    assert names == [f"{name}_seed0" for name in study["folders"].split()]
 
 
 @cases("message, fields", YAML(typ="safe").load(DATA / "refused_studies.yaml"))
 def test_a_wrong_file_is_refused_in_one_line_and_nothing_is_written(
     message, fields, tmp_path, refused
 ):
-    study = write_study(tmp_path, **fields)
-    assert message in refused(tmp_path, f"study {study} --out out")
+    assert message in refused(tmp_path, f"study {write_study(tmp_path, **fields)} --out out")
 
 
 @cases("arguments, message", refusals("study"))
@@ -154,14 +156,10 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
     monkeypatch.setattr(StudyRun, "is_finished", True)
     monkeypatch.setattr("openclip_superclip.lab.studies.study_training.measured", measured)
     call = called("unseen_drawings", out=tmp_path)
-    assert StudyTraining(call).tune() == {
-        "CLIP": {"None": "0.002"},
-        "SuperCLIP": {"None": "0.002"},
-    }
-    undefined = {"zero_shot": float("nan")}
+    assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
     monkeypatch.setattr(
         "openclip_superclip.lab.studies.study_training.measured",
-        lambda run, _: {"run": run.folder.name, "measures": undefined},
+        lambda run, _: {"run": run.folder.name, "measures": {"zero_shot": float("nan")}},
     )
     with input_error("_seed1000 was measured without a finite zero_shot: "):
         StudyTraining(call).tune()
@@ -174,7 +172,7 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     results = StudyResults(call.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
     write_results(results, call)
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
+    rows = read_rows(tmp_path / "study.csv")
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
 
 
@@ -185,8 +183,7 @@ def test_results_over_cells_have_mean_and_slope_by_paired_seeds(tmp_path):
         for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
     ]
     results = StudyResults(
-        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})),
-        found,
+        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found
     )
     over = results.over_cells("B", "A", "zero_shot")
     # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
@@ -255,26 +252,29 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
     for seed in (100, 101):
         (tmp_path / f"{seed}.csv").write_text("image,caption\na.png,a cat\nb.png,a dog\n")
     tables = f"{tmp_path}/{{seed}}.csv"
-    data = {"shards": tables, "flags.val-data": tables, "samples": "2 passes"}
     study = write_study(
         tmp_path,
         arms=A_AND_B,
-        set={**data, "global_batch_size": 1, "lr": 1e-3},
+        set={
+            "shards": tables,
+            "flags.val-data": tables,
+            "samples": "2 passes",
+            "global_batch_size": 1,
+            "lr": 1e-3,
+        },
         measures="validation",
         primary="image_to_text_R@1",
         seeds=2,
         first_seed=100,
     )
-    call = called(study, out=tmp_path / "out")
     assert {
         (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
-        for run in StudyTraining(call).runs({})
+        for run in StudyTraining(called(study, out=tmp_path / "out")).runs({})
     } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
 
 
 @parametrize(
-    "trainer",
-    ["job 17 already trains", "belongs to another run: process", "a failed: as it may"],
+    "trainer", ["job 17 already trains", "belongs to another run: process", "a failed: as it may"]
 )
 def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained, monkeypatch):
     (trained / "squeue").symlink_to("/bin/false")  # it does not answer: the job may be in the queue

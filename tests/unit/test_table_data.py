@@ -88,10 +88,7 @@ def test_run_and_study_refuse_unusable_tables_and_write_nothing(
     options = StudyOptions(
         study="own_data", device="cpu", data=data, val_data="pairs.csv", set=set_
     )
-    for call in (
-        lambda: plan(Path(), set_, data),
-        lambda: run_study(study_call(options), 1),
-    ):
+    for call in (lambda: plan(Path(), set_, data), lambda: run_study(study_call(options), 1)):
         with input_error(re.escape(reason)):
             call()
     assert sorted(folder.iterdir()) == before
@@ -133,8 +130,7 @@ def test_images_that_fail_during_training_are_named_and_replaced_by_the_next_row
         Image.effect_noise((32, 32), 9).convert("RGB").save(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
     os.mkfifo(tmp_path / "pipe.png")
-    names = ("a", "b", "nix", "cut", "pipe")
-    rows = [f"{tmp_path}/{name}.png\t{name}" for name in names]
+    rows = [f"{tmp_path}/{name}.png\t{name}" for name in "a b nix cut pipe".split()]
     (tmp_path / "pairs.tsv").write_text("\n".join(["filepath\ttitle", *rows]))
     data = open_clip_train.data
     options = f"--train-data {tmp_path}/pairs.tsv --batch-size 1 --workers 1".split()

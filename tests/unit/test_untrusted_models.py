@@ -92,16 +92,13 @@ def write_code(folder, *, tower=False):
     else:
         file = folder / "tokenizer_config.json"
         content = read_json(file)
-        content |= {
-            "auto_map": {"AutoTokenizer": [None, "evil.Evil"]},
-            "tokenizer_class": "Evil",
-        }
+        content |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
         write_json(file, content)
 
 
 def write_folder(folder, text=None, vision=None, weights=True):
     """Writes a folder like that of superclip export --with-head, with a
-    Hugging Face tokenizer."""
+    Hugging Face tokenizer and more fields of text_cfg and vision_cfg."""
     write_model(
         folder,
         {"layers": 1, "width": 8, "head_width": 8},
@@ -115,17 +112,12 @@ def write_folder(folder, text=None, vision=None, weights=True):
     write_tokenizer(folder)
     if weights:
         save_file(WEIGHTS[0], folder / "open_clip_model.safetensors")
-    change_configuration(folder, text, vision)
-    return folder
-
-
-def change_configuration(folder, text=None, vision=None):
-    """Changes fields of a model's text_cfg and vision_cfg."""
     file = folder / "open_clip_config.json"
     content = read_json(file)
     content["model_cfg"]["text_cfg"] |= text or {}
     content["model_cfg"]["vision_cfg"] |= vision or {}
     write_json(file, content)
+    return folder
 
 
 def trusted_code(folder):
@@ -317,7 +309,7 @@ chosen: {settings: a test's}
 
 def commands_of_file(file):
     commands = commands_of_folder(file)
-    names = ("words", "export", "audit", "evaluate", "average", "interpolate")
+    names = "words export audit evaluate average interpolate".split()
     return {name: commands[name] for name in names}
 
 
@@ -342,15 +334,13 @@ def results(tmp_path_factory):
     cases = write_cases(root)
     write_json(root / "cases.json", cases)
     (root / "yes").write_text("y\n" * 1000)
-    repositories = root / "hub"
-    with serving(repositories) as hub:
+    with serving(root / "hub") as hub:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": f"{root}/cache",
         }
-        command = [sys.executable, "-c", RUNNER]
-        succeed(command, cwd=root, env=environment)
+        succeed([sys.executable, "-c", RUNNER], cwd=root, env=environment)
         requests, case = {name: [] for name in cases}, ""
         by_path = {f"case/{name.replace(' ', '_')}": name for name in cases}
         for path in hub.requests:
