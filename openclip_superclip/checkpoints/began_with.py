@@ -35,7 +35,6 @@ DEPENDS_ON = (
     "numpy",
     "pillow",
 )
-MISSING = "not installed"
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -219,12 +218,11 @@ def differences(before: dict | None, now: dict) -> list[str]:
         tokenizers = [_shown(record["tokenizer"]) for record in (before, now)]
         lines.append(f"the tokenizer of --model was {tokenizers[0]} and is {tokenizers[1]}")
     lines += _changed_data(before["shards"], now["shards"])
-    was = before["versions"]
-    installed = now["versions"] if was else {}
+    installed = now["versions"]
     return lines + [
-        f"{name} was {was.get(name, MISSING)} and is {installed.get(name, MISSING)}"
-        for name in was | installed
-        if was.get(name) != installed.get(name)
+        f"{name} was {version} and is {installed[name]}"
+        for name, version in before["versions"].items()
+        if installed.get(name, version) != version
     ]
 
 

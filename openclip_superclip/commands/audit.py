@@ -7,13 +7,7 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
 from ..lab.audit import SORTED_BY
-from .shared_options import (
-    add_columns,
-    add_model_options,
-    add_number,
-    columns_of,
-    from_options,
-)
+from .shared_options import add_columns, add_model_options, add_number, columns_of, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -24,9 +18,13 @@ def main(argv: list[str]) -> int:
 
     data = open_data(options.data, columns_of(options, options.data))
     check_is_free(options.out)
-    device = check_device(options.device)
-    model = read_model(options.model)
-    audit = from_options(Audit, options, data=data, device=device, model=model)
+    audit = from_options(
+        Audit,
+        options,
+        data=data,
+        device=check_device(options.device),
+        model=read_model(options.model),
+    )
     audit.score()
     print(audit.finish(options.worst, options.keep))
     return 0

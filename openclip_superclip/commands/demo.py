@@ -26,13 +26,12 @@ def main(argv: list[str]) -> int:
     require("superclip demo", "report")
     out = options.out
     check_results(out, [*RESULTS, "demo.png", "demo-images.png"], MARK)
-    set_ = {} if options.samples is None else {"samples": str(options.samples)}
     study_options = StudyOptions(
         study="demo",
         device="cpu",
         out=out,
         seeds=options.seeds,
-        set=set_,
+        set={} if options.samples is None else {"samples": str(options.samples)},
         scenes=out,
         command=shlex.join(["superclip", "demo", *argv]),
     )
@@ -59,7 +58,6 @@ def _parse(argv: list[str]) -> Namespace:
         "superclip study demo.",
         "--quick",
     )
-    add = parser.option
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument(
         "--quick",
@@ -71,13 +69,13 @@ def _parse(argv: list[str]) -> Namespace:
     add_count(seeds, "--seeds", "paired seeds (default: 4, ten minutes on two cores)")
     add_count(parser, "--samples", "training samples per run (default: 40960)")
     add_number(parser, "--jobs", 2, "runs at a time, one thread each", "N")
-    add(
+    parser.option(
         "--out",
         "folder for data, runs and results (default: %(default)s)",
         type=Path,
         default=Path("demo"),
     )
-    add(
+    parser.option(
         "--write-evaluation",
         "only write the held-out scenes, as data sets for superclip evaluate",
         type=Path,

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..data.tables import is_table
 from ..errors import InputError, Parser, at_least, no_effect
 from ..files import check_out, make_folder
-from .shared_options import add_columns, add_count, add_number, add_output, columns_of
+from .shared_options import add_columns, add_count, add_number, add_output, columns_of, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         columns = None
         shards = sorted(set(expand(options.data, "DATA")))
     try:
-        config = Config(captions=options.captions, long_caption=options.long_caption)
+        config = from_options(Config, options)
         member = options.text_key or "txt"
         counter = CaptionCounter(config, tokenizer, options.seed, columns, member)
         make_folder(options.out.parent)

@@ -16,9 +16,8 @@ def main(argv: list[str]) -> int:
         "the training, and superclip export converts it to plain CLIP.",
         "authors.pt --model ViT-B-16 --out imported",
     )
-    add = parser.option
-    add("checkpoint", "the authors' file", type=Path)
-    add(
+    parser.option("checkpoint", "the authors' file", type=Path)
+    parser.option(
         "--model",
         "the model's configuration: a name of OpenCLIP's or a JSON file, such as the authors'",
         "--architecture",

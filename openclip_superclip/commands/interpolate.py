@@ -14,13 +14,14 @@ def main(argv: list[str]) -> int:
         "head, TUNED's is kept.",
         "released.pt tuned.pt --out between.pt",
     )
-    add = parser.option
-    add(
+    parser.option(
         "released",
         "weights before fine-tuning: a file, a folder or local-dir:FOLDER, or OpenCLIP's MODEL:TAG",
         metavar="RELEASED",
     )
-    add("tuned", "weights after fine-tuning: a file or folder", type=Path, metavar="TUNED")
+    parser.option(
+        "tuned", "weights after fine-tuning: a file or folder", type=Path, metavar="TUNED"
+    )
     add_number(parser, "--alpha", 0.5, "weight of TUNED, 0 to 1", metavar="α")
     add_weights_output(parser)
     options = parser.parse_args(argv)

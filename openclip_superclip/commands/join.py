@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
         add(
             f"--image-{name}",
             f"{name} of the channels that the image tower expects, from 0 to 1 (default: timm's)",
+            dest=name,
             type=float,
             nargs=3,
             metavar=("R", "G", "B"),
@@ -65,14 +66,7 @@ def main(argv: list[str]) -> int:
         )
     from ..checkpoints.joining import ImageSource, join
 
-    source = from_options(
-        ImageSource,
-        options,
-        name=name,
-        file=Path(file) if file else None,
-        mean=options.image_mean,
-        std=options.image_std,
-    )
+    source = from_options(ImageSource, options, name=name, file=Path(file) if file else None)
     joined = join(
         source,
         options.text,

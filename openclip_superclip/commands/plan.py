@@ -259,7 +259,7 @@ def _compute(run: Run, cost: dict) -> str:
             "measured in two small models; superclip rehearse measures it"
         )
     low, high = cost["utilization"]
-    slower = " in bfloat16 (slower in fp32)" if run.recipe.precision == "fp32" else ""
+    slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
     halved = ", the slow end halved because no run on this GPU is published"
     return (
         f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "

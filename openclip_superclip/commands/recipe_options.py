@@ -5,7 +5,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..errors import InputError, at_least
+from ..errors import InputError, Parser, at_least
 from ..plans.plan import make_run, on_machines, settings_of_table
 from ..plans.recipe import COLUMN_FLAGS
 from ..plans.recipe_files import read_recipe
@@ -19,10 +19,10 @@ RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes",
 OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 
 
-def add_device(parser: ArgumentParser, default: str | None = None) -> None:
+def add_device(parser: Parser, default: str | None = None) -> None:
     """Adds --device for training, by default on what `device_here` returns."""
     help = f"device (default: {default or 'cuda if there is a GPU'})"
-    parser.add_argument("--device", choices=("cuda", "cpu"), default=default, help=help)
+    parser.option("--device", help, choices=("cuda", "cpu"), default=default)
 
 
 def device_here() -> str:
@@ -32,12 +32,10 @@ def device_here() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def add_recipe_options(parser: ArgumentParser, *, here: bool) -> None:
+def add_recipe_options(parser: Parser, *, here: bool) -> None:
     """Adds the options that turn a recipe into a plan, for this machine (`here`) or for machines
     with GPUs."""
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a file, or a name listed by `superclip recipes`"
-    )
+    parser.option("recipe", "a file, or a name listed by `superclip recipes`", metavar="RECIPE")
     add_data_options(parser, "the recipe's")
     add_split_options(parser)
     if here:
@@ -48,17 +46,13 @@ def add_recipe_options(parser: ArgumentParser, *, here: bool) -> None:
 
 
 def planned_run(
-    options: Namespace,
-    nodes: int,
-    gpus_per_node: int,
-    device: str,
-    settings: Settings = DEFAULTS,
+    options: Namespace, nodes: int, gpus_per_node: int, device: str, settings: Settings = DEFAULTS
 ) -> Run:
     """Returns the run of the options that `add_recipe_options` adds, on given machines."""
     set_ = all_settings(options)
     table_settings = settings_of_table(options.recipe, set_, options.data)
     return make_run(
-        read_recipe(options.recipe, {**set_, **table_settings}),
+        read_recipe(options.recipe, set_ | table_settings),
         nodes,
         gpus_per_node,
         data=options.data,
@@ -69,21 +63,21 @@ def planned_run(
     )
 
 
-def add_data_options(parser: ArgumentParser, default: str) -> None:
+def add_data_options(parser: Parser, default: str) -> None:
     """Adds options that override the data and the fields of a recipe."""
-    parser.add_argument(
+    parser.option(
         "--data",
-        metavar="DATA",
-        help="brace pattern of shards to train on, in quotes, or a .csv of images and captions "
+        "brace pattern of shards to train on, in quotes, or a .csv of images and captions "
         f"(default: {default})",
+        metavar="DATA",
     )
     add_columns(parser, "the recipe's, else from the header")
-    parser.add_argument(
+    parser.option(
         "--set",
+        "replace the value of a recipe's field",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="replace the value of a recipe's field",
     )
 
 
@@ -95,12 +89,10 @@ def add_split_options(parser: ArgumentParser) -> None:
     add_count(parser, "--workers", "data-loading processes per GPU")
 
 
-def add_run_options(parser: ArgumentParser, *, here: bool) -> None:
+def add_run_options(parser: Parser, *, here: bool) -> None:
     """Adds the common options of `superclip run` and `superclip submit`."""
     add_recipe_options(parser, here=here)
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)"
-    )
+    parser.option("--out", "folder of the run (default: runs/NAME)", type=Path, metavar="DIR")
     add_settings(parser, "engine", *RUN_SETTINGS)
 
 
@@ -137,16 +129,12 @@ def opened_run(
     # a job's GPU may have failed
     device = options.device or (placement.job and "cuda") or device_here()
     num_processes = options.nproc or placement.num_processes(device)
-    settings = run_settings(options)
-    run = planned_run(options, placement.num_nodes, num_processes, device, settings)
+    run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
     return run, RunFolder(options.out or Path("runs", f"{run.recipe.name}{suffix}"))
 
 
 def _run_of_folder(
-    folder: Path,
-    options: Namespace,
-    parser: ArgumentParser,
-    placement: Placement,
+    folder: Path, options: Namespace, parser: ArgumentParser, placement: Placement
 ) -> Run:
     """Returns the run that a folder describes, on the current machines; InputError for an option
     that only a recipe takes."""

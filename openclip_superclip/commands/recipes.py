@@ -75,9 +75,17 @@ def _list_of(recipes: dict[str, Recipe]) -> str:
     """Returns a line for each recipe, by name."""
     rows = [HEAD]
     for name, recipe in recipes.items():
-        row = [name, METHODS[recipe.method], recipe.model, recipe.data]
-        row += [f"{recipe.global_batch_size:,}", f"{recipe.samples:,}", _score(recipe)]
-        rows.append(row)
+        rows.append(
+            [
+                name,
+                METHODS[recipe.method],
+                recipe.model,
+                recipe.data,
+                f"{recipe.global_batch_size:,}",
+                f"{recipe.samples:,}",
+                _score(recipe),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

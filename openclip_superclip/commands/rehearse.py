@@ -20,12 +20,10 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(
         "rehearse",
-        "Trains a recipe for a few minutes with the batch, precision, data and "
-        "ranks of the whole run. "
-        "Stops as at SLURM's SIGUSR1, resumes, compares the result with uninterrupted training, "
-        "and prints the hours of "
-        "the whole run, its bottleneck and what to change. Under srun, with one task per node, "
-        "it uses all nodes.",
+        "Trains a recipe for a few minutes with the batch, precision, data and ranks of the "
+        "whole run. Stops as at SLURM's SIGUSR1, resumes, compares the result with uninterrupted "
+        "training, and prints the hours of the whole run, its bottleneck and what to change. "
+        "Under srun, with one task per node, it uses all nodes.",
         "demo/superclip_demo-model_8k_bs64 --device cpu --steps 8",
     )
     add_recipe_options(parser, here=True)

@@ -23,10 +23,11 @@ def main(argv: list[str]) -> int:
         for run in _read_runs(options.runs):
             print(write_record(run, options.record))
         return 0
-    _check_page(options.out)
-    runs = _read_runs(options.runs)
-    from ..lab.reports.report_page import write_report
+    require("superclip report", "report")
+    from ..lab.reports.report_page import FILES, MARK, pictures, write_report
 
+    check_results(options.out, [*FILES, *pictures(options.out)], MARK)
+    runs = _read_runs(options.runs)
     trained = [run for run in runs if run.state != MISSING]
     summary = f"{len(trained)} runs, {len(runs) - len(trained)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
@@ -52,14 +53,6 @@ def _read_runs(folders: list[Path]) -> list[ReportedRun]:
             "training"
         )
     return runs
-
-
-def _check_page(out: Path) -> None:
-    """Raises InputError if the page cannot be drawn, or if its folder contains something else."""
-    require("superclip report", "report", "matplotlib", "scipy")
-    from ..lab.reports.report_page import FILES, MARK, pictures
-
-    check_results(out, [*FILES, *pictures(out)], MARK)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -25,10 +25,9 @@ def main(argv: list[str]) -> int:
     """
     parser = Parser(
         "run",
-        "Trains a recipe into a folder, or resumes it. Starts a process for each "
-        "GPU of this machine or, "
-        "under srun with one task per node, of all nodes of the job. To resume a run, give its "
-        "folder instead of a recipe.",
+        "Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this "
+        "machine or, under srun with one task per node, of all nodes of the job. To resume a run, "
+        "give its folder instead of a recipe.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)

@@ -90,10 +90,11 @@ def _print_images_without_caption(folder: Path) -> None:
     """Prints how many images below a folder have no file with a caption, and the first of them."""
     from ..data.images import images_below
 
-    without = []
-    for image in images_below(folder):
-        if not (image.with_suffix(".txt").is_file() or image.with_suffix(".json").is_file()):
-            without.append(image)
+    without = [
+        image
+        for image in images_below(folder)
+        if not any(image.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
+    ]
     if without:
         print(f"left out: {len(without):,} × no .txt or .json beside the image, first {without[0]}")
 

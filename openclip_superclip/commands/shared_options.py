@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..data.tables import Columns, detect_columns, is_table
-from ..errors import no_effect, to_stderr
+from ..errors import Parser, no_effect, to_stderr
 
 
 def add_switch(parser: ArgumentParser, flag: str, help: str) -> None:
@@ -14,11 +14,7 @@ def add_switch(parser: ArgumentParser, flag: str, help: str) -> None:
 
 
 def add_number(
-    parser: ArgumentParser,
-    flag: str,
-    default: float,
-    help: str = "",
-    metavar: str | None = None,
+    parser: ArgumentParser, flag: str, default: float, help: str = "", metavar: str | None = None
 ) -> None:
     """Adds an option whose value is a number of the default's type."""
     help = f"{help} (default: %(default)s)".strip()
@@ -30,31 +26,27 @@ def add_count(parser: ArgumentParser, flag: str, help: str) -> None:
     parser.add_argument(flag, type=int, metavar="N", help=help)
 
 
-def add_output(
-    parser: ArgumentParser, help: str = "folder to write", replaced: str = "folder"
-) -> None:
+def add_output(parser: Parser, help: str = "folder to write", replaced: str = "folder") -> None:
     """Adds --out and --overwrite."""
-    parser.add_argument("--out", type=Path, required=True, help=help)
+    parser.option("--out", help, type=Path, required=True)
     add_switch(parser, "--overwrite", f"replace an existing {replaced}")
 
 
-def add_weights_output(parser: ArgumentParser) -> None:
+def add_weights_output(parser: Parser) -> None:
     """Adds --out and --overwrite of a file of weights."""
     add_output(parser, ".pt or .safetensors file to write", "file")
 
 
-def add_model_options(parser: ArgumentParser) -> None:
+def add_model_options(parser: Parser) -> None:
     """Adds --architecture and --device, for a model that a command opens."""
-    parser.add_argument(
+    parser.option(
         "--architecture",
-        help="the name of the OpenCLIP model, if it is not recorded with the weights",
+        "the name of the OpenCLIP model, if it is not recorded with the weights",
     )
-    parser.add_argument("--device", help="device of the model (default: cuda if there is a GPU)")
+    parser.option("--device", "device of the model (default: cuda if there is a GPU)")
 
 
-def add_columns(
-    parser: ArgumentParser, default: str = "from the header", captions: str = ""
-) -> None:
+def add_columns(parser: Parser, default: str = "from the header", captions: str = "") -> None:
     """Adds the options that name the columns of a table; `captions` extends the help of their
     column."""
     columns = {
@@ -64,7 +56,7 @@ def add_columns(
     }
     for flag, about in columns.items():
         metavar = flag.rpartition("-")[2].upper()
-        parser.add_argument(f"--{flag}", metavar=metavar, help=f"{about} (default: {default})")
+        parser.option(f"--{flag}", f"{about} (default: {default})", metavar=metavar)
 
 
 def from_options(kind: type, options: Namespace, **others):

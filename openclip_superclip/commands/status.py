@@ -26,10 +26,9 @@ HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 def main(argv: list[str]) -> int:
     parser = Parser(
         "status",
-        "Prints a table of runs: state, progress, samples per second, expected end "
-        "and SLURM job. A run "
-        "without a heartbeat for two minutes is lost. Not started: its job ended before superclip "
-        "run began.",
+        "Prints a table of runs: state, progress, samples per second, expected end and SLURM job. "
+        "A run without a heartbeat for two minutes is lost. Not started: its job ended before "
+        "superclip run began.",
         "runs studies/one_batch",
     )
     parser.option(

@@ -205,9 +205,9 @@ def _parse(argv: list[str]) -> Namespace:
             "superclip study: expected a STUDY, a file or a name from superclip study --list"
         )
     at_least(options, seeds=1, jobs=1)
-    of_slurm = [name for name in OF_SLURM if getattr(options, name) not in (None, False)]
-    if of_slurm and not options.slurm:
-        raise InputError(f"{shared.flag_of(of_slurm[0])} applies to SLURM's jobs: add --slurm")
+    for name in OF_SLURM:
+        if not options.slurm and getattr(options, name) not in (None, False):
+            raise InputError(f"{shared.flag_of(name)} applies to SLURM's jobs: add --slurm")
     if options.only and (options.slurm or options.jobs):
         raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options

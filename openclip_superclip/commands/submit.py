@@ -107,8 +107,7 @@ def _long_slice(run: Run, request: SlurmRequest) -> str:
     if run.device == "cpu" or not allowed or minutes < allowed:  # 0 is no limit, too
         return ""
     return (
-        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's "
-        "published runs on A100, and "
-        f"--time is {limit}: a job that ends before a slice does trains nothing; give more "
-        "--time or nodes, or the recipe more slices (--set slices=N)"
+        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's published "
+        f"runs on A100, and --time is {limit}: a job that ends before a slice does trains nothing; "
+        "give more --time or nodes, or the recipe more slices (--set slices=N)"
     )

@@ -38,9 +38,8 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
         "words",
-        "Lists the words that the class head finds in images. The score of a word "
-        "is its probability: the head was trained to predict the words of the caption, "
-        "weighted by IDF.",
+        "Lists the words that the class head finds in images. The score of a word is its "
+        "probability: the head was trained to predict the words of the caption, weighted by IDF.",
         "images/ --model logs/superclip --heatmap",
     )
     add = parser.option
@@ -107,8 +106,7 @@ def _course(options: Namespace) -> int:
 
     out = options.out or Path(NAME)
     check_results(out, [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
-    names = run_names(options.course)
-    runs = zip(names, options.course, strict=True)
+    runs = zip(run_names(options.course), options.course, strict=True)
     courses = [word_course(name, find_course(run)) for name, run in runs]
     make_folder(out)
     write_word_courses(out, courses)

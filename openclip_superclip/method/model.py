@@ -57,8 +57,9 @@ class AccumulatedLosses:
 
     def __init__(self, accum_freq: int):
         self._accum_freq = accum_freq
-        # The last batch's or, if an epoch has ended with less, partly those of an earlier one.
-        # Always `accum_freq`, because torch.compile makes a graph for each length.
+        # Those of the last batch or, if an epoch ended with an incomplete one, some of an earlier
+        # one. Once filled, it always has `accum_freq` entries, because torch.compile makes a graph
+        # for each length.
         self._kept = []
 
     def keep(self, losses: Tensor, scale: float | Tensor) -> Tensor:
@@ -175,8 +176,8 @@ class _WithClassHead:
         lock = getattr(super(), "lock_image_tower", None)
         if lock is None or isinstance(self.visual, ModifiedResNet):
             raise InputError(
-                "--lock-image: OpenCLIP cannot unlock a part of this model's image tower, as "
-                "--superclip needs: leave one of the two out"
+                "--lock-image: OpenCLIP cannot unlock part of this model's image tower, which "
+                "--superclip requires: leave out --lock-image or --superclip"
             )
         before = dict(self.visual.named_modules())
         lock(unlocked_groups, *args, **kwargs)
@@ -277,7 +278,7 @@ class SuperCoCa(_WithClassHead, CoCa):
 
 # parameters of a vision tower that the class head's input does not depend on: the projections
 BEYOND_HEAD = r"proj$|head\.|attnpool\.c_proj\.|trunk\.(head|fc|classifier)\."
-# layers behind the patch tokens, if the head reads these
+# layers after the patch tokens, which do not affect a head that reads these
 POOLING = r"(trunk\.)?attn_?pool|trunk\.(fc_norm|conv_head|bn2)\."
 
 

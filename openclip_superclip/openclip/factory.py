@@ -129,7 +129,7 @@ def _check_distils(name: str, model: str, flag: str, cache_dir: str | None) -> N
     if {"multimodal_cfg", "init_logit_bias"} & model_cfg.keys():
         raise InputError(
             f"{flag}: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's distillation "
-            "does not take: expected a CLIP model"
+            "does not accept: expected a CLIP model"
         )
 
 

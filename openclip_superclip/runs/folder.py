@@ -143,7 +143,7 @@ class RunFolder:
                     f"{path} has changed since {self.path} was trained on it: {advice}"
                 )
         if self.is_finished and (change := changed_data(self.path, data)):
-            raise InputError(f"{self.path} was trained on other data: {change[0]}: {advice}")
+            raise InputError(f"{self.path} was trained on other data ({change[0]}): {advice}")
 
     def _queued_job(self) -> str | None:
         """Returns the job that was submitted last, if SLURM has it or does not answer; None

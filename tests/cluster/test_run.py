@@ -322,6 +322,7 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     code, output = end(as_run, ruined, "--device cpu")  # the learning rate was accepted
     assert code == 0, output
     record = read_json(ruined / "run.json")
+    assert record["began_with"]["versions"]["cracked"] == "1.0"  # the plugin
     (noted,) = record["changes"]
     assert (noted["start"], noted["changed"]) == (1, ["--lr was 0.001 and is 0.002"])
     assert [one["state"] for one in record["attempts"]] == ["failed", "preempted", "finished"]

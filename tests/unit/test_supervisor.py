@@ -75,7 +75,7 @@ def test_a_finished_run_of_other_data_is_refused(folder):
     folder.note(data_check=checked, **begins)
     assert started(folder) == 0
     (folder.path.parent / "shards/000000.tar").write_text("")
-    with input_error(r"other data: --train-data: 000000.tar had .* bytes and has 0: give --out"):
+    with input_error(r"other data \(--train-data: 000000.tar had .* bytes and has 0\): give --out"):
         started(folder)
     table.write_text("after")
     with input_error(r"/held\.csv has changed since .*/run was trained on it: give --out another"):

@@ -123,7 +123,7 @@ class Audit:
                 f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
                 f"{self.scores}"
             )
-        num_sorted = int(np.isfinite(scored.goodness).sum())
+        num_sorted = np.isfinite(scored.goodness).sum()
         if not num_sorted:
             raise InputError(
                 f"--by {self.by}: no caption contains a word that the head has learned: give "
@@ -184,10 +184,8 @@ def _keep_batches(file: BinaryIO, batch_size: int) -> int:
 def _score_batch(scorer: PairScorer, batch: list[AuditedPair]) -> list[dict]:
     """Returns the records of the pairs of a batch, in order."""
     good = [pair for pair in batch if not pair.problem]
-    scores = {}
+    scores = iter(())
     if good:
         outputs = scorer.see(torch.stack([pair.image for pair in good]))
-        captions = [pair.caption for pair in good]
-        for pair, score in zip(good, scorer.score(outputs, captions), strict=True):
-            scores[pair.place] = score
-    return [record_of(pair, scores.get(pair.place)) for pair in batch]
+        scores = iter(scorer.score(outputs, [pair.caption for pair in good]))
+    return [record_of(pair, None if pair.problem else next(scores)) for pair in batch]

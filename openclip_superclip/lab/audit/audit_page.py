@@ -53,15 +53,14 @@ def write_page(
             records[number] = record
         if "problem" in record and len(problems) < NUM_PROBLEMS:
             problems.append(record)
-    worst = list(records.values())
+    worst = records.values()
     histograms = []
     for name, title in TITLES.items():
         values = scored.finite(name)
         if len(values):
             histograms.append(_histogram(title, values))
     words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
-    template = html_template(Path(__file__).with_suffix(".html"), segments=_segments)
-    page = template.render(
+    page = html_template(Path(__file__).with_suffix(".html"), segments=_segments).render(
         data=data.source,
         model=str(model),
         scored=scored,
@@ -102,8 +101,12 @@ def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
 def _histogram(title: str, values: np.ndarray) -> dict:
     """Returns the title, the numbers of values in the bins, their edges and the median."""
     counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
-    median = float(np.median(values))
-    return {"title": title, "counts": counts.tolist(), "edges": edges.tolist(), "median": median}
+    return {
+        "title": title,
+        "counts": counts.tolist(),
+        "edges": edges.tolist(),
+        "median": np.median(values),
+    }
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:

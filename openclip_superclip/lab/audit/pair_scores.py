@@ -84,7 +84,7 @@ class CaptionSupport:
         """
         words = [words_of(caption) for caption in captions]
         every = sorted(set().union(*words))
-        present = _present(tokens, len(self.weights))
+        present = self._present(tokens)
         supports = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
@@ -113,7 +113,7 @@ class CaptionSupport:
         """
         shares = self.offered.of(probabilities)
         expected = self.offered.of(self.expected)
-        present = _present(tokens, len(self.weights))[:, self.offered.tokens].any(dim=2)
+        present = self._present(tokens)[:, self.offered.tokens].any(dim=2)
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = [word.lower() for word in words_of(caption)]
             present[row, [self.index[word] for word in named if word in self.index]] = True
@@ -135,15 +135,15 @@ class CaptionSupport:
         known = torch.cat([self.known, self.known.new_ones(1)])  # the blank
         return known[words.tokens.to(known.device)].all(dim=1)
 
+    def _present(self, tokens: Tensor) -> Tensor:
+        """Returns which tokens each caption [B, L] contains, bool [B, V + 1].
 
-def _present(tokens: Tensor, vocab_size: int) -> Tensor:
-    """Returns which tokens each caption [B, L] contains, bool [B, V + 1].
-
-    The last column, the padding, is True."""
-    present = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
-    present.scatter_(1, tokens, value=True)
-    present[:, -1] = True
-    return present
+        The last column, the padding, is True."""
+        shape = (len(tokens), len(self.weights) + 1)
+        present = torch.zeros(shape, dtype=torch.bool, device=tokens.device)
+        present.scatter_(1, tokens, value=True)
+        present[:, -1] = True
+        return present
 
 
 class ModelOutputs(NamedTuple):
@@ -181,14 +181,14 @@ class PairScorer:
         self.has_head = opened.token_weights is not None
         if not self.has_head:
             return
-        counts = opened.model.statistics
-        if not counts.document_frequency.any():
+        document_frequency = opened.model.statistics.document_frequency
+        if not document_frequency.any():
             raise InputError(
                 "--model has no word counts, which the expected probabilities require: give a "
                 "training checkpoint"
             )
         weights = opened.token_weights.to(self.device)
-        self.captions = CaptionSupport(opened.tokenizer, weights, counts.document_frequency)
+        self.captions = CaptionSupport(opened.tokenizer, weights, document_frequency)
 
     @torch.inference_mode()
     def see(self, images: Tensor) -> ModelOutputs:

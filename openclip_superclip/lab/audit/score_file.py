@@ -95,7 +95,7 @@ class ScoredPairs:
         """A sentence that suggests a --keep: the fraction of pairs with support of at least 0;
         "" if it is extreme."""
         support = self.finite("support")
-        doubtful = float((support < 0).mean()) if len(support) else 0.0
+        doubtful = (support < 0).mean() if len(support) else 0.0
         if not 0.005 < doubtful < 0.9:
             return ""
         return (

@@ -47,7 +47,7 @@ def class_loss_is_the_plain_one(device: str, precision: str) -> None:
 def counts_are_those_of_the_cpu(device: str) -> None:
     """Compares the counts of captions and the IDF weights of a batch."""
     vocab_size = 49408
-    tokens = torch.randint(0, vocab_size, (64, 77), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(vocab_size, (64, 77), generator=torch.Generator().manual_seed(0))
     on_cpu = TokenStatistics(vocab_size)
     on_cpu.update(tokens)
     on_device = TokenStatistics(vocab_size).to(device)

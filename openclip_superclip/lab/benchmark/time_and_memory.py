@@ -92,10 +92,9 @@ def _measure(options: Namespace) -> dict:
 
 def _step_seconds(options: Namespace) -> dict[str, list[float]]:
     """Returns the seconds of training steps; InputError if the model cannot be created."""
-    steps = {}
     try:
-        for name, with_head in (("OpenCLIP", False), ("with --superclip", True)):
-            steps[name] = make_step(
+        steps = {
+            name: make_step(
                 options.model,
                 options.local_batch,
                 options.device,
@@ -103,6 +102,8 @@ def _step_seconds(options: Namespace) -> dict[str, list[float]]:
                 with_head=with_head,
                 grad_checkpointing=options.grad_checkpointing,
             )
+            for name, with_head in (("OpenCLIP", False), ("with --superclip", True))
+        }
     except OSError as error:  # its text tower cannot be downloaded
         raise InputError(
             f"--model: {options.model} cannot be created ({reason(error)[:200]})"

@@ -2,7 +2,6 @@
 studies."""
 
 import gzip
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ CONTEXT = 18  # tokens: enough for four names of two words, separated by commas
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end tokens
 RESNET = {"image_size": drawn.IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
 VIT = {"image_size": drawn.IMAGE_SIZE, "patch_size": 8, "layers": 4, "width": 96, "head_width": 32}
-SMALL_VIT = {**VIT, "image_size": 48}  # scenes are resized
+SMALL_VIT = VIT | {"image_size": 48}  # scenes are resized
 
 
 def write_model(
@@ -68,7 +67,7 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     while parts:
         merges = {merge_of[part] for part in parts if part in merge_of}
         needed |= merges
-        parts = set(itertools.chain(*merges))
+        parts = set().union(*merges)
     return sorted(needed, key=tokenizer.bpe_ranks.get)
 
 
@@ -103,11 +102,11 @@ TRAINING_DATA = (
     SECOND_DRAW,
     TrainingData("data/scenes", model="model-vit", vision=VIT),
     TrainingData("data/scenes-{seed}", model="model-vit", vision=VIT),
-    TrainingData("data/scenes", model="model-vit-average", vision={**VIT, "pool_type": "avg"}),
-    TrainingData("data/scenes", model="model-vit-deep", vision={**VIT, "layers": 8, "width": 64}),
+    TrainingData("data/scenes", model="model-vit-average", vision=VIT | {"pool_type": "avg"}),
+    TrainingData("data/scenes", model="model-vit-deep", vision=VIT | {"layers": 8, "width": 64}),
     NATURAL,
     TrainingData(
-        "data/natural-{seed}", model="natural-vit-average", vision={**SMALL_VIT, "pool_type": "avg"}
+        "data/natural-{seed}", model="natural-vit-average", vision=SMALL_VIT | {"pool_type": "avg"}
     ),
     TrainingData("data/natural-{seed}", model="natural-resnet"),
 )

@@ -82,20 +82,19 @@ class Thing(NamedTuple):
 
 
 def all_concepts() -> list[Concept]:
-    concepts = []
-    for row in emoji():
-        if row["name"]:
-            keywords = tuple(filter(None, row["keywords"].split(",")))
-            concepts.append(Concept(row["object"], row["name"], keywords))
-    return concepts
+    return [
+        Concept(row["object"], row["name"], tuple(filter(None, row["keywords"].split(","))))
+        for row in emoji()
+        if row["name"]
+    ]
 
 
 def vocabulary() -> list[str]:
     """Returns all words that captions may contain, for all seeds."""
-    concepts = all_concepts()
     phrases = [*DETERMINERS, *FRAMES, *LINKS, *PLACES, *SIZES, *COLOURS, *TEMPLATES, UNKNOWN, "an"]
-    phrases += [word for concept in concepts for word in (concept.name, *concept.keywords)]
-    return sorted({word for phrase in phrases for word in phrase.replace("{}", " ").split()})
+    for concept in all_concepts():
+        phrases += [concept.name, *concept.keywords]
+    return sorted(set(" ".join(phrases).replace("{}", " ").split()))
 
 
 class World:
@@ -133,7 +132,7 @@ class World:
         shows.
         """
         rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
-        count = num_objects[rng.randrange(len(num_objects))]
+        count = rng.choice(num_objects)
         concepts = [concept] if concept else self._draw(rng, count)
         while len(concepts) > 1 and split_of([drawn.name for drawn in concepts]) != split:
             concepts = self._draw(rng, count)

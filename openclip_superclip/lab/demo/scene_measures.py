@@ -163,8 +163,8 @@ def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
     it."""
     model, preprocess, tokenizer = opened
     with torch.inference_mode():
-        features = scene_features(model, preprocess, shown)
-        similarities = features @ name_classifier(model, tokenizer)  # [S, N]
+        # [S, N]
+        similarities = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)
     return [NAMES[index] for index in similarities.argmax(dim=1).tolist()]
 
 

@@ -42,7 +42,7 @@ class DenseSet(Dataset):
         self.num_classes = 0
         self.first_class = 0
         if _is_voc(folder):
-            voc = VOCSegmentation(str(folder), year="2012", image_set=VOC_SPLITS[split])
+            voc = VOCSegmentation(folder, year="2012", image_set=VOC_SPLITS[split])
             self.images = voc.images
             self.labels = voc.masks
             self.num_classes = VOC_CLASSES

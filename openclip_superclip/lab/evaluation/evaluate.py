@@ -56,11 +56,7 @@ class Evaluation:
                     self.results.append(records)
 
     def _run_model(
-        self,
-        model: EvaluatedModel,
-        folder: Path,
-        digests: dict[LocalDataset, str],
-        progress: tqdm,
+        self, model: EvaluatedModel, folder: Path, digests: dict[LocalDataset, str], progress: tqdm
     ) -> list[dict]:
         """Returns the results of a model, read or computed."""
         records = []

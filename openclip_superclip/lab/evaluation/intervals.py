@@ -96,9 +96,7 @@ def difference(first: Outcome, second: Outcome) -> Estimate:
     before = _leave_one_out(first)
     after = _leave_one_out(second)
     change = _LeaveOneOut(
-        after.score - before.score,
-        after.without - before.without,
-        min(before.least, after.least),
+        after.score - before.score, after.without - before.without, min(before.least, after.least)
     )
     return _jackknife_interval(change, "difference")
 

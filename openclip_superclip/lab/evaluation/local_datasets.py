@@ -16,7 +16,7 @@ from webdataset.filters import default_collation_fn
 
 from ...data.tar_shards import pickle_as_bytes
 from ...environment import replaced
-from ...errors import InputError
+from ...errors import InputError, refuse
 from .dense_datasets import DENSE, DenseSet, dense_kind
 from .shard_samples import ShardSamples, shards_of
 from .suites import SUITES
@@ -78,11 +78,11 @@ def select_datasets(
     nothing to evaluate.
     """
     suites = list(dict.fromkeys(suites))
-    unknown = [suite for suite in suites if suite not in SUITES]
-    if unknown:
-        raise InputError(
-            f"--suite: there is no suite '{unknown[0]}'; expected some of {','.join(SUITES)}"
-        )
+    refuse(
+        f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}"
+        for suite in suites
+        if suite not in SUITES
+    )
     if not folder.is_dir():
         raise InputError(f"--data: there is no folder {folder}")
     content = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

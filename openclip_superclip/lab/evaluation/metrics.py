@@ -105,7 +105,8 @@ def _retrieval(model: object, tokenizer: Callable, test: _Batches, options: dict
     of them."""
     num_captions = np.array([len(texts) for texts in test.features.targets], np.int32)
     if not num_captions.all():
-        raise InputError(f"image {np.argmin(num_captions) + 1} has no caption")
+        image = np.argmin(num_captions) + 1
+        raise InputError(f"image {image} has no caption; expected one or more")
     ks = [k for k in RECALL_K if k <= len(num_captions)]  # topk fails with fewer images
     with _recorded(zeroshot_retrieval, "batchify") as results:
         metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
@@ -194,7 +195,7 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     class.
     """
     if not classes:
-        raise InputError("classnames.txt is missing or empty; expected a class name in each line")
+        raise InputError("classnames.txt is missing or empty; expected one on each line")
     if "" in classes:
         raise InputError(
             f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name"

@@ -149,7 +149,7 @@ def scores_table(comparison: Comparison) -> Table:
         if any(run.evaluated.get(name, settings) != settings for run in runs)
     }
     if differing:
-        note += f" Evaluated with different settings: {listed(sorted(differing))}."
+        note += f" The runs were evaluated with different settings: {listed(sorted(differing))}."
     if not keys:
         note = (
             "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt "

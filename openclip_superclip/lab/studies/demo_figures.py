@@ -28,9 +28,7 @@ NUM_IMAGES = 16
 def draw_scores(path: Path, results: StudyResults) -> None:
     """Draws the demo's scores and their differences into a file."""
     measures = results.measures
-    names = [
-        measure.replace("_", " ").replace(" to ", "→").replace(" ", "\n") for measure in measures
-    ]
+    names = [measure.replace("_to_", "→").replace("_", "\n") for measure in measures]
     figure, (bars, differences) = plt.subplots(2, 1, figsize=SIZE)
     width = 0.8 / len(results.study.arms)
     for number, arm in enumerate(results.study.arms):
@@ -93,8 +91,7 @@ def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
         [shown[index] for index in chosen],
         {arm: [names[index] for index in chosen] for arm, names in predicted.items()},
     )
-    text = predictions_text(seed, right)
-    write_bytes(path, png(figure, metadata={"Description": text}))
+    write_bytes(path, png(figure, metadata={"Description": predictions_text(seed, right)}))
 
 
 def predictions_text(seed: int, right: dict[str, tuple[int, float]]) -> str:

@@ -50,18 +50,11 @@ class StudyCall:
         """Returns the arguments of `superclip` that make the same call again, without the settings
         of its runs."""
         options = self.options
-        flags = {
-            "--out": self.out,
-            "--device": options.device,
-            "--seeds": options.seeds,
-            "--data": options.data,
-            "--val-data": options.val_data,
-            "--runs": options.runs,
-        }
-        arguments = ["study", options.study]
-        for flag, value in flags.items():
+        arguments = ["study", options.study, "--out", str(self.out)]
+        for name in ("device", "seeds", "data", "val_data", "runs"):
+            value = getattr(options, name)
             if value is not None:
-                arguments += [flag, str(value)]
+                arguments += [f"--{name.replace('_', '-')}", str(value)]
         for name, value in options.set.items():
             arguments += ["--set", f"{name}={value}"]
         return arguments
@@ -78,7 +71,7 @@ def study_call(options: StudyOptions) -> StudyCall:
     data = options.data
     if options.scenes != DEMO:
         model = f"local-dir:{options.scenes / training_data.model}"
-        study = replace(study, overrides={**study.overrides, "model": model})
+        study = replace(study, overrides=study.overrides | {"model": model})
         data = f"{options.scenes / training_data.shards}"
     runs_in, runs_flag = (options.runs, "--runs") if options.runs else (out / "runs", "--out")
     return StudyCall(study, out, runs_in, runs_flag, data, training_data, options)

@@ -141,12 +141,11 @@ class Study:
 
     def check_overrides(self) -> None:
         """Raises InputError for a field of --set in which the study's runs differ."""
-        for field in self.overrides:
-            if field in self.varied_fields:
-                raise InputError(
-                    f"--set {field}: the study varies or tunes this field; change it in the "
-                    "study's file"
-                )
+        refuse(
+            f"--set {field}: the study varies or tunes this field; change it in the study's file"
+            for field in self.overrides
+            if field in self.varied_fields
+        )
 
     def check_recipes(self) -> None:
         """Raises InputError, naming the arm, for an impossible recipe."""
@@ -275,15 +274,17 @@ def read_study(path_or_name: str) -> Study:
     if not path.is_file():
         path = _shipped_study(path_or_name)
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")
-    for name in values:
-        if name not in FIELDS:
-            raise InputError(
-                f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}"
-            )
+    refuse(
+        f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}"
+        for name in values
+        if name not in FIELDS
+    )
     values = {name: value for name, value in values.items() if value is not None}
-    for name in REQUIRED:
-        if name not in values:
-            raise InputError(f"{path}: {name} is missing; a study needs {', '.join(REQUIRED)}")
+    refuse(
+        f"{path}: {name} is missing; a study needs {', '.join(REQUIRED)}"
+        for name in REQUIRED
+        if name not in values
+    )
     study = Study(**values, name=path.stem)
     refuse(f"{path}: {problem}" for problem in _problems(study))
     try:

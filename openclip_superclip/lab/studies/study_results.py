@@ -21,9 +21,8 @@ def check_measures(study: Study, records: list[dict]) -> None:
         for measure in (study.primary, *records[0]["measures"]):
             if not math.isfinite(record["measures"].get(measure, math.nan)):
                 raise InputError(
-                    f"{record['run']} was measured without a finite {measure}: correct "
-                    "--val-data or the flags of validation, and remove the run's folder to "
-                    "train it again"
+                    f"{record['run']} was measured without a finite {measure}: correct --val-data "
+                    "or the flags of validation, and remove the run's folder to train it again"
                 )
 
 

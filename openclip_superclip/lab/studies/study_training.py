@@ -65,11 +65,10 @@ class StudyTraining:
         """Returns the runs that tune the learning rates."""
         study = self.study
         tuned = [arm for arm, fields in study.arms.items() if not fields.keys() & {LIKE, "lr"}]
-        rates = study.choose.get("lr", [])
         return [
             self._run(arm, cell, seed, rate, "tune")
             for seed, cell, arm, rate in itertools.product(
-                study.tuning_seeds, study.cell_values, tuned, rates
+                study.tuning_seeds, study.cell_values, tuned, study.choose.get("lr", [])
             )
         ]
 
@@ -177,8 +176,7 @@ class StudyTraining:
                 f"{advice}"
             )
         folder.check_recipe(run.recipe, advice)
-        data = self.call.data or run.recipe.shards
-        folder.check_data(advice, data, self.call.options.device)
+        folder.check_data(advice, self.call.data or run.recipe.shards, self.call.options.device)
 
     def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure
@@ -241,8 +239,7 @@ class StudyTraining:
                         record = future.result()
                         name = record["run"]
                         results[name] = record
-                        score = record["measures"].get(primary, math.nan)
-                        progress.report(name, primary, score)
+                        progress.report(name, primary, record["measures"].get(primary, math.nan))
                     progress.show(num_measured=len(results))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
@@ -344,7 +341,6 @@ def write_data(call: StudyCall) -> None:
     if study.is_of_scenes:
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
         keep_freed_memory()
-        seeds = [*study.result_seeds, *study.tuning_seeds]
-        write_training_data(scenes, call.training_data, seeds)
+        write_training_data(scenes, call.training_data, [*study.result_seeds, *study.tuning_seeds])
     if study.measures == "dense-scenes":
         write_dense_scenes(scenes / DENSE_SCENES)

@@ -1,6 +1,5 @@
 """Which tokens spell each word, and the probabilities of words from those of their tokens."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,9 +102,11 @@ def _spell(
         if not at_start and start_differs(tokenizer):
             words = [f"a {word}" for word in words]
             num_before = len(inner.tokenize("a"))
-        starts = range(0, len(words), CHUNK)
-        chunks = (tokenizer(words[start : start + CHUNK]).tolist() for start in starts)
-        rows = itertools.chain.from_iterable(chunks)
+        rows = (
+            row
+            for start in range(0, len(words), CHUNK)
+            for row in tokenizer(words[start : start + CHUNK]).tolist()
+        )
     for row in rows:
         ids = [id for id in row if id not in special][num_before:]
         is_known = unknown.isdisjoint(row) and max(ids, default=0) < vocab_size

@@ -116,8 +116,7 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
-    template = html_template(Path(__file__).with_suffix(".html"), data_url=data_url)
-    page = template.render(
+    page = html_template(Path(__file__).with_suffix(".html"), data_url=data_url).render(
         num_images=num_images,
         model=str(model),
         images=shown,

@@ -203,16 +203,7 @@ def write_word_courses(out: Path, courses: Sequence[WordCourse]) -> None:
     """Writes word_course.csv (one row per run and word), .json (the curves of each band) and
     .png (a plot of them)."""
     rows = [
-        [
-            "run",
-            "token",
-            "word",
-            "captions",
-            "share of captions",
-            "state",
-            "learned after",
-            "lift",
-        ]
+        ["run", "token", "word", "captions", "share of captions", "state", "learned after", "lift"]
     ]
     for course in courses:
         for token in (course.captions > 0).nonzero().flatten().tolist():
@@ -257,8 +248,8 @@ def draw_word_courses(courses: Sequence[WordCourse]) -> bytes:
         below.set_xlabel("captions trained on")
         above.set_title(course.name, fontsize=10)
         above.legend(title="in … of captions: words", fontsize=7, title_fontsize=7)
-        for axes in (above, below):
-            axes.grid(alpha=0.3)
+        above.grid()
+        below.grid()
     grid[0, 0].set_ylabel("words known, %")
     grid[1, 0].set_ylabel("median lift")
     return png(figure)
