@@ -53,7 +53,7 @@ def beginning(options: dict, world_size: int) -> dict:
 
 
 def versions_of_run() -> dict[str, str]:
-    """Returns the versions of the packages that a run depends on and of OpenCLIP's plugins."""
+    """Returns the versions of the packages that a run depends on and of installed plugins."""
     plugins = [entry.dist for entry in entry_points(group="open_clip")]
     return versions(*DEPENDS_ON) | {plugin.name: plugin.version for plugin in plugins}
 

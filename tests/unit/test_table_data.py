@@ -88,9 +88,10 @@ def test_run_and_study_refuse_unusable_tables_and_write_nothing(
     options = StudyOptions(
         study="own_data", device="cpu", data=data, val_data="pairs.csv", set=set_
     )
-    for call in (lambda: plan(Path(), set_, data), lambda: run_study(study_call(options), 1)):
-        with input_error(re.escape(reason)):
-            call()
+    with input_error(re.escape(reason)):
+        plan(Path(), set_, data)
+    with input_error(re.escape(reason)):
+        run_study(study_call(options), 1)
     assert sorted(folder.iterdir()) == before
 
 

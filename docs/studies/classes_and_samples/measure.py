@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from make_scenes import ALL, FEW, FREQUENT, RARE, SEEDS, VERSION, few_objects
 
-from openclip_superclip.environment import versions
+from openclip_superclip.checkpoints.began_with import versions_of_run
 from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.lab.demo.scene_measures import (
     OpenedModel,
@@ -26,7 +26,7 @@ from openclip_superclip.lab.demo.scene_measures import (
     scene_features,
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, Scene, draw_image
-from openclip_superclip.lab.studies.measure_run import MEASURED_WITH, open_trained
+from openclip_superclip.lab.studies.measure_run import open_trained
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder
 
@@ -94,7 +94,7 @@ def measure_run(folder: Path, test: TestScenes) -> dict:
     facts = {
         "checkpoint": content_digest(weights)[:16],
         "scenes": [VERSION, TEST_SCENES, PROBE_SCENES],
-        "versions": versions(*MEASURED_WITH),
+        "versions": versions_of_run(),
     }
     file = folder / "few-objects.json"
     record = json_or_empty(file)

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from ...checkpoints.began_with import versions_of_run
 from ...checkpoints.trainer_files import checkpoints
 from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
-from ...environment import versions
 from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
 from ...runs.child_processes import last_line, run_superclip
@@ -22,17 +22,6 @@ from ..reports.run_scores import of_training
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
 
-# packages whose versions change measures
-MEASURED_WITH = (
-    "openclip-superclip",
-    "open_clip_torch",
-    "torch",
-    "torchvision",
-    "timm",
-    "webdataset",
-    "numpy",
-    "pillow",
-)
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
 # by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
@@ -60,7 +49,7 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
         "run": run.folder.name,
         "checkpoint": content_digest(weights)[:16],
         "cpu_seconds": run.cpu_seconds,
-        "versions": versions(*MEASURED_WITH),
+        "versions": versions_of_run(),
     }
     if run.measures == "validation":
         best = best_epoch(run.folder)

@@ -10,8 +10,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
 
+from ...checkpoints.began_with import versions_of_run
 from ...checkpoints.starting_weights import is_unchecked
-from ...environment import keep_freed_memory, processor, versions
+from ...environment import keep_freed_memory, processor
 from ...errors import InputError, listed, to_stderr
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ...method.model import trains_only_head
@@ -25,7 +26,7 @@ from ...runs.slurm import find_placement
 from ...runs.unreadable import refuse_bad_files
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
-from .measure_run import DENSE_SCENES, MEASURED_WITH, measured
+from .measure_run import DENSE_SCENES, measured
 from .progress_bar import StudyBar
 from .study_call import StudyCall
 from .study_file import LIKE
@@ -321,7 +322,7 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
         "device": trained.device,
         "settings": vars(trained.settings),
         "set": study.overrides,
-        "versions": versions(*MEASURED_WITH),
+        "versions": versions_of_run(),
         "processor": processor(),
         "cpus": os.cpu_count(),
         "chosen": results.chosen,
