@@ -66,7 +66,7 @@ def _parse(argv: list[str]) -> Namespace:
         dest="seeds",
         help="train one seed, as a test: a few minutes",
     )
-    add_count(seeds, "--seeds", "paired seeds (default: 4, ten minutes on two cores)")
+    add_count(seeds, "--seeds", "paired seeds (default: 4, 10 to 20 minutes on two cores)")
     add_count(parser, "--samples", "training samples per run (default: 40960)")
     add_number(parser, "--jobs", 2, "runs at a time, one thread each", "N")
     parser.option(
