@@ -25,6 +25,7 @@ def call(*command):
 
 def test_it_answers_without_importing_torch():
     plan = "plan datacomp1b/superclip_vit-b-16_512m_bs16k"
+    call(*SCRIPT, *plan.split())  # checks the model, which is kept
     refused = ["--nodes 3", "--nodes 128 --gpus-per-node 8", "--set samples=1e30"]
     asked = ["--help", "", "--version", "train --help", "plan --help", "submit --help", "recipes"]
     asked += ["run --help", *(f"{plan} {flags}" for flags in refused)]
