@@ -50,15 +50,21 @@ def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
 def interpolate(
     released_name: str, tuned_path: Path, alpha: float, out: Path, *, overwrite: bool
 ) -> None:
-    """Writes (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
-    float64.
-
-    Integers are copied from the tuned weights, and so is a class head that the released weights
-    lack. A class head that only the released weights have is dropped.
-    """
+    """Writes `interpolated` weights, with the options of the run of the tuned ones."""
     check_out(out, [released_name, tuned_path], {"": OPTIONS}, overwrite=overwrite)
     released = read_checkpoint(released_file(released_name, "RELEASED"))
     tuned = read_checkpoint(tuned_path)
+    _write(interpolated(released, tuned, alpha), tuned, out, overwrite=overwrite)
+
+
+def interpolated(released: Checkpoint, tuned: Checkpoint, alpha: float) -> Weights:
+    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
+    float64.
+
+    Integers are copied from the tuned weights, and so is a class head that the released weights
+    lack. A class head that only the released weights have is dropped. Raises InputError if the
+    checkpoints are of two models, or contain values that are not finite.
+    """
     head = tuned.head()
     start = released.weights if head else released.without_head()
     end = tuned.without_head() | (head if released.head() else {})
@@ -71,7 +77,7 @@ def interpolate(
             merged[name] = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(
                 tensor.dtype
             )
-    _write(merged, tuned, out, overwrite=overwrite)
+    return merged
 
 
 def _write(weights: Weights, source: Checkpoint, out: Path, *, overwrite: bool) -> None:

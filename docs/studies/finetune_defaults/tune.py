@@ -33,7 +33,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from openclip_superclip.__main__ import main as superclip
-from openclip_superclip.checkpoints.averaging import interpolate
+from openclip_superclip.checkpoints.averaging import interpolated
 from openclip_superclip.checkpoints.validation import best_epoch, validation_rows
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
 from openclip_superclip.files import read_json, write_json
@@ -203,7 +203,7 @@ class Towers:
     def measures(self, tuned: Checkpoint, alpha: float) -> dict[str, float]:
         """Returns R@1 and what is kept of the towers by (1 - α) · start + α · tuned, in percent;
         the rank correlation of the captions' similarities from -1 to 1."""
-        weights = interpolate(self.start, tuned, alpha)
+        weights = interpolated(self.start, tuned, alpha)
         between = dataclasses.replace(tuned, weights=weights)
         model = open_checkpoint(between, f"local-dir:{START}").model
         with torch.inference_mode():
