@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from ..errors import InputError
@@ -20,6 +21,19 @@ from .weights import (
     read_checkpoint,
     save_weights,
 )
+
+# fields that change what a model computes, but no tensor's name or shape
+WITHOUT_SHAPE = {
+    "vision_cfg": (
+        CLIPVisionCfg,
+        ("head_width", "pool_type", "final_ln_after_pool", "norm_kwargs", "timm_pool"),
+    ),
+    "text_cfg": (
+        CLIPTextCfg,
+        ("heads", "pool_type", "no_causal_mask", "norm_kwargs", "hf_pooler_type"),
+    ),
+}
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
@@ -106,5 +120,8 @@ def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
         architecture = architecture_of(checkpoint.path, run_options(checkpoint))
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
         facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
-        facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}
+        for tower, (kind, names) in WITHOUT_SHAPE.items():
+            values = {**vars(kind()), **architecture.model_cfg[tower]}
+            facts |= {f"{tower} {name}": values[name] for name in names}
+        facts |= {f"image {name}": str(preprocessing[name]) for name in PREPROCESSING}
     return facts

@@ -74,7 +74,11 @@ def write_clip_model(
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
-    renamed = clip_weights(weights)
+    # as OpenCLIP opens half precision, which transformers would keep
+    renamed = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in clip_weights(weights).items()
+    }
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
     check_match(renamed, expected, architecture.name, "transformers' CLIPModel")
@@ -199,6 +203,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         )
     else:
         ours = tokenizer.tokenizer
+        ours.chat_template = None  # the names of templates would be names of files
     CLIPProcessor(image_processor, ours).save_pretrained(folder)
     # preprocessor_config.json, which LLaVA-style projects read
     image_processor.save_pretrained(folder)

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import read_architecture
 from .model_configurations import read_configuration
-from .weights import Weights, check_values, is_torchscript, read_checkpoint, read_head
+from .torchscript import is_torchscript, read_torchscript
+from .weights import Weights, check_values, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -222,7 +224,7 @@ def _check_image_size(model: nn.Module, options: Namespace) -> None:
 def _load_shapes(model: nn.Module, file: str) -> None:
     """Loads a file as OpenCLIP does, but for the class head, into a model on the meta device, which
     only compares names and shapes."""
-    load = factory.load_state_dict
+    load = _state_of(factory.load_state_dict)
 
     def load_without_head(*args, **kwargs):
         state = load(*args, **kwargs)
@@ -231,7 +233,7 @@ def _load_shapes(model: nn.Module, file: str) -> None:
     without_head = replaced(factory, load_state_dict=load_without_head)
     with FACTORY_LOCK, without_head, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no values are copied
-        open_clip.load_checkpoint(model, file, weights_only=not is_torchscript(file))
+        open_clip.load_checkpoint(model, file)
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
@@ -241,7 +243,7 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
 
     Returns:
         Arguments for OpenCLIP's factory, and a function that loads the file into the model if
-        OpenCLIP would ignore --pretrained, else None.
+        OpenCLIP would ignore --pretrained or run code of a TorchScript archive, else None.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
@@ -249,18 +251,26 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
     if pretrained.endswith(".npz"):
         # otherwise logged by load_state_dict, which OpenCLIP does not call for .npz
         logging.info(FRESH_HEAD)
-    # torch.load rejects TorchScript archives with weights_only=True. It reads them without Python's
-    # unpickler.
-    options = {"weights_only": False} if is_torchscript(pretrained) else {}
-    if not parse_model_name(model)[0]:
-        return options, None
-    load = functools.partial(_load, file=pretrained, options=options)
+    if not parse_model_name(model)[0] and not is_torchscript(pretrained):
+        return {}, None
+    load = functools.partial(_load, file=pretrained)
     return {"load_weights": False, "pretrained_text": False}, load
 
 
-def _load(model, *, file: str, options: dict) -> None:
-    logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would have ignored")
-    open_clip.load_checkpoint(model, file, **options)
+def _load(model, *, file: str) -> None:
+    logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would not have loaded")
+    with FACTORY_LOCK, replaced(factory, load_state_dict=_state_of(factory.load_state_dict)):
+        open_clip.load_checkpoint(model, file)
+
+
+def _state_of(load: Callable) -> Callable:
+    """Returns OpenCLIP's `load_state_dict`, but for TorchScript archives, of which it would run
+    code."""
+
+    def load_state(file, *args, **kwargs):
+        return read_torchscript(file) if is_torchscript(file) else load(file, *args, **kwargs)
+
+    return load_state
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:

@@ -25,6 +25,7 @@ from ..method.head import (
     is_of_authors,
 )
 from . import HEAD_NAME, WEIGHTS_NAMES
+from .torchscript import is_torchscript, read_torchscript
 from .trainer_files import idf_file, is_damaged, is_whole, own_checkpoints, run_options
 
 NUM_SHOWN = 3  # mismatches in an error message
@@ -250,31 +251,6 @@ def read_head(file: Path) -> tuple[Weights, dict]:
     return head_of(head), options
 
 
-def is_torchscript(path: str | Path) -> bool:
-    """Returns whether a file is a TorchScript archive, as OpenAI's released models are.
-
-    Raises InputError for an archive with a method that torch runs when it opens the file, which
-    could write files.
-    """
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
-                return False
-        reader = torch._C.PyTorchFileReader(str(path))
-        records = reader.get_all_records()
-        code = [reader.get_record(name) for name in records if name.startswith("code/")]
-    except (OSError, RuntimeError):  # of which `_load` gives the reason
-        return False
-    if "constants.pkl" not in records:  # the same test as in torch.load
-        return False
-    if any(b"__setstate__" in source for source in code):
-        raise InputError(
-            f"{path} is a TorchScript archive that runs code when it is opened; only weights "
-            "are loaded"
-        )
-    return True
-
-
 def file_of_weights(path: Path) -> Path:
     """Returns the file that contains the weights: in a folder, the one that OpenCLIP selects."""
     if path.is_dir():
@@ -330,9 +306,7 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
         elif scripted:
-            state = torch.jit.load(file, map_location="cpu").state_dict()
-            numbers = ("input_resolution", "context_length", "vocab_size")
-            content = {name: tensor for name, tensor in state.items() if name not in numbers}
+            content = read_torchscript(file)
             options = {}
         else:
             mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 does not support mmap

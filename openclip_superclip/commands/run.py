@@ -6,11 +6,11 @@ import shlex
 import signal
 
 from ..environment import check_horovod
-from ..errors import Parser, at_least
+from ..errors import InputError, Parser, at_least, to_stderr
 from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.launcher import train
-from ..runs.signals import Stopped, stopped_by_signals
+from ..runs.signals import EXIT_REFUSED, Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
 from .recipe_options import add_run_options, opened_run
 from .shared_options import add_switch
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     by signal n.
 
     Of several nodes, only the first decides: srun's exit code is the largest, and the others end
-    with 0 or 1.
+    with 0 or 1, or 192 if they refuse to start.
     """
     parser = Parser(
         "run",
@@ -41,6 +41,11 @@ def main(argv: list[str]) -> int:
         with stopped_by_signals():
             try:
                 return _run(options, parser, placement)
+            except InputError as error:
+                if placement.node == 0:
+                    raise
+                to_stderr(f"error: {error}")
+                return EXIT_REFUSED
             finally:
                 # srun's signal after another node has ended must not change the exit code
                 if placement.num_nodes > 1:

@@ -90,12 +90,14 @@ def check_start_once(options: Namespace) -> None:
     """Checks model and weights of a run, unless it was done for the same files and options:
     importing OpenCLIP takes seconds."""
     model = Path(options.model.removeprefix("local-dir:"))
+    files = model.rglob("*") if options.model.startswith("local-dir:") else ()
     stats = {}
-    for file in [model, *model.glob("*"), Path(options.pretrained or "")]:
+    for file in [model, *files, Path(options.pretrained or "")]:
         if file.is_file():
             stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
-    names = ("force_custom_text", "force_image_size", "force_context_length")
-    values = {name: getattr(options, name) for name in ("model", "pretrained", "siglip", *names)}
+    names = ("force_custom_text", "force_image_size", "force_context_length", "use_naflex")
+    names = ("model", "pretrained", "siglip", *names)
+    values = {name: getattr(options, name, None) for name in names}
 
     def check() -> dict:
         from ..checkpoints.starting_weights import check_start

@@ -61,7 +61,9 @@ def estimate_cost(
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
     flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
     flops = flops_per_sample * run.samples
-    fractions = utilization(towers, gpu_tflops)
+    kept_patches = 1 - (run.recipe.flags.get("force-patch-dropout") or 0)
+    # of the model with all patches: fewer do not use a GPU less than a small model does
+    fractions = utilization(gmacs["vision"] / kept_patches + gmacs["text"], gpu_tflops)
     if samples_per_second:
         speeds = [flops_per_sample * samples_per_second]
     elif run.device == "cpu":

@@ -38,12 +38,14 @@ from .recovery import (
     ENDS,
     LOSS,
     MAX_STARTS,
+    PREEMPTIONS,
     REQUEUE,
     STALL,
     Decision,
     Failure,
     decide,
     first_failure,
+    new_files,
     starts_without_slice,
 )
 from .signals import EXIT_AGAIN, Stopped
@@ -150,7 +152,17 @@ class NodeTraining:
                 self.progress.last_step = time.monotonic()  # nor is copying it
                 each_second()
                 time.sleep(0.5)
+            if self.placement.num_nodes > 1:
+                self._await_nodes(each_second)
             return run_ranks(self.start, each_second)
+
+    def _await_nodes(self, each_second: Callable[[], None]) -> None:
+        """Waits until every node has checked and copied its data: NCCL waits ten minutes at
+        most."""
+        (self.logs / f"node_{self.placement.node}.ready").touch()
+        while len(new_files(self.logs, "node_*.ready")) < self.placement.num_nodes:
+            each_second()
+            time.sleep(1)
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -317,7 +329,9 @@ class NodeTraining:
         if decision.next is None:
             folder.end(FAILED, f"{failure.text}{disk or decision.why}")
             return 1
-        again = "starts again" if self.placement.step is None else "train.sbatch starts it again"
+        again = "starts again"
+        if self.placement.step is not None:
+            again = "train.sbatch, or else the same command, starts it again"
         to_stderr(f"superclip run: {again} from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN
@@ -349,8 +363,9 @@ class NodeTraining:
         """Raises InputError if this job was started too often without a new slice."""
         if starts_without_slice(self.folder.attempts, self.folder.epoch) > MAX_STARTS:
             raise InputError(
-                f"the run was started {MAX_STARTS} times and stopped before a slice was "
-                "trained: give the job more --time, or the recipe more slices"
+                f"the run was started {MAX_STARTS} times and stopped before a slice was trained "
+                f"({PREEMPTIONS} preemptions count as one start): give the job more --time, or "
+                "the recipe more slices"
             )
 
     def _check_disk(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..files import is_running, json_or_empty
 from .recovery import CONNECTION, LOST, Failure, failures, first_failure
+from .slurm import this_host
 
 PATIENCE = 20  # seconds for which the node that closed a connection may report why
 HEARTBEAT = 10  # seconds between two heartbeats of a run
@@ -33,7 +34,7 @@ def cause(
         if (failure and failure.kind != CONNECTION) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    silent = sorted({*nodes} - {failure.host for failure in known})
+    silent = sorted({*nodes} - {failure.host for failure in known} - {this_host()})
     if failure and failure.kind == CONNECTION and silent:
         message = f"lost contact with {', '.join(silent)}"
         return Failure("", message, kind=LOST, host=silent[0])

@@ -16,6 +16,8 @@ from ..files import read_json, write_json
 from .slurm import this_host
 
 MAX_STARTS = 3  # in a row without a new slice, after which a run has failed
+PREEMPTED_BY = "stopped by SIGTERM"  # the error of a preempted start
+PREEMPTIONS = 10  # that count as one start
 RESTART_SECONDS = 180  # with less time left in the job, it is requeued instead of started again
 
 # Kinds of failures. The user must fix those of the first three.
@@ -32,13 +34,17 @@ FOR_THE_USER = (USER, DATA, LOSS)
 LIKELY = ((KILLED, DATA, LOSS), (USER, STALL), (HARDWARE,), (CONNECTION,))
 OF_CONNECTIONS = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process "
-    r"exited|Timed? ?out|timed out"
+    r"exited|Timed? ?out|timed out|timing out|No route to host|Network is unreachable"
 )
 OF_HARDWARE = re.compile(
-    r"NCCL|\bECC\b|[Uu]ncorrectable|NVLink|\bXid\b|[Bb]us error|SIGBUS|unspecified launch failure|"
-    r"CUDA error: (unknown error|an illegal memory access)|DistBackendError|DistNetworkError|"
-    r"No CUDA GPUs|no CUDA-capable device|invalid device ordinal|busy or unavailable|"
-    r"Input/output error|Stale file handle|EADDRINUSE"
+    r"NCCL|\bECC\b|[Uu]ncorrectable|(?i:nvlink)|\bXid\b|[Bb]us error|SIGBUS|"
+    r"unspecified launch failure|CUDA unknown error|"
+    r"CUDA error: (unknown error|an illegal memory access|system not yet|hardware stack error)|"
+    r"DistBackendError|DistNetworkError|No CUDA GPUs|no CUDA-capable device|finds no GPU here|"
+    r"invalid device ordinal|busy or unavailable|EADDRINUSE|"
+    # of file systems; torch.save reports the end of a failed write
+    r"Input/output error|Remote I/O error|Stale file handle|[Tt]ransport endpoint|Host is down|"
+    r"Communication error|No such device|unexpected pos \d+ vs|PytorchStreamWriter"
 )
 
 
@@ -65,12 +71,10 @@ class Failure:
         """Returns the failure that an exception on this machine describes, now; an InputError has
         no traceback."""
         if isinstance(error, InputError):
-            return Failure.here(who, str(error))
+            kind = HARDWARE if OF_HARDWARE.search(str(error)) else USER
+            return Failure.here(who, str(error), kind=kind)
         message = f"{type(error).__name__}: {error}"
-        kind = HARDWARE if OF_HARDWARE.search(message) else USER
-        if OF_CONNECTIONS.search(message):
-            kind = CONNECTION
-        return Failure.here(who, message, traceback, kind)
+        return Failure.here(who, message, traceback, kind_of(message))
 
     @property
     def text(self) -> str:
@@ -93,25 +97,40 @@ class Failure:
         return Failure(**read_json(path))
 
 
-def exit_failure(rank: int, exit_code: int) -> Failure:
-    """Returns the failure that the exit code of a rank shows."""
+def kind_of(message: str) -> str:
+    """Returns the kind of failure that the text of an error describes."""
+    if OF_CONNECTIONS.search(message):
+        return CONNECTION
+    return HARDWARE if OF_HARDWARE.search(message) else USER
+
+
+def exit_failure(rank: int, exit_code: int, output: str = "") -> Failure:
+    """Returns the failure that the exit code of a rank shows; the end of its output tells whether
+    NCCL's watchdog has ended it because of its own GPU."""
     who = f"rank {rank}"
     if exit_code > 0:
         return Failure.here(who, f"it ended with exit code {exit_code}")
     name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
     # of SLURM, and of NCCL's watchdog when another rank is gone
     if -exit_code in (signal.SIGTERM, signal.SIGABRT):
-        return Failure.here(who, f"it was ended by {name}", kind=CONNECTION)
+        kind = HARDWARE if kind_of(output) == HARDWARE else CONNECTION
+        return Failure.here(who, f"it was ended by {name}", kind=kind)
     return Failure.here(who, f"it was ended from outside: {name}", kind=KILLED)
 
 
 def failures(logs: Path) -> list[Failure]:
-    """Returns the failures that ranks and nodes have written, in their order."""
+    """Returns the failures that ranks and nodes have written, in their order; stopped nodes
+    last."""
+    return list(map(Failure.read, new_files(logs, "*.error.json")))
+
+
+def new_files(logs: Path, pattern: str) -> list[Path]:
+    """Returns the files of a folder that match a pattern, short names first, also those that other
+    nodes have just written."""
     # NFS, which caches the list of a folder's files for a minute, then looks for new ones
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=logs):
         pass
-    files = sorted(logs.glob("*.error.json"), key=lambda file: (len(file.name), file.name))
-    return list(map(Failure.read, files))
+    return sorted(logs.glob(pattern), key=lambda file: (len(file.name), file.name))
 
 
 def first_failure(failures: Sequence[Failure]) -> Failure | None:
@@ -170,15 +189,19 @@ def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
     """Returns how many starts in a row, including the last one, have not saved a slice.
 
     Earlier starts count if the run was started again after them, or if SLURM has requeued their job
-    since.
+    since; preempted ones count a tenth.
     """
     number = 0
+    preempted = 0
+    last = attempts[-1] if attempts else None
     for attempt in reversed(attempts):
-        last = attempts[-1]
         same_job = last.get("job") and attempt.get("job") == last["job"]
         requeued = same_job and attempt["restarts"] != last["restarts"]
         counts = attempt is last or attempt.get("again") or requeued
         if attempt.get("epoch_before") != progress or not counts:
             break
-        number += 1
-    return number
+        if attempt is not last and attempt.get("error") == PREEMPTED_BY:
+            preempted += 1
+        else:
+            number += 1
+    return number + preempted // PREEMPTIONS

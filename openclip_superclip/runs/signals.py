@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 EXIT_AGAIN = 75  # the exit code after which the job's script starts the run again
+EXIT_REFUSED = 192  # of another node than the first: larger than those of signals, which it causes
 STOPPED_BY = {
     signal.SIGUSR1: EXIT_AGAIN,  # the job's time is nearly up
     signal.SIGTERM: 128 + signal.SIGTERM,

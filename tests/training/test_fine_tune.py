@@ -36,7 +36,7 @@ from support.training_runs import (
 )
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.weights import is_torchscript
+from openclip_superclip.checkpoints.torchscript import is_torchscript
 
 NAME = "tiny-for-fine-tuning"
 FRESH = "SuperCLIP: the weights contain no class head; training starts with a new one"

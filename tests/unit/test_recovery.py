@@ -5,6 +5,7 @@ import socket
 
 from support import cases, table
 
+from openclip_superclip.errors import InputError
 from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
     Decision,
@@ -23,6 +24,7 @@ def start(job=None, restarts=0, **values):
 
 
 STARTS = {"once": start(), "again": start(again=True)}
+STARTS["preempted"] = start(again=True, error="stopped by SIGTERM")
 for job in "16.0 16.1 17.0 17.1 17.2".split():  # and how often SLURM has requeued it
     STARTS[job] = start(job[:2], int(job[3:]))
 
@@ -80,11 +82,11 @@ def test_failures_are_in_the_order_of_ranks(tmp_path):
     assert [one.who for one in failures(tmp_path)] == ["node_2", "rank_9", "rank_10"]
 
 
-@cases("exit_code, message, kind", table("runs: exit codes of ranks"))
+@cases("exit_code, output, message, kind", table("runs: exit codes of ranks"))
 def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
-    exit_code, message, kind
+    exit_code, output, message, kind
 ):
-    failure = exit_failure(2, exit_code)
+    failure = exit_failure(2, exit_code, output)
     assert (failure.who, failure.message, failure.kind) == (
         f"rank 2 on {socket.gethostname()}",
         message,
@@ -94,4 +96,5 @@ def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
 
 @cases("message, kind", table("runs: kinds of failures"))
 def test_a_failure_is_of_the_machines_or_the_users(message, kind):
-    assert Failure.of("rank 0", Exception(message)).kind == kind
+    error = InputError if message.startswith("--") else Exception
+    assert Failure.of("rank 0", error(message)).kind == kind

@@ -1,0 +1,80 @@
+"""Reads the weights in TorchScript archives, such as OpenAI's released models, without torch's
+loader, which runs code of the archive."""
+
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# tensors in OpenAI's archives that are no weights
+NUMBERS = ("input_resolution", "context_length", "vocab_size")
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Returns whether a file is a TorchScript archive."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":  # torch.load unpickles what is before an archive
+                return False
+        # the same test as in torch.load
+        return "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except (OSError, RuntimeError):  # of which the caller's loader gives the reason
+        return False
+
+
+def read_torchscript(path: str | Path) -> dict[str, Tensor]:
+    """Returns the tensors of the module in an archive by name.
+
+    No code of the archive runs. Damaged and hostile files raise any exception.
+    """
+    module = _ModuleUnpickler(torch._C.PyTorchFileReader(str(path))).load()
+    return {name: tensor for name, tensor in _tensors(module) if name not in NUMBERS}
+
+
+class _Module:
+    """Attributes of a module; its methods are not read."""
+
+
+def _tensors(module: _Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, _Module):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+class _ModuleUnpickler(pickle.Unpickler):
+    """Builds tensors and _Module objects, and nothing else.
+
+    Nothing that `find_class` returns is shared with other code, since a pickle can change its
+    attributes.
+    """
+
+    def __init__(self, reader):
+        super().__init__(io.BytesIO(reader.get_record("data.pkl")))
+        self.reader = reader
+
+    def find_class(self, module, name):
+        if module.partition(".")[0] == "__torch__":
+            return type("Module", (_Module,), {})
+        if module == "torch" and name.endswith("Storage"):
+            return getattr(torch, name).dtype
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, size, stride, *_: storage.as_strided(
+                size, stride, offset
+            )
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module == "torch.jit._pickle":  # lists of numbers, and values with their types
+            return lambda value, *_: value
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+    def persistent_load(self, pid):
+        _, dtype, key, _, length = pid
+        if not length:
+            return torch.empty(0, dtype=dtype)
+        content = bytearray(self.reader.get_record(f"data/{key}"))
+        return torch.frombuffer(content, dtype=dtype, count=length)
