@@ -162,6 +162,11 @@ class Config:
                 f"--superclip-captions {self.captions} needs --superclip-long-caption: long.txt, "
                 "json:FIELD or a column"
             )
+        if self.long_caption.lower().endswith(".json"):
+            yield (
+                f"--superclip-long-caption is {self.long_caption}, a whole JSON file; expected one "
+                "of its fields, json:FIELD of KEY.json"
+            )
         unused = ""
         if self.missing_long != "use-short":
             unused = f"--superclip-missing-long {self.missing_long}"

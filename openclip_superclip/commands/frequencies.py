@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         no_effect(options, options.data, "text_key")
     else:
         columns = None
-        shards = sorted(set(expand(options.data, "DATA")))
+        shards = sorted(expand(options.data, "DATA"))
     try:
         config = from_options(Config, options)
         member = options.text_key or "txt"
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     )
     _, num_missing = counter.reader.counts.so_far()
     if num_missing:
-        print(f"{num_missing:,} samples have no long caption: the short one was counted")
+        what = "none" if config.missing_long == "skip" else "the short one"
+        print(f"{num_missing:,} samples have no long caption: {what} was counted")
     if unreadable:
         print(unreadable_text(unreadable, len(shards)))
     return 0
@@ -80,6 +81,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "location of the long caption: long.txt, json:a.b, a column",
         default="",
         metavar="KEY",
+    )
+    add(
+        "--missing-long",
+        "which caption counts for a sample without a long one: use-short, skip (none) or error "
+        "(default: %(default)s)",
+        default="use-short",
     )
     add_count(
         parser, "--context", "number of tokens per caption to read (default: the text tower's)"

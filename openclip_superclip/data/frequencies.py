@@ -40,6 +40,9 @@ class Frequencies:
     vocabulary: str  # a hash of the tokens and their ids
     captions: str  # --captions, and the key of the long caption in shards
     context: int | None = None  # tokens read of each caption; None in files of version 0.2
+    member: str = "txt"  # the extension of the short caption in shards
+    # --missing-long, if a long caption was missing
+    missing_long: str = ""
 
     def check(self, tokenizer, what: str) -> None:
         """Raises InputError if the counts are of another tokenizer, or of no caption."""
@@ -54,27 +57,45 @@ class Frequencies:
             raise InputError(f"{what} counts no caption at all")
 
     def check_captions(
-        self, config: Config, context: int, what: str, command: str, *, is_table: bool
+        self,
+        config: Config,
+        context: int,
+        what: str,
+        command: str,
+        *,
+        is_table: bool,
+        member: str = "txt",
     ) -> None:
         """Raises InputError if the class loss reads other captions than the file counts, or more or
         fewer tokens.
 
         `context` is the number of tokens that the class loss reads. The keys of long captions are
-        compared if both the file and the run read shards. `command` counts the captions; the flags
-        that choose them are added to it.
+        compared if both the file and the run read shards, whose short captions have the extension
+        `member`. `command` counts the captions; the flags that choose them are added to it.
         """
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
-        if counted == read and same_key and self.context in (None, context):
+        same_member = is_table or self.member == member or read == 0
+        same_rows = self.missing_long in ("", config.missing_long)
+        same = counted == read and same_key and same_member and same_rows
+        if same and self.context in (None, context):
             return
         in_file = self.captions
+        if not same_member:
+            in_file += f", .{self.member}"
+        if not same_rows:
+            in_file += f", --missing-long {self.missing_long}"
         if self.context is not None:
             in_file += f", {self.context} tokens"
         wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
         mode = wanted.partition(" ")[0]
         if mode != "short":
             command += f" --captions {mode} --long-caption {config.long_caption}"
+        if mode != "short" and config.missing_long == "skip":
+            command += " --missing-long skip"
+        if member != "txt":
+            command += f" --text-key {member}"
         raise InputError(
             f"{what} counts the captions '{in_file}', but the class loss reads '{wanted}, "
             f"{context} tokens': count these with {command} --context {context} --out FILE"
@@ -106,6 +127,8 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 about["vocabulary"],
                 about["captions"],
                 int(about["context"]) if about.get("context") else None,
+                about.get("member", "txt"),
+                about.get("missing_long", ""),
             )
         most = frequencies.num_captions
         is_vector = counts.dtype == torch.int64 and counts.ndim == 1
@@ -246,6 +269,8 @@ class CaptionCounter:
             *tokenizer_identity(self.tokenizer),
             counted_captions(self.config, is_table=self.columns is not None),
             self.tokenizer.context_length,
+            self.member,
+            self.config.missing_long if num_missing else "",
         )
         return frequencies, problems
 

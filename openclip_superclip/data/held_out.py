@@ -3,9 +3,11 @@ and splits tables so."""
 
 import contextlib
 import hashlib
+import html
 import json
 import os
 import shutil
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -54,7 +56,8 @@ def held_out(
     """Returns for each pair whether it is held out for validation.
 
     Pairs that share an image or a caption, directly or through other pairs, form a group, and a
-    group is on one side. Captions that differ only in case or white space are equal. Groups are
+    group is on one side. Captions that differ only in case, white space, or the encoding of
+    characters (Unicode's composition, HTML's entities) are equal. Groups are
     held out in an order that depends on their content alone, until `fraction` of the pairs with a
     caption is reached; groups that would exceed it are left for training. Paths and the order of
     the pairs do not matter, and adding pairs changes the side of few others.
@@ -106,7 +109,8 @@ def _groups(images: Sequence[str], captions: Sequence[str]) -> list[tuple[str, s
     groups = UnionFind()
     for image, caption in zip(images, captions, strict=True):
         if caption:
-            groups.union(("image", image), ("caption", " ".join(caption.split()).casefold()))
+            text = unicodedata.normalize("NFC", html.unescape(caption)).casefold()
+            groups.union(("image", image), ("caption", " ".join(text.split())))
     return [groups["image", image] for image in images]
 
 
@@ -118,7 +122,7 @@ class TableSplit:
     num_train: int
     num_val: int
     is_new: bool  # whether this call has written it
-    is_parent_new: bool = False
+    new_parents: tuple[Path, ...] = ()  # of the folder, inner ones first
 
     @property
     def train(self) -> str:
@@ -132,9 +136,9 @@ class TableSplit:
         """Removes the tables if this call has written them."""
         if self.is_new:
             shutil.rmtree(self.folder, ignore_errors=True)
-        if self.is_parent_new:
-            with contextlib.suppress(OSError):  # it contains something else
-                os.removedirs(self.folder.parent)
+        with contextlib.suppress(OSError):  # one contains something else
+            for parent in self.new_parents:
+                parent.rmdir()
 
 
 def split_table(
@@ -170,7 +174,8 @@ def split_table(
     captions = list(map(text_of, rows[columns.caption]))
     val = rows[held_out(images, captions, fraction, "--val-fraction")]
     train = rows.drop(val.index)
-    split = TableSplit(folder, len(train), len(val), is_new=True, is_parent_new=not parent.exists())
+    new_parents = tuple(each for each in (parent, *parent.parents) if not each.exists())
+    split = TableSplit(folder, len(train), len(val), is_new=True, new_parents=new_parents)
     make_folder(parent, out_flag)
     part = parent / f"{SPLIT}{uuid.uuid4().hex}.part"
     part.mkdir()

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..errors import InputError, listed
+from ..errors import InputError, listed, reason
 from ..files import read_json
 from .caption_text import caption_member, has_long_caption
 from .images import check_image, ignored_warning
@@ -36,6 +37,11 @@ NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 # of the number of samples: downloads of the same data set at different times differ
 TOLERANCE = 0.02
+
+
+# by extension, as webdataset decodes members
+DECODERS = dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int)
+DECODERS |= dict.fromkeys(("json", "jsn"), json.loads)
 
 
 @dataclass
@@ -65,6 +71,7 @@ class ShardReport:
     def decode_image(self, sample: dict) -> None:
         """Decodes the image of a sample."""
         problem, ignored = check_image(next(sample[name] for name in IMAGES if name in sample))
+        problem = _undecodable(sample) or problem
         self.num_decoded += 1
         if problem:
             self.num_unreadable += 1
@@ -87,6 +94,18 @@ class ShardReport:
             )
 
 
+def _undecodable(sample: dict) -> str:
+    """Returns why webdataset, which decodes all members, skips a sample; "" if it does not."""
+    for extension, decode in DECODERS.items():
+        content = sample.get(extension)
+        try:
+            if content is not None:
+                decode(content)
+        except ValueError as error:
+            return f"its .{extension} cannot be decoded ({reason(error)})"
+    return ""
+
+
 def inspect_shard(
     shard: str,
     long_key: str = "",
@@ -101,7 +120,7 @@ def inspect_shard(
     can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
     report = ShardReport(shard)
-    wanted = {caption, caption_member(long_key), *IMAGES}
+    wanted = {caption, caption_member(long_key), *IMAGES, *DECODERS}
     try:
         for sample in read_members(shard, wanted):
             report.members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
@@ -168,7 +187,7 @@ def inspect(
         num_images=num_images,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
-    reports = _read_all(read, readable) if full else _read_some(read, readable)
+    reports = _read_all(read, readable) if full else _read_some(read, readable, long_caption)
     problems = {report.shard: report.problem for report in reports if report.problem}
     if len(problems) == len(reports):
         raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
@@ -196,13 +215,15 @@ def _read_all(read: Callable, shards: list[str]) -> list[ShardReport]:
     )
 
 
-def _read_some(read: Callable, shards: list[str]) -> list[ShardReport]:
-    """Returns the reports on the first and the last shard and, if these are broken, on a few
-    more."""
+def _read_some(read: Callable, shards: list[str], long_caption: str) -> list[ShardReport]:
+    """Returns the reports on the first and the last shard and, if these are broken or lack the
+    long caption, on a few more."""
     reports = [read(shard) for shard in dict.fromkeys([shards[0], shards[-1]])]
-    for shard in shards[1:-1][:NUM_MORE]:
-        if all(report.problem for report in reports):
-            reports.append(read(shard))
+    others = shards[1:-1]
+    for shard in others[:: max(1, len(others) // NUM_MORE)][:NUM_MORE]:
+        if any(report.num_long or not (report.problem or long_caption) for report in reports):
+            break
+        reports.append(read(shard))
     return reports
 
 
@@ -304,13 +325,15 @@ def check_shards(
     shards = inspection.shards
     bad = inspection.bad
     in_json = listed_samples(shards, split.flag)
-    if len(in_json) == len(shards):
-        _check_slice(split, sum(in_json.values()))
+    if all(shard in in_json for shard in shards):
+        _check_slice(split, sum(in_json[shard] for shard in shards))
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
+    listed_or_counted = counted or in_json
+    num_samples = sum(listed_or_counted.get(shard, 0) for shard in shards)  # some may come twice
     warnings = inspection.warnings + _remote_warnings(shards)
     source = "the shards hold" if counted else "sizes.json lists"
-    warnings += _number_warnings(source, sum((counted or in_json).values()), expected)
-    warnings += _uneven_warnings(split, inspection, counted or in_json, expected)
+    warnings += _number_warnings(source, num_samples, expected)
+    warnings += _uneven_warnings(split, inspection, listed_or_counted, expected)
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
@@ -320,8 +343,8 @@ def check_shards(
         bytes=sum(inspection.sizes.values()) if has_sizes else None,
         full=bool(counted),
         num_checked=len(shards),
-        samples=sum(counted.values()) or None,
-        samples_listed=sum(in_json.values()) or None,
+        samples=num_samples if counted else None,
+        samples_listed=sum(in_json.get(shard, 0) for shard in shards) or None,
         samples_expected=expected,
         bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
         good=contract(good) if bad else None,

@@ -58,7 +58,8 @@ def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
 
 def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
     """Yields the rows of a table; InputError, which names `flag`, if it cannot be read."""
-    for number, row in enumerate(rows_of(path, keys.columns, flag, dtype=str), 1):
+    rows = rows_of(path, keys.columns, flag, dtype=str, exact=(keys.label, keys.long))
+    for number, row in enumerate(rows, 1):
         yield _pair(f"row {number}", text_of(row[keys.columns.image]), row, keys)
 
 
@@ -70,7 +71,11 @@ def _pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
         if text.is_file() or fields.is_file():
             pair = _pair(str(image), str(image), json_or_empty(fields), keys)
             if text.is_file() and not keys.columns.caption:  # a field of the .json
-                pair = pair._replace(caption=text.read_text("utf-8-sig", errors="replace").strip())
+                try:
+                    caption = text.read_text("utf-8-sig").strip()
+                except UnicodeDecodeError:
+                    raise InputError(f"{text} is not UTF-8: save it as UTF-8") from None
+                pair = pair._replace(caption=caption)
             yield pair
 
 

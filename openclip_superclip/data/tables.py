@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -89,13 +89,17 @@ def detect_columns(
     and the only other column that can be the caption.
     """
     lines = []
+    is_cut = False
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
                 lines = list(itertools.islice(file, NUM_LOOKED_AT))
+            is_cut = len(lines) == NUM_LOOKED_AT  # perhaps in the middle of a row
         header = lines[0].rstrip("\r\n") if lines else ""
         separators = [separator] if separator else _separators_in(header) or [","]
         tables = [_rows(lines, separator) for separator in separators]
+        if is_cut:
+            tables = [rows[:-1] for rows in tables]
     possible = []
     for separator, rows in zip(separators, tables, strict=True):
         for names in _possible_columns(rows, image, caption):
@@ -280,16 +284,31 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
     return any(is_empty(row[columns.caption]) for row in rows)
 
 
-def rows_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator[dict]:
-    """Yields the rows of a table as dicts, with exact texts if `dtype` is str; InputError if it
-    cannot be read."""
-    for rows in chunks_of(path, columns, flag, dtype):
+def rows_of(
+    path: str,
+    columns: Columns,
+    flag: str,
+    dtype: type | None = None,
+    exact: Sequence[str] = (),
+) -> Iterator[dict]:
+    """Yields the rows of a table as dicts; InputError if it cannot be read.
+
+    If `dtype` is str, numbers are texts. In the columns `exact`, so are NA and the like, which are
+    missing values to pandas.
+    """
+    for rows in chunks_of(path, columns, flag, dtype, exact):
         yield from rows.to_dict("records")
 
 
-def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
-    """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
-    be read."""
+def chunks_of(
+    path: str,
+    columns: Columns,
+    flag: str,
+    dtype: type | None = None,
+    exact: Sequence[str] = (),
+) -> Iterator:
+    """Yields the rows of a table as data frames, after checking the header; arguments and errors
+    are those of `rows_of`."""
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
 
@@ -300,8 +319,13 @@ def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None)
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
+        converters = {name: str for name in exact if name in names}
         with pd.read_csv(
-            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
+            path,
+            **columns.pandas_options,
+            chunksize=ROWS_AT_ONCE,
+            dtype=dtype and {name: dtype for name in names if name not in converters},
+            converters=converters,
         ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
@@ -323,7 +347,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{flag}: there is no file {path}") from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, re.error) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(
             f"{flag}: {path} is not a readable table ({reason(error)}){advice}"

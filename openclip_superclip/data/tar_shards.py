@@ -76,7 +76,8 @@ def _braces(numbers: Iterable[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
-IMAGES = ("png", "jpg", "jpeg", "webp")  # the members that OpenCLIP trains on
+# the members that OpenCLIP trains on; of several in a sample, the first
+IMAGES = ("jpg", "png", "jpeg", "webp")
 
 
 def is_trained(sample: dict, caption: str) -> bool:
@@ -91,7 +92,10 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
     if is_remote(shard):
         from webdataset import gopen
 
-        stream = gopen(shard)
+        try:
+            stream = gopen(shard)
+        except ValueError as error:
+            raise InputError(f"{shard} cannot be opened ({reason(error)})") from error
     sample = {}
     last = -1
     try:

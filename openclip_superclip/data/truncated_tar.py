@@ -1,8 +1,11 @@
 """Truncated and damaged tar files: what raises an error, and the reason in a message."""
 
+import lzma
 import tarfile
+import zlib
 
-BROKEN = (OSError, EOFError, tarfile.TarError)  # exceptions raised for an unreadable shard
+# exceptions raised for an unreadable shard
+BROKEN = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
 def why_broken(error: Exception) -> str:

@@ -127,7 +127,12 @@ def _check_idf_file(training: Training) -> None:
         context = config.long_context or training.tokenizer.context_length
         command = ["superclip", "frequencies", options.train_data, "--tokenizer-of", options.model]
         frequencies.check_captions(
-            config, context, what, shlex.join(command), is_table=training.is_table
+            config,
+            context,
+            what,
+            shlex.join(command),
+            is_table=training.is_table,
+            member=getattr(options, "text_key", None) or "txt",  # of OpenCLIP 4
         )
 
 

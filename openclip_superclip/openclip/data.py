@@ -46,7 +46,7 @@ def _get_dataset(get_dataset, *given, **options):
     package = open_clip_train.data.wds
     if not call.arguments["is_train"]:  # validation data
         wds = _WithoutPickles(package) if is_ours else package
-        with replaced(open_clip_train.data, wds=wds):
+        with replaced(open_clip_train.data, wds=wds), replaced(_Images, listing=None):
             return get_dataset(*given, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook = hooks.plugin_manager().hook
@@ -106,8 +106,9 @@ class _Tokenized:
 class _Images(CsvDataset):
     """OpenCLIP's table of images and captions, whose images must be regular files.
 
-    A table that is opened in `listing_unreadable` returns the next row instead of one whose image
-    cannot be read. An attribute tells it to, which workers that are not forked unpickle.
+    A table of training data that is opened in `listing_unreadable` returns the next row instead of
+    one whose image cannot be read. An attribute tells it to, which workers that are not forked
+    unpickle.
     """
 
     listing: "_Unreadable | None" = None

@@ -1,6 +1,7 @@
 """What is wrong with the options of a training: combinations that cannot work, each with a
 suggestion."""
 
+import math
 import os
 import re
 from argparse import Namespace
@@ -139,10 +140,11 @@ def _problems_with_numbers(options: Namespace) -> Iterator[str]:
         weights = [float(factor) for factor in factors.split("::")]
     except ValueError:
         weights = []
-    if len(weights) != num_patterns or min(weights) < 0:
+    is_possible = len(weights) == num_patterns and min(weights) >= 0
+    if not (is_possible and 0 < sum(weights) < math.inf):
         yield (
             f"--train-data-upsampling-factors is {factors}; expected a number for each pattern of "
-            f"--train-data ({num_patterns}), with `::` between them"
+            f"--train-data ({num_patterns}), not all 0, with `::` between them"
         )
 
 

@@ -69,6 +69,12 @@ def make_run(
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_start_once(check_command(run.openclip_arguments()))
+    flags = run.recipe.flags
+    if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
+        raise InputError(
+            "--patience and flags.imagenet-val: a run that stops early would not have its last epoch "
+            "measured on ImageNet: add --set flags.zeroshot-frequency=1"
+        )
     if settings.patience and not run.is_validated:
         raise InputError(
             f"--patience is {settings.patience}, and the run has no validation data: expected "

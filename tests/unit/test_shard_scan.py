@@ -75,7 +75,7 @@ def test_a_first_and_a_last_shard_that_were_cut_are_found_and_not_taken_for_all(
     found = problems(check(folder))
     assert all("broken tar file" in problem for problem in found.values())
     assert list(found) == ["000000.tar", "000015.tar"]
-    for number in (1, 2, 3):
+    for number in (1, 5, 9):
         (folder / f"{number:06}.tar").write_bytes(b"")
     with input_error(r"000000\.tar: broken tar file"):
         check(folder)

@@ -138,11 +138,17 @@ def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
         else:
             by_shard[shard].add(number)
     for shard, numbers in by_shard.items():
+        last = max(numbers)
+        best = {}  # the index in IMAGES of a pair's thumbnail
         with contextlib.suppress(*BROKEN), tarfile.open(data.files[shard]) as tar:
             for number, _, extension, member in numbered_members(tar):
-                if number > max(numbers):
+                if number > last:
                     break
-                if number in numbers and extension in IMAGES:
+                if number not in numbers or extension not in IMAGES:
+                    continue
+                index = IMAGES.index(extension)
+                if index < best.get(number, len(IMAGES)):
+                    best[number] = index
                     thumbnails[shard, number] = _thumbnail(tar.extractfile(member).read())
     return thumbnails
 

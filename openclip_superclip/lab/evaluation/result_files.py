@@ -29,8 +29,8 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
     """Returns the file of a result; its digest distinguishes models of the same name by their
     `source`."""
     digest = hashlib.sha256(json.dumps([model, dataset, task, source]).encode()).hexdigest()[:8]
-    words = (re.sub(r"[^\w.+-]+", "-", word).strip("-") for word in (model, dataset, task))
-    return folder / f"{'.'.join([*words, digest])}.json"
+    words = (re.sub(r"[^\w.+-]+", "-", word)[-60:].strip("-") for word in (model, dataset, task))
+    return folder / f"{'.'.join([*words, digest])}.json"  # of at most 255 bytes
 
 
 @dataclass(frozen=True)

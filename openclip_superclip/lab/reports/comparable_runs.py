@@ -172,6 +172,6 @@ def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
 def number(value: int) -> str:
     """Returns 512M for 512,000,000 and so on; numbers that are not round stay as they are."""
     for factor, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if value >= factor and value * 10 % factor == 0:
-            return f"{value / factor:.4g}{letter}"
+        if factor <= value < 1000 * factor and value * 10 % factor == 0:
+            return f"{value / factor:.1f}".removesuffix(".0") + letter
     return f"{value:,}"

@@ -16,6 +16,7 @@ HEAT_MAP = ".words.png"  # suffix of heat map files
 FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
 MARK = 'name="generator" content="superclip words"'
 MAX_SHOWN = 200  # images on the page
+NUM_LETTERS = 50  # of an image's name in that of its heat map: 255 bytes are allowed
 THUMBNAIL = 240  # pixels
 
 
@@ -94,11 +95,11 @@ def tag_images(
         words = tagger.tag(image)
         heatmap = None
         if heatmaps and words:
-            name = path.stem
+            name = stem = path.stem[:NUM_LETTERS]
             number = 1
             while name in taken:
                 number += 1
-                name = f"{path.stem}-{number}"
+                name = f"{stem}-{number}"
             taken.add(name)
             heatmap = heatmaps / f"{name}{HEAT_MAP}"
             draw_heat_map(heatmap, image, words, tagger.opened.preprocess_cfg)
