@@ -72,8 +72,8 @@ def make_run(
     flags = run.recipe.flags
     if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
         raise InputError(
-            "--patience and flags.imagenet-val: a run that stops early would not have its last epoch "
-            "measured on ImageNet: add --set flags.zeroshot-frequency=1"
+            "--patience and flags.imagenet-val: a run that stops early may not have measured its "
+            "last epoch on ImageNet: add --set flags.zeroshot-frequency=1"
         )
     if settings.patience and not run.is_validated:
         raise InputError(

@@ -277,8 +277,8 @@ def test_scores_that_were_measured_with_other_settings_are_named(tmp_path):
         folder = recipe_run(tmp_path / method, recipe, imagenet(50, 70), settings=settings)
         runs.append(read_run(folder))
     (comparison,) = find_comparisons(runs)
-    named = "different settings: imagenet1k (linear_probe), imagenet1k (zeroshot_classification)."
-    assert named in scores_table(comparison).note
+    named = "imagenet1k (linear_probe), imagenet1k (zeroshot_classification)."
+    assert f"different settings, data or versions: {named}" in scores_table(comparison).note
 
 
 @cases("lines, scores", table("runs: results that were cut"))

@@ -149,7 +149,11 @@ def scores_table(comparison: Comparison) -> Table:
         if any(run.evaluated.get(name, settings) != settings for run in runs)
     }
     if differing:
-        note += f" The runs were evaluated with different settings: {listed(sorted(differing))}."
+        names = listed(sorted(differing))
+        note += f" The runs were evaluated with different settings, data or versions: {names}."
+    early = [run.name for run in runs if run.state == FINISHED and run.is_stopped_early]
+    if early:
+        note += f" Stopped early, after fewer samples: {listed(early)}."
     if not keys:
         note = (
             "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt "

@@ -50,8 +50,10 @@ class ReportedRun:
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     epoch: int | None = None  # of the scores
-    evaluated: dict[str, dict] = field(default_factory=dict)  # settings, by data set and task
+    # settings, data and versions, by data set and task
+    evaluated: dict[str, list] = field(default_factory=dict)
     epochs: int | None = None
+    is_stopped_early: bool = False  # by --patience
 
     @property
     def samples_per_second(self) -> float | None:
@@ -103,12 +105,16 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
         return run
     state = current_state(path)
     run.epochs = run.planned.num_slices if run.planned else options.get("epochs")
-    if state.get("stopped_early"):
+    run.is_stopped_early = bool(state.get("stopped_early"))
+    if run.is_stopped_early:
         run.epochs = state["epoch"]
     run.scores, run.epoch, run.evaluated = read_scores(path)
     _set_state(run, state)
     for measure, score in of_training(path).items():
         run.scores[f"{measure} (training's own)"] = score
+        run.evaluated["training's own"] = [
+            options.get(name) for name in ("val_data", "imagenet_val")
+        ]
     demo = json_or_empty(path / "demo-test.json")
     weights = checkpoints(path / "checkpoints").get(newest(path / "checkpoints"))
     # else the checkpoint was trained again since

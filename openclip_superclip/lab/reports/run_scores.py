@@ -44,13 +44,14 @@ LABELS = {  # for readers
     "llava_mme": "LLaVA MME (points)",
     "llava_pope": "LLaVA POPE",
 }
+SETTINGS = ("settings", "data_files", "versions")  # of an evaluation, on which its score depends
 KINDS = ("zero", "→", "_to_", " to ", "probe")  # words in the names of scores, in tables' order
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
 def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, dict]]:
     """Returns CLIP_benchmark's scores in RUN/evaluation, in percent (except RMSE), their epoch,
-    the last one there, and the settings of each evaluation.
+    the last one there, and the settings, data and versions of each evaluation.
 
     Damaged files, and those of other models or of a checkpoint that was trained again, are left
     out.
@@ -64,7 +65,7 @@ def read_scores(run: Path) -> tuple[dict[str, float], int | None, dict[str, dict
     epoch = max(by_epoch, default=None)
     records = by_epoch[epoch]
     settings = {
-        f"{record.get('dataset')} ({record.get('task')})": record.get("settings")
+        f"{record.get('dataset')} ({record.get('task')})": [record.get(key) for key in SETTINGS]
         for record in records
     }
     return _of_records(records), epoch or None, settings

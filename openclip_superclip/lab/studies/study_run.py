@@ -18,6 +18,7 @@ from ...runs.folder import RunFolder
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
 
+CPU_SECONDS = "cpu_seconds.json"
 UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
 
 
@@ -65,8 +66,8 @@ class StudyRun:
 
     @property
     def cpu_seconds(self) -> float | None:
-        """The CPU time of its training; None if a job trained it."""
-        return json_or_empty(self.folder / "cpu_seconds.json").get("cpu_seconds")
+        """The CPU time of its training; None if a job trained it, or if the study was killed."""
+        return json_or_empty(self.folder / CPU_SECONDS).get("cpu_seconds")
 
     def train(self, stop: threading.Event) -> None:
         """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
@@ -82,14 +83,18 @@ class StudyRun:
         self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
+        before = json_or_empty(self.folder / CPU_SECONDS)
+        is_known = not before.get("is_running") and (before or not self.run_folder.epoch)
+        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": None, "is_running": True})
         exit_code, seconds = run_superclip(
             ["run", str(self.folder)],
             output,
             one_thread=self.call.options.device == "cpu",
             is_to_stop=stop.is_set,
         )
-        total_seconds = (self.cpu_seconds or 0.0) + seconds
-        write_json(self.folder / "cpu_seconds.json", {"cpu_seconds": total_seconds})
+        earlier = before.get("cpu_seconds", 0.0) if is_known else None
+        total_seconds = None if earlier is None else earlier + seconds
+        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": total_seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if exit_code != 0:
