@@ -225,7 +225,8 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
         f"--model {small_model} --train-data {pattern} --dataset-type webdataset --superclip "
         f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {file}"
     )
-    flags = ("--superclip-captions", "--superclip-long-caption", "--superclip-long-context")
+    names = ("captions", "long-caption", "long-context", "missing-long")
+    flags = [f"--superclip-{name}" for name in names]
     for pair in zip(flags, trained_with.split(), strict=False):
         train += " " + " ".join(pair)
     if not error:

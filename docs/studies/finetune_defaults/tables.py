@@ -89,9 +89,12 @@ def towers_and_rate(arm: Arm) -> tuple[int, float]:
     return list(COLORS).index(arm.setting.towers), float(arm.setting.lr)
 
 
-def of_scenes(arms: list[Arm]) -> list[Arm]:
-    """Returns the arms that train on 2,048 scenes, by setting of the towers and by rate."""
-    return sorted(of_stages(arms, "scenes", "rates for scenes"), key=towers_and_rate)
+def of_scenes(arms: list[Arm], *stages: str) -> list[list[str]]:
+    """Returns the cells of arms that train on scenes, by setting of the towers and by rate."""
+    return [
+        [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
+        for arm in sorted(of_stages(arms, *stages), key=towers_and_rate)
+    ]
 
 
 def best_of_grid(arms: list[Arm]) -> Arm:
@@ -160,13 +163,8 @@ def tables(arms: list[Arm]) -> list[str]:
                 for arm in of_stages(arms, "scratch")
             ],
         ),
-        markdown_table(
-            [*heads, *SCORES, *KEPT],
-            [
-                [arm.setting.towers, arm.rate(), *scores(arm), *kept(arm, "last")]
-                for arm in of_scenes(arms)
-            ],
-        ),
+        markdown_table([*heads, *SCORES, *KEPT], of_scenes(arms, "scenes", "rates for scenes")),
+        markdown_table([*heads, *SCORES, *KEPT], of_scenes(arms, "more scenes")),
     ]
 
 
