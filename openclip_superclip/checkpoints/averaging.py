@@ -22,18 +22,19 @@ from .weights import (
     save_weights,
 )
 
-# fields that change what a model computes, but no tensor's name or shape
-WITHOUT_SHAPE = {
+# fields that change what OpenCLIP's own towers compute, but no tensor's name or shape
+OWN_TOWERS = {
     "vision_cfg": (
         CLIPVisionCfg,
-        ("head_width", "pool_type", "final_ln_after_pool", "norm_kwargs", "timm_pool"),
+        ("head_width", "pool_type", "final_ln_after_pool", "attn_pooler_heads", "act_kwargs"),
     ),
     "text_cfg": (
         CLIPTextCfg,
-        ("heads", "pool_type", "no_causal_mask", "norm_kwargs", "hf_pooler_type"),
+        ("heads", "pool_type", "no_causal_mask", "eos_id", "act_kwargs"),
     ),
 }
-PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# of timm and transformers
+OTHER_TOWERS = {"timm_model_name": "timm_pool", "hf_model_name": "hf_pooler_type"}
 
 
 def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
@@ -120,8 +121,10 @@ def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
         architecture = architecture_of(checkpoint.path, run_options(checkpoint))
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
         facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
-        for tower, (kind, names) in WITHOUT_SHAPE.items():
+        for tower, (kind, names) in OWN_TOWERS.items():
             values = {**vars(kind()), **architecture.model_cfg[tower]}
-            facts |= {f"{tower} {name}": values[name] for name in names}
-        facts |= {f"image {name}": str(preprocessing[name]) for name in PREPROCESSING}
+            other = [pooling for model, pooling in OTHER_TOWERS.items() if values.get(model)]
+            facts |= {f"{tower} {name}": values[name] for name in other or names}
+        facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}
+        facts |= {f"image {name}": preprocessing[name] for name in ("interpolation", "resize_mode")}
     return facts

@@ -37,6 +37,11 @@ def register_model(model: str, flag: str = "--model") -> str:
                 "folder: name the file open_clip_config.json and give local-dir:FOLDER, or remove "
                 "it and give --image-mean and the like"
             )
+        if "siglip" in model.lower() and not model_cfg["text_cfg"].get("hf_tokenizer_name"):
+            raise InputError(
+                f"{flag}: {model} has no hf_tokenizer_name, and OpenCLIP would download SigLIP's "
+                "tokenizer because of 'siglip' in its path: rename it, or name a tokenizer"
+            )
         known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
     return openclip_name(model)
 
@@ -61,11 +66,6 @@ def read_model_file(file: Path, flag: str) -> tuple[dict, dict]:
     model_cfg = content["model_cfg"]
     preprocess_cfg = content.get("preprocess_cfg", {})
     check_configuration(model_cfg, preprocess_cfg, str(file), flag)
-    if "siglip" in str(file).lower() and not model_cfg["text_cfg"].get("hf_tokenizer_name"):
-        raise InputError(
-            f"{flag}: {file} names no hf_tokenizer_name, and OpenCLIP would download SigLIP's "
-            "tokenizer because of 'siglip' in its path: rename it, or name a tokenizer"
-        )
     return model_cfg, preprocess_cfg
 
 

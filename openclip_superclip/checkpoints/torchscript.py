@@ -2,6 +2,7 @@
 loader, which runs code of the archive."""
 
 import io
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,20 @@ from torch import Tensor
 
 # tensors in OpenAI's archives that are no weights
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
+MAX_TENSORS = 100_000  # a hostile file could name one tensor exponentially often
+# torch's other kinds, such as quantized ones, are no plain numbers
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -31,7 +46,10 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     No code of the archive runs. Damaged and hostile files raise any exception.
     """
     module = _ModuleUnpickler(torch._C.PyTorchFileReader(str(path))).load()
-    return {name: tensor for name, tensor in _tensors(module) if name not in NUMBERS}
+    tensors = dict(itertools.islice(_tensors(module), MAX_TENSORS + 1))
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"it holds more than {MAX_TENSORS:,} tensors")
+    return {name: tensor for name, tensor in tensors.items() if name not in NUMBERS}
 
 
 class _Module:
@@ -60,14 +78,17 @@ class _ModuleUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if module.partition(".")[0] == "__torch__":
             return type("Module", (_Module,), {})
-        if module == "torch" and name.endswith("Storage"):
-            return getattr(torch, name).dtype
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: storage.as_strided(
+            # with metadata, such as a conjugated view's, there is one argument more
+            return lambda storage, offset, size, stride, requires_grad, hooks: storage.as_strided(
                 size, stride, offset
             )
         if (module, name) == ("collections", "OrderedDict"):
             return dict
+        if (module, name) == ("torch", "device"):
+            return lambda *_: None
         if module == "torch.jit._pickle":  # lists of numbers, and values with their types
             return lambda value, *_: value
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")

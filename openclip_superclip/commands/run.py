@@ -10,6 +10,7 @@ from ..errors import InputError, Parser, at_least, to_stderr
 from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.launcher import train
+from ..runs.recovery import USER, Failure
 from ..runs.signals import EXIT_REFUSED, Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
 from .recipe_options import add_run_options, opened_run
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> int:
     by signal n.
 
     Of several nodes, only the first decides: srun's exit code is the largest, and the others end
-    with 0 or 1, or 192 if they refuse to start.
+    with 0 or 1, or 192 if the user must change something.
     """
     parser = Parser(
         "run",
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> int:
                 if placement.node == 0:
                     raise
                 to_stderr(f"error: {error}")
-                return EXIT_REFUSED
+                is_users = Failure.of("superclip run", error).kind == USER
+                return EXIT_REFUSED if is_users else 1
             finally:
                 # srun's signal after another node has ended must not change the exit code
                 if placement.num_nodes > 1:

@@ -40,7 +40,7 @@ class Frequencies:
     vocabulary: str  # a hash of the tokens and their ids
     captions: str  # --captions, and the key of the long caption in shards
     context: int | None = None  # tokens read of each caption; None in files of version 0.2
-    member: str = "txt"  # the extension of the short caption in shards
+    member: str = ""  # the extension of the short caption in shards; "" if unknown
     # --missing-long, if a long caption was missing
     missing_long: str = ""
 
@@ -76,7 +76,7 @@ class Frequencies:
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
-        same_member = is_table or self.member == member or read == 0
+        same_member = is_table or self.member in ("", member) or read == 0
         same_rows = self.missing_long in ("", config.missing_long)
         same = counted == read and same_key and same_member and same_rows
         if same and self.context in (None, context):
@@ -89,11 +89,15 @@ class Frequencies:
         if self.context is not None:
             in_file += f", {self.context} tokens"
         wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
-        mode = wanted.partition(" ")[0]
+        if not same_member:
+            wanted += f", .{member}"
+        if not same_rows:
+            wanted += f", --missing-long {config.missing_long}"
+        mode = wanted.partition(" ")[0].rstrip(",")
         if mode != "short":
             command += f" --captions {mode} --long-caption {config.long_caption}"
-        if mode != "short" and config.missing_long == "skip":
-            command += " --missing-long skip"
+        if mode != "short" and config.missing_long != "use-short":
+            command += f" --missing-long {config.missing_long}"
         if member != "txt":
             command += f" --text-key {member}"
         raise InputError(
@@ -127,7 +131,7 @@ def read_frequencies(path: str | Path) -> Frequencies:
                 about["vocabulary"],
                 about["captions"],
                 int(about["context"]) if about.get("context") else None,
-                about.get("member", "txt"),
+                about.get("member", ""),
                 about.get("missing_long", ""),
             )
         most = frequencies.num_captions
@@ -269,7 +273,7 @@ class CaptionCounter:
             *tokenizer_identity(self.tokenizer),
             counted_captions(self.config, is_table=self.columns is not None),
             self.tokenizer.context_length,
-            self.member,
+            "" if self.columns else self.member,
             self.config.missing_long if num_missing else "",
         )
         return frequencies, problems

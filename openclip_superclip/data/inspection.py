@@ -237,7 +237,7 @@ def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) 
         num_unreadable = sum(report.num_unreadable for report in partly)
         yield (
             f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
-            f"first is in {partly[0].shard}: training skips them"
+            f"first is in {partly[0].shard} ({partly[0].image_error}): training skips them"
         )
     num_samples = sum(report.num_samples for report in reports)
     num_missing = num_samples - sum(report.num_long for report in reports)

@@ -58,7 +58,7 @@ def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
 
 def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair]:
     """Yields the rows of a table; InputError, which names `flag`, if it cannot be read."""
-    rows = rows_of(path, keys.columns, flag, dtype=str, exact=(keys.label, keys.long))
+    rows = rows_of(path, keys.columns, flag, dtype=str, exact=[keys.label])
     for number, row in enumerate(rows, 1):
         yield _pair(f"row {number}", text_of(row[keys.columns.image]), row, keys)
 

@@ -311,6 +311,7 @@ def chunks_of(
     are those of `rows_of`."""
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
+    from pandas._libs.parsers import STR_NA_VALUES
 
     with _readable(path, flag):
         header = pd.read_csv(
@@ -319,13 +320,14 @@ def chunks_of(
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        converters = {name: str for name in exact if name in names}
+        missing = {name: STR_NA_VALUES for name in names if name not in exact}
         with pd.read_csv(
             path,
             **columns.pandas_options,
             chunksize=ROWS_AT_ONCE,
-            dtype=dtype and {name: dtype for name in names if name not in converters},
-            converters=converters,
+            dtype=dtype,
+            keep_default_na=False,
+            na_values=missing,
         ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names

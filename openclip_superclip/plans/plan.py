@@ -71,9 +71,9 @@ def make_run(
     check_start_once(check_command(run.openclip_arguments()))
     flags = run.recipe.flags
     if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
-        raise InputError(
+        run.warnings.append(
             "--patience and flags.imagenet-val: a run that stops early may not have measured its "
-            "last epoch on ImageNet: add --set flags.zeroshot-frequency=1"
+            "last epoch on ImageNet, and a study needs that: add --set flags.zeroshot-frequency=1"
         )
     if settings.patience and not run.is_validated:
         raise InputError(

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from ..files import read_json, write_json
 from ..plans.run import Run
-from .recovery import CONNECTION, Failure, exit_failure
+from .recovery import Failure, exit_failure
 from .signals import Stopped
+from .slurm import this_host
 
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
 POLLS = 10  # of the ranks per second
-OUTPUT_END = 4096  # characters of a rank's output that say why it ended
+OUTPUT_END = 4096  # bytes of a rank's output that show why it ended
 FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
     "TORCH_FR_BUFFER_SIZE": "2000",
@@ -70,8 +71,8 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
     """Runs this node's ranks to their end, and returns the failures, which are also written; none
     if all succeeded.
 
-    If one fails, or `each_second` raises an exception, all are ended. On other nodes than the
-    first, which must not take them for lost, a signal is written as well.
+    If one fails, or `each_second` raises an exception, all are ended. After a signal, a file shows
+    that the node is not lost.
     """
     processes: dict[int, subprocess.Popen] = {}
     try:
@@ -86,11 +87,9 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
             if poll % POLLS == 0:
                 each_second()
             time.sleep(1 / POLLS)
-    except Stopped as stop:
-        if start.node:
-            failure = Failure.here("superclip run", f"it was stopped by {stop}", kind=CONNECTION)
-            with contextlib.suppress(OSError):
-                failure.write(start.logs / f"stopped_node_{start.node}.error.json")
+    except Stopped:
+        with contextlib.suppress(OSError):
+            write_json(start.logs / f"node_{start.node}.stopped", {"host": this_host()})
         raise
     finally:
         _end(processes.values())
@@ -102,8 +101,12 @@ def _failure(logs: Path, rank: int, exit_code: int) -> Failure:
     file = logs / f"rank_{rank}.error.json"
     if file.exists():
         return Failure.read(file)
-    output = (logs / f"rank_{rank}.log").read_text(errors="replace")
-    failure = exit_failure(rank, exit_code, output[-OUTPUT_END:])
+    output = ""
+    if exit_code == -signal.SIGABRT:
+        with contextlib.suppress(OSError), open(logs / f"rank_{rank}.log", "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - OUTPUT_END))
+            output = log.read().decode(errors="replace")
+    failure = exit_failure(rank, exit_code, output)
     with contextlib.suppress(OSError):  # on a full disk
         failure.write(file)
     return failure

@@ -161,6 +161,7 @@ class NodeTraining:
         most."""
         (self.logs / f"node_{self.placement.node}.ready").touch()
         while len(new_files(self.logs, "node_*.ready")) < self.placement.num_nodes:
+            self.progress.last_step = time.monotonic()  # nor is it a stall here
             each_second()
             time.sleep(1)
 
@@ -331,7 +332,7 @@ class NodeTraining:
             return 1
         again = "starts again"
         if self.placement.step is not None:
-            again = "train.sbatch, or else the same command, starts it again"
+            again = "train.sbatch, or you with the same command, starts it again"
         to_stderr(f"superclip run: {again} from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN

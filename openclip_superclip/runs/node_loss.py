@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import is_running, json_or_empty
-from .recovery import CONNECTION, LOST, Failure, failures, first_failure
+from .recovery import CONNECTION, LOST, Failure, failures, first_failure, new_files
 from .slurm import this_host
 
 PATIENCE = 20  # seconds for which the node that closed a connection may report why
@@ -23,7 +23,8 @@ def cause(
     """Returns the failure that caused the others, None if there is none; waits up to `patience`
     seconds for other nodes to report it.
 
-    If only connections were closed, the nodes that have not reported a failure are lost. `here`
+    If only connections were closed, the nodes that have reported neither a failure nor a signal
+    are lost. `here`
     are this node's failures, which it may not have been able to write; `nodes` are the names of
     all nodes.
     """
@@ -34,7 +35,8 @@ def cause(
         if (failure and failure.kind != CONNECTION) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    silent = sorted({*nodes} - {failure.host for failure in known} - {this_host()})
+    stopped = {json_or_empty(file).get("host") for file in new_files(logs, "node_*.stopped")}
+    silent = sorted({*nodes} - {failure.host for failure in known} - stopped - {this_host()})
     if failure and failure.kind == CONNECTION and silent:
         message = f"lost contact with {', '.join(silent)}"
         return Failure("", message, kind=LOST, host=silent[0])

@@ -40,11 +40,13 @@ OF_HARDWARE = re.compile(
     r"NCCL|\bECC\b|[Uu]ncorrectable|(?i:nvlink)|\bXid\b|[Bb]us error|SIGBUS|"
     r"unspecified launch failure|CUDA unknown error|"
     r"CUDA error: (unknown error|an illegal memory access|system not yet|hardware stack error)|"
-    r"DistBackendError|DistNetworkError|No CUDA GPUs|no CUDA-capable device|finds no GPU here|"
-    r"invalid device ordinal|busy or unavailable|EADDRINUSE|"
-    # of file systems; torch.save reports the end of a failed write
+    r"DistBackendError|DistNetworkError|No CUDA GPUs|no CUDA-capable device|"
+    r"invalid device ordinal|busy or unavailable|EADDRINUSE"
+)
+# of file systems, and of a node without its GPUs; also in errors of one line, which contain paths
+OF_NODES = re.compile(
     r"Input/output error|Remote I/O error|Stale file handle|[Tt]ransport endpoint|Host is down|"
-    r"Communication error|No such device|unexpected pos \d+ vs|PytorchStreamWriter"
+    r"Communication error|No such device|no GPU (here|was found)"
 )
 
 
@@ -71,7 +73,7 @@ class Failure:
         """Returns the failure that an exception on this machine describes, now; an InputError has
         no traceback."""
         if isinstance(error, InputError):
-            kind = HARDWARE if OF_HARDWARE.search(str(error)) else USER
+            kind = HARDWARE if OF_NODES.search(str(error)) else USER
             return Failure.here(who, str(error), kind=kind)
         message = f"{type(error).__name__}: {error}"
         return Failure.here(who, message, traceback, kind_of(message))
@@ -101,11 +103,11 @@ def kind_of(message: str) -> str:
     """Returns the kind of failure that the text of an error describes."""
     if OF_CONNECTIONS.search(message):
         return CONNECTION
-    return HARDWARE if OF_HARDWARE.search(message) else USER
+    return HARDWARE if OF_HARDWARE.search(message) or OF_NODES.search(message) else USER
 
 
 def exit_failure(rank: int, exit_code: int, output: str = "") -> Failure:
-    """Returns the failure that the exit code of a rank shows; the end of its output tells whether
+    """Returns the failure that the exit code of a rank shows; the end of its output shows whether
     NCCL's watchdog has ended it because of its own GPU."""
     who = f"rank {rank}"
     if exit_code > 0:
@@ -113,14 +115,14 @@ def exit_failure(rank: int, exit_code: int, output: str = "") -> Failure:
     name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
     # of SLURM, and of NCCL's watchdog when another rank is gone
     if -exit_code in (signal.SIGTERM, signal.SIGABRT):
-        kind = HARDWARE if kind_of(output) == HARDWARE else CONNECTION
+        # the watchdog's own name says nothing about the reason
+        kind = HARDWARE if kind_of(output.replace("NCCL", "")) == HARDWARE else CONNECTION
         return Failure.here(who, f"it was ended by {name}", kind=kind)
     return Failure.here(who, f"it was ended from outside: {name}", kind=KILLED)
 
 
 def failures(logs: Path) -> list[Failure]:
-    """Returns the failures that ranks and nodes have written, in their order; stopped nodes
-    last."""
+    """Returns the failures that ranks and nodes have written, in their order."""
     return list(map(Failure.read, new_files(logs, "*.error.json")))
 
 

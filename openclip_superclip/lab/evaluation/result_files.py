@@ -30,7 +30,7 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
     `source`."""
     digest = hashlib.sha256(json.dumps([model, dataset, task, source]).encode()).hexdigest()[:8]
     words = (re.sub(r"[^\w.+-]+", "-", word)[-60:].strip("-") for word in (model, dataset, task))
-    return folder / f"{'.'.join([*words, digest])}.json"  # of at most 255 bytes
+    return folder / f"{'.'.join([*words, digest])}.json"
 
 
 @dataclass(frozen=True)
