@@ -86,9 +86,9 @@ def openclip_stays_as_it_is():
 
 
 def pytest_xdist_auto_num_workers():
-    """One more than cores: tests of clusters and of stopped runs wait, and
-    leave a core to the others."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than cores: two files of tests wait for clusters most of the
+    time, and leave the cores to the others."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(scope="session", autouse=True)
