@@ -108,7 +108,7 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
     0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded
     from such a file saves only one of them, even in the merges.
     """
-    tokenizer.chat_template = None  # the names of templates would be names of files
+    tokenizer.chat_template = None  # transformers writes each template to a file of its name
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token != PADDING:
         return

@@ -74,7 +74,7 @@ def write_clip_model(
     from transformers import CLIPConfig, CLIPModel
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
-    # as OpenCLIP opens half precision, which transformers would keep
+    # OpenCLIP opens half-precision weights as float32; transformers would keep them
     renamed = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in clip_weights(weights).items()
@@ -203,7 +203,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         )
     else:
         ours = tokenizer.tokenizer
-        ours.chat_template = None  # the names of templates would be names of files
+        ours.chat_template = None  # transformers writes each template to a file of its name
     CLIPProcessor(image_processor, ours).save_pretrained(folder)
     # preprocessor_config.json, which LLaVA-style projects read
     image_processor.save_pretrained(folder)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# tensors in OpenAI's archives that are no weights
+# tensors in OpenAI's archives that are not weights
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
-MAX_TENSORS = 100_000  # a hostile file could name one tensor exponentially often
-# torch's other kinds, such as quantized ones, are no plain numbers
+MAX_PARTS = 100_000  # a hostile file could name one module exponentially often
+# by the name of a storage's class; quantized tensors are not read
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -46,22 +46,27 @@ def read_torchscript(path: str | Path) -> dict[str, Tensor]:
     No code of the archive runs. Damaged and hostile files raise any exception.
     """
     module = _ModuleUnpickler(torch._C.PyTorchFileReader(str(path))).load()
-    tensors = dict(itertools.islice(_tensors(module), MAX_TENSORS + 1))
-    if len(tensors) > MAX_TENSORS:
-        raise ValueError(f"it holds more than {MAX_TENSORS:,} tensors")
-    return {name: tensor for name, tensor in tensors.items() if name not in NUMBERS}
+    parts = dict(itertools.islice(_parts(module), MAX_PARTS + 1))
+    if len(parts) > MAX_PARTS:
+        raise ValueError(f"it contains more than {MAX_PARTS:,} modules and tensors")
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, Tensor) and name not in NUMBERS
+    }
 
 
 class _Module:
     """Attributes of a module; its methods are not read."""
 
 
-def _tensors(module: _Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _parts(module: _Module, prefix: str = "") -> Iterator[tuple[str, Tensor | _Module]]:
+    """Yields the tensors and modules below a module by name."""
     for name, value in vars(module).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, _Module)):
             yield f"{prefix}{name}", value
-        elif isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.")
+        if isinstance(value, _Module):
+            yield from _parts(value, f"{prefix}{name}.")
 
 
 class _ModuleUnpickler(pickle.Unpickler):

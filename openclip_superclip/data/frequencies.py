@@ -41,8 +41,7 @@ class Frequencies:
     captions: str  # --captions, and the key of the long caption in shards
     context: int | None = None  # tokens read of each caption; None in files of version 0.2
     member: str = ""  # the extension of the short caption in shards; "" if unknown
-    # --missing-long, if a long caption was missing
-    missing_long: str = ""
+    missing_long: str = ""  # --missing-long, if a long caption was missing
 
     def check(self, tokenizer, what: str) -> None:
         """Raises InputError if the counts are of another tokenizer, or of no caption."""
@@ -81,19 +80,19 @@ class Frequencies:
         same = counted == read and same_key and same_member and same_rows
         if same and self.context in (None, context):
             return
-        in_file = self.captions
-        if not same_member:
-            in_file += f", .{self.member}"
-        if not same_rows:
-            in_file += f", --missing-long {self.missing_long}"
-        if self.context is not None:
-            in_file += f", {self.context} tokens"
         wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
+        mode = wanted.partition(" ")[0]
+        in_file = [self.captions]
+        in_run = [wanted]
         if not same_member:
-            wanted += f", .{member}"
+            in_file.append(f".{self.member}")
+            in_run.append(f".{member}")
         if not same_rows:
-            wanted += f", --missing-long {config.missing_long}"
-        mode = wanted.partition(" ")[0].rstrip(",")
+            in_file.append(f"--missing-long {self.missing_long}")
+            in_run.append(f"--missing-long {config.missing_long}")
+        if self.context is not None:
+            in_file.append(f"{self.context} tokens")
+        in_run.append(f"{context} tokens")
         if mode != "short":
             command += f" --captions {mode} --long-caption {config.long_caption}"
         if mode != "short" and config.missing_long != "use-short":
@@ -101,8 +100,8 @@ class Frequencies:
         if member != "txt":
             command += f" --text-key {member}"
         raise InputError(
-            f"{what} counts the captions '{in_file}', but the class loss reads '{wanted}, "
-            f"{context} tokens': count these with {command} --context {context} --out FILE"
+            f"{what} counts the captions '{', '.join(in_file)}', but the class loss reads "
+            f"'{', '.join(in_run)}': count these with {command} --context {context} --out FILE"
         )
 
     def write(self, path: Path) -> None:

@@ -57,10 +57,10 @@ def held_out(
 
     Pairs that share an image or a caption, directly or through other pairs, form a group, and a
     group is on one side. Captions that differ only in case, white space, or the encoding of
-    characters (Unicode's composition, HTML's entities) are equal. Groups are
-    held out in an order that depends on their content alone, until `fraction` of the pairs with a
-    caption is reached; groups that would exceed it are left for training. Paths and the order of
-    the pairs do not matter, and adding pairs changes the side of few others.
+    characters (Unicode's composition, HTML's entities) are equal. Groups are held out in an order
+    that depends on their content alone, until `fraction` of the pairs with a caption is reached;
+    groups that would exceed it are left for training. Paths and the order of the pairs do not
+    matter, and adding pairs changes the side of few others.
 
     Args:
         images: digests of the images, as `image_digests` returns them.

@@ -37,8 +37,6 @@ NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 # of the number of samples: downloads of the same data set at different times differ
 TOLERANCE = 0.02
-
-
 # by extension, as webdataset decodes members
 DECODERS = dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int)
 DECODERS |= dict.fromkeys(("json", "jsn"), json.loads)
@@ -328,12 +326,12 @@ def check_shards(
     if all(shard in in_json for shard in shards):
         _check_slice(split, sum(in_json[shard] for shard in shards))
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
-    listed_or_counted = counted or in_json
-    num_samples = sum(listed_or_counted.get(shard, 0) for shard in shards)  # some may come twice
+    sizes = counted or in_json
+    num_samples = sum(sizes.get(shard, 0) for shard in shards)  # a shard may be named twice
     warnings = inspection.warnings + _remote_warnings(shards)
     source = "the shards hold" if counted else "sizes.json lists"
     warnings += _number_warnings(source, num_samples, expected)
-    warnings += _uneven_warnings(split, inspection, listed_or_counted, expected)
+    warnings += _uneven_warnings(split, inspection, sizes, expected)
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(

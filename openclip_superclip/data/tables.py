@@ -284,19 +284,9 @@ def has_empty_captions(path: str, columns: Columns) -> bool:
     return any(is_empty(row[columns.caption]) for row in rows)
 
 
-def rows_of(
-    path: str,
-    columns: Columns,
-    flag: str,
-    dtype: type | None = None,
-    exact: Sequence[str] = (),
-) -> Iterator[dict]:
-    """Yields the rows of a table as dicts; InputError if it cannot be read.
-
-    If `dtype` is str, numbers are texts. In the columns `exact`, so are NA and the like, which are
-    missing values to pandas.
-    """
-    for rows in chunks_of(path, columns, flag, dtype, exact):
+def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
+    """Yields the rows of a table as dicts; `options` and errors are those of `chunks_of`."""
+    for rows in chunks_of(path, columns, flag, **options):
         yield from rows.to_dict("records")
 
 
@@ -304,11 +294,16 @@ def chunks_of(
     path: str,
     columns: Columns,
     flag: str,
+    *,
     dtype: type | None = None,
     exact: Sequence[str] = (),
 ) -> Iterator:
-    """Yields the rows of a table as data frames, after checking the header; arguments and errors
-    are those of `rows_of`."""
+    """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
+    be read.
+
+    If `dtype` is str, numbers are texts. In the columns `exact`, NA and the like, which are missing
+    values to pandas, are texts too.
+    """
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
     from pandas._libs.parsers import STR_NA_VALUES

@@ -95,8 +95,15 @@ def check_start_once(options: Namespace) -> None:
     for file in [model, *files, Path(options.pretrained or "")]:
         if file.is_file():
             stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
-    names = ("force_custom_text", "force_image_size", "force_context_length", "use_naflex")
-    names = ("model", "pretrained", "siglip", *names)
+    names = (
+        "model",
+        "pretrained",
+        "siglip",
+        "force_custom_text",
+        "force_image_size",
+        "force_context_length",
+        "use_naflex",  # of OpenCLIP 4
+    )
     values = {name: getattr(options, name, None) for name in names}
 
     def check() -> dict:

@@ -107,8 +107,8 @@ class _Images(CsvDataset):
     """OpenCLIP's table of images and captions, whose images must be regular files.
 
     A table of training data that is opened in `listing_unreadable` returns the next row instead of
-    one whose image cannot be read. An attribute tells it to, which workers that are not forked
-    unpickle.
+    one whose image cannot be read. It keeps `listing` as an attribute of its own, because workers
+    that are not forked get the table by pickle.
     """
 
     listing: "_Unreadable | None" = None

@@ -62,7 +62,7 @@ def estimate_cost(
     flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
     flops = flops_per_sample * run.samples
     kept_patches = 1 - (run.recipe.flags.get("force-patch-dropout") or 0)
-    # of the model with all patches: fewer do not use a GPU less than a small model does
+    # a model with patch dropout is compared with published runs by its size with all patches
     fractions = utilization(gmacs["vision"] / kept_patches + gmacs["text"], gpu_tflops)
     if samples_per_second:
         speeds = [flops_per_sample * samples_per_second]

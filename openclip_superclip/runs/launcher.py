@@ -161,7 +161,7 @@ class NodeTraining:
         most."""
         (self.logs / f"node_{self.placement.node}.ready").touch()
         while len(new_files(self.logs, "node_*.ready")) < self.placement.num_nodes:
-            self.progress.last_step = time.monotonic()  # nor is it a stall here
+            self.progress.last_step = time.monotonic()  # waiting is not a stall
             each_second()
             time.sleep(1)
 
