@@ -121,7 +121,13 @@ def _separators_in(header: str) -> list[str]:
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
     if len(separator) > 1:  # a pattern to pandas
-        return [re.split(separator, line.rstrip("\r\n")) for line in lines]
+        try:
+            return [re.split(separator, line.rstrip("\r\n")) for line in lines]
+        except re.error as error:
+            raise InputError(
+                f"--csv-separator is {separator!r}; expected one character or a regular expression "
+                f"({error})"
+            ) from None
     return list(csv.reader(lines, delimiter=separator))
 
 
@@ -344,7 +350,7 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{flag}: there is no file {path}") from None
-    except (OSError, ValueError, csv.Error, re.error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(
             f"{flag}: {path} is not a readable table ({reason(error)}){advice}"

@@ -95,7 +95,10 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
         try:
             stream = gopen(shard)
         except ValueError as error:
-            raise InputError(f"{shard} cannot be opened ({reason(error)})") from error
+            raise InputError(
+                f"{shard} is a URL that webdataset cannot open; expected a file, another URL or "
+                "pipe:COMMAND, such as 'pipe:aws s3 cp URL -'"
+            ) from error
     sample = {}
     last = -1
     try:
