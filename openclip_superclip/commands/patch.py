@@ -10,6 +10,10 @@ from ..openclip.disk_patch import Installation, find_installation
 
 EXIT_CODES = {disk_patch.PATCHED: 0, disk_patch.NOT_PATCHED: 1, disk_patch.MODIFIED: 4}
 ERROR = 2  # argparse's own
+RESULTS = {  # of the actions, if files were changed and if none was
+    "apply": ("applied", "already applied"),
+    "revert": ("reverted", "not patched, nothing to revert"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -43,13 +47,10 @@ def main(argv: list[str]) -> int:
     except (InputError, OSError) as error:
         to_stderr(f"error: {one_line(error)}")
         return ERROR
-    if not done:
-        is_applied = options.action == "apply"
-        state = "already applied" if is_applied else "not patched, nothing to revert"
-        print(f"{openclip}: {state}")
-        return 0
-    print(f"{openclip}: {'applied' if options.action == 'apply' else 'reverted'}")
-    print(*(f"  {what} {path}" for path, what in done.items()), sep="\n")
+    changed, unchanged = RESULTS[options.action]
+    print(f"{openclip}: {changed if done else unchanged}")
+    for path, what in done.items():
+        print(f"  {what} {path}")
     return 0
 
 
@@ -57,7 +58,8 @@ def _check(openclip: Installation) -> int:
     status = disk_patch.Status(openclip)
     print(f"{status.state}: {openclip}")
     if status.state == disk_patch.MODIFIED:
-        print(*(f"  {path}: {state}" for path, state in status.files.items()), sep="\n")
+        for path, state in status.files.items():
+            print(f"  {path}: {state}")
         if not status.unknown:
             print("An apply or a revert was interrupted: run either of them again.")
     return EXIT_CODES[status.state]

@@ -7,7 +7,20 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+from ..errors import InputError
+
 trained = SimpleNamespace(model=None)  # the model of this process's training, once it is created
+
+
+def package_folder() -> Path:
+    """Returns the folder of the installed open_clip, without importing it; InputError if there is
+    none."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise InputError(
+            "OpenCLIP is not installed: pip install 'open_clip_torch[training]>=3.0,<5'"
+        )
+    return Path(package.origin).parent
 
 
 @functools.cache
@@ -16,9 +29,7 @@ def current() -> ModuleType:
     tasks."""
     from . import openclip_3, openclip_4
 
-    package = importlib.util.find_spec("open_clip")
-    has_tasks = package is not None and (Path(package.origin).parent / "task").is_dir()
-    return openclip_4 if has_tasks else openclip_3
+    return openclip_4 if (package_folder() / "task").is_dir() else openclip_3
 
 
 def autocast(precision: str, device_type: str):

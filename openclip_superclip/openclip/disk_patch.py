@@ -6,7 +6,6 @@ journal.
 """
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -18,8 +17,8 @@ import whatthepatch
 
 from ..errors import InputError
 from ..files import shipped_folder
+from . import package_folder
 
-INSTALL = "pip install 'open_clip_torch[training]>=3.0,<5'"
 NOT_PATCHED = "not patched"
 PATCHED = "patched"
 MODIFIED = "modified"
@@ -44,10 +43,7 @@ class Installation(NamedTuple):
 def find_installation(source: Path | None) -> Installation:
     """Returns the OpenCLIP in `source` or, by default, the installed one, without importing it."""
     if source is None:
-        package = importlib.util.find_spec("open_clip")
-        if package is None or package.origin is None:
-            raise InputError(f"OpenCLIP is not installed: {INSTALL}, or use --source")
-        root = Path(package.origin).parent.parent
+        root = package_folder().parent
     else:
         roots = [
             root for root in (source, source / "src") if (root / "open_clip/__init__.py").is_file()
@@ -58,14 +54,14 @@ def find_installation(source: Path | None) -> Installation:
             )
         root = roots[0]
     version_file = root / "open_clip/version.py"
-    text = version_file.read_text(errors="replace") if version_file.is_file() else ""
+    text = version_file.read_text(errors="replace")
     version = re.search(r"__version__ = ['\"](.+)['\"]", text)
     if version is None:
         raise InputError(f"{version_file} does not contain the version of OpenCLIP: reinstall it")
     return Installation(root.absolute(), version[1])
 
 
-def patches() -> dict[str, bytes]:
+def patches() -> dict[str, "Patch"]:
     """Returns the patch for each release of OpenCLIP, from the files in patches/.
 
     The first lines of a file list its releases, and the blob ids that differ from those in its
@@ -77,21 +73,12 @@ def patches() -> dict[str, bytes]:
     """
     known = {}
     for file in shipped_folder("patches").glob("*.patch"):
-        about, *diffs = re.split(rb"^(?=diff --git )", file.read_bytes(), flags=re.MULTILINE)
-        for block in re.split(rb"^release ", about, flags=re.MULTILINE)[1:]:
-            release, *others = block.decode().split("\n")
-            ids = dict(line.split() for line in others if line.strip())
-            known[release] = b""
-            for diff in diffs:
-                path = diff.split()[2].decode().removeprefix("a/")
-                own_ids = ids.get(path)
-                known[release] += _with_ids(diff, own_ids) if own_ids else diff
+        about, start, diffs = file.read_bytes().decode().partition("diff --git ")
+        for block in about.split("\nrelease ")[1:]:
+            release, *others = block.split("\n")
+            own_ids = dict(line.split() for line in others if line.strip())
+            known[release] = Patch(start + diffs, own_ids)
     return dict(sorted(known.items()))
-
-
-def _with_ids(diff: bytes, ids: str) -> bytes:
-    """Returns a diff with other blob ids, BEFORE..AFTER."""
-    return re.sub(rb"(?<=\nindex )\w+\.\.\w+", ids.encode(), diff, count=1)
 
 
 def blob_id(content: bytes | None) -> str:
@@ -102,14 +89,17 @@ def blob_id(content: bytes | None) -> str:
 
 
 class Patch:
-    """A git diff with full blob ids; `before` and `after` map each path to its blob id."""
+    """A git diff with full blob ids; `before` and `after` map each path to its blob id.
 
-    def __init__(self, text: bytes):
-        self.diffs = {
-            diff.header.new_path: diff for diff in whatthepatch.parse_patch(text.decode())
-        }
-        self.before = {path: diff.header.old_version for path, diff in self.diffs.items()}
-        self.after = {path: diff.header.new_version for path, diff in self.diffs.items()}
+    `own_ids`, BEFORE..AFTER, replace those of the diff, by path."""
+
+    def __init__(self, text: str, own_ids: Mapping[str, str]):
+        self.diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text)}
+        self.before = {}
+        self.after = {}
+        for path, diff in self.diffs.items():
+            ids = f"{diff.header.old_version}..{diff.header.new_version}"
+            self.before[path], self.after[path] = own_ids.get(path, ids).split("..")
 
     def change(self, path: str, content: bytes | None, *, reverse: bool = False) -> bytes | None:
         """Returns a file's content with the patch or, with `reverse`, without it; None is no
@@ -125,7 +115,6 @@ class Patch:
             if reverse:
                 old, new = new, old
             # At any position in the file, as line numbers differ between releases.
-            assert text.count(old) == 1 or not old
             text = text.replace(old, new, 1)
         changed = text[1:].encode()
         assert blob_id(changed) == (self.before if reverse else self.after)[path]
@@ -141,7 +130,7 @@ class Status:
             raise InputError(
                 f"there is no patch for {openclip}; there is one for {', '.join(known)}"
             )
-        self.patch = Patch(known[openclip.version])
+        self.patch = known[openclip.version]
         self.contents = {path: openclip.read(path) for path in self.patch.diffs}
         self.files = {}
         for path, content in self.contents.items():
@@ -160,26 +149,25 @@ class Status:
 
 def apply(openclip: Installation) -> dict[str, str]:
     """Applies the patch. Returns what was done to each file, nothing if it was already applied."""
-    return _write(openclip, {path: after for path, (_, after) in _steps(openclip).items()})
+    return _write(openclip, _contents(openclip, patched=True))
 
 
 def revert(openclip: Installation) -> dict[str, str]:
     """Restores the release's files.
 
     Returns what was done to each file, nothing if there was no patch."""
-    steps = _steps(openclip)
-    done = _write(openclip, {path: before for path, (before, _) in reversed(steps.items())})
-    for path, (before, _) in steps.items():
-        if before is None:
-            for cached in (openclip.root / path).parent.glob(
-                f"__pycache__/{Path(path).stem}.*.pyc"
-            ):
+    contents = _contents(openclip, patched=False)
+    done = _write(openclip, dict(reversed(contents.items())))
+    for path, content in contents.items():
+        if content is None:
+            folder = (openclip.root / path).parent
+            for cached in folder.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
                 cached.unlink()
     return done
 
 
-def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None]]:
-    """Returns each file's content without and with the patch, in the order in which to apply it.
+def _contents(openclip: Installation, *, patched: bool) -> dict[str, bytes | None]:
+    """Returns each file's content with or without the patch, in the order in which to apply it.
 
     RECORD comes first, so that pip removes the added file. That file comes last: without
     open_clip/hooks.py, a patched file refuses to run. Raises InputError if a file is neither the
@@ -197,27 +185,29 @@ def _steps(openclip: Installation) -> dict[str, tuple[bytes | None, bytes | None
     patch = status.patch
     added = [path for path in status.contents if patch.before[path] == NO_FILE]
     changed = [path for path in status.contents if path not in added]
-    steps = {}
+    contents = {}
     record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
     record_content = openclip.read(record)
     if record_content is not None:
-        steps[record] = _records(record_content, added)
+        contents[record] = _record(record_content, added, patched=patched)
     for path in changed + added:
         content = status.contents[path]
-        if status.files[path] == PATCHED:
-            steps[path] = patch.change(path, content, reverse=True), content
-        else:
-            steps[path] = content, patch.change(path, content)
-    return steps
+        is_patched = status.files[path] == PATCHED
+        if is_patched != patched:
+            content = patch.change(path, content, reverse=is_patched)
+        contents[path] = content
+    return contents
 
 
-def _records(record: bytes, paths: Collection[str]) -> tuple[bytes, bytes]:
-    """Returns a wheel's RECORD without and with lines for `paths`; with them, pip uninstalls
-    these files too."""
+def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
+    """Returns a wheel's RECORD with or without lines for `paths`; with them, pip uninstalls these
+    files too."""
     lines = record.splitlines(keepends=True)
     rest = b"".join(line for line in lines if line.split(b",")[0].decode() not in paths)
+    if not patched:
+        return rest
     end = b"\r\n" if b"\r\n" in rest else b"\n"
-    return rest, b"".join(path.encode() + b",," + end for path in paths) + rest
+    return b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
 def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict[str, str]:

@@ -6,16 +6,14 @@ generation of OpenCLIP is in openclip_3.py and openclip_4.py.
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import sys
 import types
-from pathlib import Path
 
 from .. import hooks
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, explained, reason
-from . import current, trained
-from .disk_patch import INSTALL
+from . import current, package_folder, trained
 from .openclip_3 import arguments
 
 PATCHED_FILES = (
@@ -50,10 +48,7 @@ _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced t
 def is_patched() -> bool:
     """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError
     if only a part does."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None:
-        raise InputError(f"OpenCLIP is not installed: {INSTALL}")
-    folder = Path(package.origin).parent
+    folder = package_folder()
     if (folder / "hooks.py").is_file():
         return True
     for path in PATCHED_FILES:
