@@ -16,13 +16,11 @@ from pathlib import Path
 
 import open_clip_train.data
 import pandas as pd
-import webdataset.autodecode
 import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
 
 from .. import hooks
 from ..data.images import check_regular
-from ..data.tar_shards import pickle_as_bytes
 from ..data.truncated_tar import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
@@ -42,27 +40,25 @@ def _get_dataset(get_dataset, *given, **options):
     call.apply_defaults()
     args = call.arguments["args"]
     tokenizer = call.arguments["tokenizer"]
+    is_train = call.arguments["is_train"]
     is_ours = Training(args).is_ours
-    package = open_clip_train.data.wds
-    if not call.arguments["is_train"]:  # validation data
-        wds = _WithoutPickles(package) if is_ours else package
-        with replaced(open_clip_train.data, wds=wds), replaced(_Images, listing=None):
-            return get_dataset(*given, **options)
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook = hooks.plugin_manager().hook
     order = None
+    caption_tokens = None
     is_pass = get_dataset is open_clip_train.data.get_wds_dataset and not args.dataset_resampled
-    if is_pass:
+    if is_train and is_pass:
         order = hook.open_clip_data_order(args=args, shared_epoch=shared_epoch)
-    caption_tokens = hook.open_clip_caption_tokens(
-        args=args, tokenizer=tokenizer, shared_epoch=shared_epoch
-    )
+    if is_train:
+        caption_tokens = hook.open_clip_caption_tokens(
+            args=args, tokenizer=tokenizer, shared_epoch=shared_epoch
+        )
     is_changed = order is not None or caption_tokens is not None
     names = {}  # of OpenCLIP's data module, and what replaces them
-    if is_changed or (is_pass and is_ours):  # a pass that fills no batch ends the run
+    if is_ours or is_changed:
         names["wds"] = current().WebDataset(args, order, caption_tokens)
     if is_ours:
-        names |= {"CsvDataset": _Images, "wds": _WithoutPickles(names.get("wds", package))}
+        names["CsvDataset"] = _Images
     if order is not None:
         names["detshuffle2"] = lambda **_: order[0]
     if caption_tokens is not None:
@@ -70,25 +66,12 @@ def _get_dataset(get_dataset, *given, **options):
         call.arguments["tokenizer"] = _Tokenized(tokenizer)
     if is_changed:
         names["SharedEpoch"] = lambda *_, **__: shared_epoch
-    with replaced(open_clip_train.data, **names):
+    listing = _Images.listing if is_train else None
+    with replaced(open_clip_train.data, **names), replaced(_Images, listing=listing):
         data = get_dataset(*call.args, **call.kwargs)
     if is_changed:
         data.shared_epoch = shared_epoch  # a table has no shared epoch
     return data
-
-
-class _WithoutPickles:
-    """The webdataset package, which decodes no pickles in shards: they could run code."""
-
-    def __init__(self, package):
-        self.package = package
-
-    def __getattr__(self, name):
-        return getattr(self.package, name)
-
-    def decode(self, *handlers, **options):
-        before = [*webdataset.autodecode.default_pre_handlers, pickle_as_bytes]
-        return self.package.decode(*handlers, pre=before, **options)
 
 
 class _Tokenized:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .. import hooks
 from ..data.shard_order import at_least_a_batch
+from ..data.tar_shards import pickle_as_bytes
 from . import trained
 
 HAS_TASKS = False
@@ -59,28 +60,38 @@ WRAPPERS = {"open_clip_train.main.create_loss": with_plugins_loss}
 
 class WebDataset:
     """The webdataset package with the plugins' order of samples, and their tokens as the text,
-    made on renaming."""
+    made on renaming.
+
+    It decodes no pickles in shards, which could run code. A pass that fills no batch ends the run.
+    """
 
     def __init__(self, args, order, caption_tokens):
+        import webdataset
+
+        self.package = webdataset
         self.order = order
         self.caption_tokens = caption_tokens
 
     def __getattr__(self, name):
-        import webdataset
+        return getattr(self.package, name)
 
-        return getattr(webdataset, name)
+    def decode(self, *handlers, **options):
+        before = [*self.package.autodecode.default_pre_handlers, pickle_as_bytes]
+        return self.package.decode(*handlers, pre=before, **options)
 
     def shuffle(self, **options):
-        return self.__getattr__("shuffle")(**options) if self.order is None else self.order[1]
+        return self.package.shuffle(**options) if self.order is None else self.order[1]
 
     def rename(self, **names):
-        rename = self.__getattr__("rename")
         if self.caption_tokens is None:
-            return rename(**names)
-        return lambda samples: rename(**names | {"text": "txt"})(self._with_tokens(samples))
+            return self.package.rename(**names)
+        rename = self.package.rename(**names | {"text": "txt"})
+        return lambda samples: rename(self._with_tokens(samples))
 
-    def batched(self, batch_size, **options):
-        batched = self.__getattr__("batched")(batch_size, **options)
+    def batched(self, batch_size, partial, **options):
+        batched = self.package.batched(batch_size, partial=partial, **options)
+        if partial:  # of validation data
+            return batched
         return lambda samples: batched(at_least_a_batch(samples, batch_size, "--train-data"))
 
     def with_caption(self, sample: dict) -> dict | None:
