@@ -4,7 +4,6 @@ The step runs on tensors of torch's device "meta", which have shapes but no valu
 """
 
 import functools
-import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,7 +33,7 @@ OPERATORS = {  # ours, whose allocations are counted inside them
 
 
 class Allocations(TorchDispatchMode):
-    """Records which tensors on "meta" are allocated and freed, and when.
+    """Records which tensors on "meta" are allocated, and which of them at the peak.
 
     Operators that only make new tensors run once for each shape of their inputs: later calls make
     tensors like the first results. `Tensor.item` returns 1.0 for floating-point tensors
@@ -44,11 +43,14 @@ class Allocations(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.in_head = False  # whether the class loss is running
-        self.events: list[tuple[int, int]] = []  # number of the storage, bytes; negative if freed
         self.of_head: set[int] = set()  # numbers of the storages that the class loss allocated
-        self._live: dict[int, tuple[int, int, weakref.ref]] = {}  # number, bytes; by storage
+        # bytes of each storage at the moment of their highest sum, by number
+        self.at_peak: dict[int, int] = {}
+        self._live: dict[int, tuple[int, int]] = {}  # number, bytes; by storage
         self._results: dict = {}
         self._num_storages = 0
+        self._num_bytes = 0  # of all live storages
+        self._most_bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -80,7 +82,7 @@ class Allocations(TorchDispatchMode):
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Returns the number of a tensor's storage; None if it is not recorded."""
-        number, _, _ = self._live.get(tensor.untyped_storage()._cdata, (None, 0, None))
+        number, _ = self._live.get(tensor.untyped_storage()._cdata, (None, 0))
         return number
 
     def add(self, tensor: Tensor) -> bool:
@@ -90,32 +92,23 @@ class Allocations(TorchDispatchMode):
         if key in self._live:
             return False
         self._num_storages += 1
-        number = self._num_storages
-        num_bytes = storage.nbytes()
-        self._live[key] = number, num_bytes, weakref.ref(storage, lambda _: self._free(key))
-        self.events.append((number, num_bytes))
+        self._live[key] = self._num_storages, storage.nbytes()
+        weakref.finalize(storage, self._free, key)
         if self.in_head:
-            self.of_head.add(number)
+            self.of_head.add(self._num_storages)
+        self._num_bytes += storage.nbytes()
+        if self._num_bytes > self._most_bytes:
+            self._most_bytes = self._num_bytes
+            self.at_peak = dict(self._live.values())
         return True
 
     def _free(self, key: int) -> None:
-        number, num_bytes, _ = self._live.pop(key)
-        self.events.append((number, -num_bytes))
+        _, num_bytes = self._live.pop(key)
+        self._num_bytes -= num_bytes
 
     def restart(self) -> None:
-        """Forgets the events so far; what is allocated remains allocated."""
-        self.events = [(number, num_bytes) for number, num_bytes, _ in self._live.values()]
-
-    def at_peak(self) -> dict[int, int]:
-        """Returns the bytes of each storage at the moment of their highest sum, by number."""
-        totals = [0, *itertools.accumulate(num_bytes for _, num_bytes in self.events)]
-        live = {}
-        for number, num_bytes in self.events[: totals.index(max(totals))]:
-            if num_bytes < 0:
-                del live[number]
-            else:
-                live[number] = num_bytes
-        return live
+        """Forgets the peak so far; what is allocated remains allocated."""
+        self._most_bytes = 0
 
 
 def _signature(value):

@@ -185,23 +185,22 @@ class Step:
         that do not belong to a parameter."""
         of_head = set(self.allocations.of_head)
         kinds = dict.fromkeys(self.weights, "parameters")
+        peak = dict.fromkeys(("parameters", "gradients", "optimizer", "activations", "head"), 0)
         # copies of the gradients, in DistributedDataParallel's buckets
         has_buckets = self.options.world_size > 1 and not getattr(self.options, "horovod", False)
-        copies = head_copies = 0
         for name, parameter in self.model.named_parameters():
             numbers = self._kinds_of(parameter)
             kinds |= numbers
             num_bytes = parameter.nbytes if has_buckets and parameter.requires_grad else 0
-            copies += num_bytes
+            peak["gradients"] += num_bytes
             if name.startswith("class_head."):
                 of_head |= numbers.keys()
-                head_copies += num_bytes
-        live = self.allocations.at_peak()
-        totals = {"parameters": 0, "gradients": copies, "optimizer": 0, "activations": 0}
-        for number, num_bytes in live.items():
-            totals[kinds.get(number, others)] += num_bytes
-        head = head_copies + sum(live[number] for number in of_head & live.keys())
-        return Peak(**totals, head=head)
+                peak["head"] += num_bytes
+        for number, num_bytes in self.allocations.at_peak.items():
+            peak[kinds.get(number, others)] += num_bytes
+            if number in of_head:
+                peak["head"] += num_bytes
+        return Peak(**peak)
 
     def _kinds_of(self, parameter: nn.Parameter) -> dict[int, str]:
         """Returns the kinds of a parameter's tensors by the number of their storage."""
