@@ -122,12 +122,11 @@ class Problem(NamedTuple):
     uniform: bool
 
 
-def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
+def losses_and_gradients(*problem) -> tuple[Tensor, ...]:
     """Returns the losses of a Problem, float32 [B], and the gradients of their sum for features,
     weight and bias (empty if not needed)."""
-    problem = Problem(*arguments)
-    features, weight, bias, labels, target, row_scale = problem[:6]
-    chunk_size, compute_dtype, needs_grad, _ = problem[6:]
+    features, weight, bias, labels, target, row_scale, *options = problem
+    chunk_size, compute_dtype, needs_grad, _ = options
     num_chunks = max(1, math.ceil(len(features) / chunk_size))
     chunk_size = max(1, math.ceil(len(features) / num_chunks))  # equal chunks
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
@@ -139,12 +138,10 @@ def losses_and_gradients(*arguments) -> tuple[Tensor, ...]:
     losses = features.new_empty(len(features), dtype=torch.float32)
     grad_features = torch.empty_like(features) if needs_grad[0] else None
     grad_weight = torch.empty_like(weight, dtype=torch.float32) if needs_grad[1] else None
-    if needs_grad[1] and len(features) == 0:
-        grad_weight.zero_()
     grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad[2] else None
 
     with torch.autocast(features.device.type, enabled=False):
-        for start in range(0, len(features), chunk_size):
+        for start in range(0, num_chunks * chunk_size, chunk_size):  # also of an empty batch
             rows = slice(start, start + chunk_size)
             x = features[rows].detach()  # [C, W]
             scale = row_scale[rows]  # [C]
@@ -279,11 +276,7 @@ def _backward(ctx, upstream, *_):  # upstream [B]
         gradients = _multiplied(gradients, upstream)
     else:
         torch.ops.superclip.scale_gradients(gradients, upstream, *problem)
-    needed = (
-        gradient if is_needed else None
-        for gradient, is_needed in zip(gradients, problem.needs_grad, strict=True)
-    )
-    return *needed, *[None] * 7
+    return *gradients, *[None] * 7
 
 
 _class_loss.register_autograd(_backward, setup_context=_keep_gradients)
