@@ -73,15 +73,10 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
     elif isinstance(visual, TimmModel) and not hasattr(visual.head, "pool"):
         width = getattr(visual.trunk, "head_hidden_size", None) or visual.trunk.num_features
     else:
-        reason = "as its attention pool projects too: leave the flag out, or use a ViT"
-        if isinstance(visual, VisionTransformer):
-            reason = (
-                "as its pool_type is none: leave the flag out, or use a model with "
-                "pool_type tok or avg"
-            )
         raise InputError(
-            f"--superclip-head-input {head_input}: {type(visual).__name__} has no pooled "
-            f"vector before the projection, {reason}"
+            f"--superclip-head-input {head_input}: this {type(visual).__name__} has no pooled "
+            "vector before the projection: leave the flag out, or use a ViT with pool_type tok or "
+            "avg"
         )
     if head_input == "both" and width != tokens.width:
         raise InputError(
