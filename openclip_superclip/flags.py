@@ -273,7 +273,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def config_from(options: dict) -> Config | None:
     """Returns the Config of a parsed command line, or None without --superclip; InputError for
     its options then."""
-    given = _given(Config, options)
+    given = given_options(Config, options)
     if not options.get("superclip"):
         if given:
             flag = f"--superclip-{next(iter(given)).replace('_', '-')}"
@@ -284,18 +284,13 @@ def config_from(options: dict) -> Config | None:
     return Config(**given)
 
 
-def data_config_from(options: dict) -> DataConfig:
-    """Returns the DataConfig of a parsed command line, given as a dict."""
-    return DataConfig(**_given(DataConfig, options))
-
-
 def options_of(config: Config) -> dict:
     """Returns every option of `config` under its name on the parsed command line, defaults
     included."""
     return {f"superclip_{name}": value for name, value in vars(config).items()}
 
 
-def _given(config_class: type, options: dict) -> dict[str, object]:
+def given_options(config_class: type, options: dict) -> dict[str, object]:
     """Returns the fields of a class of options that are on the parsed command line."""
     names = {field.name: f"superclip_{field.name}" for field in dataclasses.fields(config_class)}
     return {name: options[option] for name, option in names.items() if option in options}

@@ -33,9 +33,9 @@ class Plugin:
             with replaced(logging.root, handlers=logging.root.handlers[:]):
                 self.training = Training(args)
                 prepare(self.training)
-                findings = check_command_line(self.training)
+                warnings, num_steps = check_command_line(self.training)
                 if not self.training.only_options:
-                    begin(self.training, findings)
+                    begin(self.training, warnings, num_steps)
         except InputError as error:
             raise SystemExit(f"error: {one_line(error)}") from None
 
@@ -44,25 +44,20 @@ class Plugin:
         training = self.training
         if training.config is None:
             return None
-        from .checkpoints.starting_weights import how_to_load
-        from .openclip.factory import head_options
+        from .openclip.factory import model_options
 
         if args.rank == 0:
             log_first_lines(training)
-        loading, load = how_to_load(args.model, args.pretrained)
-        return loading | {
-            "superclip": head_options(
-                args.model,
-                args.pretrained,
-                training.config,
-                training.tokenizer,
-                separate_words=training.separates_words,
-                cache_dir=args.cache_dir,
-                load=load,
-                accum_freq=args.accum_freq,
-                word_course=training.records_words,
-            )
-        }
+        return model_options(
+            args.model,
+            args.pretrained,
+            training.config,
+            training.tokenizer,
+            separate_words=training.separates_words,
+            cache_dir=args.cache_dir,
+            accum_freq=args.accum_freq,
+            word_course=training.records_words,
+        )
 
     @hookimpl
     def open_clip_select_model_class(self, model_class, model_cfg):

@@ -1,11 +1,9 @@
 """Checks of OpenCLIP's command line, before anything is loaded or written."""
 
 import math
-import multiprocessing
 import re
 import shlex
 from argparse import Namespace
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..checkpoints.began_with import NAME, beginning, check_beginning
@@ -18,22 +16,16 @@ from ..data.tar_shards import expand
 from ..environment import check_horovod, kept
 from ..errors import InputError, at_least, refuse
 from ..extras import require
+from ..files import files_digest
 from ..flags import Config, is_idf_file
 from . import current
 from .option_problems import LOGGERS, data_problems, problems, training_data_problems
 from .parsed_options import Training, launched
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What the check of a command line has found, besides errors."""
-
-    warnings: list[str] = field(default_factory=list)
-    num_steps: int = 0  # of the run; 0 if unknown
-
-
-def check_command_line(training: Training) -> Findings:
-    """Returns what was found; InputError, with a suggestion, for a command that cannot train.
+def check_command_line(training: Training) -> tuple[list[str], int]:
+    """Returns warnings and the number of steps of the run, 0 if it is unknown; InputError, with a
+    suggestion, for a command that cannot train.
 
     Changes nothing. Without a flag of ours, only --resume is checked: it is refused if OpenCLIP
     would fail, or for a run in slices.
@@ -50,7 +42,7 @@ def check_command_line(training: Training) -> Findings:
     _check_models(training)
     _check_resume(training)
     if training.only_options or not training.is_ours:
-        return Findings()
+        return [], 0
     refuse(data_problems(options))
     _check_packages(options)
     findings = check_data(training)
@@ -89,12 +81,9 @@ def _check_models(training: Training) -> None:
 def check_start_once(options: Namespace) -> None:
     """Checks model and weights of a run, unless it was done for the same files and options:
     importing OpenCLIP takes seconds."""
-    model = Path(options.model.removeprefix("local-dir:"))
-    files = model.rglob("*") if options.model.startswith("local-dir:") else ()
-    stats = {}
-    for file in [model, *files, Path(options.pretrained or "")]:
-        if file.is_file():
-            stats[str(file.absolute())] = file.stat().st_size, file.stat().st_mtime_ns
+    files = [options.model.removeprefix("local-dir:")]
+    if options.pretrained:
+        files.append(options.pretrained)
     names = (
         "model",
         "pretrained",
@@ -117,7 +106,7 @@ def check_start_once(options: Namespace) -> None:
         check_start(options)
         return {"accepted": True}
 
-    kept("start", [values, stats], check)
+    kept("start", [values, files_digest(files)], check)
 
 
 def _check_idf_file(training: Training) -> None:
@@ -176,17 +165,17 @@ def _check_resume(training: Training) -> None:
     check_beginning(folder, now, accept)
 
 
-def check_data(training: Training) -> Findings:
+def check_data(training: Training) -> tuple[list[str], int]:
     """Returns warnings about the data and the number of steps; InputError if OpenCLIP cannot train
     or evaluate on it."""
     options = training.options
     is_synthetic = options.dataset_type == "synthetic"
-    caption = _checked_caption(options)
-    findings = Findings()
+    warnings = []
+    num_steps = 0
     if options.train_data or is_synthetic:
-        findings = _check_training_data(training, caption)
+        warnings, num_steps = _check_training_data(training)
     if not options.val_data or is_synthetic:
-        return findings
+        return warnings, num_steps
     if kind(options.val_data, options.dataset_type, "--val-data") == "table":
         table = check_table(
             options.val_data,
@@ -197,35 +186,26 @@ def check_data(training: Training) -> Findings:
             flag="--val-data",
             max_decoded=_max_decoded(training),
         )
-        warnings = table.refuse_bad()
+        warnings += table.refuse_bad()
     else:
-        warnings = _inspected(training, "--val-data", options.val_data, caption)
-    return replace(findings, warnings=findings.warnings + warnings)
-
-
-def _checked_caption(options: Namespace) -> str:
-    """Returns the extension of the captions in shards; "" for samples that are not checked.
-
-    These are samples with other images, several captions or JSON, which OpenCLIP 4 reads.
-    """
-    image = getattr(options, "image_key", None) or "jpg;png;jpeg;webp"
-    caption = getattr(options, "text_key", None) or "txt"
-    has_json = getattr(options, "json_text_key", None)
-    if image != "jpg;png;jpeg;webp" or has_json or ";" in caption:
-        return ""
-    return caption
+        warnings += _inspected(training, "--val-data", options.val_data)
+    return warnings, num_steps
 
 
 def _max_decoded(training: Training) -> int:
     return MAX_DECODED if training.decodes_images else 0
 
 
-def _inspected(
-    training: Training, flag: str, shards: str, caption: str, long_caption: str = ""
-) -> list[str]:
-    """Returns the warnings of an inspection of shards, none without a `caption` to look for; one
-    rank decodes more than an image."""
-    if not caption:
+def _inspected(training: Training, flag: str, shards: str, long_caption: str = "") -> list[str]:
+    """Returns the warnings of an inspection of shards; one rank decodes more than an image.
+
+    Samples with other images, several captions or JSON, which OpenCLIP 4 reads, are not inspected.
+    """
+    options = training.options
+    image = getattr(options, "image_key", None) or "jpg;png;jpeg;webp"
+    caption = getattr(options, "text_key", None) or "txt"
+    has_json = getattr(options, "json_text_key", None)
+    if image != "jpg;png;jpeg;webp" or has_json or ";" in caption:
         return []
     inspection = inspect(
         shards,
@@ -238,26 +218,23 @@ def _inspected(
     return inspection.warnings
 
 
-def _check_training_data(training: Training, caption: str) -> Findings:
-    """Returns warnings and steps; `caption` is that of `_checked_caption`."""
+def _check_training_data(training: Training) -> tuple[list[str], int]:
+    """Returns warnings and the number of steps."""
     options = training.options
     config = training.config or Config()
     data_kind = kind(options.train_data or "", options.dataset_type, "--train-data")
     refuse(training_data_problems(training, data_kind))
     if data_kind == "synthetic":
-        return Findings()
+        return [], 0
     if data_kind == "table":
         return check_training_table(training, options.train_data, _max_decoded(training))
-    _check_workers(options.workers)
     shards = expand(options.train_data, "--train-data")
     batches = _check_split(training, len(shards), total_samples(shards))
-    warnings = _inspected(
-        training, "--train-data", options.train_data, caption, config.long_caption_key
-    )
-    return Findings(warnings, _steps_of_run(training, batches))
+    warnings = _inspected(training, "--train-data", options.train_data, config.long_caption_key)
+    return warnings, _steps_of_run(training, batches)
 
 
-def check_training_table(training: Training, table: str, max_decoded: int) -> Findings:
+def check_training_table(training: Training, table: str, max_decoded: int) -> tuple[list[str], int]:
     """Returns warnings about a table to train on, and the number of steps; InputError if OpenCLIP
     cannot train on it."""
     options = training.options
@@ -274,7 +251,7 @@ def check_training_table(training: Training, table: str, max_decoded: int) -> Fi
     )
     num_rows = report.num_trained(config)
     batches = batches_of_table(num_rows, options.batch_size, world_size)
-    return Findings(report.refuse_bad(), _steps_of_run(training, batches))
+    return report.refuse_bad(), _steps_of_run(training, batches)
 
 
 def _steps_of_run(training: Training, batches: int) -> int:
@@ -351,18 +328,4 @@ def _check_slice(
     of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
     raise InputError(
         f"--train-num-samples {found}; expected the samples of one of the {slices} slices{of_total}"
-    )
-
-
-def _check_workers(workers: int) -> None:
-    """Raises InputError if data-loading workers cannot start by fork: OpenCLIP's WebDataset cannot
-    be pickled."""
-    method = multiprocessing.get_start_method(allow_none=True)
-    is_free = method is None and "fork" in multiprocessing.get_all_start_methods()
-    if workers < 1 or method == "fork" or is_free:
-        return
-    raise InputError(
-        f"--workers is {workers}, and Python starts processes by {method or 'spawn'}, which cannot "
-        "send OpenCLIP's WebDataset to them: give --workers 0, or call "
-        "multiprocessing.set_start_method('fork')"
     )

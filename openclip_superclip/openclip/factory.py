@@ -49,26 +49,21 @@ def create_model_and_transforms(
     """
     model_name = register_model(model_name, "model_name")
     cache_dir = kwargs.get("cache_dir")
-    read_configuration(model_name, "model_name", cache_dir)
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
-    loading, load = starting_weights.how_to_load(model_name, pretrained)
-    tokenizer = open_tokenizer(model_name, cache_dir=cache_dir)
-    superclip = head_options(
-        model_name, pretrained, config, tokenizer, cache_dir=cache_dir, load=load
-    )
-    if not kwargs.get("load_weights", True) and load is None:
+    tokenizer = open_tokenizer(model_name, cache_dir=cache_dir, flag="model_name")
+    options = model_options(model_name, pretrained, config, tokenizer, cache_dir=cache_dir)
+    superclip = options["superclip"]
+    if not kwargs.get("load_weights", True) and superclip["load"] is None:
         superclip["stored_head"] = None
     with plugins_model_class():
         return open_clip.create_model_and_transforms(
-            model_name,
-            pretrained,
-            **{"output_dict": True, **loading, **kwargs, "superclip": superclip},
+            model_name, pretrained, **{"output_dict": True, **options, **kwargs}
         )
 
 
-def head_options(
+def model_options(
     model_name: str,
     pretrained: str | None,
     config: Config,
@@ -76,20 +71,21 @@ def head_options(
     *,
     separate_words: bool = False,
     cache_dir: str | None,
-    load,
     **options,
 ) -> dict:
-    """Returns the model's `superclip` argument, `options` included.
+    """Returns arguments of OpenCLIP's factory for the loading of weights, and `superclip` with
+    the options of the head, `options` included.
 
     The tokenizer determines which ids are not words and, with `separate_words`, the length of the
     text tower's tokens.
     """
+    loading, load = starting_weights.how_to_load(model_name, pretrained)
     frequencies = None
     if is_idf_file(config.idf):
         of_file = read_frequencies(config.idf)
         of_file.check(tokenizer, config.idf)
         frequencies = of_file.document_frequency, of_file.num_captions
-    return options | {
+    superclip = options | {
         "idf": config.idf,
         "head_warmup": config.head_warmup,
         "head_input": config.head_input,
@@ -100,6 +96,7 @@ def head_options(
         "load": load,
         "stored_head": starting_weights.stored_head(model_name, pretrained, cache_dir),
     }
+    return loading | {"superclip": superclip}
 
 
 def check_models(options: argparse.Namespace) -> None:

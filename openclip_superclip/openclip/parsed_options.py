@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ..checkpoints.resume import Resumed, resumed_checkpoint
 from ..data.tables import Columns, has_empty_captions, is_table
-from ..flags import Config, DataConfig, config_from, data_config_from
+from ..flags import Config, DataConfig, config_from, given_options
 
 
 class Training:
@@ -16,7 +16,7 @@ class Training:
     def __init__(self, args: Namespace):
         self.options = args
         self.config: Config | None = config_from(vars(args))  # None without --superclip
-        self.data_config: DataConfig = data_config_from(vars(args))
+        self.data_config = DataConfig(**given_options(DataConfig, vars(args)))
         # without the model and the data
         self.only_options: bool = getattr(args, "only_options", False)
         self.num_steps = 0  # of the run, once its data is checked; 0 if unknown

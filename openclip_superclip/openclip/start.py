@@ -12,7 +12,7 @@ from ..data.tables import Columns, detect_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
 from ..flags import is_idf_file, options_of
-from .checks import Findings, check_training_table, long_warmup
+from .checks import check_training_table, long_warmup
 from .output_folder import make_folder, remove_unstarted_run
 from .parsed_options import Training, launched
 
@@ -56,17 +56,17 @@ def _find_columns(training: Training) -> None:
     options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
 
 
-def begin(training: Training, findings: Findings) -> None:
+def begin(training: Training, warnings: list[str], num_steps: int) -> None:
     """Prints warnings and creates what a checked run needs: its folder, its split, its start method
     for processes; InputError if a file cannot be written."""
     options = training.options
-    training.num_steps = findings.num_steps
+    training.num_steps = num_steps
     _hold_out(training)
     if launched()[0] == 0:
         if training.is_ours:
             training.resumed.set_damaged_aside()
         warm_up = long_warmup(options.warmup, training.num_steps, "--warmup")
-        for warning in findings.warnings + warm_up + _long_head_warmup(training):
+        for warning in warnings + warm_up + _long_head_warmup(training):
             to_stderr(f"superclip: {warning}")
     _fix_ranks(training)
     if training.is_ours:
@@ -105,7 +105,7 @@ def _hold_out(training: Training) -> None:
     )
     try:
         _check_same_split(training, split)
-        training.num_steps = check_training_table(training, split.train, max_decoded=0).num_steps
+        _, training.num_steps = check_training_table(training, split.train, max_decoded=0)
     except InputError:
         split.remove()
         raise
