@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ...errors import listed
 from ...files import write_bytes, write_text
-from ...plans.recipe import METHODS, changes_scores
+from ...plans.recipe import GIVEN, METHODS, Recipe, changes_scores
 from ...rendering import (
     csv_text,
     data_url,
@@ -174,13 +174,24 @@ def _cells(scores: list[Spread | None], most: int) -> list[str]:
     return cells
 
 
+def set_values(recipe: Recipe) -> dict:
+    """Returns the values of a recipe's fields that were given with --set."""
+    values = {}
+    for key, why in recipe.chosen.items():
+        if why == GIVEN:
+            name, _, inner = key.partition(".")
+            value = getattr(recipe, name, None)
+            values[key] = (value or {}).get(inner) if inner else value
+    return values
+
+
 def paper_table(comparison: Comparison) -> Table:
     """Returns our scores beside the paper's, without rows if the paper has none of what was
     trained."""
     rows = []
     for group in comparison.groups:
         recipes = [run.recipe for run in group.runs if run.recipe]
-        settings = [item for recipe in recipes for item in recipe.set_values.items()]
+        settings = [item for recipe in recipes for item in set_values(recipe).items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
         for paper in comparison.paper_of(group.series):

@@ -12,7 +12,7 @@ from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
-from ...runs.child_processes import last_line, run_superclip
+from ...runs.child_processes import last_line
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
@@ -21,6 +21,7 @@ from ..evaluation.result_files import record_file
 from ..reports.run_scores import of_training
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
+from .superclip_process import run_superclip
 
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU

@@ -151,7 +151,7 @@ class StudySubmission:
         for run in runs:
             training.check_folder(run)
             plan = self._described(run)
-            long_caption = plan.recipe.caption_config.long_caption_key
+            long_caption = plan.recipe.config.long_caption_key
             shards = (plan.data, plan.recipe.slices, plan.slice_samples)
             different[shards, long_caption, tuple(plan.warnings)] = plan
         for plan in different.values():

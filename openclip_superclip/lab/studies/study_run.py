@@ -13,10 +13,11 @@ from ...files import json_or_empty, write_json
 from ...plans.plan import make_run
 from ...plans.recipe import WORDS, Recipe
 from ...plans.run import Run
-from ...runs.child_processes import last_line, run_superclip
+from ...runs.child_processes import last_line
 from ...runs.folder import RunFolder
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
+from .superclip_process import run_superclip
 
 CPU_SECONDS = "cpu_seconds.json"
 UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
