@@ -15,14 +15,13 @@ import torch
 from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, reason
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
-from .architecture import read_architecture
+from .architecture import check_image_size, read_architecture
 from .model_configurations import read_configuration
 from .torchscript import is_torchscript, read_torchscript
 from .weights import Weights, check_values, read_checkpoint, read_head
@@ -184,7 +183,8 @@ def check_start(options: Namespace) -> None:
             f"--model: {model} is {'a' if is_coca else 'no'} CoCa model, and OpenCLIP recognises "
             "these by 'coca' in --model: rename its folder or file"
         )
-    _check_image_size(plain, options)
+    flag = "--model" if options.force_image_size is None else "--force-image-size"
+    check_image_size(plain, flag, model)
     file = _starting_file(model, options.pretrained)
     if file is None or file.endswith(".npz"):
         return
@@ -206,19 +206,6 @@ def _model_without_values(options: Namespace) -> nn.Module:
         return architecture.build(force_custom_text=options.force_custom_text, **bias)
     finally:
         logging.root.setLevel(level)
-
-
-@torch.no_grad()
-def _check_image_size(model: nn.Module, options: Namespace) -> None:
-    size = model.visual.image_size
-    try:
-        model.encode_image(torch.empty(2, 3, *to_2tuple(size), device="meta"))
-    except Exception as error:  # towers raise anything
-        flag = "--model" if options.force_image_size is None else "--force-image-size"
-        raise InputError(
-            f"{flag}: the image tower of {options.model} cannot take images of {size} px "
-            f"({reason(error)[:200]})"
-        ) from error
 
 
 def _load_shapes(model: nn.Module, file: str) -> None:

@@ -103,6 +103,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_output(parser, "the file to write", "file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
-    marks = {"": '"document_frequency"'}
-    check_out(options.out, [Path(options.data)], marks, overwrite=options.overwrite)
+    mark = '"document_frequency"'
+    check_out(options.out, [Path(options.data)], mark, overwrite=options.overwrite)
     return options

@@ -4,7 +4,7 @@ separately."""
 import shlex
 from pathlib import Path
 
-from ..errors import InputError, Parser, at_least, listed
+from ..errors import InputError, Parser, at_least
 from .shared_options import add_count, add_number, add_output, add_switch, from_options
 
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.joining import ImageSource, join
 
     source = from_options(ImageSource, options, name=name, file=Path(file) if file else None)
-    joined = join(
+    summary = join(
         source,
         options.text,
         options.out,
@@ -77,10 +77,7 @@ def main(argv: list[str]) -> int:
     )
     model = shlex.quote(f"local-dir:{options.out}")
     print(
-        f"{options.out}: {name} ({joined.image_size} px) and {options.text} "
-        f"({joined.context_length} tokens, {joined.pooler}), {joined.num_parameters / 1e6:.1f} "
-        f"M parameters\nnot used of the image tower: {listed(joined.unused_image) or 'nothing'}\n"
-        f"not used of the text tower:  {listed(joined.unused_text) or 'nothing'}\n"
+        f"{options.out}: {summary}\n"
         f"random, to be trained:       the projections of both towers\n"
         f"train: superclip train --superclip --model {model} …"
     )

@@ -19,7 +19,7 @@ from ...checkpoints import HEAD_NAME
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.export import write_model
 from ...checkpoints.model_configurations import holds_text_tower
-from ...checkpoints.trainer_files import checkpoints, run_options
+from ...checkpoints.trainer_files import checkpoints
 from ...checkpoints.weights import Weights, check_match, read_checkpoint
 from ...errors import InputError
 
@@ -83,7 +83,7 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
             f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf"
         )
     checkpoint = read_checkpoint(path)
-    recorded = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
+    recorded = architecture_of(checkpoint, None if is_openclip else model)
     architecture, weights = fit(recorded, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), path, recorded.name)
     folder = path.parent if path.parent.name else path.absolute().parent

@@ -9,7 +9,6 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.trainer_files import run_options
 from ...checkpoints.weights import (
     Checkpoint,
     check_match,
@@ -76,8 +75,8 @@ def open_checkpoint(
     `architecture` is the name of the OpenCLIP model, if it is not recorded with the weights.
     """
     path = checkpoint.path
-    options = run_options(checkpoint)
-    recorded = architecture_of(path, options, architecture, flag="--architecture")
+    options = checkpoint.options
+    recorded = architecture_of(checkpoint, architecture, flag="--architecture")
     fitted, weights = fit(recorded, checkpoint.weights)
     tokenizer = recorded.tokenizer()
     head_options = {}
