@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError, reason
+from .errors import InputError, as_input_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing raises
 # the same of safetensors and tokenizers, and of torch.save, which have no errno
@@ -75,15 +75,12 @@ def json_text(values: dict) -> str:
 def read_json(path: Path, flag: str = "", advice: str = "") -> dict:
     """Returns the JSON object in a file; InputError, with `flag`, the file and `advice`, if it is
     missing or broken, or contains something else."""
-    problem = "it holds no JSON object"
-    try:
+    prefix = f"{flag}: " if flag else ""
+    with as_input_error(f"{prefix}{path} cannot be read", f": {advice}" if advice else ""):
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict):
-            return content
-    except (OSError, ValueError) as error:
-        problem = reason(error)
-    parts = [flag, f"{path} cannot be read ({problem})", advice]
-    raise InputError(": ".join(filter(None, parts)))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    return content
 
 
 def json_or_empty(path: Path) -> dict:

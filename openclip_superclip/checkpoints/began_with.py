@@ -142,25 +142,21 @@ def _identity(shards: list[str]) -> dict:
         paths = [os.path.abspath(shard) for shard in shards]
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
-    sizes = {}
-    contents = {}
-    listed = {}
+    facts = {fact: {} for fact in FACTS}
     stride = math.ceil(len(shards) / NUM_MEASURED)
     for name, shard in zip(names[::stride], map(Path, shards[::stride]), strict=True):
         if not shard.is_file():
             continue
         with suppress(OSError):
-            sizes[name] = shard.stat().st_size
+            facts["bytes"][name] = shard.stat().st_size
             digest = content_digest if is_table(str(shard)) else _digest_of_ends
-            contents[name] = digest(shard)
+            facts["contents"][name] = digest(shard)
             index = json_or_empty(shard.with_name("sizes.json"))
-            listed[name] = index.get(shard.name, "no number of")
+            facts["samples"][name] = index.get(shard.name, "no number of")
     return {
         "number": len(shards),
         "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "bytes": sizes,
-        "contents": contents,
-        "samples": listed,
+        **facts,
     }
 
 
@@ -176,11 +172,7 @@ def _digest_of_ends(file: Path) -> str:
 def read_beginning(folder: Path) -> dict | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
     record = json_or_empty(folder / RECORD).get(BEGAN_WITH) or json_or_empty(folder / NAME)
-    parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
-    if (
-        all(isinstance(record.get(name), part) for name, part in parts.items())
-        and "sha256" in record["shards"]
-    ):
+    if {"options", "global_batch_size", "shards", "versions"} <= record.keys():
         return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None

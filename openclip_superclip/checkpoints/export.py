@@ -27,10 +27,6 @@ from .weights import Weights, check_match, check_values, fixed_idf, read_checkpo
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
-NEEDS_HUB = (
-    "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has "
-    "its own tokenizer"
-)
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
 USAGE = {  # by --format
@@ -132,16 +128,13 @@ def write_model(
     model: nn.Module,
     weights: Weights,
     hub: str | None = None,
-) -> bool:
+) -> None:
     """Writes configuration, weights and tokenizer for local-dir:; `model` is
     `architecture.build()`.
 
     `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text
-    tower.
-
-    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for
-    local-dir:, it looks for the tokenizer where the configuration says, which is the repository
-    `hub`, if given.
+    tower. For hf-hub:, but not for local-dir:, it looks for the model's own tokenizer where the
+    configuration says, which is the repository `hub`, if given.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -156,7 +149,6 @@ def write_model(
         text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else name)
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
-    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
 
 
 def _write_tokenizer(folder: Path, architecture: Architecture, text_cfg: dict) -> None:
@@ -221,11 +213,10 @@ def export(
     check_values(checkpoint.weights, file)
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
-        opens_on_hub = True
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            opens_on_hub = write_model(folder, out, architecture, plain, weights, hub)
+            write_model(folder, out, architecture, plain, weights, hub)
         if with_head:
             _write_head(folder, head, checkpoint.options)
         name = out.resolve().name
@@ -235,8 +226,7 @@ def export(
             name, recorded.name, checkpoint.options, num_captions, usage, with_head=with_head
         )
         write_text(folder / "README.md", card)
-    code = _usage(format, f"local-dir:{out}")
-    return recorded.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
+    return recorded.name, _usage(format, f"local-dir:{out}")
 
 
 def _write_head(folder: Path, head: Weights, options: dict) -> None:

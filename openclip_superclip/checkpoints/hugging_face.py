@@ -187,9 +187,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
             vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
             # not the empty line at a file's end
             merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],
-            model_max_length=architecture.model_cfg["text_cfg"].get(
-                "context_length", tokenizer.context_length
-            ),
+            model_max_length=tokenizer.context_length,
         )
     else:
         ours = tokenizer.tokenizer

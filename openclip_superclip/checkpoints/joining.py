@@ -1,7 +1,6 @@
 """Joins a timm image tower and a Hugging Face text tower to an OpenCLIP model, as a folder for
 local-dir:."""
 
-import difflib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -94,11 +93,9 @@ def _image_configuration(image: ImageSource) -> tuple[dict, dict]:
     """Returns OpenCLIP's vision_cfg and preprocess_cfg with the preprocessing that timm records
     for the tower."""
     if not timm.is_model(image.name):
-        near = difflib.get_close_matches(image.name, timm.list_models())
-        advice = (
-            f"did you mean {' or '.join(near)}?" if near else "expected one of timm.list_models()"
+        raise InputError(
+            f"--image: timm has no model '{image.name}'; expected one of timm.list_models()"
         )
-        raise InputError(f"--image: timm has no model '{image.name}'; {advice}")
     recorded = timm.get_pretrained_cfg(image.name)
     own = resolve_data_config(pretrained_cfg=recorded.to_dict() if recorded else {})
     vision_cfg = {
@@ -120,39 +117,23 @@ def _load_image_tower(image: ImageSource, trunk: nn.Module) -> list[str]:
     """Loads the weights into `trunk`, a timm model without its classifier; returns the names of
     those not used."""
     weights = _read_image_weights(image)
-    source = f"--image: {image.file or image.name}"
-    with as_input_error(f"{source} does not match timm's {image.name}"):
+    with as_input_error(
+        f"--image: {image.file or image.name} does not match timm's {image.name}",
+        "" if image.by_order else "; if only the names differ, add --by-order",
+    ):
         expected = trunk.state_dict()
-        agree = _agree_in_order(weights, expected)
+        complete = timm.create_model(image.name).state_dict()  # with its classifier
         if image.by_order:
-            if not agree:
-                raise InputError(
-                    f"--by-order: the tensors of {image.file} do not agree with timm's "
-                    f"{image.name} in order and shape"
-                )
-            used = dict(zip(expected, weights.values(), strict=False))
+            if len(weights) not in (len(expected), len(complete)):
+                raise ValueError(f"it has {len(weights)} tensors instead of {len(complete)}")
             unused = list(weights)[len(expected) :]
+            used = dict(zip(expected, weights.values(), strict=False))
         else:
-            complete = timm.create_model(image.name).state_dict()  # with its classifier
-            if agree and weights.keys().isdisjoint(expected):
-                raise InputError(
-                    f"{source} has other names of tensors than timm's {image.name} "
-                    f"({next(iter(weights))} instead of {next(iter(complete))}), which agree in "
-                    "order and shape: add --by-order"
-                )
             unused = [name for name in weights if name in complete and name not in expected]
             used = {name: tensor for name, tensor in weights.items() if name not in unused}
         check_values(used, "--image")
         trunk.load_state_dict(used)
     return unused
-
-
-def _agree_in_order(weights: Weights, expected: Weights) -> bool:
-    """Returns whether the tensors have the expected shapes, followed by a classifier's weight
-    and bias or nothing."""
-    shapes = [tensor.shape for tensor in weights.values()]
-    wanted = [tensor.shape for tensor in expected.values()]
-    return shapes[: len(wanted)] == wanted and len(shapes) <= len(wanted) + 2
 
 
 def _read_image_weights(image: ImageSource) -> Weights:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, as_input_error, listed
 from ..files import PACKAGE, read_json
 from .model_sources import check_sources
 
@@ -90,7 +90,7 @@ def read_configuration(
         if model_cfg is None:
             return None
     else:
-        try:
+        with as_input_error(f"{flag}: {model} has no readable {HF_CONFIG_NAME}"):
             file = Path(location, HF_CONFIG_NAME)
             if schema == "hf-hub":
                 file = Path(
@@ -103,10 +103,6 @@ def read_configuration(
             # then.
             model_cfg = content.get("model_cfg")
             preprocess_cfg = content.get("preprocess_cfg", {})
-        except Exception as error:  # file, JSON and hub errors
-            raise InputError(
-                f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})"
-            ) from error
         if schema == "local-dir" and holds_text_tower(Path(location), model_cfg):
             # wherever it was written
             model_cfg["text_cfg"]["hf_model_name"] = str(Path(location).resolve())
@@ -135,33 +131,29 @@ def open_tokenizer(
     from ..method.idf import special_token_ids
 
     read_configuration(model, flag, cache_dir)
-    try:
+    with as_input_error(f"{flag}: {model} has no tokenizer that OpenCLIP can open"):
         tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
         special_token_ids(tokenizer)  # fails for tokenizers of other kinds
         tokenizer(["a"])  # fails without a padding token
-        return tokenizer
-    except Exception as error:  # Hugging Face tokenizers can raise anything
-        raise InputError(
-            f"{flag}: {model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
-        ) from error
+    return tokenizer
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
     """Raises InputError if the configuration is invalid, or could run code or open what the user
     has not named."""
-    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     cfg = model_cfg if isinstance(model_cfg, dict) else {}
-    wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
     # other kinds of OpenCLIP 4
     others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]
     if others:
         raise InputError(
             f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower"
         )
-    if wrong or not isinstance(preprocess_cfg, dict):
-        what = ", ".join(wrong) or "preprocess_cfg"
+    content = {**cfg, "preprocess_cfg": preprocess_cfg}
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict, "preprocess_cfg": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+    if wrong:
         raise InputError(
-            f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; "
+            f"{flag}: {model} is not a model configuration: {listed(wrong)} missing or wrong; "
             "expected embed_dim (a number), vision_cfg and text_cfg (objects)"
         )
     _check_preprocessing(preprocess_cfg, model, flag)
@@ -174,14 +166,10 @@ def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
     from PIL import Image
 
     small = {**preprocess_cfg, "size": 8}  # the model determines the size
-    try:
+    with as_input_error(f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use"):
         image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(
             Image.new("RGB", (8, 8))
         )
-    except Exception as error:  # OpenCLIP, torchvision and torch raise different ones
-        raise InputError(
-            f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use ({reason(error)[:200]})"
-        ) from error
 
 
 def model_for_pretrained(model: str) -> str | None:

@@ -1,7 +1,6 @@
 """What the configuration of a model may open: never code, and only places that the user or
 OpenCLIP has named."""
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,8 +181,6 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
     From then on, transformers refuses code of other files instead of asking on the terminal whether
     to run it.
     """
-    if importlib.util.find_spec("transformers") is None:
-        return
     from open_clip.hf_configs import arch_dict
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config

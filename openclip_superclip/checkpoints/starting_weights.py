@@ -7,6 +7,7 @@ import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError, reason
+from ..errors import InputError, as_input_error
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import check_image_size, read_architecture
 from .model_configurations import read_configuration
@@ -40,12 +41,8 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
         raise InputError(
             f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()"
         )
-    try:
+    with as_input_error(f"{flag} is {released}, which cannot be downloaded or read"):
         return open_clip.download_pretrained(cfg, cache_dir=cache_dir)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})"
-        ) from error
 
 
 def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> Weights | None:
@@ -53,17 +50,14 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> We
     if there are none."""
     schema, location = parse_model_name(model)
     file = None
-    # --pretrained takes precedence over the weights in a folder
-    if pretrained and Path(pretrained).is_file():
+    if pretrained:  # takes precedence over the weights in a folder
         if Path(pretrained).name in WEIGHTS_NAMES:
             file = Path(pretrained).with_name(HEAD_NAME)
     elif schema == "hf-hub":
-        try:
+        with suppress(FileNotFoundError):  # the repository has none
             file = Path(
                 download_pretrained_from_hf(location, filename=HEAD_NAME, cache_dir=cache_dir)
             )
-        except FileNotFoundError:  # the repository has none
-            return None
     elif schema == "local-dir":
         file = Path(location, HEAD_NAME)
     return read_head(file)[0] if file and file.is_file() else None
@@ -110,41 +104,12 @@ def start_of_towers(
 def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) -> str | None:
     """Returns the file, tag, folder or repository with the weights of the whole model, or None."""
     schema, location = parse_model_name(model)
-    if pretrained:
-        return pretrained
-    if schema == "local-dir":
-        return _find_checkpoint_in_dir(Path(location))
-    if schema is None:
-        return None
-    try:
-        download_pretrained_from_hf(location, cache_dir=cache_dir)
-    except FileNotFoundError:
-        return None
-    return model
-
-
-def check_weights(model: str, pretrained: str | None) -> None:
-    """Raises InputError if the file that a run starts from cannot be read or contains NaN or
-    infinity."""
-    file = _starting_file(model, pretrained)
-    if file is None:
-        return
-    flag = "--pretrained" if pretrained else "--model"
-    try:
-        if file.endswith(".npz"):  # of big_vision
-            with np.load(file) as arrays:
-                weights = {
-                    name: torch.from_numpy(array)
-                    for name, array in arrays.items()
-                    if array.dtype.kind == "f"
-                }
-        else:
-            weights = read_checkpoint(file).weights
-        check_values(weights, file)
-    except InputError as error:
-        raise InputError(f"{flag}: {error}") from error
-    except Exception as error:  # corrupt files can raise anything
-        raise InputError(f"{flag}: {file} cannot be read ({reason(error)})") from error
+    whole = pretrained or _starting_file(model, None)
+    if schema == "hf-hub" and not whole:
+        with suppress(FileNotFoundError):  # the repository has none
+            download_pretrained_from_hf(location, cache_dir=cache_dir)
+            whole = model
+    return whole
 
 
 def _starting_file(model: str, pretrained: str | None) -> str | None:
@@ -167,13 +132,17 @@ def is_unchecked(options: Namespace) -> bool:
 
 
 def check_start(options: Namespace) -> None:
-    """Raises InputError if OpenCLIP would train the model by another model's loss, if the image
-    tower cannot take images of its size, or if the weights that a run starts from are of another
-    model.
+    """Raises InputError if the weights that a run starts from cannot be read, contain NaN or
+    infinity or are of another model, if OpenCLIP would train the model by another model's loss, or
+    if the image tower cannot take images of its size.
 
     `options` are those of training.
     """
     model = options.model
+    of_weights = "--pretrained" if options.pretrained else "--model"
+    file = _starting_file(model, options.pretrained)
+    if file is not None:
+        _check_values_in(file, of_weights)
     if is_unchecked(options):
         return
     plain = _model_without_values(options)
@@ -183,18 +152,25 @@ def check_start(options: Namespace) -> None:
             f"--model: {model} is {'a' if is_coca else 'no'} CoCa model, and OpenCLIP recognises "
             "these by 'coca' in --model: rename its folder or file"
         )
-    flag = "--model" if options.force_image_size is None else "--force-image-size"
-    check_image_size(plain, flag, model)
-    file = _starting_file(model, options.pretrained)
-    if file is None or file.endswith(".npz"):
-        return
-    try:
-        _load_shapes(plain, file)
-    except Exception as error:  # files, and OpenCLIP's conversions of weights, raise anything
-        flag = "--pretrained" if options.pretrained else "--model"
-        raise InputError(
-            f"{flag}: {file} is not of {model}, or damaged ({reason(error)[:200]})"
-        ) from error
+    of_size = "--model" if options.force_image_size is None else "--force-image-size"
+    check_image_size(plain, of_size, model)
+    if file is not None and not file.endswith(".npz"):
+        with as_input_error(f"{of_weights}: {file} is not of {model}, or damaged"):
+            _load_shapes(plain, file)
+
+
+def _check_values_in(file: str, flag: str) -> None:
+    with as_input_error(f"{flag}: {file} cannot be read"):
+        if file.endswith(".npz"):  # of big_vision
+            with np.load(file) as arrays:
+                weights = {
+                    name: torch.from_numpy(array)
+                    for name, array in arrays.items()
+                    if array.dtype.kind == "f"
+                }
+        else:
+            weights = read_checkpoint(file).weights
+    check_values(weights, f"{flag}: {file}")
 
 
 def _model_without_values(options: Namespace) -> nn.Module:

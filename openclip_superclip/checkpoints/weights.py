@@ -64,10 +64,9 @@ def check_values(weights: Weights, what: object) -> None:
                 "of numbers"
             )
         if not is_finite(tensor):
-            wrong = int((~tensor.isfinite()).sum())
             raise InputError(
-                f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} "
-                "values): the run that wrote it has diverged; use an earlier checkpoint"
+                f"{what}: {name} contains NaN or infinity: the run that wrote it has diverged; use "
+                "an earlier checkpoint"
             )
     for document_frequency, num_captions in ((DOCUMENT_FREQUENCY, NUM_CAPTIONS), FIXED_IDF):
         if num_captions in weights and document_frequency in weights:
@@ -249,8 +248,11 @@ def read_head(file: Path) -> tuple[Weights, dict]:
 def file_of_weights(path: Path) -> Path:
     """Returns the file that contains the weights: in a folder, the one that OpenCLIP selects."""
     if path.is_dir():
+        from open_clip.constants import HF_CONFIG_NAME
         from open_clip.factory import _find_checkpoint_in_dir
 
+        if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
+            raise InputError(f"{path} is for transformers; export without --format hf")
         found = _find_checkpoint_in_dir(path)
         if found is None:
             raise InputError(

@@ -78,10 +78,6 @@ def find_model(argument: str, model: str | None = None) -> EvaluatedModel:
 def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel:
     """Returns the model of a file or folder."""
     is_openclip = (path / HF_CONFIG_NAME).is_file()
-    if (path / "config.json").is_file() and not is_openclip:
-        raise InputError(
-            f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf"
-        )
     checkpoint = read_checkpoint(path)
     recorded = architecture_of(checkpoint, None if is_openclip else model)
     architecture, weights = fit(recorded, checkpoint.without_head())

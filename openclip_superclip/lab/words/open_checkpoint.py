@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from open_clip.constants import HF_CONFIG_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
@@ -43,10 +42,6 @@ def read_model(path: Path) -> Checkpoint:
     """Returns the checkpoint of --model, the latest one if it is a run's folder.
 
     Raises InputError if there is none."""
-    if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
-        raise InputError(
-            f"--model: {path} is for transformers; export the checkpoint with --with-head alone"
-        )
     try:
         return read_checkpoint(checkpoint_of(path))
     except InputError as error:
