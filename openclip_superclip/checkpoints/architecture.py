@@ -27,7 +27,6 @@ from ..method.idf import TokenStatistics
 from .model_configurations import (
     open_tokenizer,
     read_configuration,
-    read_model_file,
     register_model,
 )
 from .trainer_files import trained_model
@@ -109,17 +108,19 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     """
     if Path(model).name == HF_CONFIG_NAME:
         model = f"local-dir:{Path(model).parent}"
-    if model.endswith(".json"):
-        return Architecture(Path(model).stem, *read_model_file(Path(model), flag))
-    model = register_model(model)
+    is_file = model.endswith(".json") and ":" not in model
+    if not is_file:
+        model = register_model(model)
     configuration = read_configuration(model, flag)
     if configuration is None:
         raise InputError(
             f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), "
             "local-dir:FOLDER, hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a folder or repository
-    return Architecture(model, configuration[0], merge_preprocess_dict(configuration[1], released))
+    model_cfg, preprocess_cfg = configuration
+    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a file, folder or repository
+    name = Path(model).stem if is_file else model
+    return Architecture(name, model_cfg, merge_preprocess_dict(preprocess_cfg, released))
 
 
 def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Weights]:
@@ -152,15 +153,9 @@ def architecture_of(
     options = checkpoint.options
     if model is None:
         model = trained_model(checkpoint)
-        if model.startswith("hf-hub:"):  # only the user may name what is downloaded
-            raise InputError(
-                f"{flag} is missing: {checkpoint.path} was trained from {model}; if you trust it, "
-                "give it"
-            )
-        location = Path(model.removeprefix("local-dir:"))
-        if not model or (location.is_absolute() and not location.exists()):
-            where = f"at {location}" if model else "recorded beside it"
-            raise InputError(f"{flag} is missing: the model of {checkpoint.path} is not {where}")
+        if not model or model.startswith("hf-hub:"):  # only the user may name a download
+            problem = f"is {model}; if you trust it, give it" if model else "is not recorded"
+            raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
     return read_architecture(model, str(options.get("pretrained", "")), flag).with_options(options)
 
 

@@ -67,10 +67,7 @@ def write_clip_model(
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
     # OpenCLIP opens half-precision weights as float32; transformers would keep them
-    renamed = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in clip_weights(weights).items()
-    }
+    renamed = {name: tensor.float() for name, tensor in clip_weights(weights).items()}
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
     check_match(renamed, expected, architecture.name, "transformers' CLIPModel")
@@ -115,7 +112,6 @@ def clip_config(architecture: Architecture) -> dict:
         )
     shared = {
         "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
-        "layer_norm_eps": 1e-5,
         "projection_dim": model_cfg["embed_dim"],
     }
     return {

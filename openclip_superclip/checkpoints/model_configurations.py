@@ -28,7 +28,7 @@ def register_model(model: str, flag: str = "--model") -> str:
     for file in CONFIGURATIONS.glob("*.json"):
         known.setdefault(file.stem, json.loads(file.read_text()))
     if model.endswith(".json") and ":" not in model:
-        model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
+        model_cfg, preprocess_cfg = read_configuration(model, flag)
         defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
         # the model determines the size
         if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
@@ -56,24 +56,11 @@ def openclip_name(model: str) -> str:
     )
 
 
-def read_model_file(file: Path, flag: str) -> tuple[dict, dict]:
-    """Returns the model_cfg and preprocess_cfg of a JSON file.
-
-    Raises InputError if it is invalid."""
-    content = read_json(file, flag=flag)
-    if "model_cfg" not in content:
-        content = {"model_cfg": content}
-    model_cfg = content["model_cfg"]
-    preprocess_cfg = content.get("preprocess_cfg", {})
-    check_configuration(model_cfg, preprocess_cfg, str(file), flag)
-    return model_cfg, preprocess_cfg
-
-
 def read_configuration(
     model: str, flag: str = "--model", cache_dir: str | None = None
 ) -> tuple[dict, dict] | None:
-    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, local-dir:FOLDER
-    or hf-hub:REPO.
+    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, a JSON file,
+    local-dir:FOLDER or hf-hub:REPO.
 
     Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be
     read, is invalid, or could run code or download from places that the user has not named.
@@ -84,25 +71,23 @@ def read_configuration(
     from open_clip.pretrained import download_pretrained_from_hf
 
     schema, location = parse_model_name(model)
-    if schema is None:
+    if schema is None and not model.endswith(".json"):
         model_cfg = get_model_config(model)
         preprocess_cfg = {}
         if model_cfg is None:
             return None
     else:
-        with as_input_error(f"{flag}: {model} has no readable {HF_CONFIG_NAME}"):
-            file = Path(location, HF_CONFIG_NAME)
-            if schema == "hf-hub":
-                file = Path(
-                    download_pretrained_from_hf(
-                        location, filename=HF_CONFIG_NAME, cache_dir=cache_dir
-                    )
+        file = Path(location, HF_CONFIG_NAME) if schema else Path(model)
+        if schema == "hf-hub":
+            with as_input_error(f"{flag}: {model} has no {HF_CONFIG_NAME}"):
+                file = download_pretrained_from_hf(
+                    location, filename=HF_CONFIG_NAME, cache_dir=cache_dir
                 )
-            content = json.loads(file.read_bytes())
-            # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked
-            # then.
-            model_cfg = content.get("model_cfg")
-            preprocess_cfg = content.get("preprocess_cfg", {})
+        content = read_json(Path(file), flag=flag)
+        # Of a repository without model_cfg, OpenCLIP would open the tokenizer, which is not checked
+        # then.
+        model_cfg = content.get("model_cfg", None if schema else content)
+        preprocess_cfg = content.get("preprocess_cfg", {})
         if schema == "local-dir" and holds_text_tower(Path(location), model_cfg):
             # wherever it was written
             model_cfg["text_cfg"]["hf_model_name"] = str(Path(location).resolve())

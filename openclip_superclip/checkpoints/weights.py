@@ -1,7 +1,6 @@
 """Reads, checks and writes the weights of checkpoints."""
 
 import json
-import os
 import pickle
 import re
 import shlex
@@ -24,6 +23,7 @@ from ..method.head import (
     head_of,
     is_of_authors,
 )
+from ..method.idf import FixedIDF
 from . import HEAD_NAME, WEIGHTS_NAMES
 from .torchscript import is_torchscript, read_torchscript
 from .trainer_files import idf_file, is_damaged, is_whole, options_of_run, own_checkpoints
@@ -190,13 +190,12 @@ def read_checkpoint(
     if exported and beside.is_file() and not head_of(weights):
         head, options = read_head(beside)
         weights |= head
-    of_trainer = content is not state
     return Checkpoint(
         Path(path),
         weights,
-        epoch=content.get("epoch") if of_trainer else None,
+        epoch=content.get("epoch"),
         of_ddp=all(name.startswith("module.") for name in state),
-        of_tasks=of_trainer and "global_step" in content,
+        of_tasks="global_step" in content,
         options=options or options_of_run(Path(path)),
     )
 
@@ -208,23 +207,17 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
     Checkpoints of version 0.2 do not contain the counts, which are then read from the file. Raises
     InputError if it is gone, or counts the tokens of another tokenizer.
     """
-    head = checkpoint.head()
+    counts = checkpoint.head()
     file = idf_file(checkpoint)
-    if not head or file is None or FIXED_IDF[0] in head:
-        return {name: head[name] for name in FIXED_IDF if name in head}
-    if not os.path.isfile(file):
-        raise InputError(
-            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and "
-            "does not contain its counts: copy the file there, or count the same captions again "
-            "with superclip frequencies"
-        )
-    from ..data.frequencies import read_frequencies
+    if counts and file is not None and FIXED_IDF[0] not in counts:
+        from ..data.frequencies import read_frequencies
 
-    frequencies = read_frequencies(file)
-    frequencies.check(tokenizer, f"--superclip-idf: {file}")
-    counts = frequencies.document_frequency[: len(head[DOCUMENT_FREQUENCY])]
-    padded = torch.nn.functional.pad(counts, (0, len(head[DOCUMENT_FREQUENCY]) - len(counts)))
-    return dict(zip(FIXED_IDF, (padded, torch.tensor(frequencies.num_captions)), strict=True))
+        frequencies = read_frequencies(file)
+        frequencies.check(tokenizer, f"--superclip-idf: {file}")
+        is_counted = torch.ones_like(counts[DOCUMENT_FREQUENCY])
+        of_file = frequencies.document_frequency, frequencies.num_captions
+        counts = FixedIDF(*of_file, is_counted).state_dict(prefix="fixed_idf.")
+    return {name: counts[name] for name in FIXED_IDF if name in counts}
 
 
 def holds_numbers(path: Path) -> bool:
