@@ -10,8 +10,6 @@ from ..files import PACKAGE, read_json
 from .model_sources import check_sources
 
 CONFIGURATIONS = PACKAGE / "model_configs"
-# the last in the authors' files, unused
-TOWERS = {"vision_cfg", "text_cfg", "multimodal_cfg", "clstext_cfg"}
 
 
 def register_model(model: str, flag: str = "--model") -> str:
@@ -126,14 +124,8 @@ def open_tokenizer(
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
     """Raises InputError if the configuration is invalid, or could run code or open what the user
     has not named."""
-    cfg = model_cfg if isinstance(model_cfg, dict) else {}
-    # other kinds of OpenCLIP 4
-    others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]
-    if others:
-        raise InputError(
-            f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower"
-        )
-    content = {**cfg, "preprocess_cfg": preprocess_cfg}
+    content = model_cfg if isinstance(model_cfg, dict) else {}
+    content = {**content, "preprocess_cfg": preprocess_cfg}
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict, "preprocess_cfg": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
     if wrong:

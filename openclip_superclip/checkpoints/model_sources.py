@@ -165,13 +165,12 @@ def _is_downloaded(repository: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        files = [
-            try_to_load_from_cache(repository, file)
+        return any(
+            isinstance(try_to_load_from_cache(repository, file), str)
             for file in ("config.json", "tokenizer_config.json")
-        ]
+        )
     except ValueError:  # not a name of a repository
         return False
-    return any(isinstance(file, str) for file in files)
 
 
 def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:

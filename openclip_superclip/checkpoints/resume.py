@@ -57,9 +57,9 @@ def resumed_checkpoint(
     if resume == "latest":
         return _latest(run_folder, save_most_recent=save_most_recent, is_ours=is_ours)
     if not os.path.isfile(resume):
-        problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
         raise InputError(
-            f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest"
+            f"--resume: there is no file {resume}; expected a checkpoint, such as "
+            "checkpoints/epoch_1.pt, or latest"
         )
     return Resumed(resume)
 

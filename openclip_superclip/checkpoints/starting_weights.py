@@ -6,7 +6,6 @@ import logging
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -155,8 +154,12 @@ def check_start(options: Namespace) -> None:
     of_size = "--model" if options.force_image_size is None else "--force-image-size"
     check_image_size(plain, of_size, model)
     if file is not None and not file.endswith(".npz"):
-        with as_input_error(f"{of_weights}: {file} is not of {model}, or damaged"):
-            _load_shapes(plain, file)
+        with (
+            as_input_error(f"{of_weights}: {file} is not of {model}, or damaged"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # that no values are copied to the meta device
+            _load(plain, file)
 
 
 def _check_values_in(file: str, flag: str) -> None:
@@ -184,21 +187,6 @@ def _model_without_values(options: Namespace) -> nn.Module:
         logging.root.setLevel(level)
 
 
-def _load_shapes(model: nn.Module, file: str) -> None:
-    """Loads a file as OpenCLIP does, but for the class head, into a model on the meta device, which
-    only compares names and shapes."""
-    load = _state_of(factory.load_state_dict)
-
-    def load_without_head(*args, **kwargs):
-        state = load(*args, **kwargs)
-        return {n: w for n, w in state.items() if not n.startswith(HEAD_PREFIXES)}
-
-    without_head = replaced(factory, load_state_dict=load_without_head)
-    with FACTORY_LOCK, without_head, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no values are copied
-        open_clip.load_checkpoint(model, file)
-
-
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
     """Returns how to load --pretrained.
 
@@ -216,24 +204,28 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
         logging.info(FRESH_HEAD)
     if not parse_model_name(model)[0] and not is_torchscript(pretrained):
         return {}, None
-    load = functools.partial(_load, file=pretrained)
+    load = functools.partial(_load_ignored, file=pretrained)
     return {"load_weights": False, "pretrained_text": False}, load
 
 
-def _load(model, *, file: str) -> None:
+def _load_ignored(model: nn.Module, *, file: str) -> None:
     logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would not have loaded")
-    with FACTORY_LOCK, replaced(factory, load_state_dict=_state_of(factory.load_state_dict)):
+    _load(model, file)
+
+
+def _load(model: nn.Module, file: str) -> None:
+    """Loads a file as OpenCLIP does, but for the code in TorchScript archives, and for a class head
+    that the model does not have."""
+    load = factory.load_state_dict
+    unused = () if hasattr(model, "class_head") else HEAD_PREFIXES
+
+    def load_state_dict(path, *args, **kwargs):
+        is_archive = is_torchscript(path)
+        state = read_torchscript(path) if is_archive else load(path, *args, **kwargs)
+        return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+
+    with FACTORY_LOCK, replaced(factory, load_state_dict=load_state_dict):
         open_clip.load_checkpoint(model, file)
-
-
-def _state_of(load: Callable) -> Callable:
-    """Returns OpenCLIP's `load_state_dict`, but for TorchScript archives, of which it would run
-    code."""
-
-    def load_state(file, *args, **kwargs):
-        return read_torchscript(file) if is_torchscript(file) else load(file, *args, **kwargs)
-
-    return load_state
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import json_or_empty
+from ..files import content_digest, json_or_empty
 from ..flags import is_idf_file
 from ..option_effects import Effect, effect_of
 
@@ -80,8 +80,7 @@ def _training_folder(checkpoint) -> Path:
     """
     options = checkpoint.options
     run = checkpoint.path.absolute().parent.parent
-    recorded = json_or_empty(run / RECORD).get("cwd")
-    if isinstance(recorded, str):
+    if recorded := json_or_empty(run / RECORD).get("cwd"):
         return Path(recorded)
     end = Path(str(options.get("logs")), str(options.get("name"))).parts
     for folder in (run, run.resolve()):
@@ -143,9 +142,7 @@ def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> boo
     try:
         if is_good(path):
             return False
-        with open(path, "rb") as file:
-            while file.read(8 << 20):
-                pass
+        content_digest(path)  # reads the whole file
         return not is_good(path)  # which failed before if a disk or network had a transient error
     except OSError as error:
         return isinstance(error, FileNotFoundError)
