@@ -46,11 +46,10 @@ def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
     """
     check_out(out, paths, OPTIONS, overwrite=overwrite)
     checkpoints = [read_checkpoint(path) for path in paths]
-    first, *others = checkpoints
+    first = checkpoints[0]
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, checkpoint.path)
-    for other in others:
-        _check_fit(other, first, other.weights, first.weights)
+        _check_fit(checkpoint, first, checkpoint.weights, first.weights)
     latest = max(
         reversed(checkpoints), key=lambda checkpoint: int(checkpoint.weights.get(NUM_CAPTIONS, 0))
     )

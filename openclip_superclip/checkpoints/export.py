@@ -59,15 +59,7 @@ tags:
 def as_hugging_face(tokenizer: SimpleTokenizer):
     """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
     of padding to 0."""
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
@@ -80,14 +72,11 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    bpe.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, tokenizer.sot_token_id), (end, tokenizer.eot_token_id)],
+    bpe.post_processor = processors.BertProcessing(
+        (end, tokenizer.eot_token_id), (start, tokenizer.sot_token_id)
     )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
-    bpe.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in (start, end, PADDING)]
-    )
+    bpe.add_special_tokens([start, end, PADDING])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=start,

@@ -75,7 +75,8 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
             f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? "
             "and ["
         )
-    damaged = list(itertools.takewhile(is_damaged, files))
+    damaged = tuple(itertools.takewhile(is_damaged, files))
+    newest = next(iter(files[len(damaged) :]), None)
     if is_ours:
         # OpenCLIP renames tmp.pt to epoch_latest.pt when it is complete.
         own.append(folder / "tmp.pt")
@@ -85,14 +86,11 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
                     f"--resume latest would use {file}, which the run has not saved: move it "
                     "elsewhere"
                 )
-    if len(damaged) == len(files):
-        return Resumed(None, tuple(damaged))
-    newest = files[len(damaged)]
-    if not is_complete(newest):
+    if newest and not is_complete(newest):
         raise InputError(
             f"--resume: {newest} cannot be read: make it readable, or rename or remove it"
         )
-    return Resumed(newest, tuple(damaged))
+    return Resumed(newest, damaged)
 
 
 def check_kind(

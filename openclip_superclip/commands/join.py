@@ -1,6 +1,7 @@
 """superclip join: makes one model of an image tower and a text tower that were trained
 separately."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -56,14 +57,10 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
-    schema, _, image = options.image.partition(":")
-    name, _, file = image.partition("=")
-    if schema != "timm" or not name:
+    image = re.fullmatch("timm:([^=]+)(?:=(.+))?", options.image)
+    if not image:
         raise InputError(f"--image is {options.image}; expected timm:NAME=FILE or timm:NAME")
-    if options.by_order and not file:
-        raise InputError(
-            "--by-order matches the tensors of a file: expected --image timm:NAME=FILE"
-        )
+    name, file = image.groups()
     from ..checkpoints.joining import ImageSource, join
 
     source = from_options(ImageSource, options, name=name, file=Path(file) if file else None)
