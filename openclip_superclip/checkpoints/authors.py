@@ -45,10 +45,9 @@ def import_checkpoint(
     architecture = read_architecture(model)
     architecture.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     theirs = read_checkpoint(file, of_authors=True).weights
-    missing = [name for name in (*AUTHORS_HEAD, *AUTHORS_STATISTICS) if name not in theirs]
-    if missing:
+    if missing := {*AUTHORS_HEAD, *AUTHORS_STATISTICS} - theirs.keys():
         raise InputError(
-            f"{file} is not a checkpoint of SuperCLIP's authors: it lacks {listed(missing)}"
+            f"{file} is not a checkpoint of SuperCLIP's authors: it lacks {listed(sorted(missing))}"
         )
     check_values(theirs, file)
     weights = from_authors(theirs, global_batch)

@@ -132,8 +132,7 @@ def write_model(
         model.text.config.save_pretrained(folder)
         text_cfg["hf_model_name"] = hub or str(out.resolve())
         text_cfg["hf_tokenizer_name"] = IN_FOLDER
-    name = text_cfg.get("hf_tokenizer_name")
-    if name:
+    if name := text_cfg.get("hf_tokenizer_name"):
         is_local = os.path.exists(name)  # a path that only this machine has
         text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else name)
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)

@@ -151,12 +151,12 @@ def _names_of_openclip() -> set[str]:
     """Returns the Hugging Face names in configurations of OpenCLIP, not in files of the user."""
     from open_clip import factory
 
-    own = [
-        cfg["text_cfg"]
+    return {
+        cfg["text_cfg"].get(field)
         for name, cfg in factory._MODEL_CONFIGS.items()
         if not name.endswith(".json")
-    ]
-    return {text.get(field) for text in own for field in ("hf_model_name", "hf_tokenizer_name")}
+        for field in ("hf_model_name", "hf_tokenizer_name")
+    }
 
 
 def _is_downloaded(repository: str) -> bool:
