@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from ...plans.recipe import CONFIG_FIELDS, METHODS
-from .paired_differences import PairedDifference, Spread, differences_by_seed
+from .paired_differences import PairedDifference, Spread
 from .paper_scores import PaperPoint, paper_points
 from .reported_run import FINISHED, ReportedRun
 from .run_scores import in_order
@@ -23,7 +23,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        method = METHODS.get(self.method, self.method)
+        method = METHODS[self.method]
         settings = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training
         )
@@ -52,8 +52,8 @@ class Group:
     def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
         """Returns a score's differences at the seeds that finished runs of both have; None if
         there is none."""
-        differences = differences_by_seed(self._by_seed(key), baseline._by_seed(key))
-        return PairedDifference(list(differences.values())) if differences else None
+        difference = PairedDifference.by_seed(self._by_seed(key), baseline._by_seed(key))
+        return difference if difference.values else None
 
     def _by_seed(self, key: str) -> dict[int, float]:
         """Returns a score of the finished runs that have it, by seed."""
@@ -65,15 +65,9 @@ class Group:
 class Comparison:
     """The runs of one model, data set and number of samples."""
 
-    model: str
-    data: str
-    samples: int
+    name: str
     groups: list[Group]  # in the order of tables: by batch size, method and name
     paper: list[PaperPoint]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}, {self.data}, {number(self.samples)} samples"
 
     @property
     def series(self) -> list[Series]:
@@ -106,15 +100,12 @@ class Comparison:
         return equal or (comparable if len(comparable) == 1 else [])
 
     def paper_of(self, series: Series) -> list[PaperPoint]:
-        """Returns the paper's scores of a series, by batch size, in the order of tables."""
-        variant = dict(series.variant)
-        points = [
+        """Returns the paper's scores of a series, in the order of the recipes: by batch size."""
+        return [
             point
             for point in self.paper
-            if (point.method, point.variant) == (series.method, variant)
+            if (point.method, point.variant) == (series.method, dict(series.variant))
         ]
-        keys = in_order(point.key for point in points)
-        return sorted(points, key=lambda point: (point.batch_size, keys.index(point.key)))
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -128,7 +119,11 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [
-        Comparison(model, data, samples, _groups(same), paper_points(model, data, samples))
+        Comparison(
+            f"{model}, {data}, {number(samples)} samples",
+            _groups(same),
+            paper_points(model, data, samples),
+        )
         for (model, data, samples), same in comparable.items()
     ]
 
@@ -150,7 +145,7 @@ def _groups(runs: list[ReportedRun]) -> list[Group]:
                     "of them"
                 )
         group.runs.append(run)
-    methods = [*METHODS, *(run.method for run in runs)]
+    methods = list(METHODS)
 
     def order(group: Group) -> tuple:
         return group.batch_size, methods.index(group.series.method), group.series.name

@@ -6,11 +6,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-def differences_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
-    """Returns the differences of scores by seed, for the seeds that both have."""
-    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
-
-
 class Spread(NamedTuple):
     """A score of runs that differ by the seed alone: never the best of them."""
 
@@ -32,6 +27,12 @@ class Spread(NamedTuple):
 
 class PairedDifference(Spread):
     """The differences of two methods' scores, one for each seed that both were trained with."""
+
+    @staticmethod
+    def by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> "PairedDifference":
+        """Returns the differences of scores by seed, for the seeds that both have, in order."""
+        seeds = sorted(ours.keys() & theirs.keys())
+        return PairedDifference([ours[seed] - theirs[seed] for seed in seeds])
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -22,22 +22,9 @@ from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .paired_differences import Spread
 from .reported_run import FINISHED, MISSING, ReportedRun
-from .run_scores import LABELS, format_score, in_order
+from .run_scores import LABELS, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
-RUN_HEADS = [
-    "run",
-    "state",
-    "note",
-    "method",
-    "samples",
-    "batch",
-    "seed",
-    "lr",
-    "samples/s",
-    "model",
-    "data",
-]
 NONE = "–"  # in a cell
 FILES = ("report.html", "report.md", "runs.csv")  # the first one has the mark
 MARK = 'name="generator" content="superclip report"'
@@ -83,8 +70,9 @@ def write_report(
     for number, comparison in enumerate(comparisons, 1):
         suffix = f"_{number}" if len(comparisons) > 1 else ""
         sections.append(_comparison_section(comparison, suffix))
-    rows = [[_text(fact) for fact in _facts(run)] for run in runs]
-    sections.append(Section("Runs", [], [Table("All runs", RUN_HEADS, rows)]))
+    heads = list(_facts(runs[0]))
+    rows = [list(map(_text, _facts(run).values())) for run in runs]
+    sections.append(Section("Runs", [], [Table("All runs", heads, rows)]))
     template = html_template(
         Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
     )
@@ -97,8 +85,8 @@ def write_report(
         for figure in section.figures:
             write_bytes(out / figure.file, figure.png)
     keys = in_order(key for run in runs for key in run.scores)
-    rows = [[*_facts(run), *map(run.scores.get, keys)] for run in runs]
-    write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
+    rows = [[*_facts(run).values(), *map(run.scores.get, keys)] for run in runs]
+    write_text(out / "runs.csv", csv_text([[*heads, *keys], *rows]))
     markdown = [f"# {markdown_text(title)}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
 
@@ -142,7 +130,7 @@ def scores_table(comparison: Comparison) -> Table:
         "Differences are paired by seed, with their 95 % interval (Student's t). The training is "
         "equal, except for what the names show."
     )
-    runs = [run for group in comparison.groups for run in group.runs]
+    runs = comparison.runs
     differing = {
         name
         for name, settings in itertools.chain(*(run.evaluated.items() for run in runs))
@@ -179,7 +167,7 @@ def paper_table(comparison: Comparison) -> Table:
     trained."""
     rows = []
     for group in comparison.groups:
-        recipes = [run.recipe for run in group.runs if run.recipe]
+        recipes = [run.planned.recipe for run in group.runs if run.planned]
         settings = [item for recipe in recipes for item in recipe.set_values.items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
@@ -191,15 +179,15 @@ def paper_table(comparison: Comparison) -> Table:
             here = MISSING
             difference = NONE
             if ours:
-                here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
-                difference = format_score(key, ours.mean - paper.value, "+")
+                here = str(ours)
+                difference = f"{ours.mean - paper.value:+.1f}"
             rows.append(
                 [
                     group.series.name,
                     f"{group.batch_size:,}",
                     LABELS.get(key, key),
                     here,
-                    format_score(key, paper.value),
+                    str(paper.value),
                     difference,
                     f"{paper.source}{here_with}",
                 ]
@@ -208,15 +196,21 @@ def paper_table(comparison: Comparison) -> Table:
     return Table("Beside the paper", heads, rows)
 
 
-def _facts(run: ReportedRun) -> list:
-    """Returns what RUN_HEADS name; None is unknown."""
-    facts = [run.name, run.state, run.note]
-    if run.state == MISSING:
-        return facts + [None] * (len(RUN_HEADS) - len(facts))
-    method = METHODS.get(run.method, run.method)
-    lr = run.training.get("lr")
-    facts += [method, run.samples, run.batch_size, run.seed, lr, run.samples_per_second]
-    return [*facts, run.model, run.data]
+def _facts(run: ReportedRun) -> dict[str, object]:
+    """Returns what the table of all runs contains, by its heads; None is unknown."""
+    return {
+        "run": run.name,
+        "state": run.state,
+        "note": run.note,
+        "method": METHODS.get(run.method),
+        "samples": run.samples,
+        "batch": run.batch_size,
+        "seed": run.seed,
+        "lr": run.training.get("lr"),
+        "samples/s": run.samples_per_second,
+        "model": run.model,
+        "data": run.data,
+    }
 
 
 def _text(fact: str | float | None) -> str:
@@ -228,5 +222,5 @@ def _text(fact: str | float | None) -> str:
 def _describe(run: ReportedRun) -> str:
     """Returns what the end of the page shows of a run: versions and recipe."""
     versions = [f"{name} {version}" for name, version in run.record.get("versions", {}).items()]
-    recipe = run.recipe.text.strip() if run.recipe else ""
+    recipe = run.planned.recipe.text.strip() if run.planned else ""
     return f"versions: {', '.join(versions) or 'not recorded'}\n\n{recipe}"

@@ -99,25 +99,21 @@ def of_training(run: Path) -> dict[str, float]:
     }
 
 
-def format_score(key: str, value: float, sign: str = "") -> str:
-    """Returns a score, or with the sign "+" a difference, as text: percents to a tenth."""
-    return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
-
-
 def in_order(keys: Iterable[str]) -> list[str]:
     """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval,
     probe, the rest."""
-    keys = dict.fromkeys(keys)
-    known = [key for key in LABELS if key in keys]
-    return known + sorted((key for key in keys if key not in LABELS), key=_kind)
+    return sorted(dict.fromkeys(keys), key=_place)
 
 
-def _kind(key: str) -> int:
-    """Returns the index in KINDS of a score."""
-    for index, word in enumerate(KINDS):
+def _place(key: str) -> int:
+    """Returns the place of a score among LABELS, or after these by the first of KINDS in its
+    name."""
+    if key in LABELS:
+        return list(LABELS).index(key)
+    for place, word in enumerate(KINDS, len(LABELS)):
         if word in key:
-            return index
-    return len(KINDS)
+            return place
+    return len(LABELS) + len(KINDS)
 
 
 def _of_records(records: list[dict]) -> dict[str, float]:

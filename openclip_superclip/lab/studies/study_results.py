@@ -3,11 +3,12 @@ sentences on them."""
 
 import math
 import statistics
+from collections import defaultdict
 from itertools import product
 
 from ...errors import InputError
 from ...rendering import csv_text, markdown_table
-from ..reports.paired_differences import PairedDifference, Spread, differences_by_seed
+from ..reports.paired_differences import PairedDifference, Spread
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
@@ -30,42 +31,38 @@ class StudyResults:
     """The records of a study's runs, which `check_measures` has accepted, compared arm by arm at
     equal seeds."""
 
-    def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
+    def __init__(self, study: Study, records: list[dict]):
         self.study = study
         self.records = records
-        self.chosen = chosen or {}
         self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
         return Spread(list(self._scores(arm, cell, measure).values()))
 
     def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
-        """Returns the differences at the seeds that both arms have."""
-        return PairedDifference(list(self._differences(arm, baseline, cell, measure).values()))
+        """Returns the differences of two arms in a cell, by seed."""
+        return PairedDifference.by_seed(
+            self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
+        )
 
-    def over_cells(self, arm: str, baseline: str, measure: str) -> dict[str, PairedDifference]:
-        """Returns, at the seeds that all cells have, the mean of each seed's differences over the
-        cells.
+    def over_cells(self, arm: str, baseline: str) -> dict[str, dict[str, PairedDifference]]:
+        """Returns by measure the mean of each seed's differences over the cells; {} without cells.
 
         If the cells are numbers above 0, also the slope of each seed's differences over their
         binary logarithm.
         """
         cells = self.study.cell_values
-        by_cell = [self._differences(arm, baseline, cell, measure) for cell in cells]
-        seeds = sorted(set.intersection(*map(set, by_cell)))
-        rows = [[differences[seed] for differences in by_cell] for seed in seeds]
-        over = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
-        if len(cells) > 1 and all(isinstance(cell, (int, float)) and cell > 0 for cell in cells):
-            logarithms = [math.log2(cell) for cell in cells]
-            slopes = [statistics.linear_regression(logarithms, row).slope for row in rows]
-            over["per doubling"] = PairedDifference(slopes)
+        are_numbers = all(isinstance(cell, (int, float)) and cell > 0 for cell in cells)
+        over = defaultdict(dict)
+        for measure in self.measures if self.study.cells else ():
+            by_cell = [self.difference(arm, baseline, cell, measure).values for cell in cells]
+            by_seed = list(zip(*by_cell, strict=True))
+            over["mean"][measure] = PairedDifference(list(map(statistics.mean, by_seed)))
+            if len(cells) > 1 and are_numbers:
+                logarithms = list(map(math.log2, cells))
+                slopes = [statistics.linear_regression(logarithms, row).slope for row in by_seed]
+                over["per doubling"][measure] = PairedDifference(slopes)
         return over
-
-    def _differences(self, arm: str, baseline: str, cell, measure: str) -> dict[int, float]:
-        """Returns the differences of two arms in a cell, by seed."""
-        return differences_by_seed(
-            self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
-        )
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
         """Returns an arm's scores in a cell, by seed."""
@@ -115,11 +112,10 @@ class StudyResults:
         heads = ["points"]
         rows = [[self.title(measure)] for measure in self.measures]
         for arm, baseline in self.study.pairs:
-            summaries = [self.over_cells(arm, baseline, measure) for measure in self.measures]
-            for kind in summaries[0]:
+            for kind, differences in self.over_cells(arm, baseline).items():
                 heads.append(f"{arm} − {baseline}, {kind}")
-                for row, summary in zip(rows, summaries, strict=True):
-                    row.append(str(summary[kind]))
+                for row, measure in zip(rows, self.measures, strict=True):
+                    row.append(str(differences[measure]))
         return markdown_table(heads, rows)
 
     def title(self, measure: str) -> str:
@@ -131,21 +127,20 @@ class StudyResults:
         """Returns which differences exclude zero, for each comparison, in each cell and over the
         cells."""
         study = self.study
-        measures = self.measures
         sentences = []
         for arm, baseline in study.pairs:
             name = f"{arm} − {baseline}"
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
-                differences = {m: self.difference(arm, baseline, cell, m) for m in measures}
+                differences = {
+                    measure: self.difference(arm, baseline, cell, measure)
+                    for measure in self.measures
+                }
                 sentences.append(f"{name}{at_cell}: {_excludes_zero(differences)}.")
-            if study.cells:
-                over = {m: self.over_cells(arm, baseline, m) for m in measures}
-                for kind in over[study.primary]:
-                    differences = {m: over[m][kind] for m in measures}
-                    sentences.append(
-                        f"{name}, {kind} over {study.cell_field}: {_excludes_zero(differences)}."
-                    )
+            for kind, differences in self.over_cells(arm, baseline).items():
+                sentences.append(
+                    f"{name}, {kind} over {study.cell_field}: {_excludes_zero(differences)}."
+                )
         return [*sentences, *self._near_chance(), *self._best_epochs()]
 
     def _near_chance(self) -> list[str]:
@@ -194,17 +189,16 @@ class StudyResults:
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
         study = self.study
-        differences = []
+        at_cells = []
         over_cells = []
         for (arm, baseline), measure in product(study.pairs, self.measures):
             compared = {"arm": arm, "baseline": baseline, "measure": measure}
             for cell in study.cell_values:
                 difference = self.difference(arm, baseline, cell, measure)
-                differences.append({**compared, "cell": cell, **difference.record()})
-            if study.cells:
-                for kind, difference in self.over_cells(arm, baseline, measure).items():
-                    over_cells.append({**compared, "over": kind, **difference.record()})
-        return {"differences": differences, "over_cells": over_cells}
+                at_cells.append({**compared, "cell": cell, **difference.record()})
+            for kind, differences in self.over_cells(arm, baseline).items():
+                over_cells.append({**compared, "over": kind, **differences[measure].record()})
+        return {"differences": at_cells, "over_cells": over_cells}
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""
