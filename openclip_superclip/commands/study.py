@@ -74,12 +74,8 @@ def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
     try:
         parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
         return _run(study_call(parts), options)
-    except InputError:
+    finally:  # after --dry-run, or an error
         if not any(is_own(run, split.folder.name) for run in whole.runs_in.glob(f"*/{RECORD}")):
-            split.remove()
-        raise
-    finally:
-        if options.dry_run:
             split.remove()
 
 
@@ -125,11 +121,8 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     from ..lab.studies.study_training import StudyTraining, run_study
 
     training = StudyTraining(call)
-    for run in [*training.trials(), *training.runs(training.chosen())]:
-        training.check_folder(run)
     if not options.only:
-        for warning in training.check_arms():
-            to_stderr(f"superclip study: {warning}")
+        training.check_arms()
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 

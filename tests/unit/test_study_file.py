@@ -171,7 +171,7 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     call = called(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
     results = StudyResults(call.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.difference("B", "A", None, "zero_shot").values == [3, 2, 4]
-    write_results(results, call)
+    write_results(results, {}, call)
     rows = read_rows(tmp_path / "study.csv")
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
 

@@ -24,6 +24,16 @@ from .study_run import StudyRun
 
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
+# by what measures a run on the demo's scenes: the options of `measure`
+OF_SCENES = {
+    "demo": {},
+    "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
+    "second-draw": {
+        "seed": SECOND_DRAW.seed,
+        "designers": SECOND_DRAW.designers,
+        "trained_on": SECOND_DRAW.designers,
+    },
+}
 # by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
 DENSE = {
     "demo_masks": ("mIoU", SEGMENTATION, "miou"),
@@ -89,14 +99,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
         return measure_natural(model, split=run.split, seed=run.seed)
     if measures == "transfer":
         return measure_transfer(model, run.split, run.seed)
-    if measures == "unseen-drawings":
-        return measure(model, run.split, designers=UNSEEN_DESIGNERS)
-    if measures == "second-draw":
-        designers = SECOND_DRAW.designers
-        return measure(
-            model, run.split, SECOND_DRAW.seed, designers=designers, trained_on=designers
-        )
-    return measure(model, run.split)
+    return measure(model, run.split, **OF_SCENES[measures])
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:

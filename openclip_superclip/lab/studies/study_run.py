@@ -83,18 +83,18 @@ class StudyRun:
         self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
-        before = json_or_empty(self.folder / CPU_SECONDS)
-        is_known = not before.get("is_running") and (before or not self.run_folder.epoch)
-        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": None, "is_running": True})
+        cpu_file = self.folder / CPU_SECONDS
+        of_first_start = None if self.run_folder.epoch else 0.0
+        earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
+        write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
         exit_code, seconds = run_superclip(
             ["run", str(self.folder)],
             output,
             one_thread=self.call.options.device == "cpu",
             is_to_stop=stop.is_set,
         )
-        earlier = before.get("cpu_seconds", 0.0) if is_known else None
-        total_seconds = None if earlier is None else earlier + seconds
-        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": total_seconds})
+        if earlier is not None:
+            write_json(cpu_file, {"cpu_seconds": earlier + seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if exit_code != 0:

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import statistics
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -18,7 +19,6 @@ from ...files import json_or_empty, make_folder, write_bytes, write_json, write_
 from ...method.model import trains_only_head
 from ...openclip.step_memory import model_without_values
 from ...openclip.train import check_command
-from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.lock import lock
@@ -27,7 +27,7 @@ from ...runs.unreadable import refuse_bad_files
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
 from .measure_run import DENSE_SCENES, measured
-from .progress_bar import StudyBar
+from .progress_bar import samples_trained, study_bar
 from .study_call import StudyCall
 from .study_file import LIKE
 from .study_results import StudyResults, check_measures
@@ -49,7 +49,7 @@ class StudyTraining:
         self.call = call
         self.study = call.study
         self.jobs = jobs
-        self._recipes: dict[str, Recipe] = {}  # by the name of the run
+        self._fields: dict[str, dict] = {}  # of the recipes, by the name of the run
 
     def runs(self, chosen: Rates) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a
@@ -76,30 +76,41 @@ class StudyTraining:
     def _run(
         self, arm: str, cell, seed: int, rate: float | str | None, split: str = "test"
     ) -> StudyRun:
+        """Returns a run; InputError if its folder has, or will have, another one."""
         study = self.study
-        settings = study.settings(arm, cell)
+        own_seed = {"seed": str(seed)}
+        settings = study.settings(arm, cell) | own_seed
         if rate:
             settings["lr"] = str(rate)
-        settings["seed"] = str(seed)
         recipe = read_recipe(study.recipe, settings)
-        name = self._name(recipe, settings)
-        earlier = named_fields(self._recipes.setdefault(name, recipe))
-        fields = named_fields(recipe)
-        differing = [key for key in earlier | fields if earlier.get(key) != fields.get(key)]
-        if differing:
-            raise InputError(
-                f"arms: {arm} and another arm would share the folder {name} but differ in "
-                f"{listed(differing)}: rename the file, or change the value"
-            )
-        folder = self.call.runs_in / name
-        return StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
-
-    def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
-        """Returns the name of a run's folder."""
-        study = self.study
-        common = study.overrides | {"seed": settings["seed"]}
+        common = read_recipe(study.recipe, study.overrides | own_seed)
         is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
-        return run_name(recipe, read_recipe(study.recipe, common), is_common)
+        name = run_name(recipe, common, is_common)
+        folder = self.call.runs_in / name
+        run = StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
+        fields = named_fields(recipe)
+        if name not in self._fields:
+            self._fields[name] = fields
+            self._check_folder(run)
+        elif self._fields[name] != fields:
+            raise InputError(
+                f"arms: {arm} and another arm would share the folder {name}, but their recipes "
+                "differ: rename the file, or change the value"
+            )
+        return run
+
+    def _check_folder(self, run: StudyRun) -> None:
+        """Raises InputError if the run's folder contains a run with other settings, data or
+        device."""
+        folder = run.run_folder
+        advice = f"give {self.call.runs_flag} another folder"
+        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
+            raise InputError(
+                f"{folder.path} contains checkpoints of something else than a run of a study: "
+                f"{advice}"
+            )
+        folder.check_recipe(run.recipe, advice)
+        folder.check_data(advice, self.call.data or run.recipe.shards, self.call.options.device)
 
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing
@@ -129,31 +140,20 @@ class StudyTraining:
             return checked["warnings"]
         return plan.check_validation()
 
-    def check_arms(self) -> list[str]:
-        """Returns a warning about arms whose class loss trains only its head; InputError if the
-        arms do not differ in anything else."""
+    def check_arms(self) -> None:
+        """Raises InputError for an arm whose class loss would train only its head."""
         study = self.study
-        if study.is_of_scenes:
-            return []
-        runs = [run for run in self.runs(self.chosen()) if run.seed == study.first_seed]
-        with_head = [run for run in runs if run.recipe.method.startswith("super")]
-        frozen = []
-        for run in with_head:
+        for run in self.runs(self.chosen()):
+            is_first = run.seed == study.first_seed
+            if study.is_of_scenes or not (is_first and run.recipe.method.startswith("super")):
+                continue
             options = check_command(run.described().openclip_arguments())
             if not is_unchecked(options) and trains_only_head(model_without_values(options)):
-                frozen.append(run)
-        if not frozen:
-            return []
-        arms = listed(dict.fromkeys(run.arm for run in frozen))
-        problem = f"the image tower of {arms} is frozen, so the class loss trains only its head"
-        objectives = {run.recipe.method.removeprefix("super") for run in runs}
-        fields = set().union(*study.arms.values())
-        if frozen == with_head and fields == {"method"} and len(objectives) == 1:
-            raise InputError(
-                f"arms: {problem}, and the study would compare equal models: train the image "
-                "tower, too, or train CLIP alone with superclip train"
-            )
-        return [f"{problem}, and its towers are those of a training without the class loss"]
+                raise InputError(
+                    f"arm '{run.arm}': its image tower is frozen, so the class loss trains only "
+                    "its head, and the study would compare equal models: train the image tower, "
+                    "too, or leave the arm out"
+                )
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
@@ -165,19 +165,6 @@ class StudyTraining:
                 f"finished: {listed(names, 3)}; the command that trains the study, or submits it "
                 "to SLURM, continues them"
             )
-
-    def check_folder(self, run: StudyRun) -> None:
-        """Raises InputError if the run's folder contains a run with other settings, data or
-        device."""
-        folder = run.run_folder
-        advice = f"give {self.call.runs_flag} another folder"
-        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
-            raise InputError(
-                f"{folder.path} contains checkpoints of something else than a run of a study: "
-                f"{advice}"
-            )
-        folder.check_recipe(run.recipe, advice)
-        folder.check_data(advice, self.call.data or run.recipe.shards, self.call.options.device)
 
     def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure
@@ -204,8 +191,6 @@ class StudyTraining:
 
     def records(self, runs: Sequence[StudyRun]) -> list[dict]:
         """Trains and measures runs; equal ones once."""
-        for run in runs:  # all, before the first trains
-            self.check_folder(run)
         if not self.jobs:
             self.check_finished(runs)
         for warning in warnings(unfinished(runs)):
@@ -228,10 +213,11 @@ class StudyTraining:
         """Returns what was measured of each run by its name, after training `jobs` at a time
         under one bar of all their samples."""
         primary = self.study.primary
+        title = primary.replace("_", " ")
         stop = threading.Event()
         results = {}
-        progress = StudyBar(self.study.name, runs)
-        with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
+        bar = study_bar(self.study.name, runs)
+        with bar, ThreadPoolExecutor(self.jobs or 1) as pool:
             pending = {pool.submit(self._finish, run, stop) for run in runs}
             try:
                 while pending:
@@ -240,8 +226,9 @@ class StudyTraining:
                         record = future.result()
                         name = record["run"]
                         results[name] = record
-                        progress.report(name, primary, record["measures"].get(primary, math.nan))
-                    progress.show(num_measured=len(results))
+                        score = record["measures"].get(primary, math.nan)
+                        bar.write(f"{name}: {title} {score:.1f}", sys.stderr)
+                    bar.update(samples_trained(runs) - bar.n)
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
@@ -250,8 +237,6 @@ class StudyTraining:
 
     def _finish(self, run: StudyRun, stop: threading.Event) -> dict:
         """Trains and measures a run."""
-        if stop.is_set():
-            raise InputError("stopped")
         if self.jobs:
             run.train(stop)
         return measured(run, stop)
@@ -285,9 +270,10 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
     training = StudyTraining(call, jobs)
-    runs = training.runs({})  # InputError if two different runs would be in one folder
+    trials = training.trials()
+    runs = training.runs(training.chosen())
     if not jobs:
-        training.check_finished(training.trials() or runs)
+        training.check_finished(trials or runs)
     else:
         for warning in training.data_warnings(runs[0]):
             to_stderr(f"superclip study: {warning}")
@@ -301,12 +287,12 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     ):
         write_data(call)
         chosen = training.tune()
-        results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
-        write_results(results, call)
+        results = StudyResults(call.study, training.records(training.runs(chosen)))
+        write_results(results, chosen, call)
     return results
 
 
-def write_results(results: StudyResults, call: StudyCall) -> None:
+def write_results(results: StudyResults, chosen: Rates, call: StudyCall) -> None:
     """Writes study.json, study.csv (a row for each run), study.md and study.png."""
     from .figures import draw_study
 
@@ -325,7 +311,7 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
         "versions": versions_of_run(),
         "processor": processor(),
         "cpus": os.cpu_count(),
-        "chosen": results.chosen,
+        "chosen": chosen,
         **results.comparisons(),
         "runs": results.records,
     }
