@@ -12,7 +12,7 @@ from ..data.tables import check_table, is_table
 from ..errors import InputError, Parser, at_least, to_stderr
 from ..extras import require
 from ..files import is_own
-from ..flags import Config
+from ..flags import Config, DataConfig
 from . import recipe_options as shared
 from .shared_options import add_count, add_switch, from_options
 
@@ -103,10 +103,7 @@ def _splits(options: Namespace) -> bool:
     has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
-    if not 0 < options.val_fraction < 1:
-        raise InputError(
-            f"--val-fraction is {options.val_fraction}; expected a fraction above 0 and below 1"
-        )
+    DataConfig(val_fraction=options.val_fraction)  # InputError for another number than a fraction
     if has_validation:
         raise InputError("--val-fraction splits validation data off --data: leave out --val-data")
     if not is_table(options.data):

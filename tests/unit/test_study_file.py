@@ -125,8 +125,12 @@ def test_the_interval_is_that_of_students_paired_test(values):
 @parametrize("values", [[5.0], [4.99999999999999, 5.0]])
 def test_one_seed_and_equal_differences_have_no_interval_and_exclude_nothing(values):
     difference = PairedDifference(values)
-    assert (difference.interval, difference.excludes_zero, str(difference)) == (None, False, "+5.0")
-    assert not PairedDifference([0.0, 0.0]).excludes_zero
+    assert (difference.interval, difference.verdict, str(difference)) == (
+        None,
+        "not significant",
+        "+5.0",
+    )
+    assert PairedDifference([0.0, 0.0]).verdict == "not significant"
 
 
 def records(**scores):

@@ -120,7 +120,7 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
             comparable[run.model, run.data, run.samples].append(run)
     return [
         Comparison(
-            f"{model}, {data}, {number(samples)} samples",
+            f"{model}, {data}, {samples:,} samples",
             _groups(same),
             paper_points(model, data, samples),
         )
@@ -162,11 +162,3 @@ def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
         if len(values) > 1:
             training.append((name, str(run.training.get(name, "default"))))
     return Series(run.method, tuple(sorted(run.variant.items())), tuple(training))
-
-
-def number(value: int) -> str:
-    """Returns 512M for 512,000,000 and so on; numbers that are not round stay as they are."""
-    for factor, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if factor <= value < 1000 * factor and value * 10 % factor == 0:
-            return f"{value / factor:.1f}".removesuffix(".0") + letter
-    return f"{value:,}"

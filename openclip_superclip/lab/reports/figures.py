@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
-from .comparable_runs import Comparison, Group, Series, number
+from .comparable_runs import Comparison, Group, Series
 from .reported_run import FINISHED
 from .run_scores import LABELS
 
@@ -137,7 +137,7 @@ def _look(comparison: Comparison, series: Series) -> dict:
 
 def _batch(size: int) -> str:
     """Returns 16K for 16,384, as the paper writes it."""
-    return f"{size // 1024}K" if size % 1024 == 0 else number(size)
+    return f"{size // 1024}K" if size % 1024 == 0 else f"{size:,}"
 
 
 def draw_losses(comparison: Comparison, file: str) -> Figure | None:

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
+VERDICTS = ("above zero", "below zero", "not significant")
+
 
 class Spread(NamedTuple):
     """A score of runs that differ by the seed alone: never the best of them."""
@@ -49,10 +51,12 @@ class PairedDifference(Spread):
         return self.mean - half, self.mean + half
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; a single seed shows nothing."""
+    def verdict(self) -> str:
+        """One of VERDICTS: on which side of zero the interval lies; a single seed shows nothing."""
         low, high = self.interval or (0.0, 0.0)
-        return low > 0 or high < 0
+        if low > 0:
+            return "above zero"
+        return "below zero" if high < 0 else "not significant"
 
     def record(self) -> dict:
         return {"mean": self.mean, "interval": self.interval, "values": self.values}

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from ...plans.recipe_files import read_recipe, shipped_recipes
-from .reported_run import method_variant
+from .reported_run import method_variant, recipe_options
 
 
 class PaperPoint(NamedTuple):
@@ -28,7 +28,7 @@ def paper_points(model: str, data: str, samples: int) -> list[PaperPoint]:
         source = recipe.paper["source"]
         if recipe.paper["read_off"]:
             source += ", read off ±0.05"
-        variant = method_variant(recipe.method, recipe.superclip or {}, recipe.flags)
+        variant = method_variant(recipe.method, recipe_options(recipe))
         for key, value in recipe.paper["values"].items():
             points.append(
                 PaperPoint(recipe.method, variant, recipe.global_batch_size, key, value, source)

@@ -3,7 +3,6 @@ and the runs as CSV."""
 
 import itertools
 import re
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,8 +75,7 @@ def write_report(
     template = html_template(
         Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
     )
-    trained = [run for run in runs if run.state != MISSING]
-    page = template.render(title=title, facts=facts, sections=sections, runs=trained, bad=BAD)
+    page = template.render(title=title, facts=facts, sections=sections, runs=runs, bad=BAD)
     write_text(out / FILES[0], page)
     for name in pictures(out):
         (out / name).unlink()
@@ -105,26 +103,25 @@ def _comparison_section(comparison: Comparison, suffix: str) -> Section:
 
 
 def scores_table(comparison: Comparison) -> Table:
-    """Returns a row for each method and batch size, and for each difference, with a column for
-    each score."""
+    """Returns a row for each method and batch size, and then for each difference, with a column
+    for each score."""
     keys = comparison.score_keys
-    rows = []
-    for batch_size, same_size in itertools.groupby(comparison.groups, attrgetter("batch_size")):
-        size = f"{batch_size:,}"
-        groups = list(same_size)
-        for group in groups:
-            seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
-            number = f"0 of {len(group.runs)} finished"
-            if seeds:
-                number = f"{len(seeds)} (seed {', '.join(seeds)})"
-            cells = _cells([group.score(key) for key in keys], len(seeds))
-            rows.append([group.series.name, size, number, *cells])
-        for group in groups:
-            for baseline in comparison.baselines(group):
-                name = f"{group.series.name} − {baseline.series.name}"
-                differences = [group.difference(baseline, key) for key in keys]
-                pairs = max(len(difference.values) for difference in differences if difference)
-                rows.append([name, size, f"{pairs} pair(s)", *_cells(differences, pairs)])
+    scores = []
+    differences = []
+    for group in comparison.groups:
+        name = group.series.name
+        size = f"{group.batch_size:,}"
+        seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
+        number = f"0 of {len(group.runs)} finished"
+        if seeds:
+            number = f"{len(seeds)} (seed {', '.join(seeds)})"
+        cells = _cells([group.score(key) for key in keys], len(seeds))
+        scores.append([name, size, number, *cells])
+        for baseline in comparison.baselines(group):
+            by_key = [group.difference(baseline, key) for key in keys]
+            pairs = max(len(difference.values) for difference in by_key if difference)
+            names = f"{name} − {baseline.series.name}"
+            differences.append([names, size, f"{pairs} pair(s)", *_cells(by_key, pairs)])
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent, except for RMSE. "
         "Differences are paired by seed, with their 95 % interval (Student's t). The training is "
@@ -148,7 +145,7 @@ def scores_table(comparison: Comparison) -> Table:
             "--data DIR."
         )
     heads = ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)]
-    return Table("Scores", heads, rows, note)
+    return Table("Scores", heads, scores + differences, note)
 
 
 def _cells(scores: list[Spread | None], most: int) -> list[str]:

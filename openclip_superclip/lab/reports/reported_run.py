@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ...errors import InputError, listed
 from ...files import content_digest, json_or_empty
 from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
-from ...plans.recipe import CONFIG_FIELDS, FIELDS, changes_scores
+from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
 from ...plans.run import Run
 from ...runs.folder import FINISHED, current_state
 from ...runs.progress import read_log
@@ -61,9 +60,19 @@ class ReportedRun:
         return statistics.median(speeds) if speeds else None
 
 
-def method_variant(method: str, superclip: dict, flags: Mapping) -> dict[str, object]:
-    """Returns the fields under `superclip`, and OpenCLIP's flags, that change the weights and
-    are not the default."""
+def recipe_options(recipe: Recipe) -> dict:
+    """Returns the options of a recipe, by the names that they have in params.txt."""
+    options = vars(recipe) | {"lr_scheduler": recipe.schedule}
+    for name, value in (recipe.superclip or {}).items():
+        options[f"superclip_{name}"] = value
+    for flag, value in recipe.flags.items():
+        options[flag.replace("-", "_")] = value
+    return options
+
+
+def method_variant(method: str, options: dict) -> dict[str, object]:
+    """Returns the fields of `superclip`, and OpenCLIP's options, that change the weights and are
+    not the default."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
         names = [
@@ -74,10 +83,10 @@ def method_variant(method: str, superclip: dict, flags: Mapping) -> dict[str, ob
     variant = {}
     for name in names:
         default = CONFIG_FIELDS[name].default
-        if superclip.get(name, default) != default:
-            variant[name] = superclip[name]
-    for flag, value in flags.items():
-        name = flag.replace("-", "_")
+        value = options.get(f"superclip_{name}", default)
+        if value != default:
+            variant[name] = value
+    for name, value in options.items():
         # FLIP's recipes drop half of the patches
         is_method = method.endswith("flip") and (name, value) == ("force_patch_dropout", 0.5)
         if value and not is_method and name.startswith(("force_", "lock_", "pretrained")):
@@ -94,14 +103,14 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     options = read_options(path)
     try:
         if Run.is_in(path):
-            _set_planned(run, Run.open(path))
-        else:
-            _set_options(run, options)
+            run.planned = Run.open(path)
+            options = _planned_options(run.planned)
+        _set_options(run, options)
     except InputError as error:
         run.note = str(error)
         return run
     state = current_state(path)
-    epochs = run.planned.num_slices if run.planned else options.get("epochs")
+    epochs = options["epochs"]
     run.is_stopped_early = bool(state.get("stopped_early"))
     if run.is_stopped_early:
         epochs = state["epoch"]
@@ -122,44 +131,32 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
     return run
 
 
-def _set_planned(run: ReportedRun, planned: Run) -> None:
-    """Sets what the description of a run of `superclip run` determines."""
-    run.planned = planned
-    recipe = planned.recipe
-    run.method = recipe.method
-    run.model = recipe.model
-    run.data = recipe.data
-    run.samples = recipe.samples
-    run.batch_size = recipe.global_batch_size
-    run.seed = recipe.seed
-    superclip = recipe.superclip or {}
-    run.variant = method_variant(recipe.method, superclip, recipe.flags)
-    flags = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
-    flags["lr_scheduler"] = recipe.schedule
-    flags[LONG_CAPTION] = superclip.get("long_caption")
-    run.training = _training(vars(recipe) | flags)
-    run.training["data"] = "the recipe's" if planned.data == recipe.shards else planned.data
+def _planned_options(planned: Run) -> dict:
+    """Returns the options of a run of `superclip run`, by the names that they have in
+    params.txt."""
+    return {
+        **recipe_options(planned.recipe),
+        "epochs": planned.num_slices,
+        "batch_size": planned.batch_size,
+        "accum_freq": planned.accum_freq,
+        "world_size": planned.world_size,
+    }
 
 
 def _set_options(run: ReportedRun, options: dict) -> None:
-    """Sets what OpenCLIP's params.txt determines; InputError if it is missing or truncated."""
+    """Sets what the options determine; InputError if params.txt is missing or truncated."""
     if not options:
         raise InputError("the folder contains neither run.json nor params.txt")
     needed = ("model", "epochs", "batch_size", "world_size", "accum_freq")
     missing = [name for name in needed if options.get(name) in (None, "")]
     if missing:
         raise InputError(f"params.txt is incomplete: it lacks {listed(missing)}")
-    superclip = {
-        name.removeprefix("superclip_"): value
-        for name, value in options.items()
-        if name.startswith("superclip_")
-    }
     run.method = "clip"
     if options.get("siglip"):
         run.method = "siglip"
     elif options.get("force_patch_dropout"):
         run.method = "flip"
-    if options.get("superclip") and superclip.get("weight") != 0:
+    if options.get("superclip") and options.get("superclip_weight") != 0:
         run.method = f"super{run.method}"
     run.model = str(options["model"])
     run.data = str(options.get("train_data"))
@@ -168,8 +165,14 @@ def _set_options(run: ReportedRun, options: dict) -> None:
     logged = run.points[0]["epoch_samples"] if run.points else 0
     run.samples = (options.get("train_num_samples") or logged) * options["epochs"]
     run.batch_size = options["batch_size"] * options["world_size"] * options["accum_freq"]
-    run.variant = method_variant(run.method, superclip, options)
+    run.variant = method_variant(run.method, options)
     run.training = _training(options)
+    if run.planned:
+        recipe = run.planned.recipe
+        run.data = recipe.data
+        run.samples = recipe.samples
+        is_of_recipe = run.planned.data == recipe.shards
+        run.training["data"] = "the recipe's" if is_of_recipe else run.planned.data
 
 
 def _training(options: dict) -> dict:

@@ -41,13 +41,12 @@ def draw_scores(path: Path, results: StudyResults) -> None:
             bars.plot(seeds, spread.values, ".", color="black", markersize=4)
     bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=10)
     bars.set_ylim(0, 100)
-    bars.set_title("held-out scenes, % (a dot for each seed)", fontsize=11)
+    bars.set_title("held-out scenes, % (a dot for each seed)")
     bars.grid(axis="y")
-    bars.legend(frameon=False, fontsize=10)
+    bars.legend(frameon=False)
     differences = [results.difference("SuperCLIP", "CLIP", None, measure) for measure in measures]
     draw_differences(panel, range(len(measures)), differences, COLOURS["SuperCLIP"], linestyle="")
-    set_difference_axis(panel, names, "")
-    panel.set_title("SuperCLIP − CLIP, points (bar: 95 % interval)", fontsize=11)
+    set_difference_axis(panel, names, "SuperCLIP − CLIP, points (bar: 95 % interval)")
     panel.tick_params(axis="x", labelsize=10)
     clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in COLOURS)
     text = (
@@ -115,5 +114,5 @@ def _draw_scenes(
     handles = [
         plt.Line2D([], [], color=colour, linewidth=5, label=arm) for arm, colour in COLOURS.items()
     ]
-    figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=11)
+    figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False)
     return figure

@@ -38,7 +38,7 @@ def draw_study(results: StudyResults) -> bytes:
         "difference, points or the title's unit\n(bar: 95 % interval, dot: a seed)", fontsize=8
     )
     handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return png(figure, bbox_inches="tight")  # long names of arms are wider than one panel
 
 

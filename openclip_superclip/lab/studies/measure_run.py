@@ -25,7 +25,7 @@ from .study_run import StudyRun
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
 # by what measures a run on the demo's scenes: the options of `measure`
-OF_SCENES = {
+SCENES_OF = {
     "demo": {},
     "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
     "second-draw": {
@@ -68,9 +68,8 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
-    if is_same and earlier.get("measures"):
-        return {**record, "measures": earlier["measures"]}
-    record["measures"] = _measure(run, weights, stop)
+    measures = earlier.get("measures") if is_same else None
+    record["measures"] = measures or _measure(run, weights, stop)
     write_json(file, record)
     return record
 
@@ -99,7 +98,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
         return measure_natural(model, split=run.split, seed=run.seed)
     if measures == "transfer":
         return measure_transfer(model, run.split, run.seed)
-    return measure(model, run.split, **OF_SCENES[measures])
+    return measure(model, run.split, **SCENES_OF[measures])
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:

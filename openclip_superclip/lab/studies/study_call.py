@@ -41,7 +41,6 @@ class StudyCall:
     study: Study
     out: Path
     runs_in: Path  # the folder of the runs, which studies of one recipe may share
-    runs_flag: str  # the flag that names it
     data: str | None  # of the runs, instead of the recipe's
     training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
@@ -73,8 +72,7 @@ def study_call(options: StudyOptions) -> StudyCall:
         model = f"local-dir:{options.scenes / training_data.model}"
         study = replace(study, overrides=study.overrides | {"model": model})
         data = f"{options.scenes / training_data.shards}"
-    runs_in, runs_flag = (options.runs, "--runs") if options.runs else (out / "runs", "--out")
-    return StudyCall(study, out, runs_in, runs_flag, data, training_data, options)
+    return StudyCall(study, out, options.runs or out / "runs", data, training_data, options)
 
 
 def _with_options(study: Study, options: StudyOptions) -> Study:

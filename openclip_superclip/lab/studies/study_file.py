@@ -202,7 +202,15 @@ def problems(study: Study) -> Iterator[str]:
             f"cells is {study.cells!r}; expected one field and its different values, or a "
             "mapping of more fields for each value"
         )
-    if study.choose and not _are_rates(study.choose):
+    rates = study.choose.get("lr")
+    num_trials = study.choose.get("seeds")
+    if study.choose and not (
+        study.choose.keys() == {"lr", "seeds"}
+        and isinstance(rates, list)
+        and rates
+        and type(num_trials) is int
+        and num_trials > 0
+    ):
         yield (
             f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
             "trials of each"
@@ -242,17 +250,6 @@ def _are_cells(cells: dict) -> bool:
     return bool(values) and not others and (are_mappings or are_values) and None not in values
 
 
-def _are_rates(choose: dict) -> bool:
-    """Returns whether `choose` has learning rates and a number of seeds, and nothing else."""
-    if choose.keys() != {"lr", "seeds"}:
-        return False
-    rates = choose["lr"]
-    seeds = choose["seeds"]
-    if type(seeds) is not int or seeds <= 0 or type(rates) is not list or not rates:
-        return False
-    return all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
-
-
 def study_files() -> list[Path]:
     """Returns the shipped studies."""
     return sorted(shipped_folder("recipes").glob("studies/*.yaml"))
@@ -263,7 +260,13 @@ def read_study(path_or_name: str) -> Study:
     impossible one."""
     path = Path(path_or_name)
     if not path.is_file():
-        path = _shipped_study(path_or_name)
+        shipped = {file.stem: file for file in study_files()}
+        if path_or_name not in shipped:
+            near = difflib.get_close_matches(path_or_name, shipped) or shipped
+            raise InputError(
+                f"there is no file or study '{path_or_name}'; expected {', '.join(near)}"
+            )
+        path = shipped[path_or_name]
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")
     refuse(
         f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}"
@@ -283,12 +286,3 @@ def read_study(path_or_name: str) -> Study:
     except InputError as error:
         raise InputError(f"{path}, {error}") from None
     return study
-
-
-def _shipped_study(name: str) -> Path:
-    shipped = {path.stem: path for path in study_files()}
-    stem = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
-    if stem not in shipped:
-        near = difflib.get_close_matches(stem, shipped) or shipped
-        raise InputError(f"there is no file or study '{name}'; expected {', '.join(near)}")
-    return shipped[stem]

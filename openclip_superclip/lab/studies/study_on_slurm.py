@@ -44,8 +44,10 @@ class StudySubmission:
         training = StudyTraining(self.call)
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.chosen()))
-        self._check(training, runs, reads_data=False)
-        jobs = self._jobs(TRIALS if trials else RUNS, runs)
+        self._check(runs, reads_data=False)
+        jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
+        if not trials:
+            jobs.append(self._report())
         lines = []
         dependency = ""
         for job in jobs:
@@ -84,25 +86,26 @@ class StudySubmission:
                 f"nothing was submitted: what is left of {out} is in the queue, as "
                 "squeue --me shows"
             )
-        self._check(training, runs, reads_data=self.reads_data)
+        self._check(runs, reads_data=self.reads_data)
         self.request.keep_setup(out)
         jobs = sorted(queued)
         summary = []
-        for job in self._jobs(TRIALS if trials else RUNS, runs):
-            if job.file.stem == REPORT:
-                number = job.submit(f"afterany:{':'.join(jobs)}" if jobs else "")
-                write_json(out / REPORT_JOB, {"job": number})
-                summary.append(f"job {number} measures, and writes {out}/study.md")
-            else:
-                number = self._submit_runs(job, runs)
-                each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-                summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
+        if runs:
+            name = TRIALS if trials else RUNS
+            number = self._submit_runs(self._array(name, runs), runs)
             jobs.append(number)
+            each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
+            summary.append(f"job {number} trains {len(runs)} {name}, {each}")
         if trials:
             summary.append(
                 "When they are finished, the same command tunes the learning rates and submits "
                 "the runs."
             )
+        else:
+            number = self._report().submit(f"afterany:{':'.join(jobs)}" if jobs else "")
+            jobs.append(number)
+            write_json(out / REPORT_JOB, {"job": number})
+            summary.append(f"job {number} measures, and writes {out}/study.md")
         status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
         return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
 
@@ -115,24 +118,20 @@ class StudySubmission:
             run.run_folder.note_submission(f"{number}_{task}")
         return number
 
-    def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
-        """Returns the array that trains runs, if there are any, and, unless they are trials, the
-        job that reports."""
-        request = self.request
+    def _array(self, name: str, runs: Sequence[StudyRun]) -> SlurmJob:
+        """Returns the array of jobs that trains runs."""
         out = self.call.out
-        jobs = []
-        if runs:
-            array = f"0-{len(runs) - 1}"
-            if self.at_a_time:
-                array += f"%{self.at_a_time}"
-            file = out / f"{name}.sh"
-            folders = [run.folder for run in runs]
-            jobs.append(request.training(file, f"{out.name}-{name}", folders, array=array))
-        if name == RUNS:
-            file = out / f"{REPORT}.sh"
-            arguments = [*self.call.arguments(), "--only", "report"]
-            jobs.append(request.command(file, f"{out.name}-{REPORT}", arguments))
-        return jobs
+        array = f"0-{len(runs) - 1}"
+        if self.at_a_time:
+            array += f"%{self.at_a_time}"
+        folders = [run.folder for run in runs]
+        return self.request.training(out / f"{name}.sh", f"{out.name}-{name}", folders, array=array)
+
+    def _report(self) -> SlurmJob:
+        """Returns the job that measures the runs and reports."""
+        out = self.call.out
+        arguments = [*self.call.arguments(), "--only", "report"]
+        return self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
 
     def _described(self, run: StudyRun) -> Run:
         return run.described(
@@ -142,14 +141,10 @@ class StudySubmission:
             workers=self.workers,
         )
 
-    def _check(
-        self, training: StudyTraining, runs: Sequence[StudyRun], *, reads_data: bool
-    ) -> None:
-        """Checks the folders of runs and their data, or only its pattern; InputError for a
-        problem."""
+    def _check(self, runs: Sequence[StudyRun], *, reads_data: bool) -> None:
+        """Raises InputError for a problem with the data of runs, or only with its pattern."""
         different = {}
         for run in runs:
-            training.check_folder(run)
             plan = self._described(run)
             long_caption = plan.recipe.caption_config.long_caption_key
             shards = (plan.data, plan.recipe.slices, plan.slice_samples)

@@ -8,7 +8,7 @@ from itertools import product
 
 from ...errors import InputError
 from ...rendering import csv_text, markdown_table
-from ..reports.paired_differences import PairedDifference, Spread
+from ..reports.paired_differences import VERDICTS, PairedDifference, Spread
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
@@ -189,16 +189,16 @@ class StudyResults:
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
         study = self.study
-        at_cells = []
-        over_cells = []
+        lists = {"differences": [], "over_cells": []}
         for (arm, baseline), measure in product(study.pairs, self.measures):
             compared = {"arm": arm, "baseline": baseline, "measure": measure}
             for cell in study.cell_values:
                 difference = self.difference(arm, baseline, cell, measure)
-                at_cells.append({**compared, "cell": cell, **difference.record()})
+                lists["differences"].append(compared | {"cell": cell} | difference.record())
             for kind, differences in self.over_cells(arm, baseline).items():
-                over_cells.append({**compared, "over": kind, **differences[measure].record()})
-        return {"differences": at_cells, "over_cells": over_cells}
+                record = compared | {"over": kind} | differences[measure].record()
+                lists["over_cells"].append(record)
+        return lists
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""
@@ -219,15 +219,12 @@ def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
     if len(next(iter(differences.values())).values) < 2:
         return "one seed shows nothing"
-    verdicts = {"above zero": [], "below zero": [], "not significant": []}
-    for measure, difference in differences.items():
-        verdict = "not significant"
-        if difference.excludes_zero:
-            verdict = "above zero" if difference.mean > 0 else "below zero"
-        verdicts[verdict].append(_with_unit(measure))
-    return "; ".join(
-        f"{verdict} in {', '.join(names)}" for verdict, names in verdicts.items() if names
-    )
+    parts = []
+    for verdict in VERDICTS:
+        names = [_with_unit(name) for name in differences if differences[name].verdict == verdict]
+        if names:
+            parts.append(f"{verdict} in {', '.join(names)}")
+    return "; ".join(parts)
 
 
 def _with_unit(measure: str) -> str:

@@ -65,6 +65,13 @@ class StudyRun:
         return self.run_folder.is_finished
 
     @property
+    def samples_trained(self) -> int:
+        """The number of samples that it has been trained on."""
+        samples = self.state.get("step", 0) * self.recipe.global_batch_size
+        most = self.recipe.samples
+        return most if self.is_finished else min(samples, most)
+
+    @property
     def cpu_seconds(self) -> float | None:
         """The CPU time of its training; None if a job trained it, or if the study was killed."""
         return json_or_empty(self.folder / CPU_SECONDS).get("cpu_seconds")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
+from tqdm import tqdm
 
 from ...checkpoints.began_with import versions_of_run
 from ...checkpoints.starting_weights import is_unchecked
@@ -27,12 +28,12 @@ from ...runs.unreadable import refuse_bad_files
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
 from .measure_run import DENSE_SCENES, measured
-from .progress_bar import samples_trained, study_bar
 from .study_call import StudyCall
 from .study_file import LIKE
 from .study_results import StudyResults, check_measures
 from .study_run import StudyRun, named_fields, run_name
 
+SECONDS_BETWEEN_LINES = 10  # of the progress bar, without a terminal
 Rates = dict[str, dict[str, str]]  # the tuned learning rate, by arm and cell
 
 
@@ -58,8 +59,8 @@ class StudyTraining:
         runs = []
         for seed, cell, arm in itertools.product(study.result_seeds, study.cell_values, study.arms):
             fields = study.arms[arm]
-            rate = fields.get("lr") or chosen.get(fields.get(LIKE, arm), {}).get(str(cell))
-            runs.append(self._run(arm, cell, seed, rate))
+            rates = {} if "lr" in fields else chosen.get(fields.get(LIKE, arm), {})
+            runs.append(self._run(arm, cell, seed, rates.get(str(cell))))
         return runs
 
     def trials(self) -> list[StudyRun]:
@@ -67,21 +68,19 @@ class StudyTraining:
         study = self.study
         tuned = [arm for arm, fields in study.arms.items() if not fields.keys() & {LIKE, "lr"}]
         return [
-            self._run(arm, cell, seed, rate, "tune")
+            self._run(arm, cell, seed, str(rate), "tune")
             for seed, cell, arm, rate in itertools.product(
                 study.tuning_seeds, study.cell_values, tuned, study.choose.get("lr", [])
             )
         ]
 
-    def _run(
-        self, arm: str, cell, seed: int, rate: float | str | None, split: str = "test"
-    ) -> StudyRun:
+    def _run(self, arm: str, cell, seed: int, rate: str | None, split: str = "test") -> StudyRun:
         """Returns a run; InputError if its folder has, or will have, another one."""
         study = self.study
         own_seed = {"seed": str(seed)}
         settings = study.settings(arm, cell) | own_seed
         if rate:
-            settings["lr"] = str(rate)
+            settings["lr"] = rate
         recipe = read_recipe(study.recipe, settings)
         common = read_recipe(study.recipe, study.overrides | own_seed)
         is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
@@ -103,7 +102,7 @@ class StudyTraining:
         """Raises InputError if the run's folder contains a run with other settings, data or
         device."""
         folder = run.run_folder
-        advice = f"give {self.call.runs_flag} another folder"
+        advice = "give --runs another folder"
         if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
             raise InputError(
                 f"{folder.path} contains checkpoints of something else than a run of a study: "
@@ -177,10 +176,11 @@ class StudyTraining:
             by_rate = scores.setdefault(record["arm"], {}).setdefault(str(record["cell"]), {})
             score = record["measures"][self.study.primary]
             by_rate.setdefault(record["set"]["lr"], []).append(score)
-        chosen = {
-            arm: {cell: _best_rate(by_rate) for cell, by_rate in cells.items()}
-            for arm, cells in scores.items()
-        }
+        chosen = {arm: {} for arm in scores}
+        for arm, by_cell in scores.items():
+            for cell, by_rate in by_cell.items():
+                means = {rate: statistics.mean(values) for rate, values in by_rate.items()}
+                chosen[arm][cell] = max(means, key=means.get)
         write_json(self.call.out / "trials.json", scores)
         write_json(self.call.out / "chosen.json", chosen)
         return chosen
@@ -216,8 +216,7 @@ class StudyTraining:
         title = primary.replace("_", " ")
         stop = threading.Event()
         results = {}
-        bar = study_bar(self.study.name, runs)
-        with bar, ThreadPoolExecutor(self.jobs or 1) as pool:
+        with self._bar(runs) as bar, ThreadPoolExecutor(self.jobs or 1) as pool:
             pending = {pool.submit(self._finish, run, stop) for run in runs}
             try:
                 while pending:
@@ -228,12 +227,26 @@ class StudyTraining:
                         results[name] = record
                         score = record["measures"].get(primary, math.nan)
                         bar.write(f"{name}: {title} {score:.1f}", sys.stderr)
-                    bar.update(samples_trained(runs) - bar.n)
+                    bar.update(sum(run.samples_trained for run in runs) - bar.n)
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
                 raise
         return results
+
+    def _bar(self, runs: Sequence[StudyRun]) -> tqdm:
+        """Returns a bar over the samples of runs, with the remaining time at their mean speed."""
+        return tqdm(
+            desc=self.study.name,
+            total=sum(run.recipe.samples for run in runs),
+            initial=sum(run.samples_trained for run in runs),
+            unit_scale=True,
+            smoothing=0,
+            miniters=0,
+            mininterval=0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
+            "{elapsed}<{remaining}",
+        )
 
     def _finish(self, run: StudyRun, stop: threading.Event) -> dict:
         """Trains and measures a run."""
@@ -259,10 +272,6 @@ def warnings(runs: Sequence[StudyRun]) -> list[str]:
     return [f"warning: {text}" for text in dict.fromkeys(texts)]
 
 
-def _best_rate(scores: dict[str, list[float]]) -> str:
-    return max(scores, key=lambda rate: statistics.mean(scores[rate]))
-
-
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
     """Trains and measures what is missing, writes the results into the study's folder, and returns
     them.
@@ -277,13 +286,13 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     else:
         for warning in training.data_warnings(runs[0]):
             to_stderr(f"superclip study: {warning}")
-    make_folder(call.runs_in, call.runs_flag)
     make_folder(call.out)
+    make_folder(call.runs_in, "--runs")
     placement = find_placement()
     folder = call.runs_in.resolve()
     with (  # other studies may share the folder of the runs
         lock(call.out / "lock", placement),
-        lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, call.runs_flag),
+        lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, "--runs"),
     ):
         write_data(call)
         chosen = training.tune()
