@@ -49,10 +49,10 @@ class Arm:
         return f"{float(self.setting.lr):.0e}".replace("e-0", "e-")
 
     def mean(self, column: str) -> float:
-        return Spread(list(self.values(column).values())).mean
+        return Spread(self.values(column).values()).mean
 
     def spread(self, column: str) -> str:
-        return str(Spread(list(self.values(column).values())))
+        return str(Spread(self.values(column).values()))
 
     def minus(self, other: "Arm", column: str) -> str:
         return str(PairedDifference.by_seed(self.values(column), other.values(column)))

@@ -44,16 +44,14 @@ class Group:
     batch_size: int
     runs: list[ReportedRun]
 
-    def score(self, key: str) -> Spread | None:
-        """Returns a score over the seeds of the finished runs; None if none has it."""
-        scores = self._by_seed(key)
-        return Spread(list(scores.values())) if scores else None
+    def score(self, key: str) -> Spread:
+        """Returns a score over the seeds of the finished runs; empty if none has it."""
+        return Spread(self._by_seed(key).values())
 
-    def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
-        """Returns a score's differences at the seeds that finished runs of both have; None if
+    def difference(self, baseline: "Group", key: str) -> PairedDifference:
+        """Returns a score's differences at the seeds that finished runs of both have; empty if
         there is none."""
-        difference = PairedDifference.by_seed(self._by_seed(key), baseline._by_seed(key))
-        return difference if difference.values else None
+        return PairedDifference.by_seed(self._by_seed(key), baseline._by_seed(key))
 
     def _by_seed(self, key: str) -> dict[int, float]:
         """Returns a score of the finished runs that have it, by seed."""

@@ -39,27 +39,24 @@ class Figure(NamedTuple):
 
 
 def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
-    """Returns scores over the batch size; None if no score has two batch sizes, the paper's
+    """Returns scores over the batch size; None without scores, or for one batch size, the paper's
     included."""
-    lines = {}
-    sizes = {}
-    for key in comparison.score_keys:
-        lines_of_score = _lines(comparison, key)
-        sizes_of_score = sorted(set().union(*(line["x"] for line in lines_of_score)))
-        if len(sizes_of_score) > 1 and len(lines) < MOST_PANELS:
-            lines[key] = lines_of_score
-            sizes[key] = sizes_of_score
-    if not lines:
+    sizes = {group.batch_size for group in comparison.groups}
+    for series in comparison.series:
+        sizes |= {point.batch_size for point in comparison.paper_of(series)}
+    sizes = sorted(sizes)
+    keys = comparison.score_keys[:MOST_PANELS]
+    if not keys or len(sizes) < 2:
         return None
-    rows = math.ceil(len(lines) / COLUMNS)
-    drawing, grid = _panels(rows, min(len(lines), COLUMNS), 2.6)
-    for axes in grid.flat[len(lines) :]:
+    rows = math.ceil(len(keys) / COLUMNS)
+    drawing, grid = _panels(rows, min(len(keys), COLUMNS), 2.6)
+    for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()
-    for axes, key in zip(grid.flat, lines, strict=False):
-        for line in lines[key]:
+    for axes, key in zip(grid.flat, keys, strict=False):
+        for line in _lines(comparison, key):
             axes.errorbar(marker="o", markersize=5, capsize=3, **line)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes[key], [_batch(size) for size in sizes[key]])
+        axes.set_xticks(sizes, list(map(_batch, sizes)))
         axes.minorticks_off()
         axes.set_xlabel("batch size")
         axes.grid()

@@ -119,7 +119,7 @@ def scores_table(comparison: Comparison) -> Table:
         scores.append([name, size, number, *cells])
         for baseline in comparison.baselines(group):
             by_key = [group.difference(baseline, key) for key in keys]
-            pairs = max(len(difference.values) for difference in by_key if difference)
+            pairs = max(map(len, by_key))
             names = f"{name} − {baseline.series.name}"
             differences.append([names, size, f"{pairs} pair(s)", *_cells(by_key, pairs)])
     note = (
@@ -148,13 +148,13 @@ def scores_table(comparison: Comparison) -> Table:
     return Table("Scores", heads, scores + differences, note)
 
 
-def _cells(scores: list[Spread | None], most: int) -> list[str]:
+def _cells(scores: list[Spread], most: int) -> list[str]:
     """Returns scores or differences, with their number of seeds where it is below `most`."""
     cells = []
     for score in scores:
         text = str(score or NONE)
-        if score and len(score.values) < most:
-            text += f" (n = {len(score.values)})"
+        if 0 < len(score) < most:
+            text += f" (n = {len(score)})"
         cells.append(text)
     return cells
 

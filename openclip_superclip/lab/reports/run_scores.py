@@ -45,7 +45,6 @@ LABELS = {  # for readers
     "llava_pope": "LLaVA POPE",
 }
 SETTINGS = ("settings", "data_files", "versions")  # of an evaluation, on which its score depends
-KINDS = ("zero", "→", "_to_", " to ", "probe")  # words in the names of scores, in tables' order
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -100,20 +99,10 @@ def of_training(run: Path) -> dict[str, float]:
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval,
-    probe, the rest."""
-    return sorted(dict.fromkeys(keys), key=_place)
-
-
-def _place(key: str) -> int:
-    """Returns the place of a score among LABELS, or after these by the first of KINDS in its
-    name."""
-    if key in LABELS:
-        return list(LABELS).index(key)
-    for place, word in enumerate(KINDS, len(LABELS)):
-        if word in key:
-            return place
-    return len(LABELS) + len(KINDS)
+    """Returns the paper's scores first, in its order, then the others in theirs."""
+    keys = list(dict.fromkeys(keys))
+    order = [*LABELS, *keys]
+    return sorted(keys, key=order.index)
 
 
 def _of_records(records: list[dict]) -> dict[str, float]:

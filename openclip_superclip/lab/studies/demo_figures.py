@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...checkpoints.trainer_files import checkpoints
-from ...errors import to_stderr
 from ...files import write_bytes
 from ...rendering import png, pyplot
 from ..demo.data import SCENES
@@ -37,22 +36,23 @@ def draw_scores(path: Path, results: StudyResults) -> None:
             spread = results.spread(arm, None, measure)
             x = index + number * width
             bars.bar(x, spread.mean, width * 0.92, color=colour, label="" if index else arm)
-            seeds = [x] * len(spread.values)
-            bars.plot(seeds, spread.values, ".", color="black", markersize=4)
+            seeds = [x] * len(spread)
+            bars.plot(seeds, spread, ".", color="black", markersize=4)
     bars.set_xticks([index + width / 2 for index in range(len(measures))], names, fontsize=10)
     bars.set_ylim(0, 100)
     bars.set_title("held-out scenes, % (a dot for each seed)")
     bars.grid(axis="y")
     bars.legend(frameon=False)
-    differences = [results.difference("SuperCLIP", "CLIP", None, measure) for measure in measures]
-    draw_differences(panel, range(len(measures)), differences, COLOURS["SuperCLIP"], linestyle="")
+    differences = results.differences("SuperCLIP", "CLIP", None)
+    gains = list(differences.values())
+    draw_differences(panel, range(len(measures)), gains, COLOURS["SuperCLIP"], linestyle="")
     set_difference_axis(panel, names, "SuperCLIP − CLIP, points (bar: 95 % interval)")
     panel.tick_params(axis="x", labelsize=10)
     clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in COLOURS)
     text = (
         "Scores of CLIP and SuperCLIP on held-out scenes, and their differences: zero-shot "
-        f"{clip:.1f} % and {superclip:.1f} %, {differences[0]} points, {results.study.seeds} "
-        "paired seed(s)."
+        f"{clip:.1f} % and {superclip:.1f} %, {differences['zero_shot']} points, "
+        f"{results.study.seeds} paired seed(s)."
     )
     write_bytes(path, png(figure, metadata={"Description": text}))
 
@@ -69,7 +69,6 @@ def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
         if record["seed"] != seed:
             continue
         arm = record["arm"]
-        to_stderr(f"{path.name}: {arm} classifies {NUM_SCENES:,} scenes")
         *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
         names = predicted_names(open_trained(weights, f"local-dir:{out / SCENES.model}"), shown)
         predicted[arm] = names

@@ -26,7 +26,7 @@ def draw_study(results: StudyResults) -> bytes:
             draw_differences(
                 axes,
                 [index + shift for index in range(len(cells))],
-                [results.difference(arm, baseline, cell, measure) for cell in cells],
+                [results.differences(arm, baseline, cell)[measure] for cell in cells],
                 ARM_COLOURS[number % len(ARM_COLOURS)],
                 beside=0.04,
                 label=f"{arm} − {baseline}",
@@ -55,8 +55,8 @@ def draw_differences(
     for x, difference in zip(xs, differences, strict=True):
         interval = difference.interval or (difference.mean, difference.mean)
         axes.plot([x, x], interval, color=colour, linewidth=2.5)
-        seeds = [x + beside] * len(difference.values)
-        axes.plot(seeds, difference.values, ".", color="black", markersize=4, alpha=0.7)
+        seeds = [x + beside] * len(difference)
+        axes.plot(seeds, difference, ".", color="black", markersize=4, alpha=0.7)
     means = [difference.mean for difference in differences]
     axes.plot(xs, means, marker="o", color=colour, **options)
 

@@ -2,7 +2,6 @@
 before the first run."""
 
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -262,9 +261,9 @@ def read_study(path_or_name: str) -> Study:
     if not path.is_file():
         shipped = {file.stem: file for file in study_files()}
         if path_or_name not in shipped:
-            near = difflib.get_close_matches(path_or_name, shipped) or shipped
             raise InputError(
-                f"there is no file or study '{path_or_name}'; expected {', '.join(near)}"
+                f"there is no file or study '{path_or_name}'; expected a file, or one of "
+                f"{', '.join(shipped)}"
             )
         path = shipped[path_or_name]
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")

@@ -37,13 +37,16 @@ class StudyResults:
         self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
-        return Spread(list(self._scores(arm, cell, measure).values()))
+        return Spread(self._scores(arm, cell, measure).values())
 
-    def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
-        """Returns the differences of two arms in a cell, by seed."""
-        return PairedDifference.by_seed(
-            self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
-        )
+    def differences(self, arm: str, baseline: str, cell) -> dict[str, PairedDifference]:
+        """Returns the differences of two arms in a cell, by measure."""
+        return {
+            measure: PairedDifference.by_seed(
+                self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
+            )
+            for measure in self.measures
+        }
 
     def over_cells(self, arm: str, baseline: str) -> dict[str, dict[str, PairedDifference]]:
         """Returns by measure the mean of each seed's differences over the cells; {} without cells.
@@ -52,12 +55,13 @@ class StudyResults:
         binary logarithm.
         """
         cells = self.study.cell_values
+        by_cell = [self.differences(arm, baseline, cell) for cell in cells]
         are_numbers = all(isinstance(cell, (int, float)) and cell > 0 for cell in cells)
         over = defaultdict(dict)
         for measure in self.measures if self.study.cells else ():
-            by_cell = [self.difference(arm, baseline, cell, measure).values for cell in cells]
-            by_seed = list(zip(*by_cell, strict=True))
-            over["mean"][measure] = PairedDifference(list(map(statistics.mean, by_seed)))
+            of_cells = [differences[measure] for differences in by_cell]
+            by_seed = list(zip(*of_cells, strict=True))
+            over["mean"][measure] = PairedDifference(map(statistics.mean, by_seed))
             if len(cells) > 1 and are_numbers:
                 logarithms = list(map(math.log2, cells))
                 slopes = [statistics.linear_regression(logarithms, row).slope for row in by_seed]
@@ -65,11 +69,12 @@ class StudyResults:
         return over
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
-        """Returns an arm's scores in a cell, by seed."""
-        return {record["seed"]: record["measures"][measure] for record in self._of(arm, cell)}
-
-    def _of(self, arm: str, cell) -> list[dict]:
-        return [record for record in self.records if (record["arm"], record["cell"]) == (arm, cell)]
+        """Returns an arm's scores in a cell, or its "cpu_seconds", by seed."""
+        return {
+            record["seed"]: (record | record["measures"])[measure]
+            for record in self.records
+            if (record["arm"], record["cell"]) == (arm, cell)
+        }
 
     def tables(self) -> str:
         """Returns a table for each cell and one over the cells in Markdown, and what excludes
@@ -91,32 +96,37 @@ class StudyResults:
 
     def _cell_table(self, cell) -> str:
         """Returns a table with a row for each measure, and a column for each arm and comparison."""
-        arms = self.study.arms
-        pairs = self.study.pairs
-        rows = []
-        for measure in self.measures:
-            spreads = [self.spread(arm, cell, measure) for arm in arms]
-            differences = [self.difference(arm, base, cell, measure) for arm, base in pairs]
-            rows.append([self.title(measure), *map(str, spreads), *map(str, differences)])
+        study = self.study
+        columns = {}
+        for arm in study.arms:
+            columns[arm] = {measure: self.spread(arm, cell, measure) for measure in self.measures}
+        for arm, baseline in study.pairs:
+            columns[f"{arm} − {baseline}"] = self.differences(arm, baseline, cell)
+        rows = self._rows(columns)
         if all(record["cpu_seconds"] is not None for record in self.records):  # unknown for jobs
             row = ["CPU seconds"]
-            for arm in arms:
-                seconds = [record["cpu_seconds"] for record in self._of(arm, cell)]
+            for arm in study.arms:
+                seconds = self._scores(arm, cell, "cpu_seconds").values()
                 row.append(f"{statistics.median(seconds):.0f}")
-            rows.append(row + [""] * len(pairs))
-        return markdown_table(["%", *arms, *map(" − ".join, pairs)], rows)
+            rows.append(row + [""] * len(study.pairs))
+        return markdown_table(["%", *columns], rows)
 
     def _table_over_cells(self) -> str:
         """Returns a table with a row for each measure, and a column for each comparison and kind
         of summary over the cells."""
-        heads = ["points"]
-        rows = [[self.title(measure)] for measure in self.measures]
+        columns = {}
         for arm, baseline in self.study.pairs:
             for kind, differences in self.over_cells(arm, baseline).items():
-                heads.append(f"{arm} − {baseline}, {kind}")
-                for row, measure in zip(rows, self.measures, strict=True):
-                    row.append(str(differences[measure]))
-        return markdown_table(heads, rows)
+                columns[f"{arm} − {baseline}, {kind}"] = differences
+        return markdown_table(["points", *columns], self._rows(columns))
+
+    def _rows(self, columns: dict[str, dict[str, Spread]]) -> list[list[str]]:
+        """Returns a row for each measure, from columns with their values by measure."""
+        rows = []
+        for measure in self.measures:
+            values = [str(column[measure]) for column in columns.values()]
+            rows.append([self.title(measure), *values])
+        return rows
 
     def title(self, measure: str) -> str:
         """Returns a measure's name for readers, with its unit unless that is percent."""
@@ -132,10 +142,7 @@ class StudyResults:
             name = f"{arm} − {baseline}"
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
-                differences = {
-                    measure: self.difference(arm, baseline, cell, measure)
-                    for measure in self.measures
-                }
+                differences = self.differences(arm, baseline, cell)
                 sentences.append(f"{name}{at_cell}: {_excludes_zero(differences)}.")
             for kind, differences in self.over_cells(arm, baseline).items():
                 sentences.append(
@@ -193,7 +200,7 @@ class StudyResults:
         for (arm, baseline), measure in product(study.pairs, self.measures):
             compared = {"arm": arm, "baseline": baseline, "measure": measure}
             for cell in study.cell_values:
-                difference = self.difference(arm, baseline, cell, measure)
+                difference = self.differences(arm, baseline, cell)[measure]
                 lists["differences"].append(compared | {"cell": cell} | difference.record())
             for kind, differences in self.over_cells(arm, baseline).items():
                 record = compared | {"over": kind} | differences[measure].record()
@@ -217,7 +224,7 @@ class StudyResults:
 
 def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
-    if len(next(iter(differences.values())).values) < 2:
+    if len(next(iter(differences.values()))) < 2:
         return "one seed shows nothing"
     parts = []
     for verdict in VERDICTS:

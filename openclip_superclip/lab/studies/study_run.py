@@ -105,16 +105,12 @@ class StudyRun:
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if exit_code != 0:
-            error = self._last_error(state_before) or last_line(output)
+            error = last_line(output)
+            state = self.state
+            if state != state_before:  # this start has written it
+                error = (state.get("refused") or state).get("error") or error
             raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
         output.unlink()
-
-    def _last_error(self, state_before: dict) -> str | None:
-        """Returns the error that the last start has written to state.json, None if it has not."""
-        state = self.state
-        if state == state_before:
-            return None
-        return (state.get("refused") or state).get("error")
 
 
 def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:
