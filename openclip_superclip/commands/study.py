@@ -123,14 +123,8 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        submission = from_options(
-            StudySubmission,
-            options,
-            call=call,
-            request=shared.slurm_request(options),
-            at_a_time=options.jobs or 0,
-            reads_data=not options.skip_data_check,
-        )
+        request = shared.slurm_request(options)
+        submission = from_options(StudySubmission, options, call=call, request=request)
         print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..runs.signals import stopped_by_signals

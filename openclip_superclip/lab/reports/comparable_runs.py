@@ -8,7 +8,7 @@ from ...errors import InputError
 from ...plans.recipe import CONFIG_FIELDS, METHODS
 from .paired_differences import PairedDifference, Spread
 from .paper_scores import PaperPoint, paper_points
-from .reported_run import FINISHED, ReportedRun
+from .reported_run import FINISHED, ReportedRun, Variant
 from .run_scores import in_order
 
 
@@ -18,7 +18,7 @@ class Series:
     batch size."""
 
     method: str
-    variant: tuple[tuple[str, object], ...]
+    variant: Variant
     training: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -65,7 +65,7 @@ class Comparison:
 
     name: str
     groups: list[Group]  # in the order of tables: by batch size, method and name
-    paper: list[PaperPoint]
+    paper: dict[tuple[str, Variant], list[PaperPoint]]  # by method and variant
 
     @property
     def series(self) -> list[Series]:
@@ -98,12 +98,8 @@ class Comparison:
         return equal or (comparable if len(comparable) == 1 else [])
 
     def paper_of(self, series: Series) -> list[PaperPoint]:
-        """Returns the paper's scores of a series, in the order of the recipes: by batch size."""
-        return [
-            point
-            for point in self.paper
-            if (point.method, point.variant) == (series.method, dict(series.variant))
-        ]
+        """Returns the paper's scores of a series."""
+        return self.paper[series.method, series.variant]
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -159,4 +155,4 @@ def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
         values = {str(other.training.get(name, "default")) for other in same_size}
         if len(values) > 1:
             training.append((name, str(run.training.get(name, "default"))))
-    return Series(run.method, tuple(sorted(run.variant.items())), tuple(training))
+    return Series(run.method, run.variant, tuple(training))

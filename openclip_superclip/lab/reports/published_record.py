@@ -40,7 +40,7 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
         "settings": {
             name: value for name, value in recipe.as_dict().items() if name not in LEFT_OUT
         },
-        "versions": run.record["versions"],
+        "versions": run.versions,
         "device": planned.device,
         "ranks": planned.world_size,
         "processor": processor(),

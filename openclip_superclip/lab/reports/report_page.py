@@ -218,6 +218,6 @@ def _text(fact: str | float | None) -> str:
 
 def _describe(run: ReportedRun) -> str:
     """Returns what the end of the page shows of a run: versions and recipe."""
-    versions = [f"{name} {version}" for name, version in run.record.get("versions", {}).items()]
+    versions = [f"{name} {version}" for name, version in run.versions.items()]
     recipe = run.planned.recipe.text.strip() if run.planned else ""
     return f"versions: {', '.join(versions) or 'not recorded'}\n\n{recipe}"

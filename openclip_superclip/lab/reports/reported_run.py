@@ -24,6 +24,8 @@ SHOWN_BY_PREFIX = ("force_", "lock_", "pretrained", "superclip_")
 # Names of captions are too long for the name of a variant.
 LONG_CAPTION = "superclip_long_caption"
 
+Variant = tuple[tuple[str, object], ...]
+
 
 @dataclass
 class ReportedRun:
@@ -40,11 +42,11 @@ class ReportedRun:
     batch_size: int | None = None
     seed: int | None = None
     # fields of the method and the starting point that are not the default
-    variant: dict[str, object] = field(default_factory=dict)
+    variant: Variant = ()
     # optimizer settings, --data and the like, without the seed
     training: dict = field(default_factory=dict)
     planned: Run | None = None  # of `superclip run`
-    record: dict = field(default_factory=dict)  # run.json
+    versions: dict[str, str] = field(default_factory=dict)  # of run.json
     points: list[dict] = field(default_factory=list)  # of the log
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     # settings, data and versions, by data set and task
@@ -70,9 +72,9 @@ def recipe_options(recipe: Recipe) -> dict:
     return options
 
 
-def method_variant(method: str, options: dict) -> dict[str, object]:
+def method_variant(method: str, options: dict) -> Variant:
     """Returns the fields of `superclip`, and OpenCLIP's options, that change the weights and are
-    not the default."""
+    not the default, by name."""
     names = ["captions", "missing_long"]
     if method.startswith("super"):
         names = [
@@ -91,13 +93,13 @@ def method_variant(method: str, options: dict) -> dict[str, object]:
         is_method = method.endswith("flip") and (name, value) == ("force_patch_dropout", 0.5)
         if value and not is_method and name.startswith(("force_", "lock_", "pretrained")):
             variant[name] = str(value)  # a list cannot be hashed
-    return variant
+    return tuple(sorted(variant.items()))
 
 
 def read_run(path: Path, name: str = "") -> ReportedRun:
     """Returns the run in a folder; a folder without a run is missing."""
     run = ReportedRun(path, name=name)
-    run.record = json_or_empty(path / RECORD)
+    run.versions = json_or_empty(path / RECORD).get("versions", {})
     log = path / "out.log"
     run.points = read_log(log) if log.is_file() else []
     options = read_options(path)
@@ -190,23 +192,21 @@ def _training(options: dict) -> dict:
     return training
 
 
-def _set_state(run: ReportedRun, state: dict, epochs: int | None, epoch: int | None) -> None:
+def _set_state(run: ReportedRun, state: dict, epochs: int, epoch: int | None) -> None:
     """Sets the run's state, from state.json or its log, and its note; drops the scores of a
     finished run if they are of an epoch before the last of `epochs`."""
     notes = [state.get("error") or state.get("stopped_early")]
     is_at_end = False
     if run.points:
         samples = run.points[-1]["samples"]
-        total = run.points[-1]["epoch_samples"] * epochs if epochs else None
-        # an incomplete batch is left out
-        is_at_end = total is not None and total - samples < run.batch_size
+        total = run.points[-1]["epoch_samples"] * epochs
+        is_at_end = total - samples < run.batch_size  # an incomplete batch is left out
         if not is_at_end:
-            of_total = f" of {total:,}" if total else ""
-            notes.append(f"the log ends at {samples:,} samples{of_total}")
+            notes.append(f"the log ends at {samples:,} samples of {total:,}")
     else:
         notes.append("out.log is missing or contains no step")
     run.state = state.get("state") or (FINISHED if is_at_end else CUT)
-    if run.scores and epochs and epoch is not None and epoch < epochs:
+    if run.scores and epoch is not None and epoch < epochs:
         evaluated = f"at epoch {epoch} of {epochs}"
         if run.state == FINISHED:
             notes.append(f"its evaluation {evaluated} is left out")

@@ -43,18 +43,11 @@ def draw_scores(path: Path, results: StudyResults) -> None:
     bars.set_title("held-out scenes, % (a dot for each seed)")
     bars.grid(axis="y")
     bars.legend(frameon=False)
-    differences = results.differences("SuperCLIP", "CLIP", None)
-    gains = list(differences.values())
+    gains = list(results.differences("SuperCLIP", "CLIP", None).values())
     draw_differences(panel, range(len(measures)), gains, COLOURS["SuperCLIP"], linestyle="")
     set_difference_axis(panel, names, "SuperCLIP − CLIP, points (bar: 95 % interval)")
     panel.tick_params(axis="x", labelsize=10)
-    clip, superclip = (results.spread(arm, None, "zero_shot").mean for arm in COLOURS)
-    text = (
-        "Scores of CLIP and SuperCLIP on held-out scenes, and their differences: zero-shot "
-        f"{clip:.1f} % and {superclip:.1f} %, {differences['zero_shot']} points, "
-        f"{results.study.seeds} paired seed(s)."
-    )
-    write_bytes(path, png(figure, metadata={"Description": text}))
+    write_bytes(path, png(figure))
 
 
 def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:

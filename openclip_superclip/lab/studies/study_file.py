@@ -134,10 +134,8 @@ class Study:
         varied = {"seed"}
         if self.choose:
             varied.add("lr")
-        for cell in self.cell_values:
-            varied |= self.fields_of_cell(cell).keys()
-        for arm in self.arms.values():
-            varied |= {name for name, value in arm.items() if not str(value).endswith("%")}
+        for fields in (*self.arms.values(), *map(self.fields_of_cell, self.cell_values)):
+            varied |= {name for name, value in fields.items() if not str(value).endswith("%")}
         refuse(
             f"--set {field}: the study varies or tunes this field; change it in the study's file"
             for field in self.overrides

@@ -33,10 +33,10 @@ class StudySubmission:
 
     call: StudyCall
     request: SlurmRequest
-    at_a_time: int  # tasks of an array; 0: as many as SLURM starts
+    jobs: int | None  # at a time, of an array; None: as many as SLURM starts
     gpu_batch_max: int | None
     workers: int | None
-    reads_data: bool  # to check it before submitting
+    skip_data_check: bool
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
@@ -86,7 +86,7 @@ class StudySubmission:
                 f"nothing was submitted: what is left of {out} is in the queue, as "
                 "squeue --me shows"
             )
-        self._check(runs, reads_data=self.reads_data)
+        self._check(runs, reads_data=not self.skip_data_check)
         self.request.keep_setup(out)
         jobs = sorted(queued)
         summary = []
@@ -122,8 +122,8 @@ class StudySubmission:
         """Returns the array of jobs that trains runs."""
         out = self.call.out
         array = f"0-{len(runs) - 1}"
-        if self.at_a_time:
-            array += f"%{self.at_a_time}"
+        if self.jobs:
+            array += f"%{self.jobs}"
         folders = [run.folder for run in runs]
         return self.request.training(out / f"{name}.sh", f"{out.name}-{name}", folders, array=array)
 
