@@ -1,7 +1,6 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts,
 and scores against slow plain versions."""
 
-import shutil
 
 import numpy as np
 import pytest
@@ -148,7 +147,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run/checkpoints/epoch_1.pt"
     weights.parent.mkdir(parents=True)
-    shutil.copy(model[0], weights)
+    torch.save({"epoch": 1, "state_dict": torch.load(model[0])}, weights)
     (tmp_path / "run/params.txt").write_text(f"model: {model[2]}\n")
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
     made = {task: record for (_, _, task), record in records(tmp_path / "run/evaluation").items()}
