@@ -10,10 +10,9 @@ from ...files import json_or_empty, make_folder, write_json
 from ...plans.run import Run
 from ...runs.lock import lock
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
-from ...runs.unreadable import accepted_data
 from .study_call import StudyCall
 from .study_run import StudyRun
-from .study_training import StudyTraining, unfinished, write_data
+from .study_training import StudyTraining, check_plans, unfinished, write_data
 
 # the names of the jobs
 TRIALS = "trials"
@@ -44,7 +43,7 @@ class StudySubmission:
         training = StudyTraining(self.call)
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.chosen()))
-        self._check(runs, reads_data=False)
+        check_plans(map(self._described, runs), reads_data=False)
         jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
         if not trials:
             jobs.append(self._report())
@@ -86,7 +85,7 @@ class StudySubmission:
                 f"nothing was submitted: what is left of {out} is in the queue, as "
                 "squeue --me shows"
             )
-        self._check(runs, reads_data=not self.skip_data_check)
+        check_plans(map(self._described, runs), reads_data=not self.skip_data_check)
         self.request.keep_setup(out)
         jobs = sorted(queued)
         summary = []
@@ -140,14 +139,3 @@ class StudySubmission:
             gpu_batch_max=self.gpu_batch_max,
             workers=self.workers,
         )
-
-    def _check(self, runs: Sequence[StudyRun], *, reads_data: bool) -> None:
-        """Raises InputError for a problem with the data of runs, or only with its pattern."""
-        different = {}
-        for run in runs:
-            plan = self._described(run)
-            long_caption = plan.recipe.caption_config.long_caption_key
-            shards = (plan.data, plan.recipe.slices, plan.slice_samples)
-            different[shards, long_caption, tuple(plan.warnings)] = plan
-        for plan in different.values():
-            accepted_data(plan, "study", reads_data=reads_data)

@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...checkpoints.began_with import versions_of_run
 from ...checkpoints.starting_weights import is_unchecked
 from ...environment import keep_freed_memory, processor
-from ...errors import InputError, listed, to_stderr
+from ...errors import InputError, listed
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ...method.model import trains_only_head
 from ...openclip.step_memory import model_without_values
@@ -24,7 +24,7 @@ from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
-from ...runs.unreadable import refuse_bad_files
+from ...runs.unreadable import accepted_data
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
 from .measure_run import DENSE_SCENES, measured
@@ -114,10 +114,9 @@ class StudyTraining:
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing
         anything."""
+        self.check_data()
         lines = [f"{self.study.name}: {self.study.question}"]
-        runs = self.runs(self.chosen())
-        lines += [f"warning: {text}" for text in self.data_warnings(runs[0])]
-        for kind, group in (("trials", self.trials()), ("runs", runs)):
+        for kind, group in (("trials", self.trials()), ("runs", self.runs(self.chosen()))):
             if group:
                 left = unfinished(group)
                 samples = sum(run.recipe.samples for run in left)
@@ -125,19 +124,14 @@ class StudyTraining:
                     f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
                     f"{samples:,} samples"
                 )
-                lines += warnings(left)
         return "\n".join(lines)
 
-    def data_warnings(self, run: StudyRun) -> list[str]:
-        """Returns warnings about the data that a run reads; InputError if it could not read it."""
-        if self.study.is_of_scenes:
-            return []
-        plan = run.described()
-        if self.call.data or plan.is_table:
-            checked = plan.check_data()
-            refuse_bad_files(plan, checked)
-            return checked["warnings"]
-        return plan.check_validation()
+    def check_data(self) -> None:
+        """Prints the warnings of what is left to train and of its data; InputError if that could
+        not be read. The demo's scenes are written later."""
+        runs = unfinished([*self.trials(), *self.runs(self.chosen())])
+        plans = [run.described() for run in runs]
+        check_plans(plans, reads_data=not self.study.is_of_scenes)
 
     def check_arms(self) -> None:
         """Raises InputError for an arm whose class loss would train only its head."""
@@ -193,8 +187,6 @@ class StudyTraining:
         """Trains and measures runs; equal ones once."""
         if not self.jobs:
             self.check_finished(runs)
-        for warning in warnings(unfinished(runs)):
-            to_stderr(warning)
         results = self._train_and_measure(by_folder(runs))
         records = [
             {
@@ -265,11 +257,16 @@ def unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
     return [run for run in by_folder(runs) if not run.is_finished]
 
 
-def warnings(runs: Sequence[StudyRun]) -> list[str]:
-    """Returns the different warnings of the runs' plans, as `superclip plan` prints them for
-    one run."""
-    texts = [text for run in runs for text in run.described().warnings]
-    return [f"warning: {text}" for text in dict.fromkeys(texts)]
+def check_plans(plans: Iterable[Run], *, reads_data: bool) -> None:
+    """Prints the warnings of different plans and of their data; InputError for a problem with the
+    data, or only with its pattern."""
+    different = {}
+    for plan in plans:
+        long_caption = plan.recipe.caption_config.long_caption_key
+        shards = (plan.data, plan.recipe.slices, plan.slice_samples)
+        different[shards, long_caption, tuple(plan.warnings)] = plan
+    for plan in different.values():
+        accepted_data(plan, "study", reads_data=reads_data)
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
@@ -279,13 +276,10 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
     training = StudyTraining(call, jobs)
-    trials = training.trials()
-    runs = training.runs(training.chosen())
-    if not jobs:
-        training.check_finished(trials or runs)
+    if jobs:
+        training.check_data()
     else:
-        for warning in training.data_warnings(runs[0]):
-            to_stderr(f"superclip study: {warning}")
+        training.check_finished(training.trials() or training.runs({}))
     make_folder(call.out)
     make_folder(call.runs_in, "--runs")
     placement = find_placement()
