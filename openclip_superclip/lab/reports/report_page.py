@@ -211,9 +211,9 @@ def _facts(run: ReportedRun) -> dict[str, object]:
 
 
 def _text(fact: str | float | None) -> str:
-    if fact is None or isinstance(fact, str):
-        return fact or ""
-    return f"{fact:,}" if isinstance(fact, int) else significant(fact, 4)
+    if isinstance(fact, float):
+        return significant(fact, 4)
+    return f"{fact:,}" if isinstance(fact, int) else fact or ""
 
 
 def _describe(run: ReportedRun) -> str:

@@ -10,7 +10,7 @@ from ...errors import InputError, listed
 from ...files import content_digest, json_or_empty
 from ...openclip.hook_calls import parse_args
 from ...option_effects import EFFECTS
-from ...plans.recipe import CONFIG_FIELDS, FIELDS, Recipe, changes_scores
+from ...plans.recipe import CAPTION_FIELDS, CONFIG_FIELDS, FIELDS, Recipe
 from ...plans.run import Run
 from ...runs.folder import FINISHED, current_state
 from ...runs.progress import read_log
@@ -75,18 +75,13 @@ def recipe_options(recipe: Recipe) -> dict:
 def method_variant(method: str, options: dict) -> Variant:
     """Returns the fields of `superclip`, and OpenCLIP's options, that change the weights and are
     not the default, by name."""
-    names = ["captions", "missing_long"]
-    if method.startswith("super"):
-        names = [
-            name
-            for name in CONFIG_FIELDS
-            if changes_scores(f"superclip.{name}") and name != "long_caption"
-        ]
     variant = {}
-    for name in names:
+    for name in CONFIG_FIELDS if method.startswith("super") else CAPTION_FIELDS:
+        option = f"superclip_{name}"
         default = CONFIG_FIELDS[name].default
-        value = options.get(f"superclip_{name}", default)
-        if value != default:
+        value = options.get(option, default)
+        is_shown = option != LONG_CAPTION and EFFECTS[option].changes_scores
+        if is_shown and value != default:
             variant[name] = value
     for name, value in options.items():
         # FLIP's recipes drop half of the patches
