@@ -1,7 +1,6 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts,
 and scores against slow plain versions."""
 
-
 import numpy as np
 import pytest
 import torch
