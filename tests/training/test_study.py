@@ -51,8 +51,14 @@ def study_here(monkeypatch, capsys):
 
 def write_study(recipe, arms):
     """Writes which.yaml beside a recipe."""
-    study = {"question": "which?", "primary": "image_to_text_R@1", "measures": "validation"}
-    study |= {"recipe": str(recipe), "seeds": 1, "arms": arms}
+    study = {
+        "question": "which?",
+        "primary": "image_to_text_R@1",
+        "measures": "validation",
+        "recipe": str(recipe),
+        "seeds": 1,
+        "arms": arms,
+    }
     YAML().dump(study, recipe.with_name("which.yaml"))
 
 
@@ -129,8 +135,8 @@ def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):
     folder, printed = studied
 
     def saved():
-        checkpoints = folder.glob("out/runs/*/checkpoints/*.pt")
-        return {path: path.stat().st_mtime_ns for path in checkpoints}
+        pattern = "out/runs/*/checkpoints/*.pt"
+        return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
 
     before = saved()
     assert study_here(folder) == printed
@@ -170,8 +176,8 @@ def test_a_study_of_the_same_recipe_takes_the_runs_that_are_there(studied, study
     folder, _ = studied
     values = YAML(typ="safe").load(folder / "which.yaml")
     detached = values["arms"].pop("head detached")
-    arms = {**values["arms"], "SuperCLIP, detached": detached}
-    YAML().dump({**values, "question": "another?", "arms": arms}, folder / "other.yaml")
+    arms = values["arms"] | {"SuperCLIP, detached": detached}
+    YAML().dump(values | {"question": "another?", "arms": arms}, folder / "other.yaml")
     there = sorted(folder.glob("out/runs/*"))
     command = "--out other --runs out/runs", "other.yaml"
     study_here(folder, *command)

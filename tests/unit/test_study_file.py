@@ -182,7 +182,7 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
 
 def test_results_over_cells_have_mean_and_slope_by_paired_seeds(tmp_path):
     found = [
-        {**record, "cell": cell}
+        record | {"cell": cell}
         for place, cell in enumerate(CELLS)
         for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
     ]
