@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError
@@ -112,13 +111,11 @@ def write_pair_shards(
     problems = {}
     converted = {}
     sizes = {split: {} for split in SPLITS}
-    with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
-        results = work_on(write, shards, jobs, "--jobs")
-        for shard, (skipped, converted_rows) in zip(shards, results, strict=True):
-            problems |= skipped
-            converted |= converted_rows
-            sizes[shard.split][shard.name] = len(shard.rows) - len(skipped)
-            progress.update(len(shard.rows))
+    results = work_on(write, shards, jobs, "--jobs")
+    for shard, (skipped, converted_rows) in zip(shards, results, strict=True):
+        problems |= skipped
+        converted |= converted_rows
+        sizes[shard.split][shard.name] = len(shard.rows) - len(skipped)
     left_out = [(pairs[row], problems[row]) for row in sorted(problems)]
     lines = [(pair.where, pair.image, reason) for pair, reason in left_out]
     write_text(out / "left_out.csv", csv_text([("where", "image", "reason"), *lines]))

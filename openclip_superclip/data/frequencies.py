@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import InputError, listed, reason
 from ..files import write_bytes
@@ -248,15 +247,12 @@ class CaptionCounter:
         document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
         num_captions = 0
         counted = work_on(self.count_shard, shards, workers, "--workers")
-        with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
-            for shard, counts in zip(shards, counted, strict=True):
-                document_frequency[counts.tokens] += counts.document_frequency
-                num_captions += counts.num_captions
-                if counts.problem:
-                    problems[shard] = counts.problem
-                    _check_readable(problems, len(shards), unreadable_max)
-                progress.update()
-                progress.set_postfix_str(f"{num_captions:,} captions")
+        for shard, counts in zip(shards, counted, strict=True):
+            document_frequency[counts.tokens] += counts.document_frequency
+            num_captions += counts.num_captions
+            if counts.problem:
+                problems[shard] = counts.problem
+                _check_readable(problems, len(shards), unreadable_max)
         num_samples, num_missing = self.reader.counts.so_far()
         if num_missing and num_missing == num_samples:
             raise InputError(

@@ -11,11 +11,10 @@ import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
 from ..files import content_digest, make_folder, read_json, write_json
@@ -25,16 +24,13 @@ from .tar_shards import is_remote
 
 SPLIT = "split-"  # begins the name of a folder with the parts of a table
 RECORD = "split.json"  # in it
-NUM_THREADS = 8  # that read images
 
 
 def image_digests(paths: Sequence[str]) -> list[str]:
     """Returns a digest of each image's content, or the path itself for an unreadable file."""
     different = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = pool.map(_digest, different)
-        progress = tqdm(digests, "comparing images", len(different), unit=" images", disable=None)
-        by_path = dict(zip(different, progress, strict=True))
+    digests = thread_map(_digest, different, desc="comparing images", unit=" images", disable=None)
+    by_path = dict(zip(different, digests, strict=True))
     return [by_path[path] for path in paths]
 
 

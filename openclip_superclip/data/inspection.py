@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..errors import InputError, listed, reason
 from ..files import read_json
 from .caption_text import caption_member, has_long_caption
@@ -185,7 +183,10 @@ def inspect(
         num_images=num_images,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
-    reports = _read_all(read, readable) if full else _read_some(read, readable, long_caption)
+    if full:
+        reports = list(work_on(read, readable, os.cpu_count() or 1, "--check"))
+    else:
+        reports = _read_some(read, readable, long_caption)
     problems = {report.shard: report.problem for report in reports if report.problem}
     if len(problems) == len(reports):
         raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
@@ -204,13 +205,6 @@ def inspect(
         )
     warnings += _content_warnings(reports, flag, long_caption if full else "")
     return Inspection(shards, existing, bad, reports, warnings)
-
-
-def _read_all(read: Callable, shards: list[str]) -> list[ShardReport]:
-    reports = work_on(read, shards, os.cpu_count() or 1, "--check")
-    return list(
-        tqdm(reports, total=len(shards), desc="reading shards", unit=" shards", disable=None)
-    )
 
 
 def _read_some(read: Callable, shards: list[str], long_caption: str) -> list[ShardReport]:

@@ -8,11 +8,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
@@ -26,8 +25,8 @@ NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
-NUM_THREADS = 8  # that decode them; Pillow decodes without holding the GIL
 NUM_SHOWN = 5  # bad rows that an error names
+SHORT = Config()  # reads no long caption
 
 
 class Columns(NamedTuple):
@@ -39,10 +38,9 @@ class Columns(NamedTuple):
 
     @property
     def description(self) -> str:
-        separator = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
         return (
             f"images in column '{self.image}', captions in '{self.caption}', separated by "
-            f"{separator}"
+            f"{self.separator!r}"
         )
 
     @property
@@ -63,9 +61,9 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
         raise InputError(
             f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto"
         )
+    kinds = {"csv": "table", "tsv": "table", "tar": "shards", "webdataset": "shards"}
     if dataset_type != "auto":
-        return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
-    kinds = {"csv": "table", "tsv": "table", "tar": "shards"}
+        return kinds.get(dataset_type, dataset_type)
     data_kind = kinds.get(str(data).rpartition(".")[2], "")
     if flag and not data_kind:
         raise InputError(
@@ -89,17 +87,13 @@ def detect_columns(
     and the only other column that can be the caption.
     """
     lines = []
-    is_cut = False
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
                 lines = list(itertools.islice(file, NUM_LOOKED_AT))
-            is_cut = len(lines) == NUM_LOOKED_AT  # perhaps in the middle of a row
         header = lines[0].rstrip("\r\n") if lines else ""
         separators = [separator] if separator else _separators_in(header) or [","]
         tables = [_rows(lines, separator) for separator in separators]
-        if is_cut:
-            tables = [rows[:-1] for rows in tables]
     possible = []
     for separator, rows in zip(separators, tables, strict=True):
         for names in _possible_columns(rows, image, caption):
@@ -140,17 +134,14 @@ def _possible_columns(
     for pair in NAMES:
         if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
             return [pair]
-    images = [pair[0] for pair in NAMES if pair[0] in names]
-    captions = [pair[1] for pair in NAMES if pair[1] in names]
-    if image:
-        images = [image] if image in names else []
-    elif not images:
-        images = [name for index, name in enumerate(names) if _are_files(values, index)]
-    if caption:
-        captions = [caption] if caption in names else []
-    elif not captions:
+    images = [image] if image else [pair[0] for pair in NAMES if pair[0] in names]
+    captions = [caption] if caption else [pair[1] for pair in NAMES if pair[1] in names]
+    if not images:
+        complete = values[:-1] or values  # the last line may be in the middle of a row
+        images = [name for index, name in enumerate(names) if _are_files(complete, index)]
+    if not captions:
         captions = [name for name in names if name not in images]
-    return list(itertools.product(images, captions))
+    return [pair for pair in itertools.product(images, captions) if set(pair) <= set(names)]
 
 
 def _are_files(rows: list[list[str]], column: int) -> bool:
@@ -162,7 +153,6 @@ def _are_files(rows: list[list[str]], column: int) -> bool:
 class TableReport:
     """A report on the contents of a table."""
 
-    names: list[str] = field(default_factory=list)  # of all columns
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
@@ -192,12 +182,13 @@ class TableReport:
 def check_table(
     path: str,
     columns: Columns,
-    config: Config,
-    batch_size: int,
-    world_size: int,
-    flag: str = "--train-data",
-    max_decoded: int | None = MAX_DECODED,
+    flag: str,
+    *,
+    config: Config = SHORT,
+    batch_size: int = 1,
+    world_size: int = 1,
     accum_freq: int = 1,
+    max_decoded: int | None = MAX_DECODED,
 ) -> TableReport:
     """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not
     checked.
@@ -219,24 +210,13 @@ def check_table(
         table.warnings.append(f"{table.bad_text}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
-    if config.long_caption_key and not table.num_long:
-        raise InputError(
-            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
-            f"columns are {listed(table.names)}"
-        )
     num_kept = table.num_trained(config)
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if num_kept < needed:
-        rows = f"{num_kept:,} rows"
-        if num_kept < table.num_rows:
-            rows += f" of {table.num_rows:,} that --superclip-missing-long skip keeps"
-        batch = f"--batch-size {batch_size:,}"
-        if accum_freq > 1:
-            batch += f" with --accum-freq {accum_freq}"
-        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise InputError(
-            f"{flag}: {path}: {rows} do not fill {batch} on {ranks}; expected {needed:,} rows or a "
-            "smaller batch"
+            f"{flag}: {path}: training reads {num_kept:,} of {table.num_rows:,} rows, too few for "
+            f"--batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} rank(s); "
+            f"expected {needed:,} rows or a smaller batch"
         )
     if table.num_empty:
         table.warnings.append(
@@ -259,7 +239,7 @@ def read_table(
     table = TableReport()
     images = []
     for rows in chunks_of(path, columns, flag):
-        table.names = table.names or list(map(str, rows))
+        names = list(rows)
         table.num_rows += len(rows)
         table.num_empty += sum(map(is_empty, rows[columns.caption]))
         if long_key:
@@ -270,24 +250,22 @@ def read_table(
             images += map(str, rows[columns.image])
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
+    if long_key and not table.num_long:
+        raise InputError(
+            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
+            f"columns are {listed(names)}"
+        )
+    stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
     table.num_decoded = len(chosen)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        checks = pool.map(check_image, chosen)
-        bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
-        for index, (problem, ignored) in enumerate(bar):
-            if problem:
-                table.bad.append((index * stride + 1, chosen[index], problem))
-            if ignored:
-                table.ignored[ignored] += 1
+    # Pillow decodes without holding the GIL
+    checks = thread_map(check_image, chosen, desc="reading images", unit=" images", disable=None)
+    for index, (problem, ignored) in enumerate(checks):
+        if problem:
+            table.bad.append((index * stride + 1, chosen[index], problem))
+        if ignored:
+            table.ignored[ignored] += 1
     return table
-
-
-def has_empty_captions(path: str, columns: Columns) -> bool:
-    """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
-    rows = rows_of(path, columns, "--train-data")
-    return any(is_empty(row[columns.caption]) for row in rows)
 
 
 def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
