@@ -97,18 +97,10 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 NUM_WITHOUT = 10_000
 
 
-class Texts(NamedTuple):
-    """The captions that a sample holds."""
-
-    stock: str  # the short one as stock OpenCLIP reads it
-    words: str  # the words of the short one; "" if it is empty or missing
-    long: str  # "" if it is missing
-
-
 class Captions(NamedTuple):
-    """A sample's texts for the two losses."""
+    """A caption, or two, as the two losses read it."""
 
-    contrastive: str  # for the text tower
+    contrastive: str  # for the text tower, as stock OpenCLIP reads it
     words: str  # for the class loss; "" for a caption that is empty or, in a table, missing
 
 
@@ -164,20 +156,17 @@ class CaptionTokens:
 
     def captions(self, sample: dict) -> Captions | None:
         """Returns the sample's captions according to the mode, or None to skip the sample."""
-        texts = self._read(sample)
-        if texts is None:
-            return None
-        short = Captions(texts.stock, texts.words)
-        if self.config.captions == "short":
+        short, long = self._read(sample)
+        if short is None or self.config.captions == "short":
             return short
-        self.counts.add(missing=not texts.long)
-        if not texts.long:
+        self.counts.add(missing=not long)
+        if not long:
             self._check_missing(sample)
             return None if self.config.missing_long == "skip" else short
         if self.config.captions == "dual":
-            return Captions(texts.stock, texts.long)
-        draw = self._draw(f"{sample.get(self.sample_key)}\0{texts.words}")
-        return short if draw < self.config.short_probability else Captions(texts.long, texts.long)
+            return short._replace(words=long)
+        draw = self._draw(f"{sample.get(self.sample_key)}\0{short.words}")
+        return short if draw < self.config.short_probability else Captions(long, long)
 
     def _check_missing(self, sample: dict) -> None:
         """Raises InputError if a long caption may not be missing, or if all of them are."""
@@ -196,8 +185,8 @@ class CaptionTokens:
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is used for training. Called once for each row of a table."""
-        texts = self._read(sample)
-        return texts is not None and (bool(texts.long) or self.config.missing_long != "skip")
+        short, long = self._read(sample)
+        return short is not None and (bool(long) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError if a pass over a worker's shards kept less than one batch."""
@@ -205,8 +194,9 @@ class CaptionTokens:
         flag = "--superclip-missing-long skip" if skips else "--train-data"
         check_batch(num_kept, self.batch_size, flag)
 
-    def _read(self, sample: dict) -> Texts | None:
-        """Returns the captions of a sample, or None if one cannot be read."""
+    def _read(self, sample: dict) -> tuple[Captions | None, str]:
+        """Returns a sample's short caption, None if a caption cannot be read, and its long one, ""
+        if it is missing."""
         key = self.config.long_caption_key
         try:
             short = sample[self.caption_key]
@@ -217,8 +207,8 @@ class CaptionTokens:
             logging.warning(
                 f"SuperCLIP: sample {name} is left out, its caption cannot be read ({error})"
             )
-            return None
-        return Texts(stock, text_of(short), long)
+            return None, ""
+        return Captions(stock, text_of(short)), long
 
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import make_folder, whole_file, write_json, write_text
 from ..rendering import csv_text
 from .held_out import held_out, image_digests
-from .images import as_seen, ignored_property, open_image, unreadable
+from .images import as_seen, counts_text, ignored_property, read_image
 from .pairs import Pair
 from .tar_shards import contract
 from .workers import work_on
@@ -36,27 +37,23 @@ class StoredImage(NamedTuple):
 
     extension: str
     content: bytes
-    ignored: str = ""  # what OpenCLIP would have ignored, so that the image is converted
+    ignored: str  # what OpenCLIP would have ignored, so that the image is converted
 
 
-def stored_image(path: str) -> StoredImage:
-    """Returns the content of an image's file.
+def stored_image(image: Image.Image) -> StoredImage:
+    """Returns the content of an opened image's file.
 
     It is converted if OpenCLIP cannot read its format, or would ignore something in the image.
-    Raises Pillow's errors for a broken file.
     """
-    with open_image(path) as image:
-        ignored = ignored_property(image)
-        extension = EXTENSIONS.get(image.format)
-        if extension and not ignored:
-            return StoredImage(extension, Path(path).read_bytes())
-        content = io.BytesIO()
-        if extension == "jpg":
-            as_seen(image).save(content, "JPEG", quality=95, subsampling=0)
-        else:
-            extension = "png"
-            as_seen(image).save(content, "PNG")
-        return StoredImage(extension, content.getvalue(), ignored)
+    ignored = ignored_property(image)
+    extension = EXTENSIONS.get(image.format)
+    if extension and not ignored:
+        return StoredImage(extension, Path(image.filename).read_bytes(), ignored)
+    content = io.BytesIO()
+    kind = "JPEG" if extension == "jpg" else "PNG"
+    # the options are those of JPEG; PNG is lossless
+    as_seen(image).save(content, kind, quality=95, subsampling=0)
+    return StoredImage(EXTENSIONS[kind], content.getvalue(), ignored)
 
 
 class Shard(NamedTuple):
@@ -148,8 +145,7 @@ def write_pair_shards(
 
 def reasons(left_out: list[tuple[Pair, str]]) -> str:
     """Returns a message on how many pairs were skipped and why."""
-    counts = Counter(reason.partition(" (")[0] for _, reason in left_out)
-    return ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common())
+    return counts_text(Counter(reason.partition(" (")[0] for _, reason in left_out))
 
 
 def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
@@ -188,10 +184,9 @@ def _write_shard(
             if not pair.caption:
                 skipped[row] = "no caption"
                 continue
-            try:
-                image = stored_image(pair.image)
-            except Exception as error:  # a broken file can raise any exception
-                skipped[row] = unreadable(error)
+            image, problem = read_image(pair.image, stored_image)
+            if problem:
+                skipped[row] = problem
                 continue
             sample = {"__key__": f"{row:09}", image.extension: image.content, "txt": pair.caption}
             if pair.long:
@@ -247,7 +242,7 @@ def _write_evaluation(
 def _samples(members: list[tuple[Pair, str | int]], extension: str) -> Iterator[dict]:
     """Yields a sample for each pair: its image, and a member with this extension."""
     for number, (pair, member) in enumerate(members):
-        image = stored_image(pair.image)
+        image, _ = read_image(pair.image, stored_image)
         yield {"__key__": f"{number:09}", image.extension: image.content, extension: member}
 
 

@@ -3,7 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,11 +129,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not is_deep(image):
         return image
     pixels = np.nan_to_num(np.asarray(image))
+    scales = [255, 65535] if image.mode == "I" else [1, 255, 65535]
     if image.mode.startswith("I;16") or image.format == "PNG":
-        white = 65535
-    else:  # values of any scale: the smallest range that contains them
-        white = next((scale for scale in (1, 255, 65535) if pixels.max() <= scale), pixels.max())
-        white = max(white, 255) if image.mode == "I" else white
+        scales = [65535]
+    # the smallest range that contains all values
+    white = next((scale for scale in scales if pixels.max() <= scale), pixels.max())
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
@@ -167,7 +168,7 @@ def check_image(source: str | bytes) -> tuple[str, str]:
     return problem, ignored or ""
 
 
-def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> Iterator[str]:
+def ignored_warning(ignored: Counter, num_images: int, flag: str) -> Iterator[str]:
     """Yields a warning if OpenCLIP ignores something in images, given their numbers."""
     if ignored:
         yield (
@@ -176,6 +177,6 @@ def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> I
         )
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    """Returns numbers of images by property, for a message."""
-    return ", ".join(f"{number:,} × {name}" for name, number in sorted(counts.items()))
+def counts_text(counts: Counter) -> str:
+    """Returns numbers of images or pairs by property, for a message; the largest first."""
+    return ", ".join(f"{number:,} × {name}" for name, number in counts.most_common())
