@@ -135,7 +135,6 @@ class CaptionTokens:
     separate_words: bool = False
 
     def __post_init__(self):
-        self.separate_words |= self.config.captions == "dual"
         self.counts = CaptionCounts(self.config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:

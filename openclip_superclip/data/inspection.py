@@ -7,10 +7,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..files import read_json
@@ -165,14 +166,14 @@ def inspect(
         full: read all shards, with a process per core, instead of the beginnings of the first and
             the last one and, if these are broken, of a few more.
         caption: the extension of the short caption.
-        most: the number of shards to look for; by default all.
+        most: the number of shards to look for, of each source; by default all.
         num_images: the number of images to decode in each inspected shard.
     """
     shards = expand(pattern, flag)
     if any(map(is_remote, shards)):
         return Inspection(shards, {}, {}, [], [])
     for source in pattern.split("::"):
-        check_any_exists(expand(source, flag), flag)
+        check_any_exists(expand(source, flag)[:most], flag)
     sizes = _file_sizes(shards[:most])
     existing = {shard: size for shard, size in sizes.items() if size is not None}
     read = functools.partial(
@@ -182,11 +183,10 @@ def inspect(
         caption=caption,
         num_images=num_images,
     )
-    readable = list(existing) or [next(filter(os.path.exists, shards))]
     if full:
-        reports = list(work_on(read, readable, os.cpu_count() or 1, "--check"))
+        reports = list(work_on(read, list(existing), os.cpu_count() or 1, "--check"))
     else:
-        reports = _read_some(read, readable, long_caption)
+        reports = _read_some(read, list(existing), long_caption)
     problems = {report.shard: report.problem for report in reports if report.problem}
     if len(problems) == len(reports):
         raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
@@ -246,8 +246,8 @@ def _file_sizes(shards: list[str]) -> dict[str, int | None]:
     def size(shard: str) -> int | None:
         return os.path.getsize(shard) if os.path.exists(shard) else None
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return dict(zip(shards, pool.map(size, shards), strict=True))
+    sizes = thread_map(size, shards, max_workers=NUM_THREADS, disable=True)
+    return dict(zip(shards, sizes, strict=True))
 
 
 def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
@@ -267,18 +267,13 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
 
 
 def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__`
-    of the only folder."""
-    folder, *others = {Path(shard).parent for shard in shards}
-    if others:
-        return None
+    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json of the only
+    folder."""
+    num_folders = len({Path(shard).parent for shard in shards})
     numbers = listed_samples(shards, "--train-data")
-    with contextlib.suppress(KeyError):
-        return sum(numbers[shard] for shard in shards)
-    if not (folder / "sizes.json").exists():  # OpenCLIP prefers it to `__len__`
-        with contextlib.suppress(OSError, ValueError):
-            return int((folder / "__len__").read_text())
-    return None
+    if num_folders > 1 or not all(shard in numbers for shard in shards):
+        return None
+    return sum(numbers[shard] for shard in shards)
 
 
 @dataclass(frozen=True)
@@ -322,10 +317,24 @@ def check_shards(
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
     sizes = counted or in_json
     num_samples = sum(sizes.get(shard, 0) for shard in shards)  # a shard may be named twice
-    warnings = inspection.warnings + _remote_warnings(shards)
-    source = "the shards hold" if counted else "sizes.json lists"
-    warnings += _number_warnings(source, num_samples, expected)
-    warnings += _uneven_warnings(split, inspection, sizes, expected)
+    warnings = inspection.warnings
+    num_remote = sum(map(is_remote, shards))
+    if num_remote:
+        warnings.append(
+            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
+        )
+    if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
+        source = "the shards hold" if counted else "sizes.json lists"
+        warnings.append(
+            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+            f"data_samples={num_samples} plans with those"
+        )
+    if not sizes:  # then all shards are assumed to be equal
+        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    mean = round(sum(sizes.values()) / len(sizes))
+    warnings += split.check_sizes(
+        [0 if shard in bad else sizes.get(shard, mean) for shard in shards]
+    )
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
@@ -341,37 +350,6 @@ def check_shards(
         bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
         good=contract(good) if bad else None,
         warnings=warnings,
-    )
-
-
-def _remote_warnings(shards: list[str]) -> list[str]:
-    num_remote = sum(map(is_remote, shards))
-    if not num_remote:
-        return []
-    return [f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"]
-
-
-def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
-    """Returns a warning if the number of samples, 0 if unknown, is not the expected one."""
-    if not num_samples or abs(num_samples - expected) <= TOLERANCE * expected:
-        return []
-    return [
-        f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
-        f"data_samples={num_samples} plans with those"
-    ]
-
-
-def _uneven_warnings(
-    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int
-) -> list[str]:
-    """Returns warnings about the division of the shards, given the known numbers of samples; if
-    none is known, all shards are assumed to be equal."""
-    shards = inspection.shards
-    if not sizes:
-        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    mean = round(sum(sizes.values()) / len(sizes))
-    return split.check_sizes(
-        [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
     )
 
 

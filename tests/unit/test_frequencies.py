@@ -233,9 +233,9 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
         assert parse_args(train).superclip_idf == str(file)
         return
     message = refusal(train)
-    assert message.startswith(f"error: --superclip-idf: {file} counts the captions '")
+    assert message.startswith(f"error: --superclip-idf: {file} counts '")
     assert error in message
-    again = message.partition("count these with superclip frequencies ")[2]
+    again = message.partition("count these captions with superclip frequencies ")[2]
     execute(f"frequencies {again.removesuffix('FILE')} {file} --overwrite")
     assert parse_args(train).superclip_idf == str(file)
 
