@@ -80,23 +80,8 @@ def main(argv: list[str]) -> int:
         seed=options.seed,
         jobs=options.jobs,
     )
-    if os.path.isdir(options.source):
-        _print_images_without_caption(Path(options.source))
     _print(written, options.out)
     return 0
-
-
-def _print_images_without_caption(folder: Path) -> None:
-    """Prints how many images below a folder have no file with a caption, and the first of them."""
-    from ..data.images import images_below
-
-    without = [
-        image
-        for image in images_below(folder)
-        if not any(image.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
-    ]
-    if without:
-        print(f"left out: {len(without):,} × no .txt or .json beside the image, first {without[0]}")
 
 
 def _print(written: "Written", out: Path) -> None:
