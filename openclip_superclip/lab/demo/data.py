@@ -125,7 +125,15 @@ def write_training_data(
     for seed in seeds if "{seed}" in data.folder else [data.seed]:
         shards = folder / data.folder.format(seed=seed)
         if data.folder == NATURAL.folder:
-            natural.write_shards(shards, num_samples, seed, SHARD_SIZE)
+            facts = {
+                "natural": natural.VERSION,
+                "seed": seed,
+                "num_samples": num_samples,
+                "samples_per_shard": SHARD_SIZE,
+            }
+            world = natural.World(seed)
+            shown = (world.scene("train", index) for index in range(num_samples))
+            drawn.write_scenes(shards, facts, shown, "short")
         else:
             drawn.write_shards(
                 shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers

@@ -184,16 +184,14 @@ def different_scenes(
     return different(num, (make_scene(seed, n, split, range(2, 5), designers) for n in numbers))
 
 
-def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
-    """Returns the first `num` scenes with different sets of objects and, if given, different
-    captions of a kind."""
+def different(num: int, shown: Iterable[Scene], caption: str = "long") -> list[Scene]:
+    """Returns the first `num` scenes with different sets of objects and different captions of a
+    kind."""
     chosen = []
     seen = set()
     for scene in shown:
-        keys = {frozenset(scene.objects)}
-        if caption:
-            keys.add(scene.captions[caption])
-        if not keys & seen:
+        keys = {frozenset(scene.objects), scene.captions[caption]}
+        if seen.isdisjoint(keys):
             seen |= keys
             chosen.append(scene)
         if len(chosen) == num:
