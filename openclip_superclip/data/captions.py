@@ -219,14 +219,13 @@ class CaptionTokens:
 
 
 FIRST_REPORT = 1000  # samples; the next reports follow at 10, 100, 1000 times as many
-HANDLED = {"use-short": " (the short one was used)", "skip": " (they were left out)", "error": ""}
 
 
 class CaptionCounts:
     """Counts the samples and the missing long captions of all workers of this rank."""
 
     def __init__(self, missing_long: str):
-        self._handled = HANDLED[missing_long]
+        self._missing_long = missing_long
         self._counts = Array("q", 2)  # shared between workers
         # runs at the end of a forked process too, unlike atexit
         Finalize(None, self.report, exitpriority=10)
@@ -247,8 +246,7 @@ class CaptionCounts:
         """Logs the counts so far."""
         num_samples, num_missing = self.so_far()
         if num_samples:
-            handled = self._handled if num_missing else ""
             logging.info(
-                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long "
-                f"caption{handled}"
+                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption "
+                f"(--superclip-missing-long {self._missing_long})"
             )

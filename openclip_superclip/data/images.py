@@ -103,20 +103,16 @@ def ignored_property(image: Image.Image) -> str:
         return "more than 8 bits per channel"
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         return "rotated by EXIF data"
-    if _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         return "transparent"
     return ""
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def as_seen(image: Image.Image) -> Image.Image:
     """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
     ImageOps.exif_transpose(image, in_place=True)
     image = _eight_bits(image)
-    if not _has_alpha(image):
+    if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")

@@ -15,7 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
-from .caption_text import has_long_caption, is_empty
+from .caption_text import has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .tar_shards import is_remote
 
@@ -241,7 +241,7 @@ def read_table(
     for rows in chunks_of(path, columns, flag):
         names = list(rows)
         table.num_rows += len(rows)
-        table.num_empty += sum(map(is_empty, rows[columns.caption]))
+        table.num_empty += sum(not text_of(caption) for caption in rows[columns.caption])
         if long_key:
             table.num_long += sum(
                 has_long_caption(row, long_key) for row in rows.to_dict("records")
