@@ -27,14 +27,19 @@ END_OF_WORD = "</w>"  # of CLIP's tokens
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
     """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
     if isinstance(tokenizer, SimpleTokenizer):
-        texts = {
-            id: _text_of_clip(token, tokenizer.decode([id]))
-            for token, id in tokenizer.encoder.items()
-        }
+        mark = END_OF_WORD
+
+        def decode(token: str) -> str:
+            return tokenizer.decode([tokenizer.encoder[token]])
+
     else:
         inner = tokenizer.tokenizer
         mark = _word_mark(inner.tokenize("a a"))
-        texts = {id: _text(token, mark, inner) for token, id in vocabulary(tokenizer).items()}
+
+        def decode(token: str) -> str:
+            return inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
+
+    texts = {id: _text(token, mark, decode) for token, id in vocabulary(tokenizer).items()}
     return [texts.get(id, f"<{id}>") for id in range(vocab_size)]
 
 
@@ -49,22 +54,14 @@ def _word_mark(tokens: list[str]) -> str:
     return next((token[0] for token in tokens if token[0] in "▁Ġ"), "##")
 
 
-def _text(token: str, mark: str, inner) -> str:
-    """Returns the text of a token of a Hugging Face tokenizer."""
+def _text(token: str, mark: str, decode: Callable[[str], str]) -> str:
+    """Returns the text of a token, given how words are marked and what decodes a token."""
     if mark == END_OF_WORD:
-        return _text_of_clip(
-            token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
-        )
+        is_whole = token.endswith(mark) or token.startswith("<")
+        return f"{decode(token).removesuffix(mark).strip()}{'' if is_whole else '-'}"
     is_part = token.startswith(mark) if mark == "##" else not token.startswith((mark, "<"))
-    text = token.removeprefix(mark)
-    if mark == "Ġ":
-        text = inner.convert_tokens_to_string([token]).strip()
+    text = decode(token).strip() if mark == "Ġ" else token.removeprefix(mark)
     return f"{'-' if is_part else ''}{text or token}"
-
-
-def _text_of_clip(token: str, decoded: str) -> str:
-    is_whole = token.endswith(END_OF_WORD) or token.startswith("<")
-    return f"{decoded.removesuffix(END_OF_WORD).strip()}{'' if is_whole else '-'}"
 
 
 def vocabulary(tokenizer) -> dict[str, int]:

@@ -19,7 +19,7 @@ from .caption_text import has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .tar_shards import is_remote
 
-SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
+SEPARATORS = {",": "','", "\t": "$'\\t'", ";": "';'", "|": "'|'"}  # quoted for a shell
 # OpenCLIP's defaults, then the most common names
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
@@ -83,34 +83,30 @@ def detect_columns(
     """Returns the columns of a table, detected if None; InputError if the table cannot be read or
     several are possible.
 
-    They are (filepath, title), else (image, caption), else the only column of existing image files
-    and the only other column that can be the caption.
+    The separator is the most frequent one in the header. The columns are (filepath, title), else
+    (image, caption), else one of these names, the only column of existing image files and the only
+    other column.
     """
     lines = []
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
                 lines = list(itertools.islice(file, NUM_LOOKED_AT))
-        header = lines[0].rstrip("\r\n") if lines else ""
-        separators = [separator] if separator else _separators_in(header) or [","]
-        tables = [_rows(lines, separator) for separator in separators]
-    possible = []
-    for separator, rows in zip(separators, tables, strict=True):
-        for names in _possible_columns(rows, image, caption):
-            possible.append(Columns(separator, *names))
-    if len(possible) == 1:
-        return possible[0]
-    names = tables[0][0] if lines else []
-    known = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
-    columns = Columns(separators[0], image or known[0], caption or known[1])
+        header = "".join(lines[:1])
+        separator = separator or max(SEPARATORS, key=header.count)
+        names, *values = _rows(lines, separator) or [[]]
+    pairs = [pair for pair in NAMES if set(pair) <= set(names)][:1] or NAMES
+    images = [image] if image else [name for name, _ in pairs if name in names]
+    captions = [caption] if caption else [name for _, name in pairs if name in names]
+    if not images:
+        rows = values[:-1] or values  # the last line may be in the middle of a row
+        images = [name for index, name in enumerate(names) if _are_files(rows, index)]
+    if not captions:
+        captions = [name for name in names if name not in images]
+    columns = Columns(separator, _only(images, "image"), _only(captions, "caption"))
     if names:
         _check_header(path, names, columns)
     return columns
-
-
-def _separators_in(header: str) -> list[str]:
-    """Returns the separators in a header, the most frequent first."""
-    return sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
@@ -125,23 +121,9 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
     return list(csv.reader(lines, delimiter=separator))
 
 
-def _possible_columns(
-    rows: list[list[str]], image: str | None, caption: str | None
-) -> list[tuple[str, str]]:
-    """Returns the possible names of the columns of images and captions, given the first rows of
-    a table."""
-    names, *values = rows or [[]]
-    for pair in NAMES:
-        if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
-            return [pair]
-    images = [image] if image else [pair[0] for pair in NAMES if pair[0] in names]
-    captions = [caption] if caption else [pair[1] for pair in NAMES if pair[1] in names]
-    if not images:
-        complete = values[:-1] or values  # the last line may be in the middle of a row
-        images = [name for index, name in enumerate(names) if _are_files(complete, index)]
-    if not captions:
-        captions = [name for name in names if name not in images]
-    return [pair for pair in itertools.product(images, captions) if set(pair) <= set(names)]
+def _only(names: list[str], default: str) -> str:
+    """Returns the only name, or a default for none or several."""
+    return names[0] if len(names) == 1 else default
 
 
 def _are_files(rows: list[list[str]], column: int) -> bool:
@@ -203,10 +185,8 @@ def check_table(
         rows = [f"row {row} names {image}: {problem}" for row, image, problem in table.bad]
         table.bad_text = (
             f"{flag}: {len(rows):,} of {table.num_decoded:,} images of {path} cannot be read: "
-            f"{'; '.join(rows[:NUM_SHOWN])}"
+            f"{listed(rows, NUM_SHOWN)}"
         )
-        if len(rows) > NUM_SHOWN:
-            table.bad_text += "; superclip plan RECIPE --data FILE --check lists all"
         table.warnings.append(f"{table.bad_text}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
@@ -344,7 +324,7 @@ def _check_header(path: str, names: list[str], columns: Columns) -> None:
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
         if key in names:
             continue
-        others = [name for name in _separators_in(names[0]) if name != columns.separator]
+        others = [name for name in SEPARATORS if name in names[0] and name != columns.separator]
         if len(names) == 1 and others:
             raise InputError(
                 f"{path} has one column, {names[0]!r}: give --csv-separator "

@@ -315,19 +315,18 @@ def write_dense_scenes(
 
 def _write_dense_split(split: str, number: int, masks: Path, depths: Path) -> None:
     ade20k_split = "training" if split == "train" else "validation"
-    image_folders = [masks / "images" / ade20k_split, depths / split / "images"]
-    class_folder = masks / "annotations" / ade20k_split
-    depth_folder = depths / split / "depths"
-    for folder in (*image_folders, class_folder, depth_folder):
-        folder.mkdir(parents=True)
     shown = scenes(number, split=split, num_objects=(2, 3, 4))
     for index, scene in numbered(shown, number, f"dense scenes, {split}"):
-        name = f"{index:06d}.png"
         classes, depth = pixel_labels(scene)
-        for image_folder in image_folders:
-            scene.image.save(image_folder / name)
-        Image.fromarray(classes).save(class_folder / name)
-        Image.fromarray(depth).save(depth_folder / name)
+        images = {
+            masks / "images" / ade20k_split: scene.image,
+            masks / "annotations" / ade20k_split: Image.fromarray(classes),
+            depths / split / "images": scene.image,
+            depths / split / "depths": Image.fromarray(depth),
+        }
+        for folder, image in images.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{index:06d}.png")
 
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
