@@ -74,9 +74,8 @@ class Frequencies:
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
-        same_member = is_table or self.member in ("", member) or read == 0
-        mode = config.captions.replace("dual", "long")
-        wanted = f"{mode} {config.long_caption}".strip()
+        same_member = is_table or self.member in ("", member) or read == "long"
+        wanted = f"{read} {config.long_caption}".strip()
         missing_long = f"--missing-long {config.missing_long}"
         different = []  # what is counted, and what is read
         if counted != read or not same_key:
@@ -89,8 +88,8 @@ class Frequencies:
             different.append((f"{self.context} tokens", f"{context} tokens"))
         if not different:
             return
-        if mode != "short":
-            command += f" --captions {mode} --long-caption {config.long_caption} {missing_long}"
+        if read != "short":
+            command += f" --captions {read} --long-caption {config.long_caption} {missing_long}"
         if member != "txt":
             command += f" --text-key {member}"
         in_file = ", ".join(of_file for of_file, _ in different)
@@ -143,17 +142,11 @@ def counted_captions(config: Config, *, is_table: bool) -> str:
     return f"{config.captions} {key}".strip()
 
 
-def _kind(captions: str) -> tuple[float, str]:
-    """Returns the probability of the short caption, and the key of the long one, "" if it is not
-    read or recorded.
-
-    For the class loss, `dual` is `long`.
-    """
-    mode, _, key = captions.replace("dual", "long", 1).partition(" ")
-    if mode == "short":
-        return 1.0, ""
-    probability = Config(captions=mode, long_caption=key or "-").short_probability
-    return probability, "" if probability == 1 else caption_place(key)
+def _kind(captions: str) -> tuple[str, str]:
+    """Returns the mode, in which `dual` is `long` for the class loss, and the place of the long
+    caption, "" if it is not recorded; version 0.2 added the number of tokens after a comma."""
+    mode, _, key = captions.partition(",")[0].partition(" ")
+    return mode.replace("dual", "long"), caption_place(key)
 
 
 class ShardCounts(NamedTuple):
@@ -220,7 +213,7 @@ class CaptionCounter:
                 yield sample
 
     def count(
-        self, shards: list[str], workers: int, unreadable_max: float = 0.0
+        self, shards: list[str], workers: int, unreadable_max: float
     ) -> tuple[Frequencies, dict[str, str]]:
         """Returns the counts of all shards, and why some are missing or were not read to their end.
 
