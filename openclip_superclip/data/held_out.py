@@ -69,13 +69,11 @@ def held_out(
     groups = _groups(images, captions)
     sizes = Counter(group for group, caption in zip(groups, captions, strict=True) if caption)
     num_pairs = sizes.total()
-    if not num_pairs:
-        raise InputError(f"{flag} is {fraction}: there is no pair with a caption to split")
     if len(sizes) < 2:
         raise InputError(
-            f"{flag} is {fraction}: the pairs cannot be split, because all {num_pairs:,} of them "
-            "share images or captions; expected different images and captions, or "
-            f"{flag} 0 and other data for validation"
+            f"{flag} is {fraction}: the {num_pairs:,} pairs with a caption cannot be split, "
+            "because all of them share images or captions; expected different images and captions, "
+            f"or {flag} 0 and other data for validation"
         )
 
     def digest(group: str) -> bytes:

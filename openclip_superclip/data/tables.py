@@ -19,7 +19,7 @@ from .caption_text import has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .tar_shards import is_remote
 
-SEPARATORS = {",": "','", "\t": "$'\\t'", ";": "';'", "|": "'|'"}  # quoted for a shell
+SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
 # OpenCLIP's defaults, then the most common names
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
@@ -316,18 +316,13 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing, with another separator if
-    there is one column."""
+    """Raises InputError for equal names, or if a column is missing."""
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
-        if key in names:
-            continue
-        others = [name for name in SEPARATORS if name in names[0] and name != columns.separator]
-        if len(names) == 1 and others:
+        if key not in names:
             raise InputError(
-                f"{path} has one column, {names[0]!r}: give --csv-separator "
-                f"{SEPARATORS[others[0]]}, which applies to all tables"
+                f"{flag}: {path} has no column '{key}'; its columns are {listed(names)} (separated "
+                f"by {columns.separator!r})"
             )
-        raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")
