@@ -43,12 +43,11 @@ def main(argv: list[str]) -> int:
         metavar="KEY",
     )
     add("--images", "folder of COCO's images (default: the JSON's)", type=Path, metavar="DIR")
-    add(
+    add_number(
+        parser,
         "--val-share",
-        "fraction of the pairs for validation; no image and no caption is in both splits "
-        "(default: %(default)s)",
-        type=float,
-        default=0.1,
+        0.1,
+        "fraction of the pairs for validation; no image and no caption is in both splits",
         metavar="FRACTION",
     )
     add_count(parser, "--shard-size", "pairs per shard (default: 16 to 10,000, for 32 shards)")

@@ -83,13 +83,6 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     return image
 
 
-def unreadable(error: Exception) -> str:
-    """Returns why an image cannot be read, from the exception."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return f"no readable image ({reason(error)})"
-
-
 def is_deep(image: Image.Image) -> bool:
     """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values,
     mostly to white."""
@@ -141,8 +134,10 @@ def read_image(
     try:
         with open_image(source) as image:
             return convert(image), ""
+    except FileNotFoundError:
+        return None, "no such file"
     except Exception as error:  # a broken file raises anything
-        return None, unreadable(error)
+        return None, f"no readable image ({reason(error)})"
 
 
 def as_trained(image: Image.Image) -> Image.Image:

@@ -196,15 +196,14 @@ def inspect(
             f"members are {listed(reports[0].members) or 'nothing'}"
         )
     problems |= {shard: "no such file" for shard, size in sizes.items() if size is None}
-    bad = {shard: problems[shard] for shard in shards if shard in problems}
     warnings = []
-    if bad:
+    if problems:
         warnings.append(
-            f"{flag}: {len(bad):,} of {len(sizes):,} shards are missing or broken, the first is "
-            f"{next(iter(bad))}: training skips them"
+            f"{flag}: {len(problems):,} of {len(sizes):,} shards are missing or broken, such as "
+            f"{next(iter(problems))}: training skips them"
         )
     warnings += _content_warnings(reports, flag, long_caption if full else "")
-    return Inspection(shards, existing, bad, reports, warnings)
+    return Inspection(shards, existing, problems, reports, warnings)
 
 
 def _read_some(read: Callable, shards: list[str], long_caption: str) -> list[ShardReport]:

@@ -175,7 +175,7 @@ UNREADABLE = {
     ),
     "cut between members": (
         without_end_marker,
-        "broken tar file (it was cut at byte ",
+        "broken tar file (there is no valid tar member and no end marker at byte ",
         PER_SHARD,
     ),
     "empty": (lambda file: b"", "broken tar file (", 0),

@@ -173,7 +173,7 @@ def _samples(shown: Iterable[drawn.Scene], num_scenes: int, data_set: str) -> It
     """Yields samples of scenes: of one object with the index of its name, of several with the
     long caption."""
     for index, scene in drawn.numbered(shown, num_scenes, data_set):
-        sample = {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene)}
+        sample = {"__key__": f"{index:06d}", "png": scene.image}
         if len(scene.objects) == 1:
             sample["cls"] = drawn.NAMES.index(scene.objects[0])
         else:
