@@ -174,7 +174,9 @@ def inspect(
         return Inspection(shards, {}, {}, [], [])
     for source in pattern.split("::"):
         check_any_exists(expand(source, flag)[:most], flag)
-    sizes = _file_sizes(shards[:most])
+    names = shards[:most]
+    in_order = thread_map(_file_size, names, max_workers=NUM_THREADS, disable=True)
+    sizes = dict(zip(names, in_order, strict=True))
     existing = {shard: size for shard, size in sizes.items() if size is not None}
     read = functools.partial(
         inspect_shard,
@@ -239,14 +241,9 @@ def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) 
         )
 
 
-def _file_sizes(shards: list[str]) -> dict[str, int | None]:
-    """Returns the size of each file in bytes, or None if it does not exist."""
-
-    def size(shard: str) -> int | None:
-        return os.path.getsize(shard) if os.path.exists(shard) else None
-
-    sizes = thread_map(size, shards, max_workers=NUM_THREADS, disable=True)
-    return dict(zip(shards, sizes, strict=True))
+def _file_size(shard: str) -> int | None:
+    """Returns the size of a file in bytes, or None if it does not exist."""
+    return os.path.getsize(shard) if os.path.exists(shard) else None
 
 
 def listed_samples(shards: list[str], flag: str) -> dict[str, int]:

@@ -103,7 +103,11 @@ def detect_columns(
         images = [name for index, name in enumerate(names) if _are_files(rows, index)]
     if not captions:
         captions = [name for name in names if name not in images]
-    columns = Columns(separator, _only(images, "image"), _only(captions, "caption"))
+    columns = Columns(
+        separator,
+        images[0] if len(images) == 1 else "image",
+        captions[0] if len(captions) == 1 else "caption",
+    )
     if names:
         _check_header(path, names, columns)
     return columns
@@ -119,11 +123,6 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
                 f"({error})"
             ) from None
     return list(csv.reader(lines, delimiter=separator))
-
-
-def _only(names: list[str], default: str) -> str:
-    """Returns the only name, or a default for none or several."""
-    return names[0] if len(names) == 1 else default
 
 
 def _are_files(rows: list[list[str]], column: int) -> bool:
