@@ -104,10 +104,7 @@ def ignored_property(image: Image.Image) -> str:
 def as_seen(image: Image.Image) -> Image.Image:
     """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
     ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+    image = _eight_bits(image).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     return white.convert("RGB")

@@ -156,8 +156,7 @@ class TableReport:
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the
         others are skipped."""
-        skips = config.long_caption_key and config.missing_long == "skip"
-        return self.num_long if skips else self.num_rows
+        return self.num_long if config.missing_long == "skip" else self.num_rows
 
 
 def check_table(
