@@ -15,7 +15,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..files import read_json
-from .caption_text import caption_member, has_long_caption
+from .caption_text import caption_member, has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .slices import Split, equal_sizes, more_than_a_slice
 from .tar_shards import (
@@ -61,7 +61,7 @@ class ShardReport:
         """Counts a sample with an image and a caption."""
         self.num_samples += 1
         with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
-            self.has_caption |= bool(sample[caption].decode().strip())
+            self.has_caption |= bool(text_of(sample[caption]))
         if long_key and has_long_caption(sample, long_key):
             self.num_long += 1
 
