@@ -136,7 +136,7 @@ def test_images_of_a_folder_without_a_caption_file_are_counted_and_listed(tmp_pa
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(5):
-        Image.effect_noise((8, 8), 9 + number).convert("RGB").save(folder / f"{number}.png")
+        Image.effect_noise((8, 8), 9).convert("RGB").save(folder / f"{number}.png")
     (folder / "0.txt").write_text("a cat")
     write_json(folder / "3.json", {"caption": "a dog"})
     shards(folder, tmp_path / "out", "--val-share 0 --jobs 1")
