@@ -96,8 +96,9 @@ def detect_columns(
         separator = separator or max(SEPARATORS, key=header.count)
         names, *values = _rows(lines, separator) or [[]]
     pairs = [pair for pair in NAMES if set(pair) <= set(names)][:1] or NAMES
-    images = [image] if image else [name for name, _ in pairs if name in names]
-    captions = [caption] if caption else [name for _, name in pairs if name in names]
+    # of several known names, the one that stock OpenCLIP reads
+    images = [image] if image else [name for name, _ in pairs if name in names][:1]
+    captions = [caption] if caption else [name for _, name in pairs if name in names][:1]
     if not images:
         rows = values[:-1] or values  # the last line may be in the middle of a row
         images = [name for index, name in enumerate(names) if _are_files(rows, index)]
