@@ -12,8 +12,8 @@ from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from ...errors import InputError
-from .dense_datasets import NO_CLASS, DenseSet
-from .features import SEED, EvaluationSettings
+from .dense_datasets import NO_LABEL, DenseSet
+from .features import SEED, EvaluationSettings, Features
 from .intervals import IOU, RMSE, Measured, Outcome, estimate
 
 BATCH_SIZE = 16
@@ -30,23 +30,24 @@ def whole_image(network: nn.Module) -> Compose:
 
 
 def dense_probe(
-    splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: EvaluationSettings
+    splits: dict[str, DenseSet], features: dict[str, Features], settings: EvaluationSettings
 ) -> Measured:
     """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in
     metres as `rmse`.
 
     Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a
     cosine schedule. The scores are over the pixels of all test images at their original sizes.
-    `tokens` are the patch tokens of both splits, [N, D, h, w].
+    `features` are the patch tokens of both splits, [N, D, h, w].
     """
     torch.manual_seed(SEED)
     train = splits["train"]
-    width = tokens["train"].shape[1]
+    tokens = features["train"].images
+    width = tokens.shape[1]
     head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, train.num_classes or 1, 1))
     if not train.num_classes:
         head.append(_Metres(train))
     head.to(settings.device)
-    labelled = _Labelled(train, tokens["train"], train.transform.transforms[0].size)
+    labelled = _Labelled(train, tokens, train.transform.transforms[0].size)
     loader = DataLoader(labelled, BATCH_SIZE, shuffle=True, num_workers=settings.workers)
     optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -62,7 +63,7 @@ def dense_probe(
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _measure(head.eval(), splits["test"], tokens["test"], settings)
+    return _measure(head.eval(), splits["test"], features["test"].images, settings)
 
 
 class _Metres(nn.Module):
@@ -74,7 +75,7 @@ class _Metres(nn.Module):
         depths = torch.cat(
             [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
         )
-        depths = depths[depths > 0]
+        depths = depths[depths != NO_LABEL]
         if len(depths) < 2:
             raise InputError(
                 "its first training images have no depth; expected millimetres, 0 for none"
@@ -105,17 +106,13 @@ class _Labelled(Dataset):
         return self.tokens[index].float().clone(), label
 
 
-def _has_label(labels: Tensor, num_classes: int) -> Tensor:
-    return labels != NO_CLASS if num_classes else labels > 0
-
-
 def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Returns the loss over all labelled pixels; 0 if there are none."""
-    is_labelled = _has_label(labels, num_classes)
+    is_labelled = labels != NO_LABEL
     if not is_labelled.any():
         return outputs.sum() * 0
     if num_classes:
-        return cross_entropy(outputs, labels, ignore_index=NO_CLASS)
+        return cross_entropy(outputs, labels, ignore_index=NO_LABEL)
     return mse_loss(outputs[:, 0][is_labelled], labels[is_labelled])
 
 
@@ -131,7 +128,7 @@ def _measure(
     ):
         outputs = head(patches[None].to(settings.device))
         output = interpolate(outputs, label.shape, mode="bilinear")[0].cpu()
-        is_labelled = _has_label(label, test.num_classes)
+        is_labelled = label != NO_LABEL
         predicted = output[:, is_labelled]
         true = label[is_labelled]
         if test.num_classes:

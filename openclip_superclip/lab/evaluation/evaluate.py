@@ -2,7 +2,6 @@
 
 import functools
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from .metrics import evaluate
 from .models import EvaluatedModel, OpenedModel, open_model
 from .result_files import PACKAGES, ResultFile, record_file
 from .score_table import differences, table
+
+TRAINED = ("linear_probe", *DENSE)  # tasks that fit a layer to the training split
 
 
 @dataclass
@@ -48,15 +49,13 @@ class Evaluation:
             make_folder(folder)
         # once: a data set can have a million files
         digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
-        num_results = len(models) * len(self.chosen)
-        with tqdm(total=num_results, desc="evaluate", unit=" results", disable=None) as progress:
-            for model, folder in zip(models, self.folders, strict=True):
-                records = self._run_model(model, folder, digests, progress)
-                if records:
-                    self.results.append(records)
+        for model, folder in zip(models, self.folders, strict=True):
+            records = self._run_model(model, folder, digests)
+            if records:
+                self.results.append(records)
 
     def _run_model(
-        self, model: EvaluatedModel, folder: Path, digests: dict[LocalDataset, str], progress: tqdm
+        self, model: EvaluatedModel, folder: Path, digests: dict[LocalDataset, str]
     ) -> list[dict]:
         """Returns the results of a model, read or computed."""
         records = []
@@ -69,7 +68,6 @@ class Evaluation:
             else:
                 planned.append((dataset, task, file))
         self.num_read += len(records)
-        progress.update(len(records))
         if not planned:
             return records
         try:
@@ -78,21 +76,16 @@ class Evaluation:
             self.failures.append(f"{model.argument} cannot be opened: {one_line(error)}")
             return records
         cache = {}
-        for dataset, task, file in planned:
-            progress.set_postfix_str(f"{model.name}, {dataset.name}")
-            started = time.monotonic()
+        for dataset, task, file in tqdm(planned, desc=model.name, unit=" results", disable=None):
             try:
                 metrics, outcomes = self._measure(opened, dataset, task, cache)
-                seconds = round(time.monotonic() - started, 2)
-                about = {"command": self.command, "seconds": seconds}
-                records.append(file.write(metrics, outcomes, about))
+                records.append(file.write(metrics, outcomes, self.command))
             except (Exception, SystemExit) as error:
                 # broken data can raise any exception, and CLIP_benchmark may exit
                 self.failures.append(
                     f"{model.argument}: {task} on {dataset.name} ({dataset.folder}) failed: "
                     f"{one_line(error)}"
                 )
-            progress.update()
         return records
 
     def _result_file(
@@ -128,29 +121,25 @@ class Evaluation:
         cache: dict[tuple[LocalDataset, str], Features],
     ) -> Measured:
         """Returns metrics and outcomes. Image features are kept in `cache` for the next task."""
+        transform = opened.transform
+        encode_image = opened.model.encode_image
         if task in DENSE:
-            return self._measure_dense(opened, dataset, task)
-        features = {}
-        for split in ("train", "test") if task == "linear_probe" else ("test",):
-            if (dataset, split) not in cache:
-                images = dataset.build(opened.transform, split, task)
-                cache[dataset, split] = encode(
-                    opened.model.encode_image, dataset, images, self.settings
-                )
-            features[split] = cache[dataset, split]
-        test = dataset.build(opened.transform, "test", task)
-        return evaluate(opened.model, opened.tokenizer, test, task, self.settings, features)
-
-    def _measure_dense(self, opened: OpenedModel, dataset: LocalDataset, task: str) -> Measured:
-        visual = opened.model.visual
-        transform = whole_image(opened.model)
-        read_patches = functools.partial(patch_map, visual, patch_tokens(visual))
+            cache = {}  # patch tokens are too large to be kept, and have one task
+            visual = opened.model.visual
+            transform = whole_image(opened.model)
+            encode_image = functools.partial(patch_map, visual, patch_tokens(visual))
         splits = {}
-        tokens = {}
-        for split in ("train", "test"):
+        features = {}
+        for split in ("train", "test") if task in TRAINED else ("test",):
             splits[split] = dataset.build(transform, split, task)
-            tokens[split] = encode(read_patches, dataset, splits[split], self.settings).images
-        return dense_probe(splits, tokens, self.settings)
+            if (dataset, split) not in cache:
+                cache[dataset, split] = encode(encode_image, dataset, splits[split], self.settings)
+            features[split] = cache[dataset, split]
+        if task in DENSE:
+            return dense_probe(splits, features, self.settings)
+        return evaluate(
+            opened.model, opened.tokenizer, splits["test"], task, self.settings, features
+        )
 
     def summary(self, absent: list[str]) -> str:
         """Returns the tables and the lists of result folders and of missing data sets."""

@@ -46,22 +46,22 @@ class ResultFile:
         return self.path.with_suffix(".outcomes.npz")
 
     def read(self) -> dict | None:
-        """Returns the existing result, with the file of its outcomes, if its inputs are unchanged
-        and its outcomes are there, else None."""
+        """Returns the existing result with its outcomes, if its inputs are unchanged and its
+        outcomes are there, else None."""
         record = json_or_empty(self.path)
         for name, fact in self.facts.items():
             if name not in MAY_DIFFER and record.get(name) != fact:
                 return None
-        if not record["intervals"].keys() <= read_outcomes(self.outcomes_file).keys():
+        outcomes = read_outcomes(self.outcomes_file)
+        if not record["intervals"].keys() <= outcomes.keys():
             return None
-        return record | {"outcomes_file": self.outcomes_file}
+        return record | self.facts | {"outcomes": outcomes}
 
-    def write(self, metrics: dict, outcomes: dict[str, Outcome], about: dict) -> dict:
-        """Writes a result and its outcomes; returns it with the file of its outcomes. `about` is
-        recorded with it."""
+    def write(self, metrics: dict, outcomes: dict[str, Outcome], command: str) -> dict:
+        """Writes a result, with the command that computed it, and its outcomes; returns both."""
         self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
         write_outcomes(self.outcomes_file, outcomes)
         intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
-        record = {**self.facts, "metrics": metrics, "intervals": intervals, **about}
+        record = {**self.facts, "metrics": metrics, "intervals": intervals, "command": command}
         write_json(self.path, record)
-        return record | {"outcomes_file": self.outcomes_file}
+        return record | {"outcomes": outcomes}
