@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
             if not options.every:
                 raise
             unreadable.append(error)
-    if models and all(model.openclip[0] for model in models):
+    if models and not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
     command = shlex.join(["superclip", "evaluate", *argv])
     evaluation = Evaluation(chosen, settings, options.out, command)
