@@ -4,6 +4,7 @@ They are CLIP_benchmark's, called as by its command line.
 """
 
 import contextlib
+import itertools
 import math
 import sys
 import warnings
@@ -107,13 +108,14 @@ def _retrieval(model: object, tokenizer: Callable, test: _Batches, options: dict
     if not num_captions.all():
         image = np.argmin(num_captions) + 1
         raise InputError(f"image {image} has no caption; expected one or more")
-    ks = [k for k in RECALL_K if k <= len(num_captions)]  # topk fails with fewer images
     with _recorded(zeroshot_retrieval, "batchify") as results:
-        metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
+        metrics = zeroshot_retrieval.evaluate(
+            model, test, tokenizer, recall_k_list=RECALL_K, **options
+        )
     image_of_caption = np.repeat(np.arange(len(num_captions)), num_captions)
     recalls = [(recall > 0).numpy() for recall in results]  # of each k by text, then by image
     outcomes = {}
-    for k, by_text, by_image in zip(ks, recalls[::2], recalls[1::2], strict=True):
+    for k, by_text, by_image in zip(RECALL_K, recalls[::2], recalls[1::2], strict=True):
         hits = np.bincount(image_of_caption, by_text, minlength=len(num_captions))
         outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.int32), num_captions)
         outcomes[f"text_retrieval_recall@{k}"] = right(by_image)
@@ -143,28 +145,20 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.probe_lr, weight_decay=0)
     num_steps = settings.probe_epochs * len(loader)
     set_lr = linear_probe.cosine_lr(optimizer, settings.probe_lr, 0, num_steps)
-    step = 0
-    for _ in range(settings.probe_epochs):
-        for images, labels in loader:
-            set_lr(step)
-            step += 1
-            optimizer.zero_grad()
-            with settings.autocast():
-                loss = cross_entropy(probe(images.to(device)), labels.to(device))
-            loss.backward()
-            optimizer.step()
+    batches = itertools.chain.from_iterable(itertools.repeat(loader, settings.probe_epochs))
+    for step, (images, labels) in enumerate(batches):
+        set_lr(step)
+        optimizer.zero_grad()
+        with settings.autocast():
+            loss = cross_entropy(probe(images.to(device)), labels.to(device))
+        loss.backward()
+        optimizer.step()
     in_order = DataLoader(TensorDataset(test_inputs, test.targets), settings.batch_size)
     logits, target = linear_probe.infer(probe, in_order, settings.precision == "amp", device)
     logits = logits.float()
-    ranks = (1, 5) if largest >= 5 else (1,)
-    accuracies = dict(
-        zip(ranks, zeroshot_classification.accuracy(logits, target, ranks), strict=True)
-    )
-    metrics = {
-        "lp_acc1": accuracies[1],
-        "lp_acc5": accuracies.get(5, math.nan),
-        "epochs": settings.probe_epochs,
-    }
+    has_top_5 = largest >= 5
+    accuracies = zeroshot_classification.accuracy(logits, target, (1, 5) if has_top_5 else (1,))
+    metrics = {"lp_acc1": accuracies[0], "lp_acc5": accuracies[1] if has_top_5 else math.nan}
     return metrics, _of_logits(logits, target, num_classes=largest, prefix="lp_")
 
 
@@ -194,12 +188,8 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     Templates must contain {c}, the placeholder of the class name; a dict contains complete texts by
     class.
     """
-    if not classes:
-        raise InputError("classnames.txt is missing or empty; expected one on each line")
-    if "" in classes:
-        raise InputError(
-            f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name"
-        )
+    if not classes or "" in classes:
+        raise InputError("classnames.txt has no or empty lines; expected a class name on each")
     if not templates:
         raise InputError(
             "zeroshot_classification_templates.txt is missing or empty; expected a line such as: "
