@@ -23,7 +23,6 @@ from .score_file import ScoredPairs, read_scores
 THUMBNAIL = 160  # pixels
 NUM_BINS = 40
 NUM_WORDS = 40
-NUM_PROBLEMS = 20
 TITLES = {
     "class_loss": "class loss (nats; lower is better)",
     "support": "support (1: exactly this caption; below 0: the image speaks against it)",
@@ -44,27 +43,26 @@ def write_page(
 ) -> None:
     """Writes the page of the `num_worst` worst pairs as a single file without scripts or external
     resources."""
-    order = np.argsort(scored.goodness, kind="stable")
-    is_sorted = np.isfinite(scored.goodness[order])
-    records = dict.fromkeys(order[is_sorted][:num_worst].tolist())  # by number, the worst first
-    problems = []
+    order = np.argsort(scored.goodness, kind="stable")[: min(num_worst, scored.num_sorted)]
+    records = dict.fromkeys(order.tolist())  # by number, the worst first
     for number, record in enumerate(read_scores(scored.file)):
         if number in records:
             records[number] = record
-        if "problem" in record and len(problems) < NUM_PROBLEMS:
-            problems.append(record)
     worst = records.values()
     histograms = []
     for name, title in TITLES.items():
         values = scored.finite(name)
         if len(values):
-            histograms.append(_histogram(title, values))
+            counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
+            median = np.median(values)
+            histograms.append(
+                {"title": title, "counts": counts.tolist(), "edges": edges, "median": median}
+            )
     words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
     page = html_template(Path(__file__).with_suffix(".html"), segments=_segments).render(
         data=data.source,
         model=str(model),
         scored=scored,
-        problems=problems,
         worst=worst,
         images=_images(data, worst),
         thumbnail=THUMBNAIL,
@@ -96,17 +94,6 @@ def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
         if word not in FUNCTION_WORDS
     ]
     return sorted(rows, key=lambda row: (-row.fraction.low, -row.num_captions, row.word))
-
-
-def _histogram(title: str, values: np.ndarray) -> dict:
-    """Returns the title, the numbers of values in the bins, their edges and the median."""
-    counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
-    return {
-        "title": title,
-        "counts": counts.tolist(),
-        "edges": edges.tolist(),
-        "median": np.median(values),
-    }
 
 
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:

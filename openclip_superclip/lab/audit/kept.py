@@ -51,12 +51,11 @@ def write_kept(
         ) as chunks,
     ):
         keep_private(Path(file.name), Path(data.source))
-        for number, rows in enumerate(chunks):
-            chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
-            text = chosen.to_csv(
+        for rows in chunks:
+            text = rows[kept[rows.index]].to_csv(
                 sep=separator,
                 index=False,
-                header=number == 0,
+                header=rows.index.start == 0,
                 lineterminator="\r\n",  # a cell with either of them is quoted
             )
             file.write(text.encode("utf-8", "replace"))

@@ -1,6 +1,5 @@
 """Scores how well an image supports each word of its caption, and the caption as a whole."""
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -67,12 +66,9 @@ class CaptionSupport:
         mass = document_frequency.double().cpu() * weights.double().cpu()
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
         every = open_lexicon(tokenizer, len(weights))
-        learned = self._is_known(every).cpu()
-        self.learned_words = list(itertools.compress(every.words, learned.tolist()))
-        self.index = {word: index for index, word in enumerate(self.learned_words)}
-        self.offered = WordProbabilities(
-            Lexicon(self.learned_words, every.tokens[learned], every.vocab_size), self.weights
-        )
+        self.index = {word: index for index, word in enumerate(every.words)}
+        self.offered = WordProbabilities(every, weights)
+        self.is_unknown = ~self._is_known(every)  # [N]
 
     def words(
         self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
@@ -82,10 +78,9 @@ class CaptionSupport:
 
         `probabilities`, [B, V], are those given the images.
         """
-        words = [words_of(caption) for caption in captions]
-        every = sorted(set().union(*words))
+        supports = [dict.fromkeys(words_of(caption)) for caption in captions]
+        every = sorted(set().union(*supports))
         present = self._present(tokens)
-        supports = [{} for _ in words]
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
             scores = WordProbabilities(spelled, self.weights)
@@ -94,14 +89,11 @@ class CaptionSupport:
             is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
             for row, number in is_defined.nonzero().tolist():
                 word = spelled.words[number]
-                if word in words[row]:
+                if word in supports[row]:
                     supports[row][word] = WordSupport(
                         word.casefold(), shares[row][number], expected[number]
                     )
-        return [
-            [by_word[word] for word in of_caption if word in by_word]
-            for of_caption, by_word in zip(words, supports, strict=True)
-        ]
+        return [list(filter(None, by_word.values())) for by_word in supports]
 
     def missing(
         self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
@@ -117,13 +109,14 @@ class CaptionSupport:
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = [word.lower() for word in words_of(caption)]
             present[row, [self.index[word] for word in named if word in self.index]] = True
-        shares = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0)
-        best = shares.topk(min(NUM_OFFERED, len(self.learned_words)))
+        is_left_out = self.is_unknown | present | (shares < LEAST_LIFT * expected)
+        best = shares.masked_fill(is_left_out, 0.0).topk(min(NUM_OFFERED, len(self.index)))
+        words = list(self.index)
         offered = []
         for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             offered.append(
                 [
-                    WordSupport(self.learned_words[number], share, expected[number].item())
+                    WordSupport(words[number], share, expected[number].item())
                     for share, number in zip(values, numbers, strict=True)
                     if share > 0
                 ]

@@ -57,8 +57,8 @@ class ScoredPairs:
     """The scores in a finished file, float32 [N] each by name; NaN for pairs without a score.
 
     The pairs are sorted by `by`, one of SORTED_BY: `goodness` is float64 [N], higher for better
-    pairs, −∞ for pairs without a score. "both" is the mean of the ranks by support and by CLIP
-    score; for pairs without support, the latter alone.
+    pairs, NaN for pairs without a score; the others are `num_sorted`. "both" is the mean of the
+    ranks by support and by CLIP score; for pairs without support, the latter alone.
     """
 
     def __init__(self, file: Path, by: str):
@@ -84,7 +84,8 @@ class ScoredPairs:
             goodness = self.scores[by.replace("-", "_")].astype(np.float64)
         if by == "class-loss":
             goodness = -goodness
-        self.goodness = np.where(np.isnan(goodness), -np.inf, goodness)
+        self.goodness = goodness
+        self.num_sorted = int(np.isfinite(goodness).sum())
 
     def finite(self, name: str) -> np.ndarray:
         """Returns the finite scores of that name."""
