@@ -31,25 +31,23 @@ def main(argv: list[str]) -> int:
     checkpoints = options.checkpoints
     if options.every:
         checkpoints = [file for run in checkpoints for file in checkpoints_of(run)]
+    command = shlex.join(["superclip", "evaluate", *argv])
+    evaluation = Evaluation(chosen, settings, options.out, command)
     models = []
-    unreadable = []
     for checkpoint in dict.fromkeys(checkpoints):
         try:
             models.append(find_model(checkpoint, options.model))
         except InputError as error:
             if not options.every:
                 raise
-            unreadable.append(error)
+            evaluation.failures.append(str(error))
     if models and not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
-    command = shlex.join(["superclip", "evaluate", *argv])
-    evaluation = Evaluation(chosen, settings, options.out, command)
     evaluation.run(models)
     print(evaluation.summary(absent))
-    failures = [*unreadable, *evaluation.failures]
-    for failure in failures:
-        to_stderr(f"error: {printable(str(failure))}")
-    return 1 if failures else 0
+    for failure in evaluation.failures:
+        to_stderr(f"error: {printable(failure)}")
+    return 1 if evaluation.failures else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

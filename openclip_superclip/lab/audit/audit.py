@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from ...errors import InputError
 from ...files import files_digest, make_folder, read_json, take_lock, write_json
 from ..words.open_checkpoint import NO_HEAD, open_checkpoint, read_model
 from .audit_page import write_page
-from .kept import select, write_kept
+from .kept import write_kept
 from .pair_scores import PairScorer
 from .reading import AuditedData, AuditedPair, read_in_batches
 from .score_file import ScoredPairs, read_scores, record_of
@@ -121,7 +122,7 @@ class Audit:
                 f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
                 f"{self.scores}"
             )
-        if not scored.num_sorted:
+        if not len(scored.ranked):
             raise InputError(
                 f"--by {self.by}: no caption contains a word that the head has learned: give "
                 "--by clip-score or both"
@@ -135,14 +136,16 @@ class Audit:
             lines.append(f"warning: {scored.warning}")
         elif scored.suggestion:
             lines.append(scored.suggestion)
-        num_left_out = num_scored - scored.num_sorted
+        num_left_out = num_scored - len(scored.ranked)
         if num_left_out:
             lines.append(f"{num_left_out:,} pairs without {self.by} are neither shown nor kept")
         if keep is not None:
-            kept = select(scored.goodness, max(1, round(keep * scored.num_sorted)))
+            num_kept = max(1, round(keep * len(scored.ranked)))
+            kept = np.zeros(len(scored.scores["clip_score"]), dtype=bool)
+            kept[scored.ranked[:num_kept]] = True
             records = itertools.compress(read_scores(self.scores), kept)
             written = write_kept(self.out, self.data, kept, (record["place"] for record in records))
-            lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
+            lines.append(f"kept: the best {num_kept:,} by {self.by}: {written}")
         lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
 

@@ -43,8 +43,8 @@ def write_page(
 ) -> None:
     """Writes the page of the `num_worst` worst pairs as a single file without scripts or external
     resources."""
-    order = np.argsort(scored.goodness, kind="stable")[: min(num_worst, scored.num_sorted)]
-    records = dict.fromkeys(order.tolist())  # by number, the worst first
+    # by number, the worst first
+    records = dict.fromkeys(scored.ranked[::-1][:num_worst].tolist())
     for number, record in enumerate(read_scores(scored.file)):
         if number in records:
             records[number] = record

@@ -19,14 +19,6 @@ from ...files import keep_private, whole_file, whole_output, write_json
 from .reading import AuditedData
 
 
-def select(goodness: np.ndarray, number: int) -> np.ndarray:
-    """Returns a mask of the best `number` pairs, bool [N]; ties are resolved in favour of earlier
-    pairs."""
-    kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[:number]] = True
-    return kept
-
-
 def write_kept(
     out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[Sequence[int]]
 ) -> str:

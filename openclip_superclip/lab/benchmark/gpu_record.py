@@ -108,7 +108,7 @@ def _time_step(
         torch.cuda.reset_peak_memory_stats()
     try:
         step = make_step(model, batch, device, precision, with_head=with_head)
-        times = timed_in_turns({"": step}, 5 if is_gpu else 1, device, f"{model}, {batch}")
+        times = timed_in_turns({"": step}, 5 if is_gpu else 1, f"{model}, {batch}")
     except torch.OutOfMemoryError:
         return None, None
     return statistics.median(times[""]), torch.cuda.max_memory_allocated() if is_gpu else None
