@@ -96,17 +96,19 @@ class Audit:
     def _score_rest(self, scorer: PairScorer, file: BinaryIO) -> None:
         """Appends the scores of the pairs that an interrupted call has not scored."""
         num_earlier = _keep_batches(file, self.batch_size)
-        pairs = itertools.islice(self.data.pairs(), num_earlier, None)
+        pairs = tqdm(
+            itertools.islice(self.data.pairs(), num_earlier, None),
+            total=self.data.num_pairs,
+            initial=num_earlier,
+            unit=" pairs",
+            disable=None,
+        )
         preprocess = scorer.opened.preprocess()
-        with tqdm(
-            total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None
-        ) as progress:
-            for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
-                for record in _score_batch(scorer, batch):
-                    line = f"{json.dumps(record, ensure_ascii=False)}\n"
-                    file.write(line.encode("utf-8", "replace"))
-                file.flush()
-                progress.update(len(batch))
+        for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+            for record in _score_batch(scorer, batch):
+                line = f"{json.dumps(record, ensure_ascii=False)}\n"
+                file.write(line.encode("utf-8", "replace"))
+            file.flush()
 
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs;
@@ -116,18 +118,13 @@ class Audit:
         problems = ", ".join(
             f"{number:,} × {problem}" for problem, number in scored.problems.most_common()
         )
-        num_scored = len(scored.finite("clip_score"))
-        if not num_scored:
-            raise InputError(
-                f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
-                f"{self.scores}"
-            )
         if not len(scored.ranked):
-            raise InputError(
-                f"--by {self.by}: no caption contains a word that the head has learned: give "
-                "--by clip-score or both"
+            reasons = (
+                problems or "DATA has none, or no caption has a word that the head has learned"
             )
+            raise InputError(f"no pair has a score by {self.by} ({reasons}): see {self.scores}")
         write_page(self.out / PAGE, self.data, self.checkpoint.path, scored, num_worst)
+        num_scored = len(scored.finite("clip_score"))
         scores = f"{num_scored:,} pairs scored" if num_scored > 1 else "1 pair scored"
         lines = [f"{scores}; left out: {problems}" if problems else scores]
         if not self.has_head:

@@ -48,7 +48,7 @@ def write_page(
     for number, record in enumerate(read_scores(scored.file)):
         if number in records:
             records[number] = record
-    worst = records.values()
+    _add_thumbnails(records.values(), data)
     histograms = []
     for name, title in TITLES.items():
         values = scored.finite(name)
@@ -63,8 +63,7 @@ def write_page(
         data=data.source,
         model=str(model),
         scored=scored,
-        worst=worst,
-        images=_images(data, worst),
+        worst=records.values(),
         thumbnail=THUMBNAIL,
         histograms=histograms,
         words=[row for row in words if row.num_doubted],
@@ -114,30 +113,29 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     yield caption[end:], None
 
 
-def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
-    """Returns thumbnails as data: URLs, by place of the pair."""
-    thumbnails = {}
-    by_shard = defaultdict(set)
-    for record in worst:
+def _add_thumbnails(records: Iterable[dict], data: AuditedData) -> None:
+    """Adds the thumbnail of each pair's image to its record."""
+    by_shard = defaultdict(dict)
+    for record in records:
         shard, number = record["place"]
         if data.columns is not None:
-            thumbnails[shard, number] = _thumbnail(record["key"])
+            record["thumbnail"] = _thumbnail(record["key"])
         else:
-            by_shard[shard].add(number)
-    for shard, numbers in by_shard.items():
-        last = max(numbers)
+            by_shard[shard][number] = record
+    for shard, by_number in by_shard.items():
+        last = max(by_number)
         best = {}  # the index in IMAGES of a pair's thumbnail
         with contextlib.suppress(*BROKEN), tarfile.open(data.files[shard]) as tar:
             for number, _, extension, member in numbered_members(tar):
                 if number > last:
                     break
-                if number not in numbers or extension not in IMAGES:
+                if number not in by_number or extension not in IMAGES:
                     continue
                 index = IMAGES.index(extension)
                 if index < best.get(number, len(IMAGES)):
                     best[number] = index
-                    thumbnails[shard, number] = _thumbnail(tar.extractfile(member).read())
-    return thumbnails
+                    image = tar.extractfile(member).read()
+                    by_number[number]["thumbnail"] = _thumbnail(image)
 
 
 def _thumbnail(source: str | bytes) -> str:

@@ -208,8 +208,7 @@ class PairScorer:
         probabilities = outputs.log_probabilities.exp()
         words = self.captions.words(probabilities, captions, tokens)
         offered = self.captions.missing(probabilities, captions, tokens)
-        rows = zip(cosines, _defined(losses), _defined(supports), words, offered, strict=True)
-        return [PairScore(*row) for row in rows]
+        return list(map(PairScore, cosines, _defined(losses), _defined(supports), words, offered))
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""

@@ -34,12 +34,11 @@ def class_loss_is_the_plain_one(device: str, precision: str) -> None:
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
     tolerance = 1e-4 if precision == "fp32" else 2e-2
-    pairs = {"losses": (losses, exact_losses)}
-    names = ("features", "weight", "bias")
-    for name, leaf, exact_leaf in zip(names, inputs[:3], exact_leaves, strict=True):
-        pairs[f"gradients of {name}"] = leaf.grad, exact_leaf.grad
-    for name, (computed, exact) in pairs.items():
-        error = (computed.double().cpu() - exact).norm() / exact.norm()
+    names = ("losses", "gradients of features", "gradients of weight", "gradients of bias")
+    computed = [losses, *(leaf.grad for leaf in inputs[:3])]
+    exact = [exact_losses, *(leaf.grad for leaf in exact_leaves)]
+    for name, values, exact_values in zip(names, computed, exact, strict=True):
+        error = (values.double().cpu() - exact_values).norm() / exact_values.norm()
         if not error <= tolerance:
             raise AssertionError(f"{name} differ by {error:.1e}, more than {tolerance:.0e}")
 

@@ -137,8 +137,7 @@ def _measure(
             parts.append((((predicted[0] - true) ** 2).sum(), is_labelled.sum()))
     scored, of = (torch.stack(part).double().numpy() for part in zip(*parts, strict=True))
     if not of.any():
-        unit = "class" if test.num_classes else "depth"
-        raise InputError(f"its test images have no {unit}: no pixel has a label")
+        raise InputError("no pixel of its test images has a label")
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
     outcome = Outcome(kind, scored, of)
     return {name: estimate(outcome).value}, {name: outcome}

@@ -14,12 +14,12 @@ from ...method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
 from .dense_probe import dense_probe, whole_image
 from .features import EvaluationSettings, Features, encode
-from .intervals import NO_INTERVAL, Measured
+from .intervals import Measured
 from .local_datasets import LocalDataset
 from .metrics import evaluate
 from .models import EvaluatedModel, OpenedModel, open_model
 from .result_files import PACKAGES, ResultFile, record_file
-from .score_table import differences, table
+from .score_table import tables
 
 TRAINED = ("linear_probe", *DENSE)  # tasks that fit a layer to the training split
 
@@ -79,7 +79,7 @@ class Evaluation:
         for dataset, task, file in tqdm(planned, desc=model.name, unit=" results", disable=None):
             try:
                 metrics, outcomes = self._measure(opened, dataset, task, cache)
-                records.append(file.write(metrics, outcomes, self.command))
+                records.append(file.write(metrics, outcomes))
             except (Exception, SystemExit) as error:
                 # broken data can raise any exception, and CLIP_benchmark may exit
                 self.failures.append(
@@ -99,19 +99,23 @@ class Evaluation:
             source_id = file_identity(model.path)
         facts = {
             "model": model.name,
-            "checkpoint": model.argument,
             "source": source,
             "source_id": source_id,
             "dataset": dataset.name,
             "task": task,
             "epoch": model.epoch,
             "weights": model.weights_id,
-            "data": str(dataset.folder),
             "settings": self.settings.of_task(task),
             "versions": versions(*PACKAGES),
             "data_files": data_files,
         }
-        return ResultFile(record_file(folder, model.name, dataset.name, task, source), facts)
+        about = {
+            "checkpoint": model.argument,
+            "data": str(dataset.folder),
+            "command": self.command,
+        }
+        path = record_file(folder, model.name, dataset.name, task, source)
+        return ResultFile(path, facts, about)
 
     def _measure(
         self,
@@ -143,12 +147,9 @@ class Evaluation:
 
     def summary(self, absent: list[str]) -> str:
         """Returns the tables and the lists of result folders and of missing data sets."""
-        parts = [table(self.results), differences(self.results)] if self.results else []
-        if any("[–]" in part for part in parts):
-            parts.append(NO_INTERVAL)
         num_results = sum(map(len, self.results))
         folders = ", ".join(dict.fromkeys(map(str, self.folders)))
-        lines = [f"{num_results} results, {self.num_read} of them from before: {folders}"]
+        text = f"{num_results} results, {self.num_read} of them from before: {folders}"
         if absent:
-            lines.append(f"Not evaluated: {', '.join(absent)}")
-        return "\n\n".join(filter(None, [*parts, "\n".join(lines)]))
+            text += f"\nNot evaluated: {', '.join(absent)}"
+        return f"{tables(self.results)}\n\n{text}" if self.results else text

@@ -178,12 +178,11 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
     scored = np.asarray(outcome.scored, np.float64).reshape(num_samples, -1)
     of = np.asarray(outcome.of, np.float64).reshape(num_samples, -1)
     if outcome.kind == PRECISION:
-        by_class = [_average_precisions(*column) for column in zip(scored.T, of.T, strict=True)]
-        score = np.mean([score for score, _ in by_class])
-        without = np.mean([without for _, without in by_class], axis=0)
+        by_class = map(_average_precisions, scored.T, of.T)
+        scores, without = zip(*by_class, strict=True)
         num_relevant = of.sum(axis=0)
         least = min(num_relevant.min(), (num_samples - num_relevant).min())
-        return _LeaveOneOut(float(score), without, int(least))
+        return _LeaveOneOut(float(np.mean(scores)), np.mean(without, axis=0), least)
     present = of.any(axis=0)  # classes with pixels
     scored = scored[:, present]
     of = of[:, present]
@@ -195,7 +194,7 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
     if outcome.kind == RMSE:
         score = np.sqrt(score)
         without = np.sqrt(without)
-    return _LeaveOneOut(float(score), without, int((of > 0).sum(axis=0).min()))
+    return _LeaveOneOut(float(score), without, (of > 0).sum(axis=0).min())
 
 
 def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,7 +1,6 @@
 """The data sets of the suites, found in the user's folder."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -49,7 +48,6 @@ class LocalDataset(NamedTuple):
             replaced(imagenetv2, requests=SimpleNamespace(get=_refuse)),
             replaced(autodecode, default_pre_handlers=handlers),
             redirect_stdout(sys.stderr),  # CLIP_benchmark prints
-            warnings.catch_warnings(),
         ):
             dataset = builder.build_dataset(
                 f"wds/{self.name}" if self.in_shards else self.name,

@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -66,9 +65,7 @@ def evaluate(
     batches = _Batches(test, settings.batch_size, dataset)
     options = {"device": settings.device, "amp": settings.precision == "amp"}
     torch.manual_seed(SEED)
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
-        # on classes without samples in a small data set
-        warnings.filterwarnings("ignore", module="sklearn")
+    with contextlib.redirect_stdout(sys.stderr):  # CLIP_benchmark prints
         if task == "zeroshot_retrieval":
             metrics, outcomes = _retrieval(cached, tokenizer, batches, options)
         elif task == "linear_probe":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
-import torch
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.pretrained import download_pretrained_from_hf
@@ -16,8 +15,9 @@ from torch import nn
 
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
 from ...checkpoints.trainer_files import checkpoints, run_options
-from ...checkpoints.weights import Weights, check_match, read_checkpoint
+from ...checkpoints.weights import Weights, check_match, file_of_weights, read_checkpoint
 from ...errors import InputError
+from ...files import content_digest
 
 
 class EvaluatedModel(NamedTuple):
@@ -25,7 +25,7 @@ class EvaluatedModel(NamedTuple):
 
     name: str  # RUN/epoch_N, or the user's argument
     argument: str
-    # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
+    # a digest of architecture, preprocessing and file of weights; the commit of hf-hub:REPO
     weights_id: str
     path: Path | None = None  # its file or folder
     epoch: int | None = None
@@ -83,28 +83,20 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
     recorded = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
     architecture, weights = fit(recorded, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), path, recorded.name)
+    inputs = [content_digest(file_of_weights(path)), architecture.model_cfg]
+    identity = json.dumps([*inputs, architecture.preprocess_cfg], sort_keys=True)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
     return EvaluatedModel(
         name=f"{run.resolve().name}/{path.stem}" if run else argument,
         argument=argument,
-        weights_id=_digest(architecture, weights),
+        weights_id=hashlib.sha256(identity.encode()).hexdigest(),
         path=folder.resolve() / path.name,
         epoch=checkpoint.epoch,
         run=run,
         uses_option=not is_openclip,
         plain=(architecture, weights),
     )
-
-
-def _digest(architecture: Architecture, weights: Weights) -> str:
-    digest = hashlib.sha256(
-        json.dumps([architecture.model_cfg, architecture.preprocess_cfg], sort_keys=True).encode()
-    )
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class OpenedModel(NamedTuple):

@@ -22,7 +22,6 @@ PACKAGES = (
     "pillow",
     "transformers",
 )
-MAY_DIFFER = ("checkpoint", "data")  # facts that a result does not depend on
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
@@ -35,10 +34,11 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A result's file, and what the result depends on."""
+    """A result's file."""
 
     path: Path
-    facts: dict
+    facts: dict  # on which the result depends
+    about: dict  # other facts
 
     @property
     def outcomes_file(self) -> Path:
@@ -49,19 +49,18 @@ class ResultFile:
         """Returns the existing result with its outcomes, if its inputs are unchanged and its
         outcomes are there, else None."""
         record = json_or_empty(self.path)
-        for name, fact in self.facts.items():
-            if name not in MAY_DIFFER and record.get(name) != fact:
-                return None
+        if any(record.get(name) != fact for name, fact in self.facts.items()):
+            return None
         outcomes = read_outcomes(self.outcomes_file)
         if not record["intervals"].keys() <= outcomes.keys():
             return None
-        return record | self.facts | {"outcomes": outcomes}
+        return record | self.about | {"outcomes": outcomes}
 
-    def write(self, metrics: dict, outcomes: dict[str, Outcome], command: str) -> dict:
-        """Writes a result, with the command that computed it, and its outcomes; returns both."""
+    def write(self, metrics: dict, outcomes: dict[str, Outcome]) -> dict:
+        """Writes a result and its outcomes; returns both."""
         self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
         write_outcomes(self.outcomes_file, outcomes)
         intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
-        record = {**self.facts, "metrics": metrics, "intervals": intervals, "command": command}
+        record = {**self.facts, "metrics": metrics, "intervals": intervals, **self.about}
         write_json(self.path, record)
         return record | {"outcomes": outcomes}

@@ -1,7 +1,7 @@
 """The tables of results: a row per measure and a column per model, with the paper's names."""
 
 from ...rendering import markdown_table
-from .intervals import Estimate, Outcome, difference, estimate, mean_of
+from .intervals import NO_INTERVAL, Estimate, Outcome, difference, estimate, mean_of
 from .suites import RETRIEVAL, THE_38, averaged
 
 LABELS = {  # of rows, by task and measure; {} is the data set
@@ -30,25 +30,23 @@ ORDER = [*THE_38, *RETRIEVAL]
 Score = list[Outcome]
 
 
-def table(models: list[list[dict]]) -> str:
-    """Returns the table of each model's results in Markdown, in percent, with 95 % intervals; a
-    dash if missing."""
-    rows = {}
+def tables(models: list[list[dict]]) -> str:
+    """Returns tables in Markdown: each model's results in percent and, if there are any, the paired
+    differences to the first model in points, with 95 % intervals; a dash if missing."""
+    names = _names(models)
+    results = {}
+    changes = {}
     for label, scores in _rows(models).items():
-        rows[label] = [_cell(list(map(estimate, score)), ".1f") for score in scores]
-    return _markdown("%", _names(models), rows)
-
-
-def differences(models: list[list[dict]]) -> str:
-    """Returns a table in Markdown of the paired differences to the first model, in points; "" if
-    there are none."""
-    rows = {}
-    for label, (first, *others) in _rows(models).items():
-        parts = [list(map(difference, first, other)) for other in others]
-        if any(parts):
-            rows[label] = [_cell(estimates, "+.1f") for estimates in parts]
-    first, *others = _names(models)
-    return _markdown("points", [f"{other} − {first}" for other in others], rows) if rows else ""
+        results[label] = [_cell(list(map(estimate, score)), ".1f") for score in scores]
+        first, *others = scores
+        paired = [list(map(difference, first, other)) for other in others]
+        if any(paired):
+            changes[label] = [_cell(parts, "+.1f") for parts in paired]
+    text = _markdown("%", names, results)
+    if changes:
+        columns = [f"{name} − {names[0]}" for name in names[1:]]
+        text += "\n\n" + _markdown("points", columns, changes)
+    return f"{text}\n\n{NO_INTERVAL}" if "[–]" in text else text
 
 
 def _cell(parts: list[Estimate], format: str) -> str:
