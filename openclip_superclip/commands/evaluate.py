@@ -104,16 +104,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
     add_switch(parser, "--every", "CHECKPOINT is the folder of a run; evaluate all its checkpoints")
-    probe = parser.add_argument_group(
-        "linear probe", "as in CLIP_benchmark: AdamW on frozen, normalised features"
+    add_number(
+        parser,
+        "--probe-lr",
+        0.1,
+        "learning rate of the linear probe: AdamW on frozen, normalised features",
     )
-    add_number(probe, "--probe-lr", 0.1)
-    add_number(probe, "--probe-epochs", 10)
-    dense = parser.add_argument_group(
-        "segmentation and depth", "a linear layer on frozen patch tokens, with AdamW"
+    add_number(parser, "--probe-epochs", 10, "passes of the linear probe")
+    add_number(
+        parser,
+        "--dense-lr",
+        1e-3,
+        "learning rate for segmentation and depth: a linear layer on frozen patch tokens, AdamW",
     )
-    add_number(dense, "--dense-lr", 1e-3)
-    add_number(dense, "--dense-epochs", 20)
+    add_number(parser, "--dense-epochs", 20, "passes for segmentation and depth")
     options = parser.parse_args(argv)
     for name in ("probe_lr", "dense_lr"):
         value = getattr(options, name)

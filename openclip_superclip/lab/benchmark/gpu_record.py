@@ -93,9 +93,9 @@ def measure_card(options: argparse.Namespace) -> Card:
 
 def measure_step(model: str, batch: int, device: str, precision: str) -> Step:
     """Returns the median seconds and the peak memory of a step with and without the head."""
-    openclip = _time_step(model, batch, device, precision, with_head=False)
-    superclip = _time_step(model, batch, device, precision, with_head=True)
-    return Step(model, batch, openclip[0], superclip[0], openclip[1], superclip[1])
+    seconds, num_bytes = _time_step(model, batch, device, precision, with_head=False)
+    head_seconds, head_bytes = _time_step(model, batch, device, precision, with_head=True)
+    return Step(model, batch, seconds, head_seconds, num_bytes, head_bytes)
 
 
 def _time_step(

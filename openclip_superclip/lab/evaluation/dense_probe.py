@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ...errors import InputError
 from .dense_datasets import NO_LABEL, DenseSet
 from .features import SEED, EvaluationSettings, Features
-from .intervals import IOU, RMSE, Measured, Outcome, estimate
+from .intervals import IOU, RMSE, Measured, Outcome
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4
@@ -32,8 +32,8 @@ def whole_image(network: nn.Module) -> Compose:
 def dense_probe(
     splits: dict[str, DenseSet], features: dict[str, Features], settings: EvaluationSettings
 ) -> Measured:
-    """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in
-    metres as `rmse`.
+    """Returns the outcomes of `miou`, the mean IoU of the classes, or of `rmse`, the depths' root
+    mean squared error in metres.
 
     Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a
     cosine schedule. The scores are over the pixels of all test images at their original sizes.
@@ -120,7 +120,7 @@ def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _measure(
     head: nn.Module, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
 ) -> Measured:
-    """Returns the score over the pixels of all test images, and the outcome of each image."""
+    """Returns the outcome of each test image."""
     parts = []
     loader = DataLoader(_Labelled(test, tokens), None, num_workers=settings.workers)
     for patches, label in tqdm(
@@ -139,8 +139,7 @@ def _measure(
     if not of.any():
         raise InputError("no pixel of its test images has a label")
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
-    outcome = Outcome(kind, scored, of)
-    return {name: estimate(outcome).value}, {name: outcome}
+    return {}, {name: Outcome(kind, scored, of)}
 
 
 def _overlaps(predicted: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

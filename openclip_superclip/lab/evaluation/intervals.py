@@ -42,8 +42,8 @@ class Outcome(NamedTuple):
     of: np.ndarray
 
 
-# metrics and outcomes by name; an undefined metric is None
-Measured = tuple[dict[str, float | None], dict[str, Outcome]]
+# CLIP_benchmark's metrics and the outcomes, by name
+Measured = tuple[dict[str, float], dict[str, Outcome]]
 
 
 def right(hits: np.ndarray) -> Outcome:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ...environment import replaced
 from ...errors import InputError
 from .features import RECALL_K, SEED, EvaluationSettings, Features, finite
-from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, estimate, right
+from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, right
 
 
 @dataclass
@@ -46,7 +46,7 @@ def evaluate(
     settings: EvaluationSettings,
     features: dict[str, Features],
 ) -> Measured:
-    """Returns metrics by CLIP_benchmark's names, and outcomes; undefined metrics are None.
+    """Returns metrics by CLIP_benchmark's names, NaN if they are undefined, and outcomes.
 
     Of the test split `dataset`, only class names and templates are used; `features` are those of
     the split test and, for the linear probe, train. Raises InputError if a score would be
@@ -78,10 +78,7 @@ def evaluate(
                 )
             logits, target = results[0]
             outcomes = _of_logits(logits, target, num_classes=logits.shape[1])
-    scores = {name: estimate(outcome).value for name, outcome in outcomes.items()}
-    metrics = scores | metrics  # CLIP_benchmark's own rounding, if it has the metric
-    defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    return defined, outcomes
+    return metrics, outcomes
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,19 @@ class ResultFile:
             return None
         return record | self.about | {"outcomes": outcomes}
 
-    def write(self, metrics: dict, outcomes: dict[str, Outcome]) -> dict:
-        """Writes a result and its outcomes; returns both."""
+    def write(self, metrics: dict[str, float], outcomes: dict[str, Outcome]) -> dict:
+        """Writes a result and its outcomes; returns both. Its metrics are the given ones, with
+        CLIP_benchmark's rounding, and the scores of the other outcomes; undefined ones are None."""
         self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
         write_outcomes(self.outcomes_file, outcomes)
-        intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
-        record = {**self.facts, "metrics": metrics, "intervals": intervals, **self.about}
+        estimates = {name: estimate(outcome) for name, outcome in outcomes.items()}
+        metrics = {name: score.value for name, score in estimates.items()} | metrics
+        defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        record = {
+            **self.facts,
+            "metrics": defined,
+            "intervals": {name: score.limits() for name, score in estimates.items()},
+            **self.about,
+        }
         write_json(self.path, record)
         return record | {"outcomes": outcomes}
