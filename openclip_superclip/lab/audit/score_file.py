@@ -1,6 +1,7 @@
 """The file of an audit's scores: a record per pair, and what the scores of all pairs say."""
 
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def record_of(pair: AuditedPair, score: PairScore | None) -> dict:
         return record | {"problem": pair.problem}
     for name in SCORES:
         value = getattr(score, name)
-        if value is not None:
+        if not math.isnan(value):
             record[name] = round(value, 6)
     for name in ("words", "offered"):
         words = [
