@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg
 from PIL import Image
 from support import input_error, parametrize
 from support.data import write_shards, write_tar
@@ -48,11 +47,7 @@ def scorer(tiny_model):
     tokenizer = open_clip.get_tokenizer(tiny_model)
     model.statistics.update(tokenizer(LEARNED))
     model.class_head.weight.data *= 3
-    return PairScorer(
-        OpenedCheckpoint(
-            model.eval(), tokenizer, PreprocessCfg(size=(32, 32)), model.statistics.idf()
-        )
-    )
+    return PairScorer(OpenedCheckpoint(model.eval(), tokenizer, model.statistics.idf()))
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
@@ -19,14 +18,6 @@ from .intervals import IOU, RMSE, Measured, Outcome
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4
 MOST_DEPTHS = 200  # training images for mean and standard deviation of the depths
-
-
-def whole_image(network: nn.Module) -> Compose:
-    """Returns the transform that resizes whole images to the model's input, so that pixels keep
-    their labels."""
-    own = network.visual.preprocess_cfg
-    config = PreprocessCfg(**own | {"resize_mode": "squash"})
-    return image_transform_v2(config, is_train=False)
 
 
 def dense_probe(

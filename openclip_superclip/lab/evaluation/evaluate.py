@@ -12,12 +12,13 @@ from ...errors import one_line
 from ...files import file_identity, files_digest, make_folder
 from ...method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
-from .dense_probe import dense_probe, whole_image
+from .dense_probe import dense_probe
 from .features import EvaluationSettings, Features, encode
 from .intervals import Measured
 from .local_datasets import LocalDataset
 from .metrics import evaluate
 from .models import EvaluatedModel, OpenedModel, open_model
+from .preprocessing import preprocessing
 from .result_files import PACKAGES, ResultFile, record_file
 from .score_table import tables
 
@@ -130,7 +131,8 @@ class Evaluation:
         if task in DENSE:
             cache = {}  # patch tokens are too large to be kept, and have one task
             visual = opened.model.visual
-            transform = whole_image(opened.model)
+            # the whole image, so that pixels keep their labels
+            transform = preprocessing(opened.model, resize_mode="squash")
             encode_image = functools.partial(patch_map, visual, patch_tokens(visual))
         splits = {}
         features = {}

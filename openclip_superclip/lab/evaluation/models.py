@@ -10,7 +10,6 @@ import open_clip
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import nn
 
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
@@ -18,6 +17,7 @@ from ...checkpoints.trainer_files import checkpoints, run_options
 from ...checkpoints.weights import Weights, check_match, file_of_weights, read_checkpoint
 from ...errors import InputError
 from ...files import content_digest
+from .preprocessing import preprocessing
 
 
 class EvaluatedModel(NamedTuple):
@@ -119,6 +119,5 @@ def open_model(model: EvaluatedModel, device: str) -> OpenedModel:
         tokenizer = architecture.tokenizer()
         opened = architecture.build("cpu")
         opened.load_state_dict(weights)
-        preprocess_cfg = PreprocessCfg(**opened.visual.preprocess_cfg)
-        transform = image_transform_v2(preprocess_cfg, is_train=False)
+        transform = preprocessing(opened)
     return OpenedModel(opened.to(device).eval(), transform, tokenizer)

@@ -86,7 +86,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
         tagger = Tagger(opened, lexicon(words, opened.tokenizer, len(opened.token_weights)))
         if not tagger.lexicon.words:
             return {"error": f"the model's tokenizer has no tokens for {listed(words)}"}
-    shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
+    shown = (255 * as_model_sees(image, opened.model)).round().astype("uint8")
     return {
         "image": data_url(Image.fromarray(shown)),
         "words": [word._asdict() | {"map": word.map.tolist()} for word in tagger.tag(image)],

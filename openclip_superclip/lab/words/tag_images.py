@@ -102,7 +102,7 @@ def tag_images(
                 name = f"{stem}-{number}"
             taken.add(name)
             heatmap = heatmaps / f"{name}{HEAT_MAP}"
-            draw_heat_map(heatmap, image, words, tagger.opened.preprocess_cfg)
+            draw_heat_map(heatmap, image, words, tagger.opened.model)
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
