@@ -11,12 +11,12 @@ from operator import attrgetter
 
 import torch
 
-from ...environment import check_device, processor, versions
+from ...environment import check_device, versions
 from ...errors import InputError
 from ...files import check_results, make_folder, write_json
 from ...rendering import markdown_table
 from .gpu_checks import run_checks
-from .time_and_memory import TIMED_WITH, make_step, timed_in_turns
+from .time_and_memory import TIMED_WITH, device_name, make_step, timed_in_turns
 
 SIZES = {  # of a GPU: the three local batch sizes of each model
     "ViT-B-32": (128, 256, 512),
@@ -79,7 +79,7 @@ def measure_card(options: argparse.Namespace) -> Card:
     card = Card(
         version=VERSION,
         date=datetime.date.today().isoformat(),
-        device=torch.cuda.get_device_name(device) if is_gpu else processor(),
+        device=device_name(device),
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if is_gpu else 0,
         precision=precision,
         versions=versions(*TIMED_WITH),

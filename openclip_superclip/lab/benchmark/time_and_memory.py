@@ -41,7 +41,6 @@ def measure_head_cost(options: Namespace) -> dict:
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
     """
-    options.model = register_model(options.model)
     if "multimodal_cfg" in read_architecture(options.model).model_cfg:
         raise InputError(
             f"--model: {options.model} is a CoCa model, which this benchmark cannot train"
@@ -76,11 +75,10 @@ def _measure(options: Namespace) -> dict:
     peaks = {
         name: peak_memory(prepared_head, name, *sizes, precision, device=device) for name in calls
     }
-    is_gpu = device.startswith("cuda")
     return {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if is_gpu else processor(),
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
             **versions(*TIMED_WITH),
         },
@@ -121,6 +119,11 @@ def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
         "without_attention": count_gmacs(model, head, with_attention=False),
         "all": count_gmacs(model, head),
     }
+
+
+def device_name(device: str) -> str:
+    """Returns the name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
 def make_inputs(batch: int, width: int, vocab_size: int, device: str) -> list[Tensor]:
