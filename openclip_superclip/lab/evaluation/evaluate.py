@@ -2,7 +2,7 @@
 
 import functools
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,11 +37,12 @@ class Evaluation:
     settings: EvaluationSettings
     out: Path | None
     command: str
-    folders: list[Path] = field(default_factory=list)  # of the results of each model
-    # the results of each model, if there are any
-    results: list[list[dict]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    num_read: int = 0
+
+    def __post_init__(self):
+        self.folders = []  # of the results of each model
+        self.results = []  # the results of each model, if there are any
+        self.failures = []  # messages
+        self.num_read = 0
 
     def run(self, models: list[EvaluatedModel]) -> None:
         """Evaluates all models on every data set; continues after errors."""
@@ -49,20 +50,18 @@ class Evaluation:
         for folder in self.folders:
             make_folder(folder)
         # once: a data set can have a million files
-        digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
+        self.digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
         for model, folder in zip(models, self.folders, strict=True):
-            records = self._run_model(model, folder, digests)
+            records = self._run_model(model, folder)
             if records:
                 self.results.append(records)
 
-    def _run_model(
-        self, model: EvaluatedModel, folder: Path, digests: dict[LocalDataset, str]
-    ) -> list[dict]:
+    def _run_model(self, model: EvaluatedModel, folder: Path) -> list[dict]:
         """Returns the results of a model, read or computed."""
         records = []
         planned = []
         for dataset, task in self.chosen:
-            file = self._result_file(model, folder, dataset, task, digests[dataset])
+            file = self._result_file(model, folder, dataset, task)
             record = file.read()
             if record:
                 records.append(record)
@@ -90,7 +89,7 @@ class Evaluation:
         return records
 
     def _result_file(
-        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str, data_files: str
+        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str
     ) -> ResultFile:
         source = model.argument
         source_id = None
@@ -108,7 +107,7 @@ class Evaluation:
             "weights": model.weights_id,
             "settings": self.settings.of_task(task),
             "versions": versions(*PACKAGES),
-            "data_files": data_files,
+            "data_files": self.digests[dataset],
         }
         about = {
             "checkpoint": model.argument,

@@ -109,11 +109,9 @@ def tag_images(
 def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
     """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
     shown = []
-    num_images = 0
     with whole_file(out / "words.jsonl") as lines:
-        for image in tagged:
+        for num_images, image in enumerate(tagged, 1):
             lines.write(f"{json.dumps(image.record())}\n".encode())
-            num_images += 1
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
