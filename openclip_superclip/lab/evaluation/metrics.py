@@ -4,7 +4,6 @@ They are CLIP_benchmark's, called as by its command line.
 """
 
 import contextlib
-import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from clip_benchmark.metrics import linear_probe, zeroshot_classification, zeroshot_retrieval
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...environment import replaced
@@ -120,9 +119,10 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     """Returns the accuracy of CLIP_benchmark's linear probe: a linear layer on normalised features,
     fitted by AdamW.
 
-    Equal to CLIP_benchmark's function to the last digit, which asserts that it runs on a GPU.
+    Its function for all of this asserts that it runs on a GPU, and shuffles the test samples.
     """
     device = settings.device
+    amp = settings.precision == "amp"
     num_classes = int(train.targets.max()) + 1
     largest = int(test.targets.max())
     if largest >= num_classes:
@@ -134,21 +134,30 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     order = torch.randperm(len(inputs))
     data = TensorDataset(inputs[order], train.targets[order])
     loader = DataLoader(data, settings.batch_size, shuffle=True)
-    torch.manual_seed(SEED)
-    probe = nn.Linear(inputs.shape[1], num_classes).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.probe_lr, weight_decay=0)
-    num_steps = settings.probe_epochs * len(loader)
-    set_lr = linear_probe.cosine_lr(optimizer, settings.probe_lr, 0, num_steps)
-    batches = itertools.chain.from_iterable(itertools.repeat(loader, settings.probe_epochs))
-    for step, (images, labels) in enumerate(batches):
-        set_lr(step)
-        optimizer.zero_grad()
-        with settings.autocast():
-            loss = cross_entropy(probe(images.to(device)), labels.to(device))
-        loss.backward()
-        optimizer.step()
+
+    def to_device(moved: nn.Module | Tensor) -> nn.Module | Tensor:
+        return moved.to(device)
+
+    with (
+        # it trains on the first GPU, or on all of them, and prints
+        replaced(nn.Module, cuda=to_device),
+        replaced(Tensor, cuda=to_device),
+        replaced(nn, DataParallel=lambda model, device_ids: model),
+        contextlib.redirect_stdout(None),
+    ):
+        probe = linear_probe.train(
+            loader,
+            input_shape=inputs.shape[1],
+            output_shape=num_classes,
+            weight_decay=0,
+            lr=settings.probe_lr,
+            epochs=settings.probe_epochs,
+            amp=amp,
+            device=device,
+            seed=SEED,
+        )
     in_order = DataLoader(TensorDataset(test_inputs, test.targets), settings.batch_size)
-    logits, target = linear_probe.infer(probe, in_order, settings.precision == "amp", device)
+    logits, target = linear_probe.infer(probe, in_order, amp, device)
     logits = logits.float()
     has_top_5 = largest >= 5
     accuracies = zeroshot_classification.accuracy(logits, target, (1, 5) if has_top_5 else (1,))
