@@ -99,14 +99,16 @@ def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     """Yields the caption in pieces, doubtful words with their scores.
 
     Function words are never marked."""
-    words = {
-        word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS
+    doubtful = {
+        word["word"]: word
+        for word in record.get("words", [])
+        if word["support"] < 0 and word["word"] not in FUNCTION_WORDS
     }
     end = 0
     caption = record["caption"]
     for match in WORD.finditer(caption):
-        word = words.get(match[0].casefold())
-        if word is not None and word["support"] < 0:
+        word = doubtful.get(match[0].casefold())
+        if word:
             yield caption[end : match.start()], None
             yield match[0], word
             end = match.end()

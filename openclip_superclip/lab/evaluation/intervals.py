@@ -103,9 +103,9 @@ def mean_of(parts: Sequence[Estimate]) -> Estimate:
     """Returns the mean of independent estimates; half-widths are combined as root sum of
     squares."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
-    value = float(values.mean())
-    below = float(np.linalg.norm(values - lows)) / len(parts)
-    above = float(np.linalg.norm(highs - values)) / len(parts)
+    value = values.mean()
+    below = np.linalg.norm(values - lows) / len(parts)
+    above = np.linalg.norm(highs - values) / len(parts)
     return Estimate(value, value - below, value + above)
 
 
@@ -123,11 +123,11 @@ def _proportion(outcome: Outcome) -> _Proportion:
     if outcome.kind == RECALL:
         _, classes, sizes = np.unique(of, return_inverse=True, return_counts=True)
         weights = 1 / sizes[classes] / len(sizes)
-        value = float((weights * scored).sum())
+        value = (weights * scored).sum()
         size = len(sizes) ** 2 / (1 / sizes).sum()
         return _Proportion(wilson(value, size), weights * (scored - value), is_binary=False)
-    value = float(scored.sum() / of.sum())
-    size = float(len(of))
+    value = scored.sum() / of.sum()
+    size = len(of)
     deviations = scored - value * of
     is_binary = of.max() <= 1
     if not is_binary:
@@ -143,7 +143,7 @@ def wilson(p: float, size: float) -> Estimate:
     width = Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
     low, high = ((centre + side) / (1 + Z**2 / size) for side in (-width, width))
     # at 0 and 1 up to rounding
-    return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))
+    return Estimate(p, max(min(low, p), 0.0), min(max(high, p), 1.0))
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
@@ -182,7 +182,7 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
         scores, without = zip(*by_class, strict=True)
         num_relevant = of.sum(axis=0)
         least = min(num_relevant.min(), (num_samples - num_relevant).min())
-        return _LeaveOneOut(float(np.mean(scores)), np.mean(without, axis=0), least)
+        return _LeaveOneOut(np.mean(scores), np.mean(without, axis=0), least)
     present = of.any(axis=0)  # classes with pixels
     scored = scored[:, present]
     of = of[:, present]
@@ -194,7 +194,7 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
     if outcome.kind == RMSE:
         score = np.sqrt(score)
         without = np.sqrt(without)
-    return _LeaveOneOut(float(score), without, (of > 0).sum(axis=0).min())
+    return _LeaveOneOut(score, without, (of > 0).sum(axis=0).min())
 
 
 def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -238,7 +238,7 @@ def _jackknife_interval(scores: _LeaveOneOut, kind: str) -> Estimate:
     from scipy.special import stdtrit  # which the extra [eval] installs
 
     freedom = squares.sum() ** 2 / (squares**2).sum()
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
     low = centre - half
     high = centre + half
     if kind == RMSE:  # on the logarithmic scale
