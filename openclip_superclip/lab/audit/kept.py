@@ -44,13 +44,14 @@ def write_kept(
     ):
         keep_private(Path(file.name), Path(data.source))
         for rows in chunks:
-            text = rows[kept[rows.index]].to_csv(
+            rows[kept[rows.index]].to_csv(
+                file,
+                mode="wb",
                 sep=separator,
                 index=False,
                 header=rows.index.start == 0,
                 lineterminator="\r\n",  # a cell with either of them is quoted
             )
-            file.write(text.encode("utf-8", "replace"))
     return f"{table}, separated by tabs" if is_pattern else str(table)
 
 

@@ -190,7 +190,7 @@ def compute(name: str, inputs: list[Tensor], precision: str = "fp32") -> None:
 
 def prepared_head(
     name: str, batch: int, width: int, vocab_size: int, device: str, precision: str
-) -> Callable[[], None]:
+) -> Callable:
     """Returns a function that runs a contender on inputs of its own.
 
     It has run once on small ones, so that the kernels are loaded: 80 MB on some processors.
@@ -247,9 +247,7 @@ def make_step(
     return step
 
 
-def timed_in_turns(
-    calls: dict[str, Callable[[], object]], repeats: int, desc: str
-) -> dict[str, list[float]]:
+def timed_in_turns(calls: dict[str, Callable], repeats: int, desc: str) -> dict[str, list[float]]:
     """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
     seconds = {name: [] for name in calls}
     for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
@@ -262,7 +260,7 @@ def timed_in_turns(
     return seconds
 
 
-def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str) -> int:
+def peak_memory(function: Callable, *args, device: str) -> int:
     """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory
     before the call.
 

@@ -31,7 +31,7 @@ class _Batches:
     batch_size: int
     dataset: Dataset
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | list[list[str]]]]:
+    def __iter__(self) -> Iterator[tuple]:
         for start in range(0, len(self.features.targets), self.batch_size):
             rows = slice(start, start + self.batch_size)
             yield self.features.images[rows], self.features.targets[rows]
