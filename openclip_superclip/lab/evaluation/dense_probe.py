@@ -1,5 +1,6 @@
 """Segmentation and depth by a linear layer on the frozen patch tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +36,13 @@ def dense_probe(
     tokens = features["train"].images
     width = tokens.shape[1]
     head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, train.num_classes or 1, 1))
-    if not train.num_classes:
-        head.append(_Metres(train))
     head.to(settings.device)
+    mean, deviation = (0.0, 1.0) if train.num_classes else _mean_and_deviation(train)
+
+    def predict(patches: Tensor, size: torch.Size) -> Tensor:
+        outputs = head(patches.to(settings.device)) * deviation + mean
+        return interpolate(outputs, size, mode="bilinear")
+
     labelled = _Labelled(train, tokens, train.transform.transforms[0].size)
     loader = DataLoader(labelled, BATCH_SIZE, shuffle=True, num_workers=settings.workers)
     optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
@@ -47,35 +52,28 @@ def dense_probe(
     epochs = range(settings.dense_epochs)
     for _ in tqdm(epochs, desc="dense probe", unit=" epochs", leave=False, disable=None):
         for patches, labels in loader:
-            outputs = head(patches.to(settings.device))
-            outputs = interpolate(outputs, labels.shape[1:], mode="bilinear")
+            outputs = predict(patches, labels.shape[1:])
             loss = _loss(outputs, labels.to(settings.device), train.num_classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _measure(head.eval(), splits["test"], features["test"].images, settings)
+    head.eval()
+    return _measure(predict, splits["test"], features["test"].images, settings)
 
 
-class _Metres(nn.Module):
-    """Scales standardised outputs to depths, by mean and standard deviation over the first
-    training images."""
-
-    def __init__(self, train: DenseSet):
-        super().__init__()
-        depths = torch.cat(
-            [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
+def _mean_and_deviation(train: DenseSet) -> tuple[Tensor, Tensor]:
+    """Returns the mean and standard deviation of the depths in the first training images, by which
+    outputs are scaled to metres."""
+    depths = torch.cat(
+        [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
+    )
+    depths = depths[depths != NO_LABEL]
+    if len(depths) < 2:
+        raise InputError(
+            "its first training images have no depth; expected millimetres, 0 for none"
         )
-        depths = depths[depths != NO_LABEL]
-        if len(depths) < 2:
-            raise InputError(
-                "its first training images have no depth; expected millimetres, 0 for none"
-            )
-        self.register_buffer("mean", depths.mean())
-        self.register_buffer("deviation", depths.std())
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        return numbers * self.deviation + self.mean
+    return depths.mean(), depths.std()
 
 
 @dataclass
@@ -109,7 +107,7 @@ def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def _measure(
-    head: nn.Module, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
+    predict: Callable, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
 ) -> Measured:
     """Returns the outcome of each test image."""
     parts = []
@@ -117,8 +115,7 @@ def _measure(
     for patches, label in tqdm(
         loader, desc="dense test", unit=" images", leave=False, disable=None
     ):
-        outputs = head(patches[None].to(settings.device))
-        output = interpolate(outputs, label.shape, mode="bilinear")[0].cpu()
+        output = predict(patches[None], label.shape)[0].cpu()
         is_labelled = label != NO_LABEL
         predicted = output[:, is_labelled]
         true = label[is_labelled]
