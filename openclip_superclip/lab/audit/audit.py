@@ -21,7 +21,6 @@ from .pair_scores import PairScorer
 from .reading import AuditedData, AuditedPair, read_in_batches
 from .score_file import ScoredPairs, read_scores, record_of
 
-RECORD = "audit.json"
 PAGE = "report.html"
 
 
@@ -48,7 +47,7 @@ class Audit:
 
     def __post_init__(self):
         self.scores = self.out / "scores.jsonl"
-        self.record = self.out / RECORD
+        self.record = self.out / "audit.json"
         if self.out.is_dir() and any(self.out.iterdir()) and not self.record.exists():
             raise InputError(
                 f"--out: {self.out} is not empty and holds no audit: give another name"

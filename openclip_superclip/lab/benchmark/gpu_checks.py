@@ -22,9 +22,8 @@ NUM_STEPS = 6
 def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
-    sizes = (256, 512, 49408)  # batch, width and vocabulary
-    if device.startswith("cpu"):
-        sizes = (32, 64, 4099)
+    # batch, width and vocabulary
+    sizes = (32, 64, 4099) if device.startswith("cpu") else (256, 512, 49408)
     on_cpu = make_inputs(*sizes, "cpu")
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
     exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
