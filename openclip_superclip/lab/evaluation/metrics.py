@@ -101,14 +101,13 @@ def _retrieval(model: object, tokenizer: Callable, test: _Batches, options: dict
     if not num_captions.all():
         image = np.argmin(num_captions) + 1
         raise InputError(f"image {image} has no caption; expected one or more")
+    ks = [k for k in RECALL_K if k <= len(num_captions)]  # topk fails with fewer images
     with _recorded(zeroshot_retrieval, "batchify") as results:
-        metrics = zeroshot_retrieval.evaluate(
-            model, test, tokenizer, recall_k_list=RECALL_K, **options
-        )
+        metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
     image_of_caption = np.repeat(np.arange(len(num_captions)), num_captions)
     recalls = [(recall > 0).numpy() for recall in results]  # of each k by text, then by image
     outcomes = {}
-    for k, by_text, by_image in zip(RECALL_K, recalls[::2], recalls[1::2], strict=True):
+    for k, by_text, by_image in zip(ks, recalls[::2], recalls[1::2], strict=True):
         hits = np.bincount(image_of_caption, by_text, minlength=len(num_captions))
         outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.int32), num_captions)
         outcomes[f"text_retrieval_recall@{k}"] = right(by_image)
