@@ -12,7 +12,7 @@ from ..data.tables import check_table, is_table
 from ..errors import InputError, Parser, at_least, to_stderr
 from ..extras import require
 from ..files import is_own
-from ..flags import Config, DataConfig
+from ..flags import DataConfig
 from . import recipe_options as shared
 from .shared_options import add_count, add_switch, from_options
 
@@ -84,7 +84,7 @@ def _split(call: "StudyCall", options: Namespace) -> TableSplit:
     table with errors."""
     columns = call.study.first_recipe.columns
     if not options.only:
-        table = check_table(options.data, columns, Config(), 1, 1, "--data")
+        table = check_table(options.data, columns, "--data")
         if len(table.bad) > call.options.settings.unreadable_max * table.num_decoded:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION

@@ -18,7 +18,7 @@ from openclip_superclip.lab.demo.scenes import (
     scenes,
     write_dense_scenes,
 )
-from openclip_superclip.lab.evaluation.dense_datasets import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.lab.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense_probe import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
 from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
@@ -105,7 +105,7 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     train, test = (DenseSet(tmp_path, split, np.asarray) for split in ("train", "test"))
     assert (len(train), train.num_classes) == (1, 21)
     assert train.label(0).tolist()[0] == [0, 20, 20, 20, 20, 20]
-    assert test.label(0).tolist()[1] == [NO_CLASS] * 6
+    assert test.label(0).tolist()[1] == [NO_LABEL] * 6
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
