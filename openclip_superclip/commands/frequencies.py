@@ -47,8 +47,9 @@ def main(argv: list[str]) -> int:
     )
     _, num_missing = counter.reader.counts.so_far()
     if num_missing:
-        what = "none" if config.missing_long == "skip" else "the short one"
-        print(f"{num_missing:,} samples have no long caption: {what} was counted")
+        print(
+            f"{num_missing:,} samples have no long caption (--missing-long {config.missing_long})"
+        )
     if unreadable:
         print(unreadable_text(unreadable, len(shards)))
     return 0

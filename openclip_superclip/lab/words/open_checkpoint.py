@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
@@ -21,6 +20,7 @@ from ...errors import InputError
 from ...method.head import head_input_of
 from ...method.idf import special_token_ids
 from ...openclip.hook_calls import plugins_model_class
+from ..evaluation.preprocessing import preprocessing
 
 NO_HEAD = "train with --superclip, and export with --with-head"
 
@@ -30,12 +30,11 @@ class OpenedCheckpoint(NamedTuple):
 
     model: nn.Module
     tokenizer: Callable
-    preprocess_cfg: PreprocessCfg
     token_weights: Tensor | None  # [V], IDF weight of each token; None without a head
 
     def preprocess(self) -> Callable:
         """Returns the transform from a PIL image to the model's input."""
-        return image_transform_v2(self.preprocess_cfg, is_train=False)
+        return preprocessing(self.model)
 
 
 def read_model(path: Path) -> Checkpoint:
@@ -90,9 +89,8 @@ def open_checkpoint(
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
     token_weights = _token_weights(model, options) if head_options else None
-    preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
-    return OpenedCheckpoint(model, tokenizer, preprocess_cfg, token_weights)
+    return OpenedCheckpoint(model, tokenizer, token_weights)
 
 
 def _token_weights(model: nn.Module, options: dict) -> Tensor:
