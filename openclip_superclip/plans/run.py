@@ -18,7 +18,6 @@ from ..data.tar_shards import expand
 from ..environment import kept
 from ..errors import InputError, at_least, reason
 from ..files import content_digest, read_json
-from ..flags import Config
 from .recipe import Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
@@ -246,10 +245,10 @@ class Run:
             table = check_table(
                 self.data,
                 self.recipe.columns,
-                config,
-                self.batch_size,
-                self.world_size,
                 "--data",
+                config=config,
+                batch_size=self.batch_size,
+                world_size=self.world_size,
                 max_decoded=None if full else MAX_DECODED,
             )
             bad = [
@@ -286,8 +285,7 @@ class Run:
         on it."""
         val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
-            table = check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
-            return table.refuse_bad()
+            return check_table(val_data, self.recipe.columns, "--val-data").refuse_bad()
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
