@@ -4,7 +4,8 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -65,6 +66,21 @@ def no_effect(options: argparse.Namespace, place: str, *names: str) -> None:
             )
 
 
+@contextmanager
+def as_input_error(what: str, advice: str = "") -> Iterator[None]:
+    """Raises InputError, "`what` (the reason)`advice`", for every error of its block, unless it is
+    an InputError already.
+
+    The block calls libraries, which raise anything for damaged files and wrong configurations.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({reason(error)[:200]}){advice}") from error
+
+
 def reason(error: BaseException) -> str:
     """Returns an error's text in one line, without addresses in memory, or the name of its class
     if there is none."""
@@ -72,13 +88,13 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def listed(names: Iterable, most: int = 12) -> str:
+def listed(names: Iterable, most: int = 12, separator: str = ", ") -> str:
     """Returns the first names and the number of further ones, for a message."""
     names = [str(name) for name in names]
     shown = names[:most]
     if len(names) > most:
         shown.append(f"{len(names) - most:,} more")
-    return ", ".join(shown)
+    return separator.join(shown)
 
 
 # Characters that change what a terminal shows: control characters, directions of writing, and

@@ -10,12 +10,12 @@ import shutil
 import socket
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError, reason
+from .errors import InputError, as_input_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that only writing raises
 # the same of safetensors and tokenizers, and of torch.save, which have no errno
@@ -75,15 +75,12 @@ def json_text(values: dict) -> str:
 def read_json(path: Path, flag: str = "", advice: str = "") -> dict:
     """Returns the JSON object in a file; InputError, with `flag`, the file and `advice`, if it is
     missing or broken, or contains something else."""
-    problem = "it holds no JSON object"
-    try:
+    prefix = f"{flag}: " if flag else ""
+    with as_input_error(f"{prefix}{path} cannot be read", f": {advice}" if advice else ""):
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict):
-            return content
-    except (OSError, ValueError) as error:
-        problem = reason(error)
-    parts = [flag, f"{path} cannot be read ({problem})", advice]
-    raise InputError(": ".join(filter(None, parts)))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    return content
 
 
 def json_or_empty(path: Path) -> dict:
@@ -98,8 +95,8 @@ def json_or_empty(path: Path) -> dict:
 def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
-    With `overwrite`, an existing folder is replaced completely. Raises InputError if `out` cannot
-    be written, for example on a full disk. Temporary files of killed calls are removed.
+    With `overwrite`, an existing folder is replaced completely. Raises InputError if the folder of
+    `out` cannot be written. Temporary files of killed calls are removed.
     """
     target = Path(os.path.realpath(out))
     make_folder(target.parent)
@@ -111,10 +108,6 @@ def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
             os.replace(target, old)
         os.replace(part, target)
         _remove(old)
-    except Exception as error:
-        if not is_full(error):
-            raise
-        raise InputError(f"--out: {out} cannot be written ({why_full(error)})") from error
     finally:
         _remove(part)
 
@@ -221,56 +214,48 @@ def is_own(file: Path, mark: str) -> bool:
 
 
 def check_out(
-    out: Path, inputs: Iterable[Path], marks: Mapping[str, str], *, overwrite: bool
+    out: Path, inputs: Iterable[Path], mark: str, marked: str = "", *, overwrite: bool
 ) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
     .npz or .npy.
 
-    It may only replace what the same command has written: one of `marks`, which are texts by the
-    names of files in the folder `out`, or by "" if `out` is a file, is found. It may not replace
-    inputs, files in a folder that is an input, and folders of other files than a model's.
+    It may only replace what the same command has written: the text `mark` is in the file `marked`
+    of the folder `out`, or in `out` if it is a file. It may not replace inputs, files in a folder
+    that is an input, and folders of other files than a model's.
     """
-    if "" in marks and out.suffix in (".npz", ".npy"):
-        raise InputError(
-            f"--out is {out}; expected .safetensors: OpenCLIP reads a {out.suffix} as weights of "
-            "big_vision"
-        )
-    if os.path.exists(out):
-        if not overwrite:
-            raise InputError(f"--out: {out} exists; give another name, or --overwrite")
-        for problem in _problems_with_replacing(Path(os.path.realpath(out)), inputs, marks):
-            raise InputError(f"--out: {out} {problem}")
+    for problem in _problems_with_output(out, inputs, mark, marked, overwrite=overwrite):
+        raise InputError(f"--out: {out} {problem}; give another name")
 
 
-def _problems_with_replacing(
-    target: Path, inputs: Iterable[Path], marks: Mapping[str, str]
+def _problems_with_output(
+    out: Path, inputs: Iterable[Path], mark: str, marked: str, *, overwrite: bool
 ) -> Iterator[str]:
-    is_folder = "" not in marks
-    if target.is_dir() and not is_folder:
-        yield "is a folder; expected the name of a file"
-    if is_folder and not target.is_dir():
-        yield "is a file; expected the name of a folder"
+    if not marked and out.suffix in (".npz", ".npy"):
+        yield "would be read by OpenCLIP as weights of big_vision"
+    if not os.path.exists(out):
+        return
+    if not overwrite:
+        yield "exists, and --overwrite is not given"
+    target = Path(os.path.realpath(out))
     for path in inputs:
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
-            yield f"is, contains or is in {path}, which is an input; give another name"
-    for entry in sorted(target.iterdir()) if is_folder else ():
-        is_vocabulary = entry.name.endswith(".txt.gz")
-        if entry.is_dir() or not (is_vocabulary or entry.name in MODEL_FILES):
-            yield f"contains {entry.name}, which --overwrite would delete; give another name"
-    if not any(is_own(target / name, mark) for name, mark in marks.items()):
-        yield "was not written by this command; give another name"
+            yield f"is, contains or is in {path}, which is an input"
+    for entry in sorted(target.iterdir()) if target.is_dir() else ():
+        if entry.is_dir() or entry.name not in MODEL_FILES:
+            yield f"contains {entry.name}, which --overwrite would delete"
+    if not is_own(target / marked, mark):
+        yield "was not written by this command"
 
 
-def check_results(folder: Path, names: Iterable[str], mark: str) -> None:
+def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
     """Raises InputError, naming --out, if a folder contains files of these names that the same
     command has not written.
 
     The files are its own if the first of them, which is written first, contains the text `mark`.
     """
-    first, *others = names
-    found = [name for name in (first, *others) if (folder / name).exists()]
-    if found and not is_own(folder / first, mark):
+    found = [name for name in names if (folder / name).exists()]
+    if found and not is_own(folder / names[0], mark):
         raise InputError(
             f"--out: {folder} contains {found[0]}, which this command did not write; give "
             "another name"

@@ -241,7 +241,7 @@ def difference(
     found: list[dict], method: str, one: str, other: str, measure: str = PRIMARY
 ) -> PairedDifference:
     """Returns what a method gains by one data over another."""
-    ours, theirs = (_spread(found, method, data, measure).values for data in (one, other))
+    ours, theirs = (_spread(found, method, data, measure) for data in (one, other))
     return PairedDifference([our - their for our, their in zip(ours, theirs, strict=True)])
 
 

@@ -20,7 +20,7 @@ from verdicts import (
 )
 
 from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.studies.figures import draw_difference, set_difference_axis
+from openclip_superclip.lab.studies.figures import draw_differences, set_difference_axis
 from openclip_superclip.rendering import png, pyplot
 
 plt = pyplot()
@@ -117,9 +117,9 @@ def draw_held_out_words(comparisons: list[Comparison]) -> bytes:
             for number, (arm, colour) in enumerate(arms.items()):
                 gain = gains[arm, f"{drawings}_{objects}"]
                 x = place + 0.18 * (number - 1.5)
-                draw_difference(axes, x, gain, colour, 0.05)
-                axes.plot(x, gain.mean, "o", color=colour, label="" if place else arm)
-        set_difference_axis(axes, ["held-out objects", "kept objects"], 2, f"{drawings} drawings")
+                label = "" if place else arm
+                draw_differences(axes, [x], [gain], colour, 0.05, linestyle="", label=label)
+        set_difference_axis(axes, ["held-out objects", "kept objects"], f"{drawings} drawings")
     panels[0].set_ylabel("zero-shot accuracy − CLIP, points\n(bar: 95 % interval, dot: a seed)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
@@ -139,10 +139,9 @@ def draw_two_factors(comparisons: list[Comparison], study: str) -> bytes:
         ]
         for x, comparison in enumerate(drawn):
             colour = "#d1495b" if comparison.means else "#4f6d7a"  # a gain, or an effect on it
-            draw_difference(axes, x, PairedDifference(comparison.differences), colour, 0.06)
-            axes.plot(x, comparison.mean, "o", color=colour)
+            draw_differences(axes, [x], [PairedDifference(comparison.differences)], colour, 0.06)
         names = [textwrap.fill(comparison.where, 20) for comparison in drawn]
-        set_difference_axis(axes, names, len(names), title)
+        set_difference_axis(axes, names, title)
         axes.set_ylabel("points of zero-shot accuracy\n(bar: 95 % interval, dot: a seed)")
     return png(figure)
 

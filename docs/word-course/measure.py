@@ -146,7 +146,7 @@ def main(work: Path) -> None:
                 },
                 "online - off": pairs.mean,
                 "interval": pairs.interval,
-                "n": len(pairs.values),
+                "n": len(pairs),
             }
     record = {
         "command": "python docs/word-course/measure.py WORK",

@@ -2,7 +2,6 @@
 its FLOPs."""
 
 import copy
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -20,18 +19,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError, reason
+from ..errors import InputError, as_input_error
+from ..files import write_json
 from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
 from .model_configurations import (
     open_tokenizer,
     read_configuration,
-    read_model_file,
     register_model,
 )
 from .trainer_files import trained_model
-from .weights import Weights
+from .weights import Checkpoint, Weights
 
 ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
 
@@ -50,23 +49,20 @@ class Architecture(NamedTuple):
         If the plugin's hooks are active, the argument `superclip` adds a class head.
         """
         logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights
-        with tempfile.TemporaryDirectory() as folder, torch.device(device):
-            config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
-            Path(folder, HF_CONFIG_NAME).write_text(json.dumps(config))
-            try:
-                return open_clip.create_model(
-                    f"local-dir:{folder}",
-                    load_weights=False,
-                    pretrained_text=False,
-                    device=device,
-                    **model_kwargs,
-                )
-            except InputError:
-                raise
-            except Exception as error:  # an invalid configuration can raise anything
-                raise InputError(
-                    f"--model: OpenCLIP cannot build {self.name} ({reason(error)[:200]})"
-                ) from error
+        config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        with (
+            as_input_error(f"--model: OpenCLIP cannot build {self.name}"),
+            tempfile.TemporaryDirectory() as folder,
+            torch.device(device),
+        ):
+            write_json(Path(folder, HF_CONFIG_NAME), config)
+            return open_clip.create_model(
+                f"local-dir:{folder}",
+                load_weights=False,
+                pretrained_text=False,
+                device=device,
+                **model_kwargs,
+            )
 
     def tokenizer(self, flag: str = "--model"):
         """Returns OpenCLIP's tokenizer for the model.
@@ -86,12 +82,8 @@ class Architecture(NamedTuple):
         if options.get("force_quick_gelu"):
             model_cfg["quick_gelu"] = True
         if options.get("force_naflex_vision"):  # any image shape, like OpenCLIP 4's --use-naflex
-            try:
+            with as_input_error("--model: the run had --use-naflex, which requires OpenCLIP 4"):
                 from open_clip.naflex_convert import apply_naflex_vision_config
-            except ImportError:
-                raise InputError(
-                    "--model: the run had --use-naflex, which requires OpenCLIP 4"
-                ) from None
             apply_naflex_vision_config(model_cfg)
         size = options.get("force_image_size")
         if size is not None:
@@ -116,17 +108,19 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     """
     if Path(model).name == HF_CONFIG_NAME:
         model = f"local-dir:{Path(model).parent}"
-    if model.endswith(".json"):
-        return Architecture(Path(model).stem, *read_model_file(Path(model), flag))
-    model = register_model(model)
+    is_file = model.endswith(".json") and ":" not in model
+    if not is_file:
+        model = register_model(model)
     configuration = read_configuration(model, flag)
     if configuration is None:
         raise InputError(
             f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), "
             "local-dir:FOLDER, hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
         )
-    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a folder or repository
-    return Architecture(model, configuration[0], merge_preprocess_dict(configuration[1], released))
+    model_cfg, preprocess_cfg = configuration
+    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a file, folder or repository
+    name = Path(model).stem if is_file else model
+    return Architecture(name, model_cfg, merge_preprocess_dict(preprocess_cfg, released))
 
 
 def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Weights]:
@@ -150,27 +144,29 @@ def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Wei
 
 
 def architecture_of(
-    checkpoint: Path, run_options: dict, model: str | None = None, flag: str = "--model"
+    checkpoint: Checkpoint, model: str | None = None, flag: str = "--model"
 ) -> Architecture:
-    """Returns the architecture of a file of weights or a folder, with the changes made by the run's
-    options.
+    """Returns the architecture of a checkpoint, with the changes made by the run's options.
 
     `model` is the value of `flag`, if the user gives one.
     """
+    options = checkpoint.options
     if model is None:
-        model = trained_model(checkpoint, run_options)
-        if model.startswith("hf-hub:"):  # only the user may name what is downloaded
-            raise InputError(
-                f"{flag} is missing: {checkpoint} was trained from {model}; if you trust it, "
-                "give it"
-            )
-        location = Path(model.removeprefix("local-dir:"))
-        if not model or (location.is_absolute() and not location.exists()):
-            where = f"at {location}" if model else "recorded beside it"
-            raise InputError(f"{flag} is missing: the model of {checkpoint} is not {where}")
-    return read_architecture(model, str(run_options.get("pretrained", "")), flag).with_options(
-        run_options
-    )
+        model = trained_model(checkpoint)
+        if not model or model.startswith("hf-hub:"):  # only the user may name a download
+            problem = f"is {model}; if you trust it, give it" if model else "is not recorded"
+            raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
+    return read_architecture(model, str(options.get("pretrained", "")), flag).with_options(options)
+
+
+@torch.no_grad()
+def check_image_size(model: nn.Module, flag: str, name: str) -> None:
+    """Raises InputError, which names `flag` and the model's `name`, if the image tower of
+    OpenCLIP's `model` cannot take images of its size."""
+    size = model.visual.image_size
+    device = model.logit_scale.device
+    with as_input_error(f"{flag}: the image tower of {name} cannot take images of {size} px"):
+        model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device=device))
 
 
 def expected_head(

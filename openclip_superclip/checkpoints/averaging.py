@@ -11,7 +11,7 @@ from ..files import check_out, whole_output
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
 from .starting_weights import released_file
-from .trainer_files import options_to_keep, run_options
+from .trainer_files import options_to_keep
 from .weights import (
     OPTIONS,
     Checkpoint,
@@ -44,13 +44,12 @@ def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
     Integers are not averaged, but copied from the checkpoint that has seen most captions, or from
     the last one.
     """
-    check_out(out, paths, {"": OPTIONS}, overwrite=overwrite)
+    check_out(out, paths, OPTIONS, overwrite=overwrite)
     checkpoints = [read_checkpoint(path) for path in paths]
-    first, *others = checkpoints
+    first = checkpoints[0]
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, checkpoint.path)
-    for other in others:
-        _check_fit(other, first, other.weights, first.weights)
+        _check_fit(checkpoint, first, checkpoint.weights, first.weights)
     latest = max(
         reversed(checkpoints), key=lambda checkpoint: int(checkpoint.weights.get(NUM_CAPTIONS, 0))
     )
@@ -66,7 +65,7 @@ def interpolate(
     released_name: str, tuned_path: Path, alpha: float, out: Path, *, overwrite: bool
 ) -> None:
     """Writes `interpolated` weights, with the options of the run of the tuned ones."""
-    check_out(out, [released_name, tuned_path], {"": OPTIONS}, overwrite=overwrite)
+    check_out(out, [released_name, tuned_path], OPTIONS, overwrite=overwrite)
     released = read_checkpoint(released_file(released_name, "RELEASED"))
     tuned = read_checkpoint(tuned_path)
     _write(interpolated(released, tuned, alpha), tuned, out, overwrite=overwrite)
@@ -118,7 +117,7 @@ def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
     model is unknown."""
     facts = {"class head's input": head_input_of(weights)}
     with contextlib.suppress(InputError):
-        architecture = architecture_of(checkpoint.path, run_options(checkpoint))
+        architecture = architecture_of(checkpoint)
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
         facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
         for tower, (kind, names) in OWN_TOWERS.items():

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
-from ..environment import current_time, versions
+from ..environment import current_time, kept, versions
 from ..errors import InputError
-from ..files import content_digest, file_identity, json_or_empty, write_json
+from ..files import content_digest, file_identity, files_digest, json_or_empty, write_json
 from ..flags import config_from, is_idf_file, options_of
 from ..option_effects import effect_of
 from .model_configurations import open_tokenizer, register_model
@@ -67,12 +67,13 @@ def _record(options: dict) -> dict:
     # a constant schedule does not depend on the number of epochs
     if kept.get("lr_scheduler") == "const":
         del kept["epochs"]
+    model = options.get("model") or ""
     factors = [options.get(name) for name in ("batch_size", "accum_freq", "world_size")]
     record = {
         "options": kept,
         "global_batch_size": math.prod(factors) if None not in factors else None,
         "shards": _identity(expand(options["train_data"], "--train-data")),
-        "tokenizer": _tokenizer(options.get("model")),
+        "tokenizer": _own_model(model)["tokenizer"] if _is_own(model) else None,
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
@@ -92,17 +93,7 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model") and _is_own(value):
-        import open_clip
-
-        # the value itself if it cannot be read
-        with suppress(InputError, OSError, ValueError, KeyError):
-            register_model(value)
-            config = open_clip.get_model_config(value)
-            text_cfg = config.get("text_cfg", {})
-            config["text_cfg"] = {
-                name: value for name, value in text_cfg.items() if "tokenizer" not in name
-            }
-            return _digest(config)
+        return _own_model(value)["configuration"]
     return value
 
 
@@ -116,19 +107,35 @@ def _is_own(model: str) -> bool:
     return model.startswith("local-dir:") or model.endswith(".json")
 
 
-def _tokenizer(model: str | None) -> str | None:
-    """Returns a digest of the tokenizer that the user's files describe; None for OpenCLIP's models.
+def _own_model(model: str) -> dict:
+    """Returns digests of the configuration and the tokenizer that the user's files describe, so
+    that the files may be moved; the name and None if they cannot be read.
 
-    It consists of the vocabulary and the tokens of PROBE, so that the files may be moved.
+    That of the tokenizer is of its vocabulary and the tokens of PROBE. Both are kept for a folder,
+    because importing OpenCLIP takes seconds.
     """
-    if model is None or not _is_own(model):
-        return None
-    from ..data.captions import tokenizer_identity
 
-    with suppress(InputError, OSError, ValueError, KeyError):  # as for the model itself
-        tokenizer = open_tokenizer(register_model(model))
-        return _digest([*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()])
-    return None
+    def compute() -> dict:
+        import open_clip
+
+        from ..data.captions import tokenizer_identity
+
+        registered = register_model(model)
+        config = open_clip.get_model_config(model)
+        text_cfg = config.get("text_cfg", {})
+        config["text_cfg"] = {
+            name: value for name, value in text_cfg.items() if "tokenizer" not in name
+        }
+        tokenizer = open_tokenizer(registered)
+        identity = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
+        return {"configuration": _digest(config), "tokenizer": _digest(identity)}
+
+    with suppress(InputError, OSError, ValueError, KeyError):
+        if not model.startswith("local-dir:"):
+            return compute()
+        folder = model.removeprefix("local-dir:")
+        return kept("model", [model, files_digest([folder])], compute)
+    return {"configuration": model, "tokenizer": None}
 
 
 def _identity(shards: list[str]) -> dict:
@@ -142,25 +149,21 @@ def _identity(shards: list[str]) -> dict:
         paths = [os.path.abspath(shard) for shard in shards]
         folder = os.path.commonpath([os.path.dirname(path) for path in paths])
         names = [os.path.relpath(path, folder) for path in paths]
-    sizes = {}
-    contents = {}
-    listed = {}
+    facts = {fact: {} for fact in FACTS}
     stride = math.ceil(len(shards) / NUM_MEASURED)
     for name, shard in zip(names[::stride], map(Path, shards[::stride]), strict=True):
         if not shard.is_file():
             continue
         with suppress(OSError):
-            sizes[name] = shard.stat().st_size
+            facts["bytes"][name] = shard.stat().st_size
             digest = content_digest if is_table(str(shard)) else _digest_of_ends
-            contents[name] = digest(shard)
+            facts["contents"][name] = digest(shard)
             index = json_or_empty(shard.with_name("sizes.json"))
-            listed[name] = index.get(shard.name, "no number of")
+            facts["samples"][name] = index.get(shard.name, "no number of")
     return {
         "number": len(shards),
         "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
-        "bytes": sizes,
-        "contents": contents,
-        "samples": listed,
+        **facts,
     }
 
 
@@ -176,11 +179,7 @@ def _digest_of_ends(file: Path) -> str:
 def read_beginning(folder: Path) -> dict | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
     record = json_or_empty(folder / RECORD).get(BEGAN_WITH) or json_or_empty(folder / NAME)
-    parts = {"options": dict, "global_batch_size": int, "shards": dict, "versions": dict}
-    if (
-        all(isinstance(record.get(name), part) for name, part in parts.items())
-        and "sha256" in record["shards"]
-    ):
+    if {"options", "global_batch_size", "shards", "versions"} <= record.keys():
         return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None

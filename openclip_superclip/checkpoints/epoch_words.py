@@ -1,16 +1,17 @@
 """The files in which a run with --superclip-word-course records the words of each epoch."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from ..data.captions import token_texts, tokenizer_identity
-from ..errors import InputError, reason
-from ..files import json_or_empty, read_json, write_bytes, write_json
+from ..errors import InputError, as_input_error
+from ..files import json_or_empty, write_bytes, write_json
 from ..method.idf import EpochWords
 
 FOLDER = "words"
@@ -32,16 +33,12 @@ class CourseFiles:
 
         Raises InputError if its file is damaged or of another tokenizer."""
         path = self.run / FOLDER / f"epoch_{epoch}.safetensors"
-        try:
+        with as_input_error(f"{path} is not a file of words", f": {ADVICE}"):
             with safe_open(path, "pt") as file:
-                vocabulary = (file.metadata() or {})["vocabulary"]
-                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                vocabulary = file.metadata()["vocabulary"]
+            values = load_file(path)
             counts = {name: int(values[name]) for name in ("num_captions", "num_trained")}
             words = EpochWords(**values | counts)
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{path} is not a file of words ({reason(error)}): {ADVICE}"
-            ) from error
         shapes = {tensor.shape for tensor in words[:3]}
         if vocabulary != self.vocabulary or shapes != {(len(self.texts),)}:
             raise InputError(
@@ -56,11 +53,8 @@ def write_epoch_words(run: Path, epoch: int, words: EpochWords, tokenizer) -> No
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     identity = tokenizer_identity(tokenizer)
-    num_tokens = len(words.captions)
-    written = json_or_empty(folder / TOKENS)
-    is_same = written.get("vocabulary") == identity.vocabulary
-    if not is_same or len(written.get("tokens", [])) != num_tokens:
-        tokens = token_texts(tokenizer, num_tokens)
+    if json_or_empty(folder / TOKENS).get("vocabulary") != identity.vocabulary:
+        tokens = token_texts(tokenizer, len(words.captions))
         write_json(folder / TOKENS, {**identity._asdict(), "tokens": tokens})
     tensors = {name: torch.as_tensor(values) for name, values in words._asdict().items()}
     # A single metadata entry, because safetensors writes several in random order.
@@ -84,8 +78,9 @@ def find_course(run: Path) -> CourseFiles:
             "with --superclip and --superclip-word-course on"
         )
     path = run / FOLDER / TOKENS
-    advice = "copy it again, or from another run with the same tokenizer"
-    tokens = read_json(path, advice=advice)
-    if "vocabulary" not in tokens or not isinstance(tokens.get("tokens"), list):
-        raise InputError(f"{path} does not name the tokenizer and its tokens: {advice}")
-    return CourseFiles(run, tokens["vocabulary"], list(map(str, tokens["tokens"])), epochs)
+    with as_input_error(
+        f"{path} does not name the tokenizer and its tokens",
+        ": copy it again, or from another run with the same tokenizer",
+    ):
+        tokens = json.loads(path.read_bytes())
+        return CourseFiles(run, tokens["vocabulary"], list(map(str, tokens["tokens"])), epochs)

@@ -4,13 +4,14 @@ import copy
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..data.captions import PADDING
@@ -21,24 +22,21 @@ from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .hugging_face import write_clip_model
-from .trainer_files import run_options
 from .weights import Weights, check_match, check_values, fixed_idf, read_checkpoint, save_weights
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
-NEEDS_HUB = (
-    "# to upload the folder to a hub, export it with --hub OWNER/NAME: the model has "
-    "its own tokenizer"
-)
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
-OPENCLIP_USAGE = """import open_clip
+USAGE = {  # by --format
+    "openclip": """import open_clip
 model, preprocess = open_clip.create_model_from_pretrained({place})
-tokenizer = open_clip.get_tokenizer({place})"""
-HF_USAGE = """from transformers import CLIPModel, CLIPProcessor
+tokenizer = open_clip.get_tokenizer({place})""",
+    "hf": """from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained({place})
-processor = CLIPProcessor.from_pretrained({place}, backend="pil")  # resizes as OpenCLIP does"""
+processor = CLIPProcessor.from_pretrained({place}, backend="pil")  # resizes as OpenCLIP does""",
+}
 CARD = """---
 library_name: {library}
 pipeline_tag: zero-shot-image-classification
@@ -61,15 +59,7 @@ tags:
 def as_hugging_face(tokenizer: SimpleTokenizer):
     """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
     of padding to 0."""
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
@@ -82,14 +72,11 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    bpe.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, tokenizer.sot_token_id), (end, tokenizer.eot_token_id)],
+    bpe.post_processor = processors.BertProcessing(
+        (end, tokenizer.eot_token_id), (start, tokenizer.sot_token_id)
     )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
-    bpe.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in (start, end, PADDING)]
-    )
+    bpe.add_special_tokens([start, end, PADDING])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=start,
@@ -130,16 +117,13 @@ def write_model(
     model: nn.Module,
     weights: Weights,
     hub: str | None = None,
-) -> bool:
+) -> None:
     """Writes configuration, weights and tokenizer for local-dir:; `model` is
     `architecture.build()`.
 
     `out` is the folder's later place, where OpenCLIP finds the configuration of a Hugging Face text
-    tower.
-
-    Returns whether OpenCLIP can open them as hf-hub:OWNER/NAME. For hf-hub:, but not for
-    local-dir:, it looks for the tokenizer where the configuration says, which is the repository
-    `hub`, if given.
+    tower. For hf-hub:, but not for local-dir:, it looks for the model's own tokenizer where the
+    configuration says, which is the repository `hub`, if given.
     """
     model_cfg = copy.deepcopy(architecture.model_cfg)
     text_cfg = model_cfg["text_cfg"]
@@ -148,13 +132,11 @@ def write_model(
         model.text.config.save_pretrained(folder)
         text_cfg["hf_model_name"] = hub or str(out.resolve())
         text_cfg["hf_tokenizer_name"] = IN_FOLDER
-    name = text_cfg.get("hf_tokenizer_name")
-    if name:
+    if name := text_cfg.get("hf_tokenizer_name"):
         is_local = os.path.exists(name)  # a path that only this machine has
         text_cfg["hf_tokenizer_name"] = hub or (IN_FOLDER if is_local else name)
     save_config_for_hf(model, folder / HF_CONFIG_NAME, model_cfg)
     save_weights(weights, folder / WEIGHTS_NAMES[0])
-    return text_cfg.get("hf_tokenizer_name") != IN_FOLDER
 
 
 def _write_tokenizer(folder: Path, architecture: Architecture, text_cfg: dict) -> None:
@@ -197,18 +179,18 @@ def export(
     file of `model`'s released weights, "" for other files.
     """
     checkpoint = read_checkpoint(file)
-    head = checkpoint.head()
-    options = run_options(checkpoint)
     if tag:
-        released = open_clip.get_pretrained_cfg(model, tag)
-        options = {"pretrained": tag, "force_quick_gelu": released.get("quick_gelu")}
+        quick_gelu = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")
+        of_tag = {"pretrained": tag, "force_quick_gelu": quick_gelu}
+        checkpoint = replace(checkpoint, options=of_tag)
+    head = checkpoint.head()
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
-    recorded = architecture_of(file, options, model)
+    recorded = architecture_of(checkpoint, model)
     inputs = [file, *recorded.name.split("local-dir:")[1:]]
-    check_out(out, inputs, {"README.md": MADE_WITH[0]}, overwrite=overwrite)
+    check_out(out, inputs, MADE_WITH[0], "README.md", overwrite=overwrite)
     architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), file, recorded.name)
@@ -217,28 +199,22 @@ def export(
         expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
         check_match(head, expected, f"{file}: the class head", recorded.name)
     check_values(checkpoint.weights, file)
-    name = out.resolve().name
     with whole_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
-        opens_on_hub = True
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)
         else:
-            opens_on_hub = write_model(folder, out, architecture, plain, weights, hub)
+            write_model(folder, out, architecture, plain, weights, hub)
         if with_head:
-            _write_head(folder, head, options)
+            _write_head(folder, head, checkpoint.options)
+        name = out.resolve().name
+        usage = _usage(format, f"hf-hub:{hub}" if hub else f"local-dir:{name}")
+        num_captions = head.get(NUM_CAPTIONS)
         card = model_card(
-            name,
-            recorded.name,
-            options,
-            head[NUM_CAPTIONS].item() if NUM_CAPTIONS in head else None,
-            with_head=with_head,
-            usage=_usage(format, "hf-hub:", hub) if hub else _usage(format, "local-dir:", name),
-            is_hf=format == "hf",
+            name, recorded.name, checkpoint.options, num_captions, usage, with_head=with_head
         )
         write_text(folder / "README.md", card)
-    code = _usage(format, "local-dir:", str(out))
-    return recorded.name, code if opens_on_hub else f"{code}\n{NEEDS_HUB}"
+    return recorded.name, _usage(format, f"local-dir:{out}")
 
 
 def _write_head(folder: Path, head: Weights, options: dict) -> None:
@@ -249,33 +225,32 @@ def _write_head(folder: Path, head: Weights, options: dict) -> None:
     save_weights(head, folder / HEAD_NAME, needed)
 
 
-def _usage(format: str, schema: str, place: str) -> str:
-    """Returns code that opens a model; only OpenCLIP's place has a schema."""
+def _usage(format: str, place: str) -> str:
+    """Returns code that opens the model at a place of OpenCLIP, local-dir:FOLDER or hf-hub:REPO."""
     if format == "hf":
-        return HF_USAGE.format(place=json.dumps(place, ensure_ascii=False))
-    return OPENCLIP_USAGE.format(place=json.dumps(f"{schema}{place}", ensure_ascii=False))
+        _, _, place = place.partition(":")
+    return USAGE[format].format(place=json.dumps(place, ensure_ascii=False))
 
 
 def model_card(
     name: str,
     model: str,
     options: dict,
-    num_captions: int | None,
+    num_captions: Tensor | None,
+    usage: str,
     *,
     with_head: bool,
-    usage: str,
-    is_hf: bool,
 ) -> str:
     """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front
     matter.
 
     `options` are those of the run; `num_captions` are the captions seen with the class loss, None
-    if not counted.
+    if not counted. `usage` is code that opens the model.
     """
     what = "A CLIP model."
-    tags = ["- clip"]
+    tags = "- clip"
     if num_captions is not None:
-        tags.append("- superclip")
+        tags += "\n- superclip"
         place = f"in `{HEAD_NAME}`" if with_head else "not included"
         what = (
             "A CLIP model, trained with the class loss of "
@@ -297,8 +272,8 @@ def model_card(
         f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")
     ]
     return CARD.format(
-        library="transformers" if is_hf else "open_clip",
-        tags="\n".join(tags),
+        library="transformers" if usage.startswith("from transformers") else "open_clip",
+        tags=tags,
         name=_plain(name),
         what=what,
         facts="\n".join(lines),

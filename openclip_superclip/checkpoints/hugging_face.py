@@ -1,6 +1,5 @@
 """Exports OpenCLIP's ViT models as transformers' CLIPModel."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -15,30 +14,23 @@ from ..errors import InputError
 from .architecture import Architecture
 from .weights import Weights, check_match, save_weights
 
-# Options that CLIPModel supports, or that have no effect after training. All others must have their
-# default values.
+# Options of the towers that CLIPModel supports, or that have no effect after training. All others
+# must have their default values.
 EXPRESSED = {
-    "vision_cfg": {
-        "layers",
-        "width",
-        "head_width",
-        "mlp_ratio",
-        "patch_size",
-        "image_size",
-        "patch_dropout",
-    },
-    "text_cfg": {
-        "layers",
-        "width",
-        "heads",
-        "mlp_ratio",
-        "context_length",
-        "vocab_size",
-        "pad_id",
-        "eos_id",
-        "hf_tokenizer_name",
-        "tokenizer_kwargs",  # which clip_config checks
-    },
+    "layers",
+    "width",
+    "head_width",
+    "heads",
+    "mlp_ratio",
+    "patch_size",
+    "image_size",
+    "patch_dropout",
+    "context_length",
+    "vocab_size",
+    "pad_id",
+    "eos_id",
+    "hf_tokenizer_name",
+    "tokenizer_kwargs",  # which clip_config checks
 }
 # PIL's constants, as OpenCLIP uses them in evaluation
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}
@@ -75,10 +67,7 @@ def write_clip_model(
 
     config = CLIPConfig(**clip_config(architecture), architectures=["CLIPModel"])
     # OpenCLIP opens half-precision weights as float32; transformers would keep them
-    renamed = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in clip_weights(weights).items()
-    }
+    renamed = {name: tensor.float() for name, tensor in clip_weights(weights).items()}
     with torch.device("meta"):
         expected = CLIPModel(config).state_dict()
     check_match(renamed, expected, architecture.name, "transformers' CLIPModel")
@@ -94,11 +83,11 @@ def clip_config(architecture: Architecture) -> dict:
     model_cfg = architecture.model_cfg
     wrong = sorted(model_cfg.keys() - WHOLE_MODEL)
     for tower, config_class in TOWERS.items():
-        defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+        defaults = vars(config_class())
         wrong += [
             f"{tower}.{name} = {value!r}"
             for name, value in model_cfg[tower].items()
-            if name not in EXPRESSED[tower] and value != defaults.get(name)
+            if name not in EXPRESSED and value != defaults.get(name)
         ]
     kwargs = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
     # OpenCLIP's defaults
@@ -110,31 +99,28 @@ def clip_config(architecture: Architecture) -> dict:
     ]
     vision = CLIPVisionCfg(**model_cfg["vision_cfg"])
     text = CLIPTextCfg(**model_cfg["text_cfg"])
-    if not isinstance(vision.layers, int):
-        wrong.append("a ResNet")
-    sides = {"image_size": vision.image_size, "patch_size": vision.patch_size}
-    wrong += [
-        f"vision_cfg.{name} = {side!r}" for name, side in sides.items() if not isinstance(side, int)
-    ]
+    sizes = {  # those of a ResNet and of oblong images are lists
+        "num_hidden_layers": vision.layers,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+    }
+    wrong += [f"{name} = {size!r}" for name, size in sizes.items() if not isinstance(size, int)]
     if wrong:
         raise InputError(
             f"--format hf: transformers' CLIPModel does not support {architecture.name} "
             f"({', '.join(wrong)}); use --format openclip"
         )
-    activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     shared = {
-        "hidden_act": activation,
-        "layer_norm_eps": 1e-5,
+        "hidden_act": "quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
         "projection_dim": model_cfg["embed_dim"],
     }
     return {
         "projection_dim": model_cfg["embed_dim"],
         "vision_config": {
             **shared,
-            **sides,
+            **sizes,
             "hidden_size": vision.width,
             "intermediate_size": int(vision.width * vision.mlp_ratio),
-            "num_hidden_layers": vision.layers,
             "num_attention_heads": vision.width // vision.head_width,
         },
         "text_config": {
@@ -197,9 +183,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
             vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
             # not the empty line at a file's end
             merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],
-            model_max_length=architecture.model_cfg["text_cfg"].get(
-                "context_length", tokenizer.context_length
-            ),
+            model_max_length=tokenizer.context_length,
         )
     else:
         ours = tokenizer.tokenizer

@@ -1,9 +1,8 @@
 """Joins a timm image tower and a Hugging Face text tower to an OpenCLIP model, as a folder for
 local-dir:."""
 
-import difflib
+import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ import transformers
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from timm.data import resolve_data_config
-from timm.models import load_state_dict, remap_state_dict
-from torch import Tensor, nn
+from timm.models import load_state_dict
+from torch import nn
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, as_input_error, listed
 from ..files import check_out, json_or_empty, whole_output, write_text
 from ..rendering import markdown_text
-from .architecture import Architecture
+from .architecture import Architecture, check_image_size
 from .export import write_model
 from .model_sources import code_in
-from .weights import Weights, check_match, check_values
+from .weights import Weights, check_values
 
 # of transformers: no hub, no code of the folder
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -48,18 +47,6 @@ class ImageSource:
     std: list[float] | None
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A joined model, for the summary that the command prints."""
-
-    image_size: int
-    context_length: int
-    pooler: str
-    num_parameters: int
-    unused_image: list[str]
-    unused_text: list[str]
-
-
 def join(
     image: ImageSource,
     text: Path,
@@ -68,15 +55,15 @@ def join(
     context_length: int | None,
     *,
     overwrite: bool,
-) -> Joined:
+) -> str:
     """Writes the folder `out` with the weights of both towers and random projections of width
-    `embed_dim`."""
+    `embed_dim`; returns a summary."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if image.file and not image.file.is_file():
         raise InputError(f"--image: there is no file {image.file}")
     inputs = [file for file in (image.file, text) if file]
-    check_out(out, inputs, {"README.md": WRITTEN_BY}, overwrite=overwrite)
+    check_out(out, inputs, WRITTEN_BY, "README.md", overwrite=overwrite)
     vision_cfg, preprocess_cfg = _image_configuration(image)
     with text_folder(text) as folder:
         text_cfg = _text_configuration(text, folder, context_length)
@@ -85,26 +72,20 @@ def join(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = architecture.build("cpu").eval()
-        _check_image_size(image, model.visual, vision_cfg["image_size"])
-        image_weights, unused_image = _image_weights(image, model.visual.trunk)
-        text_weights, unused_text = _text_weights(text, folder, model.text)
-        check_values(image_weights, "--image")
-        check_values(text_weights, "--text")
-        weights = model.state_dict()
-        weights |= {f"visual.trunk.{name}": tensor for name, tensor in image_weights.items()}
-        weights |= {f"text.transformer.{name}": tensor for name, tensor in text_weights.items()}
+        check_image_size(model, "--image-size", image.name)
+        unused_image = _load_image_tower(image, model.visual.trunk)
+        unused_text = _load_text_tower(text, folder, model.text)
         with whole_output(out, overwrite=overwrite) as part:
             part.mkdir()
-            write_model(part, out, architecture, model, weights)
+            write_model(part, out, architecture, model, model.state_dict())
             towers = markdown_text(f"timm's {image.name} and {text.name}")
             write_text(part / "README.md", f"{WRITTEN_BY}: {towers}, with random projections.\n")
-    return Joined(
-        image_size=vision_cfg["image_size"],
-        context_length=text_cfg["context_length"],
-        pooler=text_cfg["hf_pooler_type"],
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        unused_image=unused_image,
-        unused_text=unused_text,
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{image.name} ({vision_cfg['image_size']} px) and {text} ({text_cfg['context_length']} "
+        f"tokens, {text_cfg['hf_pooler_type']}), {num_parameters / 1e6:.1f} M parameters\n"
+        f"not used of the image tower: {listed(unused_image) or 'nothing'}\n"
+        f"not used of the text tower:  {listed(unused_text) or 'nothing'}"
     )
 
 
@@ -112,11 +93,9 @@ def _image_configuration(image: ImageSource) -> tuple[dict, dict]:
     """Returns OpenCLIP's vision_cfg and preprocess_cfg with the preprocessing that timm records
     for the tower."""
     if not timm.is_model(image.name):
-        near = difflib.get_close_matches(image.name, timm.list_models())
-        advice = (
-            f"did you mean {' or '.join(near)}?" if near else "expected one of timm.list_models()"
+        raise InputError(
+            f"--image: timm has no model '{image.name}'; expected one of timm.list_models()"
         )
-        raise InputError(f"--image: timm has no model '{image.name}'; {advice}")
     recorded = timm.get_pretrained_cfg(image.name)
     own = resolve_data_config(pretrained_cfg=recorded.to_dict() if recorded else {})
     vision_cfg = {
@@ -134,105 +113,57 @@ def _image_configuration(image: ImageSource) -> tuple[dict, dict]:
     return vision_cfg, preprocess_cfg
 
 
-@torch.no_grad()
-def _check_image_size(image: ImageSource, visual: nn.Module, size: int) -> None:
-    try:
-        visual(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(
-            f"--image-size: {image.name} in OpenCLIP cannot take images of {size} px "
-            f"({reason(error)[:200]})"
-        ) from error
-
-
-def _image_weights(image: ImageSource, trunk: nn.Module) -> tuple[Weights, list[str]]:
-    """Returns the weights for `trunk`, a timm model without its classifier, and the names of
+def _load_image_tower(image: ImageSource, trunk: nn.Module) -> list[str]:
+    """Loads the weights into `trunk`, a timm model without its classifier; returns the names of
     those not used."""
     weights = _read_image_weights(image)
-    expected = trunk.state_dict()
-    if image.by_order:
-        if not _agree_in_order(weights, expected):
-            raise InputError(
-                f"--by-order: the tensors of {image.file} do not agree with timm's "
-                f"{image.name} in order and shape"
-            )
-        unused = list(weights)[len(expected) :]
-        return remap_state_dict(weights, trunk, allow_reshape=False), unused
-    complete = timm.create_model(image.name)  # with its classifier
-    source = f"--image: {image.file or image.name}"
-    if weights.keys().isdisjoint(expected) and _agree_in_order(weights, expected):
-        raise InputError(
-            f"{source} has other names of tensors than timm's {image.name} ({next(iter(weights))} "
-            f"instead of {next(iter(complete.state_dict()))}), which agree in order and shape: add "
-            "--by-order"
-        )
-    classifiers = complete.pretrained_cfg.get("classifier") or ()
-    if isinstance(classifiers, list):
-        classifiers = tuple(classifiers)
-    unused = [name for name in weights if name not in expected and name.startswith(classifiers)]
-    used = {name: tensor for name, tensor in weights.items() if name not in unused}
-    check_match(used, expected, source, f"timm's {image.name}")
-    return used, unused
-
-
-def _agree_in_order(weights: Weights, expected: Weights) -> bool:
-    """Returns whether the tensors have the expected shapes, followed by a classifier's weight
-    and bias or nothing."""
-    shapes = [tensor.shape for tensor in weights.values()]
-    wanted = [tensor.shape for tensor in expected.values()]
-    return shapes[: len(wanted)] == wanted and len(shapes) <= len(wanted) + 2
+    with as_input_error(
+        f"--image: {image.file or image.name} does not match timm's {image.name}",
+        "" if image.by_order else "; if only the names differ, add --by-order",
+    ):
+        expected = trunk.state_dict()
+        complete = timm.create_model(image.name).state_dict()  # with its classifier
+        if image.by_order:
+            if len(weights) not in (len(expected), len(complete)):
+                raise ValueError(f"it has {len(weights)} tensors instead of {len(complete)}")
+            unused = list(weights)[len(expected) :]
+            used = dict(zip(expected, weights.values(), strict=False))
+        else:
+            unused = [name for name in weights if name in complete and name not in expected]
+            used = {name: tensor for name, tensor in weights.items() if name not in unused}
+        check_values(used, "--image")
+        trunk.load_state_dict(used)
+    return unused
 
 
 def _read_image_weights(image: ImageSource) -> Weights:
-    try:
-        if image.file is None:
+    if image.file is None:
+        with as_input_error(
+            f"--image: timm cannot load weights of {image.name}",
+            f"; expected timm:{image.name}=FILE",
+        ):
             return timm.create_model(image.name, pretrained=True).state_dict()
-        weights = load_state_dict(str(image.file), weights_only=True)
-    except Exception as error:  # corrupt files and downloads can raise anything
-        if image.file is None:
-            raise InputError(
-                f"--image: timm cannot load weights of {image.name} ({reason(error)[:200]}); "
-                f"expected timm:{image.name}=FILE"
-            ) from error
-        raise InputError(
-            f"--image: {image.file} cannot be read as weights ({reason(error)[:200]}); only "
-            "weights are ever loaded"
-        ) from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(tensor, Tensor) for tensor in weights.values()
+    with as_input_error(
+        f"--image: {image.file} cannot be read as weights", "; only weights are ever loaded"
     ):
-        raise InputError(
-            f"--image: {image.file} is not a file of weights: expected tensors by name"
-        )
-    return weights
+        return load_state_dict(str(image.file), weights_only=True)
 
 
 @contextmanager
 def text_folder(text: Path) -> Iterator[Path]:
     """The folder with config.json of a text model: `text`, a folder in it, or the content of a
     zip file."""
-    if not text.exists():
-        raise InputError(f"--text: there is no folder {text}")
-    archives = [text] if text.is_file() else sorted(text.glob("*.zip"))
-    inner = _transformer_folder(text)
-    if inner:
-        yield inner
-        return
-    if len(archives) != 1 or not zipfile.is_zipfile(archives[0]):
-        raise InputError(
-            f"--text: {text} contains no config.json; expected the folder of a Hugging Face "
-            "text model"
-        )
     with tempfile.TemporaryDirectory() as unpacked:
-        with zipfile.ZipFile(archives[0]) as archive:
-            archive.extractall(unpacked)
-        folders = [Path(unpacked), *Path(unpacked).iterdir()]
-        inner = next(filter(None, map(_transformer_folder, folders)), None)
-        if not inner:
-            raise InputError(
-                f"--text: {archives[0]} contains no config.json of a Hugging Face text model"
-            )
-        yield inner
+        folder = _transformer_folder(text)
+        archives = [text] if text.is_file() else list(text.glob("*.zip"))
+        if folder is None and len(archives) == 1:
+            with as_input_error(f"--text: {archives[0]} cannot be unpacked"):
+                shutil.unpack_archive(archives[0], unpacked, "zip")
+            folders = [Path(unpacked), *Path(unpacked).iterdir()]
+            folder = next(filter(None, map(_transformer_folder, folders)), None)
+        if folder is None:
+            raise InputError(f"--text: {text} contains no config.json of a Hugging Face text model")
+        yield folder
 
 
 def _transformer_folder(folder: Path) -> Path | None:
@@ -251,13 +182,9 @@ def _text_configuration(text: Path, folder: Path, context_length: int | None) ->
         raise InputError(
             f"--text: {problem.replace(str(folder), str(text), 1)}; only weights are ever loaded"
         )
-    try:
+    with as_input_error(f"--text: transformers cannot open {text}"):
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
-    except Exception as error:  # transformers can raise anything
-        raise InputError(
-            f"--text: transformers cannot open {text} ({reason(error)[:200]})"
-        ) from error
     files = tokenizer.vocab_files_names.values()
     # transformers then makes an empty tokenizer
     if not any((folder / name).is_file() for name in files):
@@ -304,9 +231,7 @@ def _pooler(text: Path, folder: Path) -> str:
         name
         for name, value in settings.items()
         if name.startswith("pooling_mode_") and value is True
-    ]
-    if not modes:
-        return POOLERS["pooling_mode_mean_tokens"]
+    ] or ["pooling_mode_mean_tokens"]
     if len(modes) > 1 or modes[0] not in POOLERS:
         raise InputError(
             f"--text: {text} has {listed(modes)}; OpenCLIP supports one of {', '.join(POOLERS)}"
@@ -321,29 +246,26 @@ def _sentence_settings(folder: Path, name: str) -> dict:
     return json_or_empty(folder / file) or json_or_empty(folder.parent / file)
 
 
-def _text_weights(text: Path, folder: Path, tower: HFTextEncoder) -> tuple[Weights, list[str]]:
-    """Returns the weights for the tower's transformer, and the names of those not used."""
+def _load_text_tower(text: Path, folder: Path, tower: HFTextEncoder) -> list[str]:
+    """Loads the weights into the tower's transformer; returns the names of those not used."""
     is_pair = getattr(tower.config, "is_encoder_decoder", False)
     options = {} if is_pair else {"add_pooling_layer": False}
-    try:
+    with as_input_error(f"--text: the weights in {text} cannot be read"):
         model, report = transformers.AutoModel.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, **options, **LOCAL
         )
-    except Exception as error:  # transformers can raise anything
-        raise InputError(
-            f"--text: the weights in {text} cannot be read ({reason(error)[:200]})"
-        ) from error
     unused = sorted(report["unexpected_keys"])
     parts = tuple(f"{name}." for name, _ in model.named_children())
     prefix = f"{model.base_model_prefix}."
     wrong = [name for name in unused if name.removeprefix(prefix).startswith(parts)]
-    missing = sorted(report["missing_keys"])
-    if missing or wrong:
-        problem = f"lack {listed(missing, 3)}" if missing else f"contain {listed(wrong, 3)}"
+    if wrong or report["missing_keys"]:
+        names = listed(sorted([*wrong, *report["missing_keys"]]), 3)
         raise InputError(
-            f"--text: the weights in {text} do not match its config.json: they {problem}"
+            f"--text: the weights in {text} do not match its config.json: missing or unexpected "
+            f"are {names}"
         )
-    transformer = model.encoder if is_pair else model
-    weights = transformer.state_dict()
-    check_match(weights, tower.transformer.state_dict(), f"--text: {text}", "OpenCLIP's text tower")
-    return weights, unused
+    weights = (model.encoder if is_pair else model).state_dict()
+    check_values(weights, "--text")
+    with as_input_error(f"--text: {text} does not match OpenCLIP's text tower"):
+        tower.transformer.load_state_dict(weights)
+    return unused

@@ -5,13 +5,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, as_input_error, listed
 from ..files import PACKAGE, read_json
 from .model_sources import check_sources
 
 CONFIGURATIONS = PACKAGE / "model_configs"
-# the last in the authors' files, unused
-TOWERS = {"vision_cfg", "text_cfg", "multimodal_cfg", "clstext_cfg"}
 
 
 def register_model(model: str, flag: str = "--model") -> str:
@@ -28,7 +26,7 @@ def register_model(model: str, flag: str = "--model") -> str:
     for file in CONFIGURATIONS.glob("*.json"):
         known.setdefault(file.stem, json.loads(file.read_text()))
     if model.endswith(".json") and ":" not in model:
-        model_cfg, preprocess_cfg = read_model_file(Path(model), flag)
+        model_cfg, preprocess_cfg = read_configuration(model, flag)
         defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
         # the model determines the size
         if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
@@ -56,24 +54,11 @@ def openclip_name(model: str) -> str:
     )
 
 
-def read_model_file(file: Path, flag: str) -> tuple[dict, dict]:
-    """Returns the model_cfg and preprocess_cfg of a JSON file.
-
-    Raises InputError if it is invalid."""
-    content = read_json(file, flag=flag)
-    if "model_cfg" not in content:
-        content = {"model_cfg": content}
-    model_cfg = content["model_cfg"]
-    preprocess_cfg = content.get("preprocess_cfg", {})
-    check_configuration(model_cfg, preprocess_cfg, str(file), flag)
-    return model_cfg, preprocess_cfg
-
-
 def read_configuration(
     model: str, flag: str = "--model", cache_dir: str | None = None
 ) -> tuple[dict, dict] | None:
-    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, local-dir:FOLDER
-    or hf-hub:REPO.
+    """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, a JSON file,
+    local-dir:FOLDER or hf-hub:REPO.
 
     Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be
     read, is invalid, or could run code or download from places that the user has not named.
@@ -84,29 +69,23 @@ def read_configuration(
     from open_clip.pretrained import download_pretrained_from_hf
 
     schema, location = parse_model_name(model)
-    if schema is None:
+    if schema is None and not model.endswith(".json"):
         model_cfg = get_model_config(model)
         preprocess_cfg = {}
         if model_cfg is None:
             return None
     else:
-        try:
-            file = Path(location, HF_CONFIG_NAME)
-            if schema == "hf-hub":
-                file = Path(
-                    download_pretrained_from_hf(
-                        location, filename=HF_CONFIG_NAME, cache_dir=cache_dir
-                    )
+        file = Path(location, HF_CONFIG_NAME) if schema else Path(model)
+        if schema == "hf-hub":
+            with as_input_error(f"{flag}: {model} has no {HF_CONFIG_NAME}"):
+                file = download_pretrained_from_hf(
+                    location, filename=HF_CONFIG_NAME, cache_dir=cache_dir
                 )
-            content = json.loads(file.read_bytes())
-            # Without model_cfg, OpenCLIP would open a repository's tokenizer, which is not checked
-            # then.
-            model_cfg = content.get("model_cfg")
-            preprocess_cfg = content.get("preprocess_cfg", {})
-        except Exception as error:  # file, JSON and hub errors
-            raise InputError(
-                f"{flag}: {model} has no readable {HF_CONFIG_NAME} ({reason(error)[:200]})"
-            ) from error
+        content = read_json(Path(file), flag=flag)
+        # Of a repository without model_cfg, OpenCLIP would open the tokenizer, which is not checked
+        # then.
+        model_cfg = content.get("model_cfg", None if schema else content)
+        preprocess_cfg = content.get("preprocess_cfg", {})
         if schema == "local-dir" and holds_text_tower(Path(location), model_cfg):
             # wherever it was written
             model_cfg["text_cfg"]["hf_model_name"] = str(Path(location).resolve())
@@ -135,33 +114,23 @@ def open_tokenizer(
     from ..method.idf import special_token_ids
 
     read_configuration(model, flag, cache_dir)
-    try:
+    with as_input_error(f"{flag}: {model} has no tokenizer that OpenCLIP can open"):
         tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
         special_token_ids(tokenizer)  # fails for tokenizers of other kinds
         tokenizer(["a"])  # fails without a padding token
-        return tokenizer
-    except Exception as error:  # Hugging Face tokenizers can raise anything
-        raise InputError(
-            f"{flag}: {model} has no tokenizer that OpenCLIP can open ({reason(error)[:200]})"
-        ) from error
+    return tokenizer
 
 
 def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
     """Raises InputError if the configuration is invalid, or could run code or open what the user
     has not named."""
-    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    cfg = model_cfg if isinstance(model_cfg, dict) else {}
-    wrong = [name for name, kind in expected.items() if not isinstance(cfg.get(name), kind)]
-    # other kinds of OpenCLIP 4
-    others = [name for name in cfg if name.endswith("_cfg") and name not in TOWERS]
-    if others:
+    content = model_cfg if isinstance(model_cfg, dict) else {}
+    content = {**content, "preprocess_cfg": preprocess_cfg}
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict, "preprocess_cfg": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+    if wrong:
         raise InputError(
-            f"{flag}: {model} has {listed(others)}; expected a model with an image and a text tower"
-        )
-    if wrong or not isinstance(preprocess_cfg, dict):
-        what = ", ".join(wrong) or "preprocess_cfg"
-        raise InputError(
-            f"{flag}: {model} is not a model configuration: its {what} is missing or wrong; "
+            f"{flag}: {model} is not a model configuration: {listed(wrong)} missing or wrong; "
             "expected embed_dim (a number), vision_cfg and text_cfg (objects)"
         )
     _check_preprocessing(preprocess_cfg, model, flag)
@@ -174,14 +143,10 @@ def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
     from PIL import Image
 
     small = {**preprocess_cfg, "size": 8}  # the model determines the size
-    try:
+    with as_input_error(f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use"):
         image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(
             Image.new("RGB", (8, 8))
         )
-    except Exception as error:  # OpenCLIP, torchvision and torch raise different ones
-        raise InputError(
-            f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use ({reason(error)[:200]})"
-        ) from error
 
 
 def model_for_pretrained(model: str) -> str | None:

@@ -1,7 +1,6 @@
 """What the configuration of a model may open: never code, and only places that the user or
 OpenCLIP has named."""
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,12 +151,12 @@ def _names_of_openclip() -> set[str]:
     """Returns the Hugging Face names in configurations of OpenCLIP, not in files of the user."""
     from open_clip import factory
 
-    own = [
-        cfg["text_cfg"]
+    return {
+        cfg["text_cfg"].get(field)
         for name, cfg in factory._MODEL_CONFIGS.items()
         if not name.endswith(".json")
-    ]
-    return {text.get(field) for text in own for field in ("hf_model_name", "hf_tokenizer_name")}
+        for field in ("hf_model_name", "hf_tokenizer_name")
+    }
 
 
 def _is_downloaded(repository: str) -> bool:
@@ -166,13 +165,12 @@ def _is_downloaded(repository: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        files = [
-            try_to_load_from_cache(repository, file)
+        return any(
+            isinstance(try_to_load_from_cache(repository, file), str)
             for file in ("config.json", "tokenizer_config.json")
-        ]
+        )
     except ValueError:  # not a name of a repository
         return False
-    return any(isinstance(file, str) for file in files)
 
 
 def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
@@ -182,8 +180,6 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
     From then on, transformers refuses code of other files instead of asking on the terminal whether
     to run it.
     """
-    if importlib.util.find_spec("transformers") is None:
-        return
     from open_clip.hf_configs import arch_dict
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config

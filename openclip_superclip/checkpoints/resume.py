@@ -57,9 +57,9 @@ def resumed_checkpoint(
     if resume == "latest":
         return _latest(run_folder, save_most_recent=save_most_recent, is_ours=is_ours)
     if not os.path.isfile(resume):
-        problem = f"{resume} is a folder" if os.path.isdir(resume) else f"there is no file {resume}"
         raise InputError(
-            f"--resume: {problem}; expected a checkpoint, such as checkpoints/epoch_1.pt, or latest"
+            f"--resume: there is no file {resume}; expected a checkpoint, such as "
+            "checkpoints/epoch_1.pt, or latest"
         )
     return Resumed(resume)
 
@@ -75,7 +75,8 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
             f"--resume latest: {run_folder} is a pattern for OpenCLIP; use a name without *, ? "
             "and ["
         )
-    damaged = list(itertools.takewhile(is_damaged, files))
+    damaged = tuple(itertools.takewhile(is_damaged, files))
+    newest = next(iter(files[len(damaged) :]), None)
     if is_ours:
         # OpenCLIP renames tmp.pt to epoch_latest.pt when it is complete.
         own.append(folder / "tmp.pt")
@@ -85,14 +86,11 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
                     f"--resume latest would use {file}, which the run has not saved: move it "
                     "elsewhere"
                 )
-    if len(damaged) == len(files):
-        return Resumed(None, tuple(damaged))
-    newest = files[len(damaged)]
-    if not is_complete(newest):
+    if newest and not is_complete(newest):
         raise InputError(
             f"--resume: {newest} cannot be read: make it readable, or rename or remove it"
         )
-    return Resumed(newest, tuple(damaged))
+    return Resumed(newest, damaged)
 
 
 def check_kind(
@@ -116,12 +114,12 @@ def check_kind(
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)
+    except InputError:
         if with_head:
-            check_values(checkpoint.weights, file)
-    except InputError as error:
-        if with_head:
-            raise InputError(f"--resume: {error}") from error
+            raise
         return
+    if with_head:
+        check_values(checkpoint.weights, f"--resume: {file}")
     has_head = bool(checkpoint.head())
     if with_head and not has_head:
         kind = "without --superclip"

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,13 @@ import torch
 from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
-from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError, reason
+from ..errors import InputError, as_input_error
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
-from .architecture import read_architecture
+from .architecture import check_image_size, read_architecture
 from .model_configurations import read_configuration
 from .torchscript import is_torchscript, read_torchscript
 from .weights import Weights, check_values, read_checkpoint, read_head
@@ -41,12 +40,8 @@ def released_file(released: str, flag: str, cache_dir: str | None = None) -> str
         raise InputError(
             f"{flag} is {released}: no file, and no MODEL:TAG of open_clip.list_pretrained()"
         )
-    try:
+    with as_input_error(f"{flag} is {released}, which cannot be downloaded or read"):
         return open_clip.download_pretrained(cfg, cache_dir=cache_dir)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{flag} is {released}, which cannot be downloaded or read ({reason(error)})"
-        ) from error
 
 
 def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> Weights | None:
@@ -54,17 +49,14 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> We
     if there are none."""
     schema, location = parse_model_name(model)
     file = None
-    # --pretrained takes precedence over the weights in a folder
-    if pretrained and Path(pretrained).is_file():
+    if pretrained:  # takes precedence over the weights in a folder
         if Path(pretrained).name in WEIGHTS_NAMES:
             file = Path(pretrained).with_name(HEAD_NAME)
     elif schema == "hf-hub":
-        try:
+        with suppress(FileNotFoundError):  # the repository has none
             file = Path(
                 download_pretrained_from_hf(location, filename=HEAD_NAME, cache_dir=cache_dir)
             )
-        except FileNotFoundError:  # the repository has none
-            return None
     elif schema == "local-dir":
         file = Path(location, HEAD_NAME)
     return read_head(file)[0] if file and file.is_file() else None
@@ -111,41 +103,12 @@ def start_of_towers(
 def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) -> str | None:
     """Returns the file, tag, folder or repository with the weights of the whole model, or None."""
     schema, location = parse_model_name(model)
-    if pretrained:
-        return pretrained
-    if schema == "local-dir":
-        return _find_checkpoint_in_dir(Path(location))
-    if schema is None:
-        return None
-    try:
-        download_pretrained_from_hf(location, cache_dir=cache_dir)
-    except FileNotFoundError:
-        return None
-    return model
-
-
-def check_weights(model: str, pretrained: str | None) -> None:
-    """Raises InputError if the file that a run starts from cannot be read or contains NaN or
-    infinity."""
-    file = _starting_file(model, pretrained)
-    if file is None:
-        return
-    flag = "--pretrained" if pretrained else "--model"
-    try:
-        if file.endswith(".npz"):  # of big_vision
-            with np.load(file) as arrays:
-                weights = {
-                    name: torch.from_numpy(array)
-                    for name, array in arrays.items()
-                    if array.dtype.kind == "f"
-                }
-        else:
-            weights = read_checkpoint(file).weights
-        check_values(weights, file)
-    except InputError as error:
-        raise InputError(f"{flag}: {error}") from error
-    except Exception as error:  # corrupt files can raise anything
-        raise InputError(f"{flag}: {file} cannot be read ({reason(error)})") from error
+    whole = pretrained or _starting_file(model, None)
+    if schema == "hf-hub" and not whole:
+        with suppress(FileNotFoundError):  # the repository has none
+            download_pretrained_from_hf(location, cache_dir=cache_dir)
+            whole = model
+    return whole
 
 
 def _starting_file(model: str, pretrained: str | None) -> str | None:
@@ -168,13 +131,17 @@ def is_unchecked(options: Namespace) -> bool:
 
 
 def check_start(options: Namespace) -> None:
-    """Raises InputError if OpenCLIP would train the model by another model's loss, if the image
-    tower cannot take images of its size, or if the weights that a run starts from are of another
-    model.
+    """Raises InputError if the weights that a run starts from cannot be read, contain NaN or
+    infinity or are of another model, if OpenCLIP would train the model by another model's loss, or
+    if the image tower cannot take images of its size.
 
     `options` are those of training.
     """
     model = options.model
+    of_weights = "--pretrained" if options.pretrained else "--model"
+    file = _starting_file(model, options.pretrained)
+    if file is not None:
+        _check_values_in(file, of_weights)
     if is_unchecked(options):
         return
     plain = _model_without_values(options)
@@ -184,17 +151,29 @@ def check_start(options: Namespace) -> None:
             f"--model: {model} is {'a' if is_coca else 'no'} CoCa model, and OpenCLIP recognises "
             "these by 'coca' in --model: rename its folder or file"
         )
-    _check_image_size(plain, options)
-    file = _starting_file(model, options.pretrained)
-    if file is None or file.endswith(".npz"):
-        return
-    try:
-        _load_shapes(plain, file)
-    except Exception as error:  # files, and OpenCLIP's conversions of weights, raise anything
-        flag = "--pretrained" if options.pretrained else "--model"
-        raise InputError(
-            f"{flag}: {file} is not of {model}, or damaged ({reason(error)[:200]})"
-        ) from error
+    of_size = "--model" if options.force_image_size is None else "--force-image-size"
+    check_image_size(plain, of_size, model)
+    if file is not None and not file.endswith(".npz"):
+        with (
+            as_input_error(f"{of_weights}: {file} is not of {model}, or damaged"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # that no values are copied to the meta device
+            _load(plain, file)
+
+
+def _check_values_in(file: str, flag: str) -> None:
+    with as_input_error(f"{flag}: {file} cannot be read"):
+        if file.endswith(".npz"):  # of big_vision
+            with np.load(file) as arrays:
+                weights = {
+                    name: torch.from_numpy(array)
+                    for name, array in arrays.items()
+                    if array.dtype.kind == "f"
+                }
+        else:
+            weights = read_checkpoint(file).weights
+    check_values(weights, f"{flag}: {file}")
 
 
 def _model_without_values(options: Namespace) -> nn.Module:
@@ -206,34 +185,6 @@ def _model_without_values(options: Namespace) -> nn.Module:
         return architecture.build(force_custom_text=options.force_custom_text, **bias)
     finally:
         logging.root.setLevel(level)
-
-
-@torch.no_grad()
-def _check_image_size(model: nn.Module, options: Namespace) -> None:
-    size = model.visual.image_size
-    try:
-        model.encode_image(torch.empty(2, 3, *to_2tuple(size), device="meta"))
-    except Exception as error:  # towers raise anything
-        flag = "--model" if options.force_image_size is None else "--force-image-size"
-        raise InputError(
-            f"{flag}: the image tower of {options.model} cannot take images of {size} px "
-            f"({reason(error)[:200]})"
-        ) from error
-
-
-def _load_shapes(model: nn.Module, file: str) -> None:
-    """Loads a file as OpenCLIP does, but for the class head, into a model on the meta device, which
-    only compares names and shapes."""
-    load = _state_of(factory.load_state_dict)
-
-    def load_without_head(*args, **kwargs):
-        state = load(*args, **kwargs)
-        return {n: w for n, w in state.items() if not n.startswith(HEAD_PREFIXES)}
-
-    without_head = replaced(factory, load_state_dict=load_without_head)
-    with FACTORY_LOCK, without_head, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no values are copied
-        open_clip.load_checkpoint(model, file)
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
@@ -253,24 +204,28 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
         logging.info(FRESH_HEAD)
     if not parse_model_name(model)[0] and not is_torchscript(pretrained):
         return {}, None
-    load = functools.partial(_load, file=pretrained)
+    load = functools.partial(_load_ignored, file=pretrained)
     return {"load_weights": False, "pretrained_text": False}, load
 
 
-def _load(model, *, file: str) -> None:
+def _load_ignored(model: nn.Module, *, file: str) -> None:
     logging.info(f"SuperCLIP: the model starts from {file}, which OpenCLIP would not have loaded")
-    with FACTORY_LOCK, replaced(factory, load_state_dict=_state_of(factory.load_state_dict)):
+    _load(model, file)
+
+
+def _load(model: nn.Module, file: str) -> None:
+    """Loads a file as OpenCLIP does, but for the code in TorchScript archives, and for a class head
+    that the model does not have."""
+    load = factory.load_state_dict
+    unused = () if hasattr(model, "class_head") else HEAD_PREFIXES
+
+    def load_state_dict(path, *args, **kwargs):
+        is_archive = is_torchscript(path)
+        state = read_torchscript(path) if is_archive else load(path, *args, **kwargs)
+        return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+
+    with FACTORY_LOCK, replaced(factory, load_state_dict=load_state_dict):
         open_clip.load_checkpoint(model, file)
-
-
-def _state_of(load: Callable) -> Callable:
-    """Returns OpenCLIP's `load_state_dict`, but for TorchScript archives, of which it would run
-    code."""
-
-    def load_state(file, *args, **kwargs):
-        return read_torchscript(file) if is_torchscript(file) else load(file, *args, **kwargs)
-
-    return load_state
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:

@@ -13,18 +13,11 @@ from torch import Tensor
 # tensors in OpenAI's archives that are not weights
 NUMBERS = ("input_resolution", "context_length", "vocab_size")
 MAX_PARTS = 100_000  # a hostile file could name one module exponentially often
-# by the name of a storage's class; quantized tensors are not read
+# types by the name of a storage's class; quantized tensors are not read
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    name: dtype
+    for name, dtype in torch.storage._storage_type_to_dtype_map().items()
+    if not name.startswith("Q")
 }
 
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import json_or_empty
+from ..files import content_digest, json_or_empty
 from ..flags import is_idf_file
 from ..option_effects import Effect, effect_of
 
@@ -17,49 +17,42 @@ LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
 RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
 
-def run_options(checkpoint) -> dict:
-    """Returns the run's options, by attribute name of the parsed command line; {} if they are
-    unknown.
-
-    They are read from the file of the Checkpoint itself, else from its run's folder.
-    """
-    path = checkpoint.path.absolute()
-    return checkpoint.options or (
-        read_options(path.parent.parent) if path.parent.name == "checkpoints" else {}
-    )
+def options_of_run(checkpoint: Path) -> dict:
+    """Returns the options of the run in whose folder a checkpoint is, by attribute name of the
+    parsed command line; {} if they are unknown."""
+    folder = checkpoint.absolute().parent
+    return read_options(folder.parent) if folder.name == "checkpoints" else {}
 
 
 def options_to_keep(checkpoint) -> dict:
     """Returns the options to record in files made from a Checkpoint, with absolute paths to the
     model and IDF file."""
-    options = run_options(checkpoint)
+    options = checkpoint.options
     kept = {name: value for name, value in options.items() if effect_of(name) is Effect.MODEL}
-    if model := trained_model(checkpoint.path, options):
+    if model := trained_model(checkpoint):
         kept["model"] = model
-    if file := idf_file(checkpoint.path, options):
+    if file := idf_file(checkpoint):
         kept["superclip_idf"] = str(file)
     return kept
 
 
-def idf_file(checkpoint: Path, options: dict) -> Path | None:
-    """Returns the absolute path of the file of --superclip-idf, None if the run has none or is
-    unknown."""
-    idf = str(options.get("superclip_idf", "online"))
-    if not is_idf_file(idf):
-        return None
-    return Path(os.path.abspath(_training_folder(checkpoint, options) / idf))
+def idf_file(checkpoint) -> Path | None:
+    """Returns the absolute path of the file of --superclip-idf of a Checkpoint's run, None if it
+    has none or is unknown."""
+    idf = str(checkpoint.options.get("superclip_idf", "online"))
+    return Path(os.path.abspath(_training_folder(checkpoint) / idf)) if is_idf_file(idf) else None
 
 
-def trained_model(checkpoint: Path, options: dict) -> str:
-    """Returns the --model of an export or of a run's checkpoint, "" if unknown; a path in it is
+def trained_model(checkpoint) -> str:
+    """Returns the --model of a Checkpoint, an export's or a run's, "" if unknown; a path in it is
     absolute."""
-    if (checkpoint / "open_clip_config.json").is_file():
-        return f"local-dir:{checkpoint.resolve()}"
-    model = str(options.get("model") or "")
+    if (checkpoint.path / "open_clip_config.json").is_file():
+        return f"local-dir:{checkpoint.path.resolve()}"
+    model = str(checkpoint.options.get("model") or "")
     location = model.removeprefix("local-dir:")
     schema = model.removesuffix(location)
     if schema or location.endswith(".json"):
-        location = (_training_folder(checkpoint, options) / location).resolve()
+        location = (_training_folder(checkpoint) / location).resolve()
     return f"{schema}{location}"
 
 
@@ -78,16 +71,16 @@ def _value(text: str) -> object:
         return text
 
 
-def _training_folder(checkpoint: Path, options: dict) -> Path:
-    """Returns the working directory of the training of a run's checkpoint, to resolve its relative
+def _training_folder(checkpoint) -> Path:
+    """Returns the working directory of the training of a run's Checkpoint, to resolve its relative
     paths.
 
     `superclip run` records it. Otherwise --logs and --name are the end of the run's path, or it is
     this process's.
     """
-    run = checkpoint.absolute().parent.parent
-    recorded = json_or_empty(run / RECORD).get("cwd")
-    if isinstance(recorded, str):
+    options = checkpoint.options
+    run = checkpoint.path.absolute().parent.parent
+    if recorded := json_or_empty(run / RECORD).get("cwd"):
         return Path(recorded)
     end = Path(str(options.get("logs")), str(options.get("name"))).parts
     for folder in (run, run.resolve()):
@@ -149,9 +142,7 @@ def is_damaged(path: Path, is_good: Callable[[Path], bool] = is_complete) -> boo
     try:
         if is_good(path):
             return False
-        with open(path, "rb") as file:
-            while file.read(8 << 20):
-                pass
+        content_digest(path)  # reads the whole file
         return not is_good(path)  # which failed before if a disk or network had a transient error
     except OSError as error:
         return isinstance(error, FileNotFoundError)

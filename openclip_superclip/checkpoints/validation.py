@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 from ..errors import InputError, listed
 from .trainer_files import checkpoints, is_complete
 
-MEASURES = {  # of OpenCLIP, by name; the first ones that a run has select its best epoch
-    "R@1": re.compile(r"(image_to_text|text_to_image)_R@1$"),
-    "ImageNet accuracy": re.compile(r"imagenet-zeroshot-val-top1$"),
+MEASURES = {  # OpenCLIP's scores; the first measure that a run has selects its best epoch
+    "R@1": ("image_to_text_R@1", "text_to_image_R@1"),
+    "ImageNet accuracy": ("imagenet-zeroshot-val-top1",),
 }
 
 
@@ -57,19 +56,16 @@ def best_epoch(run: Path) -> BestEpoch | None:
     for row in validation_rows(run):
         if row.get("epoch"):  # 0 is before training
             by_epoch.setdefault(row["epoch"], {}).update(row)
-    for measure, pattern in MEASURES.items():
-        scored = []
+    for measure, names in MEASURES.items():
+        ranks = {}
         for epoch, row in by_epoch.items():
-            values = [
-                value for name, value in row.items() if pattern.match(name) and math.isfinite(value)
-            ]
+            values = [row[name] for name in names if math.isfinite(row.get(name, math.nan))]
             if values:
                 loss = row.get("clip_val_loss", math.inf)
-                scored.append((statistics.mean(values), -loss, -epoch))
-        if scored:
-            score, _, epoch = max(scored)
-            last = max(-epoch for _, _, epoch in scored)
-            return BestEpoch(-epoch, measure, 100 * score, last)
+                ranks[epoch] = (statistics.mean(values), -loss, -epoch)
+        if ranks:
+            best = max(ranks, key=ranks.get)
+            return BestEpoch(best, measure, 100 * ranks[best][0], max(ranks))
     return None
 
 

@@ -1,7 +1,6 @@
 """Reads, checks and writes the weights of checkpoints."""
 
 import json
-import os
 import pickle
 import re
 import shlex
@@ -15,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..errors import InputError, reason
+from ..errors import InputError, listed, reason
 from ..method.finite_weights import is_finite
 from ..method.head import (
     DOCUMENT_FREQUENCY,
@@ -24,11 +23,11 @@ from ..method.head import (
     head_of,
     is_of_authors,
 )
+from ..method.idf import FixedIDF
 from . import HEAD_NAME, WEIGHTS_NAMES
 from .torchscript import is_torchscript, read_torchscript
-from .trainer_files import idf_file, is_damaged, is_whole, own_checkpoints, run_options
+from .trainer_files import idf_file, is_damaged, is_whole, options_of_run, own_checkpoints
 
-NUM_SHOWN = 3  # mismatches in an error message
 # more than any run can see; the sum of a thousand such counts still fits in int64
 MAX_CAPTIONS = 2**53
 # the options of the run in files of this package: JSON metadata or an attribute
@@ -44,23 +43,15 @@ def check_match(weights: Weights, expected: Weights, what: object, model: object
     are any."""
     mismatches = []
     for name in sorted(weights.keys() | expected.keys()):
-        actual = "missing"
-        wanted = "no such name"
-        if name in weights:
-            actual = list(weights[name].shape)
-        if name in expected:
-            wanted = list(expected[name].shape)
+        actual = list(weights[name].shape) if name in weights else "missing"
+        wanted = list(expected[name].shape) if name in expected else "no such name"
         if actual == wanted:
             actual, wanted = (tensors[name].dtype for tensors in (weights, expected))
             if actual.is_floating_point == wanted.is_floating_point:
                 continue
         mismatches.append(f"{name} is {actual}, expected {wanted}")
-    if not mismatches:
-        return
-    shown = mismatches[:NUM_SHOWN]
-    if len(mismatches) > NUM_SHOWN:
-        shown.append(f"and {len(mismatches) - NUM_SHOWN:,} more")
-    raise InputError(f"{what} does not match {model}: {'; '.join(shown)}")
+    if mismatches:
+        raise InputError(f"{what} does not match {model}: {listed(mismatches, 3, '; ')}")
 
 
 def check_values(weights: Weights, what: object) -> None:
@@ -68,13 +59,14 @@ def check_values(weights: Weights, what: object) -> None:
     impossible counts."""
     for name, tensor in weights.items():
         if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
-            kind = "on the meta device, without values" if tensor.is_meta else "sparse or quantized"
-            raise InputError(f"{what}: {name} is {kind}; expected a dense tensor of numbers")
-        if not is_finite(tensor):
-            wrong = int((~tensor.isfinite()).sum())
             raise InputError(
-                f"{what}: {name} contains NaN or infinity ({wrong:,} of {tensor.numel():,} "
-                "values): the run that wrote it has diverged; use an earlier checkpoint"
+                f"{what}: {name} has no values, or is sparse or quantized; expected a dense tensor "
+                "of numbers"
+            )
+        if not is_finite(tensor):
+            raise InputError(
+                f"{what}: {name} contains NaN or infinity: the run that wrote it has diverged; use "
+                "an earlier checkpoint"
             )
     for document_frequency, num_captions in ((DOCUMENT_FREQUENCY, NUM_CAPTIONS), FIXED_IDF):
         if num_captions in weights and document_frequency in weights:
@@ -144,7 +136,9 @@ class Checkpoint:
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     of_tasks: bool = False
-    options: dict = field(default_factory=dict)  # options of the run, from the file itself
+    # options of the run by attribute name of the parsed command line, from the file itself or else
+    # from the run's folder; {} if they are unknown
+    options: dict = field(default_factory=dict)
 
     def without_head(self) -> Weights:
         """Returns the weights of the OpenCLIP model."""
@@ -196,14 +190,13 @@ def read_checkpoint(
     if exported and beside.is_file() and not head_of(weights):
         head, options = read_head(beside)
         weights |= head
-    of_trainer = content is not state
     return Checkpoint(
         Path(path),
         weights,
-        epoch=content.get("epoch") if of_trainer else None,
+        epoch=content.get("epoch"),
         of_ddp=all(name.startswith("module.") for name in state),
-        of_tasks=of_trainer and "global_step" in content,
-        options=options,
+        of_tasks="global_step" in content,
+        options=options or options_of_run(Path(path)),
     )
 
 
@@ -214,23 +207,17 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
     Checkpoints of version 0.2 do not contain the counts, which are then read from the file. Raises
     InputError if it is gone, or counts the tokens of another tokenizer.
     """
-    head = checkpoint.head()
-    file = idf_file(checkpoint.path, run_options(checkpoint))
-    if not head or file is None or FIXED_IDF[0] in head:
-        return {name: head[name] for name in FIXED_IDF if name in head}
-    if not os.path.isfile(file):
-        raise InputError(
-            f"{checkpoint.path} was trained with --superclip-idf {file}, which does not exist, and "
-            "does not contain its counts: copy the file there, or count the same captions again "
-            "with superclip frequencies"
-        )
-    from ..data.frequencies import read_frequencies
+    counts = checkpoint.head()
+    file = idf_file(checkpoint)
+    if counts and file is not None and FIXED_IDF[0] not in counts:
+        from ..data.frequencies import read_frequencies
 
-    frequencies = read_frequencies(file)
-    frequencies.check(tokenizer, f"--superclip-idf: {file}")
-    counts = frequencies.document_frequency[: len(head[DOCUMENT_FREQUENCY])]
-    padded = torch.nn.functional.pad(counts, (0, len(head[DOCUMENT_FREQUENCY]) - len(counts)))
-    return dict(zip(FIXED_IDF, (padded, torch.tensor(frequencies.num_captions)), strict=True))
+        frequencies = read_frequencies(file)
+        frequencies.check(tokenizer, f"--superclip-idf: {file}")
+        is_counted = torch.ones_like(counts[DOCUMENT_FREQUENCY])
+        of_file = frequencies.document_frequency, frequencies.num_captions
+        counts = FixedIDF(*of_file, is_counted).state_dict(prefix="fixed_idf.")
+    return {name: counts[name] for name in FIXED_IDF if name in counts}
 
 
 def holds_numbers(path: Path) -> bool:
@@ -254,15 +241,17 @@ def read_head(file: Path) -> tuple[Weights, dict]:
 def file_of_weights(path: Path) -> Path:
     """Returns the file that contains the weights: in a folder, the one that OpenCLIP selects."""
     if path.is_dir():
+        from open_clip.constants import HF_CONFIG_NAME
         from open_clip.factory import _find_checkpoint_in_dir
 
+        if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
+            raise InputError(f"{path} is for transformers; export without --format hf")
         found = _find_checkpoint_in_dir(path)
         if found is None:
-            last = newest_weights(path)
-            expected = (
-                f"a run's checkpoint, {last}" if last else "open_clip_model.safetensors or the like"
+            raise InputError(
+                f"{path} contains no weights: expected open_clip_model.safetensors or the like, or "
+                "a checkpoint of a run instead of its folder"
             )
-            raise InputError(f"{path} contains no weights: expected {expected}")
         return Path(found)
     if not path.is_file():
         raise InputError(
@@ -297,20 +286,19 @@ def checkpoint_of(path: Path) -> Path:
 
 def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
-    scripted = file.suffix != ".safetensors" and is_torchscript(file)
+    options = {}
     try:
-        if checksums and zipfile.is_zipfile(file) and not is_whole(file):
+        is_zip = zipfile.is_zipfile(file)
+        if checksums and is_zip and not is_whole(file):
             raise ValueError("its checksums are wrong")
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
-        elif scripted:
+        elif is_torchscript(file):
             content = read_torchscript(file)
-            options = {}
-        else:
-            mapped = zipfile.is_zipfile(file)  # the format before torch 1.6 does not support mmap
-            content = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        else:  # the format before torch 1.6, no zip file, does not support mmap
+            content = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
             options = getattr(content, OPTIONS, {})
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
@@ -318,10 +306,8 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
 
 
 def _problem(error: Exception) -> str:
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
     unsafe = re.search(r"GLOBAL (\S+)", reason(error))
-    if isinstance(error, pickle.UnpicklingError):
-        problem = "contains no weights as torch saves them"
-        if unsafe:
-            problem = f"is a pickle that runs {unsafe[1]}"
-        return f"it {problem}; only weights are ever loaded"
-    return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
+    runs = f"runs {unsafe[1]}" if unsafe else "contains more than weights as torch saves them"
+    return f"it is a pickle that {runs}; only weights are ever loaded"

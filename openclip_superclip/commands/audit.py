@@ -12,19 +12,11 @@ from .shared_options import add_columns, add_model_options, add_number, columns_
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    from ..lab.audit.audit import Audit, check_is_free
+    from ..lab.audit.audit import Audit
     from ..lab.audit.reading import open_data
-    from ..lab.words.open_checkpoint import read_model
 
     data = open_data(options.data, columns_of(options, options.data))
-    check_is_free(options.out)
-    audit = from_options(
-        Audit,
-        options,
-        data=data,
-        device=check_device(options.device),
-        model=read_model(options.model),
-    )
+    audit = from_options(Audit, options, data=data, device=check_device(options.device))
     audit.score()
     print(audit.finish(options.worst, options.keep))
     return 0

@@ -93,10 +93,7 @@ def _write_training_data(options: Namespace) -> str:
 
     no_effect(options, "--data-only", "seeds", "samples")
     make_folder(options.out)
-    model, shards = write_training_data(options.out)
-    if options.out != Path("demo"):  # the folder in which recipes expect them
-        return f"{model} and {shards}"
-    return f"{model} and {shards}: superclip run demo/superclip_demo-model_8k_bs64 --device cpu"
+    return " and ".join(write_training_data(options.out))
 
 
 def _write_evaluation(options: Namespace) -> str:

@@ -31,25 +31,23 @@ def main(argv: list[str]) -> int:
     checkpoints = options.checkpoints
     if options.every:
         checkpoints = [file for run in checkpoints for file in checkpoints_of(run)]
+    command = shlex.join(["superclip", "evaluate", *argv])
+    evaluation = Evaluation(chosen, settings, options.out, command)
     models = []
-    unreadable = []
     for checkpoint in dict.fromkeys(checkpoints):
         try:
             models.append(find_model(checkpoint, options.model))
         except InputError as error:
             if not options.every:
                 raise
-            unreadable.append(error)
-    if models and all(model.openclip[0] for model in models):
+            evaluation.failures.append(str(error))
+    if models and not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
-    command = shlex.join(["superclip", "evaluate", *argv])
-    evaluation = Evaluation(chosen, settings, options.out, command)
     evaluation.run(models)
     print(evaluation.summary(absent))
-    failures = [*unreadable, *evaluation.failures]
-    for failure in failures:
-        to_stderr(f"error: {printable(str(failure))}")
-    return 1 if failures else 0
+    for failure in evaluation.failures:
+        to_stderr(f"error: {printable(failure)}")
+    return 1 if evaluation.failures else 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -106,16 +104,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
     add_switch(parser, "--every", "CHECKPOINT is the folder of a run; evaluate all its checkpoints")
-    probe = parser.add_argument_group(
-        "linear probe", "as in CLIP_benchmark: AdamW on frozen, normalised features"
+    add_number(
+        parser,
+        "--probe-lr",
+        0.1,
+        "learning rate of the linear probe: AdamW on frozen, normalised features",
     )
-    add_number(probe, "--probe-lr", 0.1)
-    add_number(probe, "--probe-epochs", 10)
-    dense = parser.add_argument_group(
-        "segmentation and depth", "a linear layer on frozen patch tokens, with AdamW"
+    add_number(parser, "--probe-epochs", 10, "passes of the linear probe")
+    add_number(
+        parser,
+        "--dense-lr",
+        1e-3,
+        "learning rate for segmentation and depth: a linear layer on frozen patch tokens, AdamW",
     )
-    add_number(dense, "--dense-lr", 1e-3)
-    add_number(dense, "--dense-epochs", 20)
+    add_number(parser, "--dense-epochs", 20, "passes for segmentation and depth")
     options = parser.parse_args(argv)
     for name in ("probe_lr", "dense_lr"):
         value = getattr(options, name)

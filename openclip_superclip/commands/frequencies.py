@@ -47,8 +47,9 @@ def main(argv: list[str]) -> int:
     )
     _, num_missing = counter.reader.counts.so_far()
     if num_missing:
-        what = "none" if config.missing_long == "skip" else "the short one"
-        print(f"{num_missing:,} samples have no long caption: {what} was counted")
+        print(
+            f"{num_missing:,} samples have no long caption (--missing-long {config.missing_long})"
+        )
     if unreadable:
         print(unreadable_text(unreadable, len(shards)))
     return 0
@@ -103,6 +104,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_output(parser, "the file to write", "file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
-    marks = {"": '"document_frequency"'}
-    check_out(options.out, [Path(options.data)], marks, overwrite=options.overwrite)
+    mark = '"document_frequency"'
+    check_out(options.out, [Path(options.data)], mark, overwrite=options.overwrite)
     return options

@@ -1,10 +1,11 @@
 """superclip join: makes one model of an image tower and a text tower that were trained
 separately."""
 
+import re
 import shlex
 from pathlib import Path
 
-from ..errors import InputError, Parser, at_least, listed
+from ..errors import InputError, Parser, at_least
 from .shared_options import add_count, add_number, add_output, add_switch, from_options
 
 
@@ -56,18 +57,14 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     at_least(options, embed_dim=1, image_size=1, context_length=4)
-    schema, _, image = options.image.partition(":")
-    name, _, file = image.partition("=")
-    if schema != "timm" or not name:
+    image = re.fullmatch("timm:([^=]+)(?:=(.+))?", options.image)
+    if not image:
         raise InputError(f"--image is {options.image}; expected timm:NAME=FILE or timm:NAME")
-    if options.by_order and not file:
-        raise InputError(
-            "--by-order matches the tensors of a file: expected --image timm:NAME=FILE"
-        )
+    name, file = image.groups()
     from ..checkpoints.joining import ImageSource, join
 
     source = from_options(ImageSource, options, name=name, file=Path(file) if file else None)
-    joined = join(
+    summary = join(
         source,
         options.text,
         options.out,
@@ -77,10 +74,7 @@ def main(argv: list[str]) -> int:
     )
     model = shlex.quote(f"local-dir:{options.out}")
     print(
-        f"{options.out}: {name} ({joined.image_size} px) and {options.text} "
-        f"({joined.context_length} tokens, {joined.pooler}), {joined.num_parameters / 1e6:.1f} "
-        f"M parameters\nnot used of the image tower: {listed(joined.unused_image) or 'nothing'}\n"
-        f"not used of the text tower:  {listed(joined.unused_text) or 'nothing'}\n"
+        f"{options.out}: {summary}\n"
         f"random, to be trained:       the projections of both towers\n"
         f"train: superclip train --superclip --model {model} …"
     )

@@ -6,15 +6,20 @@ import os
 import re
 import shlex
 import textwrap
+from pathlib import Path
 
 from ..errors import InputError, Parser
-from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, GPU_TFLOPS, estimate_cost, estimate_memory
+from ..files import read_json
+from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, estimate_cost, estimate_memory
 from ..plans.recipe import METHODS, Recipe
 from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .recipe_options import add_recipe_options, planned_run
+from .rehearse import setup_of, whole_hours
 from .shared_options import add_number, add_switch
 
+# in bfloat16, dense; data sheets
+GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
 PARTS = ("parameters", "gradients", "optimizer", "activations")
 MAX_BAD = 10  # bad shards or images to print
 OF_RUN = (  # its values that --json prints
@@ -46,8 +51,6 @@ def main(argv: list[str]) -> int:
     speed = options.samples_per_second
     rehearsed = None
     if options.rehearsal:
-        from ..runs.rehearsal import read_rehearsal  # imports torch
-
         rehearsed = read_rehearsal(options.rehearsal, run)
         speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
@@ -108,6 +111,30 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if speed is not None and not 0 < speed < float("inf"):
         raise InputError(f"--samples-per-second is {speed}; expected a number above 0")
     return options
+
+
+def read_rehearsal(file: str, run: Run) -> dict:
+    """Returns the content of a rehearsal.json, with the hours of `run`.
+
+    Raises InputError if the file is invalid, or measured with another model, precision, batch,
+    device or machines.
+    """
+    summary = read_json(Path(file), flag="--rehearsal")
+    try:
+        seconds = summary["checkpoint"]["seconds"]
+        summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
+        for name, here in setup_of(run).items():
+            there = summary[name]
+            if there != here:
+                raise InputError(
+                    f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the "
+                    "options of the rehearsal, or rehearse again"
+                )
+    except (TypeError, KeyError, ZeroDivisionError):
+        raise InputError(
+            f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
+        ) from None
+    return summary
 
 
 def plan_values(run: Run) -> dict:

@@ -6,15 +6,34 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least
-from ..plans.plan import make_run, on_machines, settings_of_table
+from ..plans.plan import make_run, settings_of_table
 from ..plans.recipe import COLUMN_FLAGS
 from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
-from ..runs.slurm import NAMED, OURS, Placement, SlurmRequest
+from ..runs.slurm import Placement, SlurmRequest
 from .shared_options import add_columns, add_count, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
+# options of sbatch that are passed on unchanged
+NAMED = ("partition", "account", "qos", "time", "constraint")
+# options of sbatch that the scripts set
+OURS = (
+    "nodes",
+    "gpus-per-node",
+    "gpus",
+    "cpus-per-task",
+    "ntasks",
+    "ntasks-per-node",
+    "array",
+    "job-name",
+    "output",
+    "chdir",
+    "signal",
+    "requeue",
+    "no-requeue",
+    "open-mode",
+)
 # options that may differ each time a run is started
 OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
 
@@ -30,6 +49,21 @@ def device_here() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def processes_here(placement: Placement, device: str) -> int:
+    """Returns the number of training processes here: one per GPU, or one on CPUs; InputError
+    without a GPU."""
+    if device == "cpu":
+        return 1
+    import torch
+
+    gpus = placement.gpus or torch.cuda.device_count()
+    if gpus == 0:
+        raise InputError(
+            "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
+        )
+    return gpus
 
 
 def add_recipe_options(parser: Parser, *, here: bool) -> None:
@@ -128,7 +162,7 @@ def opened_run(
         return _run_of_folder(folder, options, parser, placement), RunFolder(folder)
     # a job's GPU may have failed
     device = options.device or (placement.job and "cuda") or device_here()
-    num_processes = options.nproc or placement.num_processes(device)
+    num_processes = options.nproc or processes_here(placement, device)
     run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
     return run, RunFolder(options.out or Path("runs", f"{run.recipe.name}{suffix}"))
 
@@ -148,8 +182,24 @@ def _run_of_folder(
     if getattr(options, "accept_changes", False):
         settings = dataclasses.replace(run.settings, accept_changes=True)
         run = dataclasses.replace(run, settings=settings)
-    here = run.gpus_per_node if run.device == "cpu" else placement.num_processes(run.device)
+    here = run.gpus_per_node if run.device == "cpu" else processes_here(placement, run.device)
     return on_machines(run, placement.num_nodes, options.nproc or here)
+
+
+def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
+    """Returns the run on a different number of nodes or GPUs."""
+    if (run.nodes, run.gpus_per_node) == (nodes, gpus_per_node):
+        return run
+    return make_run(
+        run.recipe,
+        nodes,
+        gpus_per_node,
+        run.data,
+        run.gpu_batch_max,
+        run.workers,
+        run.device,
+        run.settings,
+    )
 
 
 def all_settings(options: Namespace) -> dict[str, str]:
@@ -213,7 +263,10 @@ def slurm_request(options: Namespace) -> SlurmRequest:
                 "mem=400G"
             )
         if name in OURS:
-            raise InputError(f"--sbatch {name}={value}: use {OURS[name]} instead")
+            raise InputError(
+                f"--sbatch {name}={value}: the job's script sets --{name}: use an option of this "
+                "command instead, or a copy of slurm/train.sbatch"
+            )
         sbatch[name] = value
     setup = Path(options.setup).expanduser() if options.setup else None
     if setup and not setup.is_file():

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     trained = [run for run in runs if run.state != MISSING]
     summary = f"{len(trained)} runs, {len(runs) - len(trained)} missing"
     facts = f"{summary}; openclip-superclip {__version__}, {datetime.now():%Y-%m-%d %H:%M}"
-    methods = dict.fromkeys(METHODS.get(run.method, run.method) for run in trained)
+    methods = dict.fromkeys(METHODS[run.method] for run in trained)
     make_folder(options.out)
     title = options.title or " and ".join(methods)
     write_report(options.out, title, facts, runs, find_comparisons(runs))

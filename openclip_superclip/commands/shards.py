@@ -1,18 +1,49 @@
 """superclip shards: writes images and captions as WebDataset shards."""
 
+import argparse
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import InputError, Parser, at_least, no_effect
 from .shared_options import add_columns, add_count, add_number, columns_of
 
-if TYPE_CHECKING:
-    from ..data.conversion import Written
-
 
 def main(argv: list[str]) -> int:
+    """Writes the shards, and prints what was written and the commands that use it; returns the
+    exit code."""
+    options = _parse(argv)
+    from ..data.conversion import reasons, write_pair_shards
+    from ..data.images import counts_text
+    from ..data.pairs import Keys, read_pairs
+
+    out = options.out
+    keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
+    written = write_pair_shards(
+        read_pairs(options.source, keys, options.images),
+        out,
+        val_share=options.val_share,
+        shard_size=options.shard_size,
+        seed=options.seed,
+        jobs=options.jobs,
+    )
+    for split, pattern in written.patterns.items():
+        print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
+    if written.converted:
+        changes = "upright, with 8 bits per channel, transparent pixels on white"
+        print(f"converted images ({changes}): {counts_text(written.converted)}")
+    if written.left_out:
+        print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
+    if "val" in written.patterns:
+        evaluation = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
+        print(shlex.join(["superclip", "evaluate", "MODEL", *evaluation]))
+        data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
+        size = f"data_samples={written.sizes['train']}"
+        print(shlex.join(["superclip", "study", "own_data", *data, "--set", size]))
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         "shards",
         "Converts images and captions to WebDataset shards: a training and a "
@@ -43,12 +74,11 @@ def main(argv: list[str]) -> int:
         metavar="KEY",
     )
     add("--images", "folder of COCO's images (default: the JSON's)", type=Path, metavar="DIR")
-    add(
+    add_number(
+        parser,
         "--val-share",
-        "fraction of the pairs for validation; no image and no caption is in both splits "
-        "(default: %(default)s)",
-        type=float,
-        default=0.1,
+        0.1,
+        "fraction of the pairs for validation; no image and no caption is in both splits",
         metavar="FRACTION",
     )
     add_count(parser, "--shard-size", "pairs per shard (default: 16 to 10,000, for 32 shards)")
@@ -68,56 +98,4 @@ def main(argv: list[str]) -> int:
     at_least(options, shard_size=1, jobs=1)
     if not options.source.endswith(".json"):
         no_effect(options, options.source, "images")
-    from ..data.conversion import write_pair_shards
-    from ..data.pairs import Keys, read_pairs
-
-    keys = Keys(columns_of(options, options.source, "SOURCE"), options.label_key, options.long_key)
-    written = write_pair_shards(
-        read_pairs(options.source, keys, options.images),
-        options.out,
-        val_share=options.val_share,
-        shard_size=options.shard_size,
-        seed=options.seed,
-        jobs=options.jobs,
-    )
-    if os.path.isdir(options.source):
-        _print_images_without_caption(Path(options.source))
-    _print(written, options.out)
-    return 0
-
-
-def _print_images_without_caption(folder: Path) -> None:
-    """Prints how many images below a folder have no file with a caption, and the first of them."""
-    from ..data.images import images_below
-
-    without = [
-        image
-        for image in images_below(folder)
-        if not any(image.with_suffix(suffix).is_file() for suffix in (".txt", ".json"))
-    ]
-    if without:
-        print(f"left out: {len(without):,} × no .txt or .json beside the image, first {without[0]}")
-
-
-def _print(written: "Written", out: Path) -> None:
-    """Prints what was written, and the commands that use it."""
-    from ..data.conversion import reasons
-    from ..data.images import counts_text
-
-    for split, pattern in written.patterns.items():
-        print(f"{split}: {written.sizes[split]:,} pairs in {pattern}")
-    if written.converted:
-        changes = "upright, with 8 bits per channel, transparent pixels on white"
-        print(f"converted images ({changes}): {counts_text(written.converted)}")
-    if written.left_out:
-        print(f"left out: {reasons(written.left_out)}; {out}/left_out.csv lists all")
-    if "val" not in written.patterns:
-        return
-    evaluation = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
-    print(shlex.join(["superclip", "evaluate", "MODEL", *evaluation]))
-    data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
-    size = written.sizes["train"]
-    command = ["superclip", "study", "own_data", *data, "--set", f"data_samples={size}"]
-    if size < 64:  # own_data's batch size
-        command += ["--set", f"global_batch_size={max(1, size // 4)}"]
-    print(shlex.join(command))
+    return options

@@ -12,7 +12,7 @@ from ..data.tables import check_table, is_table
 from ..errors import InputError, Parser, at_least, to_stderr
 from ..extras import require
 from ..files import is_own
-from ..flags import Config
+from ..flags import DataConfig
 from . import recipe_options as shared
 from .shared_options import add_count, add_switch, from_options
 
@@ -74,12 +74,8 @@ def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
     try:
         parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
         return _run(study_call(parts), options)
-    except InputError:
+    finally:  # after --dry-run, or an error
         if not any(is_own(run, split.folder.name) for run in whole.runs_in.glob(f"*/{RECORD}")):
-            split.remove()
-        raise
-    finally:
-        if options.dry_run:
             split.remove()
 
 
@@ -88,7 +84,7 @@ def _split(call: "StudyCall", options: Namespace) -> TableSplit:
     table with errors."""
     columns = call.study.first_recipe.columns
     if not options.only:
-        table = check_table(options.data, columns, Config(), 1, 1, "--data")
+        table = check_table(options.data, columns, "--data")
         if len(table.bad) > call.options.settings.unreadable_max * table.num_decoded:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
@@ -107,10 +103,7 @@ def _splits(options: Namespace) -> bool:
     has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
-    if not 0 < options.val_fraction < 1:
-        raise InputError(
-            f"--val-fraction is {options.val_fraction}; expected a fraction above 0 and below 1"
-        )
+    DataConfig(val_fraction=options.val_fraction)  # InputError for another number than a fraction
     if has_validation:
         raise InputError("--val-fraction splits validation data off --data: leave out --val-data")
     if not is_table(options.data):
@@ -125,22 +118,13 @@ def _run(call: "StudyCall", options: Namespace) -> int:
     from ..lab.studies.study_training import StudyTraining, run_study
 
     training = StudyTraining(call)
-    for run in [*training.trials(), *training.runs(training.chosen())]:
-        training.check_folder(run)
     if not options.only:
-        for warning in training.check_arms():
-            to_stderr(f"superclip study: {warning}")
+        training.check_arms()
     if options.slurm:
         from ..lab.studies.study_on_slurm import StudySubmission
 
-        submission = from_options(
-            StudySubmission,
-            options,
-            call=call,
-            request=shared.slurm_request(options),
-            at_a_time=options.jobs or 0,
-            reads_data=not options.skip_data_check,
-        )
+        request = shared.slurm_request(options)
+        submission = from_options(StudySubmission, options, call=call, request=request)
         print(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..runs.signals import stopped_by_signals

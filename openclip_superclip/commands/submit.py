@@ -9,7 +9,7 @@ from ..plans.cost import estimate_cost
 from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.lock import lock
-from ..runs.slurm import Placement, SlurmRequest, minutes_of
+from ..runs.slurm import TIME, Placement, SlurmRequest
 from ..runs.unreadable import accepted_data
 from .recipe_options import (
     add_run_options,
@@ -101,7 +101,7 @@ def _fetch_pretrained(run: Run) -> None:
 def _long_slice(run: Run, request: SlurmRequest) -> str:
     """Returns a warning if a slice takes longer than the job's time limit, after which it is
     lost, else ""."""
-    limit = os.environ.get("SBATCH_TIMELIMIT") or request.time
+    limit = os.environ.get("SBATCH_TIMELIMIT") or request.sbatch.get("time", TIME)
     minutes = 60 * estimate_cost(run)["hours_range"][0] / run.num_slices
     allowed = minutes_of(limit)
     if run.device == "cpu" or not allowed or minutes < allowed:  # 0 is no limit, too
@@ -111,3 +111,17 @@ def _long_slice(run: Run, request: SlurmRequest) -> str:
         f"runs on A100, and --time is {limit}: a job that ends before a slice does trains nothing; "
         "give more --time or nodes, or the recipe more slices (--set slices=N)"
     )
+
+
+def minutes_of(time: str) -> float | None:
+    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
+    another text."""
+    days, has_days, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not has_days and len(parts) < 3:
+        parts.insert(0, "0")  # hours
+    try:
+        hours, minutes, seconds = map(int, [*parts, "0", "0"][:3])
+        return 60 * (24 * int(days or 0) + hours) + minutes + seconds / 60
+    except ValueError:  # such as UNLIMITED
+        return None

@@ -52,7 +52,7 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add(
         "--course",
-        "show when each word was learned, for one run or two side by side, given as folders "
+        "show when each word was learned, for one run or several side by side, given as folders "
         "of runs with --superclip; needs no --model (--out, default word_course: word_course.csv, "
         ".json and .png)",
         nargs="+",
@@ -85,10 +85,6 @@ def _parse(argv: list[str]) -> Namespace:
     actions = [bool(options.images), options.serve, options.course is not None]
     if actions.count(True) != 1:
         raise InputError("expected one of IMAGE, --serve and --course")
-    if len(options.course or ()) > 2:
-        raise InputError(
-            f"--course has {len(options.course)} runs; expected one, or two to compare"
-        )
     if not options.course and options.model is None:
         expected = "the folder of a run or of superclip export --with-head, or a checkpoint"
         raise InputError(f"--model is missing: expected {expected}")

@@ -35,12 +35,6 @@ def has_long_caption(sample: dict, key: str) -> bool:
         return False
 
 
-def is_empty(value) -> bool:
-    """Returns whether a cell or member contains no caption; NaN, pandas' empty cell, is not the
-    word 'nan'."""
-    return not text_of(value)
-
-
 def text_of(value) -> str:
     """Returns a stripped string, or a number as text; "" for anything else, such as an empty
     cell."""

@@ -27,14 +27,19 @@ END_OF_WORD = "</w>"  # of CLIP's tokens
 def token_texts(tokenizer, vocab_size: int) -> list[str]:
     """Returns the text of each token id below `vocab_size`; a hyphen marks parts of words."""
     if isinstance(tokenizer, SimpleTokenizer):
-        texts = {
-            id: _text_of_clip(token, tokenizer.decode([id]))
-            for token, id in tokenizer.encoder.items()
-        }
+        mark = END_OF_WORD
+
+        def decode(token: str) -> str:
+            return tokenizer.decode([tokenizer.encoder[token]])
+
     else:
         inner = tokenizer.tokenizer
         mark = _word_mark(inner.tokenize("a a"))
-        texts = {id: _text(token, mark, inner) for token, id in vocabulary(tokenizer).items()}
+
+        def decode(token: str) -> str:
+            return inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
+
+    texts = {id: _text(token, mark, decode) for token, id in vocabulary(tokenizer).items()}
     return [texts.get(id, f"<{id}>") for id in range(vocab_size)]
 
 
@@ -49,22 +54,14 @@ def _word_mark(tokens: list[str]) -> str:
     return next((token[0] for token in tokens if token[0] in "▁Ġ"), "##")
 
 
-def _text(token: str, mark: str, inner) -> str:
-    """Returns the text of a token of a Hugging Face tokenizer."""
+def _text(token: str, mark: str, decode: Callable[[str], str]) -> str:
+    """Returns the text of a token, given how words are marked and what decodes a token."""
     if mark == END_OF_WORD:
-        return _text_of_clip(
-            token, inner.convert_tokens_to_string([token.removesuffix(END_OF_WORD)])
-        )
+        is_whole = token.endswith(mark) or token.startswith("<")
+        return f"{decode(token).removesuffix(mark).strip()}{'' if is_whole else '-'}"
     is_part = token.startswith(mark) if mark == "##" else not token.startswith((mark, "<"))
-    text = token.removeprefix(mark)
-    if mark == "Ġ":
-        text = inner.convert_tokens_to_string([token]).strip()
+    text = decode(token).strip() if mark == "Ġ" else token.removeprefix(mark)
     return f"{'-' if is_part else ''}{text or token}"
-
-
-def _text_of_clip(token: str, decoded: str) -> str:
-    is_whole = token.endswith(END_OF_WORD) or token.startswith("<")
-    return f"{decoded.removesuffix(END_OF_WORD).strip()}{'' if is_whole else '-'}"
 
 
 def vocabulary(tokenizer) -> dict[str, int]:
@@ -97,18 +94,10 @@ def tokenizer_identity(tokenizer) -> TokenizerIdentity:
 NUM_WITHOUT = 10_000
 
 
-class Texts(NamedTuple):
-    """The captions that a sample holds."""
-
-    stock: str  # the short one as stock OpenCLIP reads it
-    words: str  # the words of the short one; "" if it is empty or missing
-    long: str  # "" if it is missing
-
-
 class Captions(NamedTuple):
-    """A sample's texts for the two losses."""
+    """A caption, or two, as the two losses read it."""
 
-    contrastive: str  # for the text tower
+    contrastive: str  # for the text tower, as stock OpenCLIP reads it
     words: str  # for the class loss; "" for a caption that is empty or, in a table, missing
 
 
@@ -143,7 +132,6 @@ class CaptionTokens:
     separate_words: bool = False
 
     def __post_init__(self):
-        self.separate_words |= self.config.captions == "dual"
         self.counts = CaptionCounts(self.config.missing_long)
 
     def __call__(self, sample: dict) -> Tensor | None:
@@ -164,20 +152,17 @@ class CaptionTokens:
 
     def captions(self, sample: dict) -> Captions | None:
         """Returns the sample's captions according to the mode, or None to skip the sample."""
-        texts = self._read(sample)
-        if texts is None:
-            return None
-        short = Captions(texts.stock, texts.words)
-        if self.config.captions == "short":
+        short, long = self._read(sample)
+        if short is None or self.config.captions == "short":
             return short
-        self.counts.add(missing=not texts.long)
-        if not texts.long:
+        self.counts.add(missing=not long)
+        if not long:
             self._check_missing(sample)
             return None if self.config.missing_long == "skip" else short
         if self.config.captions == "dual":
-            return Captions(texts.stock, texts.long)
-        draw = self._draw(f"{sample.get(self.sample_key)}\0{texts.words}")
-        return short if draw < self.config.short_probability else Captions(texts.long, texts.long)
+            return short._replace(words=long)
+        draw = self._draw(f"{sample.get(self.sample_key)}\0{short.words}")
+        return short if draw < self.config.short_probability else Captions(long, long)
 
     def _check_missing(self, sample: dict) -> None:
         """Raises InputError if a long caption may not be missing, or if all of them are."""
@@ -196,8 +181,8 @@ class CaptionTokens:
 
     def keeps(self, sample: dict) -> bool:
         """Returns whether a sample is used for training. Called once for each row of a table."""
-        texts = self._read(sample)
-        return texts is not None and (bool(texts.long) or self.config.missing_long != "skip")
+        short, long = self._read(sample)
+        return short is not None and (bool(long) or self.config.missing_long != "skip")
 
     def end_pass(self, num_kept: int) -> None:
         """Raises InputError if a pass over a worker's shards kept less than one batch."""
@@ -205,8 +190,9 @@ class CaptionTokens:
         flag = "--superclip-missing-long skip" if skips else "--train-data"
         check_batch(num_kept, self.batch_size, flag)
 
-    def _read(self, sample: dict) -> Texts | None:
-        """Returns the captions of a sample, or None if one cannot be read."""
+    def _read(self, sample: dict) -> tuple[Captions | None, str]:
+        """Returns a sample's short caption, None if a caption cannot be read, and its long one, ""
+        if it is missing."""
         key = self.config.long_caption_key
         try:
             short = sample[self.caption_key]
@@ -217,8 +203,8 @@ class CaptionTokens:
             logging.warning(
                 f"SuperCLIP: sample {name} is left out, its caption cannot be read ({error})"
             )
-            return None
-        return Texts(stock, text_of(short), long)
+            return None, ""
+        return Captions(stock, text_of(short)), long
 
     def _draw(self, name: str) -> float:
         """Returns a number in [0, 1), the same in a resumed run, for each worker that reads the
@@ -230,14 +216,13 @@ class CaptionTokens:
 
 
 FIRST_REPORT = 1000  # samples; the next reports follow at 10, 100, 1000 times as many
-HANDLED = {"use-short": " (the short one was used)", "skip": " (they were left out)", "error": ""}
 
 
 class CaptionCounts:
     """Counts the samples and the missing long captions of all workers of this rank."""
 
     def __init__(self, missing_long: str):
-        self._handled = HANDLED[missing_long]
+        self._missing_long = missing_long
         self._counts = Array("q", 2)  # shared between workers
         # runs at the end of a forked process too, unlike atexit
         Finalize(None, self.report, exitpriority=10)
@@ -258,8 +243,7 @@ class CaptionCounts:
         """Logs the counts so far."""
         num_samples, num_missing = self.so_far()
         if num_samples:
-            handled = self._handled if num_missing else ""
             logging.info(
-                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long "
-                f"caption{handled}"
+                f"SuperCLIP: of {num_samples:,} samples read, {num_missing:,} had no long caption "
+                f"(--superclip-missing-long {self._missing_long})"
             )

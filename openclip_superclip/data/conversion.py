@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
+from PIL import Image
 from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import make_folder, whole_file, write_json, write_text
 from ..rendering import csv_text
 from .held_out import held_out, image_digests
-from .images import as_seen, ignored_property, open_image, unreadable
+from .images import as_seen, counts_text, ignored_property, read_image
 from .pairs import Pair
 from .tar_shards import contract
 from .workers import work_on
@@ -37,34 +37,29 @@ class StoredImage(NamedTuple):
 
     extension: str
     content: bytes
-    ignored: str = ""  # what OpenCLIP would have ignored, so that the image is converted
+    ignored: str  # what OpenCLIP would have ignored, so that the image is converted
 
 
-def stored_image(path: str) -> StoredImage:
-    """Returns the content of an image's file.
+def stored_image(image: Image.Image) -> StoredImage:
+    """Returns the content of an opened image's file.
 
     It is converted if OpenCLIP cannot read its format, or would ignore something in the image.
-    Raises Pillow's errors for a broken file.
     """
-    with open_image(path) as image:
-        ignored = ignored_property(image)
-        extension = EXTENSIONS.get(image.format)
-        if extension and not ignored:
-            return StoredImage(extension, Path(path).read_bytes())
-        content = io.BytesIO()
-        if extension == "jpg":
-            as_seen(image).save(content, "JPEG", quality=95, subsampling=0)
-        else:
-            extension = "png"
-            as_seen(image).save(content, "PNG")
-        return StoredImage(extension, content.getvalue(), ignored)
+    ignored = ignored_property(image)
+    extension = EXTENSIONS.get(image.format)
+    if extension and not ignored:
+        return StoredImage(extension, Path(image.filename).read_bytes(), ignored)
+    content = io.BytesIO()
+    kind = "JPEG" if extension == "jpg" else "PNG"
+    # the options are those of JPEG; PNG is lossless
+    as_seen(image).save(content, kind, quality=95, subsampling=0)
+    return StoredImage(EXTENSIONS[kind], content.getvalue(), ignored)
 
 
 class Shard(NamedTuple):
     """A shard to write."""
 
-    split: str
-    name: str
+    file: Path
     rows: Sequence[int]  # indices of its pairs
 
 
@@ -102,57 +97,54 @@ def write_pair_shards(
     captions = [pair.caption for pair in pairs]
     rows = _shuffled_rows(held_out(images, captions, val_share, "--val-share"), seed)
     make_folder(out, "OUT")
-    shards = []
-    for split in SPLITS:
-        (out / split).mkdir()
-        shards += _shards_of(split, rows[split], shard_size)
     names = sorted({pair.label for pair in pairs if pair.label})
     labels = {label: number for number, label in enumerate(names)}
-    write = functools.partial(_write_shard, pairs, out, labels)
+    write = functools.partial(_write_shard, pairs, labels)
     problems = {}
     converted = {}
-    sizes = {split: {} for split in SPLITS}
-    with tqdm(total=len(pairs), desc="pairs", unit=" pairs", disable=None) as progress:
+    patterns = {}
+    num_pairs = {}
+    for split in SPLITS:
+        (out / split).mkdir()
+        shards = _shards_of(out / split, rows[split], shard_size)
         results = work_on(write, shards, jobs, "--jobs")
+        sizes = {}
         for shard, (skipped, converted_rows) in zip(shards, results, strict=True):
             problems |= skipped
             converted |= converted_rows
-            sizes[shard.split][shard.name] = len(shard.rows) - len(skipped)
-            progress.update(len(shard.rows))
+            sizes[shard.file.name] = len(shard.rows) - len(skipped)
+        write_json(out / split / "sizes.json", sizes)
+        num_pairs[split] = sum(sizes.values())
+        if shards:
+            patterns[split] = contract([str(shard.file) for shard in shards])
     left_out = [(pairs[row], problems[row]) for row in sorted(problems)]
     lines = [(pair.where, pair.image, reason) for pair, reason in left_out]
     write_text(out / "left_out.csv", csv_text([("where", "image", "reason"), *lines]))
-    patterns = {}
-    for split, shard_sizes in sizes.items():
-        if shard_sizes and not any(shard_sizes.values()):
+    for split in patterns:
+        if not num_pairs[split]:
             raise InputError(
                 f"no pair of the split {split} is left: {reasons(left_out)}; "
                 f"{out}/left_out.csv lists all"
             )
-        write_json(out / split / "sizes.json", shard_sizes)
-        if shard_sizes:
-            patterns[split] = contract([f"{out / split / name}" for name in shard_sizes])
     by_image = defaultdict(list)
     for row in sorted(rows["val"]):
         if row not in problems:
             by_image[images[row]].append(pairs[row])
     is_labelled = all(pairs[row].label for row in rows["train"] if row not in problems)
-    probed = list(sizes["train"]) if is_labelled else []
     # an image may have several captions
     converted_images = {images[row]: ignored for row, ignored in converted.items()}
     return Written(
         patterns=patterns,
-        sizes={split: sum(shard_sizes.values()) for split, shard_sizes in sizes.items()},
+        sizes=num_pairs,
         left_out=left_out,
         converted=Counter(converted_images.values()),
-        data_sets=_write_evaluation(out, list(by_image.values()), labels, probed),
+        data_sets=_write_evaluation(out, list(by_image.values()), labels, is_labelled=is_labelled),
     )
 
 
 def reasons(left_out: list[tuple[Pair, str]]) -> str:
     """Returns a message on how many pairs were skipped and why."""
-    counts = Counter(reason.partition(" (")[0] for _, reason in left_out)
-    return ", ".join(f"{count:,} × {reason}" for reason, count in counts.most_common())
+    return counts_text(Counter(reason.partition(" (")[0] for _, reason in left_out))
 
 
 def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
@@ -167,34 +159,33 @@ def _shuffled_rows(are_held_out: list[bool], seed: int) -> dict[str, list[int]]:
     return rows
 
 
-def _shards_of(split: str, rows: Sequence[int], shard_size: int | None) -> list[Shard]:
+def _shards_of(folder: Path, rows: Sequence[int], shard_size: int | None) -> list[Shard]:
     """Returns the shards of a split."""
-    wanted = math.ceil(len(rows) / NUM_SHARDS) if split == "train" else VALIDATION_SIZE
+    wanted = math.ceil(len(rows) / NUM_SHARDS) if folder.name == "train" else VALIDATION_SIZE
     size = shard_size or min(LARGEST, max(SMALLEST, wanted))
     starts = range(0, len(rows), size)
     return [
-        Shard(split, f"{number:06}.tar", rows[start : start + size])
+        Shard(folder / f"{number:06}.tar", rows[start : start + size])
         for number, start in enumerate(starts)
     ]
 
 
 def _write_shard(
-    pairs: list[Pair], out: Path, labels: dict[str, int], shard: Shard
+    pairs: list[Pair], labels: dict[str, int], shard: Shard
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Writes one shard; returns why pairs were skipped, and what was converted in images of others,
     by row."""
     skipped = {}
     converted = {}
-    with whole_file(out / shard.split / shard.name) as file, TarWriter(file, mtime=0) as writer:
+    with whole_file(shard.file) as file, TarWriter(file, mtime=0) as writer:
         for row in shard.rows:
             pair = pairs[row]
             if not pair.caption:
                 skipped[row] = "no caption"
                 continue
-            try:
-                image = stored_image(pair.image)
-            except Exception as error:  # a broken file can raise any exception
-                skipped[row] = unreadable(error)
+            image, problem = read_image(pair.image, stored_image)
+            if problem:
+                skipped[row] = problem
                 continue
             sample = {"__key__": f"{row:09}", image.extension: image.content, "txt": pair.caption}
             if pair.long:
@@ -211,13 +202,15 @@ def _write_evaluation(
     out: Path,
     images: list[list[Pair]],
     labels: dict[str, int],
-    train: list[str],
+    *,
+    is_labelled: bool,
 ) -> list[str]:
     """Writes validation images in CLIP_benchmark's layout, and returns the names of the data sets.
 
     `images` are the pairs of each image. `retrieval` contains each image with all its captions, one
     per line. `labels` is written if there are classes: each image with the index of its first
-    class, and links to the shards `train` for the linear probe.
+    class, and, if all pairs of the training split have one, links to its shards for the linear
+    probe.
     """
     if not images:
         return []
@@ -239,18 +232,19 @@ def _write_evaluation(
         "zeroshot_classification_templates.txt": "a photo of a {c}.",
     }
     write_data_set(folder, _samples(classes, "cls"), texts)
-    if train:
+    if is_labelled:
         (folder / "train").mkdir()
-        for number, name in enumerate(train):
-            (folder / "train" / f"{number}.tar").symlink_to(Path("../../../train", name))
-        write_text(folder / "train" / "nshards.txt", f"{len(train)}\n")
+        shards = sorted((out / "train").glob("*.tar"))
+        for number, shard in enumerate(shards):
+            (folder / "train" / f"{number}.tar").symlink_to(Path("../../../train", shard.name))
+        write_text(folder / "train" / "nshards.txt", f"{len(shards)}\n")
     return ["retrieval", "labels"]
 
 
 def _samples(members: list[tuple[Pair, str | int]], extension: str) -> Iterator[dict]:
     """Yields a sample for each pair: its image, and a member with this extension."""
     for number, (pair, member) in enumerate(members):
-        image = stored_image(pair.image)
+        image, _ = read_image(pair.image, stored_image)
         yield {"__key__": f"{number:09}", image.extension: image.content, extension: member}
 
 

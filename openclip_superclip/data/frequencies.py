@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import InputError, listed, reason
 from ..files import write_bytes
@@ -63,7 +62,7 @@ class Frequencies:
         command: str,
         *,
         is_table: bool,
-        member: str = "txt",
+        member: str,
     ) -> None:
         """Raises InputError if the class loss reads other captions than the file counts, or more or
         fewer tokens.
@@ -75,33 +74,29 @@ class Frequencies:
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
-        same_member = is_table or self.member in ("", member) or read == 0
-        same_rows = self.missing_long in ("", config.missing_long)
-        same = counted == read and same_key and same_member and same_rows
-        if same and self.context in (None, context):
-            return
-        wanted = counted_captions(config, is_table=False).replace("dual", "long", 1)
-        mode = wanted.partition(" ")[0]
-        in_file = [self.captions]
-        in_run = [wanted]
+        same_member = is_table or self.member in ("", member) or read == "long"
+        wanted = f"{read} {config.long_caption}".strip()
+        missing_long = f"--missing-long {config.missing_long}"
+        different = []  # what is counted, and what is read
+        if counted != read or not same_key:
+            different.append((self.captions, wanted))
         if not same_member:
-            in_file.append(f".{self.member}")
-            in_run.append(f".{member}")
-        if not same_rows:
-            in_file.append(f"--missing-long {self.missing_long}")
-            in_run.append(f"--missing-long {config.missing_long}")
-        if self.context is not None:
-            in_file.append(f"{self.context} tokens")
-        in_run.append(f"{context} tokens")
-        if mode != "short":
-            command += f" --captions {mode} --long-caption {config.long_caption}"
-        if mode != "short" and config.missing_long != "use-short":
-            command += f" --missing-long {config.missing_long}"
+            different.append((f".{self.member}", f".{member}"))
+        if self.missing_long not in ("", config.missing_long):
+            different.append((f"--missing-long {self.missing_long}", missing_long))
+        if self.context not in (None, context):
+            different.append((f"{self.context} tokens", f"{context} tokens"))
+        if not different:
+            return
+        if read != "short":
+            command += f" --captions {read} --long-caption {config.long_caption} {missing_long}"
         if member != "txt":
             command += f" --text-key {member}"
+        in_file = ", ".join(of_file for of_file, _ in different)
+        in_run = ", ".join(of_run for _, of_run in different)
         raise InputError(
-            f"{what} counts the captions '{', '.join(in_file)}', but the class loss reads "
-            f"'{', '.join(in_run)}': count these with {command} --context {context} --out FILE"
+            f"{what} counts '{in_file}', but the class loss reads '{in_run}': count these captions "
+            f"with {command} --context {context} --out FILE"
         )
 
     def write(self, path: Path) -> None:
@@ -121,28 +116,20 @@ def read_frequencies(path: str | Path) -> Frequencies:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            about |= json.loads(about.get(ABOUT, "{}"))  # earlier versions wrote several entries
+            about |= json.loads(about.get(ABOUT, "{}"))  # version 0.2 wrote several entries
+            fields = Frequencies.__dataclass_fields__
+            facts = {name: value for name, value in about.items() if name in fields}
             counts = file.get_tensor("document_frequency")
-            frequencies = Frequencies(
-                counts,
-                int(file.get_tensor("num_captions")),
-                about["tokenizer"],
-                about["vocabulary"],
-                about["captions"],
-                int(about["context"]) if about.get("context") else None,
-                about.get("member", ""),
-                about.get("missing_long", ""),
-            )
-        most = frequencies.num_captions
+            most = int(file.get_tensor("num_captions"))
         is_vector = counts.dtype == torch.int64 and counts.ndim == 1
         if not is_vector or (counts < 0).any() or (counts > most).any():
             raise ValueError(f"its counts are not integers from 0 to {most:,}")
+        return Frequencies(counts, most, **facts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a file of token frequencies that superclip frequencies wrote "
             f"({reason(error)})"
         ) from error
-    return frequencies
 
 
 def counted_captions(config: Config, *, is_table: bool) -> str:
@@ -155,17 +142,11 @@ def counted_captions(config: Config, *, is_table: bool) -> str:
     return f"{config.captions} {key}".strip()
 
 
-def _kind(captions: str) -> tuple[float, str]:
-    """Returns the probability of the short caption, and the key of the long one, "" if it is not
-    read or recorded.
-
-    For the class loss, `dual` is `long`.
-    """
-    mode, _, key = captions.replace("dual", "long", 1).partition(" ")
-    if mode == "short":
-        return 1.0, ""
-    probability = Config(captions=mode, long_caption=key or "-").short_probability
-    return probability, "" if probability == 1 else caption_place(key)
+def _kind(captions: str) -> tuple[str, str]:
+    """Returns the mode, in which `dual` is `long` for the class loss, and the place of the long
+    caption, "" if it is not recorded; version 0.2 added the number of tokens after a comma."""
+    mode, _, key = captions.partition(",")[0].partition(" ")
+    return mode.replace("dual", "long"), caption_place(key)
 
 
 class ShardCounts(NamedTuple):
@@ -232,7 +213,7 @@ class CaptionCounter:
                 yield sample
 
     def count(
-        self, shards: list[str], workers: int, unreadable_max: float = 0.0
+        self, shards: list[str], workers: int, unreadable_max: float
     ) -> tuple[Frequencies, dict[str, str]]:
         """Returns the counts of all shards, and why some are missing or were not read to their end.
 
@@ -248,15 +229,12 @@ class CaptionCounter:
         document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
         num_captions = 0
         counted = work_on(self.count_shard, shards, workers, "--workers")
-        with tqdm(total=len(shards), unit=" shards", mininterval=1, disable=None) as progress:
-            for shard, counts in zip(shards, counted, strict=True):
-                document_frequency[counts.tokens] += counts.document_frequency
-                num_captions += counts.num_captions
-                if counts.problem:
-                    problems[shard] = counts.problem
-                    _check_readable(problems, len(shards), unreadable_max)
-                progress.update()
-                progress.set_postfix_str(f"{num_captions:,} captions")
+        for shard, counts in zip(shards, counted, strict=True):
+            document_frequency[counts.tokens] += counts.document_frequency
+            num_captions += counts.num_captions
+            if counts.problem:
+                problems[shard] = counts.problem
+                _check_readable(problems, len(shards), unreadable_max)
         num_samples, num_missing = self.reader.counts.so_far()
         if num_missing and num_missing == num_samples:
             raise InputError(
@@ -264,8 +242,7 @@ class CaptionCounter:
                 "samples"
             )
         if not num_captions:
-            others = " and the others" if len(shards) > 1 else ""
-            raise InputError(f"DATA: no caption could be read from {shards[0]}{others}")
+            raise InputError(f"DATA: no caption could be read from {listed(shards, 1)}")
         frequencies = Frequencies(
             document_frequency,
             num_captions,

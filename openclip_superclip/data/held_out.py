@@ -8,33 +8,28 @@ import json
 import os
 import shutil
 import unicodedata
-import uuid
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
-from ..files import content_digest, make_folder, read_json, write_json
+from ..files import content_digest, make_folder, read_json, whole_output, write_json
 from .caption_text import text_of
 from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
 
 SPLIT = "split-"  # begins the name of a folder with the parts of a table
 RECORD = "split.json"  # in it
-NUM_THREADS = 8  # that read images
 
 
 def image_digests(paths: Sequence[str]) -> list[str]:
     """Returns a digest of each image's content, or the path itself for an unreadable file."""
     different = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        digests = pool.map(_digest, different)
-        progress = tqdm(digests, "comparing images", len(different), unit=" images", disable=None)
-        by_path = dict(zip(different, progress, strict=True))
+    digests = thread_map(_digest, different, desc="comparing images", unit=" images", disable=None)
+    by_path = dict(zip(different, digests, strict=True))
     return [by_path[path] for path in paths]
 
 
@@ -74,20 +69,15 @@ def held_out(
     groups = _groups(images, captions)
     sizes = Counter(group for group, caption in zip(groups, captions, strict=True) if caption)
     num_pairs = sizes.total()
-    if not num_pairs:
-        raise InputError(f"{flag} is {fraction}: there is no pair with a caption to split")
     if len(sizes) < 2:
         raise InputError(
-            f"{flag} is {fraction}: the pairs cannot be split, because all {num_pairs:,} of them "
-            "share images or captions; expected different images and captions, or "
-            f"{flag} 0 and other data for validation"
+            f"{flag} is {fraction}: the {num_pairs:,} pairs with a caption cannot be split, "
+            "because all of them share images or captions; expected different images and captions, "
+            f"or {flag} 0 and other data for validation"
         )
-    first_images = {}  # by group
-    for group, image in zip(groups, images, strict=True):
-        first_images[group] = min(first_images.get(group, image), image)
 
-    def digest(group: tuple[str, str]) -> bytes:
-        return hashlib.sha256(first_images[group].encode(errors="replace")).digest()
+    def digest(group: str) -> bytes:
+        return hashlib.sha256(group.encode(errors="replace")).digest()
 
     in_order = sorted(sizes, key=digest)
     wanted = min(max(round(fraction * num_pairs), 1), num_pairs - 1)
@@ -102,8 +92,8 @@ def held_out(
     return [group in chosen for group in groups]
 
 
-def _groups(images: Sequence[str], captions: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns the group of each pair, named by one of its images or captions."""
+def _groups(images: Sequence[str], captions: Sequence[str]) -> list[str]:
+    """Returns the group of each pair, named by the first of its images in alphabetical order."""
     from networkx.utils import UnionFind
 
     groups = UnionFind()
@@ -111,7 +101,10 @@ def _groups(images: Sequence[str], captions: Sequence[str]) -> list[tuple[str, s
         if caption:
             text = unicodedata.normalize("NFC", html.unescape(caption)).casefold()
             groups.union(("image", image), ("caption", " ".join(text.split())))
-    return [groups["image", image] for image in images]
+    names = {}
+    for image in sorted(set(images), reverse=True):
+        names[groups["image", image]] = image
+    return [names[groups["image", image]] for image in images]
 
 
 @dataclass(frozen=True)
@@ -177,28 +170,25 @@ def split_table(
     new_parents = tuple(each for each in (parent, *parent.parents) if not each.exists())
     split = TableSplit(folder, len(train), len(val), is_new=True, new_parents=new_parents)
     make_folder(parent, out_flag)
-    part = parent / f"{SPLIT}{uuid.uuid4().hex}.part"
-    part.mkdir()
+    record = {
+        "table": os.path.abspath(table),
+        "fraction": fraction,
+        "columns": columns._asdict(),
+        "num_train": split.num_train,
+        "num_val": split.num_val,
+    }
     try:
-        for name, side in {"train.csv": train, "val.csv": val}.items():
-            side.to_csv(
-                part / name,
-                sep=columns.separator,
-                index=False,
-                lineterminator="\r\n",  # a cell with either of them is quoted
-            )
-        record = {
-            "table": os.path.abspath(table),
-            "fraction": fraction,
-            "columns": columns._asdict(),
-            "num_train": split.num_train,
-            "num_val": split.num_val,
-        }
-        write_json(part / RECORD, record)
-        os.rename(part, folder)
+        with whole_output(folder, overwrite=False) as part:
+            part.mkdir()
+            for name, side in {"train.csv": train, "val.csv": val}.items():
+                side.to_csv(
+                    part / name,
+                    sep=columns.separator,
+                    index=False,
+                    lineterminator="\r\n",  # a cell with either of them is quoted
+                )
+            write_json(part / RECORD, record)
     except OSError:
         if not (folder / RECORD).exists():  # another process was not faster
             raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return split

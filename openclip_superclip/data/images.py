@@ -3,7 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,13 +83,6 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     return image
 
 
-def unreadable(error: Exception) -> str:
-    """Returns why an image cannot be read, from the exception."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return f"no readable image ({reason(error)})"
-
-
 def is_deep(image: Image.Image) -> bool:
     """Returns whether an image has more than eight bits per channel; OpenCLIP clips the values,
     mostly to white."""
@@ -102,22 +96,15 @@ def ignored_property(image: Image.Image) -> str:
         return "more than 8 bits per channel"
     if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
         return "rotated by EXIF data"
-    if _has_alpha(image) and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         return "transparent"
     return ""
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def as_seen(image: Image.Image) -> Image.Image:
     """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
     ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image)
-    if not _has_alpha(image):
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+    image = _eight_bits(image).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     return white.convert("RGB")
@@ -128,11 +115,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not is_deep(image):
         return image
     pixels = np.nan_to_num(np.asarray(image))
+    scales = [255, 65535] if image.mode == "I" else [1, 255, 65535]
     if image.mode.startswith("I;16") or image.format == "PNG":
-        white = 65535
-    else:  # values of any scale: the smallest range that contains them
-        white = next((scale for scale in (1, 255, 65535) if pixels.max() <= scale), pixels.max())
-        white = max(white, 255) if image.mode == "I" else white
+        scales = [65535]
+    # the smallest range that contains all values
+    white = next((scale for scale in scales if pixels.max() <= scale), pixels.max())
     return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
 
 
@@ -144,8 +131,10 @@ def read_image(
     try:
         with open_image(source) as image:
             return convert(image), ""
+    except FileNotFoundError:
+        return None, "no such file"
     except Exception as error:  # a broken file raises anything
-        return None, unreadable(error)
+        return None, f"no readable image ({reason(error)})"
 
 
 def as_trained(image: Image.Image) -> Image.Image:
@@ -167,7 +156,7 @@ def check_image(source: str | bytes) -> tuple[str, str]:
     return problem, ignored or ""
 
 
-def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> Iterator[str]:
+def ignored_warning(ignored: Counter, num_images: int, flag: str) -> Iterator[str]:
     """Yields a warning if OpenCLIP ignores something in images, given their numbers."""
     if ignored:
         yield (
@@ -176,6 +165,6 @@ def ignored_warning(ignored: Mapping[str, int], num_images: int, flag: str) -> I
         )
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    """Returns numbers of images by property, for a message."""
-    return ", ".join(f"{number:,} × {name}" for name, number in sorted(counts.items()))
+def counts_text(counts: Counter) -> str:
+    """Returns numbers of images or pairs by property, for a message; the largest first."""
+    return ", ".join(f"{number:,} × {name}" for name, number in counts.most_common())

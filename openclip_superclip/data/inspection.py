@@ -7,16 +7,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..files import read_json
-from .caption_text import caption_member, has_long_caption
+from .caption_text import caption_member, has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .slices import Split, equal_sizes, more_than_a_slice
 from .tar_shards import (
@@ -62,7 +61,7 @@ class ShardReport:
         """Counts a sample with an image and a caption."""
         self.num_samples += 1
         with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
-            self.has_caption |= bool(sample[caption].decode().strip())
+            self.has_caption |= bool(text_of(sample[caption]))
         if long_key and has_long_caption(sample, long_key):
             self.num_long += 1
 
@@ -167,15 +166,17 @@ def inspect(
         full: read all shards, with a process per core, instead of the beginnings of the first and
             the last one and, if these are broken, of a few more.
         caption: the extension of the short caption.
-        most: the number of shards to look for; by default all.
+        most: the number of shards to look for, of each source; by default all.
         num_images: the number of images to decode in each inspected shard.
     """
     shards = expand(pattern, flag)
     if any(map(is_remote, shards)):
         return Inspection(shards, {}, {}, [], [])
     for source in pattern.split("::"):
-        check_any_exists(expand(source, flag), flag)
-    sizes = _file_sizes(shards[:most])
+        check_any_exists(expand(source, flag)[:most], flag)
+    names = shards[:most]
+    in_order = thread_map(_file_size, names, max_workers=NUM_THREADS, disable=True)
+    sizes = dict(zip(names, in_order, strict=True))
     existing = {shard: size for shard, size in sizes.items() if size is not None}
     read = functools.partial(
         inspect_shard,
@@ -184,8 +185,10 @@ def inspect(
         caption=caption,
         num_images=num_images,
     )
-    readable = list(existing) or [next(filter(os.path.exists, shards))]
-    reports = _read_all(read, readable) if full else _read_some(read, readable, long_caption)
+    if full:
+        reports = list(work_on(read, list(existing), os.cpu_count() or 1, "--check"))
+    else:
+        reports = _read_some(read, list(existing), long_caption)
     problems = {report.shard: report.problem for report in reports if report.problem}
     if len(problems) == len(reports):
         raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
@@ -195,22 +198,14 @@ def inspect(
             f"members are {listed(reports[0].members) or 'nothing'}"
         )
     problems |= {shard: "no such file" for shard, size in sizes.items() if size is None}
-    bad = {shard: problems[shard] for shard in shards if shard in problems}
     warnings = []
-    if bad:
+    if problems:
         warnings.append(
-            f"{flag}: {len(bad):,} of {len(sizes):,} shards are missing or broken, the first is "
-            f"{next(iter(bad))}: training skips them"
+            f"{flag}: {len(problems):,} of {len(sizes):,} shards are missing or broken, such as "
+            f"{next(iter(problems))}: training skips them"
         )
     warnings += _content_warnings(reports, flag, long_caption if full else "")
-    return Inspection(shards, existing, bad, reports, warnings)
-
-
-def _read_all(read: Callable, shards: list[str]) -> list[ShardReport]:
-    reports = work_on(read, shards, os.cpu_count() or 1, "--check")
-    return list(
-        tqdm(reports, total=len(shards), desc="reading shards", unit=" shards", disable=None)
-    )
+    return Inspection(shards, existing, problems, reports, warnings)
 
 
 def _read_some(read: Callable, shards: list[str], long_caption: str) -> list[ShardReport]:
@@ -246,14 +241,9 @@ def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) 
         )
 
 
-def _file_sizes(shards: list[str]) -> dict[str, int | None]:
-    """Returns the size of each file in bytes, or None if it does not exist."""
-
-    def size(shard: str) -> int | None:
-        return os.path.getsize(shard) if os.path.exists(shard) else None
-
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return dict(zip(shards, pool.map(size, shards), strict=True))
+def _file_size(shard: str) -> int | None:
+    """Returns the size of a file in bytes, or None if it does not exist."""
+    return os.path.getsize(shard) if os.path.exists(shard) else None
 
 
 def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
@@ -273,18 +263,13 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
 
 
 def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json or `__len__`
-    of the only folder."""
-    folder, *others = {Path(shard).parent for shard in shards}
-    if others:
-        return None
+    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json of the only
+    folder."""
+    num_folders = len({Path(shard).parent for shard in shards})
     numbers = listed_samples(shards, "--train-data")
-    with contextlib.suppress(KeyError):
-        return sum(numbers[shard] for shard in shards)
-    if not (folder / "sizes.json").exists():  # OpenCLIP prefers it to `__len__`
-        with contextlib.suppress(OSError, ValueError):
-            return int((folder / "__len__").read_text())
-    return None
+    if num_folders > 1 or not all(shard in numbers for shard in shards):
+        return None
+    return sum(numbers[shard] for shard in shards)
 
 
 @dataclass(frozen=True)
@@ -328,10 +313,24 @@ def check_shards(
     counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
     sizes = counted or in_json
     num_samples = sum(sizes.get(shard, 0) for shard in shards)  # a shard may be named twice
-    warnings = inspection.warnings + _remote_warnings(shards)
-    source = "the shards hold" if counted else "sizes.json lists"
-    warnings += _number_warnings(source, num_samples, expected)
-    warnings += _uneven_warnings(split, inspection, sizes, expected)
+    warnings = inspection.warnings
+    num_remote = sum(map(is_remote, shards))
+    if num_remote:
+        warnings.append(
+            f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
+        )
+    if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
+        source = "the shards hold" if counted else "sizes.json lists"
+        warnings.append(
+            f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
+            f"data_samples={num_samples} plans with those"
+        )
+    if not sizes:  # then all shards are assumed to be equal
+        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    mean = round(sum(sizes.values()) / len(sizes))
+    warnings += split.check_sizes(
+        [0 if shard in bad else sizes.get(shard, mean) for shard in shards]
+    )
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
     return ShardCheck(
@@ -347,37 +346,6 @@ def check_shards(
         bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
         good=contract(good) if bad else None,
         warnings=warnings,
-    )
-
-
-def _remote_warnings(shards: list[str]) -> list[str]:
-    num_remote = sum(map(is_remote, shards))
-    if not num_remote:
-        return []
-    return [f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"]
-
-
-def _number_warnings(source: str, num_samples: int, expected: int) -> list[str]:
-    """Returns a warning if the number of samples, 0 if unknown, is not the expected one."""
-    if not num_samples or abs(num_samples - expected) <= TOLERANCE * expected:
-        return []
-    return [
-        f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
-        f"data_samples={num_samples} plans with those"
-    ]
-
-
-def _uneven_warnings(
-    split: Split, inspection: Inspection, sizes: dict[str, int], expected: int
-) -> list[str]:
-    """Returns warnings about the division of the shards, given the known numbers of samples; if
-    none is known, all shards are assumed to be equal."""
-    shards = inspection.shards
-    if not sizes:
-        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
-    mean = round(sum(sizes.values()) / len(sizes))
-    return split.check_sizes(
-        [0 if shard in inspection.bad else sizes.get(shard, mean) for shard in shards]
     )
 
 

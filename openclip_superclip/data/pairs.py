@@ -33,22 +33,19 @@ def read_pairs(path: str, keys: Keys, images: Path | None) -> list[Pair]:
     """Returns the pairs of a table, a folder or COCO's JSON with its images in `images`;
     InputError for none."""
     source = Path(path)
-    advice = ""
     if is_table(path):
         pairs = list(pairs_of_table(path, keys))
     elif source.is_dir():
         pairs = list(_pairs_of_folder(source, keys))
-        advice = ": expected images beside their .txt or .json"
     elif path.endswith(".json"):
         pairs = list(_pairs_of_coco(source, images or source.parent))
     else:
-        missing = "" if source.exists() else ": there is no such file or folder"
         raise InputError(
-            f"SOURCE is {path}{missing}; expected a table (.csv, .tsv), a folder of images or "
+            f"SOURCE is {path}; expected a table (.csv, .tsv), an existing folder of images or "
             "COCO's .json"
         )
     if not pairs:
-        raise InputError(f"{path} holds no pair{advice}")
+        raise InputError(f"{path} holds no image")
     for name in ("label", "long"):
         key = getattr(keys, name)
         if key and not any(getattr(pair, name) for pair in pairs):
@@ -64,19 +61,19 @@ def pairs_of_table(path: str, keys: Keys, flag: str = "SOURCE") -> Iterator[Pair
 
 
 def _pairs_of_folder(folder: Path, keys: Keys) -> Iterator[Pair]:
-    """Yields the images below a folder that have a .txt or .json file of the same name."""
+    """Yields the images below a folder, with the texts of the .txt or .json file of the same name,
+    if there is one."""
     for image in images_below(folder):
         text = image.with_suffix(".txt")
-        fields = image.with_suffix(".json")
-        if text.is_file() or fields.is_file():
-            pair = _pair(str(image), str(image), json_or_empty(fields), keys)
-            if text.is_file() and not keys.columns.caption:  # a field of the .json
-                try:
-                    caption = text.read_text("utf-8-sig").strip()
-                except UnicodeDecodeError:
-                    raise InputError(f"{text} is not UTF-8: save it as UTF-8") from None
-                pair = pair._replace(caption=caption)
-            yield pair
+        fields = json_or_empty(image.with_suffix(".json"))
+        pair = _pair(str(image), str(image), fields, keys)
+        if text.is_file() and not keys.columns.caption:  # a field of the .json
+            try:
+                caption = text.read_text("utf-8-sig").strip()
+            except UnicodeDecodeError:
+                raise InputError(f"{text} is not UTF-8: save it as UTF-8") from None
+            pair = pair._replace(caption=caption)
+        yield pair
 
 
 def _pairs_of_coco(file: Path, images: Path) -> Iterator[Pair]:

@@ -12,9 +12,11 @@ from ..errors import InputError
 def slice_of(num_shards: int, slices: int, seed: int, epoch: int) -> list[int]:
     """Returns the shards that `epoch` reads, in the order in which they are split: a pass sorts
     them by a hash."""
-    texts = (f"{seed}\0{epoch // slices}\0{shard}" for shard in range(num_shards))
-    order = sorted((blake2b(text.encode()).digest(), shard) for shard, text in enumerate(texts))
-    return [shard for _, shard in order[epoch % slices :: slices]]
+
+    def digest(shard: int) -> bytes:
+        return blake2b(f"{seed}\0{epoch // slices}\0{shard}".encode()).digest()
+
+    return sorted(range(num_shards), key=digest)[epoch % slices :: slices]
 
 
 def check_batch(num_samples: int, batch_size: int, flag: str) -> None:

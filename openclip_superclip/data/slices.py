@@ -60,9 +60,14 @@ class Split:
     flag: str = "--data"
     slices_flag: str = "--set slices="
 
+    @property
+    def readers(self) -> int:
+        """The workers of all ranks; a rank without workers counts as one."""
+        return self.world_size * max(1, self.workers)
+
     def check(self) -> None:
         """Raises InputError, with a suggestion, if a worker would have no shard."""
-        readers = self.world_size * max(1, self.workers)
+        readers = self.readers
         if self.num_shards >= self.slices * readers:
             return
         if self.num_shards >= self.slices * self.world_size:
@@ -80,22 +85,19 @@ class Split:
     def reads(self, sizes: Sequence[int], seed: int = 0, epoch: int = 0) -> Reads:
         """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have
         less than one batch."""
-        workers = max(1, self.workers)
-        batches = batches_of_shards(
+        batches = self.world_size * batches_of_shards(
             self.slice_samples, self.batch_size, self.world_size, self.workers
         )
-        of_worker = batches // workers
+        of_worker = batches // self.readers
         shards = slice_of(len(sizes), self.slices, seed, epoch)
         held = once = 0
-        for rank in range(self.world_size):
-            for worker in range(workers):
-                holds = sum(
-                    sizes[shard] for shard in shards[rank :: self.world_size][worker::workers]
-                )
-                check_batch(holds, self.batch_size, "--superclip-slices")
-                held += holds
-                once += min(holds // self.batch_size, of_worker) * self.batch_size
-        return Reads(held, once, batches * self.world_size * self.batch_size - once)
+        for reader in range(self.readers):
+            # the same shards as every world_size-th one, and of these every workers-th one
+            holds = sum(sizes[shard] for shard in shards[reader :: self.readers])
+            check_batch(holds, self.batch_size, "--superclip-slices")
+            held += holds
+            once += min(holds // self.batch_size, of_worker) * self.batch_size
+        return Reads(held, once, batches * self.batch_size - once)
 
     def check_sizes(self, sizes: Sequence[int]) -> list[str]:
         """Returns a warning if some samples would be read twice or skipped because the workers'
@@ -107,8 +109,7 @@ class Split:
         """
         held, once, again = self.reads(sizes)
         left_out = held - once
-        surplus = max(0, left_out - again)  # beyond --train-num-samples
-        uneven = left_out - surplus
+        uneven = min(left_out, again)  # without those beyond --train-num-samples
         if max(again / (once + again), uneven / held) <= TOLERANCE:
             return []
         return [

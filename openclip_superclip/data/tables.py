@@ -8,26 +8,25 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..flags import Config
-from .caption_text import has_long_caption, is_empty
+from .caption_text import has_long_caption, text_of
 from .images import check_image, ignored_warning
 from .tar_shards import is_remote
 
-SEPARATORS = {"\t": "$'\\t'", ",": "','", ";": "';'", "|": "'|'"}  # quoted for a shell
+SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
 # OpenCLIP's defaults, then the most common names
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
-NUM_THREADS = 8  # that decode them; Pillow decodes without holding the GIL
 NUM_SHOWN = 5  # bad rows that an error names
+SHORT = Config()  # reads no long caption
 
 
 class Columns(NamedTuple):
@@ -39,10 +38,9 @@ class Columns(NamedTuple):
 
     @property
     def description(self) -> str:
-        separator = {"\t": "a tab", ",": "a comma"}.get(self.separator, repr(self.separator))
         return (
             f"images in column '{self.image}', captions in '{self.caption}', separated by "
-            f"{separator}"
+            f"{self.separator!r}"
         )
 
     @property
@@ -63,9 +61,9 @@ def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
         raise InputError(
             f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto"
         )
+    kinds = {"csv": "table", "tsv": "table", "tar": "shards", "webdataset": "shards"}
     if dataset_type != "auto":
-        return {"csv": "table", "webdataset": "shards"}.get(dataset_type, dataset_type)
-    kinds = {"csv": "table", "tsv": "table", "tar": "shards"}
+        return kinds.get(dataset_type, dataset_type)
     data_kind = kinds.get(str(data).rpartition(".")[2], "")
     if flag and not data_kind:
         raise InputError(
@@ -85,38 +83,35 @@ def detect_columns(
     """Returns the columns of a table, detected if None; InputError if the table cannot be read or
     several are possible.
 
-    They are (filepath, title), else (image, caption), else the only column of existing image files
-    and the only other column that can be the caption.
+    The separator is the most frequent one in the header. The columns are (filepath, title), else
+    (image, caption), else one of these names, the only column of existing image files and the only
+    other column.
     """
     lines = []
-    is_cut = False
     with _readable(path, flag):
         if not is_remote(path):
             with open(path, encoding="utf-8-sig", newline="") as file:
                 lines = list(itertools.islice(file, NUM_LOOKED_AT))
-            is_cut = len(lines) == NUM_LOOKED_AT  # perhaps in the middle of a row
-        header = lines[0].rstrip("\r\n") if lines else ""
-        separators = [separator] if separator else _separators_in(header) or [","]
-        tables = [_rows(lines, separator) for separator in separators]
-        if is_cut:
-            tables = [rows[:-1] for rows in tables]
-    possible = []
-    for separator, rows in zip(separators, tables, strict=True):
-        for names in _possible_columns(rows, image, caption):
-            possible.append(Columns(separator, *names))
-    if len(possible) == 1:
-        return possible[0]
-    names = tables[0][0] if lines else []
-    known = next((pair for pair in NAMES if set(pair) & set(names)), NAMES[-1])
-    columns = Columns(separators[0], image or known[0], caption or known[1])
+        header = "".join(lines[:1])
+        separator = separator or max(SEPARATORS, key=header.count)
+        names, *values = _rows(lines, separator) or [[]]
+    pairs = [pair for pair in NAMES if set(pair) <= set(names)][:1] or NAMES
+    # of several known names, the one that stock OpenCLIP reads
+    images = [image] if image else [name for name, _ in pairs if name in names][:1]
+    captions = [caption] if caption else [name for _, name in pairs if name in names][:1]
+    if not images:
+        rows = values[:-1] or values  # the last line may be in the middle of a row
+        images = [name for index, name in enumerate(names) if _are_files(rows, index)]
+    if not captions:
+        captions = [name for name in names if name not in images]
+    columns = Columns(
+        separator,
+        images[0] if len(images) == 1 else "image",
+        captions[0] if len(captions) == 1 else "caption",
+    )
     if names:
         _check_header(path, names, columns)
     return columns
-
-
-def _separators_in(header: str) -> list[str]:
-    """Returns the separators in a header, the most frequent first."""
-    return sorted(filter(header.count, SEPARATORS), key=header.count, reverse=True)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
@@ -131,28 +126,6 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
     return list(csv.reader(lines, delimiter=separator))
 
 
-def _possible_columns(
-    rows: list[list[str]], image: str | None, caption: str | None
-) -> list[tuple[str, str]]:
-    """Returns the possible names of the columns of images and captions, given the first rows of
-    a table."""
-    names, *values = rows or [[]]
-    for pair in NAMES:
-        if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1]):
-            return [pair]
-    images = [pair[0] for pair in NAMES if pair[0] in names]
-    captions = [pair[1] for pair in NAMES if pair[1] in names]
-    if image:
-        images = [image] if image in names else []
-    elif not images:
-        images = [name for index, name in enumerate(names) if _are_files(values, index)]
-    if caption:
-        captions = [caption] if caption in names else []
-    elif not captions:
-        captions = [name for name in names if name not in images]
-    return list(itertools.product(images, captions))
-
-
 def _are_files(rows: list[list[str]], column: int) -> bool:
     """Returns whether all rows, at least one, have the name of a file in a column."""
     return bool(rows) and all(len(row) > column and os.path.isfile(row[column]) for row in rows)
@@ -162,7 +135,6 @@ def _are_files(rows: list[list[str]], column: int) -> bool:
 class TableReport:
     """A report on the contents of a table."""
 
-    names: list[str] = field(default_factory=list)  # of all columns
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
     num_long: int = 0  # rows with a long caption, if one is read
@@ -185,19 +157,19 @@ class TableReport:
     def num_trained(self, config: Config) -> int:
         """Returns the number of rows that training uses: only those with a long caption if the
         others are skipped."""
-        skips = config.long_caption_key and config.missing_long == "skip"
-        return self.num_long if skips else self.num_rows
+        return self.num_long if config.missing_long == "skip" else self.num_rows
 
 
 def check_table(
     path: str,
     columns: Columns,
-    config: Config,
-    batch_size: int,
-    world_size: int,
-    flag: str = "--train-data",
-    max_decoded: int | None = MAX_DECODED,
+    flag: str,
+    *,
+    config: Config = SHORT,
+    batch_size: int = 1,
+    world_size: int = 1,
     accum_freq: int = 1,
+    max_decoded: int | None = MAX_DECODED,
 ) -> TableReport:
     """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not
     checked.
@@ -212,31 +184,18 @@ def check_table(
         rows = [f"row {row} names {image}: {problem}" for row, image, problem in table.bad]
         table.bad_text = (
             f"{flag}: {len(rows):,} of {table.num_decoded:,} images of {path} cannot be read: "
-            f"{'; '.join(rows[:NUM_SHOWN])}"
+            f"{listed(rows, NUM_SHOWN)}"
         )
-        if len(rows) > NUM_SHOWN:
-            table.bad_text += "; superclip plan RECIPE --data FILE --check lists all"
         table.warnings.append(f"{table.bad_text}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
-    if config.long_caption_key and not table.num_long:
-        raise InputError(
-            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
-            f"columns are {listed(table.names)}"
-        )
     num_kept = table.num_trained(config)
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if num_kept < needed:
-        rows = f"{num_kept:,} rows"
-        if num_kept < table.num_rows:
-            rows += f" of {table.num_rows:,} that --superclip-missing-long skip keeps"
-        batch = f"--batch-size {batch_size:,}"
-        if accum_freq > 1:
-            batch += f" with --accum-freq {accum_freq}"
-        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
         raise InputError(
-            f"{flag}: {path}: {rows} do not fill {batch} on {ranks}; expected {needed:,} rows or a "
-            "smaller batch"
+            f"{flag}: {path}: training reads {num_kept:,} of {table.num_rows:,} rows, too few for "
+            f"--batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} rank(s); "
+            f"expected {needed:,} rows or a smaller batch"
         )
     if table.num_empty:
         table.warnings.append(
@@ -259,9 +218,9 @@ def read_table(
     table = TableReport()
     images = []
     for rows in chunks_of(path, columns, flag):
-        table.names = table.names or list(map(str, rows))
+        names = list(rows)
         table.num_rows += len(rows)
-        table.num_empty += sum(map(is_empty, rows[columns.caption]))
+        table.num_empty += sum(not text_of(caption) for caption in rows[columns.caption])
         if long_key:
             table.num_long += sum(
                 has_long_caption(row, long_key) for row in rows.to_dict("records")
@@ -270,24 +229,22 @@ def read_table(
             images += map(str, rows[columns.image])
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    stride = max(1, math.ceil(len(images) / (max_decoded or len(images) or 1)))
+    if long_key and not table.num_long:
+        raise InputError(
+            f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
+            f"columns are {listed(names)}"
+        )
+    stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
     table.num_decoded = len(chosen)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        checks = pool.map(check_image, chosen)
-        bar = tqdm(checks, "reading images", len(chosen), unit=" images", disable=None)
-        for index, (problem, ignored) in enumerate(bar):
-            if problem:
-                table.bad.append((index * stride + 1, chosen[index], problem))
-            if ignored:
-                table.ignored[ignored] += 1
+    # Pillow decodes without holding the GIL
+    checks = thread_map(check_image, chosen, desc="reading images", unit=" images", disable=None)
+    for index, (problem, ignored) in enumerate(checks):
+        if problem:
+            table.bad.append((index * stride + 1, chosen[index], problem))
+        if ignored:
+            table.ignored[ignored] += 1
     return table
-
-
-def has_empty_captions(path: str, columns: Columns) -> bool:
-    """Returns whether a caption of a table is missing; OpenCLIP reads it as the word 'nan'."""
-    rows = rows_of(path, columns, "--train-data")
-    return any(is_empty(row[columns.caption]) for row in rows)
 
 
 def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
@@ -358,18 +315,13 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing, with another separator if
-    there is one column."""
+    """Raises InputError for equal names, or if a column is missing."""
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")
     for flag, key in (("--csv-img-key", columns.image), ("--csv-caption-key", columns.caption)):
-        if key in names:
-            continue
-        others = [name for name in _separators_in(names[0]) if name != columns.separator]
-        if len(names) == 1 and others:
+        if key not in names:
             raise InputError(
-                f"{path} has one column, {names[0]!r}: give --csv-separator "
-                f"{SEPARATORS[others[0]]}, which applies to all tables"
+                f"{flag}: {path} has no column '{key}'; its columns are {listed(names)} (separated "
+                f"by {columns.separator!r})"
             )
-        raise InputError(f"{flag}: {path} has no column '{key}'; its columns are {listed(names)}")

@@ -22,14 +22,11 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
             f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern "
             "such as 'x/{00000..00041}.tar', in quotes"
         ) from None
-    if not is_remote(names[0]) and os.path.isdir(names[0]):
+    first = names[0]
+    if not is_remote(first) and (os.path.isdir(first) or "*" in first):
         raise InputError(
-            f"{flag}: {names[0]} is a folder; expected its shards, "
-            f"'{names[0]}/{{00000..00099}}.tar'"
-        )
-    if not is_remote(names[0]) and "*" in names[0]:
-        raise InputError(
-            f"{flag}: {names[0]} has a *; expected braces, such as '{{00000..00099}}.tar'"
+            f"{flag}: {first} is a folder or has a *; expected a pattern such as "
+            "'x/{00000..00099}.tar'"
         )
     return names
 
@@ -107,7 +104,7 @@ def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
                 if number != last:
                     if sample:
                         yield sample
-                    sample = {"__key__": key, "__url__": shard}
+                    sample = {"__key__": key}
                     last = number
                 sample[extension] = tar.extractfile(member).read() if extension in wanted else b""
     except BROKEN:

@@ -6,6 +6,8 @@ import zlib
 
 # exceptions raised for an unreadable shard
 BROKEN = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
+# at the end of a file without an end marker, and in the middle of a damaged one
+NO_MEMBER = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)
 
 
 def why_broken(error: Exception) -> str:
@@ -26,12 +28,9 @@ class StrictTarInfo(tarfile.TarInfo):
     def fromtarfile(cls, tar):
         try:
             return super().fromtarfile(tar)
-        except tarfile.EmptyHeaderError as error:
-            if tar.offset == 0:  # an empty file, for which tarfile has an error
+        except NO_MEMBER as error:
+            if tar.offset == 0:  # for which tarfile has an error
                 raise
-            problem = f"it was cut at byte {tar.offset:,}, without an end marker"
-            raise tarfile.ReadError(problem) from error
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
             raise tarfile.ReadError(
-                f"there is no valid tar member at byte {tar.offset:,}"
+                f"there is no valid tar member and no end marker at byte {tar.offset:,}"
             ) from error

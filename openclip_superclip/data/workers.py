@@ -1,10 +1,13 @@
 """Work on many items in parallel processes."""
 
+import functools
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
 
 from ..environment import end_with_parent
 from ..errors import InputError
@@ -14,20 +17,22 @@ _of_this_process: dict[str, Callable] = {}
 
 
 def work_on(work: Callable, items: Sequence, num_workers: int, flag: str) -> Iterator:
-    """Yields `work(item)` of each item, in order, computed in parallel processes, if several.
+    """Yields `work(item)` of each item, a shard, in order, computed in parallel processes, if
+    several, under a bar.
 
     Closing the generator ends the processes. `work` need not be picklable. Raises InputError,
     naming the `flag` that starts the workers, if one of them is killed, for example for lack of
     memory.
     """
+    bar = functools.partial(tqdm, total=len(items), unit=" shards", disable=None)
     num_workers = min(num_workers, len(items))
     if num_workers <= 1:
-        yield from map(work, items)
+        yield from bar(map(work, items))
         return
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work,))
     try:
-        yield from pool.map(_work, items)
+        yield from bar(pool.map(_work, items))
     except BrokenProcessPool:
         raise InputError(
             f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory "

@@ -95,7 +95,7 @@ AUTHORS_HEAD = {
     "text_decoder.text_projection.weight": "class_head.weight",
     "text_decoder.text_projection.bias": "class_head.bias",
 }
-AUTHORS_STATISTICS = ("cap_fq", "num_samples")
+AUTHORS_STATISTICS = {"cap_fq": DOCUMENT_FREQUENCY, "num_samples": NUM_CAPTIONS}
 FRESH_HEAD = "SuperCLIP: the weights contain no class head; training starts with a new one"
 
 

@@ -178,13 +178,7 @@ def check_data(training: Training) -> tuple[list[str], int]:
         return warnings, num_steps
     if kind(options.val_data, options.dataset_type, "--val-data") == "table":
         table = check_table(
-            options.val_data,
-            training.columns,
-            Config(),
-            batch_size=1,
-            world_size=1,
-            flag="--val-data",
-            max_decoded=_max_decoded(training),
+            options.val_data, training.columns, "--val-data", max_decoded=_max_decoded(training)
         )
         warnings += table.refuse_bad()
     else:
@@ -243,11 +237,12 @@ def check_training_table(training: Training, table: str, max_decoded: int) -> tu
     report = check_table(
         table,
         training.columns,
-        config,
-        options.batch_size,
-        world_size,
-        max_decoded=max_decoded,
+        "--train-data",
+        config=config,
+        batch_size=options.batch_size,
+        world_size=world_size,
         accum_freq=training.accum_freq,
+        max_decoded=max_decoded,
     )
     num_rows = report.num_trained(config)
     batches = batches_of_table(num_rows, options.batch_size, world_size)

@@ -110,7 +110,6 @@ def check_models(options: argparse.Namespace) -> None:
     starting_weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         starting_weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
-    starting_weights.check_weights(model, pretrained)
     if not model.startswith("hf-hub:"):
         starting_weights.start_of_towers(
             model, pretrained, pretrained_image=options.pretrained_image

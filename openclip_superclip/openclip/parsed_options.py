@@ -6,7 +6,7 @@ from argparse import Namespace
 from functools import cached_property
 
 from ..checkpoints.resume import Resumed, resumed_checkpoint
-from ..data.tables import Columns, has_empty_captions, is_table
+from ..data.tables import Columns, is_table, read_table
 from ..flags import Config, DataConfig, config_from, given_options
 
 
@@ -54,8 +54,12 @@ class Training:
 
     @cached_property
     def has_empty_captions(self) -> bool:
-        """Whether the training data is a table in which captions are missing."""
-        return self.is_table and has_empty_captions(self.options.train_data, self.columns)
+        """Whether the training data is a table in which captions are missing, which OpenCLIP reads
+        as the word 'nan'."""
+        if not self.is_table:
+            return False
+        table = read_table(self.options.train_data, self.columns, Config(), "--train-data")
+        return table.num_empty > 0
 
     def options_with_defaults(self) -> dict:
         """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""

@@ -1,17 +1,20 @@
 """The cost of a run: FLOPs, hours, memory, parameters and checkpoint sizes."""
 
-import bisect
 import functools
-import hashlib
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..environment import kept
 from ..errors import InputError, reason
+from ..openclip.train import check_command
 from .plan import divisors
 from .run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
 # backward pass is two, gradient checkpointing one), and the samples per second of each A100 of 40
@@ -26,9 +29,6 @@ PUBLISHED = {
 A100_TFLOPS = 312.0  # in bfloat16
 OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
 CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
-HALF = ("bf16", "fp16", "pure_bf16", "pure_fp16")  # precisions with weights of two bytes
-# in bfloat16, dense; data sheets
-GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
 
 CARDS_GB = (24, 40, 80)
 NO_MEMORY = ("fsdp", "use-naflex")  # flags of OpenCLIP 4
@@ -55,7 +55,7 @@ def estimate_cost(
     the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and `samples_per_second` the
     measured throughput of all GPUs together.
     """
-    counts = kept_of_model(run, "models", _count, [])
+    counts = counts_of(run)
     gmacs = counts.pop("forward_gmacs")
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
@@ -121,14 +121,10 @@ def step_memory(run: Run) -> dict:
     def peak_of(size: int) -> int:
         return peak(size, per_gpu // size).total
 
-    sizes = divisors(per_gpu)
     largest = {}
     for card in CARDS_GB if run.device == "cuda" else ():
-        num_bytes = card * 10**9
-        num_fitting = len(sizes)
-        if peak_of(per_gpu) > num_bytes:
-            num_fitting = bisect.bisect(sizes, num_bytes, hi=len(sizes) - 1, key=peak_of)
-        largest[str(card)] = sizes[num_fitting - 1] if num_fitting else 0
+        sizes = reversed(divisors(per_gpu))
+        largest[str(card)] = next((size for size in sizes if peak_of(size) <= card * 10**9), 0)
     return {"peak_bytes": found.total, **vars(found), "largest_batches": largest}
 
 
@@ -144,54 +140,46 @@ def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: l
 
 
 def _files_of(model: str) -> list[str] | None:
-    """Returns digests of the files that describe a model; None if they refer to others, which may
-    change."""
+    """Returns the contents of the files that describe a model; None if they refer to others, which
+    may change."""
     path = Path(model.removeprefix("local-dir:"))
     if model.startswith("hf-hub:"):
         return None
     files = [path] if path.suffix == ".json" else sorted(path.glob("*.json"))
-    contents = [file.read_bytes() for file in files if file.is_file()]
-    if any(b'"hf_model_name"' in content for content in contents):
-        return None
-    return [hashlib.sha256(content).hexdigest() for content in contents]
+    contents = [file.read_text(errors="replace") for file in files if file.is_file()]
+    return None if any('"hf_model_name"' in content for content in contents) else contents
+
+
+def counts_of(run: Run) -> dict:
+    """Returns the plan's numbers of parameters, bytes and multiplications."""
+    return kept_of_model(run, "models", _count, [])
 
 
 def _count(run: Run) -> dict:
-    """Returns the plan's numbers of parameters, bytes and multiplications."""
     from ..checkpoints.architecture import count_gmacs
 
-    counts, model, head = build_model(run)
-    return {"forward_gmacs": count_gmacs(model, head), **counts}
-
-
-def build_model(run: Run) -> tuple[dict, object, dict]:
-    """Returns the plan's numbers of parameters and the bytes of a checkpoint, its model without
-    weights, and its head.
-
-    A checkpoint contains the weights, AdamW's two moments of each, and counts. The head is tensors
-    by name, empty without the class loss. Raises InputError for a model that OpenCLIP does not
-    have.
-    """
-    from ..checkpoints.architecture import expected_head, read_architecture
-
-    recipe = run.recipe
-    if recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
-        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-    options = {name.replace("-", "_"): value for name, value in recipe.flags.items()}
-    architecture = read_architecture(recipe.model, flag="model").with_options(options)
-    model = architecture.build(force_patch_dropout=options.get("force_patch_dropout"))
-    head = {}
-    if recipe.superclip is not None:
-        head = expected_head(model, recipe.superclip.get("head_input", "patches"))
-    of_head = {name: tensor for name, tensor in head.items() if tensor.is_floating_point()}
-    parameters = dict(model.named_parameters()) | of_head
-    num_parameters = sum(tensor.numel() for tensor in parameters.values())
-    tensors = model.state_dict() | head
-    buffer_bytes = sum(tensors[name].nbytes for name in tensors.keys() - parameters.keys())
-    num_bytes = 2 if recipe.precision in HALF else 4
-    counts = {
-        "parameters": num_parameters,
-        "head_parameters": sum(tensor.numel() for tensor in of_head.values()),
-        "checkpoint_bytes": 3 * num_bytes * num_parameters + buffer_bytes,
+    model = build_model(run)
+    parameters = dict(model.named_parameters())
+    head = {name: tensor for name, tensor in parameters.items() if name.startswith("class_head.")}
+    return {
+        "forward_gmacs": count_gmacs(model, head),
+        "parameters": sum(tensor.numel() for tensor in parameters.values()),
+        "head_parameters": sum(tensor.numel() for tensor in head.values()),
+        "checkpoint_bytes": checkpoint_bytes(model),
     }
-    return counts, model, head
+
+
+def build_model(run: Run) -> "nn.Module":
+    """Returns the model that a run trains, without weights; InputError for a model that OpenCLIP
+    does not have."""
+    from ..openclip.step_memory import model_without_values
+
+    if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
+        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
+    return model_without_values(check_command(run.openclip_arguments()))
+
+
+def checkpoint_bytes(model: "nn.Module") -> int:
+    """Returns the bytes of a checkpoint: the weights, AdamW's two moments of each, and counts."""
+    parameters = sum(tensor.nbytes for tensor in model.parameters())
+    return 2 * parameters + sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -85,22 +85,6 @@ def make_run(
     return run
 
 
-def on_machines(run: Run, nodes: int, gpus_per_node: int) -> Run:
-    """Returns the run on a different number of nodes or GPUs."""
-    if (run.nodes, run.gpus_per_node) == (nodes, gpus_per_node):
-        return run
-    return make_run(
-        run.recipe,
-        nodes,
-        gpus_per_node,
-        run.data,
-        run.gpu_batch_max,
-        run.workers,
-        run.device,
-        run.settings,
-    )
-
-
 def split(
     global_batch: int, nodes: int, gpus_per_node: int, gpu_batch_max: int | None = None
 ) -> tuple[int, int]:
@@ -197,7 +181,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]
     columns = detect_columns(path, *given, "--data")
-    config = recipe.caption_config
+    config = recipe.config
     rows = read_table(path, columns, config, "--data").num_trained(config)
     if rows < recipe.global_batch_size:
         raise InputError(

@@ -39,7 +39,7 @@ def _one_of(help: str, names) -> dataclasses.Field:
 
 def _number(help: str, least: int, most: float = math.inf) -> dataclasses.Field:
     expected = f"{least} or more" if most == math.inf else f"{least} to {most:,}"
-    return _field(help, lambda number: least <= number <= most, expected)
+    return _field(help, lambda number: least <= number <= most and number < math.inf, expected)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Recipe:
     beta1: float = _field("AdamW's β1", lambda x: 0 <= x < 1, "a number from 0 to below 1")
     beta2: float = _field("AdamW's β2", lambda x: 0 <= x < 1, "a number from 0 to below 1")
     eps: float = _field("AdamW's ε", lambda x: 0 < x < math.inf, "a number above 0")
-    wd: float = _field("weight decay", lambda x: 0 <= x < math.inf, "0 or more")
+    wd: float = _number("weight decay", 0)
     precision: str = _field("OpenCLIP's --precision")
     seed: int = _number("random seed of the weights and of the data order", 0)
     slices: int = _number(
@@ -101,14 +101,9 @@ class Recipe:
         invalid ones."""
         for field in values:
             if field not in FIELDS:
-                run = (
-                    "; superclip recipes NAME prints one run as a recipe"
-                    if field in ("base", "runs")
-                    else ""
-                )
                 raise InputError(
                     f"{file}: there is no field '{field}'; a recipe's fields are "
-                    f"{', '.join(FIELDS)}{run}"
+                    f"{', '.join(FIELDS)}; superclip recipes NAME prints one run as a recipe"
                 )
         for field in REQUIRED:
             if field not in values:
@@ -119,12 +114,11 @@ class Recipe:
             field: _typed(field, value, file)
             for field, value in _with_samples(values, file).items()
         }
-        seed = f"{typed['seed']}"
+        seed = str(typed["seed"])
         typed["shards"] = typed["shards"].replace("{seed}", seed)
         val_data = typed["flags"].get("val-data")
         if isinstance(val_data, str):
-            val_data = val_data.replace("{seed}", seed)
-            typed["flags"] = {**typed["flags"], "val-data": val_data}
+            typed["flags"] = typed["flags"] | {"val-data": val_data.replace("{seed}", seed)}
         recipe = Recipe(**typed, name=name, file=file, values=values)
         refuse(f"{file}: {problem}" for problem in _problems(recipe))
         return recipe
@@ -142,27 +136,18 @@ class Recipe:
         return text.getvalue()
 
     @property
-    def set_values(self) -> dict:
-        """The values of the fields that were given with --set."""
-        values = {}
-        for key, why in self.chosen.items():
-            if why == GIVEN:
-                name, _, inner = key.partition(".")
-                value = getattr(self, name, None)
-                values[key] = (value or {}).get(inner) if inner else value
-        return values
-
-    @property
     def columns(self) -> Columns:
         """The columns of the recipe's tables."""
         defaults = zip(COLUMN_FLAGS, Columns(), strict=True)
         return Columns(*(str(self.flags.get(flag, default)) for flag, default in defaults))
 
     @property
-    def caption_config(self) -> Config:
-        """The options that select the captions."""
+    def config(self) -> Config:
+        """The options of the class loss, without a file of frequencies, which this machine may not
+        have."""
         options = self.superclip or {}
-        return Config(**{name: options[name] for name in CAPTION_FIELDS if name in options})
+        idf = options.get("idf", "online")
+        return Config(**{**options, "idf": "online" if is_idf_file(idf) else idf})
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe) if field.metadata}
@@ -287,9 +272,8 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
         expected = (int, float) if kind is float else kind
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, expected):
             yield f"superclip.{field} is {value!r}; expected a {kind.__name__}"
-    idf = options.get("idf", "online")
     try:
-        Config(**{**options, "idf": "online" if is_idf_file(idf) else idf})
+        _ = recipe.config
     except InputError as error:
         yield f"superclip: {error}"
     has_class_loss = bool(options and options.get("weight", 1))
@@ -304,18 +288,16 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
 def _with_samples(values: dict, file: str) -> dict:
     """Returns the values with passes over the data set ("20 passes") converted to a number of
     samples."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
-    if not found:
+    passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
+    if not passes:
         if "pass" in str(values["samples"]):
             raise InputError(
                 f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 "
                 "passes'"
             )
         return values
-    return {
-        **values,
-        "samples": round(float(found[1]) * _typed("data_samples", values["data_samples"], file)),
-    }
+    data_samples = _typed("data_samples", values["data_samples"], file)
+    return values | {"samples": round(float(passes[1]) * data_samples)}
 
 
 def _typed(field: str, value, file: str):
@@ -326,11 +308,9 @@ def _typed(field: str, value, file: str):
     try:
         if isinstance(value, bool) or (kind in (str, dict) and not isinstance(value, kind)):
             raise ValueError
-        if kind is int and not isinstance(value, int):
-            number = float(value)
-            if number != int(number):
-                raise ValueError
-            return int(number)
-        return kind(value)
+        typed = kind(value)
+        if isinstance(value, float) and typed != value:
+            raise ValueError
+        return typed
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{file}: {field} is {value!r}; expected {KINDS[kind]}") from None

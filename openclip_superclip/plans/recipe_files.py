@@ -1,7 +1,6 @@
 """The recipes in files: shipped ones, each file with a base and several runs, and the user's; new
 values for their fields (--set)."""
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -49,15 +48,14 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
 def _shipped_name(name: str) -> str:
     """Returns the full name of a shipped recipe; InputError, with similar names, for another
     one."""
-    short_names = {full: full.partition("/")[2] for full in shipped_recipes()}
     wanted = name.removesuffix(".yaml").removeprefix("recipes/")
-    found = [full for full, short in short_names.items() if wanted in (full, short)]
+    found = [full for full in shipped_recipes() if wanted in (full, full.partition("/")[2])]
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
-    near = difflib.get_close_matches(wanted, [*short_names, *short_names.values()])
-    similar = f"; similar: {', '.join(dict.fromkeys(near))}" if near else ""
+    near = difflib.get_close_matches(wanted, shipped_recipes())
+    similar = f"; similar: {', '.join(near)}" if near else ""
     raise InputError(
         f"there is no file and no recipe '{name}'{similar}; superclip recipes lists all"
     )
@@ -98,7 +96,8 @@ def _merged(below: dict, above: dict) -> dict:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, dict):
-            merged[key] = _merged(merged.get(key, {}), value)
+            before = merged.get(key)
+            merged[key] = _merged(before if isinstance(before, dict) else {}, value)
         else:
             merged[key] = value
     return merged
@@ -118,26 +117,26 @@ def read_yaml(file: Path, what: str) -> dict:
 
 
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
-    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes a
-    flag.
+    """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes
+    one.
 
     `chosen` records each as given with --set. The paper's values are dropped if the run differs
     from the paper's.
     """
-    values = copy.deepcopy(values)
-    for key, value in set_.items():
+    for key, text in set_.items():
         name, _, inner = key.partition(".")
-        _check_key(key, value)
-        if inner:
-            _set_inner(values, name, inner, value)
-        else:
-            values[name] = _parsed(FIELDS[name], value)
+        _check_key(key, text)
+        field = FIELDS[name]
+        if name == "superclip":
+            field = CONFIG_FIELDS.get(inner, field)
+        value = _parsed(field, text)
+        values = _merged(values, {name: {inner: value} if inner else value})
         if name == "method":
             _set_class_loss(values)
         if isinstance(values.get("chosen"), dict):
             if changes_scores(key) and key not in values["chosen"]:
                 values.pop("paper", None)
-            values["chosen"][key] = GIVEN
+            values = _merged(values, {"chosen": {key: GIVEN}})
     return values
 
 
@@ -154,16 +153,6 @@ def _check_key(key: str, value: str) -> None:
         raise InputError(f"--set {key}={value}: expected --set {expected}")
 
 
-def _set_inner(values: dict, name: str, inner: str, value: str) -> None:
-    """Sets a field of a mapping; null removes a flag."""
-    if not isinstance(values.get(name), dict):
-        values[name] = {}
-    field = CONFIG_FIELDS.get(inner) if name == "superclip" else None
-    values[name][inner] = _parsed(field, value)
-    if name == "flags" and values[name][inner] is None:
-        del values[name][inner]
-
-
 def _set_class_loss(values: dict) -> None:
     """Makes `superclip` that of a new method, which determines whether there is a class loss."""
     given = values["superclip"] if isinstance(values.get("superclip"), dict) else {}
@@ -176,10 +165,10 @@ def _set_class_loss(values: dict) -> None:
         values["superclip"] = {"weight": 0, **kept}
 
 
-def _parsed(field: dataclasses.Field | None, value: str):
+def _parsed(field: dataclasses.Field, value: str):
     """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or
     "1.0"."""
-    if field is not None and field.type is str:
+    if field.type is str:
         return value
     try:
         return YAML(typ="safe", pure=True).load(value)

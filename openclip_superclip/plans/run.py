@@ -17,9 +17,8 @@ from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..environment import kept
 from ..errors import InputError, at_least, reason
-from ..files import content_digest, json_or_empty, read_json
-from ..flags import Config
-from .recipe import CONFIG_FIELDS, Recipe
+from ..files import content_digest, read_json
+from .recipe import Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -111,14 +110,12 @@ class Run:
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other
         fields."""
-        file = folder / RECORD
+        old = folder / OLD_DESCRIPTION
+        file = old if old.exists() else folder / RECORD
         advice = "give superclip run the recipe and --out again"
-        values = json_or_empty(file).get("run")
-        if values is None:
-            file = folder / OLD_DESCRIPTION if (folder / OLD_DESCRIPTION).exists() else file
-            values = read_json(file, advice=advice)
+        content = read_json(file, advice=advice)
         try:
-            return Run.of_json(values, str(file))
+            return Run.of_json(content.get("run", content), str(file))
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{file} is of another version of this package ({reason(error)}): {advice}"
@@ -199,48 +196,37 @@ class Run:
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        of_shards = {
-            "train-num-samples": self.slice_samples,
-            "superclip-slices": recipe.slices,
-        }
+        same = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed")
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
             "model": openclip_name(recipe.model),
             "train-data": self.data,
             "dataset-type": "auto" if tables else "webdataset",
-            **({} if self.is_table else of_shards),
+            "train-num-samples": None if self.is_table else self.slice_samples,
+            "superclip-slices": None if self.is_table else recipe.slices,
             "epochs": self.num_slices,
             "batch-size": self.batch_size,
             "accum-freq": self.accum_freq,
             "workers": self.workers,
-            "lr": recipe.lr,
-            "warmup": recipe.warmup,
             "lr-scheduler": recipe.schedule,
-            **{
-                name: getattr(recipe, name)
-                for name in ("beta1", "beta2", "eps", "wd", "precision", "seed")
-            },
+            **{name: getattr(recipe, name) for name in same},
             "device": self.device,
             "horovod": self.settings.engine == "horovod",
             **recipe.flags,
+            "superclip": recipe.superclip is not None,
+            **{
+                f"superclip-{name.replace('_', '-')}": value
+                for name, value in (recipe.superclip or {}).items()
+            },
         }
-        arguments = [
-            argument for flag, value in values.items() for argument in _argument(f"--{flag}", value)
-        ]
-        if recipe.superclip is not None:
-            arguments.append("--superclip")
-            for name, value in recipe.superclip.items():
-                arguments += _argument(CONFIG_FIELDS[name].metadata["flag"], value)
-        return arguments
+        return [argument for flag in values for argument in _argument(f"--{flag}", values[flag])]
 
     def check_shards(self) -> list[str]:
         """Returns warnings about the pattern of shards, reading none; InputError for too few
         shards or samples."""
         if self.is_table:
             return []
-        inputs = self.recipe.data_samples, self.recipe.slices, self.slice_samples, self.batch_size
-        machines = self.data, self.world_size, self.workers
-        return kept("shards", [*inputs, *machines], self._check_split)["warnings"]
+        return kept("shards", self.as_json(), self._check_split)["warnings"]
 
     def _check_split(self) -> dict:
         split = self._split()
@@ -254,15 +240,15 @@ class Run:
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
         the first and the last shard or, of a table, up to 10,000 images.
         """
-        config = self.recipe.caption_config
+        config = self.recipe.config
         if self.is_table:
             table = check_table(
                 self.data,
                 self.recipe.columns,
-                config,
-                self.batch_size,
-                self.world_size,
                 "--data",
+                config=config,
+                batch_size=self.batch_size,
+                world_size=self.world_size,
                 max_decoded=None if full else MAX_DECODED,
             )
             bad = [
@@ -299,15 +285,17 @@ class Run:
         on it."""
         val_data = str(self.recipe.flags.get("val-data") or "")
         if is_table(val_data):
-            table = check_table(val_data, self.recipe.columns, Config(), 1, 1, "--val-data")
-            return table.refuse_bad()
+            return check_table(val_data, self.recipe.columns, "--val-data").refuse_bad()
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
 
 
 def _argument(flag: str, value) -> list[str]:
-    """Returns the command-line arguments of a flag: none for False, only its name for True."""
-    if isinstance(value, bool):
-        return [flag] if value else []
+    """Returns the command-line arguments of a flag: none for None and False, only its name for
+    True."""
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
     return [flag, *map(str, value if isinstance(value, list) else [value])]

@@ -1,37 +1,28 @@
-"""Child processes of a run: its ranks, and commands of `superclip`; how they start and end."""
+"""The ranks of a run as child processes: how they start and end."""
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files import read_json, write_json
 from ..plans.run import Run
-from .recovery import Failure, exit_failure
+from .recovery import STOPPED, Failure, exit_failure
 from .signals import Stopped
-from .slurm import this_host
 
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
-POLLS = 10  # of the ranks per second
-OUTPUT_END = 4096  # bytes of a rank's output that show why it ended
+OUTPUT_END = 4096  # characters of a rank's output that show why it ended
 FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
     "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
-# `superclip`, which ends by SIGTERM with its parent
-SUPERCLIP = (
-    "import sys; from openclip_superclip.environment import end_with_parent; "
-    "end_with_parent({signal}, {parent}); from openclip_superclip.__main__ import main; "
-    "sys.exit(main(sys.argv[1:]))"
-)
 
 
 @dataclass(frozen=True)
@@ -71,25 +62,25 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
     """Runs this node's ranks to their end, and returns the failures, which are also written; none
     if all succeeded.
 
-    If one fails, or `each_second` raises an exception, all are ended. After a signal, a file shows
-    that the node is not lost.
+    If one fails, or `each_second` raises an exception, all are ended. After a signal, a failure
+    is written that shows that the node is not lost.
     """
     processes: dict[int, subprocess.Popen] = {}
     try:
         for rank in start.ranks:
             processes[rank] = _start_rank(start, rank)
-        for poll in itertools.count(1):
+        while True:
             codes = {rank: process.poll() for rank, process in processes.items()}
             if any(codes.values()):
                 return [_failure(start.logs, rank, code) for rank, code in codes.items() if code]
             if None not in codes.values():
                 return []
-            if poll % POLLS == 0:
-                each_second()
-            time.sleep(1 / POLLS)
-    except Stopped:
+            each_second()
+            time.sleep(1)
+    except Stopped as stop:
+        stopped = Failure("superclip run", f"stopped by {stop}", kind=STOPPED)
         with contextlib.suppress(OSError):
-            write_json(start.logs / f"node_{start.node}.stopped", {"host": this_host()})
+            stopped.write(start.logs / f"node_{start.node}.error.json")
         raise
     finally:
         _end(processes.values())
@@ -101,12 +92,8 @@ def _failure(logs: Path, rank: int, exit_code: int) -> Failure:
     file = logs / f"rank_{rank}.error.json"
     if file.exists():
         return Failure.read(file)
-    output = ""
-    if exit_code == -signal.SIGABRT:
-        with contextlib.suppress(OSError), open(logs / f"rank_{rank}.log", "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - OUTPUT_END))
-            output = log.read().decode(errors="replace")
-    failure = exit_failure(rank, exit_code, output)
+    output = (logs / f"rank_{rank}.log").read_text(errors="replace")
+    failure = exit_failure(rank, exit_code, output[-OUTPUT_END:])
     with contextlib.suppress(OSError):  # on a full disk
         failure.write(file)
     return failure
@@ -129,10 +116,13 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
     }
     # -u: a rank reads its own log when it ends
     command = [sys.executable, "-u", "-m", "openclip_superclip.runs.rank_main", str(start.file)]
-    return _start(command, environment, start.logs / f"rank_{rank}.log")
+    return start_process(command, environment, start.logs / f"rank_{rank}.log")
 
 
-def _start(command: list[str], environment: dict[str, str], output: Path) -> subprocess.Popen:
+def start_process(
+    command: list[str], environment: dict[str, str], output: Path
+) -> subprocess.Popen:
+    """Starts a command in a session of its own, its output in a file."""
     with open(output, "wb") as file:
         return subprocess.Popen(
             command,
@@ -156,38 +146,6 @@ def _end(processes: Iterable[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def run_superclip(
-    arguments: Sequence[str],
-    output: Path,
-    is_to_stop: Callable[[], bool],
-    *,
-    one_thread: bool = False,
-) -> tuple[int, float]:
-    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its
-    own processes.
-
-    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
-    this process ends, or when `is_to_stop`, which is called twice a second, returns True. Its
-    output goes to the file `output`.
-    """
-    threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
-    code = SUPERCLIP.format(parent=os.getpid(), signal=signal.SIGTERM.value)
-    command = [sys.executable, "-c", code, *arguments]
-    process = _start(command, {**os.environ, **threads}, output)
-    ended = 0
-    try:
-        while not ended:
-            time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
-            if stops := is_to_stop():
-                process.terminate()
-            ended, status, usage = os.wait4(process.pid, 0 if stops else os.WNOHANG)
-    finally:
-        if not ended:
-            process.terminate()
-            process.wait()
-    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
 def last_line(output: Path) -> str:

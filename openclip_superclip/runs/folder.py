@@ -57,8 +57,11 @@ def current_state(run: Path) -> dict:
 
 def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Returns the variables that influence a run, without secrets."""
-    names = (name for name in environment if RECORDED.match(name) and not SECRET.search(name))
-    return {name: environment[name] for name in sorted(names)}
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if RECORDED.match(name) and not SECRET.search(name)
+    }
 
 
 class RunFolder:
@@ -136,13 +139,15 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} contains a run with --{name} {there}, not {value}; {advice}"
                 )
+        if not self.is_finished:
+            return
         tables = (self.record().get("data_check") or {}).get("tables", {})
-        for path, digest in tables.items() if self.is_finished else ():
+        for path, digest in tables.items():
             if os.path.exists(path) and content_digest(Path(path)) != digest:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
                 )
-        if self.is_finished and (change := changed_data(self.path, data)):
+        if change := changed_data(self.path, data):
             raise InputError(f"{self.path} was trained on other data ({change[0]}): {advice}")
 
     def _queued_job(self) -> str | None:
@@ -151,10 +156,10 @@ class RunFolder:
         job = self.submitted_job()
         return job if job and shutil.which("squeue") and has_job(job) else None
 
-    def write(self, run: Run) -> None:
-        """Writes the run's description and its recipe."""
+    def write(self, run: Run, **values) -> None:
+        """Writes the run's description, with more fields of run.json, and its recipe."""
         make_folder(self.path)
-        self.note(run=run.as_json())
+        self.note(run=run.as_json(), **values)
         write_text(self.path / "recipe.yaml", run.recipe.text)
         (self.path / OLD_DESCRIPTION).unlink(missing_ok=True)
 
@@ -198,10 +203,9 @@ class RunFolder:
             "epoch_before": self.epoch,
             "accepts": accepts,
         }
-        self.write(run)
-        self.note(
+        self.write(
+            run,
             cwd=os.getcwd(),
-            data_check=None,
             versions=versions_of_run(),
             environment=recorded_environment(),
             attempts=[*attempts, attempt],
@@ -228,14 +232,8 @@ class RunFolder:
 
     def end(self, state: str, error: str | None = None, then: Decision = ENDS) -> None:
         """Writes how this start of the run ended and, if the run continues, how."""
+        self._write_state(state, error, then)
         attempts = self.attempts or [{}]
-        self._write_state(
-            state,
-            error=error,
-            restarts=len(attempts) - 1,
-            next=then.next,
-            without=then.without,
-        )
         attempts[-1] |= {
             "ended": current_time(),
             "epoch_after": self.epoch,
@@ -249,7 +247,9 @@ class RunFolder:
             if not is_full(full):
                 raise
 
-    def _write_state(self, state: str, **values) -> None:
+    def _write_state(
+        self, state: str, error: str | None = None, then: Decision = ENDS, **values
+    ) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
         content = self.state()
         content.pop("refused", None)
@@ -258,16 +258,16 @@ class RunFolder:
             "since": current_time(),
             "heartbeat": current_time(),
             "expected_end": None,
-            "error": None,
-            "next": None,
-            "without": None,
+            "error": error,
+            "next": then.next,
+            "without": then.without,
             "epoch": self.epoch,
+            **values,
         }
-        content |= values
         try:
             write_json(self.path / "state.json", content)
-        except OSError as error:
-            if not is_full(error):
+        except OSError as full:
+            if not is_full(full):
                 raise
             with open(self.path / "state.json", "r+") as opened:
                 opened.write(json_text(content))

@@ -4,31 +4,18 @@ records the run."""
 import contextlib
 import shlex
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from ..checkpoints.began_with import (
-    BEGAN_WITH,
-    beginning,
-    check_beginning,
-    differences,
-    read_beginning,
-)
-from ..checkpoints.resume import resumed_checkpoint
-from ..checkpoints.trainer_files import checkpoints, is_complete, is_whole, quarantine
+from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
 from ..checkpoints.validation import best_epoch, why_stopped_early
-from ..environment import current_time
 from ..errors import InputError, to_stderr
-from ..openclip.train import check_command
-from ..plans.cost import build_model
 from ..plans.run import Run
-from ..rendering import bytes_text
 from .child_processes import Start, free_port, run_ranks
-from .folder import FAILED, FINISHED, PREEMPTED, RunFolder, check_room
+from .folder import FAILED, FINISHED, PREEMPTED, RunFolder
 from .lock import lock
 from .node_loss import HEARTBEAT, PATIENCE, cause
 from .progress import AddedLines, Progress
@@ -36,23 +23,22 @@ from .recovery import (
     CONNECTION,
     DATA,
     ENDS,
+    HARDWARE,
     LOSS,
-    MAX_STARTS,
-    PREEMPTIONS,
     REQUEUE,
-    STALL,
     Decision,
     Failure,
     decide,
     first_failure,
     new_files,
-    starts_without_slice,
 )
 from .signals import EXIT_AGAIN, Stopped
-from .slurm import Placement, hosts, time_left
+from .slurm import Placement, hosts
 from .staging import Staging
+from .start_checks import accepts_changes, check_disk, check_starts, checked_start
 from .unreadable import UnreadableData, accepted_data
 
+RESUME = ("--resume", "latest", "--save-frequency", "1")
 FULL = 4 << 20  # bytes: a disk with less free space counts as full
 # seconds in which another node reports its failure after a signal: SLURM kills this process 30
 # seconds after it
@@ -86,19 +72,20 @@ class NodeTraining:
         self, run: Run, placement: Placement, folder: RunFolder, *, measures: bool = False
     ):
         settings = run.settings
-        self.accept_changes = settings.accept_changes and not _accepted_before(placement, folder)
+        self.accepts_changes = accepts_changes(run, placement, folder)
         # later starts accept no changes
         run = replace(run, settings=replace(settings, accept_changes=False))
         self.run = run
         self.placement = placement
         self.folder = folder
-        num_local = len(list(folder.path.glob("ranks/local-*")))
-        self.logs = folder.path / "ranks" / placement.name_of_start(num_local)
+        path = folder.path
+        num_local = len(list(path.glob("ranks/local-*")))
+        self.logs = path / "ranks" / placement.name_of_start(num_local)
         self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
             run,
             self.logs,
-            self._arguments(),
+            [*run.openclip_arguments(), "--logs", str(path.parent), "--name", path.name, *RESUME],
             node=placement.node,
             master_addr=placement.master_addr,
             master_port=placement.master_port if placement.num_nodes > 1 else free_port(),
@@ -106,22 +93,11 @@ class NodeTraining:
             measures=measures,
         )
         self.progress = Progress(run, self.logs)
-        self.unreadable = UnreadableData(run, folder.path / "ranks", self.logs.name)
+        self.unreadable = UnreadableData(run, path / "ranks", self.logs.name)
         self.output = AddedLines()
-        self.last_epoch = None  # of the newest checkpoint
         self.last_beat = 0.0
-        self.disk_was_full = False
+        self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
         self.failures: list[Failure] = []  # of this node's ranks
-
-    def _arguments(self) -> list[str]:
-        """Returns the arguments of `superclip train`."""
-        path = self.folder.path
-        arguments = self.run.openclip_arguments()
-        arguments += ["--logs", str(path.parent), "--name", path.name]
-        arguments += ["--resume", "latest", "--save-frequency", "1"]
-        if self.accept_changes and not self.run.is_table:
-            arguments.append("--superclip-accept-changes")
-        return arguments
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
@@ -142,28 +118,20 @@ class NodeTraining:
         return 1
 
     def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
-        """Runs this node's ranks to their end, after staging the first slice; returns their
-        failures."""
+        """Runs this node's ranks to their end, after staging the first slice and waiting for the
+        other nodes to do so; returns their failures."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.start.save()
         with self.staging or contextlib.nullcontext():
-            self.progress.last_step = time.monotonic()  # checking the data was not a stall
             while self.staging and not self.staging.first.is_set():
-                self.progress.last_step = time.monotonic()  # nor is copying it
                 each_second()
                 time.sleep(0.5)
-            if self.placement.num_nodes > 1:
-                self._await_nodes(each_second)
+            self.start.save()
+            # NCCL waits ten minutes at most until every node has checked and copied its data
+            while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
+                each_second()
+                time.sleep(1)
+            self.progress.last_step = time.monotonic()  # what came before was not a stall
             return run_ranks(self.start, each_second)
-
-    def _await_nodes(self, each_second: Callable[[], None]) -> None:
-        """Waits until every node has checked and copied its data: NCCL waits ten minutes at
-        most."""
-        (self.logs / f"node_{self.placement.node}.ready").touch()
-        while len(new_files(self.logs, "node_*.ready")) < self.placement.num_nodes:
-            self.progress.last_step = time.monotonic()  # waiting is not a stall
-            each_second()
-            time.sleep(1)
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -174,30 +142,28 @@ class NodeTraining:
                     folder.check_data("give --out another folder", self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
-                values = self._checked()
+                values = checked_start(self.run, folder, accepts=self.accepts_changes)
+                values["data_check"] = accepted_data(self.run, "run")
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
             for path in quarantine(folder.checkpoints, is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
-            values["accepts"] = self.accept_changes
-            folder.start(self.run, self.placement, self.logs.name, **values)
+            accepts = self.accepts_changes
+            folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
             try:
                 return self._train_and_record()
             except Exception as error:
-                name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-                folder.end(FAILED, f"{name}{error}{self._full_disk()}")
+                message = Failure.of("superclip run", error).message
+                folder.end(FAILED, f"{message}{self.full_disk}")
                 raise
 
     def _train_and_record(self) -> int:
         """Trains, records the end, and returns the exit code; raises Stopped if a signal ends it
         that no failure preceded."""
         try:
-            self._check_starts()
-            self._check_disk()
-            with self._beating():  # a check may take longer than STALE
-                checked = accepted_data(self.run, "run")
-            self.folder.note(data_check=checked)
+            check_starts(self.folder)
+            check_disk(self.run, self.folder)
             return self._end(self._train())
         except Stopped as stop:
             then = Decision(REQUEUE if stop.before_time_is_up else None)
@@ -207,43 +173,12 @@ class NodeTraining:
                 raise
             return self._end(failure)
 
-    @contextlib.contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Writes heartbeats while this process does other work."""
-        signal.signal(signal.SIGALRM, lambda *_: self._beat())
-        signal.setitimer(signal.ITIMER_REAL, HEARTBEAT, HEARTBEAT)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _checked(self) -> dict:
-        """Returns what this start adds to run.json; InputError if it may not train into the
-        folder."""
-        folder = self.folder
-        if not self.accept_changes:
-            folder.check_recipe(self.run.recipe)
-        resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-        begins = beginning(vars(check_command(self.run.openclip_arguments())), self.run.world_size)
-        before = read_beginning(folder.path) if folder.epoch else None
-        if before is None:  # nothing was trained yet
-            return {BEGAN_WITH: begins}
-        if not self.accept_changes:
-            check_beginning(folder.path, begins, "--accept-changes")
-        changed = differences(before, begins)
-        changes = folder.record().get("changes", [])
-        if changed:
-            change = {"when": current_time(), "start": len(folder.attempts), "changed": changed}
-            changes.append(change)
-        began_with = begins if changed or not before["versions"] else before
-        return {BEGAN_WITH: began_with, "changes": changes}
-
     def _train(self) -> Failure | None:
         """Trains to the end, and returns the failure that caused the others."""
         try:
             self.failures = self._run_ranks(self._each_second)
         except Stalled as stalled:
-            return Failure("", str(stalled), kind=STALL)
+            return Failure("", str(stalled), kind=HARDWARE, host="")
         except BrokenPipeError:  # of the output
             raise
         except OSError as error:
@@ -253,18 +188,22 @@ class NodeTraining:
             self._make_room()  # this node's ranks, which may have been saving, have ended
             return self._cause(PATIENCE)
         self._each_second()
+        epoch = self.folder.epoch
         last = self.run.num_slices
-        if self.folder.epoch < last and not self._why_stopped_early():
-            return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
+        if epoch < last:
+            why = why_stopped_early(self.folder.path, self.run.settings.patience)
+            if not why:
+                return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
+            self.folder.beat(stopped_early=why)
+            self._log(f"stopped after epoch {epoch} of {last}: {why}")
         return None
 
     def _each_second(self) -> None:
-        """Records the progress, prints the output of rank 0, removes old checkpoints, and raises an
-        exception if the run must end."""
+        """Records the progress, prints the output of rank 0, and raises an exception if the run
+        must end."""
         self.progress.look()
         if time.monotonic() - self.last_beat >= HEARTBEAT:
             self._beat()
-        self.unreadable.check()
         minutes = self.run.settings.stall_minutes
         if self.progress.has_stalled(minutes):
             raise Stalled(f"no step for {minutes:g} minutes")
@@ -273,11 +212,6 @@ class NodeTraining:
             return
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
-        epoch = self.folder.epoch
-        if epoch != self.last_epoch:
-            self.last_epoch = epoch
-            self.folder.prune(self.run)
-            self._beat()
 
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""
@@ -296,7 +230,6 @@ class NodeTraining:
         failure = cause(self.logs, self.failures, hosts(), patience)
         if failure and failure.kind == DATA:
             self.unreadable.look()
-            self.unreadable.check()
         return failure
 
     def _end(self, failure: Failure | None) -> int:
@@ -304,13 +237,9 @@ class NodeTraining:
         folder = self.folder
         self._beat()
         if failure is None:
-            epoch = folder.epoch
-            last = self.run.num_slices
-            if epoch < last:
-                folder.beat(stopped_early=self._why_stopped_early())
-                self._log(f"stopped after epoch {epoch} of {last}: {self._why_stopped_early()}")
             folder.end(FINISHED)
-            print(f"superclip run: finished; {folder.checkpoints}/epoch_{epoch}.pt", flush=True)
+            last = f"{folder.checkpoints}/epoch_{folder.epoch}.pt"
+            print(f"superclip run: finished; {last}", flush=True)
             if best := best_epoch(folder.path):
                 export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
                 print(f"superclip run: {best}; {export} exports it", flush=True)
@@ -321,70 +250,33 @@ class NodeTraining:
 
             for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
-        disk = self._full_disk()
         decision = ENDS
-        if disk:  # a rank may not have been able to write its error
-            to_stderr(f"superclip run: {disk.strip(' ()')}")
+        if self.full_disk:  # a rank may not have been able to write its error
+            to_stderr(f"superclip run:{self.full_disk}")
         elif not self.start.measures:
-            decision = decide(failure, folder.attempts, folder.epoch, time_left())
+            decision = decide(failure, folder.attempts, folder.epoch)
         if decision.next is None:
-            folder.end(FAILED, f"{failure.text}{disk or decision.why}")
+            folder.end(FAILED, f"{failure.text}{self.full_disk or decision.why}")
             return 1
-        again = "starts again"
-        if self.placement.step is not None:
-            again = "train.sbatch, or you with the same command, starts it again"
-        to_stderr(f"superclip run: {again} from the last checkpoint")
+        to_stderr("superclip run: the next start resumes from the last checkpoint")
         folder.end(PREEMPTED, failure.text, decision)
         return EXIT_AGAIN
 
-    def _why_stopped_early(self) -> str:
-        return why_stopped_early(self.folder.path, self.run.settings.patience)
-
     def _beat(self) -> None:
-        """Writes the progress into state.json."""
-        self.progress.look()
+        """Writes the progress into state.json, and removes old checkpoints."""
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = self.folder.epoch
             values = self.progress.values(epoch)
             self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
+            self.folder.prune(self.run)
 
     def _make_room(self) -> None:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
         recorded."""
-        self._full_disk()
+        if shutil.disk_usage(self.folder.path).free < FULL:
+            self.full_disk = f" (the disk of {self.folder.path} is full)"
         quarantine(self.folder.checkpoints, is_complete, None)
-
-    def _full_disk(self) -> str:
-        """Returns " (the disk of RUN is full)" if it is, or was when a rank failed, else ""."""
-        self.disk_was_full |= shutil.disk_usage(self.folder.path).free < FULL
-        return f" (the disk of {self.folder.path} is full)" if self.disk_was_full else ""
-
-    def _check_starts(self) -> None:
-        """Raises InputError if this job was started too often without a new slice."""
-        if starts_without_slice(self.folder.attempts, self.folder.epoch) > MAX_STARTS:
-            raise InputError(
-                f"the run was started {MAX_STARTS} times and stopped before a slice was trained "
-                f"({PREEMPTIONS} preemptions count as one start): give the job more --time, or "
-                "the recipe more slices"
-            )
-
-    def _check_disk(self) -> None:
-        """Raises InputError if the disk has no room for the checkpoints that the run will write."""
-        folder = self.folder.path
-        saved = checkpoints(self.folder.checkpoints)
-        if max(saved, default=0) >= self.run.num_slices:
-            return
-        num_more = max(1, self.run.max_checkpoints - len(saved))
-        size = max((path.stat().st_size for path in saved.values()), default=0)
-        size = size or build_model(self.run)[0]["checkpoint_bytes"]
-        check_room(
-            f"--out: the disk of {folder}",
-            folder,
-            num_more * size,
-            f"{num_more} more checkpoints of {bytes_text(size)} need",
-            "free some space, or give --out another folder",
-        )
 
     def _log(self, text: str) -> None:
         """Prints a line, and adds it to OpenCLIP's log."""
@@ -392,15 +284,3 @@ class NodeTraining:
         print(line, flush=True)
         with open(self.folder.path / "out.log", "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")
-
-
-def _accepted_before(placement: Placement, folder: RunFolder) -> bool:
-    """Returns whether an earlier start of the same job has accepted changes."""
-    this = placement.restarts, placement.step
-    return any(
-        attempt.get("accepts")
-        and placement.job
-        and attempt["job"] == placement.job
-        and (attempt["restarts"], attempt["step"]) != this
-        for attempt in folder.attempts
-    )

@@ -5,7 +5,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,7 +38,6 @@ class CountedSteps:
         return self.calls % self.calls_of_epoch == 0
 
 
-@dataclass
 class LossMonitor:
     """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
 
@@ -48,21 +46,25 @@ class LossMonitor:
     follows.
     """
 
-    loss: Callable
-    counted: CountedSteps
-    steps_file: Path | None = None  # for the completed steps, which rank 0 writes
-    each_step: Callable[[], None] = lambda: None  # called first
-    check_data: Callable[[int, torch.device], None] = lambda *_: None
+    loss: Callable  # of OpenCLIP
 
-    def __post_init__(self):
-        self.file = None
-        if self.steps_file is not None:
-            self.file = os.open(self.steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+    def __init__(self, counted: CountedSteps, steps_file: Path | None = None):
+        self.counted = counted
+        self.file = None  # for the completed steps, which rank 0 writes
+        if steps_file is not None:
+            self.file = os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
 
+    def each_step(self, device: torch.device) -> None:
+        """Called with each loss, before it is counted."""
+
+    def check_data(self, epoch: int, device: torch.device) -> None:
+        """Called at the end of each epoch."""
+
     def __call__(self, *args, **kwargs):
-        self.each_step()
         losses = self.loss(*args, **kwargs)
+        total = sum(losses.values())
+        self.each_step(total.device)
         counted = self.counted
         epoch = counted.epoch()
         step = counted.step()
@@ -72,7 +74,6 @@ class LossMonitor:
             with contextlib.suppress(OSError):
                 os.pwrite(self.file, f"{step:>20}".encode(), 0)
         self._check_pending()
-        total = sum(losses.values()) if isinstance(losses, dict) else losses
         value = total.detach()
         copied = None
         if value.is_cuda:  # copied without waiting: the event marks its completion

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import is_running, json_or_empty
-from .recovery import CONNECTION, LOST, Failure, failures, first_failure, new_files
-from .slurm import this_host
+from .recovery import CONNECTION, LOST, Failure, failures, first_failure
 
 PATIENCE = 20  # seconds for which the node that closed a connection may report why
 HEARTBEAT = 10  # seconds between two heartbeats of a run
@@ -24,19 +23,17 @@ def cause(
     seconds for other nodes to report it.
 
     If only connections were closed, the nodes that have reported neither a failure nor a signal
-    are lost. `here`
-    are this node's failures, which it may not have been able to write; `nodes` are the names of
-    all nodes.
+    are lost. `here` are this node's failures, which it may not have been able to write; `nodes`
+    are the names of all nodes.
     """
     deadline = time.monotonic() + (patience if len(nodes) > 1 else 0)
     while True:
-        known = failures(logs) or here
+        known = [*failures(logs), *here]
         failure = first_failure(known)
         if (failure and failure.kind != CONNECTION) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    stopped = {json_or_empty(file).get("host") for file in new_files(logs, "node_*.stopped")}
-    silent = sorted({*nodes} - {failure.host for failure in known} - stopped - {this_host()})
+    silent = sorted({*nodes} - {failure.host for failure in known})
     if failure and failure.kind == CONNECTION and silent:
         message = f"lost contact with {', '.join(silent)}"
         return Failure("", message, kind=LOST, host=silent[0])

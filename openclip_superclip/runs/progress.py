@@ -1,5 +1,6 @@
 """The progress of a run while it trains: steps, speed, expected end, stalls, and OpenCLIP's log."""
 
+import math
 import re
 import time
 from collections import Counter, deque
@@ -12,11 +13,11 @@ FIRST_STEP = 30  # minutes that the first step may take, at least
 STACKS = 5  # seconds in which ranks without progress write their stacks
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
-STEP = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) ")
+STEP = re.compile(
+    r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) .*Data \(t\): ([\d.]+) .*, ([\d.e+-]+)/s, "
+    r".*\bLoss: \S+ \([^)]*\)\s*$"  # the total, which OpenCLIP writes last
+)
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
-SPEED = re.compile(r"([\d.e+-]+)/s, ")
-WAITING = re.compile(r"Data \(t\): ([\d.]+)")  # seconds
-END_OF_STEP = re.compile(r"\bLoss: \S+ \([^)]*\)\s*$")  # OpenCLIP writes the total last
 
 
 class Progress:
@@ -26,7 +27,7 @@ class Progress:
         self.run = run
         self.steps_file = logs / STEPS
         self.seen = deque()  # times, and the completed steps then
-        self.last_step = time.monotonic()  # when the last one was seen, or this start began
+        self.last_step = math.inf  # when the last one was seen, or the ranks were started
 
     def look(self) -> None:
         """Reads the number of steps."""
@@ -54,14 +55,16 @@ class Progress:
         speed = end = None
         if len(self.seen) > 1:
             (began, before), (ended, after) = self.seen[0], self.seen[-1]
-            speed = (after - before) / (ended - began)
-            end = datetime.now().astimezone() + timedelta(seconds=(self.run.steps - step) / speed)
+            seconds = (ended - began) / (after - before)  # of a step
+            speed = round(self.run.global_batch_size / seconds, 3)
+            left = timedelta(seconds=(self.run.steps - step) * seconds)
+            end = (datetime.now().astimezone() + left).isoformat(timespec="seconds")
         return {
             "slices": self.run.num_slices,
             "step": step,
             "steps": self.run.steps,
-            "samples_per_second": round(speed * self.run.global_batch_size, 3) if speed else None,
-            "expected_end": end.isoformat(timespec="seconds") if end else None,
+            "samples_per_second": speed,
+            "expected_end": end,
         }
 
 
@@ -95,22 +98,21 @@ def read_log(log: Path) -> list[dict]:
     points = []
     for line in log.read_text(errors="replace").splitlines():
         step = STEP.search(line)
-        if not (step and END_OF_STEP.search(line)):
+        if not step:
             continue
-        epoch, seen, of_epoch = map(int, step.groups())
+        epoch, seen, of_epoch = map(int, step.groups()[:3])
+        data_seconds, speed = map(float, step.groups()[3:])
         samples = epoch * of_epoch + seen
         while points and points[-1]["samples"] >= samples:
             points.pop()
-        speed = SPEED.search(line)
-        waiting = WAITING.search(line)
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append(
             {
                 "samples": samples,
                 **losses,
                 "epoch_samples": of_epoch,
-                "data_seconds": float(waiting[1]) if waiting else None,
-                "samples_per_second": float(speed[1]) if speed else None,
+                "data_seconds": data_seconds,
+                "samples_per_second": speed,
             }
         )
     return points

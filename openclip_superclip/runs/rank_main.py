@@ -8,18 +8,18 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..checkpoints import trainer_files
 from ..checkpoints.validation import why_stopped_early
 from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, keep_freed_memory, peak_of_process, replaced
 from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..hooks import hookimpl
-from ..method.distributed import begin_sum, world_size
+from ..method.distributed import begin_sum
 from ..openclip.train import register_plugin, train
 from .child_processes import Start, last_line
 from .loss_monitor import CountedSteps, LossMonitor, NonFiniteLoss
@@ -27,10 +27,6 @@ from .progress import FIRST_STEP, STEPS
 from .recovery import DATA, LOSS, Failure
 from .staging import StagedShards
 from .unreadable import too_much_unreadable, unreadable_of_slice
-
-
-class Refused(InputError):
-    """Training ended with an exit code; the message is the last line of the rank's output."""
 
 
 class TooMuchUnreadable(Exception):
@@ -61,7 +57,7 @@ def main(file: str) -> int:
         return 0
     except Exception as error:
         _failure(error, rank).write(start.logs / f"rank_{rank}.error.json")
-        if isinstance(error, Refused):
+        if isinstance(error, InputError):
             return 1
         raise
 
@@ -81,8 +77,8 @@ def _failure(error: Exception, rank: int) -> Failure:
 
 
 def _train(start: Start, rank: int) -> None:
-    """Trains; raises Refused if training ends with another exit code than 0, and NonFiniteLoss for
-    non-finite weights after the last step."""
+    """Trains; raises InputError, with the last line of the rank's output, for another exit code
+    than 0, and NonFiniteLoss for non-finite weights after the last step."""
     monitor = RankMonitor(start, rank)
     register_plugin(monitor)
     try:
@@ -95,10 +91,9 @@ def _train(start: Start, rank: int) -> None:
         if isinstance(code, str):
             to_stderr(code)
     if code:
-        raise Refused(last_line(start.logs / f"rank_{rank}.log"))
-    saved = trainer_files.checkpoints(start.logs.parents[1] / "checkpoints")
-    last = saved.get(start.run.num_slices)
-    if rank == 0 and last and not holds_numbers(last):
+        raise InputError(last_line(start.logs / f"rank_{rank}.log"))
+    last = start.logs.parents[1] / f"checkpoints/epoch_{start.run.num_slices}.pt"
+    if rank == 0 and last.exists() and not holds_numbers(last):
         raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 
 
@@ -126,13 +121,12 @@ def _peak_memory() -> dict:
     """Returns the peak of the GPU's memory or, without a GPU, of this process without its
     data-loading workers."""
     if torch.cuda.is_initialized():
-        card = torch.cuda.get_device_properties(torch.cuda.current_device())
-        peak = torch.cuda.max_memory_reserved()
-        return {"of": "GPU", "name": card.name, "peak": peak, "total": card.total_memory}
-    return {"of": "process", "name": None, "peak": peak_of_process(), "total": None}
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return {"of": "GPU", "peak": torch.cuda.max_memory_reserved(), "total": total}
+    return {"of": "process", "peak": peak_of_process(), "total": None}
 
 
-class RankMonitor:
+class RankMonitor(LossMonitor):
     """An OpenCLIP plugin that monitors the loss and the data that this rank cannot read.
 
     Staged copies of shards are read instead of the shards.
@@ -143,7 +137,8 @@ class RankMonitor:
         self.logs = start.logs
         self.rank = rank
         self.staged = StagedShards(Path(start.staged)) if start.staged else None
-        self.counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
+        counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
+        super().__init__(counted, self.logs / STEPS if rank == 0 else None)
         self.shared_epoch = None  # OpenCLIP's, of shards: data-loading workers see it
         self.unreadable = self.logs / f"unreadable_{rank}.jsonl"
 
@@ -175,42 +170,36 @@ class RankMonitor:
         from open_clip import create_loss
 
         loss = yield
+        self.loss = loss or create_loss(args)
         self.counted.resume(args.resume)
+        return self
 
-        def each_step() -> None:
-            dump_stacks_after(self.run.settings.stall_minutes)
-            if self.run.settings.patience and self.counted.is_new_epoch():
-                self._check_patience(torch.device(args.device))
-
-        return LossMonitor(
-            loss or create_loss(args),
-            self.counted,
-            steps_file=self.logs / STEPS if self.rank == 0 else None,
-            each_step=each_step,
-            check_data=self._check_data,
-        )
-
-    def _check_patience(self, device: torch.device) -> None:
+    def each_step(self, device: torch.device) -> None:
         """Raises StoppedEarly on all ranks if rank 0, which measures, finds no improvement.
 
-        Collective."""
-        folder = self.logs.parents[1]
-        is_over = self.rank == 0 and bool(why_stopped_early(folder, self.run.settings.patience))
-        over = torch.tensor(int(is_over), device=device)
-        if world_size() > 1:
-            over = begin_sum(over, "stopped early")()
-        if over.item():
-            raise StoppedEarly
+        Collective with --patience."""
+        dump_stacks_after(self.run.settings.stall_minutes)
+        patience = self.run.settings.patience
+        if patience and self.counted.is_new_epoch():
+            folder = self.logs.parents[1]
+            is_over = self.rank == 0 and bool(why_stopped_early(folder, patience))
+            if any(self._sum([int(is_over)], device)):
+                raise StoppedEarly
 
-    def _check_data(self, epoch: int, device: torch.device) -> None:
+    def check_data(self, epoch: int, device: torch.device) -> None:
         """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.
 
         Collective."""
-        counts = torch.tensor(unreadable_of_slice(self.unreadable, epoch), device=device)
-        if world_size() > 1:
-            counts = begin_sum(counts, "unreadable")()
-        if problem := too_much_unreadable(self.run, epoch, *counts.tolist()):
+        counts = self._sum(unreadable_of_slice(self.unreadable, epoch), device)
+        if problem := too_much_unreadable(self.run, epoch, *counts, shards={}):
             raise TooMuchUnreadable(problem)
+
+    def _sum(self, numbers: Sequence[int], device: torch.device) -> list[int]:
+        """Returns each number, summed over the ranks. Collective."""
+        numbers = torch.tensor(numbers, device=device)
+        if self.run.world_size > 1:
+            numbers = begin_sum(numbers, "superclip run")()
+        return numbers.tolist()
 
 
 if __name__ == "__main__":

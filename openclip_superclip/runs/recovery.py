@@ -4,11 +4,10 @@ function."""
 import contextlib
 import re
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
@@ -18,7 +17,6 @@ from .slurm import this_host
 MAX_STARTS = 3  # in a row without a new slice, after which a run has failed
 PREEMPTED_BY = "stopped by SIGTERM"  # the error of a preempted start
 PREEMPTIONS = 10  # that count as one start
-RESTART_SECONDS = 180  # with less time left in the job, it is requeued instead of started again
 
 # Kinds of failures. The user must fix those of the first three.
 USER = "user"  # in the code, the settings, memory
@@ -26,12 +24,12 @@ DATA = "data"  # too much of it cannot be read
 LOSS = "loss"  # not finite
 KILLED = "killed"  # a process was ended from outside
 HARDWARE = "hardware"  # a machine, a GPU or the network between them
-STALL = "stall"  # no progress
 CONNECTION = "connection"  # another rank is gone, which has its own reason
 LOST = "lost"  # nothing is known about another node
+STOPPED = "stopped"  # by a signal, which causes no failure
 FOR_THE_USER = (USER, DATA, LOSS)
 # the kinds of causes, likeliest first
-LIKELY = ((KILLED, DATA, LOSS), (USER, STALL), (HARDWARE,), (CONNECTION,))
+LIKELY = ((KILLED, DATA, LOSS), (USER,), (HARDWARE,), (CONNECTION,))
 OF_CONNECTIONS = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|ncclRemoteError|remote process "
     r"exited|Timed? ?out|timed out|timing out|No route to host|Network is unreachable"
@@ -57,16 +55,9 @@ class Failure:
     who: str  # "" if it is the same on all ranks
     message: str  # one line
     traceback: str = ""
-    timestamp: float = 0.0
     kind: str = USER
-    host: str = ""  # SLURM's name
-
-    @staticmethod
-    def here(who: str, message: str, traceback: str = "", kind: str = USER) -> "Failure":
-        """Returns a failure on this machine, now."""
-        return Failure(
-            f"{who} on {socket.gethostname()}", message, traceback, time.time(), kind, this_host()
-        )
+    host: str = field(default_factory=this_host)  # SLURM's name
+    timestamp: float = field(default_factory=time.time)
 
     @staticmethod
     def of(who: str, error: Exception, traceback: str = "") -> "Failure":
@@ -74,18 +65,18 @@ class Failure:
         no traceback."""
         if isinstance(error, InputError):
             kind = HARDWARE if OF_NODES.search(str(error)) else USER
-            return Failure.here(who, str(error), kind=kind)
+            return Failure(who, str(error), kind=kind)
         message = f"{type(error).__name__}: {error}"
-        return Failure.here(who, message, traceback, kind_of(message))
+        return Failure(who, message, traceback, kind_of(message))
 
     @property
     def text(self) -> str:
-        """What happened, and to which rank."""
-        return f"{self.who}: {self.message}" if self.who else self.message
+        """What happened, to which rank and where."""
+        return f"{self.who} on {self.host}: {self.message}" if self.who else self.message
 
     def describe(self, logs: Path) -> str:
         """Returns what to print, given the folder of the ranks' output: the traceback first."""
-        first = f"superclip run: {self.who} failed first:\n" if self.who else ""
+        first = f"superclip run: {self.who} on {self.host} failed first:\n" if self.who else ""
         return (
             f"{first}{self.traceback.rstrip() or self.message}\n"
             f"superclip run: the output of every rank is in {logs}"
@@ -111,14 +102,14 @@ def exit_failure(rank: int, exit_code: int, output: str = "") -> Failure:
     NCCL's watchdog has ended it because of its own GPU."""
     who = f"rank {rank}"
     if exit_code > 0:
-        return Failure.here(who, f"it ended with exit code {exit_code}")
+        return Failure(who, f"it ended with exit code {exit_code}")
     name = f"Signal {-exit_code} ({signal.Signals(-exit_code).name})"
     # of SLURM, and of NCCL's watchdog when another rank is gone
     if -exit_code in (signal.SIGTERM, signal.SIGABRT):
         # the watchdog's own name says nothing about the reason
         kind = HARDWARE if kind_of(output.replace("NCCL", "")) == HARDWARE else CONNECTION
-        return Failure.here(who, f"it was ended by {name}", kind=kind)
-    return Failure.here(who, f"it was ended from outside: {name}", kind=KILLED)
+        return Failure(who, f"it was ended by {name}", kind=kind)
+    return Failure(who, f"it was ended from outside: {name}", kind=KILLED)
 
 
 def failures(logs: Path) -> list[Failure]:
@@ -165,15 +156,12 @@ class Decision:
 ENDS = Decision()
 
 
-def decide(
-    failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None
-) -> Decision:
+def decide(failure: Failure, attempts: Sequence[Mapping], progress: int) -> Decision:
     """Returns how a run continues after a failure.
 
     Args:
         attempts: all starts of the run, as run.json records them; the last one has failed.
         progress: the number of saved slices.
-        time_left: seconds until the job's time limit, None without one.
     """
     if failure.kind in FOR_THE_USER:
         return ENDS
@@ -182,9 +170,7 @@ def decide(
         return Decision(why=f"; {starts} starts in a row ended before a slice was trained")
     if starts > 1:  # the node may be the reason
         return Decision(REQUEUE, without=failure.host)
-    if failure.kind == LOST or (time_left is not None and time_left < RESTART_SECONDS):
-        return Decision(REQUEUE)
-    return Decision(RESTART)
+    return Decision(REQUEUE if failure.kind == LOST else RESTART)
 
 
 def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 import signal
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from ..files import read_json
 from ..plans.recipe import Recipe
 from ..plans.recipe_files import with_settings
 from ..plans.run import Run
-from ..rendering import bytes_text, significant
 from .folder import RunFolder
 from .launcher import NodeTraining
 from .progress import read_log
@@ -28,53 +26,7 @@ SLICES = 2  # that are trained; the training is interrupted in the second
 # folders in the rehearsal's
 UNINTERRUPTED = "uninterrupted"
 INTERRUPTED = "interrupted"
-MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
-LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 MAX_RESTARTS = 2  # of a requeued job
-# of samples per second, by the hours that follow
-SPEEDS = {"low": "high", "median": "median", "high": "low"}
-
-
-def _setup(run: Run) -> dict:
-    """Returns what the throughput depends on most."""
-    machines = ("device", "nodes", "gpus_per_node", "batch_size", "accum_freq", "workers")
-    recipe = {"model": run.recipe.model, "precision": run.recipe.precision}
-    return recipe | {name: getattr(run, name) for name in machines}
-
-
-def read_rehearsal(file: str, run: Run) -> dict:
-    """Returns the content of a rehearsal.json, with the hours of `run`.
-
-    Raises InputError if the file is invalid, or measured with another model, precision, batch,
-    device or machines.
-    """
-    summary = read_json(Path(file), flag="--rehearsal")
-    try:
-        seconds = summary["checkpoint"]["seconds"]
-        summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
-        for name, here in _setup(run).items():
-            there = summary[name]
-            if there != here:
-                raise InputError(
-                    f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the "
-                    "options of the rehearsal, or rehearse again"
-                )
-    except (TypeError, KeyError, ZeroDivisionError):
-        raise InputError(
-            f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
-        ) from None
-    return summary
-
-
-def whole_hours(
-    run: Run, samples_per_second: dict[str, float], checkpoint_seconds: float
-) -> dict[str, float]:
-    """Returns the hours with checkpoints and without validation: low, median and high."""
-    saving = run.num_slices * checkpoint_seconds
-    return {
-        name: (run.samples / samples_per_second[speed] + saving) / 3600
-        for name, speed in SPEEDS.items()
-    }
 
 
 class Interrupted(Stopped):
@@ -140,10 +92,9 @@ class Rehearsal:
         """
         ours = self._losses(INTERRUPTED)
         theirs = self._losses(UNINTERRUPTED)
-        gaps = {}
-        for samples in ours.keys() & theirs.keys():
-            pairs = zip(ours[samples], theirs[samples], strict=True)
-            gaps[samples] = max((abs(a - b) for a, b in pairs), default=0)
+        gaps = {
+            samples: abs(ours[samples] - theirs[samples]) for samples in ours.keys() & theirs.keys()
+        }
         first_slice = [gap for samples, gap in gaps.items() if samples <= self.run.slice_samples]
         return {
             "steps": len(theirs),
@@ -153,6 +104,12 @@ class Rehearsal:
             "equal_weights": self._equal_weights(SLICES),
             "repeats": not any(first_slice) and self._equal_weights(1),
         }
+
+    def measures(self) -> list[dict]:
+        """Returns the memory and the checkpoints that each uninterrupted rank has measured."""
+        logs = self.logs[UNINTERRUPTED]
+        ranks = range(self.run.world_size)
+        return [read_json(logs / f"rank_{rank}.measures.json") for rank in ranks]
 
     def speeds(self) -> list[tuple[float, float]]:
         """Returns samples a second and the fraction of time spent waiting for data, of the
@@ -193,12 +150,9 @@ class Rehearsal:
         except Interrupted:
             return None
 
-    def _losses(self, name: str) -> dict[int, list[float]]:
+    def _losses(self, name: str) -> dict[int, float]:
         """Returns the losses by the samples that were seen."""
-        return {
-            point["samples"]: [value for key, value in point.items() if key.endswith("loss")]
-            for point in read_log(self._path(name) / "out.log")
-        }
+        return {point["samples"]: point["loss"] for point in read_log(self._path(name) / "out.log")}
 
     def _equal_weights(self, epoch: int) -> bool:
         ours, theirs = (
@@ -208,115 +162,6 @@ class Rehearsal:
         return ours.keys() == theirs.keys() and all(
             torch.equal(ours[name], theirs[name]) for name in ours
         )
-
-
-def report(run: Run, rehearsal: Rehearsal) -> dict:
-    """Returns the content of rehearsal.json; `run` is the whole one."""
-    ranks = [
-        read_json(rehearsal.logs[UNINTERRUPTED] / f"rank_{rank}.measures.json")
-        for rank in range(run.world_size)
-    ]
-    steps = rehearsal.speeds()
-    speeds = sorted(speed for speed, _ in steps)
-    places = {"low": 0.1, "median": 0.5, "high": 0.9}
-    speed = {name: speeds[round(place * (len(speeds) - 1))] for name, place in places.items()}
-    checkpoint = max(ranks[0]["checkpoints"], key=lambda one: one["seconds"])
-    memory = max((rank["memory"] for rank in ranks), key=lambda memory: memory["peak"])
-    waiting = None if run.accum_freq > 1 else statistics.fmean(waiting for _, waiting in steps)
-    return {
-        "recipe": run.recipe.name,
-        **_setup(run),
-        "world_size": run.world_size,
-        "global_batch_size": run.global_batch_size,
-        "rehearsed_steps": len(steps),
-        "samples_per_second": speed,
-        "waiting_for_data": waiting,
-        "memory": memory,
-        "checkpoint": {**checkpoint, "at_most": run.max_checkpoints},
-        "disk_free": shutil.disk_usage(rehearsal.folder).free,
-        "resumed": rehearsal.differences(),
-        "hours": whole_hours(run, speed, checkpoint["seconds"]),
-        "limit": _limit(run, waiting or 0, memory),
-    }
-
-
-def _limit(run: Run, waiting: float, memory: dict) -> str:
-    """Returns the bottleneck, and what to change."""
-    if waiting > MAX_WAITING:
-        return (
-            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers "
-            f"than {run.workers} if there are CPUs for them, or faster storage"
-        )
-    if run.accum_freq > 1 and memory["total"] and memory["peak"] < LOW_MEMORY * memory["total"]:
-        return (
-            f"accumulation: {memory['peak'] / memory['total']:.0%} of a GPU's memory is used; "
-            f"try --gpu-batch-max {2 * run.batch_size}"
-        )
-    return "computing, not the data"
-
-
-def report_text(summary: dict) -> str:
-    """Returns a report on one screen."""
-    memory = summary["memory"]
-    checkpoint = summary["checkpoint"]
-    waiting = summary["waiting_for_data"]
-    hours = {name: significant(value) for name, value in summary["hours"].items()}
-    speed = {name: significant(value, 4) for name, value in summary["samples_per_second"].items()}
-    needed = checkpoint["at_most"] * checkpoint["bytes"]
-    of = f" of {bytes_text(memory['total'])}" if memory["total"] else ""
-    unit = "GPU" if summary["device"] == "cuda" else "process"
-    unit_hours = summary["hours"]["median"] * summary["world_size"]
-    differences = other_training(summary)
-    lines = {
-        "speed": f"{speed['median']} samples/s, {speed['low']} to {speed['high']} in 8 of 10 steps",
-        "data": "unknown with --accum-freq"
-        if waiting is None
-        else f"{waiting:.1%} of the time waiting for it",
-        "memory": f"{bytes_text(memory['peak'])}{of}, the peak of a {memory['of']}",
-        "checkpoint": f"{checkpoint['seconds']:.2g} s, {bytes_text(checkpoint['bytes'])}; "
-        f"{checkpoint['at_most']} need {bytes_text(needed)}, and "
-        f"{bytes_text(summary['disk_free'])} are free",
-        "resumed": f"NOT equal: {differences}" if differences else _resumed(summary),
-        "whole run": f"{hours['median']} hours without validation ({hours['low']} to "
-        f"{hours['high']}), {significant(unit_hours)} {unit}-hours",
-        "bottleneck": summary["limit"],
-    }
-    if needed > summary["disk_free"]:
-        lines["warning"] = "the disk will be full before the run ends"
-    texts = [f"  {name:<12}{text}" for name, text in lines.items()]
-    return "\n".join([f"rehearsal of {summary['recipe']}:", *texts])
-
-
-def other_training(summary: dict) -> str:
-    """Returns the differences of the resumed training from the uninterrupted one if they are an
-    error, else "".
-
-    On a GPU with nondeterministic kernels they appear before the interruption, and prove nothing.
-    """
-    resumed = summary["resumed"]
-    if resumed["missing"]:
-        return f"{resumed['missing']} of {resumed['steps']} steps are missing"
-    return "" if summary["device"] == "cuda" and not resumed["repeats"] else _differences(resumed)
-
-
-def _differences(resumed: dict) -> str:
-    differences = []
-    if resumed["different"]:
-        of_steps = f"{resumed['different']} of {resumed['steps']} steps"
-        differences.append(f"the losses differ in {of_steps}, by up to {resumed['largest']:.2g}")
-    if not resumed["equal_weights"]:
-        differences.append("the weights differ")
-    return ", and ".join(differences)
-
-
-def _resumed(summary: dict) -> str:
-    resumed = summary["resumed"]
-    if differences := _differences(resumed):
-        return (
-            f"{differences}; they differ before SIGUSR1 as well: this GPU's kernels are not "
-            "deterministic"
-        )
-    return f"after SIGUSR1, with equal losses in all {resumed['steps']} steps and equal weights"
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:

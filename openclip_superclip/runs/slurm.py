@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,27 +19,10 @@ from ..errors import InputError
 from ..files import shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
-# options of sbatch that are passed on unchanged
-NAMED = ("partition", "account", "qos", "time", "constraint")
 # variables of the job in which a job is submitted
 OF_JOB = re.compile(r"SLURM_(?!CONF|JWT|SACK|CLUSTERS)")
 TIME = "24:00:00"  # the default of --time
 SETUP = "setup.sh"  # the copy of --setup that a folder keeps
-OURS = {  # options of sbatch that the scripts set, and how to change them
-    "nodes": "--nodes",
-    "gpus-per-node": "--gpus-per-node",
-    "gpus": "--nodes and --gpus-per-node",
-    "cpus-per-task": "--cpus-per-node",
-    "ntasks": "--nodes",
-    "ntasks-per-node": "--gpus-per-node",
-    "array": "superclip study --slurm",
-    "job-name": "--out",
-    "output": "--out",
-    "chdir": "cd DIR before the command",
-    **dict.fromkeys(
-        ("signal", "requeue", "no-requeue", "open-mode"), "a copy of slurm/train.sbatch"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,7 @@ class Placement:
     step: str | None = None
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    gpus: int | None = None  # of this node, if set by SLURM
+    gpus: int = 0  # of this node, if set by SLURM
 
     def name_of_start(self, num_earlier: int) -> str:
         """Returns the name of this start of a run, equal on all nodes, given the number of earlier
@@ -69,22 +51,6 @@ class Placement:
             else f"{self.job}.{self.step}-{self.restarts}"
         )
 
-    def num_processes(self, device: str) -> int:
-        """Returns the number of training processes here: one per GPU, or one on CPUs; InputError
-        without a GPU."""
-        if device == "cpu":
-            return 1
-        gpus = self.gpus
-        if gpus is None:
-            import torch
-
-            gpus = torch.cuda.device_count()
-        if gpus == 0:
-            raise InputError(
-                "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
-            )
-        return gpus
-
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     """Returns the node of this process; InputError if srun does not start one process per node."""
@@ -94,11 +60,10 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     array = environment.get("SLURM_ARRAY_JOB_ID")
     if array is not None:  # SLURM_JOB_ID of one task is also the number of the whole array
         job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
-    gpus = environment.get("SLURM_GPUS_ON_NODE")
     placement = Placement(
         job=job,
         restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
-        gpus=int(gpus) if gpus else None,
+        gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
     )
     step = environment.get("SLURM_STEP_ID")
     if step is None or int(step) >= FIRST_SPECIAL_STEP:
@@ -129,26 +94,6 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
         master_port=int(environment.get("MASTER_PORT", 29500)),
     )
-
-
-def minutes_of(time: str) -> float | None:
-    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
-    another text."""
-    days, has_days, rest = time.rpartition("-")
-    parts = rest.split(":")
-    if not has_days and len(parts) < 3:
-        parts.insert(0, "0")  # hours
-    try:
-        hours, minutes, seconds = map(int, [*parts, "0", "0"][:3])
-        return 60 * (24 * int(days or 0) + hours) + minutes + seconds / 60
-    except ValueError:  # such as UNLIMITED
-        return None
-
-
-def time_left() -> float | None:
-    """Returns the seconds until the job's time limit, None without one."""
-    end = os.environ.get("SLURM_JOB_END_TIME")
-    return int(end) - time.time() if end else None
 
 
 def hosts() -> list[str]:
@@ -182,10 +127,10 @@ class QueuedJob(NamedTuple):
 def my_jobs() -> dict[str, QueuedJob] | None:
     """Returns this user's jobs by their names; {} without squeue, and None if it does not
     answer."""
-    if shutil.which("squeue") is None:
-        return {}
     queue = _call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r")
-    if queue is None or queue.returncode:
+    if queue is None:
+        return {}
+    if queue.returncode:
         return None
     jobs = [QueuedJob(*line.strip().split("|", 2)) for line in queue.stdout.splitlines() if line]
     return {job.name: job for job in jobs}
@@ -253,11 +198,6 @@ class SlurmRequest:
     sbatch: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch
     setup: Path | None = None  # a bash file that the job sources first
 
-    @property
-    def time(self) -> str:
-        """The time limit of a job."""
-        return self.sbatch.get("time", TIME)
-
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
         copy = folder / SETUP
@@ -312,14 +252,12 @@ class SlurmRequest:
 
     def _options(self, file: Path, name: str, number: str = "%j") -> dict[str, str]:
         """Returns the common sbatch options of all jobs."""
-        # SLURM puts the folder of --chdir before a path that is not absolute, and reads that one's
-        # % as well.
-        folder = file.parent.absolute() if "%" in str(Path.cwd()) else file.parent
+        folder = str(file.parent.absolute())
         options = {
             "job-name": name,
             "nodes": str(self.nodes),
             "time": TIME,
-            "output": f"{str(folder).replace('%', '%%')}/slurm-{number}.out",
+            "output": f"{folder.replace('%', '%%')}/slurm-{number}.out",
             "chdir": str(Path.cwd()),
         }
         # on clusters without --gpus-per-node

@@ -1,7 +1,6 @@
 """--stage: copies the shards that a node's ranks read to the node's own disk, a slice ahead of
 them."""
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from ..data.shard_order import slice_of
 from ..data.tar_shards import expand
 from ..errors import InputError, to_stderr
-from ..files import keep_private
+from ..files import keep_private, whole_file
 from ..plans.run import Run
 from .folder import RunFolder, check_room
 from .slurm import Placement, this_host
@@ -27,7 +26,6 @@ class StagedShards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._shard_of: dict[str, str] = {}  # by copy, for the copies that this process reads
 
     def copy_of(self, shard: str) -> Path:
         """Returns the path of a shard's complete copy."""
@@ -37,18 +35,15 @@ class StagedShards:
         """Yields webdataset's shards, with the path of the copy if it exists by then."""
         for shard in shards:
             copy = self.copy_of(shard["url"])
-            if copy.exists():
-                self._shard_of[str(copy)] = shard["url"]
-                yield {**shard, "url": str(copy)}
-            else:
-                yield shard
+            yield {**shard, "url": str(copy)} if copy.exists() else shard
 
-    def name(self, copy: str) -> str:
-        """Returns the shard of a copy that this process has read; other names unchanged."""
-        return self._shard_of.get(copy, copy)
+    def name(self, file: str) -> str:
+        """Returns the absolute path of the shard of which a file is the copy; other names
+        unchanged."""
+        return file.removeprefix(str(self.folder))
 
 
-class Staging:
+class Staging(StagedShards):
     """A context in which one node's shards are copied; the copies are removed at the end.
 
     A node copies the shards that its own ranks read, of the current slice and the next one, to the
@@ -62,8 +57,7 @@ class Staging:
         self.run_folder = folder
         self.disk = Path(os.path.expandvars(stage)).expanduser().absolute()
         digest = hashlib.blake2b(os.fsencode(folder.path.resolve()), digest_size=8).hexdigest()
-        self.folder = self.disk / f"superclip-{digest}-{this_host()}"  # nodes may share a disk
-        self.staged = StagedShards(self.folder)
+        super().__init__(self.disk / f"superclip-{digest}-{this_host()}")  # nodes may share a disk
         self.names = expand(run.data)
         self.first = threading.Event()  # set once the slice that is trained first has been copied
         self.stop = threading.Event()
@@ -97,7 +91,7 @@ class Staging:
                     if self.stop.wait(1):
                         return
                 shards = [*self._shards(current), *self._shards(epoch)]
-                wanted = set(map(self.staged.copy_of, shards))
+                wanted = set(map(self.copy_of, shards))
                 for path in list(self.folder.rglob("*")):
                     if path.is_file() and path not in wanted:
                         path.unlink()
@@ -124,10 +118,9 @@ class Staging:
         ]
 
     def _check_disk(self, epoch: int) -> None:
-        needed = 0
-        for shard in {*self._shards(epoch), *self._shards(epoch + 1)}:
-            with contextlib.suppress(OSError):  # reported when it is copied
-                needed += os.stat(shard).st_size
+        # a missing one is reported when it is copied
+        shards = filter(os.path.exists, {*self._shards(epoch), *self._shards(epoch + 1)})
+        needed = sum(map(os.path.getsize, shards))
         check_room(
             f"--stage: the disk of {self.disk} on {this_host()}",
             self.disk,
@@ -137,27 +130,22 @@ class Staging:
         )
 
     def _copy(self, shard: str) -> None:
-        """Copies a shard to a temporary name, and renames the complete copy."""
-        copy = self.staged.copy_of(shard)
-        part = copy.with_name(f"{copy.name}.part")
+        """Copies a shard; an incomplete copy has a temporary name."""
+        copy = self.copy_of(shard)
         if self.stop.is_set() or copy.exists():
             return
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            with open(shard, "rb") as file, open(part, "wb") as to:
-                keep_private(part, Path(shard))
+            with open(shard, "rb") as file, whole_file(copy) as to:
+                keep_private(Path(to.name), Path(shard))
                 while chunk := file.read(CHUNK):
                     to.write(chunk)
                     if self.stop.is_set():
-                        return
-            os.replace(part, copy)
+                        raise InterruptedError
         except OSError as error:
-            if not self.has_failed:
+            if not self.has_failed and not self.stop.is_set():
                 to_stderr(
                     f"superclip run: --stage: {shard} is read from its original path, because "
                     f"copying failed ({error.strerror or error}); others are not reported"
                 )
             self.has_failed = True
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)

@@ -26,33 +26,31 @@ class UnreadableData:
     start: str  # the name of this one
 
     def __post_init__(self):
-        self.shards: dict[str, str] = {}  # of the whole run: why each cannot be read
-        self.of_slice = defaultdict(set)  # the shards of this start, by slice
-        self.samples = Counter()  # by start and epoch
+        # by start and epoch: why each shard cannot be read, and the number of samples
+        self.shards: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+        self.samples = Counter()
         self.added = AddedLines()
 
     def look(self) -> dict[str, int]:
-        """Returns the numbers for state.json."""
+        """Returns the numbers for state.json; InputError if a slice that this start trains has too
+        many."""
         for file in self.ranks.glob("*/unreadable_*.jsonl"):
             for line in _listed(self.added.read(file)):
+                trained = file.parent.name, line["epoch"]
                 if "shard" in line:
-                    self.shards[line["shard"]] = line["why"]
-                    if file.parent.name == self.start:
-                        self.of_slice[line["epoch"]].add(line["shard"])
+                    self.shards[trained][line["shard"]] = line["why"]
                 else:
-                    self.samples[file.parent.name, line["epoch"]] += 1
+                    self.samples[trained] += 1
+        for start, epoch in sorted({*self.shards, *self.samples}):
+            shards = dict(sorted(self.shards[start, epoch].items()))
+            counts = len(shards), self.samples[start, epoch]
+            problem = too_much_unreadable(self.run, epoch, *counts, shards)
+            if problem and start == self.start:
+                raise InputError(problem)
         # a slice trained twice counts once
         of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}
-        return {"shards": len(self.shards), "samples": sum(of_epoch.values())}
-
-    def check(self) -> None:
-        """Raises InputError if a slice that this start trains has too many."""
-        epochs = {*self.of_slice, *(epoch for start, epoch in self.samples if start == self.start)}
-        for epoch in sorted(epochs):
-            shards = {shard: self.shards[shard] for shard in sorted(self.of_slice[epoch])}
-            num_samples = self.samples[self.start, epoch]
-            if problem := too_much_unreadable(self.run, epoch, len(shards), num_samples, shards):
-                raise InputError(problem)
+        shards = set().union(*self.shards.values())
+        return {"shards": len(shards), "samples": sum(of_epoch.values())}
 
 
 def unreadable_of_slice(file: Path, epoch: int) -> tuple[int, int]:
@@ -71,20 +69,20 @@ def _listed(lines: bytes) -> Iterator[dict]:
 
 
 def too_much_unreadable(
-    run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str] | None = None
+    run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str]
 ) -> str:
     """Returns the error if more of a slice cannot be read than --unreadable-max allows, else "";
     `shards` are named."""
     limit = run.settings.unreadable_max
-    of_slice = f"of slice {epoch + 1}"
     shards_of_slice = math.ceil(_num_shards(run.data) / run.recipe.slices)
-    if num_shards > limit * shards_of_slice:
-        found = f"{num_shards:,} of the {shards_of_slice:,} shards {of_slice}"
-        return _too_much(found, shards or {}, limit)
-    if num_samples > limit * run.slice_samples:
-        return _too_much(
-            f"{num_samples:,} of the {run.slice_samples:,} samples {of_slice}", {}, limit
-        )
+    unreadable = {
+        "shards": (num_shards, shards_of_slice),
+        "samples": (num_samples, run.slice_samples),
+    }
+    for kind, (number, total) in unreadable.items():
+        if number > limit * total:
+            found = f"{number:,} of the {total:,} {kind} of slice {epoch + 1}"
+            return _too_much(found, shards, limit)
     return ""
 
 

@@ -128,7 +128,7 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     as_run = YAML(typ="safe").load(undisturbed / "recipe.yaml")
     assert as_run == {**YAML(typ="safe").load(recipe), "wd": 0.1, "chosen": as_run["chosen"]}
     assert (described := Run.open(undisturbed)).recipe.wd == 0.1
-    assert (described.gpus_per_node, described.recipe.set_values) == (2, {"wd": 0.1})
+    assert (described.gpus_per_node, described.recipe.chosen["wd"]) == (2, "given with --set")
     record = read_json(undisturbed / "run.json")
     assert record["data_check"]["found"] == 12
     assert record["versions"]["open_clip_torch"]
@@ -225,7 +225,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     assert (
         f"rank 1 on {host} failed first:\nit was ended from outside: Signal 9 (SIGKILL)\n" in output
     )
-    assert "superclip run: starts again from the last checkpoint\n" in output
+    assert "superclip run: the next start resumes from the last checkpoint\n" in output
     starts = read_json(run / "run.json")["attempts"]
     assert [one["state"] for one in starts] == [
         "preempted",

@@ -14,10 +14,11 @@ from support import GOLDEN, cases, parametrize, refusals, succeed, table, write_
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 
+from openclip_superclip.commands.submit import minutes_of
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run
-from openclip_superclip.runs.slurm import SlurmRequest, minutes_of
+from openclip_superclip.runs.slurm import SlurmRequest
 
 SUBMIT_B16 = "submit datacomp1b/superclip_vit-b-16_512m_bs16k --gpus-per-node 4 --dry-run"
 

@@ -36,7 +36,7 @@ def results(name):
     for field, cells in study["cells"].items():
         if isinstance(cells, dict) and field != "shards":  # JSON's keys are text
             study["cells"] = {field: {json.loads(cell): fields for cell, fields in cells.items()}}
-    return StudyResults(Study(**study), content["runs"], content["chosen"])
+    return StudyResults(Study(**study), content["runs"])
 
 
 @parametrize("name", RECORDED)

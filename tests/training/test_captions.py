@@ -192,6 +192,7 @@ def tokens_of(captions, seed=0, rank=0, epoch=0, mask=None, **config):
         seed=seed,
         rank=rank,
         epoch=types.SimpleNamespace(get_value=lambda: epoch),
+        separate_words=captions == "dual",
     )
 
 

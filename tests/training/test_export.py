@@ -221,7 +221,7 @@ def test_the_model_card_holds_no_paths_and_escapes_recorded_values(exports, csv_
         "lr": "1\n\n# A heading",
         "train_data": "/me/a.tar::/b/c.tar",
     }
-    plain = model_card("mine", "ViT-B-32", options, None, with_head=False, usage="", is_hf=False)
+    plain = model_card("mine", "ViT-B-32", options, None, "", with_head=False)
     assert not any(
         absent in plain for absent in ("captions seen", "<script>", "\n# A heading", "/me/")
     )

@@ -117,7 +117,7 @@ def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an
         "export logs/run/checkpoints/epoch_1.pt --with-head --out other",
     ):
         message = refused(of_version_0_2, command)
-        assert f"--superclip-idf {of_version_0_2}/df.safetensors, which does not exist" in message
+        assert f"{of_version_0_2}/df.safetensors is not a file of token frequencies" in message
 
 
 def test_start_and_end_are_words_if_they_were_in_training(work, tmp_path):

@@ -139,10 +139,12 @@ def test_a_global_batch_that_gives_fractional_counts_is_reported(given, is_whole
 REFUSED = {  # changes to the authors' file, or flags, and the error message
     "visual.novelty is [3], expected no such name": {"visual.novelty": torch.ones(3)},
     "document_frequency is [299], expected [300]": {"cap_fq": torch.ones(1, 299)},
-    "ours is one linear layer: text_decoder.mlp.0": {"text_decoder.mlp.0.weight": torch.ones(2, 2)},
+    "text_decoder.mlp.0.weight is [2, 2], expected no such name": {
+        "text_decoder.mlp.0.weight": torch.ones(2, 2)
+    },
     "not a checkpoint of SuperCLIP's authors: it lacks": {"text_decoder.ln_mlp.weight": None},
     "num_samples contains NaN or infinity": {"num_samples": torch.full((1, 1), float("nan"))},
-    "cap_fq contains 99; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
+    "document_frequency contains 1,622,016; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
     "OpenCLIP has no 'no-such-model'": "--model no-such-model",
     "--model: nowhere.json cannot be read": "--model nowhere.json",
 }

@@ -1,8 +1,6 @@
 """Segmentation and depth from frozen patch tokens: exact scenes, layouts,
 and scores against slow plain versions."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ from openclip_superclip.lab.demo.scenes import (
     scenes,
     write_dense_scenes,
 )
-from openclip_superclip.lab.evaluation.dense_datasets import NO_CLASS, DenseSet, dense_kind
+from openclip_superclip.lab.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense_probe import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
 from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
@@ -107,7 +105,7 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     train, test = (DenseSet(tmp_path, split, np.asarray) for split in ("train", "test"))
     assert (len(train), train.num_classes) == (1, 21)
     assert train.label(0).tolist()[0] == [0, 20, 20, 20, 20, 20]
-    assert test.label(0).tolist()[1] == [NO_CLASS] * 6
+    assert test.label(0).tolist()[1] == [NO_LABEL] * 6
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
@@ -148,7 +146,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run/checkpoints/epoch_1.pt"
     weights.parent.mkdir(parents=True)
-    shutil.copy(model[0], weights)
+    torch.save({"epoch": 1, "state_dict": torch.load(model[0])}, weights)
     (tmp_path / "run/params.txt").write_text(f"model: {model[2]}\n")
     found = measure_dense(weights, tmp_path / "scenes", lambda: False)
     made = {task: record for (_, _, task), record in records(tmp_path / "run/evaluation").items()}

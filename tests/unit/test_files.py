@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support import input_error, parametrize
 
-from openclip_superclip.errors import InputError
 from openclip_superclip.files import json_or_empty, make_folder, read_json, whole_output
 from openclip_superclip.rendering import aligned_table, bytes_text, markdown_table, significant
 
@@ -23,24 +22,11 @@ def test_a_file_without_a_json_object_is_an_error_that_names_it_or_empty(tmp_pat
     assert "\n" not in str(error.value)
 
 
-@parametrize(
-    "error, is_input_error",
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (FileNotFoundError(errno.ENOENT, "No such file"), False),
-    ],
-)
-def test_a_full_disk_is_reported_as_the_outputs_and_nothing_is_left(
-    error, is_input_error, tmp_path
-):
-    kind = InputError if is_input_error else FileNotFoundError
-    with pytest.raises(kind) as raised:  # noqa: SIM117
+def test_nothing_is_left_of_an_output_that_fails(tmp_path):
+    with pytest.raises(OSError, match="No space left"):  # noqa: SIM117
         with whole_output(tmp_path / "out", overwrite=True) as part:
             part.mkdir()
-            raise error
-    assert not is_input_error or str(raised.value).startswith(
-        f"--out: {tmp_path}/out cannot be written ("
-    )
+            raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
 
 

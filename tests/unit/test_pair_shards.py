@@ -125,28 +125,26 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
     assert first["reason"].startswith("no readable image (") and " at 0x" not in first["reason"]
 
 
-def test_samples_are_counted_as_openclip_does_which_prefers_sizes_json(tmp_path):
-    names = [f"{tmp_path}/{number}.tar" for number in range(2)]
-    (tmp_path / "__len__").write_text("9")
-    assert total_samples(names) == 9
+def test_samples_are_counted_if_sizes_json_lists_every_shard(tmp_path):
+    names = [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
     (tmp_path / "sizes.json").write_text('{"0.tar": 3}')
     assert total_samples(names) is None
     assert total_samples(names[:1] * 2) == 6
 
 
-def test_images_of_a_folder_without_a_caption_file_are_counted_and_the_first_is_named(
-    tmp_path, capsys
-):
+def test_images_of_a_folder_without_a_caption_file_are_counted_and_listed(tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(5):
-        Image.effect_noise((8, 8), 9 + number).convert("RGB").save(folder / f"{number}.png")
+        Image.effect_noise((8, 8), 9).convert("RGB").save(folder / f"{number}.png")
     (folder / "0.txt").write_text("a cat")
     write_json(folder / "3.json", {"caption": "a dog"})
     shards(folder, tmp_path / "out", "--val-share 0 --jobs 1")
-    printed = capsys.readouterr().out
-    assert f"train: 2 pairs in {tmp_path}/out/train/000000.tar\n" in printed
-    assert f"left out: 3 × no .txt or .json beside the image, first {folder}/1.png\n" in printed
+    assert capsys.readouterr().out.splitlines() == [
+        f"train: 2 pairs in {tmp_path}/out/train/000000.tar",
+        f"left out: 3 × no caption; {tmp_path}/out/left_out.csv lists all",
+    ]
+    assert read_rows(tmp_path / "out/left_out.csv")[0]["image"] == f"{folder}/1.png"
 
 
 def test_evaluation_takes_the_validation_split_as_two_data_sets(table):

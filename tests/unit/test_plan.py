@@ -11,12 +11,12 @@ from support import cases, input_error, parametrize, refusals, table, write_json
 from support.models import write_hf_text_model
 from support.training_runs import execute
 
-from openclip_superclip.commands.plan import command_text
+from openclip_superclip.commands.plan import command_text, read_rehearsal
+from openclip_superclip.commands.rehearse import _resumed, other_training, setup_of
 from openclip_superclip.data.steps import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.runs.rehearsal import _resumed, _setup, other_training, read_rehearsal
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
@@ -184,7 +184,7 @@ def test_files_and_packages_that_only_nodes_have_are_planned(flag):
 def test_a_rehearsals_speed_makes_the_hours_of_the_run_that_is_planned(tmp_path):
     file, longer = tmp_path / "rehearsal.json", plan(set_={"samples": "1024000000"})
     summary = {
-        **_setup(plan(set_={"lr": "1"})),
+        **setup_of(plan(set_={"lr": "1"})),
         "hours": "of another length",
         "checkpoint": {"seconds": 36},
         "samples_per_second": {"low": 1e4, "median": 2e4, "high": 4e4},

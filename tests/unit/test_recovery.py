@@ -1,8 +1,6 @@
 """How a run continues after a failure: the cause among the failures of all
 ranks, and the table of decisions."""
 
-import socket
-
 from support import cases, table
 
 from openclip_superclip.errors import InputError
@@ -16,6 +14,7 @@ from openclip_superclip.runs.recovery import (
     first_failure,
     starts_without_slice,
 )
+from openclip_superclip.runs.slurm import this_host
 
 
 def start(job=None, restarts=0, **values):
@@ -29,11 +28,11 @@ for job in "16.0 16.1 17.0 17.1 17.2".split():  # and how often SLURM has requeu
     STARTS[job] = start(job[:2], int(job[3:]))
 
 
-@cases("kind, starts, saved, left, decision", table("runs: recovery"))
-def test_a_failure_decides_how_a_run_continues(kind, starts, saved, left, decision):
+@cases("kind, starts, saved, decision", table("runs: recovery"))
+def test_a_failure_decides_how_a_run_continues(kind, starts, saved, decision):
     failure = Failure("rank 1", "it failed", kind=kind, host="node2")
     attempts = [dict(STARTS[each]) for each in starts.split()]
-    assert decide(failure, attempts, saved, left or None) == Decision(**decision)
+    assert decide(failure, attempts, saved) == Decision(**decision)
 
 
 @cases("starts, expected", table("runs: starts in a row"))
@@ -87,11 +86,7 @@ def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
     exit_code, output, message, kind
 ):
     failure = exit_failure(2, exit_code, output)
-    assert (failure.who, failure.message, failure.kind) == (
-        f"rank 2 on {socket.gethostname()}",
-        message,
-        kind,
-    )
+    assert (failure.text, failure.kind) == (f"rank 2 on {this_host()}: {message}", kind)
 
 
 @cases("message, kind", table("runs: kinds of failures"))

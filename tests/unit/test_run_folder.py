@@ -20,7 +20,8 @@ from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
-from openclip_superclip.plans.plan import make_run, on_machines
+from openclip_superclip.commands.recipe_options import on_machines
+from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
 from openclip_superclip.runs.child_processes import Start
@@ -346,7 +347,7 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
 
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):
     run, file = run_of(tmp_path), tmp_path / "a/unreadable_1.jsonl"
-    unreadable = UnreadableData(run, tmp_path, "a")
+    unreadable = UnreadableData(run, tmp_path, "b")  # of another start
     assert unreadable.look() == {"shards": 0, "samples": 0}
     file.parent.mkdir()
     file.write_text(
@@ -358,7 +359,7 @@ def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_p
         more.write('rd": "3.tar", "why": "Stale file handle", "epoch": 0}\n')
     assert unreadable.look() == {"shards": 2, "samples": 1}
     with input_error(r"2 of the 4 shards of slice 1 .* 2.tar \(Stale file handle\)"):
-        unreadable.check()
+        UnreadableData(run, tmp_path, "a").look()
 
 
 def test_a_run_that_was_killed_is_lost(tmp_path):

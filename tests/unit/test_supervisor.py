@@ -1,11 +1,11 @@
 """What `superclip run` accepts and records when it starts, without
 training."""
 
+import time
 from dataclasses import replace
 
 import pytest
 from support import cases, input_error, parametrize, table
-from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints.began_with import (
@@ -20,12 +20,13 @@ from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
-from openclip_superclip.runs import launcher
+from openclip_superclip.runs import launcher, progress
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.recovery import Failure
-from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.runs.slurm import Placement, this_host
+from openclip_superclip.runs.start_checks import accepts_changes, checked_start
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
         replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder
     )
     options = vars(check_command(training.start.arguments))
-    assert training._checked() == {BEGAN_WITH: beginning(options, world_size=1)}
+    checked = checked_start(training.run, folder, accepts=False)
+    assert checked == {BEGAN_WITH: beginning(options, world_size=1)}
 
 
 # the start is 17.1-1
@@ -59,18 +61,14 @@ def test_a_job_accepts_changes_unless_an_earlier_start_has(
 ):
     attempt = {"job": str(job), "restarts": restarts, "step": str(step)}
     folder.note(attempts=[attempt if accepted is None else attempt | {"accepts": accepted}])
-    # a table has no slices
-    for data, is_passed_on in (("{0..3}.tar", accepts), ("pairs.csv", False)):
-        run = replace(Run.open(folder.path), data=data)
-        training = NodeTraining(run, Placement(job="17", restarts=1, step="1"), folder)
-        assert training.accept_changes == accepts
-        assert ("--superclip-accept-changes" in training.start.arguments) == is_passed_on
+    placement = Placement(job="17", restarts=1, step="1")
+    assert accepts_changes(Run.open(folder.path), placement, folder) == accepts
 
 
 def test_a_finished_run_of_other_data_is_refused(folder):
     (table := folder.path / "held.csv").write_text("before")
     checked = {"tables": {str(table): content_digest(table), "nowhere.csv": "0"}}
-    begins = NodeTraining(Run.open(folder.path), Placement(), folder)._checked()
+    begins = checked_start(Run.open(folder.path), folder, accepts=False)
     write_json(folder.path / "state.json", {"state": "finished"})
     folder.note(data_check=checked, **begins)
     assert started(folder) == 0
@@ -84,21 +82,21 @@ def test_a_finished_run_of_other_data_is_refused(folder):
         started(folder, data="other.tar")
 
 
-def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
-    training = NodeTraining(Run.open(folder.path), Placement(), folder)
-    training.progress.last_step -= 7200  # the check takes two hours
-
+def test_a_long_check_of_the_data_is_not_a_stall(folder):
     def long_check(run, command):
-        wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
+        time.sleep(1.5)
         return {}
 
     def failing_ranks(start, each_second):
         each_second()
         return [Failure("rank 0", "it has failed")]
 
-    with replaced(launcher, HEARTBEAT=0.1, accepted_data=long_check, run_ranks=failing_ranks):
-        assert training.train() == 1
-    assert folder.state()["error"] == "rank 0: it has failed"
+    with (
+        replaced(progress, STACKS=1 - 60 * progress.FIRST_STEP),
+        replaced(launcher, accepted_data=long_check, run_ranks=failing_ranks),
+    ):
+        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 1
+    assert folder.state()["error"] == f"rank 0 on {this_host()}: it has failed"
 
 
 @parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])

@@ -5,11 +5,7 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from openclip_superclip.lab.reports.paired_differences import (
-    PairedDifference,
-    Spread,
-    differences_by_seed,
-)
+from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
 from openclip_superclip.rendering import markdown_table, png, pyplot
 
 HERE = Path(__file__).parent
@@ -53,14 +49,13 @@ class Arm:
         return f"{float(self.setting.lr):.0e}".replace("e-0", "e-")
 
     def mean(self, column: str) -> float:
-        return Spread(list(self.values(column).values())).mean
+        return Spread(self.values(column).values()).mean
 
     def spread(self, column: str) -> str:
-        return str(Spread(list(self.values(column).values())))
+        return str(Spread(self.values(column).values()))
 
     def minus(self, other: "Arm", column: str) -> str:
-        differences = differences_by_seed(self.values(column), other.values(column))
-        return str(PairedDifference(list(differences.values())))
+        return str(PairedDifference.by_seed(self.values(column), other.values(column)))
 
     def score(self, weights: str) -> float:
         """Returns the mean R@1 of both directions of the `last` weights or `half` of them."""

@@ -1,7 +1,6 @@
 """Scores the pairs of a data set, writes the page, and copies the best pairs into a table or
 shards."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -13,34 +12,32 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ...checkpoints.weights import Checkpoint
 from ...errors import InputError
 from ...files import files_digest, make_folder, read_json, take_lock, write_json
-from ..words.open_checkpoint import NO_HEAD, open_checkpoint
+from ..words.open_checkpoint import NO_HEAD, open_checkpoint, read_model
 from .audit_page import write_page
-from .kept import select, write_kept
+from .kept import write_kept
 from .pair_scores import PairScorer
 from .reading import AuditedData, AuditedPair, read_in_batches
 from .score_file import ScoredPairs, read_scores, record_of
 
-RECORD = "audit.json"
 PAGE = "report.html"
 
 
 @dataclass
 class Audit:
-    """An audit of one data set with one model, in a folder that `check_is_free` accepts. Writes no
-    files before the model is built.
+    """An audit of one data set with one model, in a folder. Writes no files before the model is
+    built.
 
     Raises InputError if `by` needs a class head and the model has none, and if the folder contains
-    another audit.
+    another audit or other files.
 
     The pairs are sorted by `by`, one of SORTED_BY, or "" for the model's default. `architecture` is
     the name of the OpenCLIP model, if it is not recorded with the weights.
     """
 
     data: AuditedData
-    model: Checkpoint
+    model: Path
     out: Path
     by: str
     architecture: str | None
@@ -49,23 +46,27 @@ class Audit:
     threads: int
 
     def __post_init__(self):
-        self.has_head = bool(self.model.head())
+        self.scores = self.out / "scores.jsonl"
+        self.record = self.out / "audit.json"
+        if self.out.is_dir() and any(self.out.iterdir()) and not self.record.exists():
+            raise InputError(
+                f"--out: {self.out} is not empty and holds no audit: give another name"
+            )
+        self.checkpoint = read_model(self.model)
+        self.has_head = bool(self.checkpoint.head())
         self.by = self.by or ("both" if self.has_head else "clip-score")
         if self.by != "clip-score" and not self.has_head:
             raise InputError(
-                f"--by {self.by} needs a class head, and {self.model.path} has none "
+                f"--by {self.by} needs a class head, and {self.checkpoint.path} has none "
                 f"({NO_HEAD}): give --by clip-score"
             )
-        self.scores = self.out / "scores.jsonl"
-        self.record = self.out / RECORD
         self.facts = {
             "data": self.data.source,
             "columns": list(self.data.columns or ()),
-            "model": str(self.model.path),
+            "model": str(self.checkpoint.path),
             "architecture": self.architecture,
-            "files": files_digest([*self.data.files, self.model.path]),
+            "files": files_digest([*self.data.files, self.checkpoint.path]),
         }
-        make_folder(self.out)
         if self.record.exists():
             earlier = read_json(self.record, flag="--out", advice="give another name")
             if earlier != self.facts:
@@ -79,12 +80,8 @@ class Audit:
         """Scores the pairs that earlier calls have not scored."""
         if self.scores.exists():
             return
-        try:
-            scorer = PairScorer(open_checkpoint(self.model, self.architecture, self.device))
-        except InputError:
-            with contextlib.suppress(OSError):  # it is not empty
-                self.out.rmdir()
-            raise
+        scorer = PairScorer(open_checkpoint(self.checkpoint, self.architecture, self.device))
+        make_folder(self.out)
         write_json(self.record, self.facts)
         part = self.scores.with_suffix(".jsonl.part")
         with open(part, "a+b") as file:
@@ -98,38 +95,35 @@ class Audit:
     def _score_rest(self, scorer: PairScorer, file: BinaryIO) -> None:
         """Appends the scores of the pairs that an interrupted call has not scored."""
         num_earlier = _keep_batches(file, self.batch_size)
-        pairs = itertools.islice(self.data.pairs(), num_earlier, None)
+        pairs = tqdm(
+            itertools.islice(self.data.pairs(), num_earlier, None),
+            total=self.data.num_pairs,
+            initial=num_earlier,
+            unit=" pairs",
+            disable=None,
+        )
         preprocess = scorer.opened.preprocess()
-        with tqdm(
-            total=self.data.num_pairs, initial=num_earlier, unit=" pairs", disable=None
-        ) as progress:
-            for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
-                for record in _score_batch(scorer, batch):
-                    line = f"{json.dumps(record, ensure_ascii=False)}\n"
-                    file.write(line.encode("utf-8", "replace"))
-                file.flush()
-                progress.update(len(batch))
+        for batch in read_in_batches(pairs, preprocess, self.batch_size, self.threads):
+            for record in _score_batch(scorer, batch):
+                line = f"{json.dumps(record, ensure_ascii=False)}\n"
+                file.write(line.encode("utf-8", "replace"))
+            file.flush()
 
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs;
         returns the summary."""
+        make_folder(self.out)
         scored = ScoredPairs(self.scores, self.by)
         problems = ", ".join(
             f"{number:,} × {problem}" for problem, number in scored.problems.most_common()
         )
+        if not len(scored.ranked):
+            reasons = (
+                problems or "DATA has none, or no caption has a word that the head has learned"
+            )
+            raise InputError(f"no pair has a score by {self.by} ({reasons}): see {self.scores}")
+        write_page(self.out / PAGE, self.data, self.checkpoint.path, scored, num_worst)
         num_scored = len(scored.finite("clip_score"))
-        if not num_scored:
-            raise InputError(
-                f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
-                f"{self.scores}"
-            )
-        num_sorted = np.isfinite(scored.goodness).sum()
-        if not num_sorted:
-            raise InputError(
-                f"--by {self.by}: no caption contains a word that the head has learned: give "
-                "--by clip-score or both"
-            )
-        write_page(self.out / PAGE, self.data, self.model.path, scored, num_worst)
         scores = f"{num_scored:,} pairs scored" if num_scored > 1 else "1 pair scored"
         lines = [f"{scores}; left out: {problems}" if problems else scores]
         if not self.has_head:
@@ -138,23 +132,18 @@ class Audit:
             lines.append(f"warning: {scored.warning}")
         elif scored.suggestion:
             lines.append(scored.suggestion)
-        if num_sorted < num_scored:
-            lines.append(
-                f"{num_scored - num_sorted:,} pairs without {self.by} are neither shown nor kept"
-            )
+        num_left_out = num_scored - len(scored.ranked)
+        if num_left_out:
+            lines.append(f"{num_left_out:,} pairs without {self.by} are neither shown nor kept")
         if keep is not None:
-            kept = select(scored.goodness, max(1, round(keep * num_sorted)))
+            num_kept = max(1, round(keep * len(scored.ranked)))
+            kept = np.zeros(len(scored.scores["clip_score"]), dtype=bool)
+            kept[scored.ranked[:num_kept]] = True
             records = itertools.compress(read_scores(self.scores), kept)
             written = write_kept(self.out, self.data, kept, (record["place"] for record in records))
-            lines.append(f"kept: the best {kept.sum():,} by {self.by}: {written}")
+            lines.append(f"kept: the best {num_kept:,} by {self.by}: {written}")
         lines.append(f"worst pairs by {self.by}: {self.out / PAGE}; all pairs: {self.scores}")
         return "\n".join(lines)
-
-
-def check_is_free(out: Path) -> None:
-    """Raises InputError if a folder contains other files than an audit's."""
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists():
-        raise InputError(f"--out: {out} is not empty and holds no audit: give another name")
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

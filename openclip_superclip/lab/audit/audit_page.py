@@ -23,7 +23,6 @@ from .score_file import ScoredPairs, read_scores
 THUMBNAIL = 160  # pixels
 NUM_BINS = 40
 NUM_WORDS = 40
-NUM_PROBLEMS = 20
 TITLES = {
     "class_loss": "class loss (nats; lower is better)",
     "support": "support (1: exactly this caption; below 0: the image speaks against it)",
@@ -44,29 +43,27 @@ def write_page(
 ) -> None:
     """Writes the page of the `num_worst` worst pairs as a single file without scripts or external
     resources."""
-    order = np.argsort(scored.goodness, kind="stable")
-    is_sorted = np.isfinite(scored.goodness[order])
-    records = dict.fromkeys(order[is_sorted][:num_worst].tolist())  # by number, the worst first
-    problems = []
+    # by number, the worst first
+    records = dict.fromkeys(scored.ranked[::-1][:num_worst].tolist())
     for number, record in enumerate(read_scores(scored.file)):
         if number in records:
             records[number] = record
-        if "problem" in record and len(problems) < NUM_PROBLEMS:
-            problems.append(record)
-    worst = records.values()
+    _add_thumbnails(records.values(), data)
     histograms = []
     for name, title in TITLES.items():
         values = scored.finite(name)
         if len(values):
-            histograms.append(_histogram(title, values))
+            counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
+            median = np.median(values)
+            histograms.append(
+                {"title": title, "counts": counts.tolist(), "edges": edges, "median": median}
+            )
     words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
     page = html_template(Path(__file__).with_suffix(".html"), segments=_segments).render(
         data=data.source,
         model=str(model),
         scored=scored,
-        problems=problems,
-        worst=worst,
-        images=_images(data, worst),
+        worst=records.values(),
         thumbnail=THUMBNAIL,
         histograms=histograms,
         words=[row for row in words if row.num_doubted],
@@ -98,59 +95,49 @@ def most_doubtful(counts: Counter, doubted: Counter) -> list[WordRow]:
     return sorted(rows, key=lambda row: (-row.fraction.low, -row.num_captions, row.word))
 
 
-def _histogram(title: str, values: np.ndarray) -> dict:
-    """Returns the title, the numbers of values in the bins, their edges and the median."""
-    counts, edges = np.histogram(values.astype(np.float64), bins=NUM_BINS)
-    return {
-        "title": title,
-        "counts": counts.tolist(),
-        "edges": edges.tolist(),
-        "median": np.median(values),
-    }
-
-
 def _segments(record: dict) -> Iterator[tuple[str, dict | None]]:
     """Yields the caption in pieces, doubtful words with their scores.
 
     Function words are never marked."""
-    words = {
-        word["word"]: word for word in record.get("words", []) if word["word"] not in FUNCTION_WORDS
+    doubtful = {
+        word["word"]: word
+        for word in record.get("words", [])
+        if word["support"] < 0 and word["word"] not in FUNCTION_WORDS
     }
     end = 0
     caption = record["caption"]
     for match in WORD.finditer(caption):
-        word = words.get(match[0].casefold())
-        if word is not None and word["support"] < 0:
+        word = doubtful.get(match[0].casefold())
+        if word:
             yield caption[end : match.start()], None
             yield match[0], word
             end = match.end()
     yield caption[end:], None
 
 
-def _images(data: AuditedData, worst: Iterable[dict]) -> dict[tuple, str]:
-    """Returns thumbnails as data: URLs, by place of the pair."""
-    thumbnails = {}
-    by_shard = defaultdict(set)
-    for record in worst:
+def _add_thumbnails(records: Iterable[dict], data: AuditedData) -> None:
+    """Adds the thumbnail of each pair's image to its record."""
+    by_shard = defaultdict(dict)
+    for record in records:
         shard, number = record["place"]
         if data.columns is not None:
-            thumbnails[shard, number] = _thumbnail(record["key"])
+            record["thumbnail"] = _thumbnail(record["key"])
         else:
-            by_shard[shard].add(number)
-    for shard, numbers in by_shard.items():
-        last = max(numbers)
+            by_shard[shard][number] = record
+    for shard, by_number in by_shard.items():
+        last = max(by_number)
         best = {}  # the index in IMAGES of a pair's thumbnail
         with contextlib.suppress(*BROKEN), tarfile.open(data.files[shard]) as tar:
             for number, _, extension, member in numbered_members(tar):
                 if number > last:
                     break
-                if number not in numbers or extension not in IMAGES:
+                if number not in by_number or extension not in IMAGES:
                     continue
                 index = IMAGES.index(extension)
                 if index < best.get(number, len(IMAGES)):
                     best[number] = index
-                    thumbnails[shard, number] = _thumbnail(tar.extractfile(member).read())
-    return thumbnails
+                    image = tar.extractfile(member).read()
+                    by_number[number]["thumbnail"] = _thumbnail(image)
 
 
 def _thumbnail(source: str | bytes) -> str:

@@ -19,14 +19,6 @@ from ...files import keep_private, whole_file, whole_output, write_json
 from .reading import AuditedData
 
 
-def select(goodness: np.ndarray, number: int) -> np.ndarray:
-    """Returns a mask of the best `number` pairs, bool [N]; ties are resolved in favour of earlier
-    pairs."""
-    kept = np.zeros(len(goodness), dtype=bool)
-    kept[np.argsort(-goodness, kind="stable")[:number]] = True
-    return kept
-
-
 def write_kept(
     out: Path, data: AuditedData, kept: np.ndarray, places: Iterable[Sequence[int]]
 ) -> str:
@@ -51,15 +43,15 @@ def write_kept(
         ) as chunks,
     ):
         keep_private(Path(file.name), Path(data.source))
-        for number, rows in enumerate(chunks):
-            chosen = rows[kept[number * ROWS_AT_ONCE :][: len(rows)]]
-            text = chosen.to_csv(
+        for rows in chunks:
+            rows[kept[rows.index]].to_csv(
+                file,
+                mode="wb",
                 sep=separator,
                 index=False,
-                header=number == 0,
+                header=rows.index.start == 0,
                 lineterminator="\r\n",  # a cell with either of them is quoted
             )
-            file.write(text.encode("utf-8", "replace"))
     return f"{table}, separated by tabs" if is_pattern else str(table)
 
 

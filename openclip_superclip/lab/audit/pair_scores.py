@@ -1,6 +1,5 @@
 """Scores how well an image supports each word of its caption, and the caption as a whole."""
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...method.head_input import encode_image
-from ..words.lexicon import Lexicon, WordProbabilities, lexicon, open_lexicon, start_differs
+from ..words.lexicon import WordProbabilities, lexicon, open_lexicon, start_differs
 from ..words.open_checkpoint import OpenedCheckpoint
 
 WORD = re.compile(r"[^\W_]+")  # letters and digits; commas, quotes and hyphens separate words
@@ -67,12 +66,8 @@ class CaptionSupport:
         mass = document_frequency.double().cpu() * weights.double().cpu()
         self.expected = (mass / mass.sum()).to(self.weights)  # [V], sums to 1
         every = open_lexicon(tokenizer, len(weights))
-        learned = self._is_known(every).cpu()
-        self.learned_words = list(itertools.compress(every.words, learned.tolist()))
-        self.index = {word: index for index, word in enumerate(self.learned_words)}
-        self.offered = WordProbabilities(
-            Lexicon(self.learned_words, every.tokens[learned], every.vocab_size), self.weights
-        )
+        self.index = {word: index for index, word in enumerate(every.words)}
+        self.offered = WordProbabilities(every, weights)
 
     def words(
         self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
@@ -82,26 +77,23 @@ class CaptionSupport:
 
         `probabilities`, [B, V], are those given the images.
         """
-        words = [words_of(caption) for caption in captions]
-        every = sorted(set().union(*words))
-        present = self._present(tokens)
-        supports = [{} for _ in words]
+        supports = [dict.fromkeys(words_of(caption)) for caption in captions]
+        every = sorted(set().union(*supports))
+        learned = self._present(tokens)
+        learned[:, :-1] &= self.known
         for at_start in (True, False) if start_differs(self.tokenizer) else (False,):
             spelled = lexicon(every, self.tokenizer, len(self.weights), at_start=at_start)
             scores = WordProbabilities(spelled, self.weights)
             shares = scores.of(probabilities).tolist()
             expected = scores.of(self.expected).tolist()
-            is_defined = present[:, scores.tokens].all(dim=2) & self._is_known(spelled)  # [B, N]
+            is_defined = learned[:, spelled.tokens].all(dim=2)  # [B, N]
             for row, number in is_defined.nonzero().tolist():
                 word = spelled.words[number]
-                if word in words[row]:
+                if word in supports[row]:
                     supports[row][word] = WordSupport(
                         word.casefold(), shares[row][number], expected[number]
                     )
-        return [
-            [by_word[word] for word in of_caption if word in by_word]
-            for of_caption, by_word in zip(words, supports, strict=True)
-        ]
+        return [list(filter(None, by_word.values())) for by_word in supports]
 
     def missing(
         self, probabilities: Tensor, captions: Sequence[str], tokens: Tensor
@@ -117,23 +109,19 @@ class CaptionSupport:
         for row, caption in enumerate(captions):  # where it starts, a word may have other tokens
             named = [word.lower() for word in words_of(caption)]
             present[row, [self.index[word] for word in named if word in self.index]] = True
-        shares = shares.masked_fill(present | (shares < LEAST_LIFT * expected), 0.0)
-        best = shares.topk(min(NUM_OFFERED, len(self.learned_words)))
+        is_left_out = present | (expected == 0) | (shares < LEAST_LIFT * expected)
+        best = shares.masked_fill(is_left_out, 0.0).topk(min(NUM_OFFERED, len(self.index)))
+        words = list(self.index)
         offered = []
         for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             offered.append(
                 [
-                    WordSupport(self.learned_words[number], share, expected[number].item())
+                    WordSupport(words[number], share, expected[number].item())
                     for share, number in zip(values, numbers, strict=True)
                     if share > 0
                 ]
             )
         return offered
-
-    def _is_known(self, words: Lexicon) -> Tensor:
-        """Returns whether the head has learned all tokens of each word, bool [N]."""
-        known = torch.cat([self.known, self.known.new_ones(1)])  # the blank
-        return known[words.tokens.to(known.device)].all(dim=1)
 
     def _present(self, tokens: Tensor) -> Tensor:
         """Returns which tokens each caption [B, L] contains, bool [B, V + 1].
@@ -154,11 +142,11 @@ class ModelOutputs(NamedTuple):
 
 
 class PairScore(NamedTuple):
-    """The scores of a pair. Without a class head, all but the CLIP score are None or empty."""
+    """The scores of a pair. Without a class head, all but the CLIP score are NaN or empty."""
 
     clip_score: float  # cosine similarity
-    class_loss: float | None = None  # None if all tokens of the caption have weight 0
-    support: float | None = None  # see PairScorer; None if the head has learned none of the tokens
+    class_loss: float = math.nan  # NaN if all tokens of the caption have weight 0
+    support: float = math.nan  # see PairScorer; NaN if the head has learned none of the tokens
     words: Sequence[WordSupport] = ()
     offered: Sequence[WordSupport] = ()  # suggested words that the caption does not contain
 
@@ -215,11 +203,10 @@ class PairScorer:
         probabilities = outputs.log_probabilities.exp()
         words = self.captions.words(probabilities, captions, tokens)
         offered = self.captions.missing(probabilities, captions, tokens)
-        rows = zip(cosines, _defined(losses), _defined(supports), words, offered, strict=True)
-        return [PairScore(*row) for row in rows]
+        return list(map(PairScore, cosines, losses.tolist(), supports.tolist(), words, offered))
 
     def _losses(self, log_probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class losses and supports, float32 [B], with NaN for None in PairScore."""
+        """Returns class losses and supports, float32 [B], as in PairScore."""
         labels = torch.zeros_like(log_probabilities).scatter_(1, tokens, 1.0)  # [B, V]
         weighted = labels * self.captions.weights
         target = F.normalize(weighted, p=1, dim=1)
@@ -233,8 +220,3 @@ class PairScorer:
             losses.masked_fill(weighted.sum(dim=1) == 0, math.nan),
             (gained / most).masked_fill(learned.sum(dim=1) == 0, math.nan),
         )
-
-
-def _defined(values: Tensor) -> list[float | None]:
-    """Returns the values, with None for NaN."""
-    return [None if math.isnan(value) else value for value in values.tolist()]

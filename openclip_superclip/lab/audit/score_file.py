@@ -1,6 +1,7 @@
 """The file of an audit's scores: a record per pair, and what the scores of all pairs say."""
 
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def record_of(pair: AuditedPair, score: PairScore | None) -> dict:
         return record | {"problem": pair.problem}
     for name in SCORES:
         value = getattr(score, name)
-        if value is not None:
+        if not math.isnan(value):
             record[name] = round(value, 6)
     for name in ("words", "offered"):
         words = [
@@ -56,9 +57,13 @@ def read_scores(file: Path) -> Iterator[dict]:
 class ScoredPairs:
     """The scores in a finished file, float32 [N] each by name; NaN for pairs without a score.
 
-    The pairs are sorted by `by`, one of SORTED_BY: `goodness` is float64 [N], higher for better
-    pairs, −∞ for pairs without a score. "both" is the mean of the ranks by support and by CLIP
-    score; for pairs without support, the latter alone.
+    The pairs are sorted by `by`, one of SORTED_BY: `ranked` are the numbers of the pairs with a
+    score, the best first, of equal ones the earlier first. "both" is the mean of the ranks by
+    support and by CLIP score; for pairs without support, the latter alone.
+
+    `warning` is a sentence if the median support is negative, which shows a head without knowledge
+    of the captions. `suggestion` is one that suggests a --keep otherwise: the fraction of pairs
+    with support of at least 0, unless it is extreme.
     """
 
     def __init__(self, file: Path, by: str):
@@ -81,40 +86,30 @@ class ScoredPairs:
         if by == "both":
             goodness = mean_of_ranks([self.scores["support"], self.scores["clip_score"]])
         else:
-            goodness = self.scores[by.replace("-", "_")].astype(np.float64)
+            goodness = self.scores[by.replace("-", "_")]
         if by == "class-loss":
             goodness = -goodness
-        self.goodness = np.where(np.isnan(goodness), -np.inf, goodness)
+        num_ranked = np.isfinite(goodness).sum()
+        self.ranked = np.argsort(-goodness, kind="stable")[:num_ranked]  # NaN comes last
+        self.warning = ""
+        self.suggestion = ""
+        support = self.finite("support")
+        doubtful = (support < 0).mean() if len(support) else 0.0
+        if doubtful and np.median(support) < 0:
+            self.warning = (
+                f"The median support is {np.median(support):.2f}: the class head predicts these "
+                "captions worse than the frequencies of their words do. Train it longer, or check "
+                "that the images belong to the captions. Its suggestions are left out"
+            )
+        elif doubtful > 0.005:
+            self.suggestion = (
+                f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} "
+                "is a starting point"
+            )
 
     def finite(self, name: str) -> np.ndarray:
         """Returns the finite scores of that name."""
         return self.scores[name][np.isfinite(self.scores[name])]
-
-    @property
-    def suggestion(self) -> str:
-        """A sentence that suggests a --keep: the fraction of pairs with support of at least 0;
-        "" if it is extreme."""
-        support = self.finite("support")
-        doubtful = (support < 0).mean() if len(support) else 0.0
-        if not 0.005 < doubtful < 0.9:
-            return ""
-        return (
-            f"{doubtful:.1%} of the pairs have support below 0: --keep {1 - doubtful:.2f} "
-            "is a starting point"
-        )
-
-    @property
-    def warning(self) -> str:
-        """A sentence that warns of a head without knowledge of the captions: the median support
-        is negative; or ""."""
-        support = self.finite("support")
-        if not len(support) or np.median(support) >= 0:
-            return ""
-        return (
-            f"The median support is {np.median(support):.2f}: the class head predicts these "
-            "captions worse than the frequencies of their words do. Train it longer, or check "
-            "that the images belong to the captions. Its suggestions are left out"
-        )
 
 
 def mean_of_ranks(scores: list[np.ndarray]) -> np.ndarray:

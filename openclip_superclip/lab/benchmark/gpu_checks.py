@@ -22,9 +22,8 @@ NUM_STEPS = 6
 def class_loss_is_the_plain_one(device: str, precision: str) -> None:
     """Compares the class loss and its gradients with the definition, computed in float64 on the
     CPU."""
-    sizes = (256, 512, 49408)  # batch, width and vocabulary
-    if device.startswith("cpu"):
-        sizes = (32, 64, 4099)
+    # batch, width and vocabulary
+    sizes = (32, 64, 4099) if device.startswith("cpu") else (256, 512, 49408)
     on_cpu = make_inputs(*sizes, "cpu")
     exact_leaves = [leaf.detach().double().requires_grad_() for leaf in on_cpu[:3]]
     exact_losses = plain_class_loss(*exact_leaves, *on_cpu[3:])
@@ -34,12 +33,11 @@ def class_loss_is_the_plain_one(device: str, precision: str) -> None:
         losses = class_loss(*inputs, uniform=True)
     losses.mean().backward()
     tolerance = 1e-4 if precision == "fp32" else 2e-2
-    pairs = {"losses": (losses, exact_losses)}
-    names = ("features", "weight", "bias")
-    for name, leaf, exact_leaf in zip(names, inputs[:3], exact_leaves, strict=True):
-        pairs[f"gradients of {name}"] = leaf.grad, exact_leaf.grad
-    for name, (computed, exact) in pairs.items():
-        error = (computed.double().cpu() - exact).norm() / exact.norm()
+    names = ("losses", "gradients of features", "gradients of weight", "gradients of bias")
+    computed = [losses, *(leaf.grad for leaf in inputs[:3])]
+    exact = [exact_losses, *(leaf.grad for leaf in exact_leaves)]
+    for name, values, exact_values in zip(names, computed, exact, strict=True):
+        error = (values.double().cpu() - exact_values).norm() / exact_values.norm()
         if not error <= tolerance:
             raise AssertionError(f"{name} differ by {error:.1e}, more than {tolerance:.0e}")
 
@@ -52,8 +50,9 @@ def counts_are_those_of_the_cpu(device: str) -> None:
     on_cpu.update(tokens)
     on_device = TokenStatistics(vocab_size).to(device)
     on_device.update(tokens.to(device))
-    for name in ("num_captions", "document_frequency"):
-        if not torch.equal(getattr(on_device, name).cpu(), getattr(on_cpu, name)):
+    counts = on_device.state_dict()
+    for name, expected in on_cpu.state_dict().items():
+        if not torch.equal(counts[name].cpu(), expected):
             raise AssertionError(f"{name} differs")
     if not torch.allclose(on_device.idf().cpu(), on_cpu.idf(), rtol=1e-6):
         raise AssertionError("the IDF weights differ")

@@ -11,12 +11,12 @@ from operator import attrgetter
 
 import torch
 
-from ...environment import check_device, processor, versions
+from ...environment import check_device, versions
 from ...errors import InputError
 from ...files import check_results, make_folder, write_json
 from ...rendering import markdown_table
 from .gpu_checks import run_checks
-from .time_and_memory import TIMED_WITH, make_step, timed_in_turns
+from .time_and_memory import TIMED_WITH, device_name, make_step, timed_in_turns
 
 SIZES = {  # of a GPU: the three local batch sizes of each model
     "ViT-B-32": (128, 256, 512),
@@ -79,7 +79,7 @@ def measure_card(options: argparse.Namespace) -> Card:
     card = Card(
         version=VERSION,
         date=datetime.date.today().isoformat(),
-        device=torch.cuda.get_device_name(device) if is_gpu else processor(),
+        device=device_name(device),
         memory_bytes=torch.cuda.get_device_properties(device).total_memory if is_gpu else 0,
         precision=precision,
         versions=versions(*TIMED_WITH),
@@ -93,9 +93,9 @@ def measure_card(options: argparse.Namespace) -> Card:
 
 def measure_step(model: str, batch: int, device: str, precision: str) -> Step:
     """Returns the median seconds and the peak memory of a step with and without the head."""
-    openclip = _time_step(model, batch, device, precision, with_head=False)
-    superclip = _time_step(model, batch, device, precision, with_head=True)
-    return Step(model, batch, openclip[0], superclip[0], openclip[1], superclip[1])
+    seconds, num_bytes = _time_step(model, batch, device, precision, with_head=False)
+    head_seconds, head_bytes = _time_step(model, batch, device, precision, with_head=True)
+    return Step(model, batch, seconds, head_seconds, num_bytes, head_bytes)
 
 
 def _time_step(
@@ -108,7 +108,7 @@ def _time_step(
         torch.cuda.reset_peak_memory_stats()
     try:
         step = make_step(model, batch, device, precision, with_head=with_head)
-        times = timed_in_turns({"": step}, 5 if is_gpu else 1, device, f"{model}, {batch}")
+        times = timed_in_turns({"": step}, 5 if is_gpu else 1, f"{model}, {batch}")
     except torch.OutOfMemoryError:
         return None, None
     return statistics.median(times[""]), torch.cuda.max_memory_allocated() if is_gpu else None

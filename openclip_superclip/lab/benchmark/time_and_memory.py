@@ -2,9 +2,9 @@
 training step."""
 
 import multiprocessing
+import re
 import statistics
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.utils import to_2tuple
 from torch import Tensor
+from torch.utils.benchmark import timer
 from tqdm import tqdm
 
 from ...checkpoints.architecture import count_gmacs, expected_head, read_architecture
@@ -40,7 +41,6 @@ def measure_head_cost(options: Namespace) -> dict:
 
     Raises InputError for an unknown model, a missing device, and sizes that exceed the memory.
     """
-    options.model = register_model(options.model)
     if "multimodal_cfg" in read_architecture(options.model).model_cfg:
         raise InputError(
             f"--model: {options.model} is a CoCa model, which this benchmark cannot train"
@@ -71,15 +71,14 @@ def _measure(options: Namespace) -> dict:
     sizes = (options.head_batch, options.width, options.vocab, device)
     inputs = make_inputs(*sizes)
     calls = {name: partial(compute, name, inputs, precision) for name in CONTENDERS}
-    seconds = timed_in_turns(calls, options.repeats, device, "class loss and gradients")
+    seconds = timed_in_turns(calls, options.repeats, "class loss and gradients")
     peaks = {
         name: peak_memory(prepared_head, name, *sizes, precision, device=device) for name in calls
     }
-    is_gpu = device.startswith("cuda")
     return {
         "options": {**vars(options), "out": str(options.out)},
         "machine": {
-            "device": torch.cuda.get_device_name(device) if is_gpu else processor(),
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
             **versions(*TIMED_WITH),
         },
@@ -108,7 +107,7 @@ def _step_seconds(options: Namespace) -> dict[str, list[float]]:
         raise InputError(
             f"--model: {options.model} cannot be created ({reason(error)[:200]})"
         ) from error
-    return timed_in_turns(steps, options.step_repeats, options.device, "training step")
+    return timed_in_turns(steps, options.step_repeats, "training step")
 
 
 def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
@@ -120,6 +119,11 @@ def gmacs_of(model_name: str) -> dict[str, dict[str, float]]:
         "without_attention": count_gmacs(model, head, with_attention=False),
         "all": count_gmacs(model, head),
     }
+
+
+def device_name(device: str) -> str:
+    """Returns the name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
 
 
 def make_inputs(batch: int, width: int, vocab_size: int, device: str) -> list[Tensor]:
@@ -166,21 +170,11 @@ def _sparse(features: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, idf:
     losses.mean().backward()
 
 
-def _dense(*inputs: Tensor) -> None:
-    """Computes loss and gradients by the definition, on dense [B, V] targets, as in the authors'
-    formula."""
-    plain_class_loss(*inputs).mean().backward()
-
-
-def _ours(*inputs: Tensor) -> None:
-    class_loss(*inputs, uniform=True).mean().backward()
-
-
-CONTENDERS = {  # functions of inputs
+CONTENDERS = {  # functions of inputs: of the losses, or of the gradients if they return None
     "three products": _products,
-    "dense targets": _dense,
+    "dense targets": plain_class_loss,
     "sparse targets": _sparse,
-    "class_loss": _ours,
+    "class_loss": partial(class_loss, uniform=True),
 }
 
 
@@ -189,12 +183,14 @@ def compute(name: str, inputs: list[Tensor], precision: str = "fp32") -> None:
     for leaf in inputs[:3]:
         leaf.grad = None
     with autocast(precision, inputs[0].device.type)():
-        CONTENDERS[name](*inputs)
+        losses = CONTENDERS[name](*inputs)
+        if losses is not None:
+            losses.mean().backward()
 
 
 def prepared_head(
     name: str, batch: int, width: int, vocab_size: int, device: str, precision: str
-) -> Callable[[], None]:
+) -> Callable:
     """Returns a function that runs a contender on inputs of its own.
 
     It has run once on small ones, so that the kernels are loaded: 80 MB on some processors.
@@ -251,28 +247,20 @@ def make_step(
     return step
 
 
-def timed_in_turns(
-    calls: dict[str, Callable[[], object]], repeats: int, device: str, desc: str
-) -> dict[str, list[float]]:
+def timed_in_turns(calls: dict[str, Callable], repeats: int, desc: str) -> dict[str, list[float]]:
     """Returns the seconds of `repeats` runs of each call, interleaved, after one warm-up run."""
-
-    def synchronize() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
     seconds = {name: [] for name in calls}
     for repeat in tqdm(range(repeats + 1), desc=desc, unit=" rounds", disable=None):
         for name, call in calls.items():
-            synchronize()
-            start = time.perf_counter()
+            start = timer()  # which waits for a GPU
             call()
-            synchronize()
+            end = timer()
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(end - start)
     return seconds
 
 
-def peak_memory(function: Callable[..., Callable[[], None]], *args, device: str) -> int:
+def peak_memory(function: Callable, *args, device: str) -> int:
     """Returns the peak memory in bytes of calling the result of `function(*args)`, minus the memory
     before the call.
 
@@ -303,16 +291,17 @@ def _peak_here(num_threads: int, function: Callable, *args) -> int:
 def _peak() -> int:
     """Returns the peak memory of this process in bytes."""
     if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     return peak_of_process()
 
 
 def head_cost_tables(report: dict) -> str:
     """Returns a benchmark's tables in Markdown, each with a caption."""
-    tables = [_loss_table(report), _gmacs_table(report)]
+    tables = [_loss_table(report)]
     if "step_seconds" in report:
-        tables.insert(1, _step_table(report))
+        tables.append(_step_table(report))
+    tables.append(_gmacs_table(report))
     return "\n\n".join(tables)
 
 

@@ -125,7 +125,15 @@ def write_training_data(
     for seed in seeds if "{seed}" in data.folder else [data.seed]:
         shards = folder / data.folder.format(seed=seed)
         if data.folder == NATURAL.folder:
-            natural.write_shards(shards, num_samples, seed, SHARD_SIZE)
+            facts = {
+                "natural": natural.VERSION,
+                "seed": seed,
+                "num_samples": num_samples,
+                "samples_per_shard": SHARD_SIZE,
+            }
+            world = natural.World(seed)
+            shown = (world.scene("train", index) for index in range(num_samples))
+            drawn.write_scenes(shards, facts, shown, "short")
         else:
             drawn.write_shards(
                 shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers
@@ -165,7 +173,7 @@ def _samples(shown: Iterable[drawn.Scene], num_scenes: int, data_set: str) -> It
     """Yields samples of scenes: of one object with the index of its name, of several with the
     long caption."""
     for index, scene in drawn.numbered(shown, num_scenes, data_set):
-        sample = {"__key__": f"{index:06d}", "png": drawn.png_bytes(scene)}
+        sample = {"__key__": f"{index:06d}", "png": scene.image}
         if len(scene.objects) == 1:
             sample["cls"] = drawn.NAMES.index(scene.objects[0])
         else:

@@ -10,13 +10,12 @@ import random
 import zlib
 from bisect import bisect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile, write_scenes
+from .scenes import CORNERS, IMAGE_SIZE, QUADRANT, Scene, emoji, split_of, tile
 
 TRAINING_DESIGNERS = ("google", "twitter", "emojione")
 UNSEEN_DESIGNERS = ("fluent",)
@@ -253,16 +252,3 @@ def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequ
     left = corner[0] + rng.randrange(room - size + 1)
     top = corner[1] + rng.randrange(room - size + 1)
     image.paste(drawing, (left, top), drawing)
-
-
-def write_shards(folder: Path, num_samples: int, seed: int, samples_per_shard: int) -> None:
-    """Writes the training scenes of a seed, with their short captions, unless they exist."""
-    facts = {
-        "natural": VERSION,
-        "seed": seed,
-        "num_samples": num_samples,
-        "samples_per_shard": samples_per_shard,
-    }
-    world = World(seed)
-    shown = (world.scene("train", index) for index in range(num_samples))
-    write_scenes(folder, facts, shown, "short")

@@ -170,24 +170,15 @@ def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
 
 def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[int]:
     """Returns indices of `number` outcomes, in order, in which each outcome has its fraction of
-    all.
-
-    Counts are rounded by largest remainders; of each outcome, the first places are taken.
-    """
-    counts = {}
-    remainders = {}
-    for outcome, count in Counter(outcomes).items():
-        exact = number * count / len(outcomes)
-        counts[outcome] = int(exact)
-        remainders[outcome] = counts[outcome] - exact, outcome
-    for outcome in sorted(counts, key=remainders.get)[: number - sum(counts.values())]:
-        counts[outcome] += 1
+    all, rounded; of each outcome, the first places are taken."""
     chosen = []
-    for index, outcome in enumerate(outcomes):
-        if counts[outcome] > 0:
-            counts[outcome] -= 1
-            chosen.append(index)
-    return chosen
+    num_seen = 0
+    for outcome, count in sorted(Counter(outcomes).items()):
+        places = [index for index, other in enumerate(outcomes) if other == outcome]
+        num_seen += count
+        num_wanted = round(number * num_seen / len(outcomes)) - len(chosen)
+        chosen += places[:num_wanted]
+    return sorted(chosen)
 
 
 def object_labels(shown: Sequence[Scene], names: Sequence[str] = NAMES) -> Tensor:

@@ -184,16 +184,14 @@ def different_scenes(
     return different(num, (make_scene(seed, n, split, range(2, 5), designers) for n in numbers))
 
 
-def different(num: int, shown: Iterable[Scene], caption: str | None = None) -> list[Scene]:
-    """Returns the first `num` scenes with different sets of objects and, if given, different
-    captions of a kind."""
+def different(num: int, shown: Iterable[Scene], caption: str = "long") -> list[Scene]:
+    """Returns the first `num` scenes with different sets of objects and different captions of a
+    kind."""
     chosen = []
     seen = set()
     for scene in shown:
-        keys = {frozenset(scene.objects)}
-        if caption:
-            keys.add(scene.captions[caption])
-        if not keys & seen:
+        keys = {frozenset(scene.objects), scene.captions[caption]}
+        if seen.isdisjoint(keys):
             seen |= keys
             chosen.append(scene)
         if len(chosen) == num:
@@ -256,20 +254,14 @@ def numbered(shown: Iterable[Scene], total: int, title: str) -> Iterator[tuple[i
 
 
 def sample(scene: Scene, caption: str) -> dict:
-    """Returns the content of a scene's files in a shard, by extension."""
+    """Returns the content of a scene's files in a shard, by extension; webdataset encodes it."""
     return {
-        "png": png_bytes(scene),
+        "png": scene.image,
         "txt": scene.captions[caption],
         "long.txt": scene.captions["long"],
         "short.txt": scene.captions["short"],
         "json": {"objects": scene.objects, "captions": scene.captions},
     }
-
-
-def png_bytes(scene: Scene) -> bytes:
-    png = io.BytesIO()
-    scene.image.save(png, "PNG", compress_level=1)
-    return png.getvalue()
 
 
 OBJECT_SIZE = 60.0  # pixels at a distance of one metre
@@ -317,19 +309,18 @@ def write_dense_scenes(
 
 def _write_dense_split(split: str, number: int, masks: Path, depths: Path) -> None:
     ade20k_split = "training" if split == "train" else "validation"
-    image_folders = [masks / "images" / ade20k_split, depths / split / "images"]
-    class_folder = masks / "annotations" / ade20k_split
-    depth_folder = depths / split / "depths"
-    for folder in (*image_folders, class_folder, depth_folder):
-        folder.mkdir(parents=True)
     shown = scenes(number, split=split, num_objects=(2, 3, 4))
     for index, scene in numbered(shown, number, f"dense scenes, {split}"):
-        name = f"{index:06d}.png"
         classes, depth = pixel_labels(scene)
-        for image_folder in image_folders:
-            scene.image.save(image_folder / name)
-        Image.fromarray(classes).save(class_folder / name)
-        Image.fromarray(depth).save(depth_folder / name)
+        images = {
+            masks / "images" / ade20k_split: scene.image,
+            masks / "annotations" / ade20k_split: Image.fromarray(classes),
+            depths / split / "images": scene.image,
+            depths / split / "depths": Image.fromarray(depth),
+        }
+        for folder, image in images.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{index:06d}.png")
 
 
 def pixel_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

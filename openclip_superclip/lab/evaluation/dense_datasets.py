@@ -15,7 +15,7 @@ from ...errors import InputError
 SEGMENTATION = "segmentation"
 DEPTH = "depth"
 DENSE = (SEGMENTATION, DEPTH)
-NO_CLASS = 255  # of a pixel
+NO_LABEL = 255  # of a pixel without a class or a depth: 16 bits hold at most 65.5 metres
 VOC_CLASSES = 21
 ADE_CLASSES = 150
 VOC_SPLITS = {"train": "train", "test": "val"}
@@ -53,9 +53,9 @@ class DenseSet(Dataset):
             self.num_classes = ADE_CLASSES
             if names.is_file():
                 self.num_classes = len(names.read_text().splitlines())
-            if self.num_classes >= NO_CLASS:
+            if self.num_classes >= NO_LABEL:
                 raise InputError(
-                    f"{names} has {self.num_classes} lines; expected fewer than {NO_CLASS} classes"
+                    f"{names} has {self.num_classes} lines; expected fewer than {NO_LABEL} classes"
                 )
             self.first_class = 1  # 0 is no class
         else:
@@ -86,8 +86,7 @@ class DenseSet(Dataset):
     def label(self, index: int) -> Tensor:
         """Returns the labels of an image's pixels; InputError if they do not match the image.
 
-        These are classes, int64 [H, W], NO_CLASS for none, or depths in metres, float32 [H, W], 0
-        for none.
+        These are classes, int64 [H, W], or depths in metres, float32 [H, W]; NO_LABEL for none.
         """
         file = self.labels[index]
         with open_image(self.images[index]) as image, open_image(file) as labels:
@@ -98,13 +97,15 @@ class DenseSet(Dataset):
                 f"{file} has the shape {list(values.shape)}; expected its image's, {list(shape)}"
             )
         if not self.num_classes:
-            return torch.from_numpy(values.astype(np.float32) / 1000)  # of millimetres
+            depths = values.astype(np.float32) / 1000  # of millimetres
+            depths[values == 0] = NO_LABEL
+            return torch.from_numpy(depths)
         classes = values.astype(np.int64) - self.first_class
-        is_none = (classes < 0) | (values == NO_CLASS)
+        is_none = (classes < 0) | (values == NO_LABEL)
         largest = classes[~is_none].max(initial=0)
         if largest >= self.num_classes:
             raise InputError(
                 f"{file} contains the class {largest + self.first_class}; expected "
                 f"{self.num_classes} classes"
             )
-        return torch.from_numpy(np.where(is_none, NO_CLASS, classes))
+        return torch.from_numpy(np.where(is_none, NO_LABEL, classes))

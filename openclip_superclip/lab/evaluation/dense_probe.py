@@ -1,52 +1,49 @@
 """Segmentation and depth by a linear layer on the frozen patch tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 from ...errors import InputError
-from .dense_datasets import NO_CLASS, DenseSet
-from .features import SEED, EvaluationSettings
-from .intervals import IOU, RMSE, Measured, Outcome, estimate
+from .dense_datasets import NO_LABEL, DenseSet
+from .features import SEED, EvaluationSettings, Features
+from .intervals import IOU, RMSE, Measured, Outcome
 
 BATCH_SIZE = 16
 WEIGHT_DECAY = 1e-4
 MOST_DEPTHS = 200  # training images for mean and standard deviation of the depths
 
 
-def whole_image(network: nn.Module) -> Compose:
-    """Returns the transform that resizes whole images to the model's input, so that pixels keep
-    their labels."""
-    own = network.visual.preprocess_cfg
-    config = PreprocessCfg(**own | {"resize_mode": "squash"})
-    return image_transform_v2(config, is_train=False)
-
-
 def dense_probe(
-    splits: dict[str, DenseSet], tokens: dict[str, Tensor], settings: EvaluationSettings
+    splits: dict[str, DenseSet], features: dict[str, Features], settings: EvaluationSettings
 ) -> Measured:
-    """Returns the mean IoU of the classes as `miou`, or the depths' root mean squared error in
-    metres as `rmse`.
+    """Returns the outcomes of `miou`, the mean IoU of the classes, or of `rmse`, the depths' root
+    mean squared error in metres.
 
     Fits a batch norm and a linear layer on each patch token, resized to the image, by AdamW with a
     cosine schedule. The scores are over the pixels of all test images at their original sizes.
-    `tokens` are the patch tokens of both splits, [N, D, h, w].
+    `features` are the patch tokens of both splits, [N, D, h, w].
     """
     torch.manual_seed(SEED)
     train = splits["train"]
-    width = tokens["train"].shape[1]
+    tokens = features["train"].images
+    width = tokens.shape[1]
     head = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, train.num_classes or 1, 1))
-    if not train.num_classes:
-        head.append(_Metres(train))
     head.to(settings.device)
-    labelled = _Labelled(train, tokens["train"], train.transform.transforms[0].size)
+    mean, deviation = (0.0, 1.0) if train.num_classes else _mean_and_deviation(train)
+
+    def predict(patches: Tensor, size: torch.Size) -> Tensor:
+        outputs = head(patches.to(settings.device)) * deviation + mean
+        return interpolate(outputs, size, mode="bilinear")
+
+    labelled = _Labelled(train, tokens, train.transform.transforms[0].size)
     loader = DataLoader(labelled, BATCH_SIZE, shuffle=True, num_workers=settings.workers)
     optimizer = torch.optim.AdamW(head.parameters(), settings.dense_lr, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -55,35 +52,28 @@ def dense_probe(
     epochs = range(settings.dense_epochs)
     for _ in tqdm(epochs, desc="dense probe", unit=" epochs", leave=False, disable=None):
         for patches, labels in loader:
-            outputs = head(patches.to(settings.device))
-            outputs = interpolate(outputs, labels.shape[1:], mode="bilinear")
+            outputs = predict(patches, labels.shape[1:])
             loss = _loss(outputs, labels.to(settings.device), train.num_classes)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _measure(head.eval(), splits["test"], tokens["test"], settings)
+    head.eval()
+    return _measure(predict, splits["test"], features["test"].images, settings)
 
 
-class _Metres(nn.Module):
-    """Scales standardised outputs to depths, by mean and standard deviation over the first
-    training images."""
-
-    def __init__(self, train: DenseSet):
-        super().__init__()
-        depths = torch.cat(
-            [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
+def _mean_and_deviation(train: DenseSet) -> tuple[Tensor, Tensor]:
+    """Returns the mean and standard deviation of the depths in the first training images, by which
+    outputs are scaled to metres."""
+    depths = torch.cat(
+        [train.label(index).flatten() for index in range(min(len(train), MOST_DEPTHS))]
+    )
+    depths = depths[depths != NO_LABEL]
+    if len(depths) < 2:
+        raise InputError(
+            "its first training images have no depth; expected millimetres, 0 for none"
         )
-        depths = depths[depths > 0]
-        if len(depths) < 2:
-            raise InputError(
-                "its first training images have no depth; expected millimetres, 0 for none"
-            )
-        self.register_buffer("mean", depths.mean())
-        self.register_buffer("deviation", depths.std())
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        return numbers * self.deviation + self.mean
+    return depths.mean(), depths.std()
 
 
 @dataclass
@@ -105,33 +95,28 @@ class _Labelled(Dataset):
         return self.tokens[index].float().clone(), label
 
 
-def _has_label(labels: Tensor, num_classes: int) -> Tensor:
-    return labels != NO_CLASS if num_classes else labels > 0
-
-
 def _loss(outputs: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Returns the loss over all labelled pixels; 0 if there are none."""
-    is_labelled = _has_label(labels, num_classes)
+    is_labelled = labels != NO_LABEL
     if not is_labelled.any():
         return outputs.sum() * 0
     if num_classes:
-        return cross_entropy(outputs, labels, ignore_index=NO_CLASS)
+        return cross_entropy(outputs, labels, ignore_index=NO_LABEL)
     return mse_loss(outputs[:, 0][is_labelled], labels[is_labelled])
 
 
 @torch.no_grad()
 def _measure(
-    head: nn.Module, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
+    predict: Callable, test: DenseSet, tokens: Tensor, settings: EvaluationSettings
 ) -> Measured:
-    """Returns the score over the pixels of all test images, and the outcome of each image."""
+    """Returns the outcome of each test image."""
     parts = []
     loader = DataLoader(_Labelled(test, tokens), None, num_workers=settings.workers)
     for patches, label in tqdm(
         loader, desc="dense test", unit=" images", leave=False, disable=None
     ):
-        outputs = head(patches[None].to(settings.device))
-        output = interpolate(outputs, label.shape, mode="bilinear")[0].cpu()
-        is_labelled = _has_label(label, test.num_classes)
+        output = predict(patches[None], label.shape)[0].cpu()
+        is_labelled = label != NO_LABEL
         predicted = output[:, is_labelled]
         true = label[is_labelled]
         if test.num_classes:
@@ -140,11 +125,9 @@ def _measure(
             parts.append((((predicted[0] - true) ** 2).sum(), is_labelled.sum()))
     scored, of = (torch.stack(part).double().numpy() for part in zip(*parts, strict=True))
     if not of.any():
-        unit = "class" if test.num_classes else "depth"
-        raise InputError(f"its test images have no {unit}: no pixel has a label")
+        raise InputError("no pixel of its test images has a label")
     name, kind = ("miou", IOU) if test.num_classes else ("rmse", RMSE)
-    outcome = Outcome(kind, scored, of)
-    return {name: estimate(outcome).value}, {name: outcome}
+    return {}, {name: Outcome(kind, scored, of)}
 
 
 def _overlaps(predicted: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,7 @@
 
 import functools
 import os
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,14 +12,17 @@ from ...errors import one_line
 from ...files import file_identity, files_digest, make_folder
 from ...method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
-from .dense_probe import dense_probe, whole_image
+from .dense_probe import dense_probe
 from .features import EvaluationSettings, Features, encode
-from .intervals import NO_INTERVAL, Measured
+from .intervals import Measured
 from .local_datasets import LocalDataset
 from .metrics import evaluate
 from .models import EvaluatedModel, OpenedModel, open_model
+from .preprocessing import preprocessing
 from .result_files import PACKAGES, ResultFile, record_file
-from .score_table import differences, table
+from .score_table import tables
+
+TRAINED = ("linear_probe", *DENSE)  # tasks that fit a layer to the training split
 
 
 @dataclass
@@ -35,11 +37,12 @@ class Evaluation:
     settings: EvaluationSettings
     out: Path | None
     command: str
-    folders: list[Path] = field(default_factory=list)  # of the results of each model
-    # the results of each model, if there are any
-    results: list[list[dict]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    num_read: int = 0
+
+    def __post_init__(self):
+        self.folders = []  # of the results of each model
+        self.results = []  # the results of each model, if there are any
+        self.failures = []  # messages
+        self.num_read = 0
 
     def run(self, models: list[EvaluatedModel]) -> None:
         """Evaluates all models on every data set; continues after errors."""
@@ -47,29 +50,24 @@ class Evaluation:
         for folder in self.folders:
             make_folder(folder)
         # once: a data set can have a million files
-        digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
-        num_results = len(models) * len(self.chosen)
-        with tqdm(total=num_results, desc="evaluate", unit=" results", disable=None) as progress:
-            for model, folder in zip(models, self.folders, strict=True):
-                records = self._run_model(model, folder, digests, progress)
-                if records:
-                    self.results.append(records)
+        self.digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
+        for model, folder in zip(models, self.folders, strict=True):
+            records = self._run_model(model, folder)
+            if records:
+                self.results.append(records)
 
-    def _run_model(
-        self, model: EvaluatedModel, folder: Path, digests: dict[LocalDataset, str], progress: tqdm
-    ) -> list[dict]:
+    def _run_model(self, model: EvaluatedModel, folder: Path) -> list[dict]:
         """Returns the results of a model, read or computed."""
         records = []
         planned = []
         for dataset, task in self.chosen:
-            file = self._result_file(model, folder, dataset, task, digests[dataset])
+            file = self._result_file(model, folder, dataset, task)
             record = file.read()
             if record:
                 records.append(record)
             else:
                 planned.append((dataset, task, file))
         self.num_read += len(records)
-        progress.update(len(records))
         if not planned:
             return records
         try:
@@ -78,25 +76,20 @@ class Evaluation:
             self.failures.append(f"{model.argument} cannot be opened: {one_line(error)}")
             return records
         cache = {}
-        for dataset, task, file in planned:
-            progress.set_postfix_str(f"{model.name}, {dataset.name}")
-            started = time.monotonic()
+        for dataset, task, file in tqdm(planned, desc=model.name, unit=" results", disable=None):
             try:
                 metrics, outcomes = self._measure(opened, dataset, task, cache)
-                seconds = round(time.monotonic() - started, 2)
-                about = {"command": self.command, "seconds": seconds}
-                records.append(file.write(metrics, outcomes, about))
+                records.append(file.write(metrics, outcomes))
             except (Exception, SystemExit) as error:
                 # broken data can raise any exception, and CLIP_benchmark may exit
                 self.failures.append(
                     f"{model.argument}: {task} on {dataset.name} ({dataset.folder}) failed: "
                     f"{one_line(error)}"
                 )
-            progress.update()
         return records
 
     def _result_file(
-        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str, data_files: str
+        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str
     ) -> ResultFile:
         source = model.argument
         source_id = None
@@ -106,19 +99,23 @@ class Evaluation:
             source_id = file_identity(model.path)
         facts = {
             "model": model.name,
-            "checkpoint": model.argument,
             "source": source,
             "source_id": source_id,
             "dataset": dataset.name,
             "task": task,
             "epoch": model.epoch,
             "weights": model.weights_id,
-            "data": str(dataset.folder),
             "settings": self.settings.of_task(task),
             "versions": versions(*PACKAGES),
-            "data_files": data_files,
+            "data_files": self.digests[dataset],
         }
-        return ResultFile(record_file(folder, model.name, dataset.name, task, source), facts)
+        about = {
+            "checkpoint": model.argument,
+            "data": str(dataset.folder),
+            "command": self.command,
+        }
+        path = record_file(folder, model.name, dataset.name, task, source)
+        return ResultFile(path, facts, about)
 
     def _measure(
         self,
@@ -128,38 +125,32 @@ class Evaluation:
         cache: dict[tuple[LocalDataset, str], Features],
     ) -> Measured:
         """Returns metrics and outcomes. Image features are kept in `cache` for the next task."""
+        transform = opened.transform
+        encode_image = opened.model.encode_image
         if task in DENSE:
-            return self._measure_dense(opened, dataset, task)
-        features = {}
-        for split in ("train", "test") if task == "linear_probe" else ("test",):
-            if (dataset, split) not in cache:
-                images = dataset.build(opened.transform, split, task)
-                cache[dataset, split] = encode(
-                    opened.model.encode_image, dataset, images, self.settings
-                )
-            features[split] = cache[dataset, split]
-        test = dataset.build(opened.transform, "test", task)
-        return evaluate(opened.model, opened.tokenizer, test, task, self.settings, features)
-
-    def _measure_dense(self, opened: OpenedModel, dataset: LocalDataset, task: str) -> Measured:
-        visual = opened.model.visual
-        transform = whole_image(opened.model)
-        read_patches = functools.partial(patch_map, visual, patch_tokens(visual))
+            cache = {}  # patch tokens are too large to be kept, and have one task
+            visual = opened.model.visual
+            # the whole image, so that pixels keep their labels
+            transform = preprocessing(opened.model, resize_mode="squash")
+            encode_image = functools.partial(patch_map, visual, patch_tokens(visual))
         splits = {}
-        tokens = {}
-        for split in ("train", "test"):
+        features = {}
+        for split in ("train", "test") if task in TRAINED else ("test",):
             splits[split] = dataset.build(transform, split, task)
-            tokens[split] = encode(read_patches, dataset, splits[split], self.settings).images
-        return dense_probe(splits, tokens, self.settings)
+            if (dataset, split) not in cache:
+                cache[dataset, split] = encode(encode_image, dataset, splits[split], self.settings)
+            features[split] = cache[dataset, split]
+        if task in DENSE:
+            return dense_probe(splits, features, self.settings)
+        return evaluate(
+            opened.model, opened.tokenizer, splits["test"], task, self.settings, features
+        )
 
     def summary(self, absent: list[str]) -> str:
         """Returns the tables and the lists of result folders and of missing data sets."""
-        parts = [table(self.results), differences(self.results)] if self.results else []
-        if any("[–]" in part for part in parts):
-            parts.append(NO_INTERVAL)
         num_results = sum(map(len, self.results))
         folders = ", ".join(dict.fromkeys(map(str, self.folders)))
-        lines = [f"{num_results} results, {self.num_read} of them from before: {folders}"]
+        text = f"{num_results} results, {self.num_read} of them from before: {folders}"
         if absent:
-            lines.append(f"Not evaluated: {', '.join(absent)}")
-        return "\n\n".join(filter(None, [*parts, "\n".join(lines)]))
+            text += f"\nNot evaluated: {', '.join(absent)}"
+        return f"{tables(self.results)}\n\n{text}" if self.results else text

@@ -75,10 +75,7 @@ def encode(
         with torch.no_grad(), settings.autocast():
             features = encode_image(images.to(settings.device))
         parts.append(finite(features, "images").cpu())
-        if isinstance(batch, Tensor):
-            targets.append(batch)
-        else:
-            targets += map(list, batch)
+        targets += [batch] if isinstance(batch, Tensor) else batch
     if not parts:
         raise InputError("it contains no image")
     if isinstance(targets[0], Tensor):

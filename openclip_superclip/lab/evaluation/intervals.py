@@ -5,8 +5,6 @@ so a score cannot be outside its own interval.
 """
 
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -44,8 +42,8 @@ class Outcome(NamedTuple):
     of: np.ndarray
 
 
-# metrics and outcomes by name; an undefined metric is None
-Measured = tuple[dict[str, float | None], dict[str, Outcome]]
+# CLIP_benchmark's metrics and the outcomes, by name
+Measured = tuple[dict[str, float], dict[str, Outcome]]
 
 
 def right(hits: np.ndarray) -> Outcome:
@@ -105,9 +103,9 @@ def mean_of(parts: Sequence[Estimate]) -> Estimate:
     """Returns the mean of independent estimates; half-widths are combined as root sum of
     squares."""
     values, lows, highs = np.array(parts, dtype=np.float64).T
-    value = float(values.mean())
-    below = float(np.linalg.norm(values - lows)) / len(parts)
-    above = float(np.linalg.norm(highs - values)) / len(parts)
+    value = values.mean()
+    below = np.linalg.norm(values - lows) / len(parts)
+    above = np.linalg.norm(highs - values) / len(parts)
     return Estimate(value, value - below, value + above)
 
 
@@ -125,11 +123,11 @@ def _proportion(outcome: Outcome) -> _Proportion:
     if outcome.kind == RECALL:
         _, classes, sizes = np.unique(of, return_inverse=True, return_counts=True)
         weights = 1 / sizes[classes] / len(sizes)
-        value = float((weights * scored).sum())
+        value = (weights * scored).sum()
         size = len(sizes) ** 2 / (1 / sizes).sum()
         return _Proportion(wilson(value, size), weights * (scored - value), is_binary=False)
-    value = float(scored.sum() / of.sum())
-    size = float(len(of))
+    value = scored.sum() / of.sum()
+    size = len(of)
     deviations = scored - value * of
     is_binary = of.max() <= 1
     if not is_binary:
@@ -145,7 +143,7 @@ def wilson(p: float, size: float) -> Estimate:
     width = Z * math.sqrt(max(p * (1 - p), 0) / size + Z**2 / (4 * size**2))
     low, high = ((centre + side) / (1 + Z**2 / size) for side in (-width, width))
     # at 0 and 1 up to rounding
-    return Estimate(p, max(min(float(low), p), 0.0), min(max(float(high), p), 1.0))
+    return Estimate(p, max(min(low, p), 0.0), min(max(high, p), 1.0))
 
 
 def _newcombe(first: _Proportion, second: _Proportion) -> Estimate:
@@ -180,12 +178,11 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
     scored = np.asarray(outcome.scored, np.float64).reshape(num_samples, -1)
     of = np.asarray(outcome.of, np.float64).reshape(num_samples, -1)
     if outcome.kind == PRECISION:
-        by_class = [_average_precisions(*column) for column in zip(scored.T, of.T, strict=True)]
-        score = np.mean([score for score, _ in by_class])
-        without = np.mean([without for _, without in by_class], axis=0)
+        by_class = map(_average_precisions, scored.T, of.T)
+        scores, without = zip(*by_class, strict=True)
         num_relevant = of.sum(axis=0)
         least = min(num_relevant.min(), (num_samples - num_relevant).min())
-        return _LeaveOneOut(float(score), without, int(least))
+        return _LeaveOneOut(np.mean(scores), np.mean(without, axis=0), least)
     present = of.any(axis=0)  # classes with pixels
     scored = scored[:, present]
     of = of[:, present]
@@ -197,7 +194,7 @@ def _leave_one_out(outcome: Outcome) -> _LeaveOneOut:
     if outcome.kind == RMSE:
         score = np.sqrt(score)
         without = np.sqrt(without)
-    return _LeaveOneOut(float(score), without, int((of > 0).sum(axis=0).min()))
+    return _LeaveOneOut(score, without, (of > 0).sum(axis=0).min())
 
 
 def _average_precisions(scores: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
@@ -241,7 +238,7 @@ def _jackknife_interval(scores: _LeaveOneOut, kind: str) -> Estimate:
     from scipy.special import stdtrit  # which the extra [eval] installs
 
     freedom = squares.sum() ** 2 / (squares**2).sum()
-    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    half = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
     low = centre - half
     high = centre + half
     if kind == RMSE:  # on the logarithmic scale
@@ -282,6 +279,6 @@ def read_outcomes(file: Path) -> dict[str, Outcome]:
                 measure, kind, part = name.rsplit(" ", 2)
                 if part == "scored":
                     outcomes[measure] = Outcome(kind, arrays[name], arrays[f"{measure} {kind} of"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
-        return {}  # none, or damaged
+    except Exception:  # there is no file, or a damaged one, which can raise anything
+        return {}
     return outcomes

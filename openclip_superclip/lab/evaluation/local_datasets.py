@@ -1,7 +1,6 @@
 """The data sets of the suites, found in the user's folder."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -49,7 +48,6 @@ class LocalDataset(NamedTuple):
             replaced(imagenetv2, requests=SimpleNamespace(get=_refuse)),
             replaced(autodecode, default_pre_handlers=handlers),
             redirect_stdout(sys.stderr),  # CLIP_benchmark prints
-            warnings.catch_warnings(),
         ):
             dataset = builder.build_dataset(
                 f"wds/{self.name}" if self.in_shards else self.name,
@@ -140,20 +138,16 @@ def find_dataset(folder: Path, name: str) -> LocalDataset | None:
 
 
 def _open(name: str, folder: Path) -> LocalDataset:
-    in_shards = False
-    kind = dense_kind(folder)
-    if kind is None:
-        test = folder / "test"
-        in_shards = any(test.glob("*.tar")) or (test / "nshards.txt").is_file()
-        type_file = folder / "dataset_type.txt"
-        if in_shards and type_file.is_file():
-            kind = type_file.read_text().strip().lower()
-        elif in_shards:
-            kind = "classification"
-        elif builder.get_dataset_default_task(name) == "zeroshot_retrieval":
-            kind = "retrieval"
-        else:
-            kind = "multilabel" if name.endswith("multilabel") else "classification"
+    test = folder / "test"
+    in_shards = any(test.glob("*.tar")) or (test / "nshards.txt").is_file()
+    type_file = folder / "dataset_type.txt"
+    kind = dense_kind(folder) or "classification"
+    if in_shards:
+        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+    elif builder.get_dataset_default_task(name) == "zeroshot_retrieval":
+        kind = "retrieval"
+    elif name.endswith("multilabel"):
+        kind = "multilabel"
     return LocalDataset(name, folder, in_shards, kind)
 
 

@@ -6,7 +6,6 @@ They are CLIP_benchmark's, called as by its command line.
 import contextlib
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,13 +14,13 @@ import numpy as np
 import torch
 from clip_benchmark.metrics import linear_probe, zeroshot_classification, zeroshot_retrieval
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...environment import replaced
 from ...errors import InputError
 from .features import RECALL_K, SEED, EvaluationSettings, Features, finite
-from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, estimate, right
+from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, right
 
 
 @dataclass
@@ -32,7 +31,7 @@ class _Batches:
     batch_size: int
     dataset: Dataset
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | list[list[str]]]]:
+    def __iter__(self) -> Iterator[tuple]:
         for start in range(0, len(self.features.targets), self.batch_size):
             rows = slice(start, start + self.batch_size)
             yield self.features.images[rows], self.features.targets[rows]
@@ -46,7 +45,7 @@ def evaluate(
     settings: EvaluationSettings,
     features: dict[str, Features],
 ) -> Measured:
-    """Returns metrics by CLIP_benchmark's names, and outcomes; undefined metrics are None.
+    """Returns metrics by CLIP_benchmark's names, NaN if they are undefined, and outcomes.
 
     Of the test split `dataset`, only class names and templates are used; `features` are those of
     the split test and, for the linear probe, train. Raises InputError if a score would be
@@ -65,9 +64,7 @@ def evaluate(
     batches = _Batches(test, settings.batch_size, dataset)
     options = {"device": settings.device, "amp": settings.precision == "amp"}
     torch.manual_seed(SEED)
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # CLIP_benchmark prints
-        # on classes without samples in a small data set
-        warnings.filterwarnings("ignore", module="sklearn")
+    with contextlib.redirect_stdout(sys.stderr):  # CLIP_benchmark prints
         if task == "zeroshot_retrieval":
             metrics, outcomes = _retrieval(cached, tokenizer, batches, options)
         elif task == "linear_probe":
@@ -80,10 +77,7 @@ def evaluate(
                 )
             logits, target = results[0]
             outcomes = _of_logits(logits, target, num_classes=logits.shape[1])
-    scores = {name: estimate(outcome).value for name, outcome in outcomes.items()}
-    metrics = scores | metrics  # CLIP_benchmark's own rounding, if it has the metric
-    defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    return defined, outcomes
+    return metrics, outcomes
 
 
 @contextlib.contextmanager
@@ -124,9 +118,10 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     """Returns the accuracy of CLIP_benchmark's linear probe: a linear layer on normalised features,
     fitted by AdamW.
 
-    Equal to CLIP_benchmark's function to the last digit, which asserts that it runs on a GPU.
+    Its function for all of this asserts that it runs on a GPU, and shuffles the test samples.
     """
     device = settings.device
+    amp = settings.precision == "amp"
     num_classes = int(train.targets.max()) + 1
     largest = int(test.targets.max())
     if largest >= num_classes:
@@ -138,33 +133,34 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     order = torch.randperm(len(inputs))
     data = TensorDataset(inputs[order], train.targets[order])
     loader = DataLoader(data, settings.batch_size, shuffle=True)
-    torch.manual_seed(SEED)
-    probe = nn.Linear(inputs.shape[1], num_classes).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=settings.probe_lr, weight_decay=0)
-    num_steps = settings.probe_epochs * len(loader)
-    set_lr = linear_probe.cosine_lr(optimizer, settings.probe_lr, 0, num_steps)
-    step = 0
-    for _ in range(settings.probe_epochs):
-        for images, labels in loader:
-            set_lr(step)
-            step += 1
-            optimizer.zero_grad()
-            with settings.autocast():
-                loss = cross_entropy(probe(images.to(device)), labels.to(device))
-            loss.backward()
-            optimizer.step()
+
+    def to_device(moved: nn.Module | Tensor) -> nn.Module | Tensor:
+        return moved.to(device)
+
+    with (
+        # it trains on the first GPU, or on all of them, and prints
+        replaced(nn.Module, cuda=to_device),
+        replaced(Tensor, cuda=to_device),
+        replaced(nn, DataParallel=lambda model, device_ids: model),
+        contextlib.redirect_stdout(None),
+    ):
+        probe = linear_probe.train(
+            loader,
+            input_shape=inputs.shape[1],
+            output_shape=num_classes,
+            weight_decay=0,
+            lr=settings.probe_lr,
+            epochs=settings.probe_epochs,
+            amp=amp,
+            device=device,
+            seed=SEED,
+        )
     in_order = DataLoader(TensorDataset(test_inputs, test.targets), settings.batch_size)
-    logits, target = linear_probe.infer(probe, in_order, settings.precision == "amp", device)
+    logits, target = linear_probe.infer(probe, in_order, amp, device)
     logits = logits.float()
-    ranks = (1, 5) if largest >= 5 else (1,)
-    accuracies = dict(
-        zip(ranks, zeroshot_classification.accuracy(logits, target, ranks), strict=True)
-    )
-    metrics = {
-        "lp_acc1": accuracies[1],
-        "lp_acc5": accuracies.get(5, math.nan),
-        "epochs": settings.probe_epochs,
-    }
+    has_top_5 = largest >= 5
+    accuracies = zeroshot_classification.accuracy(logits, target, (1, 5) if has_top_5 else (1,))
+    metrics = {"lp_acc1": accuracies[0], "lp_acc5": accuracies[1] if has_top_5 else math.nan}
     return metrics, _of_logits(logits, target, num_classes=largest, prefix="lp_")
 
 
@@ -194,12 +190,8 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     Templates must contain {c}, the placeholder of the class name; a dict contains complete texts by
     class.
     """
-    if not classes:
-        raise InputError("classnames.txt is missing or empty; expected one on each line")
-    if "" in classes:
-        raise InputError(
-            f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name"
-        )
+    if not classes or "" in classes:
+        raise InputError("classnames.txt has no or empty lines; expected a class name on each")
     if not templates:
         raise InputError(
             "zeroshot_classification_templates.txt is missing or empty; expected a line such as: "

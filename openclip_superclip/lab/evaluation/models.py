@@ -1,27 +1,23 @@
-"""The models to evaluate: checkpoints, exports and released models, opened as CLIP_benchmark
-opens OpenCLIP's."""
+"""The models to evaluate: checkpoints, exports and released models."""
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import open_clip
-import torch
 from clip_benchmark.models import load_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from ...checkpoints import HEAD_NAME
 from ...checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
-from ...checkpoints.export import write_model
-from ...checkpoints.model_configurations import holds_text_tower
-from ...checkpoints.trainer_files import checkpoints, run_options
-from ...checkpoints.weights import Weights, check_match, read_checkpoint
+from ...checkpoints.trainer_files import checkpoints
+from ...checkpoints.weights import Weights, check_match, file_of_weights, read_checkpoint
 from ...errors import InputError
+from ...files import content_digest
+from .preprocessing import preprocessing
 
 
 class EvaluatedModel(NamedTuple):
@@ -29,12 +25,13 @@ class EvaluatedModel(NamedTuple):
 
     name: str  # RUN/epoch_N, or the user's argument
     argument: str
-    # a digest of architecture, preprocessing and weights; the commit of hf-hub:REPO
+    # a digest of architecture, preprocessing and file of weights; the commit of hf-hub:REPO
     weights_id: str
     path: Path | None = None  # its file or folder
     epoch: int | None = None
     run: Path | None = None  # the folder of its run
-    # OpenCLIP's --model and --pretrained, if OpenCLIP opens it unchanged
+    uses_option: bool = False  # whether --model can name its architecture
+    # OpenCLIP's --model and --pretrained, if it is a released model
     openclip: tuple[str, str] = ("", "")
     # otherwise the model without its head
     plain: tuple[Architecture, Weights] | None = None
@@ -78,41 +75,24 @@ def find_model(argument: str, model: str | None = None) -> EvaluatedModel:
 def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel:
     """Returns the model of a file or folder."""
     is_openclip = (path / HF_CONFIG_NAME).is_file()
-    if (path / "config.json").is_file() and not is_openclip:
-        raise InputError(
-            f"CHECKPOINT: {path} is for transformers; export its checkpoint without --format hf"
-        )
     checkpoint = read_checkpoint(path)
-    recorded = architecture_of(path, run_options(checkpoint), None if is_openclip else model)
+    recorded = architecture_of(checkpoint, None if is_openclip else model)
     architecture, weights = fit(recorded, checkpoint.without_head())
     check_match(weights, architecture.build().state_dict(), path, recorded.name)
+    inputs = [content_digest(file_of_weights(path)), architecture.model_cfg]
+    identity = json.dumps([*inputs, architecture.preprocess_cfg], sort_keys=True)
     folder = path.parent if path.parent.name else path.absolute().parent
     run = folder.parent if folder.name == "checkpoints" else None
-    is_unchanged = is_openclip and ((path / HEAD_NAME).is_file() or not checkpoint.head())
-    # a folder with its own text tower, which OpenCLIP may not find, is opened as a plain model
-    if is_unchanged and not holds_text_tower(path, recorded.model_cfg):
-        opened_as = {"openclip": (f"local-dir:{path}", "")}
-    else:
-        opened_as = {"plain": (architecture, weights)}
     return EvaluatedModel(
         name=f"{run.resolve().name}/{path.stem}" if run else argument,
         argument=argument,
-        weights_id=_digest(architecture, weights),
+        weights_id=hashlib.sha256(identity.encode()).hexdigest(),
         path=folder.resolve() / path.name,
         epoch=checkpoint.epoch,
         run=run,
-        **opened_as,
+        uses_option=not is_openclip,
+        plain=(architecture, weights),
     )
-
-
-def _digest(architecture: Architecture, weights: Weights) -> str:
-    digest = hashlib.sha256(
-        json.dumps([architecture.model_cfg, architecture.preprocess_cfg], sort_keys=True).encode()
-    )
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class OpenedModel(NamedTuple):
@@ -124,14 +104,16 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(model: EvaluatedModel, device: str) -> OpenedModel:
-    """Opens a model by CLIP_benchmark's loader, which opens our weights as an export."""
-    with tempfile.TemporaryDirectory(prefix="superclip-evaluate-") as folder:
+    """Opens a model: a released one by CLIP_benchmark's loader, others from their weights."""
+    if model.plain is None:
         name, tag = model.openclip
-        if model.plain is not None:
-            architecture, weights = model.plain
-            write_model(Path(folder), Path(folder), architecture, architecture.build(), weights)
-            name = f"local-dir:{folder}"
         opened, transform, tokenizer = load_clip(
             model_type="open_clip", model_name=name, pretrained=tag, cache_dir=None, device=device
         )
-    return OpenedModel(opened.eval(), transform, tokenizer)
+    else:
+        architecture, weights = model.plain
+        tokenizer = architecture.tokenizer()
+        opened = architecture.build("cpu")
+        opened.load_state_dict(weights)
+        transform = preprocessing(opened)
+    return OpenedModel(opened.to(device).eval(), transform, tokenizer)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ PACKAGES = (
     "pillow",
     "transformers",
 )
-MAY_DIFFER = ("checkpoint", "data")  # facts that a result does not depend on
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
@@ -35,10 +35,11 @@ def record_file(folder: Path, model: str, dataset: str, task: str, source: str) 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A result's file, and what the result depends on."""
+    """A result's file."""
 
     path: Path
-    facts: dict
+    facts: dict  # on which the result depends
+    about: dict  # other facts
 
     @property
     def outcomes_file(self) -> Path:
@@ -46,22 +47,29 @@ class ResultFile:
         return self.path.with_suffix(".outcomes.npz")
 
     def read(self) -> dict | None:
-        """Returns the existing result, with the file of its outcomes, if its inputs are unchanged
-        and its outcomes are there, else None."""
+        """Returns the existing result with its outcomes, if its inputs are unchanged and its
+        outcomes are there, else None."""
         record = json_or_empty(self.path)
-        for name, fact in self.facts.items():
-            if name not in MAY_DIFFER and record.get(name) != fact:
-                return None
-        if not record["intervals"].keys() <= read_outcomes(self.outcomes_file).keys():
+        if any(record.get(name) != fact for name, fact in self.facts.items()):
             return None
-        return record | {"outcomes_file": self.outcomes_file}
+        outcomes = read_outcomes(self.outcomes_file)
+        if not record["intervals"].keys() <= outcomes.keys():
+            return None
+        return record | self.about | {"outcomes": outcomes}
 
-    def write(self, metrics: dict, outcomes: dict[str, Outcome], about: dict) -> dict:
-        """Writes a result and its outcomes; returns it with the file of its outcomes. `about` is
-        recorded with it."""
+    def write(self, metrics: dict[str, float], outcomes: dict[str, Outcome]) -> dict:
+        """Writes a result and its outcomes; returns both. Its metrics are the given ones, with
+        CLIP_benchmark's rounding, and the scores of the other outcomes; undefined ones are None."""
         self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
         write_outcomes(self.outcomes_file, outcomes)
-        intervals = {name: estimate(outcome).limits() for name, outcome in outcomes.items()}
-        record = {**self.facts, "metrics": metrics, "intervals": intervals, **about}
+        estimates = {name: estimate(outcome) for name, outcome in outcomes.items()}
+        metrics = {name: score.value for name, score in estimates.items()} | metrics
+        defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+        record = {
+            **self.facts,
+            "metrics": defined,
+            "intervals": {name: score.limits() for name, score in estimates.items()},
+            **self.about,
+        }
         write_json(self.path, record)
-        return record | {"outcomes_file": self.outcomes_file}
+        return record | {"outcomes": outcomes}

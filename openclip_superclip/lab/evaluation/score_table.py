@@ -1,9 +1,7 @@
-"""The table of results: a row per measure and a column per model, with the paper's names."""
-
-from itertools import chain
+"""The tables of results: a row per measure and a column per model, with the paper's names."""
 
 from ...rendering import markdown_table
-from .intervals import Outcome, difference, estimate, mean_of, read_outcomes
+from .intervals import NO_INTERVAL, Estimate, Outcome, difference, estimate, mean_of
 from .suites import RETRIEVAL, THE_38, averaged
 
 LABELS = {  # of rows, by task and measure; {} is the data set
@@ -28,29 +26,32 @@ MOST_COLUMNS = 5
 ORDER = [*THE_38, *RETRIEVAL]
 
 
-# measures of results: one, or those of an average
-Score = list[tuple[dict, str]]
+# outcomes of a model: one, or those of an average; none if they are missing
+Score = list[Outcome]
 
 
-def table(models: list[list[dict]]) -> str:
-    """Returns the table of each model's results in Markdown, in percent, with 95 % intervals; a
-    dash if missing."""
-    rows = {}
+def tables(models: list[list[dict]]) -> str:
+    """Returns tables in Markdown: each model's results in percent and, if there are any, the paired
+    differences to the first model in points, with 95 % intervals; a dash if missing."""
+    names = _names(models)
+    results = {}
+    changes = {}
     for label, scores in _rows(models).items():
-        rows[label] = [_percent(score) if score else "–" for score in scores]
-    return _markdown("%", _names(models), rows)
+        results[label] = [_cell(list(map(estimate, score)), ".1f") for score in scores]
+        first, *others = scores
+        paired = [list(map(difference, first, other)) for other in others]
+        if any(paired):
+            changes[label] = [_cell(parts, "+.1f") for parts in paired]
+    text = _markdown("%", names, results)
+    if changes:
+        columns = [f"{name} − {names[0]}" for name in names[1:]]
+        text += "\n\n" + _markdown("points", columns, changes)
+    return f"{text}\n\n{NO_INTERVAL}" if "[–]" in text else text
 
 
-def differences(models: list[list[dict]]) -> str:
-    """Returns a table in Markdown of the paired differences to the first model, in points; "" if
-    there are none."""
-    rows = {}
-    for label, (first, *others) in _rows(models).items():
-        cells = [_ahead(first, other) for other in others]
-        if set(cells) - {"–"}:
-            rows[label] = cells
-    first, *others = _names(models)
-    return _markdown("points", [f"{other} − {first}" for other in others], rows) if rows else ""
+def _cell(parts: list[Estimate], format: str) -> str:
+    """Returns the mean of estimates as text; a dash if there are none."""
+    return mean_of(parts).text(format) if parts else "–"
 
 
 def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
@@ -61,66 +62,36 @@ def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
     return markdown_table(table[0], table[1:])
 
 
-def _rows(models: list[list[dict]]) -> dict[str, list[Score | None]]:
+def _rows(models: list[list[dict]]) -> dict[str, list[Score]]:
     """Returns the score of every model by the row's label, the averages last."""
     rows = {}
-    for record in sorted(chain(*models), key=_table_order):
-        for label in _shown(record).values():
-            rows[label] = [None] * len(models)
-    for number, records in enumerate(models):
-        for record in records:
-            for measure, label in _shown(record).items():
-                rows[label][number] = [(record, measure)]
-    return rows | averaged(models)
+    results = [(record, number) for number, records in enumerate(models) for record in records]
+    for record, number in sorted(results, key=_table_order):
+        name = PAPER_NAMES.get(record["dataset"], record["dataset"])
+        for measure, label in LABELS[record["task"]].items():
+            if measure in record["outcomes"]:
+                scores = rows.setdefault(label.format(name), [[] for _ in models])
+                scores[number] = [record["outcomes"][measure]]
+    for label, of_models in averaged(models).items():
+        rows[label] = [
+            [record["outcomes"][measure] for record, measure in parts] for parts in of_models
+        ]
+    return rows
 
 
-def _table_order(record: dict) -> tuple[int, int, str]:
+def _table_order(result: tuple[dict, int]) -> tuple[int, int, str]:
     """Returns what sorts results by task, in the order of the suites' lists, then by name."""
+    record, _ = result
     name = record["dataset"]
     in_suite = ORDER.index(name) if name in ORDER else len(ORDER)
     return list(LABELS).index(record["task"]), in_suite, name
 
 
-def _shown(record: dict) -> dict[str, str]:
-    """Returns the measures of a result in the table, with their row labels."""
-    name = PAPER_NAMES.get(record["dataset"], record["dataset"])
-    return {
-        measure: label.format(name)
-        for measure, label in LABELS.get(record["task"], {}).items()
-        if record["metrics"].get(measure) is not None
-    }
-
-
-def _outcome(record: dict, measure: str) -> Outcome:
-    """Returns the stored outcome of a measure."""
-    return read_outcomes(record["outcomes_file"])[measure]
-
-
-def _percent(score: Score) -> str:
-    return mean_of([estimate(_outcome(*part)) for part in score]).text(".1f")
-
-
-def _ahead(first: Score | None, other: Score | None) -> str:
-    """Returns the paired difference; a dash if a score is missing or is of different samples."""
-    if not first or not other:
-        return "–"
-    parts = []
-    for before, after in zip(first, other, strict=True):
-        outcomes = _outcome(*before), _outcome(*after)
-        num_samples = {len(outcome.scored) for outcome in outcomes}
-        if len(num_samples) > 1 or before[0]["data_files"] != after[0]["data_files"]:
-            return "–"
-        parts.append(difference(*outcomes))
-    return mean_of(parts).text("+.1f")
-
-
 def _names(models: list[list[dict]]) -> list[str]:
-    """Returns each model's name or, if it is not unique, the user's argument, else its source."""
+    """Returns each model's name or, if it is not unique, the user's argument."""
     firsts = [records[0] for records in models]
-    names = []
-    for first in firsts:
-        for key in ("model", "checkpoint", "source"):
-            if [other[key] for other in firsts].count(first[key]) == 1:
-                break
-        names.append(first[key])
-    return names
+    names = [first["model"] for first in firsts]
+    return [
+        name if names.count(name) == 1 else first["checkpoint"]
+        for name, first in zip(names, firsts, strict=True)
+    ]

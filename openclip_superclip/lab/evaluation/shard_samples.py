@@ -23,18 +23,14 @@ def shards_of(split: Path) -> list[Path]:
     text = (split / "nshards.txt").read_text().strip()
     if not text.isdecimal():
         raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
-    number = int(text)
-    left_out = sorted(
-        file.name
-        for file in split.glob("*.tar")
-        if file.stem.isdigit() and int(file.stem) >= number
-    )
+    shards = [split / f"{number}.tar" for number in range(int(text))]
+    left_out = sorted(set(split.glob("*.tar")).difference(shards))
     if left_out:
         raise InputError(
-            f"{split}/nshards.txt says {number}, which leaves out {left_out[0]}; expected all "
+            f"{split}/nshards.txt says {text}, which leaves out {left_out[0].name}; expected all "
             "shards"
         )
-    return [split / f"{index}.tar" for index in range(number)]
+    return shards
 
 
 class ShardSamples(Dataset):

@@ -73,9 +73,8 @@ def _zero_shot_scores(records: list[dict]) -> dict[str, tuple[dict, str]]:
     data set."""
     parts = {}
     for record in records:
-        if record.get("task") == "zeroshot_classification":
-            metrics = record["metrics"]
-            measure = "acc1" if metrics.get("acc1") is not None else "mean_average_precision"
-            if metrics.get(measure) is not None:
+        for measure in ("mean_average_precision", "acc1"):
+            is_measured = record["metrics"].get(measure) is not None
+            if is_measured and record.get("task") == "zeroshot_classification":
                 parts[record.get("dataset")] = (record, measure)
     return parts

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ...errors import InputError
 from ...plans.recipe import CONFIG_FIELDS, METHODS
-from .paired_differences import PairedDifference, Spread, differences_by_seed
+from .paired_differences import PairedDifference, Spread
 from .paper_scores import PaperPoint, paper_points
-from .reported_run import FINISHED, ReportedRun
+from .reported_run import FINISHED, ReportedRun, Variant
 from .run_scores import in_order
 
 
@@ -18,12 +18,12 @@ class Series:
     batch size."""
 
     method: str
-    variant: tuple[tuple[str, object], ...]
+    variant: Variant
     training: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
-        method = METHODS.get(self.method, self.method)
+        method = METHODS[self.method]
         settings = ", ".join(
             f"{name.replace('_', ' ')} {value}" for name, value in self.variant + self.training
         )
@@ -44,16 +44,14 @@ class Group:
     batch_size: int
     runs: list[ReportedRun]
 
-    def score(self, key: str) -> Spread | None:
-        """Returns a score over the seeds of the finished runs; None if none has it."""
-        scores = self._by_seed(key)
-        return Spread(list(scores.values())) if scores else None
+    def score(self, key: str) -> Spread:
+        """Returns a score over the seeds of the finished runs; empty if none has it."""
+        return Spread(self._by_seed(key).values())
 
-    def difference(self, baseline: "Group", key: str) -> PairedDifference | None:
-        """Returns a score's differences at the seeds that finished runs of both have; None if
+    def difference(self, baseline: "Group", key: str) -> PairedDifference:
+        """Returns a score's differences at the seeds that finished runs of both have; empty if
         there is none."""
-        differences = differences_by_seed(self._by_seed(key), baseline._by_seed(key))
-        return PairedDifference(list(differences.values())) if differences else None
+        return PairedDifference.by_seed(self._by_seed(key), baseline._by_seed(key))
 
     def _by_seed(self, key: str) -> dict[int, float]:
         """Returns a score of the finished runs that have it, by seed."""
@@ -65,15 +63,9 @@ class Group:
 class Comparison:
     """The runs of one model, data set and number of samples."""
 
-    model: str
-    data: str
-    samples: int
+    name: str
     groups: list[Group]  # in the order of tables: by batch size, method and name
-    paper: list[PaperPoint]
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}, {self.data}, {number(self.samples)} samples"
+    paper: dict[tuple[str, Variant], list[PaperPoint]]  # by method and variant
 
     @property
     def series(self) -> list[Series]:
@@ -106,15 +98,8 @@ class Comparison:
         return equal or (comparable if len(comparable) == 1 else [])
 
     def paper_of(self, series: Series) -> list[PaperPoint]:
-        """Returns the paper's scores of a series, by batch size, in the order of tables."""
-        variant = dict(series.variant)
-        points = [
-            point
-            for point in self.paper
-            if (point.method, point.variant) == (series.method, variant)
-        ]
-        keys = in_order(point.key for point in points)
-        return sorted(points, key=lambda point: (point.batch_size, keys.index(point.key)))
+        """Returns the paper's scores of a series."""
+        return self.paper[series.method, series.variant]
 
 
 def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
@@ -128,7 +113,11 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         if run.method:
             comparable[run.model, run.data, run.samples].append(run)
     return [
-        Comparison(model, data, samples, _groups(same), paper_points(model, data, samples))
+        Comparison(
+            f"{model}, {data}, {samples:,} samples",
+            _groups(same),
+            paper_points(model, data, samples),
+        )
         for (model, data, samples), same in comparable.items()
     ]
 
@@ -150,7 +139,7 @@ def _groups(runs: list[ReportedRun]) -> list[Group]:
                     "of them"
                 )
         group.runs.append(run)
-    methods = [*METHODS, *(run.method for run in runs)]
+    methods = list(METHODS)
 
     def order(group: Group) -> tuple:
         return group.batch_size, methods.index(group.series.method), group.series.name
@@ -166,12 +155,4 @@ def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
         values = {str(other.training.get(name, "default")) for other in same_size}
         if len(values) > 1:
             training.append((name, str(run.training.get(name, "default"))))
-    return Series(run.method, tuple(sorted(run.variant.items())), tuple(training))
-
-
-def number(value: int) -> str:
-    """Returns 512M for 512,000,000 and so on; numbers that are not round stay as they are."""
-    for factor, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if factor <= value < 1000 * factor and value * 10 % factor == 0:
-            return f"{value / factor:.1f}".removesuffix(".0") + letter
-    return f"{value:,}"
+    return Series(run.method, run.variant, tuple(training))

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
-from .comparable_runs import Comparison, Group, Series, number
-from .paper_scores import PaperPoint
+from .comparable_runs import Comparison, Group, Series
 from .reported_run import FINISHED
 from .run_scores import LABELS
 
@@ -40,22 +39,24 @@ class Figure(NamedTuple):
 
 
 def draw_batch_sizes(comparison: Comparison, file: str) -> Figure | None:
-    """Returns scores over the batch size; None if no score has two batch sizes, the paper's
+    """Returns scores over the batch size; None without scores, or for one batch size, the paper's
     included."""
-    sizes = {key: _sizes(comparison, key) for key in comparison.score_keys}
-    keys = [key for key in sizes if len(sizes[key]) > 1][:MOST_PANELS]
-    if not keys:
+    sizes = {group.batch_size for group in comparison.groups}
+    for series in comparison.series:
+        sizes |= {point.batch_size for point in comparison.paper_of(series)}
+    sizes = sorted(sizes)
+    keys = comparison.score_keys[:MOST_PANELS]
+    if not keys or len(sizes) < 2:
         return None
     rows = math.ceil(len(keys) / COLUMNS)
-    columns = min(len(keys), COLUMNS)
-    drawing, grid = _panels(rows, columns, 2.6)
+    drawing, grid = _panels(rows, min(len(keys), COLUMNS), 2.6)
     for axes in grid.flat[len(keys) :]:
         axes.set_axis_off()
     for axes, key in zip(grid.flat, keys, strict=False):
-        for series in comparison.series:
-            _draw_scores(axes, comparison, series, key)
+        for line in _lines(comparison, key):
+            axes.errorbar(marker="o", markersize=5, capsize=3, **line)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes[key], [_batch(size) for size in sizes[key]])
+        axes.set_xticks(sizes, list(map(_batch, sizes)))
         axes.minorticks_off()
         axes.set_xlabel("batch size")
         axes.grid()
@@ -73,15 +74,14 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Drawing, np.ndarray
 
 
 def _add_legend(drawing: Drawing, grid: np.ndarray, ncols: int) -> None:
-    """Adds one legend for all axes, above them: our series first."""
+    """Adds one legend for all axes, above them."""
     handles = {}
     for axes in grid.flat:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles[name] = handle
-    names = sorted(handles, key=lambda name: "the paper" in name)
     drawing.legend(
-        [handles[name] for name in names],
-        names,
+        list(handles.values()),
+        list(handles),
         loc="outside upper center",
         ncols=ncols,
         frameon=False,
@@ -89,65 +89,52 @@ def _add_legend(drawing: Drawing, grid: np.ndarray, ncols: int) -> None:
     )
 
 
-def _sizes(comparison: Comparison, key: str) -> list[int]:
-    """Returns the batch sizes of a panel: ours and those of the paper's curves."""
-    sizes = {group.batch_size for group in comparison.groups if group.score(key)}
+def _lines(comparison: Comparison, key: str) -> list[dict]:
+    """Returns a score over the batch size, as arguments of matplotlib's errorbar: a line for each
+    series, and then the paper's."""
+    ours = []
+    theirs = []
     for series in comparison.series:
-        sizes.update(point.batch_size for point in _curve(comparison, series, key))
-    return sorted(sizes)
-
-
-def _curve(comparison: Comparison, series: Series, key: str) -> list[PaperPoint]:
-    """Returns the paper's scores of a series over the batch size."""
-    return [point for point in comparison.paper_of(series) if point.key == key]
-
-
-def _draw_scores(axes: Axes, comparison: Comparison, series: Series, key: str) -> None:
-    """Draws a score of a series over the batch size, and the paper's curve."""
-    look = _look(comparison, series)
-    spreads = {
-        group.batch_size: group.score(key)
-        for group in comparison.groups
-        if group.series == series and group.score(key)
-    }
-    if spreads:
-        axes.errorbar(
-            list(spreads),
-            [spread.mean for spread in spreads.values()],
-            yerr=[spread.std or 0.0 for spread in spreads.values()],
-            marker="o",
-            markersize=5,
-            capsize=3,
-            label=series.name,
-            **look,
-        )
-    paper = _curve(comparison, series, key)
-    if paper:
-        without_training = Series(series.method, series.variant)  # which is ours
-        axes.plot(
-            [point.batch_size for point in paper],
-            [point.value for point in paper],
-            marker="o",
-            markerfacecolor="white",
-            color=look["color"],
-            linestyle=":",
-            alpha=0.8,
-            label=f"{without_training.name}, the paper",
-        )
+        look = _look(comparison, series)
+        scores = {
+            group.batch_size: group.score(key)
+            for group in comparison.groups
+            if group.series == series and group.score(key)
+        }
+        if scores:
+            line = {
+                "x": list(scores),
+                "y": [score.mean for score in scores.values()],
+                "yerr": [score.std or 0.0 for score in scores.values()],
+                "label": series.name,
+            }
+            ours.append(line | look)
+        points = [point for point in comparison.paper_of(series) if point.key == key]
+        if points:
+            without_training = Series(series.method, series.variant)  # which is ours
+            line = {
+                "x": [point.batch_size for point in points],
+                "y": [point.value for point in points],
+                "label": f"{without_training.name}, the paper",
+                "markerfacecolor": "white",
+                "alpha": 0.8,
+            }
+            theirs.append(line | look | {"linestyle": ":"})
+    return ours + theirs
 
 
 def _look(comparison: Comparison, series: Series) -> dict:
     """Returns the colour and the line style of a series."""
     same = [other for other in comparison.series if other.method == series.method]
     return {
-        "color": COLOURS.get(series.method, "#333333"),
+        "color": COLOURS[series.method],
         "linestyle": STYLES[same.index(series) % len(STYLES)],
     }
 
 
 def _batch(size: int) -> str:
     """Returns 16K for 16,384, as the paper writes it."""
-    return f"{size // 1024}K" if size % 1024 == 0 else number(size)
+    return f"{size // 1024}K" if size % 1024 == 0 else f"{size:,}"
 
 
 def draw_losses(comparison: Comparison, file: str) -> Figure | None:
@@ -176,10 +163,9 @@ def draw_losses(comparison: Comparison, file: str) -> Figure | None:
 def _draw_loss(axes: Axes, group: Group, loss: str, look: dict) -> None:
     """Draws the loss of runs that differ by the seed; a cross marks the end of unfinished ones."""
     for run in group.runs:
-        points = [(point["samples"], point[loss]) for point in run.points if loss in point]
-        if not points:
-            continue
-        samples, losses = zip(*points, strict=True)
+        points = [point for point in run.points if loss in point]
+        samples = [point["samples"] for point in points]
+        losses = [point[loss] for point in points]
         axes.plot(samples, losses, label=group.series.name, linewidth=1.3, alpha=0.8, **look)
         if run.state != FINISHED:
-            axes.plot(samples[-1], losses[-1], "x", color="black", label="ended early")
+            axes.plot(samples[-1:], losses[-1:], "x", color="black", label="ended early")

@@ -3,27 +3,21 @@
 import math
 import statistics
 from collections.abc import Mapping
-from typing import NamedTuple
+
+VERDICTS = ("above zero", "below zero", "not significant")
 
 
-def differences_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
-    """Returns the differences of scores by seed, for the seeds that both have."""
-    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
-
-
-class Spread(NamedTuple):
-    """A score of runs that differ by the seed alone: never the best of them."""
-
-    values: list[float]
+class Spread(tuple[float, ...]):
+    """The scores of runs that differ by the seed alone: never only the best of them."""
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.values)
+        return statistics.mean(self)
 
     @property
     def std(self) -> float | None:
         """The standard deviation, None of one value."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return statistics.stdev(self) if len(self) > 1 else None
 
     def __str__(self) -> str:
         text = f"{self.mean:.1f}"
@@ -32,6 +26,12 @@ class Spread(NamedTuple):
 
 class PairedDifference(Spread):
     """The differences of two methods' scores, one for each seed that both were trained with."""
+
+    @staticmethod
+    def by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> "PairedDifference":
+        """Returns the differences of scores by seed, for the seeds that both have, in order."""
+        seeds = sorted(ours.keys() & theirs.keys())
+        return PairedDifference(ours[seed] - theirs[seed] for seed in seeds)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -44,17 +44,19 @@ class PairedDifference(Spread):
             return None
         from scipy.stats import t
 
-        half = t.ppf(0.975, len(self.values) - 1) * self.std / math.sqrt(len(self.values))
+        half = t.ppf(0.975, len(self) - 1) * self.std / math.sqrt(len(self))
         return self.mean - half, self.mean + half
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero; a single seed shows nothing."""
+    def verdict(self) -> str:
+        """One of VERDICTS: on which side of zero the interval lies; a single seed shows nothing."""
         low, high = self.interval or (0.0, 0.0)
-        return low > 0 or high < 0
+        if low > 0:
+            return "above zero"
+        return "below zero" if high < 0 else "not significant"
 
     def record(self) -> dict:
-        return {"mean": self.mean, "interval": self.interval, "values": self.values}
+        return {"mean": self.mean, "interval": self.interval, "values": self}
 
     def __str__(self) -> str:
         if self.interval is None:

@@ -17,7 +17,9 @@ LEFT_OUT = ("chosen", "paper", "note", "shards")
 
 def write_record(run: ReportedRun, folder: Path) -> Path:
     """Writes FOLDER/RUN/record.json; InputError if a run is unfinished, has no scores, or not
-    one of superclip run."""
+    one of superclip run.
+
+    Processor, GPU and code are those of the machine that writes it."""
     problem = None
     if run.planned is None:
         problem = "is not a run of superclip run or superclip study"
@@ -30,29 +32,25 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
     # the names of runs in folders of one name contain their parents'
     file = folder / run.name.strip("/").replace("/", "-") / "record.json"
     make_folder(file.parent, "--record")
-    write_json(file, record(run))
-    return file
-
-
-def record(run: ReportedRun) -> dict:
-    """Returns what record.json contains.
-
-    Processor, GPU and code are those of the machine that writes it."""
-    uses_gpu = run.planned.device != "cpu" and torch.cuda.is_available()
-    return {
-        "recipe": run.planned.recipe.name,
+    planned = run.planned
+    recipe = planned.recipe
+    uses_gpu = planned.device != "cpu" and torch.cuda.is_available()
+    record = {
+        "recipe": recipe.name,
         "settings": {
-            name: value for name, value in run.recipe.as_dict().items() if name not in LEFT_OUT
+            name: value for name, value in recipe.as_dict().items() if name not in LEFT_OUT
         },
-        "versions": run.record["versions"],
-        "device": run.planned.device,
-        "ranks": run.planned.world_size,
+        "versions": run.versions,
+        "device": planned.device,
+        "ranks": planned.world_size,
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if uses_gpu else None,
         "samples_per_second": run.samples_per_second,
         "scores": run.scores,
         "code": code_digest(),
     }
+    write_json(file, record)
+    return file
 
 
 def code_digest() -> str:

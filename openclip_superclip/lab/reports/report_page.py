@@ -3,13 +3,12 @@ and the runs as CSV."""
 
 import itertools
 import re
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import listed
 from ...files import write_bytes, write_text
-from ...plans.recipe import METHODS, changes_scores
+from ...plans.recipe import GIVEN, METHODS, Recipe, changes_scores
 from ...rendering import (
     csv_text,
     data_url,
@@ -22,22 +21,9 @@ from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .paired_differences import Spread
 from .reported_run import FINISHED, MISSING, ReportedRun
-from .run_scores import LABELS, format_score, in_order
+from .run_scores import LABELS, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
-RUN_HEADS = [
-    "run",
-    "state",
-    "note",
-    "method",
-    "samples",
-    "batch",
-    "seed",
-    "lr",
-    "samples/s",
-    "model",
-    "data",
-]
 NONE = "–"  # in a cell
 FILES = ("report.html", "report.md", "runs.csv")  # the first one has the mark
 MARK = 'name="generator" content="superclip report"'
@@ -83,13 +69,13 @@ def write_report(
     for number, comparison in enumerate(comparisons, 1):
         suffix = f"_{number}" if len(comparisons) > 1 else ""
         sections.append(_comparison_section(comparison, suffix))
-    rows = [[_text(fact) for fact in _facts(run)] for run in runs]
-    sections.append(Section("Runs", [], [Table("All runs", RUN_HEADS, rows)]))
+    heads = list(_facts(runs[0]))
+    rows = [list(map(_text, _facts(run).values())) for run in runs]
+    sections.append(Section("Runs", [], [Table("All runs", heads, rows)]))
     template = html_template(
         Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
     )
-    trained = [run for run in runs if run.state != MISSING]
-    page = template.render(title=title, facts=facts, sections=sections, runs=trained, bad=BAD)
+    page = template.render(title=title, facts=facts, sections=sections, runs=runs, bad=BAD)
     write_text(out / FILES[0], page)
     for name in pictures(out):
         (out / name).unlink()
@@ -97,8 +83,8 @@ def write_report(
         for figure in section.figures:
             write_bytes(out / figure.file, figure.png)
     keys = in_order(key for run in runs for key in run.scores)
-    rows = [[*_facts(run), *map(run.scores.get, keys)] for run in runs]
-    write_text(out / "runs.csv", csv_text([[*RUN_HEADS, *keys], *rows]))
+    rows = [[*_facts(run).values(), *map(run.scores.get, keys)] for run in runs]
+    write_text(out / "runs.csv", csv_text([[*heads, *keys], *rows]))
     markdown = [f"# {markdown_text(title)}", facts, *(section.markdown() for section in sections)]
     write_text(out / "report.md", "\n\n".join(markdown) + "\n")
 
@@ -117,32 +103,31 @@ def _comparison_section(comparison: Comparison, suffix: str) -> Section:
 
 
 def scores_table(comparison: Comparison) -> Table:
-    """Returns a row for each method and batch size, and for each difference, with a column for
-    each score."""
+    """Returns a row for each method and batch size, and then for each difference, with a column
+    for each score."""
     keys = comparison.score_keys
-    rows = []
-    for batch_size, same_size in itertools.groupby(comparison.groups, attrgetter("batch_size")):
-        size = f"{batch_size:,}"
-        groups = list(same_size)
-        for group in groups:
-            seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
-            number = f"0 of {len(group.runs)} finished"
-            if seeds:
-                number = f"{len(seeds)} (seed {', '.join(seeds)})"
-            cells = _cells([group.score(key) for key in keys], len(seeds))
-            rows.append([group.series.name, size, number, *cells])
-        for group in groups:
-            for baseline in comparison.baselines(group):
-                name = f"{group.series.name} − {baseline.series.name}"
-                differences = [group.difference(baseline, key) for key in keys]
-                pairs = max(len(difference.values) for difference in differences if difference)
-                rows.append([name, size, f"{pairs} pair(s)", *_cells(differences, pairs)])
+    scores = []
+    differences = []
+    for group in comparison.groups:
+        name = group.series.name
+        size = f"{group.batch_size:,}"
+        seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
+        number = f"0 of {len(group.runs)} finished"
+        if seeds:
+            number = f"{len(seeds)} (seed {', '.join(seeds)})"
+        cells = _cells([group.score(key) for key in keys], len(seeds))
+        scores.append([name, size, number, *cells])
+        for baseline in comparison.baselines(group):
+            by_key = [group.difference(baseline, key) for key in keys]
+            pairs = max(map(len, by_key))
+            names = f"{name} − {baseline.series.name}"
+            differences.append([names, size, f"{pairs} pair(s)", *_cells(by_key, pairs)])
     note = (
         "Mean ± standard deviation over the seeds of finished runs, in percent, except for RMSE. "
         "Differences are paired by seed, with their 95 % interval (Student's t). The training is "
         "equal, except for what the names show."
     )
-    runs = [run for group in comparison.groups for run in group.runs]
+    runs = comparison.runs
     differing = {
         name
         for name, settings in itertools.chain(*(run.evaluated.items() for run in runs))
@@ -160,18 +145,29 @@ def scores_table(comparison: Comparison) -> Table:
             "--data DIR."
         )
     heads = ["method", "batch", "seeds", *(LABELS.get(key, key) for key in keys)]
-    return Table("Scores", heads, rows, note)
+    return Table("Scores", heads, scores + differences, note)
 
 
-def _cells(scores: list[Spread | None], most: int) -> list[str]:
+def _cells(scores: list[Spread], most: int) -> list[str]:
     """Returns scores or differences, with their number of seeds where it is below `most`."""
     cells = []
     for score in scores:
         text = str(score or NONE)
-        if score and len(score.values) < most:
-            text += f" (n = {len(score.values)})"
+        if 0 < len(score) < most:
+            text += f" (n = {len(score)})"
         cells.append(text)
     return cells
+
+
+def set_values(recipe: Recipe) -> dict:
+    """Returns the values of a recipe's fields that were given with --set."""
+    values = {}
+    for key, why in recipe.chosen.items():
+        if why == GIVEN:
+            name, _, inner = key.partition(".")
+            value = getattr(recipe, name, None)
+            values[key] = (value or {}).get(inner) if inner else value
+    return values
 
 
 def paper_table(comparison: Comparison) -> Table:
@@ -179,8 +175,8 @@ def paper_table(comparison: Comparison) -> Table:
     trained."""
     rows = []
     for group in comparison.groups:
-        recipes = [run.recipe for run in group.runs if run.recipe]
-        settings = [item for recipe in recipes for item in recipe.set_values.items()]
+        recipes = [run.planned.recipe for run in group.runs if run.planned]
+        settings = [item for recipe in recipes for item in set_values(recipe).items()]
         changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
         for paper in comparison.paper_of(group.series):
@@ -191,15 +187,15 @@ def paper_table(comparison: Comparison) -> Table:
             here = MISSING
             difference = NONE
             if ours:
-                here = format_score(key, ours.mean) if key.endswith("_rmse") else str(ours)
-                difference = format_score(key, ours.mean - paper.value, "+")
+                here = str(ours)
+                difference = f"{ours.mean - paper.value:+.1f}"
             rows.append(
                 [
                     group.series.name,
                     f"{group.batch_size:,}",
                     LABELS.get(key, key),
                     here,
-                    format_score(key, paper.value),
+                    str(paper.value),
                     difference,
                     f"{paper.source}{here_with}",
                 ]
@@ -208,25 +204,31 @@ def paper_table(comparison: Comparison) -> Table:
     return Table("Beside the paper", heads, rows)
 
 
-def _facts(run: ReportedRun) -> list:
-    """Returns what RUN_HEADS name; None is unknown."""
-    facts = [run.name, run.state, run.note]
-    if run.state == MISSING:
-        return facts + [None] * (len(RUN_HEADS) - len(facts))
-    method = METHODS.get(run.method, run.method)
-    lr = run.training.get("lr")
-    facts += [method, run.samples, run.batch_size, run.seed, lr, run.samples_per_second]
-    return [*facts, run.model, run.data]
+def _facts(run: ReportedRun) -> dict[str, object]:
+    """Returns what the table of all runs contains, by its heads; None is unknown."""
+    return {
+        "run": run.name,
+        "state": run.state,
+        "note": run.note,
+        "method": METHODS.get(run.method),
+        "samples": run.samples,
+        "batch": run.batch_size,
+        "seed": run.seed,
+        "lr": run.training.get("lr"),
+        "samples/s": run.samples_per_second,
+        "model": run.model,
+        "data": run.data,
+    }
 
 
 def _text(fact: str | float | None) -> str:
-    if fact is None or isinstance(fact, str):
-        return fact or ""
-    return f"{fact:,}" if isinstance(fact, int) else significant(fact, 4)
+    if isinstance(fact, float):
+        return significant(fact, 4)
+    return f"{fact:,}" if isinstance(fact, int) else fact or ""
 
 
 def _describe(run: ReportedRun) -> str:
     """Returns what the end of the page shows of a run: versions and recipe."""
-    versions = [f"{name} {version}" for name, version in run.record.get("versions", {}).items()]
-    recipe = run.recipe.text.strip() if run.recipe else ""
+    versions = [f"{name} {version}" for name, version in run.versions.items()]
+    recipe = run.planned.recipe.text.strip() if run.planned else ""
     return f"versions: {', '.join(versions) or 'not recorded'}\n\n{recipe}"

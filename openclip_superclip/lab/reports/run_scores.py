@@ -45,7 +45,6 @@ LABELS = {  # for readers
     "llava_pope": "LLaVA POPE",
 }
 SETTINGS = ("settings", "data_files", "versions")  # of an evaluation, on which its score depends
-KINDS = ("zero", "→", "_to_", " to ", "probe")  # words in the names of scores, in tables' order
 TRAINING_MEASURE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -99,25 +98,11 @@ def of_training(run: Path) -> dict[str, float]:
     }
 
 
-def format_score(key: str, value: float, sign: str = "") -> str:
-    """Returns a score, or with the sign "+" a difference, as text: percents to a tenth."""
-    return f"{value:{sign}.{3 if key.endswith('_rmse') else 1}f}"
-
-
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Returns the paper's scores first, in its order, then the others: zero-shot, retrieval,
-    probe, the rest."""
-    keys = dict.fromkeys(keys)
-    known = [key for key in LABELS if key in keys]
-    return known + sorted((key for key in keys if key not in LABELS), key=_kind)
-
-
-def _kind(key: str) -> int:
-    """Returns the index in KINDS of a score."""
-    for index, word in enumerate(KINDS):
-        if word in key:
-            return index
-    return len(KINDS)
+    """Returns the paper's scores first, in its order, then the others in theirs."""
+    keys = list(dict.fromkeys(keys))
+    order = [*LABELS, *keys]
+    return sorted(keys, key=order.index)
 
 
 def _of_records(records: list[dict]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Measures a trained run of a study, once for the same weights and versions."""
 
-import os
 import shlex
 import threading
 from collections.abc import Callable
@@ -11,23 +10,31 @@ from ...checkpoints.trainer_files import checkpoints
 from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...errors import InputError
-from ...files import content_digest, json_or_empty, read_json, write_json
-from ...runs.child_processes import last_line, run_superclip
+from ...files import content_digest, json_or_empty, write_json
+from ...runs.child_processes import last_line
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
-from ..evaluation.dense_datasets import DEPTH, SEGMENTATION
-from ..evaluation.result_files import record_file
-from ..reports.run_scores import of_training
+from ..reports.run_scores import of_training, read_scores
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
+from .superclip_process import run_superclip
 
 DENSE_SCENES = "dense"  # below the demo's folder
 DENSE_EPOCHS = 2  # of the linear map: 10 overfit its scenes, which lowers CLIP's mIoU
-# by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
-DENSE = {
-    "demo_masks": ("mIoU", SEGMENTATION, "miou"),
-    "demo_depth": ("depth_RMSE", DEPTH, "rmse"),
+# by what measures a run on the demo's scenes: the options of `measure`
+SCENES_OF = {
+    "demo": {},
+    "unseen-drawings": {"designers": UNSEEN_DESIGNERS},
+    "second-draw": {
+        "seed": SECOND_DRAW.seed,
+        "designers": SECOND_DRAW.designers,
+        "trained_on": SECOND_DRAW.designers,
+    },
+}
+DENSE = {  # by measure: its name in `read_scores`
+    "mIoU": "demo_masks, frozen: mIoU",
+    "depth_RMSE": "demo_depth, frozen: RMSE in cm",
 }
 
 
@@ -58,9 +65,8 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
-    if is_same and earlier.get("measures"):
-        return {**record, "measures": earlier["measures"]}
-    record["measures"] = _measure(run, weights, stop)
+    measures = earlier.get("measures") if is_same else None
+    record["measures"] = measures or _measure(run, weights, stop)
     write_json(file, record)
     return record
 
@@ -89,14 +95,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
         return measure_natural(model, split=run.split, seed=run.seed)
     if measures == "transfer":
         return measure_transfer(model, run.split, run.seed)
-    if measures == "unseen-drawings":
-        return measure(model, run.split, designers=UNSEEN_DESIGNERS)
-    if measures == "second-draw":
-        designers = SECOND_DRAW.designers
-        return measure(
-            model, run.split, SECOND_DRAW.seed, designers=designers, trained_on=designers
-        )
-    return measure(model, run.split)
+    return measure(model, run.split, **SCENES_OF[measures])
 
 
 def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:
@@ -111,18 +110,13 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     out = run / "evaluation"
     output = run / "evaluation.output"
     command = ["evaluate", str(weights), "--data", str(scenes), "--out", str(out)]
-    command += ["--suite", "dense", "--datasets", *DENSE, "--dense-epochs", str(DENSE_EPOCHS)]
-    command += ["--device", "cpu", "--workers", "0"]
+    command += ["--suite", "dense", "--datasets", "demo_masks", "demo_depth"]
+    command += ["--dense-epochs", str(DENSE_EPOCHS), "--device", "cpu", "--workers", "0"]
     exit_code, _ = run_superclip(command, output, one_thread=True, is_to_stop=is_to_stop)
     if exit_code != 0:
         raise InputError(
             f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}"
         )
     output.unlink()
-    model = f"{run.resolve().name}/{weights.stem}"
-    source = os.path.relpath(weights.resolve(), out.resolve())
-    measures = {}
-    for dataset, (name, task, metric) in DENSE.items():
-        record = read_json(record_file(out, model, dataset, task, source))
-        measures[name] = 100 * record["metrics"][metric]
-    return measures
+    scores, *_ = read_scores(run)
+    return {measure: scores[name] for measure, name in DENSE.items()}

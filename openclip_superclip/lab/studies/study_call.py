@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, refuse
 from ...extras import require
 from ...files import check_results
 from ...plans.plan import settings_of_table
 from ...plans.run import DEFAULTS, Settings
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
-from .study_file import Study, check_seeds, read_study
+from .study_file import Study, problems, read_study
 
 RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
 MARK = '"primary": '
@@ -41,7 +41,6 @@ class StudyCall:
     study: Study
     out: Path
     runs_in: Path  # the folder of the runs, which studies of one recipe may share
-    runs_flag: str  # the flag that names it
     data: str | None  # of the runs, instead of the recipe's
     training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
@@ -73,15 +72,14 @@ def study_call(options: StudyOptions) -> StudyCall:
         model = f"local-dir:{options.scenes / training_data.model}"
         study = replace(study, overrides=study.overrides | {"model": model})
         data = f"{options.scenes / training_data.shards}"
-    runs_in, runs_flag = (options.runs, "--runs") if options.runs else (out / "runs", "--out")
-    return StudyCall(study, out, runs_in, runs_flag, data, training_data, options)
+    return StudyCall(study, out, options.runs or out / "runs", data, training_data, options)
 
 
 def _with_options(study: Study, options: StudyOptions) -> Study:
     """Returns the study with the options' seeds, fields and validation data."""
     if options.seeds is not None:
         study = replace(study, seeds=options.seeds)
-        check_seeds(study)
+        refuse(f"--seeds: {problem}" for problem in problems(study))
     if options.val_data is not None and study.is_of_scenes:
         study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
     study = replace(study, overrides=dict(options.set))
@@ -97,13 +95,14 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
 
 def _check_measures(study: Study, data: str | None) -> None:
     """Raises InputError if the runs could not be measured."""
-    if study.is_of_scenes and data:
-        raise InputError(
-            "--data requires --val-data: this study would otherwise evaluate on the demo's scenes"
-        )
     if study.measures == "dense-scenes":
         require("a study of dense-scenes", "eval")
     if study.is_of_scenes:
+        if data:
+            raise InputError(
+                "--data requires --val-data: this study would otherwise evaluate on the demo's "
+                "scenes"
+            )
         return
     flag = "val-data"
     option = "--val-data SHARDS (or a .csv)"

@@ -2,12 +2,11 @@
 before the first run."""
 
 import dataclasses
-import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from itertools import permutations
+from collections.abc import Iterator, Mapping
+from itertools import permutations, product
 from pathlib import Path
 from typing import get_origin
 
@@ -88,9 +87,12 @@ class Study:
         return range(TUNING_SEEDS, TUNING_SEEDS + self.choose.get("seeds", 0))
 
     def fields_of_cell(self, cell) -> dict[str, str]:
-        """Returns the fields that a cell sets in addition to its own."""
-        values = self.cells.get(self.cell_field)
-        return as_texts(values[cell]) if isinstance(values, dict) else {}
+        """Returns the fields that a cell sets; {} without cells."""
+        if cell is None:
+            return {}
+        values = self.cells[self.cell_field]
+        more = values[cell] if isinstance(values, dict) else {}
+        return as_texts({self.cell_field: cell} | more)
 
     @property
     def fields_of_all(self) -> dict[str, str]:
@@ -104,11 +106,10 @@ class Study:
         whole steps, rounded up.
         """
         own = as_texts(self.arms[arm])
-        settings = self.fields_of_all
         if LIKE in own:
             settings = self.settings(own.pop(LIKE), cell)
-        elif cell is not None:
-            settings |= as_texts({self.cell_field: cell}) | self.fields_of_cell(cell)
+        else:
+            settings = self.fields_of_all | self.fields_of_cell(cell)
         percent = re.fullmatch(r"(\d*\.?\d+) ?%", own.get("samples", ""))
         if percent:
             recipe = read_recipe(self.recipe, settings)
@@ -127,35 +128,28 @@ class Study:
         """The recipe of the first arm's runs in the first cell."""
         return read_recipe(self.recipe, self.first_settings)
 
-    @property
-    def varied_fields(self) -> Collection[str]:
-        """The fields of the recipe that differ between runs or are tuned."""
-        fields = {"seed", *self.cells}
-        if self.choose:
-            fields.add("lr")
-        for cell in self.cell_values:
-            fields |= self.fields_of_cell(cell).keys()
-        for arm in self.arms.values():
-            fields |= {name for name, value in arm.items() if not str(value).endswith("%")}
-        return fields
-
     def check_overrides(self) -> None:
-        """Raises InputError for a field of --set in which the study's runs differ."""
+        """Raises InputError for a field of --set in which the study's runs differ, or that it
+        tunes."""
+        varied = {"seed"}
+        if self.choose:
+            varied.add("lr")
+        for fields in (*self.arms.values(), *map(self.fields_of_cell, self.cell_values)):
+            varied |= {name for name, value in fields.items() if not str(value).endswith("%")}
         refuse(
             f"--set {field}: the study varies or tunes this field; change it in the study's file"
             for field in self.overrides
-            if field in self.varied_fields
+            if field in varied
         )
 
     def check_recipes(self) -> None:
         """Raises InputError, naming the arm, for an impossible recipe."""
-        for arm in self.arms:
-            for cell in self.cell_values:
-                try:
-                    read_recipe(self.recipe, self.settings(arm, cell))
-                except InputError as error:
-                    of_cell = "" if cell is None else f", {self.cell_field} {cell}"
-                    raise InputError(f"arm '{arm}'{of_cell}: {error}") from None
+        for arm, cell in product(self.arms, self.cell_values):
+            try:
+                read_recipe(self.recipe, self.settings(arm, cell))
+            except InputError as error:
+                of_cell = "" if cell is None else f", {self.cell_field} {cell}"
+                raise InputError(f"arm '{arm}'{of_cell}: {error}") from None
 
     def as_dict(self) -> dict:
         """Returns the fields of the file, and its name."""
@@ -182,7 +176,7 @@ def as_texts(values: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def _problems(study: Study) -> Iterator[str]:
+def problems(study: Study) -> Iterator[str]:
     """Yields what is wrong with a study's values; those after a wrong type cannot be checked."""
     for name, field in FIELDS.items():
         kind = get_origin(field.type) or field.type
@@ -195,13 +189,25 @@ def _problems(study: Study) -> Iterator[str]:
     measures = MEASURES[study.measures]
     if study.primary not in measures:
         yield f"primary is {study.primary!r}; expected one of {', '.join(measures)}"
-    yield from _problems_with_seeds(study)
-    if not _are_cells(study.cells):
+    if not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS:
+        yield (
+            f"first_seed is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from "
+            f"0 to {TUNING_SEEDS - 1}"
+        )
+    if study.cells and not _are_cells(study.cells):
         yield (
             f"cells is {study.cells!r}; expected one field and its different values, or a "
             "mapping of more fields for each value"
         )
-    if study.choose and not _are_rates(study.choose):
+    rates = study.choose.get("lr")
+    num_trials = study.choose.get("seeds")
+    if study.choose and not (
+        study.choose.keys() == {"lr", "seeds"}
+        and isinstance(rates, list)
+        and rates
+        and type(num_trials) is int
+        and num_trials > 0
+    ):
         yield (
             f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
             "trials of each"
@@ -231,35 +237,14 @@ def _problems_with_arms(study: Study) -> Iterator[str]:
         yield f"compare is {study.compare!r}; expected pairs [arm, baseline] of the arms"
 
 
-def _problems_with_seeds(study: Study) -> Iterator[str]:
-    if not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS:
-        yield (
-            f"first_seed is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from "
-            f"0 to {TUNING_SEEDS - 1}"
-        )
-
-
 def _are_cells(cells: dict) -> bool:
-    """Returns whether there are no cells, or one field with its different values, or mappings."""
-    if not cells:
-        return True
+    """Returns whether cells are one field with its different values, or mappings."""
     values, *others = cells.values()
     are_mappings = isinstance(values, dict) and all(
         isinstance(fields, dict) for fields in values.values()
     )
     are_values = isinstance(values, list) and len(set(map(str, values))) == len(values)
     return bool(values) and not others and (are_mappings or are_values) and None not in values
-
-
-def _are_rates(choose: dict) -> bool:
-    """Returns whether `choose` has learning rates and a number of seeds, and nothing else."""
-    rates = choose.get("lr")
-    seeds = choose.get("seeds")
-    if len(choose) > 2 or type(seeds) is not int or seeds <= 0:
-        return False
-    if not rates or not isinstance(rates, list):
-        return False
-    return all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
 
 
 def study_files() -> list[Path]:
@@ -272,7 +257,13 @@ def read_study(path_or_name: str) -> Study:
     impossible one."""
     path = Path(path_or_name)
     if not path.is_file():
-        path = _shipped_study(path_or_name)
+        shipped = {file.stem: file for file in study_files()}
+        if path_or_name not in shipped:
+            raise InputError(
+                f"there is no file or study '{path_or_name}'; expected a file, or one of "
+                f"{', '.join(shipped)}"
+            )
+        path = shipped[path_or_name]
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")
     refuse(
         f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}"
@@ -286,23 +277,9 @@ def read_study(path_or_name: str) -> Study:
         if name not in values
     )
     study = Study(**values, name=path.stem)
-    refuse(f"{path}: {problem}" for problem in _problems(study))
+    refuse(f"{path}: {problem}" for problem in problems(study))
     try:
         study.check_recipes()
     except InputError as error:
         raise InputError(f"{path}, {error}") from None
     return study
-
-
-def _shipped_study(name: str) -> Path:
-    shipped = {path.stem: path for path in study_files()}
-    stem = name.removesuffix(".yaml").removeprefix("recipes/").removeprefix("studies/")
-    if stem not in shipped:
-        near = difflib.get_close_matches(stem, shipped) or shipped
-        raise InputError(f"there is no file or study '{name}'; expected {', '.join(near)}")
-    return shipped[stem]
-
-
-def check_seeds(study: Study) -> None:
-    """Raises InputError, naming --seeds, if the study's seeds are impossible."""
-    refuse(f"--seeds: {problem}" for problem in _problems_with_seeds(study))

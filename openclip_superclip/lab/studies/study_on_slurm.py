@@ -10,10 +10,9 @@ from ...files import json_or_empty, make_folder, write_json
 from ...plans.run import Run
 from ...runs.lock import lock
 from ...runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
-from ...runs.unreadable import accepted_data
 from .study_call import StudyCall
 from .study_run import StudyRun
-from .study_training import StudyTraining, unfinished, write_data
+from .study_training import StudyTraining, check_plans, unfinished, write_data
 
 # the names of the jobs
 TRIALS = "trials"
@@ -33,10 +32,10 @@ class StudySubmission:
 
     call: StudyCall
     request: SlurmRequest
-    at_a_time: int  # tasks of an array; 0: as many as SLURM starts
+    jobs: int | None  # at a time, of an array; None: as many as SLURM starts
     gpu_batch_max: int | None
     workers: int | None
-    reads_data: bool  # to check it before submitting
+    skip_data_check: bool
 
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
@@ -44,8 +43,10 @@ class StudySubmission:
         training = StudyTraining(self.call)
         trials = unfinished(training.trials())
         runs = trials or unfinished(training.runs(training.chosen()))
-        self._check(training, runs, reads_data=False)
-        jobs = self._jobs(TRIALS if trials else RUNS, runs)
+        check_plans(map(self._described, runs), reads_data=False)
+        jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
+        if not trials:
+            jobs.append(self._report())
         lines = []
         dependency = ""
         for job in jobs:
@@ -84,25 +85,26 @@ class StudySubmission:
                 f"nothing was submitted: what is left of {out} is in the queue, as "
                 "squeue --me shows"
             )
-        self._check(training, runs, reads_data=self.reads_data)
+        check_plans(map(self._described, runs), reads_data=not self.skip_data_check)
         self.request.keep_setup(out)
         jobs = sorted(queued)
         summary = []
-        for job in self._jobs(TRIALS if trials else RUNS, runs):
-            if job.file.stem == REPORT:
-                number = job.submit(f"afterany:{':'.join(jobs)}" if jobs else "")
-                write_json(out / REPORT_JOB, {"job": number})
-                summary.append(f"job {number} measures, and writes {out}/study.md")
-            else:
-                number = self._submit_runs(job, runs)
-                each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-                summary.append(f"job {number} trains {len(runs)} {job.file.stem}, {each}")
+        if runs:
+            name = TRIALS if trials else RUNS
+            number = self._submit_runs(self._array(name, runs), runs)
             jobs.append(number)
+            each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
+            summary.append(f"job {number} trains {len(runs)} {name}, {each}")
         if trials:
             summary.append(
                 "When they are finished, the same command tunes the learning rates and submits "
                 "the runs."
             )
+        else:
+            number = self._report().submit(f"afterany:{':'.join(jobs)}" if jobs else "")
+            jobs.append(number)
+            write_json(out / REPORT_JOB, {"job": number})
+            summary.append(f"job {number} measures, and writes {out}/study.md")
         status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
         return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
 
@@ -115,24 +117,20 @@ class StudySubmission:
             run.run_folder.note_submission(f"{number}_{task}")
         return number
 
-    def _jobs(self, name: str, runs: Sequence[StudyRun]) -> list[SlurmJob]:
-        """Returns the array that trains runs, if there are any, and, unless they are trials, the
-        job that reports."""
-        request = self.request
+    def _array(self, name: str, runs: Sequence[StudyRun]) -> SlurmJob:
+        """Returns the array of jobs that trains runs."""
         out = self.call.out
-        jobs = []
-        if runs:
-            array = f"0-{len(runs) - 1}"
-            if self.at_a_time:
-                array += f"%{self.at_a_time}"
-            file = out / f"{name}.sh"
-            folders = [run.folder for run in runs]
-            jobs.append(request.training(file, f"{out.name}-{name}", folders, array=array))
-        if name == RUNS:
-            file = out / f"{REPORT}.sh"
-            arguments = [*self.call.arguments(), "--only", "report"]
-            jobs.append(request.command(file, f"{out.name}-{REPORT}", arguments))
-        return jobs
+        array = f"0-{len(runs) - 1}"
+        if self.jobs:
+            array += f"%{self.jobs}"
+        folders = [run.folder for run in runs]
+        return self.request.training(out / f"{name}.sh", f"{out.name}-{name}", folders, array=array)
+
+    def _report(self) -> SlurmJob:
+        """Returns the job that measures the runs and reports."""
+        out = self.call.out
+        arguments = [*self.call.arguments(), "--only", "report"]
+        return self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
 
     def _described(self, run: StudyRun) -> Run:
         return run.described(
@@ -141,18 +139,3 @@ class StudySubmission:
             gpu_batch_max=self.gpu_batch_max,
             workers=self.workers,
         )
-
-    def _check(
-        self, training: StudyTraining, runs: Sequence[StudyRun], *, reads_data: bool
-    ) -> None:
-        """Checks the folders of runs and their data, or only its pattern; InputError for a
-        problem."""
-        different = {}
-        for run in runs:
-            training.check_folder(run)
-            plan = self._described(run)
-            long_caption = plan.recipe.caption_config.long_caption_key
-            shards = (plan.data, plan.recipe.slices, plan.slice_samples)
-            different[shards, long_caption, tuple(plan.warnings)] = plan
-        for plan in different.values():
-            accepted_data(plan, "study", reads_data=reads_data)

@@ -3,11 +3,12 @@ sentences on them."""
 
 import math
 import statistics
+from collections import defaultdict
 from itertools import product
 
 from ...errors import InputError
 from ...rendering import csv_text, markdown_table
-from ..reports.paired_differences import PairedDifference, Spread, differences_by_seed
+from ..reports.paired_differences import VERDICTS, PairedDifference, Spread
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
@@ -30,49 +31,50 @@ class StudyResults:
     """The records of a study's runs, which `check_measures` has accepted, compared arm by arm at
     equal seeds."""
 
-    def __init__(self, study: Study, records: list[dict], chosen: dict | None = None):
+    def __init__(self, study: Study, records: list[dict]):
         self.study = study
         self.records = records
-        self.chosen = chosen or {}
         self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
-        return Spread(list(self._scores(arm, cell, measure).values()))
+        return Spread(self._scores(arm, cell, measure).values())
 
-    def difference(self, arm: str, baseline: str, cell, measure: str) -> PairedDifference:
-        """Returns the differences at the seeds that both arms have."""
-        return PairedDifference(list(self._differences(arm, baseline, cell, measure).values()))
+    def differences(self, arm: str, baseline: str, cell) -> dict[str, PairedDifference]:
+        """Returns the differences of two arms in a cell, by measure."""
+        return {
+            measure: PairedDifference.by_seed(
+                self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
+            )
+            for measure in self.measures
+        }
 
-    def over_cells(self, arm: str, baseline: str, measure: str) -> dict[str, PairedDifference]:
-        """Returns, at the seeds that all cells have, the mean of each seed's differences over the
-        cells.
+    def over_cells(self, arm: str, baseline: str) -> dict[str, dict[str, PairedDifference]]:
+        """Returns by measure the mean of each seed's differences over the cells; {} without cells.
 
         If the cells are numbers above 0, also the slope of each seed's differences over their
         binary logarithm.
         """
         cells = self.study.cell_values
-        by_cell = [self._differences(arm, baseline, cell, measure) for cell in cells]
-        seeds = sorted(set.intersection(*map(set, by_cell)))
-        rows = [[differences[seed] for differences in by_cell] for seed in seeds]
-        over = {"mean": PairedDifference([statistics.mean(row) for row in rows])}
-        if len(cells) > 1 and all(isinstance(cell, (int, float)) and cell > 0 for cell in cells):
-            logarithms = [math.log2(cell) for cell in cells]
-            slopes = [statistics.linear_regression(logarithms, row).slope for row in rows]
-            over["per doubling"] = PairedDifference(slopes)
+        by_cell = [self.differences(arm, baseline, cell) for cell in cells]
+        are_numbers = all(isinstance(cell, (int, float)) and cell > 0 for cell in cells)
+        over = defaultdict(dict)
+        for measure in self.measures if self.study.cells else ():
+            of_cells = [differences[measure] for differences in by_cell]
+            by_seed = list(zip(*of_cells, strict=True))
+            over["mean"][measure] = PairedDifference(map(statistics.mean, by_seed))
+            if len(cells) > 1 and are_numbers:
+                logarithms = list(map(math.log2, cells))
+                slopes = [statistics.linear_regression(logarithms, row).slope for row in by_seed]
+                over["per doubling"][measure] = PairedDifference(slopes)
         return over
 
-    def _differences(self, arm: str, baseline: str, cell, measure: str) -> dict[int, float]:
-        """Returns the differences of two arms in a cell, by seed."""
-        return differences_by_seed(
-            self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
-        )
-
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
-        """Returns an arm's scores in a cell, by seed."""
-        return {record["seed"]: record["measures"][measure] for record in self._of(arm, cell)}
-
-    def _of(self, arm: str, cell) -> list[dict]:
-        return [record for record in self.records if (record["arm"], record["cell"]) == (arm, cell)]
+        """Returns an arm's scores in a cell, or its "cpu_seconds", by seed."""
+        return {
+            record["seed"]: (record | record["measures"])[measure]
+            for record in self.records
+            if (record["arm"], record["cell"]) == (arm, cell)
+        }
 
     def tables(self) -> str:
         """Returns a table for each cell and one over the cells in Markdown, and what excludes
@@ -94,33 +96,37 @@ class StudyResults:
 
     def _cell_table(self, cell) -> str:
         """Returns a table with a row for each measure, and a column for each arm and comparison."""
-        arms = self.study.arms
-        pairs = self.study.pairs
-        rows = []
-        for measure in self.measures:
-            spreads = [self.spread(arm, cell, measure) for arm in arms]
-            differences = [self.difference(arm, base, cell, measure) for arm, base in pairs]
-            rows.append([self.title(measure), *map(str, spreads), *map(str, differences)])
+        study = self.study
+        columns = {}
+        for arm in study.arms:
+            columns[arm] = {measure: self.spread(arm, cell, measure) for measure in self.measures}
+        for arm, baseline in study.pairs:
+            columns[f"{arm} − {baseline}"] = self.differences(arm, baseline, cell)
+        rows = self._rows(columns)
         if all(record["cpu_seconds"] is not None for record in self.records):  # unknown for jobs
             row = ["CPU seconds"]
-            for arm in arms:
-                seconds = [record["cpu_seconds"] for record in self._of(arm, cell)]
+            for arm in study.arms:
+                seconds = self._scores(arm, cell, "cpu_seconds").values()
                 row.append(f"{statistics.median(seconds):.0f}")
-            rows.append(row + [""] * len(pairs))
-        return markdown_table(["%", *arms, *map(" − ".join, pairs)], rows)
+            rows.append(row + [""] * len(study.pairs))
+        return markdown_table(["%", *columns], rows)
 
     def _table_over_cells(self) -> str:
         """Returns a table with a row for each measure, and a column for each comparison and kind
         of summary over the cells."""
-        heads = ["points"]
-        rows = [[self.title(measure)] for measure in self.measures]
+        columns = {}
         for arm, baseline in self.study.pairs:
-            summaries = [self.over_cells(arm, baseline, measure) for measure in self.measures]
-            for kind in summaries[0]:
-                heads.append(f"{arm} − {baseline}, {kind}")
-                for row, summary in zip(rows, summaries, strict=True):
-                    row.append(str(summary[kind]))
-        return markdown_table(heads, rows)
+            for kind, differences in self.over_cells(arm, baseline).items():
+                columns[f"{arm} − {baseline}, {kind}"] = differences
+        return markdown_table(["points", *columns], self._rows(columns))
+
+    def _rows(self, columns: dict[str, dict[str, Spread]]) -> list[list[str]]:
+        """Returns a row for each measure, from columns with their values by measure."""
+        rows = []
+        for measure in self.measures:
+            values = [str(column[measure]) for column in columns.values()]
+            rows.append([self.title(measure), *values])
+        return rows
 
     def title(self, measure: str) -> str:
         """Returns a measure's name for readers, with its unit unless that is percent."""
@@ -131,21 +137,17 @@ class StudyResults:
         """Returns which differences exclude zero, for each comparison, in each cell and over the
         cells."""
         study = self.study
-        measures = self.measures
         sentences = []
         for arm, baseline in study.pairs:
             name = f"{arm} − {baseline}"
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
-                differences = {m: self.difference(arm, baseline, cell, m) for m in measures}
+                differences = self.differences(arm, baseline, cell)
                 sentences.append(f"{name}{at_cell}: {_excludes_zero(differences)}.")
-            if study.cells:
-                over = {m: self.over_cells(arm, baseline, m) for m in measures}
-                for kind in over[study.primary]:
-                    differences = {m: over[m][kind] for m in measures}
-                    sentences.append(
-                        f"{name}, {kind} over {study.cell_field}: {_excludes_zero(differences)}."
-                    )
+            for kind, differences in self.over_cells(arm, baseline).items():
+                sentences.append(
+                    f"{name}, {kind} over {study.cell_field}: {_excludes_zero(differences)}."
+                )
         return [*sentences, *self._near_chance(), *self._best_epochs()]
 
     def _near_chance(self) -> list[str]:
@@ -194,17 +196,16 @@ class StudyResults:
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
         study = self.study
-        differences = []
-        over_cells = []
+        lists = {"differences": [], "over_cells": []}
         for (arm, baseline), measure in product(study.pairs, self.measures):
             compared = {"arm": arm, "baseline": baseline, "measure": measure}
             for cell in study.cell_values:
-                difference = self.difference(arm, baseline, cell, measure)
-                differences.append({**compared, "cell": cell, **difference.record()})
-            if study.cells:
-                for kind, difference in self.over_cells(arm, baseline, measure).items():
-                    over_cells.append({**compared, "over": kind, **difference.record()})
-        return {"differences": differences, "over_cells": over_cells}
+                difference = self.differences(arm, baseline, cell)[measure]
+                lists["differences"].append(compared | {"cell": cell} | difference.record())
+            for kind, differences in self.over_cells(arm, baseline).items():
+                record = compared | {"over": kind} | differences[measure].record()
+                lists["over_cells"].append(record)
+        return lists
 
     def csv(self) -> str:
         """Returns a row for each run, with numbers as numbers."""
@@ -223,17 +224,14 @@ class StudyResults:
 
 def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
-    if len(next(iter(differences.values())).values) < 2:
+    if len(next(iter(differences.values()))) < 2:
         return "one seed shows nothing"
-    verdicts = {"above zero": [], "below zero": [], "not significant": []}
-    for measure, difference in differences.items():
-        verdict = "not significant"
-        if difference.excludes_zero:
-            verdict = "above zero" if difference.mean > 0 else "below zero"
-        verdicts[verdict].append(_with_unit(measure))
-    return "; ".join(
-        f"{verdict} in {', '.join(names)}" for verdict, names in verdicts.items() if names
-    )
+    parts = []
+    for verdict in VERDICTS:
+        names = [_with_unit(name) for name in differences if differences[name].verdict == verdict]
+        if names:
+            parts.append(f"{verdict} in {', '.join(names)}")
+    return "; ".join(parts)
 
 
 def _with_unit(measure: str) -> str:

@@ -13,10 +13,11 @@ from ...files import json_or_empty, write_json
 from ...plans.plan import make_run
 from ...plans.recipe import WORDS, Recipe
 from ...plans.run import Run
-from ...runs.child_processes import last_line, run_superclip
+from ...runs.child_processes import last_line
 from ...runs.folder import RunFolder
 from ...runs.slurm import find_placement
 from .study_call import StudyCall
+from .superclip_process import run_superclip
 
 CPU_SECONDS = "cpu_seconds.json"
 UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
@@ -65,6 +66,13 @@ class StudyRun:
         return self.run_folder.is_finished
 
     @property
+    def samples_trained(self) -> int:
+        """The number of samples that it has been trained on."""
+        samples = self.state.get("step", 0) * self.recipe.global_batch_size
+        most = self.recipe.samples
+        return most if self.is_finished else min(samples, most)
+
+    @property
     def cpu_seconds(self) -> float | None:
         """The CPU time of its training; None if a job trained it, or if the study was killed."""
         return json_or_empty(self.folder / CPU_SECONDS).get("cpu_seconds")
@@ -83,31 +91,27 @@ class StudyRun:
         self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
-        before = json_or_empty(self.folder / CPU_SECONDS)
-        is_known = not before.get("is_running") and (before or not self.run_folder.epoch)
-        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": None, "is_running": True})
+        cpu_file = self.folder / CPU_SECONDS
+        of_first_start = None if self.run_folder.epoch else 0.0
+        earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
+        write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
         exit_code, seconds = run_superclip(
             ["run", str(self.folder)],
             output,
             one_thread=self.call.options.device == "cpu",
             is_to_stop=stop.is_set,
         )
-        earlier = before.get("cpu_seconds", 0.0) if is_known else None
-        total_seconds = None if earlier is None else earlier + seconds
-        write_json(self.folder / CPU_SECONDS, {"cpu_seconds": total_seconds})
+        if earlier is not None:
+            write_json(cpu_file, {"cpu_seconds": earlier + seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if exit_code != 0:
-            error = self._last_error(state_before) or last_line(output)
+            error = last_line(output)
+            state = self.state
+            if state != state_before:  # this start has written it
+                error = (state.get("refused") or state).get("error") or error
             raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
         output.unlink()
-
-    def _last_error(self, state_before: dict) -> str | None:
-        """Returns the error that the last start has written to state.json, None if it has not."""
-        state = self.state
-        if state == state_before:
-            return None
-        return (state.get("refused") or state).get("error")
 
 
 def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:

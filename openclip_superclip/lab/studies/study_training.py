@@ -4,35 +4,36 @@ import itertools
 import math
 import os
 import statistics
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import torch
+from tqdm import tqdm
 
 from ...checkpoints.began_with import versions_of_run
 from ...checkpoints.starting_weights import is_unchecked
 from ...environment import keep_freed_memory, processor
-from ...errors import InputError, listed, to_stderr
+from ...errors import InputError, listed
 from ...files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ...method.model import trains_only_head
 from ...openclip.step_memory import model_without_values
 from ...openclip.train import check_command
-from ...plans.recipe import Recipe
 from ...plans.recipe_files import read_recipe
 from ...plans.run import Run
 from ...runs.lock import lock
 from ...runs.slurm import find_placement
-from ...runs.unreadable import refuse_bad_files
+from ...runs.unreadable import accepted_data
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
 from .measure_run import DENSE_SCENES, measured
-from .progress_bar import StudyBar
 from .study_call import StudyCall
 from .study_file import LIKE
 from .study_results import StudyResults, check_measures
 from .study_run import StudyRun, named_fields, run_name
 
+SECONDS_BETWEEN_LINES = 10  # of the progress bar, without a terminal
 Rates = dict[str, dict[str, str]]  # the tuned learning rate, by arm and cell
 
 
@@ -49,7 +50,7 @@ class StudyTraining:
         self.call = call
         self.study = call.study
         self.jobs = jobs
-        self._recipes: dict[str, Recipe] = {}  # by the name of the run
+        self._fields: dict[str, dict] = {}  # of the recipes, by the name of the run
 
     def runs(self, chosen: Rates) -> list[StudyRun]:
         """Returns the study's runs: seeds outermost, so that the finished ones are always a
@@ -58,8 +59,8 @@ class StudyTraining:
         runs = []
         for seed, cell, arm in itertools.product(study.result_seeds, study.cell_values, study.arms):
             fields = study.arms[arm]
-            rate = fields.get("lr") or chosen.get(fields.get(LIKE, arm), {}).get(str(cell))
-            runs.append(self._run(arm, cell, seed, rate))
+            rates = {} if "lr" in fields else chosen.get(fields.get(LIKE, arm), {})
+            runs.append(self._run(arm, cell, seed, rates.get(str(cell))))
         return runs
 
     def trials(self) -> list[StudyRun]:
@@ -67,47 +68,55 @@ class StudyTraining:
         study = self.study
         tuned = [arm for arm, fields in study.arms.items() if not fields.keys() & {LIKE, "lr"}]
         return [
-            self._run(arm, cell, seed, rate, "tune")
+            self._run(arm, cell, seed, str(rate), "tune")
             for seed, cell, arm, rate in itertools.product(
                 study.tuning_seeds, study.cell_values, tuned, study.choose.get("lr", [])
             )
         ]
 
-    def _run(
-        self, arm: str, cell, seed: int, rate: float | str | None, split: str = "test"
-    ) -> StudyRun:
+    def _run(self, arm: str, cell, seed: int, rate: str | None, split: str = "test") -> StudyRun:
+        """Returns a run; InputError if its folder has, or will have, another one."""
         study = self.study
-        settings = study.settings(arm, cell)
+        own_seed = {"seed": str(seed)}
+        settings = study.settings(arm, cell) | own_seed
         if rate:
-            settings["lr"] = str(rate)
-        settings["seed"] = str(seed)
+            settings["lr"] = rate
         recipe = read_recipe(study.recipe, settings)
-        name = self._name(recipe, settings)
-        earlier = named_fields(self._recipes.setdefault(name, recipe))
-        fields = named_fields(recipe)
-        differing = [key for key in earlier | fields if earlier.get(key) != fields.get(key)]
-        if differing:
-            raise InputError(
-                f"arms: {arm} and another arm would share the folder {name} but differ in "
-                f"{listed(differing)}: rename the file, or change the value"
-            )
-        folder = self.call.runs_in / name
-        return StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
-
-    def _name(self, recipe: Recipe, settings: dict[str, str]) -> str:
-        """Returns the name of a run's folder."""
-        study = self.study
-        common = study.overrides | {"seed": settings["seed"]}
+        common = read_recipe(study.recipe, study.overrides | own_seed)
         is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
-        return run_name(recipe, read_recipe(study.recipe, common), is_common)
+        name = run_name(recipe, common, is_common)
+        folder = self.call.runs_in / name
+        run = StudyRun(self.call, arm, cell, seed, settings, recipe, folder, split)
+        fields = named_fields(recipe)
+        if name not in self._fields:
+            self._fields[name] = fields
+            self._check_folder(run)
+        elif self._fields[name] != fields:
+            raise InputError(
+                f"arms: {arm} and another arm would share the folder {name}, but their recipes "
+                "differ: rename the file, or change the value"
+            )
+        return run
+
+    def _check_folder(self, run: StudyRun) -> None:
+        """Raises InputError if the run's folder contains a run with other settings, data or
+        device."""
+        folder = run.run_folder
+        advice = "give --runs another folder"
+        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
+            raise InputError(
+                f"{folder.path} contains checkpoints of something else than a run of a study: "
+                f"{advice}"
+            )
+        folder.check_recipe(run.recipe, advice)
+        folder.check_data(advice, self.call.data or run.recipe.shards, self.call.options.device)
 
     def summary(self) -> str:
         """Returns which runs the study trains and how many samples, without training or writing
         anything."""
+        self.check_data()
         lines = [f"{self.study.name}: {self.study.question}"]
-        runs = self.runs(self.chosen())
-        lines += [f"warning: {text}" for text in self.data_warnings(runs[0])]
-        for kind, group in (("trials", self.trials()), ("runs", runs)):
+        for kind, group in (("trials", self.trials()), ("runs", self.runs(self.chosen()))):
             if group:
                 left = unfinished(group)
                 samples = sum(run.recipe.samples for run in left)
@@ -115,45 +124,29 @@ class StudyTraining:
                     f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
                     f"{samples:,} samples"
                 )
-                lines += warnings(left)
         return "\n".join(lines)
 
-    def data_warnings(self, run: StudyRun) -> list[str]:
-        """Returns warnings about the data that a run reads; InputError if it could not read it."""
-        if self.study.is_of_scenes:
-            return []
-        plan = run.described()
-        if self.call.data or plan.is_table:
-            checked = plan.check_data()
-            refuse_bad_files(plan, checked)
-            return checked["warnings"]
-        return plan.check_validation()
+    def check_data(self) -> None:
+        """Prints the warnings of what is left to train and of its data; InputError if that could
+        not be read. The demo's scenes are written later."""
+        runs = unfinished([*self.trials(), *self.runs(self.chosen())])
+        plans = [run.described() for run in runs]
+        check_plans(plans, reads_data=not self.study.is_of_scenes)
 
-    def check_arms(self) -> list[str]:
-        """Returns a warning about arms whose class loss trains only its head; InputError if the
-        arms do not differ in anything else."""
+    def check_arms(self) -> None:
+        """Raises InputError for an arm whose class loss would train only its head."""
         study = self.study
-        if study.is_of_scenes:
-            return []
-        runs = [run for run in self.runs(self.chosen()) if run.seed == study.first_seed]
-        with_head = [run for run in runs if run.recipe.method.startswith("super")]
-        frozen = []
-        for run in with_head:
+        for run in self.runs(self.chosen()):
+            is_first = run.seed == study.first_seed
+            if study.is_of_scenes or not (is_first and run.recipe.method.startswith("super")):
+                continue
             options = check_command(run.described().openclip_arguments())
             if not is_unchecked(options) and trains_only_head(model_without_values(options)):
-                frozen.append(run)
-        if not frozen:
-            return []
-        arms = listed(dict.fromkeys(run.arm for run in frozen))
-        problem = f"the image tower of {arms} is frozen, so the class loss trains only its head"
-        objectives = {run.recipe.method.removeprefix("super") for run in runs}
-        fields = set().union(*study.arms.values())
-        if frozen == with_head and fields == {"method"} and len(objectives) == 1:
-            raise InputError(
-                f"arms: {problem}, and the study would compare equal models: train the image "
-                "tower, too, or train CLIP alone with superclip train"
-            )
-        return [f"{problem}, and its towers are those of a training without the class loss"]
+                raise InputError(
+                    f"arm '{run.arm}': its image tower is frozen, so the class loss trains only "
+                    "its head, and the study would compare equal models: train the image tower, "
+                    "too, or leave the arm out"
+                )
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
         """Raises InputError if runs are not finished."""
@@ -166,19 +159,6 @@ class StudyTraining:
                 "to SLURM, continues them"
             )
 
-    def check_folder(self, run: StudyRun) -> None:
-        """Raises InputError if the run's folder contains a run with other settings, data or
-        device."""
-        folder = run.run_folder
-        advice = f"give {self.call.runs_flag} another folder"
-        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
-            raise InputError(
-                f"{folder.path} contains checkpoints of something else than a run of a study: "
-                f"{advice}"
-            )
-        folder.check_recipe(run.recipe, advice)
-        folder.check_data(advice, self.call.data or run.recipe.shards, self.call.options.device)
-
     def tune(self) -> Rates:
         """Returns each arm's learning rate in each cell: the best mean of the primary measure
         over its trials."""
@@ -190,10 +170,11 @@ class StudyTraining:
             by_rate = scores.setdefault(record["arm"], {}).setdefault(str(record["cell"]), {})
             score = record["measures"][self.study.primary]
             by_rate.setdefault(record["set"]["lr"], []).append(score)
-        chosen = {
-            arm: {cell: _best_rate(by_rate) for cell, by_rate in cells.items()}
-            for arm, cells in scores.items()
-        }
+        chosen = {arm: {} for arm in scores}
+        for arm, by_cell in scores.items():
+            for cell, by_rate in by_cell.items():
+                means = {rate: statistics.mean(values) for rate, values in by_rate.items()}
+                chosen[arm][cell] = max(means, key=means.get)
         write_json(self.call.out / "trials.json", scores)
         write_json(self.call.out / "chosen.json", chosen)
         return chosen
@@ -204,12 +185,8 @@ class StudyTraining:
 
     def records(self, runs: Sequence[StudyRun]) -> list[dict]:
         """Trains and measures runs; equal ones once."""
-        for run in runs:  # all, before the first trains
-            self.check_folder(run)
         if not self.jobs:
             self.check_finished(runs)
-        for warning in warnings(unfinished(runs)):
-            to_stderr(warning)
         results = self._train_and_measure(by_folder(runs))
         records = [
             {
@@ -228,10 +205,10 @@ class StudyTraining:
         """Returns what was measured of each run by its name, after training `jobs` at a time
         under one bar of all their samples."""
         primary = self.study.primary
+        title = primary.replace("_", " ")
         stop = threading.Event()
         results = {}
-        progress = StudyBar(self.study.name, runs)
-        with progress.bar, ThreadPoolExecutor(self.jobs or 1) as pool:
+        with self._bar(runs) as bar, ThreadPoolExecutor(self.jobs or 1) as pool:
             pending = {pool.submit(self._finish, run, stop) for run in runs}
             try:
                 while pending:
@@ -240,18 +217,31 @@ class StudyTraining:
                         record = future.result()
                         name = record["run"]
                         results[name] = record
-                        progress.report(name, primary, record["measures"].get(primary, math.nan))
-                    progress.show(num_measured=len(results))
+                        score = record["measures"].get(primary, math.nan)
+                        bar.write(f"{name}: {title} {score:.1f}", sys.stderr)
+                    bar.update(sum(run.samples_trained for run in runs) - bar.n)
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
                 raise
         return results
 
+    def _bar(self, runs: Sequence[StudyRun]) -> tqdm:
+        """Returns a bar over the samples of runs, with the remaining time at their mean speed."""
+        return tqdm(
+            desc=self.study.name,
+            total=sum(run.recipe.samples for run in runs),
+            initial=sum(run.samples_trained for run in runs),
+            unit_scale=True,
+            smoothing=0,
+            miniters=0,
+            mininterval=0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
+            "{elapsed}<{remaining}",
+        )
+
     def _finish(self, run: StudyRun, stop: threading.Event) -> dict:
         """Trains and measures a run."""
-        if stop.is_set():
-            raise InputError("stopped")
         if self.jobs:
             run.train(stop)
         return measured(run, stop)
@@ -267,15 +257,16 @@ def unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
     return [run for run in by_folder(runs) if not run.is_finished]
 
 
-def warnings(runs: Sequence[StudyRun]) -> list[str]:
-    """Returns the different warnings of the runs' plans, as `superclip plan` prints them for
-    one run."""
-    texts = [text for run in runs for text in run.described().warnings]
-    return [f"warning: {text}" for text in dict.fromkeys(texts)]
-
-
-def _best_rate(scores: dict[str, list[float]]) -> str:
-    return max(scores, key=lambda rate: statistics.mean(scores[rate]))
+def check_plans(plans: Iterable[Run], *, reads_data: bool) -> None:
+    """Prints the warnings of different plans and of their data; InputError for a problem with the
+    data, or only with its pattern."""
+    different = {}
+    for plan in plans:
+        long_caption = plan.recipe.config.long_caption_key
+        shards = (plan.data, plan.recipe.slices, plan.slice_samples)
+        different[shards, long_caption, tuple(plan.warnings)] = plan
+    for plan in different.values():
+        accepted_data(plan, "study", reads_data=reads_data)
 
 
 def run_study(call: StudyCall, jobs: int) -> StudyResults:
@@ -285,28 +276,26 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
     training = StudyTraining(call, jobs)
-    runs = training.runs({})  # InputError if two different runs would be in one folder
-    if not jobs:
-        training.check_finished(training.trials() or runs)
+    if jobs:
+        training.check_data()
     else:
-        for warning in training.data_warnings(runs[0]):
-            to_stderr(f"superclip study: {warning}")
-    make_folder(call.runs_in, call.runs_flag)
+        training.check_finished(training.trials() or training.runs({}))
     make_folder(call.out)
+    make_folder(call.runs_in, "--runs")
     placement = find_placement()
     folder = call.runs_in.resolve()
     with (  # other studies may share the folder of the runs
         lock(call.out / "lock", placement),
-        lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, call.runs_flag),
+        lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, "--runs"),
     ):
         write_data(call)
         chosen = training.tune()
-        results = StudyResults(call.study, training.records(training.runs(chosen)), chosen)
-        write_results(results, call)
+        results = StudyResults(call.study, training.records(training.runs(chosen)))
+        write_results(results, chosen, call)
     return results
 
 
-def write_results(results: StudyResults, call: StudyCall) -> None:
+def write_results(results: StudyResults, chosen: Rates, call: StudyCall) -> None:
     """Writes study.json, study.csv (a row for each run), study.md and study.png."""
     from .figures import draw_study
 
@@ -325,7 +314,7 @@ def write_results(results: StudyResults, call: StudyCall) -> None:
         "versions": versions_of_run(),
         "processor": processor(),
         "cpus": os.cpu_count(),
-        "chosen": results.chosen,
+        "chosen": chosen,
         **results.comparisons(),
         "runs": results.records,
     }

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.utils import to_2tuple
 from PIL import Image
+from torch import nn
 
 from ...files import write_bytes
 from ...rendering import png, pyplot
+from ..evaluation.preprocessing import preprocessing
 from .tagger import SeenWord
 
 SIDE = 448  # pixels of a drawn image: higher than the resolution of most models
@@ -22,7 +22,7 @@ FAINTEST = 0.1
 
 
 def draw_heat_map(
-    path: Path, image: Image.Image, words: Sequence[SeenWord], preprocess_cfg: PreprocessCfg
+    path: Path, image: Image.Image, words: Sequence[SeenWord], model: nn.Module
 ) -> None:
     """Draws the image as cropped for the model, and one heat map per word.
 
@@ -30,7 +30,7 @@ def draw_heat_map(
     interpolated.
     """
     plt = pyplot()
-    shown = as_model_sees(image, preprocess_cfg)  # [H, W, 3]
+    shown = as_model_sees(image, model)  # [H, W, 3]
     num_panels = 1 + len(words)
     rows = math.ceil(num_panels / COLUMNS)
     columns = min(num_panels, COLUMNS)
@@ -61,15 +61,11 @@ def _coloured(shown: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * tinted
 
 
-def as_model_sees(image: Image.Image, preprocess_cfg: PreprocessCfg) -> np.ndarray:
+def as_model_sees(image: Image.Image, model: nn.Module) -> np.ndarray:
     """Returns the image after the model's resizing and cropping, at a higher resolution: [H, W,
     3] in [0, 1]."""
-    size = to_2tuple(preprocess_cfg.size)
+    size = to_2tuple(model.visual.preprocess_cfg["size"])
     finer = math.ceil(SIDE / max(size))
-    config = replace(
-        preprocess_cfg,
-        size=tuple(finer * side for side in size),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-    return image_transform_v2(config, is_train=False)(image).permute(1, 2, 0).clamp(0, 1).numpy()
+    larger = tuple(finer * side for side in size)
+    transform = preprocessing(model, size=larger, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return transform(image).permute(1, 2, 0).clamp(0, 1).numpy()

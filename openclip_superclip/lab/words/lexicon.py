@@ -14,15 +14,13 @@ from ...errors import InputError, listed, reason
 from ...method.idf import special_token_ids
 
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
-CHUNK = 4096  # words tokenized at once
 
 
 class Lexicon(NamedTuple):
     """N words and their tokens."""
 
     words: list[str]
-    tokens: Tensor  # int64 [N, L], the ids of each word, padded with V
-    vocab_size: int  # V
+    tokens: Tensor  # int64 [N, L], the ids of each word, padded with V, the size of the vocabulary
 
 
 def _lexicon(ids: dict[str, list[int]], vocab_size: int) -> Lexicon:
@@ -30,7 +28,7 @@ def _lexicon(ids: dict[str, list[int]], vocab_size: int) -> Lexicon:
     longest = max(map(len, ids.values()), default=1)
     rows = [row + [vocab_size] * (longest - len(row)) for row in ids.values()]
     tokens = torch.tensor(rows, dtype=torch.int64).view(-1, longest)
-    return Lexicon(list(ids), tokens, vocab_size)
+    return Lexicon(list(ids), tokens)
 
 
 def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
@@ -102,11 +100,7 @@ def _spell(
         if not at_start and start_differs(tokenizer):
             words = [f"a {word}" for word in words]
             num_before = len(inner.tokenize("a"))
-        rows = (
-            row
-            for start in range(0, len(words), CHUNK)
-            for row in tokenizer(words[start : start + CHUNK]).tolist()
-        )
+        rows = tokenizer(words).tolist() if words else []
     for row in rows:
         ids = [id for id in row if id not in special][num_before:]
         is_known = unknown.isdisjoint(row) and max(ids, default=0) < vocab_size
@@ -125,7 +119,7 @@ class WordProbabilities:
     """
 
     def __init__(self, lexicon: Lexicon, weights: Tensor):
-        self.blank = lexicon.vocab_size
+        self.blank = len(weights)
         self.weights = torch.cat([weights, weights.new_zeros(1)])  # [V + 1], 0 for the blank
         tokens = lexicon.tokens.to(weights.device)
         self.tokens = tokens.where(self.weights[tokens] > 0, self.blank)  # [N, L]

@@ -4,12 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from open_clip.constants import HF_CONFIG_NAME
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ...checkpoints.architecture import architecture_of, fit
-from ...checkpoints.trainer_files import run_options
 from ...checkpoints.weights import (
     Checkpoint,
     check_match,
@@ -23,6 +20,7 @@ from ...errors import InputError
 from ...method.head import head_input_of
 from ...method.idf import special_token_ids
 from ...openclip.hook_calls import plugins_model_class
+from ..evaluation.preprocessing import preprocessing
 
 NO_HEAD = "train with --superclip, and export with --with-head"
 
@@ -32,22 +30,17 @@ class OpenedCheckpoint(NamedTuple):
 
     model: nn.Module
     tokenizer: Callable
-    preprocess_cfg: PreprocessCfg
     token_weights: Tensor | None  # [V], IDF weight of each token; None without a head
 
     def preprocess(self) -> Callable:
         """Returns the transform from a PIL image to the model's input."""
-        return image_transform_v2(self.preprocess_cfg, is_train=False)
+        return preprocessing(self.model)
 
 
 def read_model(path: Path) -> Checkpoint:
     """Returns the checkpoint of --model, the latest one if it is a run's folder.
 
     Raises InputError if there is none."""
-    if (path / "config.json").is_file() and not (path / HF_CONFIG_NAME).is_file():
-        raise InputError(
-            f"--model: {path} is for transformers; export the checkpoint with --with-head alone"
-        )
     try:
         return read_checkpoint(checkpoint_of(path))
     except InputError as error:
@@ -76,8 +69,8 @@ def open_checkpoint(
     `architecture` is the name of the OpenCLIP model, if it is not recorded with the weights.
     """
     path = checkpoint.path
-    options = run_options(checkpoint)
-    recorded = architecture_of(path, options, architecture, flag="--architecture")
+    options = checkpoint.options
+    recorded = architecture_of(checkpoint, architecture, flag="--architecture")
     fitted, weights = fit(recorded, checkpoint.weights)
     tokenizer = recorded.tokenizer()
     head_options = {}
@@ -96,9 +89,8 @@ def open_checkpoint(
     check_values(weights, f"--model: {path}")
     model.load_state_dict(weights)
     token_weights = _token_weights(model, options) if head_options else None
-    preprocess_cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     model = model.eval().requires_grad_(requires_grad=False).to(device)
-    return OpenedCheckpoint(model, tokenizer, preprocess_cfg, token_weights)
+    return OpenedCheckpoint(model, tokenizer, token_weights)
 
 
 def _token_weights(model: nn.Module, options: dict) -> Tensor:

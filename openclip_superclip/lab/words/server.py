@@ -1,7 +1,7 @@
 """The web page of `superclip words --serve`, which shows the words in an image and their
 locations."""
 
-import threading
+import asyncio
 from pathlib import Path
 
 from PIL import Image
@@ -35,7 +35,7 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
     html = html_template(Path(__file__).with_suffix(".html")).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
     )
-    one_at_a_time = threading.Lock()  # images and the logits of all patches take much memory
+    one_at_a_time = asyncio.Lock()  # images and the logits of all patches take much memory
 
     def page(_: Request) -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
@@ -54,14 +54,10 @@ def words_app(tagger: Tagger, model: str) -> Starlette:
                     )
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
-        return await run_in_threadpool(
-            answer, bytes(content), request.query_params.get("words", "")
-        )
-
-    def answer(content: bytes, typed: str) -> JSONResponse:
-        with one_at_a_time:
-            words = answer_to(tagger, content, typed)
-        return JSONResponse(words, 422 if "error" in words else 200)
+        typed = request.query_params.get("words", "")
+        async with one_at_a_time:
+            answer = await run_in_threadpool(answer_to, tagger, bytes(content), typed)
+        return JSONResponse(answer, 422 if "error" in answer else 200)
 
     # against DNS rebinding
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
@@ -86,7 +82,7 @@ def answer_to(tagger: Tagger, content: bytes, typed: str) -> dict:
         tagger = Tagger(opened, lexicon(words, opened.tokenizer, len(opened.token_weights)))
         if not tagger.lexicon.words:
             return {"error": f"the model's tokenizer has no tokens for {listed(words)}"}
-    shown = (255 * as_model_sees(image, opened.preprocess_cfg)).round().astype("uint8")
+    shown = (255 * as_model_sees(image, opened.model)).round().astype("uint8")
     return {
         "image": data_url(Image.fromarray(shown)),
         "words": [word._asdict() | {"map": word.map.tolist()} for word in tagger.tag(image)],

@@ -102,18 +102,16 @@ def tag_images(
                 name = f"{stem}-{number}"
             taken.add(name)
             heatmap = heatmaps / f"{name}{HEAT_MAP}"
-            draw_heat_map(heatmap, image, words, tagger.opened.preprocess_cfg)
+            draw_heat_map(heatmap, image, words, tagger.opened.model)
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
 def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
     """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
     shown = []
-    num_images = 0
     with whole_file(out / "words.jsonl") as lines:
-        for image in tagged:
+        for num_images, image in enumerate(tagged, 1):
             lines.write(f"{json.dumps(image.record())}\n".encode())
-            num_images += 1
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image

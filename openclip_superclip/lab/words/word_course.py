@@ -1,17 +1,18 @@
 """When a run learned each word, summarized in bands of word frequency."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...checkpoints.epoch_words import CourseFiles
 from ...errors import listed
 from ...files import write_bytes, write_json, write_text
-from ...method.idf import EpochWords
 from ...rendering import aligned_table, csv_text, png, pyplot
 
 NAME = "word_course"
@@ -53,11 +54,6 @@ class WordCourse(NamedTuple):
     known: Tensor
     median_lift: Tensor  # float64 [BANDS, E]
 
-    @property
-    def is_forgotten(self) -> Tensor:
-        """Whether each token was known once and no longer is, bool [V]."""
-        return (self.learned >= 0) & (self.lift < FORGOTTEN)
-
     def learned_after(self, token: int) -> int | None:
         """Returns the number of captions trained on before the token was first known, or None if
         it never was."""
@@ -71,30 +67,20 @@ class WordCourse(NamedTuple):
             return "too rare to judge"
         if self.learned[token] < 0:
             return "not yet learned"
-        return "forgotten" if self.is_forgotten[token] else "learned"
+        return "forgotten" if self.lift[token] < FORGOTTEN else "learned"
 
 
 def word_course(name: str, files: CourseFiles) -> WordCourse:
-    """Returns how a run learned its words, ignoring punctuation; reads each file twice, as bands
-    need all epochs."""
+    """Returns how a run learned its words, ignoring punctuation."""
     is_word = torch.tensor([any(map(str.isalnum, text)) for text in files.texts])
-
-    def read(epoch: int) -> EpochWords:
-        words = files.read(epoch)
-        return words._replace(captions=words.captions * is_word)
-
-    totals = torch.zeros(len(is_word), dtype=torch.int64)
-    num_captions = 0
-    samples = []
-    num_trained = 0
-    last_epoch = 0
+    records = []
     for epoch in files.epochs:
-        words = read(epoch)
-        totals += words.captions
-        num_captions += words.num_captions
-        num_trained += (epoch - last_epoch) * words.num_trained
-        samples.append(num_trained)
-        last_epoch = epoch
+        record = files.read(epoch)
+        records.append(record._replace(captions=record.captions * is_word))
+    totals = sum(record.captions for record in records)
+    num_captions = sum(record.num_captions for record in records)
+    num_epochs = np.diff(files.epochs, prepend=0)  # since the previous record
+    num_trained = [record.num_trained for record in records]
     bounds = torch.tensor([bound for bound, _ in BANDS.values()], dtype=torch.float64)
     band = ((totals.double() / num_captions)[:, None] < bounds).sum(dim=1)
     band = torch.where(totals >= NUM_LOOKED_AT, band, -1)
@@ -107,10 +93,9 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
     learned = torch.full_like(totals, -1)
     known = []
     median_lift = []
-    for index, epoch in enumerate(files.epochs):
-        words = read(epoch)
-        counts = torch.stack([words.captions, words.num_captions - words.captions]).double()
-        shares = torch.stack([words.share_where_label, words.share_where_not]).double()
+    for index, record in enumerate(records):
+        counts = torch.stack([record.captions, record.num_captions - record.captions]).double()
+        shares = torch.stack([record.share_where_label, record.share_where_not]).double()
         sums += torch.stack([counts, (shares * counts).nan_to_num(0.0)])
         with_word, without_word = sums[1] / sums[0]
         is_due = sums[0, 0] >= NUM_LOOKED_AT
@@ -124,7 +109,7 @@ def word_course(name: str, files: CourseFiles) -> WordCourse:
         name=name,
         texts=files.texts,
         epochs=files.epochs,
-        samples=samples,
+        samples=np.cumsum(num_epochs * num_trained).tolist(),
         num_captions=num_captions,
         captions=totals,
         band=band,
@@ -144,18 +129,16 @@ def course_record(course: WordCourse) -> dict:
 
     bands = []
     for index in course.band[course.band >= 0].unique().tolist():
-        words = course.band == index
-        num_words = int(words.sum())
-        num_learned = int((course.learned[words] >= 0).sum())
-        num_forgotten = int(course.is_forgotten[words].sum())
+        tokens = (course.band == index).nonzero().flatten().tolist()
+        states = Counter(map(course.state, tokens))
         half = (course.known[index] >= 0.5).nonzero().flatten().tolist()
         bands.append(
             {
                 "band": list(BANDS)[index],
-                "words": num_words,
-                "learned": num_learned - num_forgotten,
-                "forgotten": num_forgotten,
-                "not_yet": num_words - num_learned,
+                "words": len(tokens),
+                "learned": states["learned"],
+                "forgotten": states["forgotten"],
+                "not_yet": states["not yet learned"],
                 "half_known_after": course.samples[half[0]] if half else None,
                 "known": numbers(course.known[index]),
                 "median_lift": numbers(course.median_lift[index]),

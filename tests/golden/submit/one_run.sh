@@ -2,7 +2,7 @@
 #SBATCH --job-name=superclip_vit-b-16_512m_bs16k
 #SBATCH --nodes=4
 #SBATCH --time=12:00:00
-#SBATCH --output=runs/superclip_vit-b-16_512m_bs16k/slurm-%j.out
+#SBATCH --output=/runs/superclip_vit-b-16_512m_bs16k/slurm-%j.out
 #SBATCH --chdir=/
 #SBATCH --exclusive
 #SBATCH --mem=0

@@ -6,7 +6,7 @@ report=$(sbatch --parsable --dependency=afterany:${runs%%;*} --kill-on-invalid-d
 #SBATCH '--job-name=figure 4-runs'
 #SBATCH --nodes=2
 #SBATCH --time=24:00:00
-#SBATCH '--output=runs/figure 4/slurm-%A_%a.out'
+#SBATCH '--output=/runs/figure 4/slurm-%A_%a.out'
 #SBATCH --chdir=/
 #SBATCH --gpus-per-node=a100:8
 #SBATCH --exclusive
@@ -41,7 +41,7 @@ command=("${superclip[@]}" run "$run")
 #SBATCH '--job-name=figure 4-report'
 #SBATCH --nodes=1
 #SBATCH --time=24:00:00
-#SBATCH '--output=runs/figure 4/slurm-%j.out'
+#SBATCH '--output=/runs/figure 4/slurm-%j.out'
 #SBATCH --chdir=/
 #SBATCH --gpus-per-node=a100:1
 #SBATCH --cpus-per-task=1

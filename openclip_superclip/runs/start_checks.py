@@ -1,0 +1,76 @@
+"""What the first node checks before a start trains into the run's folder."""
+
+from ..checkpoints.began_with import (
+    BEGAN_WITH,
+    beginning,
+    check_beginning,
+    differences,
+    read_beginning,
+)
+from ..checkpoints.trainer_files import checkpoints
+from ..environment import current_time
+from ..errors import InputError
+from ..openclip.train import check_command
+from ..plans.cost import counts_of
+from ..plans.run import Run
+from ..rendering import bytes_text
+from .folder import RunFolder, check_room
+from .recovery import MAX_STARTS, PREEMPTIONS, starts_without_slice
+from .slurm import Placement
+
+
+def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
+    """Returns whether this start accepts changes: --accept-changes is given, and no earlier start
+    of the same job has accepted them."""
+    this = placement.restarts, placement.step
+    return run.settings.accept_changes and not any(
+        attempt.get("accepts")
+        and attempt["job"] == placement.job
+        and (attempt["restarts"], attempt["step"]) != this
+        for attempt in folder.attempts
+    )
+
+
+def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
+    """Returns what a start adds to run.json; InputError if it may not train into the folder."""
+    if not accepts:
+        folder.check_recipe(run.recipe)
+    begins = beginning(vars(check_command(run.openclip_arguments())), run.world_size)
+    if not folder.epoch:  # nothing was trained yet
+        return {BEGAN_WITH: begins}
+    if not accepts:
+        check_beginning(folder.path, begins, "--accept-changes")
+    before = read_beginning(folder.path)
+    changed = differences(before, begins)
+    changes = folder.record().get("changes", [])
+    if changed:
+        changes.append({"when": current_time(), "start": len(folder.attempts), "changed": changed})
+    is_kept = before and before["versions"] and not changed
+    return {BEGAN_WITH: before if is_kept else begins, "changes": changes}
+
+
+def check_starts(folder: RunFolder) -> None:
+    """Raises InputError if this job was started too often without a new slice."""
+    if starts_without_slice(folder.attempts, folder.epoch) > MAX_STARTS:
+        raise InputError(
+            f"the run was started {MAX_STARTS} times and stopped before a slice was trained "
+            f"({PREEMPTIONS} preemptions count as one start): give the job more --time, or "
+            "the recipe more slices"
+        )
+
+
+def check_disk(run: Run, folder: RunFolder) -> None:
+    """Raises InputError if the disk has no room for the checkpoints that the run will write."""
+    saved = checkpoints(folder.checkpoints)
+    if max(saved, default=0) >= run.num_slices:
+        return
+    num_more = max(1, run.max_checkpoints - len(saved))
+    size = max((path.stat().st_size for path in saved.values()), default=0)
+    size = size or counts_of(run)["checkpoint_bytes"]
+    check_room(
+        f"--out: the disk of {folder.path}",
+        folder.path,
+        num_more * size,
+        f"{num_more} more checkpoints of {bytes_text(size)} need",
+        "free some space, or give --out another folder",
+    )
