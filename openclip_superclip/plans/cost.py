@@ -55,7 +55,7 @@ def estimate_cost(
     the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and `samples_per_second` the
     measured throughput of all GPUs together.
     """
-    counts = kept_of_model(run, "models", _count, [])
+    counts = counts_of(run)
     gmacs = counts.pop("forward_gmacs")
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
@@ -150,8 +150,12 @@ def _files_of(model: str) -> list[str] | None:
     return None if any('"hf_model_name"' in content for content in contents) else contents
 
 
-def _count(run: Run) -> dict:
+def counts_of(run: Run) -> dict:
     """Returns the plan's numbers of parameters, bytes and multiplications."""
+    return kept_of_model(run, "models", _count, [])
+
+
+def _count(run: Run) -> dict:
     from ..checkpoints.architecture import count_gmacs
 
     model = build_model(run)

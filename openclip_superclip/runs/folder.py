@@ -72,6 +72,9 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
+        # OpenCLIP would look for checkpoints elsewhere
+        if re.search(r"[*?\[\]]", str(path.absolute())):
+            raise InputError(f"--out is {path}; expected a path without *, ? and brackets")
         # OpenCLIP needs its name
         self.path = path if path.name not in ("", "..") else path.resolve()
         self.checkpoints = self.path / "checkpoints"

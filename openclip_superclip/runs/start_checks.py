@@ -11,7 +11,7 @@ from ..checkpoints.trainer_files import checkpoints
 from ..environment import current_time
 from ..errors import InputError
 from ..openclip.train import check_command
-from ..plans.cost import build_model, checkpoint_bytes
+from ..plans.cost import counts_of
 from ..plans.run import Run
 from ..rendering import bytes_text
 from .folder import RunFolder, check_room
@@ -66,7 +66,7 @@ def check_disk(run: Run, folder: RunFolder) -> None:
         return
     num_more = max(1, run.max_checkpoints - len(saved))
     size = max((path.stat().st_size for path in saved.values()), default=0)
-    size = size or checkpoint_bytes(build_model(run))
+    size = size or counts_of(run)["checkpoint_bytes"]
     check_room(
         f"--out: the disk of {folder.path}",
         folder.path,
