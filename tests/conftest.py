@@ -201,17 +201,21 @@ def squares_export(squares_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A temporary folder that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def demo(shared_folder):
     """The folder of a small demo, trained once for all workers, beside what
     it printed; not to be changed."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(shared / "demo.lock"), in_forks():
-        if not (shared / "demo/demo.png").exists():  # written last
-            assert run_superclip(SMALL, shared / "printed", shared) == 0, (
-                shared / "printed"
-            ).read_text()
-    return shared / "demo"
+    with FileLock(shared_folder / "demo.lock"), in_forks():
+        if not (shared_folder / "demo/demo.png").exists():  # written last
+            printed = shared_folder / "printed"
+            assert run_superclip(SMALL, printed, shared_folder) == 0, printed.read_text()
+    return shared_folder / "demo"
 
 
 @pytest.fixture(scope="module")

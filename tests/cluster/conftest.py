@@ -1,6 +1,7 @@
 """What the tests on a SLURM cluster share."""
 
 import pytest
+from filelock import FileLock
 from support.plugins import write_slow_loss
 from support.slurm_cluster import ON_CPUS, submit, write_setup
 from support.tiny_run import write_recipe
@@ -25,10 +26,14 @@ def slow_steps(work):
     return "--setup 'slow steps'"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster, work, recipe):
-    """A run on both nodes that nothing has disturbed."""
+@pytest.fixture(scope="session")
+def undisturbed(cluster, shared_folder):
+    """A run of the same recipe on both nodes that nothing has disturbed,
+    trained once for all workers."""
+    work = shared_folder / "undisturbed at 50% of slurm"
     run = work / "runs/undisturbed"
-    job = submit(cluster, recipe, run, ON_CPUS)
-    cluster.complete(job, run / f"slurm-{job}.out")
+    with FileLock(shared_folder / "undisturbed.lock"):
+        if not work.exists():
+            job = submit(cluster, write_recipe(work, batch=4), run, ON_CPUS)
+            cluster.complete(job, run / f"slurm-{job}.out")
     return run

@@ -198,8 +198,8 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
     write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
     sbatch = f"sbatch --parsable --gpus-per-node=0 --cpus-per-task=1 {SLURM}/evaluate.sbatch"
-    options = "--data scenes --datasets demo_objects --device cpu --workers 0"
-    job = cluster.call(f"{sbatch} runs/undisturbed {options}", cwd=work).strip()
+    options = "--data scenes --datasets demo_objects --device cpu --workers 0".split()
+    job = cluster.call(sbatch, undisturbed, *options, cwd=work).strip()
     cluster.complete(job, work / f"evaluate-{job}.out")
     (result,) = map(read_json, (undisturbed / "evaluation").glob("*.json"))
     assert result["checkpoint"].endswith(f"epoch_{2 * SLICES}.pt")

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 from support import read_json, write_program
-from support.plugins import write_slow_loss
-from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice, wait_until, write_setup
+from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state
 
 from openclip_superclip.data.shard_order import slice_of
@@ -166,18 +165,4 @@ def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_b
     assert state(run)["error"] == "lost contact with node2"
     wait_until(lambda: len(attempts(run)) > 1, 240, "the job to start again")
     cluster.complete(job, run / f"slurm-{job}.out")
-    assert_equal_weights(run, undisturbed)
-
-
-def test_a_job_that_reaches_its_time_limit_stops_in_its_last_minute_and_resumes(
-    cluster, work, recipe, undisturbed
-):
-    write_setup(work / "slower", write_slow_loss(work / "slower steps", 1.5))
-    run = work / "runs/limited"
-    job = submit(cluster, recipe, run, f"{ON_CPUS} --setup slower --time 3")
-    ended = cluster.complete(job, run / f"slurm-{job}.out")
-    *limited, last = attempts(run)
-    assert {one["error"] for one in limited} == {"stopped by SIGUSR1"}
-    assert last["state"] == "finished"
-    assert int(ended["Restarts"]) == len(limited) == last["restarts"]
     assert_equal_weights(run, undisturbed)
