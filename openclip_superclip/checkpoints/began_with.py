@@ -12,7 +12,7 @@ from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
 from ..environment import current_time, kept, versions
 from ..errors import InputError
-from ..files import content_digest, file_identity, files_digest, json_or_empty, write_json
+from ..files import content_digest, file_identity, json_or_empty, write_json
 from ..flags import config_from, is_idf_file, options_of
 from ..option_effects import effect_of
 from .model_configurations import open_tokenizer, register_model
@@ -35,6 +35,10 @@ DEPENDS_ON = (
     "numpy",
     "pillow",
 )
+# a tokenizer depends on these as well
+TOKENIZED_BY = ("transformers", "tokenizers", "ftfy", "regex")
+# files of a model folder that do not belong to its identity
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -133,8 +137,13 @@ def _own_model(model: str) -> dict:
     with suppress(InputError, OSError, ValueError, KeyError):
         if not model.startswith("local-dir:"):
             return compute()
-        folder = model.removeprefix("local-dir:")
-        return kept("model", [model, files_digest([folder])], compute)
+        files = Path(model.removeprefix("local-dir:")).rglob("*")
+        contents = {
+            str(file): content_digest(file)
+            for file in files
+            if file.is_file() and file.suffix not in WEIGHTS
+        }
+        return kept("model", [model, contents, versions(*TOKENIZED_BY)], compute)
     return {"configuration": model, "tokenizer": None}
 
 

@@ -265,7 +265,7 @@ def slurm_request(options: Namespace) -> SlurmRequest:
         if name in OURS:
             raise InputError(
                 f"--sbatch {name}={value}: the job's script sets --{name}: use an option of this "
-                "command instead, or a copy of slurm/train.sbatch"
+                "command (for chdir, call it in that folder), or a copy of slurm/train.sbatch"
             )
         sbatch[name] = value
     setup = Path(options.setup).expanduser() if options.setup else None

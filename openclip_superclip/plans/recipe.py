@@ -308,9 +308,11 @@ def _typed(field: str, value, file: str):
     try:
         if isinstance(value, bool) or (kind in (str, dict) and not isinstance(value, kind)):
             raise ValueError
-        typed = kind(value)
-        if isinstance(value, float) and typed != value:
-            raise ValueError
-        return typed
+        if kind is int and not isinstance(value, int):
+            number = float(value)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        return kind(value)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{file}: {field} is {value!r}; expected {KINDS[kind]}") from None

@@ -147,6 +147,10 @@ def _check_key(key: str, value: str) -> None:
         expected = ", ".join(field for field in FIELDS if field not in WORDS)
         problem = f"there is no field '{name}' to set; expected one of {expected}"
         raise InputError(f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME")
+    if name == "superclip" and inner and inner not in CONFIG_FIELDS:
+        raise InputError(
+            f"--set {key}={value}: superclip has no {inner}; it has {', '.join(CONFIG_FIELDS)}"
+        )
     is_mapping = kind_of(name) is dict
     if bool(inner) != is_mapping:
         expected = f"{name}.KEY=VALUE" if is_mapping else f"{name}=VALUE"

@@ -17,7 +17,7 @@ from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
 from ..environment import kept
 from ..errors import InputError, at_least, reason
-from ..files import content_digest, read_json
+from ..files import content_digest, json_or_empty, read_json
 from .recipe import Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
@@ -110,8 +110,10 @@ class Run:
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other
         fields."""
+        file = folder / RECORD
         old = folder / OLD_DESCRIPTION
-        file = old if old.exists() else folder / RECORD
+        if "run" not in json_or_empty(file) and old.exists():
+            file = old
         advice = "give superclip run the recipe and --out again"
         content = read_json(file, advice=advice)
         try:

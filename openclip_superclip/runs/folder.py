@@ -206,6 +206,7 @@ class RunFolder:
         self.write(
             run,
             cwd=os.getcwd(),
+            data_check=None,
             versions=versions_of_run(),
             environment=recorded_environment(),
             attempts=[*attempts, attempt],

@@ -4,9 +4,10 @@ records the run."""
 import contextlib
 import shlex
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -33,7 +34,7 @@ from .recovery import (
     new_files,
 )
 from .signals import EXIT_AGAIN, Stopped
-from .slurm import Placement, hosts
+from .slurm import Placement, hosts, time_left
 from .staging import Staging
 from .start_checks import accepts_changes, check_disk, check_starts, checked_start
 from .unreadable import UnreadableData, accepted_data
@@ -96,6 +97,7 @@ class NodeTraining:
         self.unreadable = UnreadableData(run, path / "ranks", self.logs.name)
         self.output = AddedLines()
         self.last_beat = 0.0
+        self.last_epoch = None  # of the newest checkpoint
         self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
         self.failures: list[Failure] = []  # of this node's ranks
 
@@ -143,7 +145,6 @@ class NodeTraining:
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 values = checked_start(self.run, folder, accepts=self.accepts_changes)
-                values["data_check"] = accepted_data(self.run, "run")
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
@@ -164,6 +165,9 @@ class NodeTraining:
         try:
             check_starts(self.folder)
             check_disk(self.run, self.folder)
+            with self._beating():  # a check may take longer than STALE
+                checked = accepted_data(self.run, "run")
+            self.folder.note(data_check=checked)
             return self._end(self._train())
         except Stopped as stop:
             then = Decision(REQUEUE if stop.before_time_is_up else None)
@@ -172,6 +176,16 @@ class NodeTraining:
             if failure is None:
                 raise
             return self._end(failure)
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Writes heartbeats while this process does other work."""
+        signal.signal(signal.SIGALRM, lambda *_: self._beat())
+        signal.setitimer(signal.ITIMER_REAL, HEARTBEAT, HEARTBEAT)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _train(self) -> Failure | None:
         """Trains to the end, and returns the failure that caused the others."""
@@ -199,8 +213,8 @@ class NodeTraining:
         return None
 
     def _each_second(self) -> None:
-        """Records the progress, prints the output of rank 0, and raises an exception if the run
-        must end."""
+        """Records the progress, prints the output of rank 0, removes old checkpoints, and raises an
+        exception if the run must end."""
         self.progress.look()
         if time.monotonic() - self.last_beat >= HEARTBEAT:
             self._beat()
@@ -212,6 +226,11 @@ class NodeTraining:
             return
         sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
+        epoch = self.folder.epoch
+        if epoch != self.last_epoch:
+            self.last_epoch = epoch
+            self.folder.prune(self.run)
+            self._beat()
 
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""
@@ -254,7 +273,7 @@ class NodeTraining:
         if self.full_disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run:{self.full_disk}")
         elif not self.start.measures:
-            decision = decide(failure, folder.attempts, folder.epoch)
+            decision = decide(failure, folder.attempts, folder.epoch, time_left())
         if decision.next is None:
             folder.end(FAILED, f"{failure.text}{self.full_disk or decision.why}")
             return 1
@@ -263,13 +282,12 @@ class NodeTraining:
         return EXIT_AGAIN
 
     def _beat(self) -> None:
-        """Writes the progress into state.json, and removes old checkpoints."""
+        """Writes the progress into state.json."""
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = self.folder.epoch
             values = self.progress.values(epoch)
             self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
-            self.folder.prune(self.run)
 
     def _make_room(self) -> None:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be

@@ -17,6 +17,7 @@ from .slurm import this_host
 MAX_STARTS = 3  # in a row without a new slice, after which a run has failed
 PREEMPTED_BY = "stopped by SIGTERM"  # the error of a preempted start
 PREEMPTIONS = 10  # that count as one start
+RESTART_SECONDS = 180  # with less time left in the job, it is requeued instead of started again
 
 # Kinds of failures. The user must fix those of the first three.
 USER = "user"  # in the code, the settings, memory
@@ -156,12 +157,15 @@ class Decision:
 ENDS = Decision()
 
 
-def decide(failure: Failure, attempts: Sequence[Mapping], progress: int) -> Decision:
+def decide(
+    failure: Failure, attempts: Sequence[Mapping], progress: int, time_left: float | None
+) -> Decision:
     """Returns how a run continues after a failure.
 
     Args:
         attempts: all starts of the run, as run.json records them; the last one has failed.
         progress: the number of saved slices.
+        time_left: seconds until the job's time limit, None without one.
     """
     if failure.kind in FOR_THE_USER:
         return ENDS
@@ -170,7 +174,9 @@ def decide(failure: Failure, attempts: Sequence[Mapping], progress: int) -> Deci
         return Decision(why=f"; {starts} starts in a row ended before a slice was trained")
     if starts > 1:  # the node may be the reason
         return Decision(REQUEUE, without=failure.host)
-    return Decision(REQUEUE if failure.kind == LOST else RESTART)
+    if failure.kind == LOST or (time_left is not None and time_left < RESTART_SECONDS):
+        return Decision(REQUEUE)
+    return Decision(RESTART)
 
 
 def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,6 +123,12 @@ class QueuedJob(NamedTuple):
     name: str  # its number, ARRAY_TASK for the task of an array
     state: str  # PENDING, RUNNING, …
     reason: str  # why it is pending
+
+
+def time_left() -> float | None:
+    """Returns the seconds until the job's time limit, None without one."""
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return int(end) - time.time() if end else None
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:

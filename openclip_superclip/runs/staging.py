@@ -38,9 +38,8 @@ class StagedShards:
             yield {**shard, "url": str(copy)} if copy.exists() else shard
 
     def name(self, file: str) -> str:
-        """Returns the absolute path of the shard of which a file is the copy; other names
-        unchanged."""
-        return file.removeprefix(str(self.folder))
+        """Returns the absolute path of a shard, or of the one of which a file is the copy."""
+        return os.path.abspath(file).removeprefix(str(self.folder))
 
 
 class Staging(StagedShards):

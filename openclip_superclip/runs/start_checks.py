@@ -7,6 +7,7 @@ from ..checkpoints.began_with import (
     differences,
     read_beginning,
 )
+from ..checkpoints.resume import resumed_checkpoint
 from ..checkpoints.trainer_files import checkpoints
 from ..environment import current_time
 from ..errors import InputError
@@ -35,6 +36,7 @@ def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
     if not accepts:
         folder.check_recipe(run.recipe)
+    resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
     begins = beginning(vars(check_command(run.openclip_arguments())), run.world_size)
     if not folder.epoch:  # nothing was trained yet
         return {BEGAN_WITH: begins}

@@ -28,11 +28,11 @@ for job in "16.0 16.1 17.0 17.1 17.2".split():  # and how often SLURM has requeu
     STARTS[job] = start(job[:2], int(job[3:]))
 
 
-@cases("kind, starts, saved, decision", table("runs: recovery"))
-def test_a_failure_decides_how_a_run_continues(kind, starts, saved, decision):
+@cases("kind, starts, saved, left, decision", table("runs: recovery"))
+def test_a_failure_decides_how_a_run_continues(kind, starts, saved, left, decision):
     failure = Failure("rank 1", "it failed", kind=kind, host="node2")
     attempts = [dict(STARTS[each]) for each in starts.split()]
-    assert decide(failure, attempts, saved) == Decision(**decision)
+    assert decide(failure, attempts, saved, left or None) == Decision(**decision)
 
 
 @cases("starts, expected", table("runs: starts in a row"))

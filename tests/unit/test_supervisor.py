@@ -1,11 +1,11 @@
 """What `superclip run` accepts and records when it starts, without
 training."""
 
-import time
 from dataclasses import replace
 
 import pytest
 from support import cases, input_error, parametrize, table
+from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 
 from openclip_superclip.checkpoints.began_with import (
@@ -82,9 +82,9 @@ def test_a_finished_run_of_other_data_is_refused(folder):
         started(folder, data="other.tar")
 
 
-def test_a_long_check_of_the_data_is_not_a_stall(folder):
+def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
     def long_check(run, command):
-        time.sleep(1.5)
+        wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
         return {}
 
     def failing_ranks(start, each_second):
@@ -92,8 +92,8 @@ def test_a_long_check_of_the_data_is_not_a_stall(folder):
         return [Failure("rank 0", "it has failed")]
 
     with (
-        replaced(progress, STACKS=1 - 60 * progress.FIRST_STEP),
-        replaced(launcher, accepted_data=long_check, run_ranks=failing_ranks),
+        replaced(progress, STACKS=-60 * progress.FIRST_STEP),  # a stall at once
+        replaced(launcher, HEARTBEAT=0.1, accepted_data=long_check, run_ranks=failing_ranks),
     ):
         assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 1
     assert folder.state()["error"] == f"rank 0 on {this_host()}: it has failed"
