@@ -153,8 +153,15 @@ def architecture_of(
     options = checkpoint.options
     if model is None:
         model = trained_model(checkpoint)
-        if not model or model.startswith("hf-hub:"):  # only the user may name a download
-            problem = f"is {model}; if you trust it, give it" if model else "is not recorded"
+        location = Path(model.removeprefix("local-dir:"))
+        problem = ""
+        if not model:
+            problem = "is not recorded"
+        elif model.startswith("hf-hub:"):  # only the user may name a download
+            problem = f"is {model}; if you trust it, give it"
+        elif location.is_absolute() and not location.exists():
+            problem = f"is not at {location}"
+        if problem:
             raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
     return read_architecture(model, str(options.get("pretrained", "")), flag).with_options(options)
 

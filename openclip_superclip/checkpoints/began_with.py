@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -71,13 +72,12 @@ def _record(options: dict) -> dict:
     # a constant schedule does not depend on the number of epochs
     if kept.get("lr_scheduler") == "const":
         del kept["epochs"]
-    model = options.get("model") or ""
     factors = [options.get(name) for name in ("batch_size", "accum_freq", "world_size")]
     record = {
         "options": kept,
         "global_batch_size": math.prod(factors) if None not in factors else None,
         "shards": _identity(expand(options["train_data"], "--train-data")),
-        "tokenizer": _own_model(model)["tokenizer"] if _is_own(model) else None,
+        "tokenizer": _tokenizer(options.get("model")),
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
@@ -97,7 +97,7 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model") and _is_own(value):
-        return _own_model(value)["configuration"]
+        return _configuration(value)
     return value
 
 
@@ -111,40 +111,58 @@ def _is_own(model: str) -> bool:
     return model.startswith("local-dir:") or model.endswith(".json")
 
 
-def _own_model(model: str) -> dict:
-    """Returns digests of the configuration and the tokenizer that the user's files describe, so
-    that the files may be moved; the name and None if they cannot be read.
-
-    That of the tokenizer is of its vocabulary and the tokens of PROBE. Both are kept for a folder,
-    because importing OpenCLIP takes seconds.
-    """
+def _configuration(model: str) -> str:
+    """Returns a digest of the configuration that the user's files describe, so that they may be
+    moved; the model's name if they cannot be read."""
 
     def compute() -> dict:
         import open_clip
 
-        from ..data.captions import tokenizer_identity
-
-        registered = register_model(model)
+        register_model(model)
         config = open_clip.get_model_config(model)
         text_cfg = config.get("text_cfg", {})
         config["text_cfg"] = {
             name: value for name, value in text_cfg.items() if "tokenizer" not in name
         }
-        tokenizer = open_tokenizer(registered)
-        identity = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
-        return {"configuration": _digest(config), "tokenizer": _digest(identity)}
+        return {"digest": _digest(config)}
 
+    return _kept_of_folder(model, "configurations", compute) or model
+
+
+def _tokenizer(model: str | None) -> str | None:
+    """Returns a digest of the tokenizer that the user's files describe; None for OpenCLIP's models
+    and if they cannot be read.
+
+    It consists of the vocabulary and the tokens of PROBE, so that the files may be moved.
+    """
+
+    def compute() -> dict:
+        from ..data.captions import tokenizer_identity
+
+        tokenizer = open_tokenizer(register_model(model))
+        identity = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
+        return {"digest": _digest(identity)}
+
+    return _kept_of_folder(model, "tokenizers", compute) if model and _is_own(model) else None
+
+
+def _kept_of_folder(model: str, name: str, compute: Callable[[], dict]) -> str | None:
+    """Returns the digest that `compute` returns, None if a file cannot be read.
+
+    That of a folder is kept for the contents of its files, because importing OpenCLIP takes
+    seconds.
+    """
     with suppress(InputError, OSError, ValueError, KeyError):
         if not model.startswith("local-dir:"):
-            return compute()
+            return compute()["digest"]
         files = Path(model.removeprefix("local-dir:")).rglob("*")
         contents = {
             str(file): content_digest(file)
             for file in files
             if file.is_file() and file.suffix not in WEIGHTS
         }
-        return kept("model", [model, contents, versions(*TOKENIZED_BY)], compute)
-    return {"configuration": model, "tokenizer": None}
+        return kept(name, [model, contents, versions(*TOKENIZED_BY)], compute)["digest"]
+    return None
 
 
 def _identity(shards: list[str]) -> dict:

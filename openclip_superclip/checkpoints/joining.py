@@ -133,6 +133,9 @@ def _load_image_tower(image: ImageSource, trunk: nn.Module) -> list[str]:
             used = {name: tensor for name, tensor in weights.items() if name not in unused}
         check_values(used, "--image")
         trunk.load_state_dict(used)
+        for name, tensor in used.items():
+            if tensor.is_floating_point() != expected[name].is_floating_point():
+                raise ValueError(f"{name} is {tensor.dtype}, expected {expected[name].dtype}")
     return unused
 
 

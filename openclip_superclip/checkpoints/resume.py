@@ -114,12 +114,12 @@ def check_kind(
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)
-    except InputError:
         if with_head:
-            raise
+            check_values(checkpoint.weights, file)
+    except InputError as error:
+        if with_head:
+            raise InputError(f"--resume: {error}") from error
         return
-    if with_head:
-        check_values(checkpoint.weights, f"--resume: {file}")
     has_head = bool(checkpoint.head())
     if with_head and not has_head:
         kind = "without --superclip"

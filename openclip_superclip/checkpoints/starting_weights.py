@@ -163,17 +163,20 @@ def check_start(options: Namespace) -> None:
 
 
 def _check_values_in(file: str, flag: str) -> None:
-    with as_input_error(f"{flag}: {file} cannot be read"):
-        if file.endswith(".npz"):  # of big_vision
-            with np.load(file) as arrays:
-                weights = {
-                    name: torch.from_numpy(array)
-                    for name, array in arrays.items()
-                    if array.dtype.kind == "f"
-                }
-        else:
-            weights = read_checkpoint(file).weights
-    check_values(weights, f"{flag}: {file}")
+    try:
+        with as_input_error(f"{file} cannot be read"):
+            if file.endswith(".npz"):  # of big_vision
+                with np.load(file) as arrays:
+                    weights = {
+                        name: torch.from_numpy(array)
+                        for name, array in arrays.items()
+                        if array.dtype.kind == "f"
+                    }
+            else:
+                weights = read_checkpoint(file).weights
+        check_values(weights, file)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from error
 
 
 def _model_without_values(options: Namespace) -> nn.Module:
@@ -216,7 +219,6 @@ def _load_ignored(model: nn.Module, *, file: str) -> None:
 def _load(model: nn.Module, file: str) -> None:
     """Loads a file as OpenCLIP does, but for the code in TorchScript archives, and for a class head
     that the model does not have."""
-    load = factory.load_state_dict
     unused = () if hasattr(model, "class_head") else HEAD_PREFIXES
 
     def load_state_dict(path, *args, **kwargs):
@@ -224,8 +226,10 @@ def _load(model: nn.Module, file: str) -> None:
         state = read_torchscript(path) if is_archive else load(path, *args, **kwargs)
         return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
 
-    with FACTORY_LOCK, replaced(factory, load_state_dict=load_state_dict):
-        open_clip.load_checkpoint(model, file)
+    with FACTORY_LOCK:
+        load = factory.load_state_dict
+        with replaced(factory, load_state_dict=load_state_dict):
+            open_clip.load_checkpoint(model, file)
 
 
 def starts_with_head(model: str | None, pretrained: str | None) -> bool:

@@ -80,7 +80,8 @@ def _training_folder(checkpoint) -> Path:
     """
     options = checkpoint.options
     run = checkpoint.path.absolute().parent.parent
-    if recorded := json_or_empty(run / RECORD).get("cwd"):
+    recorded = json_or_empty(run / RECORD).get("cwd")
+    if isinstance(recorded, str):
         return Path(recorded)
     end = Path(str(options.get("logs")), str(options.get("name"))).parts
     for folder in (run, run.resolve()):

@@ -309,5 +309,6 @@ def _problem(error: Exception) -> str:
     if not isinstance(error, pickle.UnpicklingError):
         return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
     unsafe = re.search(r"GLOBAL (\S+)", reason(error))
-    runs = f"runs {unsafe[1]}" if unsafe else "contains more than weights as torch saves them"
-    return f"it is a pickle that {runs}; only weights are ever loaded"
+    is_pickle = f"is a pickle that runs {unsafe[1]}" if unsafe else ""
+    what = is_pickle or "contains no weights as torch saves them"
+    return f"it {what}; only weights are ever loaded"

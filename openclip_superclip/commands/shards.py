@@ -38,8 +38,11 @@ def main(argv: list[str]) -> int:
         evaluation = ["--data", f"{out}/evaluation", "--datasets", *written.data_sets]
         print(shlex.join(["superclip", "evaluate", "MODEL", *evaluation]))
         data = ["--data", written.patterns["train"], "--val-data", written.patterns["val"]]
-        size = f"data_samples={written.sizes['train']}"
-        print(shlex.join(["superclip", "study", "own_data", *data, "--set", size]))
+        size = written.sizes["train"]
+        command = ["superclip", "study", "own_data", *data, "--set", f"data_samples={size}"]
+        if size < 64:  # own_data's batch size
+            command += ["--set", f"global_batch_size={max(1, size // 4)}"]
+        print(shlex.join(command))
     return 0
 
 

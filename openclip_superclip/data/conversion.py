@@ -93,6 +93,8 @@ def write_pair_shards(
     """
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"OUT: {out} is not empty: remove it, or give another folder")
+    left_out = [(pair, "no caption") for pair in pairs if not pair.caption]
+    pairs = [pair for pair in pairs if pair.caption]
     images = image_digests([pair.image for pair in pairs])
     captions = [pair.caption for pair in pairs]
     rows = _shuffled_rows(held_out(images, captions, val_share, "--val-share"), seed)
@@ -117,7 +119,7 @@ def write_pair_shards(
         num_pairs[split] = sum(sizes.values())
         if shards:
             patterns[split] = contract([str(shard.file) for shard in shards])
-    left_out = [(pairs[row], problems[row]) for row in sorted(problems)]
+    left_out += [(pairs[row], problems[row]) for row in sorted(problems)]
     lines = [(pair.where, pair.image, reason) for pair, reason in left_out]
     write_text(out / "left_out.csv", csv_text([("where", "image", "reason"), *lines]))
     for split in patterns:
@@ -180,9 +182,6 @@ def _write_shard(
     with whole_file(shard.file) as file, TarWriter(file, mtime=0) as writer:
         for row in shard.rows:
             pair = pairs[row]
-            if not pair.caption:
-                skipped[row] = "no caption"
-                continue
             image, problem = read_image(pair.image, stored_image)
             if problem:
                 skipped[row] = problem

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,9 @@ class Frequencies:
         counted, counted_key = _kind(self.captions)
         read, read_key = _kind(counted_captions(config, is_table=is_table))
         same_key = counted_key == read_key or "" in (counted_key, read_key)
-        same_member = is_table or self.member in ("", member) or read == "long"
-        wanted = f"{read} {config.long_caption}".strip()
+        same_member = is_table or self.member in ("", member) or read == 0
+        mode = config.captions.replace("dual", "long")
+        wanted = f"{mode} {config.long_caption}".strip()
         missing_long = f"--missing-long {config.missing_long}"
         different = []  # what is counted, and what is read
         if counted != read or not same_key:
@@ -88,8 +90,8 @@ class Frequencies:
             different.append((f"{self.context} tokens", f"{context} tokens"))
         if not different:
             return
-        if read != "short":
-            command += f" --captions {read} --long-caption {config.long_caption} {missing_long}"
+        if mode != "short":
+            command += f" --captions {mode} --long-caption {config.long_caption} {missing_long}"
         if member != "txt":
             command += f" --text-key {member}"
         in_file = ", ".join(of_file for of_file, _ in different)
@@ -117,19 +119,29 @@ def read_frequencies(path: str | Path) -> Frequencies:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             about |= json.loads(about.get(ABOUT, "{}"))  # version 0.2 wrote several entries
-            fields = Frequencies.__dataclass_fields__
-            facts = {name: value for name, value in about.items() if name in fields}
             counts = file.get_tensor("document_frequency")
-            most = int(file.get_tensor("num_captions"))
+            if old := re.fullmatch(r"(.*), (\d+) tokens", about["captions"]):  # of version 0.2
+                about["captions"], about["context"] = old.groups()
+            frequencies = Frequencies(
+                counts,
+                int(file.get_tensor("num_captions")),
+                about["tokenizer"],
+                about["vocabulary"],
+                about["captions"],
+                int(about["context"]) if about.get("context") else None,
+                about.get("member", ""),
+                about.get("missing_long", ""),
+            )
+        most = frequencies.num_captions
         is_vector = counts.dtype == torch.int64 and counts.ndim == 1
         if not is_vector or (counts < 0).any() or (counts > most).any():
             raise ValueError(f"its counts are not integers from 0 to {most:,}")
-        return Frequencies(counts, most, **facts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path} is not a file of token frequencies that superclip frequencies wrote "
             f"({reason(error)})"
         ) from error
+    return frequencies
 
 
 def counted_captions(config: Config, *, is_table: bool) -> str:
@@ -142,11 +154,17 @@ def counted_captions(config: Config, *, is_table: bool) -> str:
     return f"{config.captions} {key}".strip()
 
 
-def _kind(captions: str) -> tuple[str, str]:
-    """Returns the mode, in which `dual` is `long` for the class loss, and the place of the long
-    caption, "" if it is not recorded; version 0.2 added the number of tokens after a comma."""
-    mode, _, key = captions.partition(",")[0].partition(" ")
-    return mode.replace("dual", "long"), caption_place(key)
+def _kind(captions: str) -> tuple[float, str]:
+    """Returns the probability of the short caption, and the key of the long one, "" if it is not
+    read or recorded.
+
+    For the class loss, `dual` is `long`.
+    """
+    mode, _, key = captions.replace("dual", "long", 1).partition(" ")
+    if mode == "short":
+        return 1.0, ""
+    probability = Config(captions=mode, long_caption=key or "-").short_probability
+    return probability, "" if probability == 1 else caption_place(key)
 
 
 class ShardCounts(NamedTuple):

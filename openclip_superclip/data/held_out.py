@@ -64,6 +64,8 @@ def held_out(
 
     Raises InputError if all pairs with a caption form one group.
     """
+    if not any(captions):
+        raise InputError(f"{flag} is {fraction}: no pair has a caption")
     if not fraction:
         return [False] * len(images)
     groups = _groups(images, captions)

@@ -166,14 +166,14 @@ def inspect(
         full: read all shards, with a process per core, instead of the beginnings of the first and
             the last one and, if these are broken, of a few more.
         caption: the extension of the short caption.
-        most: the number of shards to look for, of each source; by default all.
+        most: the number of shards to look for; by default all.
         num_images: the number of images to decode in each inspected shard.
     """
     shards = expand(pattern, flag)
     if any(map(is_remote, shards)):
         return Inspection(shards, {}, {}, [], [])
     for source in pattern.split("::"):
-        check_any_exists(expand(source, flag)[:most], flag)
+        check_any_exists(expand(source, flag), flag)
     names = shards[:most]
     in_order = thread_map(_file_size, names, max_workers=NUM_THREADS, disable=True)
     sizes = dict(zip(names, in_order, strict=True))
@@ -185,10 +185,11 @@ def inspect(
         caption=caption,
         num_images=num_images,
     )
+    readable = list(existing) or [next(filter(os.path.exists, shards))]
     if full:
-        reports = list(work_on(read, list(existing), os.cpu_count() or 1, "--check"))
+        reports = list(work_on(read, readable, os.cpu_count() or 1, "--check"))
     else:
-        reports = _read_some(read, list(existing), long_caption)
+        reports = _read_some(read, readable, long_caption)
     problems = {report.shard: report.problem for report in reports if report.problem}
     if len(problems) == len(reports):
         raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")

@@ -83,9 +83,9 @@ def detect_columns(
     """Returns the columns of a table, detected if None; InputError if the table cannot be read or
     several are possible.
 
-    The separator is the most frequent one in the header. The columns are (filepath, title), else
-    (image, caption), else one of these names, the only column of existing image files and the only
-    other column.
+    The separator is one between known names in the header, else the most frequent one. The columns
+    are (filepath, title), else (image, caption), else one of these names, the only column of
+    existing image files and the only other column.
     """
     lines = []
     with _readable(path, flag):
@@ -93,17 +93,23 @@ def detect_columns(
             with open(path, encoding="utf-8-sig", newline="") as file:
                 lines = list(itertools.islice(file, NUM_LOOKED_AT))
         header = "".join(lines[:1])
-        separator = separator or max(SEPARATORS, key=header.count)
+        separator = separator or _separator_of(header)
         names, *values = _rows(lines, separator) or [[]]
-    pairs = [pair for pair in NAMES if set(pair) <= set(names)][:1] or NAMES
+    complete = [
+        pair
+        for pair in NAMES
+        if set(pair) <= set(names) and pair == (image or pair[0], caption or pair[1])
+    ]
+    pairs = complete[:1] or NAMES
+    known_images = [name for name, _ in pairs if name in names]
     # of several known names, the one that stock OpenCLIP reads
-    images = [image] if image else [name for name, _ in pairs if name in names][:1]
+    images = [image] if image else known_images[:1]
     captions = [caption] if caption else [name for _, name in pairs if name in names][:1]
     if not images:
         rows = values[:-1] or values  # the last line may be in the middle of a row
         images = [name for index, name in enumerate(names) if _are_files(rows, index)]
     if not captions:
-        captions = [name for name in names if name not in images]
+        captions = [name for name in names if name not in (*images, *known_images)]
     columns = Columns(
         separator,
         images[0] if len(images) == 1 else "image",
@@ -112,6 +118,16 @@ def detect_columns(
     if names:
         _check_header(path, names, columns)
     return columns
+
+
+def _separator_of(header: str) -> str:
+    """Returns the separator in a header: one between known names, else the most frequent one."""
+    known = {name for pair in NAMES for name in pair}
+
+    def rank(separator: str) -> tuple[bool, int]:
+        return not known.isdisjoint(header.split(separator)), header.count(separator)
+
+    return max(SEPARATORS, key=rank)
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:

@@ -108,7 +108,8 @@ class Allocations(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forgets the peak so far; what is allocated remains allocated."""
-        self._most_bytes = 0
+        self._most_bytes = self._num_bytes
+        self.at_peak = dict(self._live.values())
 
 
 def _signature(value):

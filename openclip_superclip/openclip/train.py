@@ -79,15 +79,18 @@ def _train(argv: list[str]):
 def _check_device(argv: list[str]) -> None:
     """Raises InputError for --device cuda beside a flag of ours if there is no GPU: OpenCLIP
     would use the CPU."""
-    command = " ".join(argv)
-    device = re.search(r"--device[ =](cuda\S*)", command)
-    if device is None or "--superclip" not in command:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", nargs="?")  # OpenCLIP's parser reports a missing value
+    device = parser.parse_known_args(argv)[0].device or ""
+    if not device.startswith("cuda") or not any(
+        argument.startswith("--superclip") for argument in argv
+    ):
         return
     from torch.cuda import is_available
 
     if not is_available():
         raise InputError(
-            f"--device is {device[1]}, and PyTorch finds no GPU here: expected --device cpu"
+            f"--device is {device}, and PyTorch finds no GPU here: expected --device cpu"
         )
 
 

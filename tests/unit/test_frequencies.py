@@ -241,7 +241,7 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
 
 
 def test_files_without_a_number_of_tokens_are_accepted_with_any(
-    pattern, small_model, parse_args, tmp_path
+    pattern, small_model, parse_args, refusal, tmp_path
 ):
     execute(f"frequencies {pattern} --tokenizer-of {small_model} --context 10 --out {tmp_path}/new")
     counts = read_frequencies(tmp_path / "new")
@@ -254,3 +254,6 @@ def test_files_without_a_number_of_tokens_are_accepted_with_any(
         f"--train-num-samples 16 --batch-size 4 --workers 0 --superclip-idf {tmp_path}/old"
     )
     assert parse_args(flags).superclip_captions == "short"
+    of_version_0_2 = about | {"captions": "short, 10 tokens"}
+    save_file(load_file(tmp_path / "new"), tmp_path / "old", of_version_0_2)
+    assert "counts '10 tokens', but the class loss reads '20 tokens'" in refusal(flags)

@@ -242,7 +242,7 @@ def test_a_runs_relative_model_is_found_in_the_folder_of_its_training(
     found = read_checkpoint(checkpoints[0])
     assert options_to_keep(found) == {"model": f"local-dir:{there}/model"}
     shutil.rmtree(there / "model")
-    with input_error(f"--model: {there}/model/open_clip_config.json cannot be read"):
+    with input_error(f"the model of {checkpoints[0]} is not at {there}/model"):
         architecture_of(found)
 
 

@@ -118,7 +118,7 @@ def test_every_pair_of_a_table_is_in_one_split_or_listed_with_row_and_reason(tab
         if b"number" in sample["txt"]:
             assert sample["txt"].decode().startswith(f"a {LABELS[int(sample['cls'])]}, ")
             assert sample["long.txt"] == sample["txt"] + b", at length"
-    first, second, third = read_rows(table / "left_out.csv")
+    third, first, second = read_rows(table / "left_out.csv")
     assert [row["where"] for row in (first, second, third)] == ["row 61", "row 62", "row 63"]
     assert (second["image"], second["reason"]) == (f"{kept}/nix.png", "no such file")
     assert (third["image"], third["reason"]) == (f"{kept}/3.png", "no caption")
