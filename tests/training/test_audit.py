@@ -3,6 +3,7 @@ pairs, interruptions and errors."""
 
 import csv
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -146,6 +147,7 @@ def wrong(work):
     (work / "full").mkdir()
     (work / "full/letter.txt").write_text("dear reader")
     execute(f"export {work}/run/checkpoints/epoch_6.pt --out {work}/plain")
+    shutil.copy(work / "run/checkpoints/epoch_6.pt", work / "lone.pt")
     return work
 
 
@@ -213,3 +215,17 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path):
     assert "2 pairs without support are neither shown nor kept" in printed
     shard.write_bytes(shard.read_bytes().replace(b"red", b"Red"))  # the same length
     assert "or these files have changed" in failure(audit)
+
+
+def test_an_order_by_words_needs_a_caption_with_a_learned_word(run, tmp_path):
+    image = Image.new("RGB", (32, 32))
+    samples = [
+        {"__key__": "0", "png": image, "txt": "..."},
+        {"__key__": "1", "png": b"no image", "txt": "red"},
+    ]
+    write_tar(tmp_path / "0.tar", samples)
+    error = failure(f"audit {tmp_path}/0.tar --out {tmp_path}/out {run} --by support")
+    assert error == (
+        "error: --by support: no caption contains a word that the head has learned: give "
+        "--by clip-score or both\n"
+    )

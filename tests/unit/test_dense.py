@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
-from support import input_error
+from support import input_error, write_json
 from support.evaluation import errors, evaluate, records
 from support.models import write_random_model
 from support.training_runs import run_superclip
@@ -21,6 +21,7 @@ from openclip_superclip.lab.demo.scenes import (
 from openclip_superclip.lab.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense_probe import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
+from openclip_superclip.lab.evaluation.local_datasets import find_dataset
 from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
@@ -106,6 +107,10 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     assert (len(train), train.num_classes) == (1, 21)
     assert train.label(0).tolist()[0] == [0, 20, 20, 20, 20, 20]
     assert test.label(0).tolist()[1] == [NO_LABEL] * 6
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/0.tar").touch()
+    dataset = find_dataset(tmp_path.parent, tmp_path.name)
+    assert (dataset.kind, dataset.in_shards) == ("segmentation", False)
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
@@ -155,6 +160,10 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
         "depth_RMSE": 100 * made["depth"]["metrics"]["rmse"],
     }
     assert made["segmentation"]["settings"]["epochs"] == DENSE_EPOCHS
+    of_later_epoch = {"epoch": 2, "source": None, "metrics": {"miou": 0.0}}
+    later = tmp_path / "run/evaluation/later.json"
+    write_json(later, made["segmentation"] | of_later_epoch)
+    assert measure_dense(weights, tmp_path / "scenes", lambda: False) == found
     with input_error("failed: error: --data: there is no folder"):
         measure_dense(weights, tmp_path / "nowhere", lambda: False)
 

@@ -27,7 +27,7 @@ from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
 from openclip_superclip.lab.studies.study_file import MEASURES, read_study, study_files
 from openclip_superclip.lab.studies.study_results import StudyResults
 from openclip_superclip.lab.studies.study_run import StudyRun
-from openclip_superclip.lab.studies.study_training import StudyTraining, write_results
+from openclip_superclip.lab.studies.study_training import StudyTraining, run_study, write_results
 from openclip_superclip.plans.recipe import WORDS
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
@@ -275,6 +275,24 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
         (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
         for run in StudyTraining(called(study, out=tmp_path / "out")).runs({})
     } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
+
+
+def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp_path, monkeypatch):
+    call = called("demo", out=tmp_path / "out", seeds=1)
+    run, *_ = StudyTraining(call).runs({})
+    other = dataclasses.replace(run.described(), data="elsewhere/{000..001}.tar")
+
+    @contextlib.contextmanager
+    def waiting_lock(*_):
+        run.run_folder.write(other, attempts=[{"started": "noon"}])
+        yield
+
+    training = "openclip_superclip.lab.studies.study_training"
+    monkeypatch.setattr(f"{training}.lock", waiting_lock)
+    monkeypatch.setattr(f"{training}.write_data", lambda _: None)
+    monkeypatch.setattr(StudyRun, "train", None)
+    with input_error("give --runs another folder"):
+        run_study(call, 1)
 
 
 @parametrize(

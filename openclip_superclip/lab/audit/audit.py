@@ -1,6 +1,7 @@
 """Scores the pairs of a data set, writes the page, and copies the best pairs into a table or
 shards."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -77,11 +78,19 @@ class Audit:
                 )
 
     def score(self) -> None:
-        """Scores the pairs that earlier calls have not scored."""
+        """Scores the pairs that earlier calls have not scored.
+
+        Raises InputError if the folder cannot be written, before the model is built.
+        """
+        make_folder(self.out)
         if self.scores.exists():
             return
-        scorer = PairScorer(open_checkpoint(self.checkpoint, self.architecture, self.device))
-        make_folder(self.out)
+        try:
+            scorer = PairScorer(open_checkpoint(self.checkpoint, self.architecture, self.device))
+        except InputError:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.out.rmdir()
+            raise
         write_json(self.record, self.facts)
         part = self.scores.with_suffix(".jsonl.part")
         with open(part, "a+b") as file:
@@ -112,18 +121,22 @@ class Audit:
     def finish(self, num_worst: int, keep: float | None) -> str:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs;
         returns the summary."""
-        make_folder(self.out)
         scored = ScoredPairs(self.scores, self.by)
         problems = ", ".join(
             f"{number:,} × {problem}" for problem, number in scored.problems.most_common()
         )
-        if not len(scored.ranked):
-            reasons = (
-                problems or "DATA has none, or no caption has a word that the head has learned"
-            )
-            raise InputError(f"no pair has a score by {self.by} ({reasons}): see {self.scores}")
-        write_page(self.out / PAGE, self.data, self.checkpoint.path, scored, num_worst)
         num_scored = len(scored.finite("clip_score"))
+        if not num_scored:
+            raise InputError(
+                f"none of the pairs could be scored ({problems or 'DATA has none'}): see "
+                f"{self.scores}"
+            )
+        if not len(scored.ranked):
+            raise InputError(
+                f"--by {self.by}: no caption contains a word that the head has learned: give "
+                "--by clip-score or both"
+            )
+        write_page(self.out / PAGE, self.data, self.checkpoint.path, scored, num_worst)
         scores = f"{num_scored:,} pairs scored" if num_scored > 1 else "1 pair scored"
         lines = [f"{scores}; left out: {problems}" if problems else scores]
         if not self.has_head:

@@ -169,8 +169,8 @@ def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
 
 
 def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[int]:
-    """Returns indices of `number` outcomes, in order, in which each outcome has its fraction of
-    all, rounded; of each outcome, the first places are taken."""
+    """Returns indices of `number` outcomes, in order, in which the number of each outcome is
+    within one of its fraction of all; of each outcome, the first places are taken."""
     chosen = []
     num_seen = 0
     for outcome, count in sorted(Counter(outcomes).items()):

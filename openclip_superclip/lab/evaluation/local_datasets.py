@@ -138,12 +138,15 @@ def find_dataset(folder: Path, name: str) -> LocalDataset | None:
 
 
 def _open(name: str, folder: Path) -> LocalDataset:
+    kind = dense_kind(folder)
+    if kind is not None:
+        return LocalDataset(name, folder, in_shards=False, kind=kind)
     test = folder / "test"
     in_shards = any(test.glob("*.tar")) or (test / "nshards.txt").is_file()
     type_file = folder / "dataset_type.txt"
-    kind = dense_kind(folder) or "classification"
+    kind = "classification"
     if in_shards:
-        kind = type_file.read_text().strip().lower() if type_file.is_file() else "classification"
+        kind = type_file.read_text().strip().lower() if type_file.is_file() else kind
     elif builder.get_dataset_default_task(name) == "zeroshot_retrieval":
         kind = "retrieval"
     elif name.endswith("multilabel"):

@@ -190,8 +190,12 @@ def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]
     Templates must contain {c}, the placeholder of the class name; a dict contains complete texts by
     class.
     """
-    if not classes or "" in classes:
-        raise InputError("classnames.txt has no or empty lines; expected a class name on each")
+    if not classes:
+        raise InputError("classnames.txt is missing or empty; expected one on each line")
+    if "" in classes:
+        raise InputError(
+            f"classnames.txt: line {classes.index('') + 1} is empty; expected a class name"
+        )
     if not templates:
         raise InputError(
             "zeroshot_classification_templates.txt is missing or empty; expected a line such as: "

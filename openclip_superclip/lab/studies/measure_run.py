@@ -1,5 +1,6 @@
 """Measures a trained run of a study, once for the same weights and versions."""
 
+import os
 import shlex
 import threading
 from collections.abc import Callable
@@ -10,12 +11,14 @@ from ...checkpoints.trainer_files import checkpoints
 from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...errors import InputError
-from ...files import content_digest, json_or_empty, write_json
+from ...files import content_digest, json_or_empty, read_json, write_json
 from ...runs.child_processes import last_line
 from ..demo.data import SECOND_DRAW
 from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
-from ..reports.run_scores import of_training, read_scores
+from ..evaluation.dense_datasets import DEPTH, SEGMENTATION
+from ..evaluation.result_files import record_file
+from ..reports.run_scores import of_training
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
 from .superclip_process import run_superclip
@@ -32,9 +35,10 @@ SCENES_OF = {
         "trained_on": SECOND_DRAW.designers,
     },
 }
-DENSE = {  # by measure: its name in `read_scores`
-    "mIoU": "demo_masks, frozen: mIoU",
-    "depth_RMSE": "demo_depth, frozen: RMSE in cm",
+# by data set: the study's name of the measure, and the task and the metric of `superclip evaluate`
+DENSE = {
+    "demo_masks": ("mIoU", SEGMENTATION, "miou"),
+    "demo_depth": ("depth_RMSE", DEPTH, "rmse"),
 }
 
 
@@ -110,13 +114,18 @@ def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -
     out = run / "evaluation"
     output = run / "evaluation.output"
     command = ["evaluate", str(weights), "--data", str(scenes), "--out", str(out)]
-    command += ["--suite", "dense", "--datasets", "demo_masks", "demo_depth"]
-    command += ["--dense-epochs", str(DENSE_EPOCHS), "--device", "cpu", "--workers", "0"]
+    command += ["--suite", "dense", "--datasets", *DENSE, "--dense-epochs", str(DENSE_EPOCHS)]
+    command += ["--device", "cpu", "--workers", "0"]
     exit_code, _ = run_superclip(command, output, one_thread=True, is_to_stop=is_to_stop)
     if exit_code != 0:
         raise InputError(
             f"{shlex.join(['superclip', *command])} failed: {last_line(output)}; see {output}"
         )
     output.unlink()
-    scores, *_ = read_scores(run)
-    return {measure: scores[name] for measure, name in DENSE.items()}
+    model = f"{run.resolve().name}/{weights.stem}"
+    source = os.path.relpath(weights.parent.resolve() / weights.name, out.resolve())
+    measures = {}
+    for dataset, (name, task, metric) in DENSE.items():
+        record = read_json(record_file(out, model, dataset, task, source))
+        measures[name] = 100 * record["metrics"][metric]
+    return measures

@@ -144,8 +144,8 @@ class StudyTraining:
             if not is_unchecked(options) and trains_only_head(model_without_values(options)):
                 raise InputError(
                     f"arm '{run.arm}': its image tower is frozen, so the class loss trains only "
-                    "its head, and the study would compare equal models: train the image tower, "
-                    "too, or leave the arm out"
+                    "its head: its towers would be those of a training without the class loss; "
+                    "train the image tower, too, or leave the arm out"
                 )
 
     def check_finished(self, runs: Sequence[StudyRun]) -> None:
@@ -288,6 +288,8 @@ def run_study(call: StudyCall, jobs: int) -> StudyResults:
         lock(call.out / "lock", placement),
         lock(folder.with_name(f"{folder.name}.lock"), placement, call.runs_in, "--runs"),
     ):
+        # a new one checks the runs' folders again: another study may have written there since
+        training = StudyTraining(call, jobs)
         write_data(call)
         chosen = training.tune()
         results = StudyResults(call.study, training.records(training.runs(chosen)))

@@ -14,6 +14,7 @@ from ...errors import InputError, listed, reason
 from ...method.idf import special_token_ids
 
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
+CHUNK = 4096  # words tokenized at once
 
 
 class Lexicon(NamedTuple):
@@ -100,7 +101,11 @@ def _spell(
         if not at_start and start_differs(tokenizer):
             words = [f"a {word}" for word in words]
             num_before = len(inner.tokenize("a"))
-        rows = tokenizer(words).tolist() if words else []
+        rows = (
+            row
+            for start in range(0, len(words), CHUNK)
+            for row in tokenizer(words[start : start + CHUNK]).tolist()
+        )
     for row in rows:
         ids = [id for id in row if id not in special][num_before:]
         is_known = unknown.isdisjoint(row) and max(ids, default=0) < vocab_size
