@@ -219,13 +219,6 @@ def test_captions_without_known_words_are_ranked_by_clip_score(run, tmp_path):
 
 def test_an_order_by_words_needs_a_caption_with_a_learned_word(run, tmp_path):
     image = Image.new("RGB", (32, 32))
-    samples = [
-        {"__key__": "0", "png": image, "txt": "..."},
-        {"__key__": "1", "png": b"no image", "txt": "red"},
-    ]
-    write_tar(tmp_path / "0.tar", samples)
+    write_tar(tmp_path / "0.tar", [{"__key__": "0", "png": image, "txt": "..."}])
     error = failure(f"audit {tmp_path}/0.tar --out {tmp_path}/out {run} --by support")
-    assert error == (
-        "error: --by support: no caption contains a word that the head has learned: give "
-        "--by clip-score or both\n"
-    )
+    assert "no caption contains a word that the head has learned" in error

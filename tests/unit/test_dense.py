@@ -21,7 +21,6 @@ from openclip_superclip.lab.demo.scenes import (
 from openclip_superclip.lab.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
 from openclip_superclip.lab.evaluation.dense_probe import _overlaps
 from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
-from openclip_superclip.lab.evaluation.local_datasets import find_dataset
 from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
@@ -107,10 +106,6 @@ def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
     assert (len(train), train.num_classes) == (1, 21)
     assert train.label(0).tolist()[0] == [0, 20, 20, 20, 20, 20]
     assert test.label(0).tolist()[1] == [NO_LABEL] * 6
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test/0.tar").touch()
-    dataset = find_dataset(tmp_path.parent, tmp_path.name)
-    assert (dataset.kind, dataset.in_shards) == ("segmentation", False)
 
 
 def test_cells_of_a_colour_are_found_and_samples_add_up_to_a_score(model, tmp_path, capsys):
