@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..environment import current_time
 from ..errors import InputError
@@ -40,7 +41,7 @@ def lock(
         "since": current_time(),
     }
     with open(f"{path}.flock", "a") as held:
-        is_free = take_lock(held)
+        is_free = _take_flock(held, path)
         is_ours = is_free is not False and (
             _created(path, owner) or _taken_over(path, owner, has_flock=bool(is_free))
         )
@@ -51,6 +52,18 @@ def lock(
         finally:
             if json_or_empty(path) == owner:
                 path.unlink(missing_ok=True)
+
+
+def _take_flock(file: BinaryIO, path: Path) -> bool | None:
+    """Returns `take_lock(file)`, after up to ten seconds if the owner on this machine was killed:
+    a process that it has forked may hold the lock until it ends."""
+    deadline = time.monotonic() + 10
+    while (is_free := take_lock(file)) is False and time.monotonic() < deadline:
+        other = json_or_empty(path)
+        if other.get("host") != socket.gethostname() or is_running(other.get("pid")):
+            break
+        time.sleep(0.1)
+    return is_free
 
 
 def _created(path: Path, owner: dict) -> bool:
