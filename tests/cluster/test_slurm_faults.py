@@ -60,7 +60,8 @@ def troubled(cluster, work, recipe, slow_steps):
     cluster.call("on node2 pkill -STOP -f 'openclip_superclip run'")
     cluster.call(kill_rank)
     cluster.wait_until(lambda: state(run)["state"] == "preempted", run, "the silence")
-    cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
+    # if SLURM has not killed it by then
+    cluster.call("on node2 sh -c \"pkill -KILL -f '[o]penclip_superclip run'; true\"")
 
     wait_for_slice(cluster, run, 4, 2)
     cluster.call("power off node2")
