@@ -85,6 +85,8 @@ def reason(error: BaseException) -> str:
     """Returns an error's text in one line, without addresses in memory, or the name of its class
     if there is none."""
     text = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
+    if isinstance(error, KeyError):  # whose text is the key alone
+        text = f"KeyError: {text}"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -308,7 +308,7 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
 def _problem(error: Exception) -> str:
     if not isinstance(error, pickle.UnpicklingError):
         return f"it is truncated, corrupt, or no checkpoint ({reason(error)[:100]})"
-    unsafe = re.search(r"GLOBAL (\S+)", reason(error))
-    is_pickle = f"is a pickle that runs {unsafe[1]}" if unsafe else ""
-    what = is_pickle or "contains no weights as torch saves them"
-    return f"it {what}; only weights are ever loaded"
+    problem = "contains no weights as torch saves them"
+    if unsafe := re.search(r"GLOBAL (\S+)", reason(error)):
+        problem = f"is a pickle that runs {unsafe[1]}"
+    return f"it {problem}; only weights are ever loaded"
