@@ -171,7 +171,7 @@ def short_run(csv_data, tiny_model):
     given again wins."""
     return (
         f"--model {tiny_model} --train-data {csv_data} --dataset-type csv --batch-size "
-        "16 --epochs 1 --workers 0 --lr 1e-3 --warmup 1 --device cpu "
+        "16 --epochs 1 --workers 0 --lr 1e-3 --warmup 1 --device cpu --precision fp32 "
         "--log-every-n-steps 1 --name run"
     )
 

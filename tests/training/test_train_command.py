@@ -178,7 +178,7 @@ def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_r
     assert "  batch_size: 16" in log and "  batch_size: 16" not in run.output
     *lines, head = re.findall(r"SuperCLIP: (.*)", run.output.partition("Train Epoch")[0])
     assert lines == [
-        f"model {tiny_model} in amp on 1 rank(s)",
+        f"model {tiny_model} in fp32 on 1 rank(s)",
         "the towers start from random weights (image) and random weights (text)",
         f"data {csv_data}, 1 epoch(s) in batches of 16 samples: 4 steps",
         "log and checkpoints in logs/run",
