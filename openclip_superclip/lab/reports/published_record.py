@@ -22,7 +22,7 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
     Processor, GPU and code are those of the machine that writes it."""
     problem = None
     if run.planned is None:
-        problem = "is not a run of superclip run or superclip study"
+        problem = "has no readable run.json of superclip run or superclip study"
     elif run.state != FINISHED:
         problem = f"is {run.state}"
     elif not run.scores:
