@@ -54,6 +54,10 @@ class ReportedRun:
     is_stopped_early: bool = False  # by --patience
 
     @property
+    def is_finished(self) -> bool:
+        return self.state == FINISHED
+
+    @property
     def samples_per_second(self) -> float | None:
         """The median of the log's, without the first step, which includes start-up."""
         speeds = [
@@ -208,7 +212,7 @@ def _set_state(run: ReportedRun, state: dict, epochs: int, epoch: int | None) ->
     run.state = state.get("state") or (FINISHED if is_at_end else CUT)
     if run.scores and epoch is not None and epoch < epochs:
         evaluated = f"at epoch {epoch} of {epochs}"
-        if run.state == FINISHED:
+        if run.is_finished:
             notes.append(f"its evaluation {evaluated} is left out")
             run.scores = {}
         else:
