@@ -2,7 +2,6 @@
 probe."""
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from .scenes import (
     DESIGNERS,
     NAMES,
     UNSEEN_DESIGNERS,
+    Designers,
     Scene,
     different,
     different_scenes,
@@ -36,8 +36,8 @@ def measure(
     seed: int = 0,
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
-    designers: tuple[str, ...] = DESIGNERS,
-    trained_on: tuple[str, ...] = DESIGNERS,
+    designers: Designers = DESIGNERS,
+    trained_on: Designers = DESIGNERS,
 ) -> dict[str, float]:
     """Returns the measures of a model on scenes of a split, in percent.
 
@@ -173,9 +173,9 @@ def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[in
     within one of its fraction of all; of each outcome, the first places are taken."""
     chosen = []
     num_seen = 0
-    for outcome, count in sorted(Counter(outcomes).items()):
+    for outcome in sorted(set(outcomes)):
         places = [index for index, other in enumerate(outcomes) if other == outcome]
-        num_seen += count
+        num_seen += len(places)
         num_wanted = round(number * num_seen / len(outcomes)) - len(chosen)
         chosen += places[:num_wanted]
     return sorted(chosen)
