@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")
 
 
-def html_template(file: Path, **filters: Callable) -> Template:
-    """Returns a template that escapes all values and raises an error for undefined names."""
+def html_template(module: str, **filters: Callable) -> Template:
+    """Returns the template beside a module's file, of the same name, which escapes all values and
+    raises an error for undefined names."""
+    file = Path(module).with_suffix(".html")
     environment = Environment(
         loader=FileSystemLoader(file.parent),
         autoescape=True,

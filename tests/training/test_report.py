@@ -75,7 +75,6 @@ def recipe_run(folder, recipe, scores, set_=None, **state):
     """A folder as `superclip run` and `superclip evaluate` leave it, of a
     run that nobody here could train."""
     (folder / "evaluation").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(read_recipe(recipe, set_).text)
     run = make_run(read_recipe(recipe, set_), gpus_per_node=8)
     write_json(folder / "run.json", {"run": run.as_json(), "versions": {"torch": "2.13.0"}})
     write_json(folder / "state.json", {"state": "finished", "error": None, "epoch": 25, **state})
@@ -263,10 +262,9 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
             tmp_path / f"{epoch}", "cc3m/clip_vit-b-16_76.8m_bs1k", imagenet(1, 2), epoch=epoch
         )
         (other / "demo-test.json").write_text('{"measures": {"zero_shot": 41.5, "probe": NaN}}')
-        assert read_run(other).scores == {"demo zero shot": 41.5}
-        assert ("its evaluation at epoch 5 of 30 is left out" in read_run(other).note) == (
-            epoch == 5
-        )
+        read = read_run(other)
+        assert read.scores == {"demo zero shot": 41.5}
+        assert ("its evaluation at epoch 5 of 30 is left out" in read.note) == (epoch == 5)
 
 
 def test_scores_that_were_measured_with_other_settings_are_named(tmp_path):
@@ -287,7 +285,10 @@ def test_a_line_that_was_cut_hides_no_other_and_only_those_of_the_last_epoch_cou
 ):
     run = shutil.copytree(trained[0], tmp_path / "run")
     (run / "checkpoints/results.jsonl").write_text(lines)
-    assert [*read_run(run).scores.values()] == scores
+    (run / "run.json").write_text('{"run": ')  # the options are in params.txt, too
+    read = read_run(run)
+    assert "its options are those of params.txt" in read.note
+    assert [*read.scores.values()] == scores
 
 
 def test_a_log_cut_in_a_line_is_cut_short_and_its_last_numbers_are_not_used(trained, tmp_path):
@@ -412,8 +413,10 @@ def test_a_runs_name_is_text_in_every_file(tmp_path):
 
 
 def test_records_of_runs_in_folders_of_one_name_are_apart(tmp_path):
-    recipe = "datacomp1b/clip_vit-b-16_512m_bs1k"
-    runs = [recipe_run(tmp_path / folder / "run", recipe, imagenet(49.5, 70.0)) for folder in "ab"]
+    runs = [
+        recipe_run(tmp_path / folder, "datacomp1b/clip_vit-b-16_512m_bs1k", imagenet(49.5, 70.0))
+        for folder in ("a/run", "b/run")
+    ]
     execute("report", *runs, "--record", tmp_path / "records")
     assert sorted(os.listdir(tmp_path / "records")) == ["a-run", "b-run"]
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ...data.images import counts_text
 from ...errors import InputError
 from ...files import files_digest, make_folder, read_json, take_lock, write_json
 from ..words.open_checkpoint import NO_HEAD, open_checkpoint, read_model
@@ -122,9 +123,7 @@ class Audit:
         """Writes the page of the worst pairs and, given a fraction to keep, the kept pairs;
         returns the summary."""
         scored = ScoredPairs(self.scores, self.by)
-        problems = ", ".join(
-            f"{number:,} × {problem}" for problem, number in scored.problems.most_common()
-        )
+        problems = counts_text(scored.problems)
         num_scored = len(scored.finite("clip_score"))
         if not num_scored:
             raise InputError(

@@ -59,7 +59,7 @@ def write_page(
                 {"title": title, "counts": counts.tolist(), "edges": edges, "median": median}
             )
     words = most_doubtful(scored.counts, scored.doubted)[:NUM_WORDS]
-    page = html_template(Path(__file__).with_suffix(".html"), segments=_segments).render(
+    page = html_template(__file__, segments=_segments).render(
         data=data.source,
         model=str(model),
         scored=scored,

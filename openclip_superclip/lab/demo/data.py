@@ -82,7 +82,7 @@ class TrainingData(NamedTuple):
     folder: str  # contains {seed} if each seed has other scenes, as in the data set `natural`
     model: str = "model"
     caption: str = "long"  # "long" names all objects of a scene, "short" one of them
-    designers: tuple[str, ...] = drawn.DESIGNERS
+    designers: drawn.Designers = drawn.DESIGNERS
     seed: int = 0
     vision: Mapping[str, object] = RESNET  # vision_cfg of the model's configuration
 

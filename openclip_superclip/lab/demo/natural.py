@@ -6,10 +6,10 @@ scenes. All random numbers are integers, so that a seed gives the same scenes on
 """
 
 import itertools
-import random
 import zlib
 from bisect import bisect
 from collections.abc import Sequence
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ class World:
     def __init__(self, seed: int):
         self.seed = seed
         concepts = all_concepts()
-        random.Random(f"natural {VERSION} {seed}").shuffle(concepts)
+        Random(f"natural {VERSION} {seed}").shuffle(concepts)
         self.concepts = concepts[:NUM_CONCEPTS]
         self.names = [concept.name for concept in self.concepts]
         # Zipf-Mandelbrot law
@@ -130,7 +130,7 @@ class World:
         concept and its colour; otherwise they are random, the colour among those that training
         shows.
         """
-        rng = random.Random(f"{VERSION} {self.seed} {split} {index} {colour}")
+        rng = Random(f"{VERSION} {self.seed} {split} {index} {colour}")
         count = rng.choice(num_objects)
         concepts = [concept] if concept else self._draw(rng, count)
         while len(concepts) > 1 and split_of([drawn.name for drawn in concepts]) != split:
@@ -151,26 +151,26 @@ class World:
         }
         return Scene(image, [drawn.name for drawn in concepts], captions, [])
 
-    def _draw(self, rng: random.Random, count: int) -> list[Concept]:
+    def _draw(self, rng: Random, count: int) -> list[Concept]:
         """Returns different concepts, drawn by their frequencies."""
         ranks = {}  # in the order in which they are drawn
         while len(ranks) < count:
             ranks[bisect(self.cumulative, rng.randrange(self.cumulative[-1]))] = None
         return [self.concepts[rank] for rank in ranks]
 
-    def _colour(self, rng: random.Random, concept: Concept) -> str | None:
+    def _colour(self, rng: Random, concept: Concept) -> str | None:
         """Returns a colour in which training shows the concept, for one in three."""
         known = [colour for colour in COLOURS if not self.is_new(concept, colour)]
         return rng.choice(known) if known and not rng.randrange(3) else None
 
-    def _clean_caption(self, rng: random.Random, things: Sequence[Thing]) -> str:
+    def _clean_caption(self, rng: Random, things: Sequence[Thing]) -> str:
         """Returns a correct caption that names each object with probability 2/3, and at least
         one."""
         named = _some(rng, things) or [rng.choice(things)]
         rng.shuffle(named)
         return _sentence(rng, [_mention(rng, thing) for thing in named])
 
-    def _careless_caption(self, rng: random.Random, things: Sequence[Thing]) -> str:
+    def _careless_caption(self, rng: Random, things: Sequence[Thing]) -> str:
         """Returns a caption that names each object with probability 2/3.
 
         One in five names a false object."""
@@ -194,12 +194,12 @@ class World:
         return _sentence(rng, mentions)
 
 
-def _some(rng: random.Random, things: Sequence[Thing]) -> list[Thing]:
+def _some(rng: Random, things: Sequence[Thing]) -> list[Thing]:
     """Returns each thing with probability 2/3."""
     return [thing for thing in things if rng.randrange(3)]
 
 
-def _mention(rng: random.Random, thing: Thing, *, full: bool = False) -> str:
+def _mention(rng: Random, thing: Thing, *, full: bool = False) -> str:
     """Returns a phrase with name, size and colour if `full`, else with a random subset, or a
     keyword as the name."""
     concept = thing.concept
@@ -219,7 +219,7 @@ def _mention(rng: random.Random, thing: Thing, *, full: bool = False) -> str:
     return " ".join(words)
 
 
-def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
+def _sentence(rng: Random, mentions: Sequence[str]) -> str:
     """Returns the phrases, linked and framed at random."""
     text = mentions[0]
     for mention in mentions[1:]:
@@ -227,7 +227,7 @@ def _sentence(rng: random.Random, mentions: Sequence[str]) -> str:
     return rng.choice(FRAMES).format(text)
 
 
-def _paste(image: Image.Image, thing: Thing, rng: random.Random, designers: Sequence[str]) -> None:
+def _paste(image: Image.Image, thing: Thing, rng: Random, designers: Sequence[str]) -> None:
     """Pastes a random designer's drawing of a thing, scaled, rotated, and possibly mirrored and
     recoloured."""
     if thing.place == MIDDLE:

@@ -2,7 +2,6 @@
 probe."""
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from .scenes import (
     DESIGNERS,
     NAMES,
     UNSEEN_DESIGNERS,
+    Designers,
     Scene,
     different,
     different_scenes,
@@ -28,6 +28,7 @@ WEIGHT_DECAY = 3e-4  # of the linear probe
 PLAIN_NAMES = ("{}",)  # templates for zero-shot classification
 # on the CPU, in evaluation mode; its preprocess and tokenizer
 OpenedModel = tuple[nn.Module, Callable, Callable]
+Measures = dict[str, float]  # by name, most of them in percent
 
 
 def measure(
@@ -36,9 +37,9 @@ def measure(
     seed: int = 0,
     num_scenes: int = 1000,
     num_probe_scenes: int = 2000,
-    designers: tuple[str, ...] = DESIGNERS,
-    trained_on: tuple[str, ...] = DESIGNERS,
-) -> dict[str, float]:
+    designers: Designers = DESIGNERS,
+    trained_on: Designers = DESIGNERS,
+) -> Measures:
     """Returns the measures of a model on scenes of a split, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
@@ -65,7 +66,7 @@ def _measure(
     names: Sequence[str],
     templates: Sequence[str],
     captions: Mapping[str, str],
-) -> dict[str, float]:
+) -> Measures:
     """Returns the measures of `measure`; `captions` has the kind of caption for the retrieval of
     each text."""
     model, preprocess, tokenizer = opened
@@ -91,7 +92,7 @@ def _measure(
     }
 
 
-def measure_transfer(opened: OpenedModel, split: str, seed: int, **sizes: int) -> dict[str, float]:
+def measure_transfer(opened: OpenedModel, split: str, seed: int, **sizes: int) -> Measures:
     """Returns the measures of `measure` on a seed's scenes by the unseen designer, and on the
     others as seen_NAME.
 
@@ -110,7 +111,7 @@ def measure_natural(
     scenes_per_concept: int = 5,
     num_scenes: int = 1000,
     num_probe_scenes: int = 3000,
-) -> dict[str, float]:
+) -> Measures:
     """Returns a model's measures on the held-out scenes of a seed, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object by the unseen designer, equally many for
@@ -173,9 +174,9 @@ def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[in
     within one of its fraction of all; of each outcome, the first places are taken."""
     chosen = []
     num_seen = 0
-    for outcome, count in sorted(Counter(outcomes).items()):
+    for outcome in sorted(set(outcomes)):
         places = [index for index, other in enumerate(outcomes) if other == outcome]
-        num_seen += count
+        num_seen += len(places)
         num_wanted = round(number * num_seen / len(outcomes)) - len(chosen)
         chosen += places[:num_wanted]
     return sorted(chosen)

@@ -21,6 +21,7 @@ from ...errors import InputError
 from ...files import read_json, whole_file, whole_output, write_text
 
 TILES = Path(__file__).parent / "tiles"
+Designers = tuple[str, ...]  # whose drawings scenes show
 DESIGNERS = ("google", "twitter")
 UNSEEN_DESIGNERS = ("fluent",)  # not in training scenes; they drew all objects except one
 SECOND = "second/"  # prefix of a designer: use another 100 objects
@@ -45,7 +46,7 @@ def drawings(designer: str) -> dict[str, bytes]:
 
 
 @cache
-def names_of(designers: tuple[str, ...]) -> list[str]:
+def names_of(designers: Designers) -> list[str]:
     """Returns the names of the 100 objects in scenes of these designers."""
     draw = "2" if designers[0].startswith(SECOND) else "1"
     return sorted(row["object"] for row in emoji() if row["demo"] == draw)
@@ -103,7 +104,7 @@ def make_scene(
     index: int,
     split: str,
     num_objects: Sequence[int] = range(1, 5),
-    designers: tuple[str, ...] = DESIGNERS,
+    designers: Designers = DESIGNERS,
 ) -> Scene:
     """Returns scene number `index` of a split, an RGB image of 64 by 64 pixels. Deterministic in
     its arguments.
@@ -128,7 +129,7 @@ def make_scene(
 
 
 def _draw_objects(
-    rng: np.random.Generator, count: int, split: str, designers: tuple[str, ...]
+    rng: np.random.Generator, count: int, split: str, designers: Designers
 ) -> list[str]:
     """Returns random objects of a split that all the designers have drawn."""
     names = names_of(designers)
@@ -141,13 +142,13 @@ def _draw_objects(
 
 
 @cache
-def drawn_by(designers: tuple[str, ...]) -> frozenset[str]:
+def drawn_by(designers: Designers) -> frozenset[str]:
     """Returns the objects that all the designers have drawn."""
     return frozenset(names_of(designers)).intersection(*map(drawings, designers))
 
 
 def draw_image(
-    rng: np.random.Generator, objects: Sequence[str], designers: tuple[str, ...] = DESIGNERS
+    rng: np.random.Generator, objects: Sequence[str], designers: Designers = DESIGNERS
 ) -> tuple[Image.Image, list[Layer]]:
     """Draws objects on a light background, one per quadrant, each by a random designer, scaled,
     rotated and shifted."""
@@ -176,7 +177,7 @@ def scenes(num: int, seed: int = 0, split: str = "train", **options) -> Iterator
 
 
 def different_scenes(
-    num: int, seed: int, split: str, designers: tuple[str, ...] = DESIGNERS
+    num: int, seed: int, split: str, designers: Designers = DESIGNERS
 ) -> list[Scene]:
     """Returns the first `num` scenes of a split with at least two objects, and with different
     sets of objects."""
@@ -205,7 +206,7 @@ def write_shards(
     seed: int,
     samples_per_shard: int,
     caption: str = "long",
-    designers: tuple[str, ...] = DESIGNERS,
+    designers: Designers = DESIGNERS,
 ) -> None:
     """Writes training scenes as WebDataset shards.
 

@@ -66,18 +66,16 @@ def evaluate(
     torch.manual_seed(SEED)
     with contextlib.redirect_stdout(sys.stderr):  # CLIP_benchmark prints
         if task == "zeroshot_retrieval":
-            metrics, outcomes = _retrieval(cached, tokenizer, batches, options)
-        elif task == "linear_probe":
-            metrics, outcomes = linear_probe_metrics(features["train"], test, settings)
-        else:
-            check_prompts(classes, dataset.templates)
-            with _recorded(zeroshot_classification, "run_classification") as results:
-                metrics = zeroshot_classification.evaluate(
-                    cached, batches, tokenizer, classes, dataset.templates, **options
-                )
-            logits, target = results[0]
-            outcomes = _of_logits(logits, target, num_classes=logits.shape[1])
-    return metrics, outcomes
+            return _retrieval(cached, tokenizer, batches, options)
+        if task == "linear_probe":
+            return linear_probe_metrics(features["train"], test, settings)
+        check_prompts(classes, dataset.templates)
+        with _recorded(zeroshot_classification, "run_classification") as results:
+            metrics = zeroshot_classification.evaluate(
+                cached, batches, tokenizer, classes, dataset.templates, **options
+            )
+    logits, target = results[0]
+    return metrics, _of_logits(logits, target, num_classes=logits.shape[1])
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from matplotlib.ticker import EngFormatter
 
 from ...rendering import png, pyplot
 from .comparable_runs import Comparison, Group, Series
-from .reported_run import FINISHED
 from .run_scores import LABELS
 
 plt = pyplot()
@@ -167,5 +166,5 @@ def _draw_loss(axes: Axes, group: Group, loss: str, look: dict) -> None:
         samples = [point["samples"] for point in points]
         losses = [point[loss] for point in points]
         axes.plot(samples, losses, label=group.series.name, linewidth=1.3, alpha=0.8, **look)
-        if run.state != FINISHED:
+        if not run.is_finished:
             axes.plot(samples[-1:], losses[-1:], "x", color="black", label="ended early")

@@ -9,7 +9,7 @@ import torch
 from ...environment import processor
 from ...errors import InputError
 from ...files import PACKAGE, make_folder, write_json
-from .reported_run import FINISHED, ReportedRun
+from .reported_run import ReportedRun
 
 # of a recipe: texts, and a path on one's own machine
 LEFT_OUT = ("chosen", "paper", "note", "shards")
@@ -22,8 +22,8 @@ def write_record(run: ReportedRun, folder: Path) -> Path:
     Processor, GPU and code are those of the machine that writes it."""
     problem = None
     if run.planned is None:
-        problem = "is not a run of superclip run or superclip study"
-    elif run.state != FINISHED:
+        problem = "has no readable run.json of superclip run or superclip study"
+    elif not run.is_finished:
         problem = f"is {run.state}"
     elif not run.scores:
         problem = "has no scores: call superclip evaluate first"

@@ -3,6 +3,7 @@ and the runs as CSV."""
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from ...rendering import (
 from .comparable_runs import Comparison
 from .figures import Figure, draw_batch_sizes, draw_losses
 from .paired_differences import Spread
-from .reported_run import FINISHED, MISSING, ReportedRun
+from .reported_run import MISSING, ReportedRun
 from .run_scores import LABELS, in_order
 
 BAD = (MISSING, "failed", "cut short", "preempted", "lost")  # states that the page highlights
@@ -72,9 +73,7 @@ def write_report(
     heads = list(_facts(runs[0]))
     rows = [list(map(_text, _facts(run).values())) for run in runs]
     sections.append(Section("Runs", [], [Table("All runs", heads, rows)]))
-    template = html_template(
-        Path(__file__).with_name("report_page.html"), data_url=data_url, describe=_describe
-    )
+    template = html_template(__file__, data_url=data_url, describe=_describe)
     page = template.render(title=title, facts=facts, sections=sections, runs=runs, bad=BAD)
     write_text(out / FILES[0], page)
     for name in pictures(out):
@@ -111,7 +110,7 @@ def scores_table(comparison: Comparison) -> Table:
     for group in comparison.groups:
         name = group.series.name
         size = f"{group.batch_size:,}"
-        seeds = [str(run.seed) for run in group.runs if run.state == FINISHED]
+        seeds = [str(run.seed) for run in group.runs if run.is_finished]
         number = f"0 of {len(group.runs)} finished"
         if seeds:
             number = f"{len(seeds)} (seed {', '.join(seeds)})"
@@ -136,7 +135,7 @@ def scores_table(comparison: Comparison) -> Table:
     if differing:
         names = listed(sorted(differing))
         note += f" The runs were evaluated with different settings, data or versions: {names}."
-    early = [run.name for run in runs if run.state == FINISHED and run.is_stopped_early]
+    early = [run.name for run in runs if run.is_finished and run.is_stopped_early]
     if early:
         note += f" Stopped early, after fewer samples: {listed(early)}."
     if not keys:
@@ -159,15 +158,13 @@ def _cells(scores: list[Spread], most: int) -> list[str]:
     return cells
 
 
-def set_values(recipe: Recipe) -> dict:
-    """Returns the values of a recipe's fields that were given with --set."""
-    values = {}
+def _changes(recipe: Recipe) -> Iterator[str]:
+    """Yields KEY=VALUE of a recipe's fields that were given with --set and change the scores."""
     for key, why in recipe.chosen.items():
-        if why == GIVEN:
+        if why == GIVEN and changes_scores(key):
             name, _, inner = key.partition(".")
             value = getattr(recipe, name, None)
-            values[key] = (value or {}).get(inner) if inner else value
-    return values
+            yield f"{key}={(value or {}).get(inner) if inner else value}"
 
 
 def paper_table(comparison: Comparison) -> Table:
@@ -176,8 +173,7 @@ def paper_table(comparison: Comparison) -> Table:
     rows = []
     for group in comparison.groups:
         recipes = [run.planned.recipe for run in group.runs if run.planned]
-        settings = [item for recipe in recipes for item in set_values(recipe).items()]
-        changed = {f"{key}={value}" for key, value in settings if changes_scores(key)}
+        changed = set().union(*map(_changes, recipes))
         here_with = f"; here with --set {' '.join(sorted(changed))}" if changed else ""
         for paper in comparison.paper_of(group.series):
             if paper.batch_size != group.batch_size:

@@ -54,6 +54,10 @@ class ReportedRun:
     is_stopped_early: bool = False  # by --patience
 
     @property
+    def is_finished(self) -> bool:
+        return self.state == FINISHED
+
+    @property
     def samples_per_second(self) -> float | None:
         """The median of the log's, without the first step, which includes start-up."""
         speeds = [
@@ -102,10 +106,15 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
         if Run.is_in(path):
             run.planned = Run.open(path)
             options = _planned_options(run.planned)
-        _set_options(run, options)
     except InputError as error:
         run.note = str(error)
+    try:
+        _set_options(run, options)
+    except InputError as error:
+        run.note = run.note or str(error)
         return run
+    if run.note:
+        run.note += "; its options are those of params.txt"
     state = current_state(path)
     epochs = options["epochs"]
     run.is_stopped_early = bool(state.get("stopped_early"))
@@ -190,7 +199,7 @@ def _training(options: dict) -> dict:
 def _set_state(run: ReportedRun, state: dict, epochs: int, epoch: int | None) -> None:
     """Sets the run's state, from state.json or its log, and its note; drops the scores of a
     finished run if they are of an epoch before the last of `epochs`."""
-    notes = [state.get("error") or state.get("stopped_early")]
+    notes = [run.note, state.get("error") or state.get("stopped_early")]
     is_at_end = False
     if run.points:
         samples = run.points[-1]["samples"]
@@ -203,7 +212,7 @@ def _set_state(run: ReportedRun, state: dict, epochs: int, epoch: int | None) ->
     run.state = state.get("state") or (FINISHED if is_at_end else CUT)
     if run.scores and epoch is not None and epoch < epochs:
         evaluated = f"at epoch {epoch} of {epochs}"
-        if run.state == FINISHED:
+        if run.is_finished:
             notes.append(f"its evaluation {evaluated} is left out")
             run.scores = {}
         else:

@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
 from ...runs.child_processes import last_line
 from ..demo.data import SECOND_DRAW
-from ..demo.scene_measures import OpenedModel, measure, measure_natural, measure_transfer
+from ..demo.scene_measures import Measures, OpenedModel, measure, measure_natural, measure_transfer
 from ..demo.scenes import UNSEEN_DESIGNERS
 from ..evaluation.dense_datasets import DEPTH, SEGMENTATION
 from ..evaluation.result_files import record_file
@@ -87,7 +87,7 @@ def _last_checkpoint(run: StudyRun) -> tuple[int, Path]:
     return epoch, by_epoch[epoch]
 
 
-def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, float]:
+def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> Measures:
     measures = run.measures
     if measures == "dense-scenes":
         scenes = run.call.options.scenes / DENSE_SCENES
@@ -102,7 +102,7 @@ def _measure(run: StudyRun, weights: Path, stop: threading.Event) -> dict[str, f
     return measure(model, run.split, **SCENES_OF[measures])
 
 
-def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> dict[str, float]:
+def measure_dense(weights: Path, scenes: Path, is_to_stop: Callable[[], bool]) -> Measures:
     """Returns the mean IoU of the scenes' classes in percent, and the RMSE of their depths in
     centimetres.
 

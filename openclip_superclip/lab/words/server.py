@@ -2,7 +2,6 @@
 locations."""
 
 import asyncio
-from pathlib import Path
 
 from PIL import Image
 from starlette.applications import Starlette
@@ -32,7 +31,7 @@ POLICY = (
 
 def words_app(tagger: Tagger, model: str) -> Starlette:
     """Returns the application, which writes no files and discards each image after its response."""
-    html = html_template(Path(__file__).with_suffix(".html")).render(
+    html = html_template(__file__).render(
         model=model, full_score=FULL_BAR, full_bar=f"{FULL_BAR:.0%}"
     )
     one_at_a_time = asyncio.Lock()  # images and the logits of all patches take much memory

@@ -115,7 +115,7 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
-    page = html_template(Path(__file__).with_suffix(".html"), data_url=data_url).render(
+    page = html_template(__file__, data_url=data_url).render(
         num_images=num_images,
         model=str(model),
         images=shown,
