@@ -3,13 +3,12 @@ the paper's scores."""
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ...errors import InputError
 from ...plans.recipe import CONFIG_FIELDS, METHODS
-from ...plans.recipe_files import read_recipe, shipped_recipes
 from .paired_differences import PairedDifference, Spread
-from .reported_run import ReportedRun, Variant, method_variant, recipe_options
+from .paper_scores import PaperPoint, paper_points
+from .reported_run import ReportedRun, Variant
 from .run_scores import in_order
 
 
@@ -58,15 +57,6 @@ class Group:
         """Returns a score of the finished runs that have it, by seed."""
         finished = (run for run in self.runs if run.is_finished)
         return {run.seed: run.scores[key] for run in finished if key in run.scores}
-
-
-class PaperPoint(NamedTuple):
-    """A score in the paper, in the unit of `scores`, and its source."""
-
-    batch_size: int
-    key: str
-    value: float
-    source: str  # tables and figures
 
 
 @dataclass
@@ -126,7 +116,7 @@ def find_comparisons(runs: list[ReportedRun]) -> list[Comparison]:
         Comparison(
             f"{model}, {data}, {samples:,} samples",
             _groups(same),
-            _paper_points(model, data, samples),
+            paper_points(model, data, samples),
         )
         for (model, data, samples), same in comparable.items()
     ]
@@ -166,23 +156,3 @@ def _series(run: ReportedRun, same_size: list[ReportedRun]) -> Series:
         if len(values) > 1:
             training.append((name, str(run.training.get(name, "default"))))
     return Series(run.method, run.variant, tuple(training))
-
-
-def _paper_points(
-    model: str, data: str, samples: int
-) -> dict[tuple[str, Variant], list[PaperPoint]]:
-    """Returns the paper's scores of that model, data set and number of samples, from `paper:` of
-    the recipes, by method and variant; in the order of the recipes, by batch size."""
-    points = defaultdict(list)
-    for recipe in map(read_recipe, shipped_recipes()):
-        of_recipe = (recipe.model, recipe.data, recipe.samples)
-        if not recipe.paper or of_recipe != (model, data, samples):
-            continue
-        source = recipe.paper["source"]
-        if recipe.paper["read_off"]:
-            source += ", read off ±0.05"
-        variant = method_variant(recipe.method, recipe_options(recipe))
-        for key, value in recipe.paper["values"].items():
-            point = PaperPoint(recipe.global_batch_size, key, value, source)
-            points[recipe.method, variant].append(point)
-    return points
