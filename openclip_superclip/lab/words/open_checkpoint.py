@@ -75,13 +75,13 @@ def open_checkpoint(
     tokenizer = recorded.tokenizer()
     head_options = {}
     if checkpoint.head():
-        counts = fixed_idf(checkpoint, tokenizer)
-        weights = weights | counts
+        counts_of_file = fixed_idf(checkpoint, tokenizer)  # in the order of `frequencies`
+        weights = weights | counts_of_file
         counts_special = options.get("superclip_special_tokens")
         head_options["superclip"] = {
             "ignored_tokens": () if counts_special else special_token_ids(tokenizer),
             "head_input": head_input_of(weights),
-            "frequencies": tuple(counts.values()) or None,
+            "frequencies": tuple(counts_of_file.values()) or None,
         }
     with plugins_model_class():
         model = fitted.build("cpu", **head_options)
