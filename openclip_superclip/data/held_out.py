@@ -34,12 +34,10 @@ def image_digests(paths: Sequence[str]) -> list[str]:
 
 
 def _digest(path: str) -> str:
-    if not os.path.isfile(path):  # a device may have no end, and a pipe no writer
-        return path
-    try:
-        return content_digest(Path(path))
-    except OSError:
-        return path
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):  # a device may have no end, and a pipe no writer
+            return content_digest(Path(path))
+    return path
 
 
 def held_out(
