@@ -34,6 +34,7 @@ EXPRESSED = {
 }
 # PIL's constants, as OpenCLIP uses them in evaluation
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}
+# OpenCLIP's classes of the configurations of its own towers
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", *TOWERS}
 RENAMED = {  # from OpenCLIP's names to transformers', applied in this order
