@@ -211,6 +211,7 @@ def _names_in(content: object) -> Iterator[str]:
     """Yields the names of all fields in JSON content, those of nested objects too."""
     if isinstance(content, dict):
         yield from content
-    parts = content.values() if isinstance(content, dict) else content
-    for part in parts if isinstance(content, dict | list) else ():
-        yield from _names_in(part)
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _names_in(part)
