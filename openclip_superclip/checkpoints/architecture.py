@@ -208,19 +208,20 @@ def count_gmacs(
     num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
     image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
     text = torch.zeros(num_pairs, model.context_length, dtype=torch.long, device="meta")
-    towers = {"vision": lambda: model.encode_image(image), "text": lambda: model.encode_text(text)}
-    if isinstance(text_tower := getattr(model, "text", None), HFTextEncoder):
-        layers = [
-            layer for layer in text_tower.transformer.modules() if isinstance(layer, nn.Linear)
-        ]
-        towers["text"] = lambda: [
-            layer(torch.empty(text.numel(), layer.in_features, device="meta")) for layer in layers
-        ]
+    counters = {tower: FlopCounterMode(display=False) for tower in ("vision", "text")}
+    with counters["vision"]:
+        model.encode_image(image)
+    text_tower = getattr(model, "text", None)
+    with counters["text"]:
+        if isinstance(text_tower, HFTextEncoder):
+            for layer in text_tower.transformer.modules():
+                if isinstance(layer, nn.Linear):
+                    layer(torch.empty(text.numel(), layer.in_features, device="meta"))
+        else:
+            model.encode_text(text)
     gmacs = {}
-    for name, tower in towers.items():
-        with FlopCounterMode(display=False) as counter:
-            tower()
-        gmacs[name] = sum(
+    for tower, counter in counters.items():
+        gmacs[tower] = sum(
             count / 2e9 / num_pairs
             for operator, count in counter.get_flop_counts()["Global"].items()
             if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)

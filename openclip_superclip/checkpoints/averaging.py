@@ -3,13 +3,13 @@
 import contextlib
 from pathlib import Path
 
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from ..errors import InputError
 from ..files import check_out, whole_output
 from ..method.head import NUM_CAPTIONS, head_input_of
 from .architecture import architecture_of
+from .hugging_face import TOWERS
 from .starting_weights import released_file
 from .trainer_files import options_to_keep
 from .weights import (
@@ -25,13 +25,13 @@ from .weights import (
 # fields that change what OpenCLIP's own towers compute, but no tensor's name or shape
 OWN_TOWERS = {
     "vision_cfg": (
-        CLIPVisionCfg,
-        ("head_width", "pool_type", "final_ln_after_pool", "attn_pooler_heads", "act_kwargs"),
+        "head_width",
+        "pool_type",
+        "final_ln_after_pool",
+        "attn_pooler_heads",
+        "act_kwargs",
     ),
-    "text_cfg": (
-        CLIPTextCfg,
-        ("heads", "pool_type", "no_causal_mask", "eos_id", "act_kwargs"),
-    ),
+    "text_cfg": ("heads", "pool_type", "no_causal_mask", "eos_id", "act_kwargs"),
 }
 # of timm and transformers
 OTHER_TOWERS = {"timm_model_name": "timm_pool", "hf_model_name": "hf_pooler_type"}
@@ -120,8 +120,8 @@ def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
         architecture = architecture_of(checkpoint)
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
         facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
-        for tower, (kind, names) in OWN_TOWERS.items():
-            values = {**vars(kind()), **architecture.model_cfg[tower]}
+        for tower, names in OWN_TOWERS.items():
+            values = {**vars(TOWERS[tower]()), **architecture.model_cfg[tower]}
             other = [pooling for model, pooling in OTHER_TOWERS.items() if values.get(model)]
             facts |= {f"{tower} {name}": values[name] for name in other or names}
         facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}

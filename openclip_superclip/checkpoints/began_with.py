@@ -77,7 +77,7 @@ def _record(options: dict) -> dict:
         "options": kept,
         "global_batch_size": math.prod(factors) if None not in factors else None,
         "shards": _identity(expand(options["train_data"], "--train-data")),
-        "tokenizer": _tokenizer(options.get("model")),
+        "tokenizer": _digest_of_files(options.get("model") or "", "tokenizers", _tokenizer),
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
@@ -96,64 +96,28 @@ def _content(name: str, value):
     )
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
-    if name in ("model", "distill_model") and _is_own(value):
-        return _configuration(value)
+    if name in ("model", "distill_model"):
+        return _digest_of_files(value, "configurations", _configuration) or value
     return value
 
 
-def _digest(content) -> str:
-    """Returns a digest of JSON content."""
-    return DIGEST + hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _is_own(model: str) -> bool:
-    """Returns whether a model is described by the user's files, which may change."""
-    return model.startswith("local-dir:") or model.endswith(".json")
-
-
-def _configuration(model: str) -> str:
-    """Returns a digest of the configuration that the user's files describe, so that they may be
-    moved; the model's name if they cannot be read."""
-
-    def compute() -> dict:
-        import open_clip
-
-        register_model(model)
-        config = open_clip.get_model_config(model)
-        text_cfg = config.get("text_cfg", {})
-        config["text_cfg"] = {
-            name: value for name, value in text_cfg.items() if "tokenizer" not in name
-        }
-        return {"digest": _digest(config)}
-
-    return _kept_of_folder(model, "configurations", compute) or model
-
-
-def _tokenizer(model: str | None) -> str | None:
-    """Returns a digest of the tokenizer that the user's files describe; None for OpenCLIP's models
-    and if they cannot be read.
-
-    It consists of the vocabulary and the tokens of PROBE, so that the files may be moved.
-    """
-
-    def compute() -> dict:
-        from ..data.captions import tokenizer_identity
-
-        tokenizer = open_tokenizer(register_model(model))
-        identity = [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
-        return {"digest": _digest(identity)}
-
-    return _kept_of_folder(model, "tokenizers", compute) if model and _is_own(model) else None
-
-
-def _kept_of_folder(model: str, name: str, compute: Callable[[], dict]) -> str | None:
-    """Returns the digest that `compute` returns, None if a file cannot be read.
+def _digest_of_files(model: str, name: str, describe: Callable[[str], object]) -> str | None:
+    """Returns a digest of what `describe` reads from the user's files of a model, which may change
+    and be moved; None for OpenCLIP's models, and if a file cannot be read.
 
     That of a folder is kept for the contents of its files, because importing OpenCLIP takes
     seconds.
     """
+
+    def compute() -> dict:
+        content = json.dumps(describe(model))
+        return {"digest": DIGEST + hashlib.sha256(content.encode()).hexdigest()}
+
+    is_folder = model.startswith("local-dir:")
+    if not is_folder and not model.endswith(".json"):
+        return None
     with suppress(InputError, OSError, ValueError, KeyError):
-        if not model.startswith("local-dir:"):
+        if not is_folder:
             return compute()["digest"]
         files = Path(model.removeprefix("local-dir:")).rglob("*")
         contents = {
@@ -163,6 +127,27 @@ def _kept_of_folder(model: str, name: str, compute: Callable[[], dict]) -> str |
         }
         return kept(name, [model, contents, versions(*TOKENIZED_BY)], compute)["digest"]
     return None
+
+
+def _configuration(model: str) -> dict:
+    """Returns the configuration of a model, without the places of its tokenizer."""
+    import open_clip
+
+    register_model(model)
+    config = open_clip.get_model_config(model)
+    text_cfg = config.get("text_cfg", {})
+    config["text_cfg"] = {
+        name: value for name, value in text_cfg.items() if "tokenizer" not in name
+    }
+    return config
+
+
+def _tokenizer(model: str) -> list:
+    """Returns the vocabulary of a model's tokenizer, and the tokens of PROBE."""
+    from ..data.captions import tokenizer_identity
+
+    tokenizer = open_tokenizer(register_model(model))
+    return [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
 
 
 def _identity(shards: list[str]) -> dict:
@@ -241,8 +226,10 @@ def differences(before: dict | None, now: dict) -> list[str]:
             f"{now['global_batch_size']:,}"
         )
     if before.get("tokenizer") not in (None, now["tokenizer"]):
-        tokenizers = [_shown(record["tokenizer"]) for record in (before, now)]
-        lines.append(f"the tokenizer of --model was {tokenizers[0]} and is {tokenizers[1]}")
+        lines.append(
+            f"the tokenizer of --model was {_shown(before['tokenizer'])} and is "
+            f"{_shown(now['tokenizer'])}"
+        )
     lines += _changed_data(before["shards"], now["shards"])
     installed = now["versions"]
     return lines + [

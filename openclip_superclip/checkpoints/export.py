@@ -101,12 +101,11 @@ def save_tokenizer(tokenizer, folder: Path) -> None:
         return
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text())
-    content["model"]["vocab"] |= {"!": 0, PADDING: 0}
-    content["model"]["merges"] = json.loads(
-        json.dumps(content["model"]["merges"]).replace(PADDING, "!")
-    )
+    model = content["model"]
+    model["vocab"] |= {"!": 0, PADDING: 0}
+    model["merges"] = json.loads(json.dumps(model["merges"]).replace(PADDING, "!"))
     for token in content["added_tokens"]:
-        token["id"] = content["model"]["vocab"][token["content"]]
+        token["id"] = model["vocab"][token["content"]]
     write_text(file, json.dumps(content, ensure_ascii=False))
 
 

@@ -34,6 +34,7 @@ EXPRESSED = {
 }
 # PIL's constants, as OpenCLIP uses them in evaluation
 RESAMPLING = {"bilinear": 2, "bicubic": 3, "random": 3}
+# OpenCLIP's classes of the configurations of its own towers
 TOWERS = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 WHOLE_MODEL = {"embed_dim", "quick_gelu", "custom_text", "init_logit_scale", *TOWERS}
 RENAMED = {  # from OpenCLIP's names to transformers', applied in this order
@@ -81,6 +82,7 @@ def clip_config(architecture: Architecture) -> dict:
 
     Raises InputError for options that it does not support."""
     model_cfg = architecture.model_cfg
+    text_cfg = model_cfg["text_cfg"]
     wrong = sorted(model_cfg.keys() - WHOLE_MODEL)
     for tower, config_class in TOWERS.items():
         defaults = vars(config_class())
@@ -89,16 +91,16 @@ def clip_config(architecture: Architecture) -> dict:
             for name, value in model_cfg[tower].items()
             if name not in EXPRESSED and value != defaults.get(name)
         ]
-    kwargs = model_cfg["text_cfg"].get("tokenizer_kwargs") or {}
+    kwargs = text_cfg.get("tokenizer_kwargs") or {}
     # OpenCLIP's defaults
-    clean = "whitespace" if model_cfg["text_cfg"].get("hf_tokenizer_name") else "lower"
+    clean = "whitespace" if text_cfg.get("hf_tokenizer_name") else "lower"
     wrong += [
         f"text_cfg.tokenizer_kwargs.{name} = {value!r}"
         for name, value in kwargs.items()
         if name not in ("bpe_path", "context_length") and (name, value) != ("clean", clean)
     ]
     vision = CLIPVisionCfg(**model_cfg["vision_cfg"])
-    text = CLIPTextCfg(**model_cfg["text_cfg"])
+    text = CLIPTextCfg(**text_cfg)
     sizes = {  # those of a ResNet and of oblong images are lists
         "num_hidden_layers": vision.layers,
         "image_size": vision.image_size,

@@ -216,20 +216,20 @@ def _text_configuration(text: Path, folder: Path, context_length: int | None) ->
 
 def _context_length(folder: Path, config, tokenizer) -> int | None:
     """Returns the largest number of tokens that the tower reads, None if unlimited."""
-    limits = [
-        tokenizer.model_max_length,
-        _sentence_settings(folder, "sentence_bert_config").get("max_seq_length"),
-    ]
     positions = getattr(config, "max_position_embeddings", None)
     # whose positions start after the id of padding
     if positions and "roberta" in config.model_type:
         positions -= config.pad_token_id + 1
-    limits = [limit for limit in (*limits, positions) if limit and limit < UNLIMITED]
-    return min(limits, default=None)
+    limits = (
+        tokenizer.model_max_length,
+        _sentence_settings(folder, "sentence_bert_config.json").get("max_seq_length"),
+        positions,
+    )
+    return min((limit for limit in limits if limit and limit < UNLIMITED), default=None)
 
 
 def _pooler(text: Path, folder: Path) -> str:
-    settings = _sentence_settings(folder, "1_Pooling/config")
+    settings = _sentence_settings(folder, "1_Pooling/config.json")
     modes = [
         name
         for name, value in settings.items()
@@ -242,10 +242,9 @@ def _pooler(text: Path, folder: Path) -> str:
     return POOLERS[modes[0]]
 
 
-def _sentence_settings(folder: Path, name: str) -> dict:
+def _sentence_settings(folder: Path, file: str) -> dict:
     """Returns the content of a JSON file of sentence-transformers, which is beside the transformer
     or in the folder above it; {} without one."""
-    file = f"{name}.json"
     return json_or_empty(folder / file) or json_or_empty(folder.parent / file)
 
 

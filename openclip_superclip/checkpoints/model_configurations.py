@@ -69,7 +69,8 @@ def read_configuration(
     from open_clip.pretrained import download_pretrained_from_hf
 
     schema, location = parse_model_name(model)
-    if schema is None and not model.endswith(".json"):
+    is_of_openclip = schema is None and not model.endswith(".json")
+    if is_of_openclip:
         model_cfg = get_model_config(model)
         preprocess_cfg = {}
         if model_cfg is None:
@@ -89,7 +90,9 @@ def read_configuration(
         if schema == "local-dir" and holds_text_tower(Path(location), model_cfg):
             # wherever it was written
             model_cfg["text_cfg"]["hf_model_name"] = str(Path(location).resolve())
-    check_configuration(model_cfg, preprocess_cfg, model, flag)
+    _check_configuration(model_cfg, preprocess_cfg, model, flag)
+    if not is_of_openclip:
+        check_sources(model_cfg, model, flag)
     return model_cfg, preprocess_cfg
 
 
@@ -121,9 +124,8 @@ def open_tokenizer(
     return tokenizer
 
 
-def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
-    """Raises InputError if the configuration is invalid, or could run code or open what the user
-    has not named."""
+def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:
+    """Raises InputError if the configuration is invalid."""
     content = model_cfg if isinstance(model_cfg, dict) else {}
     content = {**content, "preprocess_cfg": preprocess_cfg}
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict, "preprocess_cfg": dict}
@@ -134,7 +136,6 @@ def check_configuration(model_cfg: object, preprocess_cfg: object, model: str, f
             "expected embed_dim (a number), vision_cfg and text_cfg (objects)"
         )
     _check_preprocessing(preprocess_cfg, model, flag)
-    check_sources(model_cfg, model, flag)
 
 
 def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:

@@ -48,15 +48,12 @@ OPENS_OTHERS = re.compile(r"auto_map|quantization_config|\w*_implementation|back
 
 
 def check_sources(model_cfg: dict, model: str, flag: str) -> None:
-    """Raises InputError for a model_cfg that could run code, download, or read files outside of the
-    model's folder.
+    """Raises InputError for a model_cfg of a file, a folder or a repository that could run code,
+    download, or read files outside of the model's folder.
 
-    The models that OpenCLIP has by name are trusted. The names of Hugging Face repositories are
-    accepted if those models contain them, if `model` is hf-hub: and that name, or if the user has
-    downloaded the repository.
+    The names of Hugging Face repositories are accepted if the models that OpenCLIP has by name
+    contain them, if `model` is hf-hub: and that name, or if the user has downloaded the repository.
     """
-    if not model.startswith(("local-dir:", "hf-hub:")) and not model.endswith(".json"):
-        return
     for problem in _problems(model_cfg, model):
         raise InputError(f"{flag}: {model} is not opened, because {problem}")
 
@@ -214,6 +211,7 @@ def _names_in(content: object) -> Iterator[str]:
     """Yields the names of all fields in JSON content, those of nested objects too."""
     if isinstance(content, dict):
         yield from content
-    parts = content.values() if isinstance(content, dict) else content
-    for part in parts if isinstance(content, dict | list) else ():
-        yield from _names_in(part)
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _names_in(part)

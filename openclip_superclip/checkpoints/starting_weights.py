@@ -80,8 +80,13 @@ def start_of_towers(
     Raises InputError if it would ignore --pretrained-image, or that a configuration asks for timm's
     weights.
     """
-    if whole := _whole_weights(model, pretrained, cache_dir):
+    schema, location = parse_model_name(model)
+    if whole := pretrained or _starting_file(model, None):
         return whole
+    if schema == "hf-hub":
+        with suppress(FileNotFoundError):  # the repository has none
+            download_pretrained_from_hf(location, cache_dir=cache_dir)
+            return model
     model_cfg, _ = read_configuration(model, cache_dir=cache_dir)
     vision = model_cfg["vision_cfg"]
     timm_name = vision.get("timm_model_name")
@@ -98,17 +103,6 @@ def start_of_towers(
     image = f"timm's {timm_name}" if pretrained_image else "random weights"
     text = model_cfg["text_cfg"].get("hf_model_name") or "random weights"
     return f"{image} (image) and {text} (text)"
-
-
-def _whole_weights(model: str, pretrained: str | None, cache_dir: str | None) -> str | None:
-    """Returns the file, tag, folder or repository with the weights of the whole model, or None."""
-    schema, location = parse_model_name(model)
-    whole = pretrained or _starting_file(model, None)
-    if schema == "hf-hub" and not whole:
-        with suppress(FileNotFoundError):  # the repository has none
-            download_pretrained_from_hf(location, cache_dir=cache_dir)
-            whole = model
-    return whole
 
 
 def _starting_file(model: str, pretrained: str | None) -> str | None:

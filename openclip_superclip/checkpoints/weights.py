@@ -260,28 +260,22 @@ def file_of_weights(path: Path) -> Path:
     return path
 
 
-def newest_weights(run: Path) -> Path | None:
-    """Returns the newest complete checkpoint that a run has trained, or None; epoch_latest.pt
-    may be an older one."""
-    latest, *others = own_checkpoints(run / "checkpoints")
+def checkpoint_of(path: Path) -> Path:
+    """Returns the newest complete checkpoint that the run of a folder has trained, and another path
+    unchanged; epoch_latest.pt may be an older one."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    latest, *others = own_checkpoints(path / "checkpoints")
     newest = next((file for file in others if not is_damaged(file)), None)
-    if is_damaged(latest) or (newest and _epoch(latest) < _epoch(newest)):
-        return newest
-    return latest
+    if not is_damaged(latest) and (newest is None or _epoch(latest) >= _epoch(newest)):
+        return latest
+    if newest is None:
+        raise InputError(f"{path} is a run without a complete checkpoints/epoch_N.pt")
+    return newest
 
 
 def _epoch(file: Path) -> int:
     return read_checkpoint(file, checksums=False).epoch or 0
-
-
-def checkpoint_of(path: Path) -> Path:
-    """Returns the newest complete checkpoint of a run's folder, and another path unchanged."""
-    if not (path / "checkpoints").is_dir():
-        return path
-    newest = newest_weights(path)
-    if newest is None:
-        raise InputError(f"{path} is a run without a complete checkpoints/epoch_N.pt")
-    return newest
 
 
 def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:

@@ -79,23 +79,23 @@ class Frequencies:
         mode = config.captions.replace("dual", "long")
         wanted = f"{mode} {config.long_caption}".strip()
         missing_long = f"--missing-long {config.missing_long}"
-        different = []  # what is counted, and what is read
+        different = {}  # what is read instead of what is counted
         if counted != read or not same_key:
-            different.append((self.captions, wanted))
+            different[self.captions] = wanted
         if not same_member:
-            different.append((f".{self.member}", f".{member}"))
+            different[f".{self.member}"] = f".{member}"
         if self.missing_long not in ("", config.missing_long):
-            different.append((f"--missing-long {self.missing_long}", missing_long))
+            different[f"--missing-long {self.missing_long}"] = missing_long
         if self.context not in (None, context):
-            different.append((f"{self.context} tokens", f"{context} tokens"))
+            different[f"{self.context} tokens"] = f"{context} tokens"
         if not different:
             return
         if mode != "short":
             command += f" --captions {mode} --long-caption {config.long_caption} {missing_long}"
         if member != "txt":
             command += f" --text-key {member}"
-        in_file = ", ".join(of_file for of_file, _ in different)
-        in_run = ", ".join(of_run for _, of_run in different)
+        in_file = ", ".join(different)
+        in_run = ", ".join(different.values())
         raise InputError(
             f"{what} counts '{in_file}', but the class loss reads '{in_run}': count these captions "
             f"with {command} --context {context} --out FILE"

@@ -34,12 +34,10 @@ def image_digests(paths: Sequence[str]) -> list[str]:
 
 
 def _digest(path: str) -> str:
-    if not os.path.isfile(path):  # a device may have no end, and a pipe no writer
-        return path
-    try:
-        return content_digest(Path(path))
-    except OSError:
-        return path
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):  # a device may have no end, and a pipe no writer
+            return content_digest(Path(path))
+    return path
 
 
 def held_out(
@@ -137,14 +135,20 @@ class TableSplit:
 
 
 def split_table(
-    table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
+    table: str,
+    columns: Columns,
+    fraction: float,
+    parent: Path,
+    data_flag: str,
+    out_flag: str,
+    left_out: Sequence[int] = (),
 ) -> TableSplit:
     """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is
     there.
 
     ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
     validation, so that the same call finds the same tables. Several processes may write them at
-    once.
+    once. New tables lack the rows `left_out`, counted from 1.
 
     Raises InputError, naming --val-fraction, `data_flag` or `out_flag`, before anything is written.
     """
@@ -165,6 +169,7 @@ def split_table(
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
+    rows = rows.drop([row - 1 for row in left_out])
     images = image_digests(list(map(str, rows[columns.image])))
     captions = list(map(text_of, rows[columns.caption]))
     val = rows[held_out(images, captions, fraction, "--val-fraction")]

@@ -153,7 +153,8 @@ class TableReport:
 
     num_rows: int = 0
     num_empty: int = 0  # rows without a caption
-    num_long: int = 0  # rows with a long caption, if one is read
+    # rows that training uses: only those with a long caption if the others are skipped
+    num_trained: int = 0
     num_decoded: int = 0  # images
     # row from 1, image, and why it cannot be read
     bad: list[tuple[int, str, str]] = field(default_factory=list)
@@ -169,11 +170,6 @@ class TableReport:
                 "leaves such rows out"
             )
         return self.warnings
-
-    def num_trained(self, config: Config) -> int:
-        """Returns the number of rows that training uses: only those with a long caption if the
-        others are skipped."""
-        return self.num_long if config.missing_long == "skip" else self.num_rows
 
 
 def check_table(
@@ -205,13 +201,12 @@ def check_table(
         table.warnings.append(f"{table.bad_text}; such rows are skipped")
     if table.num_empty == table.num_rows:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
-    num_kept = table.num_trained(config)
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
-    if num_kept < needed:
+    if table.num_trained < needed:
         raise InputError(
-            f"{flag}: {path}: training reads {num_kept:,} of {table.num_rows:,} rows, too few for "
-            f"--batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} rank(s); "
-            f"expected {needed:,} rows or a smaller batch"
+            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_rows:,} rows, too "
+            f"few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} "
+            f"rank(s); expected {needed:,} rows or a smaller batch"
         )
     if table.num_empty:
         table.warnings.append(
@@ -232,24 +227,24 @@ def read_table(
     """
     long_key = config.long_caption_key
     table = TableReport()
+    num_long = 0
     images = []
     for rows in chunks_of(path, columns, flag):
         names = list(rows)
         table.num_rows += len(rows)
         table.num_empty += sum(not text_of(caption) for caption in rows[columns.caption])
         if long_key:
-            table.num_long += sum(
-                has_long_caption(row, long_key) for row in rows.to_dict("records")
-            )
+            num_long += sum(has_long_caption(row, long_key) for row in rows.to_dict("records"))
         if max_decoded != 0:
             images += map(str, rows[columns.image])
     if not table.num_rows:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    if long_key and not table.num_long:
+    if long_key and not num_long:
         raise InputError(
             f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
             f"columns are {listed(names)}"
         )
+    table.num_trained = num_long if config.missing_long == "skip" else table.num_rows
     stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
     table.num_decoded = len(chosen)

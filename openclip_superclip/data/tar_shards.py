@@ -64,7 +64,7 @@ def _braces(numbers: Iterable[str]) -> str:
     ranges = []  # first and last number of each
     for number in numbers:
         first, last = ranges[-1] if ranges else ("", "")
-        is_next = last and number and len(number) == len(last) and int(number) == int(last) + 1
+        is_next = last and len(number) == len(last) and int(number) == int(last) + 1
         if is_next:
             ranges[-1] = first, number
         else:

@@ -232,20 +232,18 @@ def check_training_table(training: Training, table: str, max_decoded: int) -> tu
     """Returns warnings about a table to train on, and the number of steps; InputError if OpenCLIP
     cannot train on it."""
     options = training.options
-    config = training.config or Config()
     world_size = launched()[1]
     report = check_table(
         table,
         training.columns,
         "--train-data",
-        config=config,
+        config=training.config or Config(),
         batch_size=options.batch_size,
         world_size=world_size,
         accum_freq=training.accum_freq,
         max_decoded=max_decoded,
     )
-    num_rows = report.num_trained(config)
-    batches = batches_of_table(num_rows, options.batch_size, world_size)
+    batches = batches_of_table(report.num_trained, options.batch_size, world_size)
     return report.refuse_bad(), _steps_of_run(training, batches)
 
 

@@ -181,8 +181,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]
     columns = detect_columns(path, *given, "--data")
-    config = recipe.config
-    rows = read_table(path, columns, config, "--data").num_trained(config)
+    rows = read_table(path, columns, recipe.config, "--data").num_trained
     if rows < recipe.global_batch_size:
         raise InputError(
             f"--data: {path} has {rows:,} row(s), fewer than one global batch; expected at least "

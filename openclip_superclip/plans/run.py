@@ -266,14 +266,13 @@ class Run:
                 "warnings": table.warnings,
             }
         else:
-            shard_check = check_shards(
+            checked = check_shards(
                 self.data,
                 self._split(),
                 self.recipe.data_samples,
                 full=full,
                 long_caption=config.long_caption_key,
             )
-            checked = dataclasses.asdict(shard_check)
         checked["warnings"] += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}

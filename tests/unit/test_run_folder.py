@@ -19,7 +19,7 @@ from support.tiny_run import write_recipe
 from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.trainer_files import quarantine
-from openclip_superclip.checkpoints.weights import holds_numbers, newest_weights
+from openclip_superclip.checkpoints.weights import checkpoint_of, holds_numbers
 from openclip_superclip.commands.recipe_options import on_machines
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -196,12 +196,12 @@ def test_the_newest_weights_of_a_run_are_its_own_and_complete(other, tmp_path):
     (run / other).parent.mkdir(exist_ok=True)
     shutil.copy(folder / "epoch_9.pt", run / other)
     shutil.copy(folder / "epoch_9.pt", latest := folder / "epoch_latest.pt")
-    assert newest_weights(run) == folder / "epoch_10.pt"
+    assert checkpoint_of(run) == folder / "epoch_10.pt"
     latest.unlink()
-    assert newest_weights(run) == folder / "epoch_10.pt"
+    assert checkpoint_of(run) == folder / "epoch_10.pt"
     # an input/output error, which must not hide it
     (folder / "epoch_11.pt").symlink_to("/proc/self/mem")
-    assert newest_weights(run) == folder / "epoch_11.pt"
+    assert checkpoint_of(run) == folder / "epoch_11.pt"
     with input_error(r"^--resume latest: .*/run\[1\] is a pattern"):
         resumed_checkpoint("latest", str(run), save_most_recent=False)
 
