@@ -291,8 +291,9 @@ class NodeTraining:
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = self.folder.epoch
-            values = self.progress.values(epoch)
-            self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
+            self.folder.beat(
+                epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch)
+            )
 
     def _make_room(self) -> None:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be

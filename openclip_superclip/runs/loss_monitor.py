@@ -141,9 +141,10 @@ class RankMonitor:
             copied = torch.cuda.Event()
             copied.record()
         self.pending = step + 1, value, copied
-        if copied is None or counted.is_new_epoch():
+        ends_epoch = counted.is_new_epoch()
+        if copied is None or ends_epoch:
             self._check_pending()
-        if counted.is_new_epoch():
+        if ends_epoch:
             self.check_data(epoch)
         return losses
 

@@ -1,8 +1,8 @@
 """Some minutes of a run on its own machines: uninterrupted, then stopped and resumed."""
 
-import dataclasses
 import shutil
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ class InterruptedTraining(NodeTraining):
             raise Interrupted(signal.SIGUSR1)
 
 
-@dataclasses.dataclass
+@dataclass
 class Rehearsal:
     """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see.
 
@@ -134,7 +134,7 @@ class Rehearsal:
         """Returns the exit code, None if training was stopped as intended."""
         placement = self.placement
         if placement.num_nodes > 1:  # each part is a separate start of all nodes
-            placement = dataclasses.replace(
+            placement = replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
             )
         try:
@@ -170,7 +170,7 @@ def rehearsed_run(run: Run, steps: int) -> Run:
     recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
     batches = batches_of_shards(slice_samples, run.batch_size, run.world_size, run.workers)
-    return dataclasses.replace(
+    return replace(
         run,
         recipe=recipe,
         slice_samples=slice_samples,
