@@ -288,12 +288,12 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
 def _with_samples(values: dict, file: str) -> dict:
     """Returns the values with passes over the data set ("20 passes") converted to a number of
     samples."""
-    passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
+    samples = values["samples"]
+    passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(samples))
     if not passes:
-        if "pass" in str(values["samples"]):
+        if "pass" in str(samples):
             raise InputError(
-                f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 "
-                "passes'"
+                f"{file}: samples is {samples!r}; expected a number, or passes: '20 passes'"
             )
         return values
     data_samples = _typed("data_samples", values["data_samples"], file)

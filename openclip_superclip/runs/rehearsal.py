@@ -101,9 +101,10 @@ class Rehearsal:
 
     def measures(self) -> list[dict]:
         """Returns the memory and the checkpoints that each uninterrupted rank has measured."""
-        (first,) = self._part(UNINTERRUPTED).path.glob("ranks/*/rank_0.measures.json")
+        folder = self._part(UNINTERRUPTED)
+        logs = folder.path / folder.attempts[-1]["ranks"]
         ranks = range(self.run.world_size)
-        return [read_json(first.with_name(f"rank_{rank}.measures.json")) for rank in ranks]
+        return [read_json(logs / f"rank_{rank}.measures.json") for rank in ranks]
 
     def speeds(self) -> list[tuple[float, float]]:
         """Returns samples a second and the fraction of time spent waiting for data, of the

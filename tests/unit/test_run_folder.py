@@ -262,7 +262,7 @@ def start(folder, job=None, restarts=0):
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
-    settings = Settings(unreadable_max=0.5, stage="/local", engine="torchrun")
+    settings = Settings(unreadable_max=0.5, stage="/local")
     recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
     run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings)
     RunFolder(tmp_path).write(run)
