@@ -165,6 +165,8 @@ OPTIONS = {  # fields with another name than their option
 }
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
+# fields that are OpenCLIP's flags of the same names
+SAME_FLAGS = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed")
 # OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a
 # run sets.
 RESERVED = (
@@ -175,15 +177,8 @@ RESERVED = (
     "batch-size",
     "accum-freq",
     "epochs",
-    "lr",
-    "beta1",
-    "beta2",
-    "eps",
-    "wd",
-    "warmup",
+    *SAME_FLAGS,
     "lr-scheduler",
-    "precision",
-    "seed",
     "workers",
     "device",
     "logs",
