@@ -183,10 +183,11 @@ class SlurmJob:
         try:
             done = _call(*self.command(dependency), env=environment)
         except OSError as error:
-            is_missing = isinstance(error, FileNotFoundError)
-            problem = "was not found" if is_missing else f"cannot be started ({error.strerror})"
+            reason = "was not found here"
+            if not isinstance(error, FileNotFoundError):
+                reason = f"cannot be started here ({error.strerror})"
             raise InputError(
-                f"sbatch {problem} here: submit on a login node, with sbatch "
+                f"sbatch {reason}: submit on a login node, with sbatch "
                 f"{shlex.quote(str(self.file))}"
             ) from error
         if done.returncode:
