@@ -7,7 +7,14 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
 from ..lab.audit import SORTED_BY
-from .shared_options import add_columns, add_model_options, add_number, columns_of, from_options
+from .shared_options import (
+    add_columns,
+    add_folder,
+    add_model_options,
+    add_number,
+    columns_of,
+    from_options,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +51,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         required=True,
     )
-    add("--out", "folder for the results", type=Path, required=True, metavar="DIR")
+    add_folder(parser, "--out", "folder for the results", required=True)
     add_columns(parser)
     add(
         "--by",

@@ -10,7 +10,7 @@ from ..files import check_results, make_folder
 from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
 from ..lab.studies.study_training import run_study
 from ..runs.signals import stopped_by_signals
-from .shared_options import add_count, add_number, add_switch
+from .shared_options import add_count, add_folder, add_number, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -75,11 +75,10 @@ def _parse(argv: list[str]) -> Namespace:
         type=Path,
         default=Path("demo"),
     )
-    parser.option(
+    add_folder(
+        parser,
         "--write-evaluation",
         "only write the held-out scenes, as data sets for superclip evaluate",
-        type=Path,
-        metavar="DIR",
     )
     add_switch(parser, "--data-only", "only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)

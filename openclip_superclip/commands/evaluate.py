@@ -4,12 +4,11 @@ by side."""
 import argparse
 import math
 import shlex
-from pathlib import Path
 
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr
 from ..extras import require
-from .shared_options import add_number, add_switch, from_options
+from .shared_options import add_folder, add_number, add_switch, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         metavar="CHECKPOINT",
     )
-    add("--data", "folder of data sets: DIR/imagenet1k, …", type=Path, required=True, metavar="DIR")
+    add_folder(parser, "--data", "folder of data sets: DIR/imagenet1k, …", required=True)
     add(
         "--suite",
         "zeroshot: CLIP_benchmark's 38 data sets for classification; retrieval: COCO and "
@@ -88,12 +87,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "params.txt)",
         "--architecture",
     )
-    add(
+    add_folder(
+        parser,
         "--out",
         "folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else "
         "evaluation); existing results are reused",
-        type=Path,
-        metavar="DIR",
     )
     add("--device", "device of the models (default: cuda if there is a GPU)")
     add(

@@ -12,7 +12,7 @@ from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
 from ..runs.slurm import Placement, SlurmRequest
-from .shared_options import add_columns, add_count, add_switch, from_options
+from .shared_options import add_columns, add_count, add_folder, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
 # options of sbatch that are passed on unchanged
@@ -126,7 +126,7 @@ def add_split_options(parser: ArgumentParser) -> None:
 def add_run_options(parser: Parser, *, here: bool) -> None:
     """Adds the common options of `superclip run` and `superclip submit`."""
     add_recipe_options(parser, here=here)
-    parser.option("--out", "folder of the run (default: runs/NAME)", type=Path, metavar="DIR")
+    add_folder(parser, "--out", "folder of the run (default: runs/NAME)")
     add_settings(parser, "engine", *RUN_SETTINGS)
 
 

@@ -4,7 +4,6 @@ run."""
 import shlex
 import shutil
 import statistics
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Parser, at_least, to_stderr
@@ -14,7 +13,7 @@ from ..rendering import bytes_text, significant
 from ..runs.signals import Stopped, stopped_by_signals
 from ..runs.slurm import find_placement
 from .recipe_options import add_recipe_options, add_settings, opened_run
-from .shared_options import add_number
+from .shared_options import add_folder, add_number
 
 if TYPE_CHECKING:
     from ..runs.rehearsal import Rehearsal
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
     )
     add_recipe_options(parser, here=True)
     add_settings(parser, "engine")
-    parser.option("--out", "new folder (default: runs/NAME-rehearsal)", type=Path, metavar="DIR")
+    add_folder(parser, "--out", "new folder (default: runs/NAME-rehearsal)")
     add_number(parser, "--steps", 100, "steps of each of two slices, which are trained twice", "N")
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)

@@ -13,6 +13,7 @@ from ..lab.reports.published_record import write_record
 from ..lab.reports.reported_run import MISSING, ReportedRun, read_run
 from ..plans.recipe import METHODS
 from ..rendering import run_names
+from .shared_options import add_folder
 
 
 def main(argv: list[str]) -> int:
@@ -71,19 +72,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         metavar="RUN",
     )
-    add(
-        "--out",
-        "output folder (default: %(default)s)",
-        type=Path,
-        default=Path("report"),
-        metavar="DIR",
-    )
-    add(
+    add_folder(parser, "--out", "output folder (default: %(default)s)", default=Path("report"))
+    add_folder(
+        parser,
         "--record",
         "instead of the page, write DIR/RUN/record.json for each finished run: recipe, "
         "versions, device, scores",
-        type=Path,
-        metavar="DIR",
     )
     add("--title", "title of the page (default: the methods of the runs)")
     return parser.parse_args(argv)

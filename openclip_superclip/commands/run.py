@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
                 if placement.node == 0:
                     raise
                 to_stderr(f"error: {error}")
-                is_users = Failure.of("superclip run", error).kind == USER
+                is_users = Failure.of(error).kind == USER
                 return EXIT_REFUSED if is_users else 1
             finally:
                 # srun's signal after another node has ended must not change the exit code

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import InputError, Parser, at_least, no_effect
-from .shared_options import add_columns, add_count, add_number, columns_of
+from .shared_options import add_columns, add_count, add_folder, add_number, columns_of
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +76,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default="",
         metavar="KEY",
     )
-    add("--images", "folder of COCO's images (default: the JSON's)", type=Path, metavar="DIR")
+    add_folder(parser, "--images", "folder of COCO's images (default: the JSON's)")
     add_number(
         parser,
         "--val-share",

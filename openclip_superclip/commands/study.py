@@ -3,7 +3,6 @@
 import dataclasses
 import shlex
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.trainer_files import RECORD
@@ -14,25 +13,12 @@ from ..extras import require
 from ..files import is_own
 from ..flags import DataConfig
 from . import recipe_options as shared
-from .shared_options import add_count, add_switch, from_options
+from .shared_options import add_count, add_folder, add_switch, from_options
 
 if TYPE_CHECKING:
     from ..lab.studies.study_call import StudyCall, StudyOptions
 
 VAL_FRACTION = 0.2
-
-OF_SLURM = (  # options that need --slurm
-    "nodes",
-    "gpus_per_node",
-    "gpu_type",
-    *shared.NAMED,
-    "cpus_per_node",
-    "sbatch",
-    "setup",
-    "skip_data_check",
-    "gpu_batch_max",
-    "workers",
-)
 
 
 def main(argv: list[str]) -> int:
@@ -174,12 +160,11 @@ def _parse(argv: list[str]) -> Namespace:
         type=float,
         metavar="FRACTION",
     )
-    add("--out", "folder of runs and results (default: studies/NAME)", type=Path, metavar="DIR")
-    add(
+    add_folder(parser, "--out", "folder of runs and results (default: studies/NAME)")
+    add_folder(
+        parser,
         "--runs",
         "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
-        type=Path,
-        metavar="DIR",
     )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
@@ -193,9 +178,10 @@ def _parse(argv: list[str]) -> Namespace:
             "superclip study: expected a STUDY, a file or a name from superclip study --list"
         )
     at_least(options, seeds=1, jobs=1)
-    for name in OF_SLURM:
-        if not options.slurm and getattr(options, name) not in (None, False):
-            raise InputError(f"{shared.flag_of(name)} applies to SLURM's jobs: add --slurm")
+    for action in slurm._group_actions:
+        needs_slurm = action.dest != "dry_run" and not options.slurm
+        if needs_slurm and getattr(options, action.dest) not in (None, False):
+            raise InputError(f"{action.option_strings[0]} applies to SLURM's jobs: add --slurm")
     if options.only and (options.slurm or options.jobs):
         raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options

@@ -69,7 +69,7 @@ def make_run(
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_start_once(check_command(run.openclip_arguments()))
-    flags = run.recipe.flags
+    flags = recipe.flags
     if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
         run.warnings.append(
             "--patience and flags.imagenet-val: a run that stops early may not have measured its "

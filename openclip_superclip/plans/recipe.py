@@ -165,6 +165,8 @@ OPTIONS = {  # fields with another name than their option
 }
 COLUMN_FLAGS = ("csv-separator", "csv-img-key", "csv-caption-key")  # in the order of Columns
 
+# fields that are OpenCLIP's flags of the same names
+SAME_FLAGS = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed")
 # OpenCLIP's flags that a plan derives from the recipe's other fields and the machines, or that a
 # run sets.
 RESERVED = (
@@ -175,15 +177,8 @@ RESERVED = (
     "batch-size",
     "accum-freq",
     "epochs",
-    "lr",
-    "beta1",
-    "beta2",
-    "eps",
-    "wd",
-    "warmup",
+    *SAME_FLAGS,
     "lr-scheduler",
-    "precision",
-    "seed",
     "workers",
     "device",
     "logs",
@@ -288,12 +283,12 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
 def _with_samples(values: dict, file: str) -> dict:
     """Returns the values with passes over the data set ("20 passes") converted to a number of
     samples."""
-    passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(values["samples"]))
+    samples = values["samples"]
+    passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(samples))
     if not passes:
-        if "pass" in str(values["samples"]):
+        if "pass" in str(samples):
             raise InputError(
-                f"{file}: samples is {values['samples']!r}; expected a number, or passes: '20 "
-                "passes'"
+                f"{file}: samples is {samples!r}; expected a number, or passes: '20 passes'"
             )
         return values
     data_samples = _typed("data_samples", values["data_samples"], file)

@@ -18,7 +18,7 @@ from ..data.tar_shards import expand
 from ..environment import kept
 from ..errors import InputError, at_least, reason
 from ..files import content_digest, json_or_empty, read_json
-from .recipe import Recipe
+from .recipe import SAME_FLAGS, Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -198,7 +198,6 @@ class Run:
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        same = ("lr", "warmup", "beta1", "beta2", "eps", "wd", "precision", "seed")
         tables = self.is_table or is_table(recipe.flags.get("val-data"))
         values = {
             "model": openclip_name(recipe.model),
@@ -211,7 +210,7 @@ class Run:
             "accum-freq": self.accum_freq,
             "workers": self.workers,
             "lr-scheduler": recipe.schedule,
-            **{name: getattr(recipe, name) for name in same},
+            **{name: getattr(recipe, name) for name in SAME_FLAGS},
             "device": self.device,
             "horovod": self.settings.engine == "horovod",
             **recipe.flags,

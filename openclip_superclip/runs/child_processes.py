@@ -46,7 +46,8 @@ class Start:
     @property
     def ranks(self) -> range:
         """The ranks of this node."""
-        return range(self.node * self.run.gpus_per_node, (self.node + 1) * self.run.gpus_per_node)
+        first = self.node * self.run.gpus_per_node
+        return range(first, first + self.run.gpus_per_node)
 
     def save(self) -> None:
         write_json(self.file, {**vars(self), "run": self.run.as_json(), "logs": str(self.logs)})

@@ -4,7 +4,6 @@ its state."""
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..checkpoints.began_with import NAME, changed_data, versions_of_run
@@ -55,11 +54,11 @@ def current_state(run: Path) -> dict:
     return {**state, "state": LOST, "error": f"{problem}: {last}"}
 
 
-def recorded_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def recorded_environment() -> dict[str, str]:
     """Returns the variables that influence a run, without secrets."""
     return {
         name: value
-        for name, value in sorted(environment.items())
+        for name, value in sorted(os.environ.items())
         if RECORDED.match(name) and not SECRET.search(name)
     }
 
@@ -78,10 +77,11 @@ class RunFolder:
         # OpenCLIP needs its name
         self.path = path if path.name not in ("", "..") else path.resolve()
         self.checkpoints = self.path / "checkpoints"
+        self.state_file = self.path / "state.json"
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return json_or_empty(self.path / "state.json")
+        return json_or_empty(self.state_file)
 
     @property
     def is_finished(self) -> bool:
@@ -104,7 +104,7 @@ class RunFolder:
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
         written; a run has written state.json even if run.json is damaged."""
-        if is_own(self.path / "state.json", '"heartbeat"'):
+        if is_own(self.state_file, '"heartbeat"'):
             return
         first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
         check_results(self.path, (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
@@ -224,16 +224,16 @@ class RunFolder:
     def beat(self, **values) -> None:
         """Writes into state.json that the run is alive, and its progress."""
         state = {"state": RUNNING, **self.state(), "heartbeat": current_time(), **values}
-        write_json(self.path / "state.json", state)
+        write_json(self.state_file, state)
 
     def note_refusal(self, error: str) -> None:
         """Writes into state.json that a start was refused; the run's own state stays."""
         refused = {"since": current_time(), "error": error}
-        write_json(self.path / "state.json", {**self.state(), "refused": refused})
+        write_json(self.state_file, {**self.state(), "refused": refused})
 
     def end(self, state: str, error: str | None = None, then: Decision = ENDS) -> None:
         """Writes how this start of the run ended and, if the run continues, how."""
-        self._write_state(state, error, then)
+        self._write_state(state, error=error, next=then.next, without=then.without)
         attempts = self.attempts or [{}]
         attempts[-1] |= {
             "ended": current_time(),
@@ -248,9 +248,7 @@ class RunFolder:
             if not is_full(full):
                 raise
 
-    def _write_state(
-        self, state: str, error: str | None = None, then: Decision = ENDS, **values
-    ) -> None:
+    def _write_state(self, state: str, **values) -> None:
         """Writes state.json at the begin or the end of a start, on a full disk in place."""
         content = self.state()
         content.pop("refused", None)
@@ -259,18 +257,18 @@ class RunFolder:
             "since": current_time(),
             "heartbeat": current_time(),
             "expected_end": None,
-            "error": error,
-            "next": then.next,
-            "without": then.without,
+            "error": None,
+            "next": None,
+            "without": None,
             "epoch": self.epoch,
             **values,
         }
         try:
-            write_json(self.path / "state.json", content)
+            write_json(self.state_file, content)
         except OSError as full:
             if not is_full(full):
                 raise
-            with open(self.path / "state.json", "r+") as opened:
+            with open(self.state_file, "r+") as opened:
                 opened.write(json_text(content))
                 opened.truncate()
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -36,7 +36,7 @@ from .recovery import (
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
 from .staging import Staging
-from .start_checks import accepts_changes, check_disk, check_starts, checked_start
+from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
 
 RESUME = ("--resume", "latest", "--save-frequency", "1")
@@ -94,12 +94,12 @@ class NodeTraining:
             measures=measures,
         )
         self.progress = Progress(run, self.logs)
-        self.unreadable = UnreadableData(run, path / "ranks", self.logs.name)
+        self.unreadable = UnreadableData(run, self.logs)
         self.output = AddedLines()
         self.last_beat = 0.0
         self.last_epoch = None  # of the newest checkpoint
         self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
-        self.failures: list[Failure] = []  # of this node's ranks
+        self.failures = []  # of this node's ranks
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
@@ -108,9 +108,9 @@ class NodeTraining:
         if self.folder.is_finished:
             return 0
         try:
-            failures = self._run_ranks(lambda: None)
+            failures = self._run_ranks()
         except (InputError, OSError) as error:  # about this node's disk
-            failures = [Failure.of("superclip run", error)]
+            failures = [Failure.of(error)]
             with contextlib.suppress(OSError):
                 failures[0].write(self.logs / f"node_{self.placement.node}.error.json")
         if not failures:
@@ -119,24 +119,25 @@ class NodeTraining:
         to_stderr(f"superclip run: {first_failure(failures).text}")
         return 1
 
-    def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
+    def _run_ranks(self) -> list[Failure]:
         """Runs this node's ranks to their end, after staging the first slice and waiting for the
         other nodes to do so; returns their failures."""
         self.logs.mkdir(parents=True, exist_ok=True)
         with self.staging or contextlib.nullcontext():
             while self.staging and not self.staging.first.is_set():
-                each_second()
+                self._each_second()
                 time.sleep(0.5)
             self.start.save()
             # NCCL waits ten minutes at most until every node has checked and copied its data
             while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
-                each_second()
+                self._each_second()
                 time.sleep(1)
             self.progress.last_step = time.monotonic()  # what came before was not a stall
-            return run_ranks(self.start, each_second)
+            return run_ranks(self.start, self._each_second)
 
     def _first_node(self) -> int:
         folder = self.folder
+        accepts = self.accepts_changes
         with lock(folder.path / "lock", self.placement):
             try:
                 if folder.is_finished:
@@ -144,18 +145,17 @@ class NodeTraining:
                     folder.check_data("give --out another folder", self.run.data)
                     print(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
-                values = checked_start(self.run, folder, accepts=self.accepts_changes)
+                values = checked_start(self.run, folder, accepts=accepts)
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
             for path in quarantine(folder.checkpoints, is_whole, "damaged"):
                 self._log(f"{path.stem} is damaged and was renamed to {path.name}")
-            accepts = self.accepts_changes
             folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
             try:
                 return self._train_and_record()
             except Exception as error:
-                message = Failure.of("superclip run", error).message
+                message = Failure.of(error).message
                 folder.end(FAILED, f"{message}{self.full_disk}")
                 raise
 
@@ -163,8 +163,7 @@ class NodeTraining:
         """Trains, records the end, and returns the exit code; raises Stopped if a signal ends it
         that no failure preceded."""
         try:
-            check_starts(self.folder)
-            check_disk(self.run, self.folder)
+            check_can_save(self.run, self.folder)
             with self._beating():  # a check may take longer than STALE
                 checked = accepted_data(self.run, "run")
             self.folder.note(data_check=checked)
@@ -190,18 +189,18 @@ class NodeTraining:
     def _train(self) -> Failure | None:
         """Trains to the end, and returns the failure that caused the others."""
         try:
-            self.failures = self._run_ranks(self._each_second)
+            self.failures = self._run_ranks()
         except Stalled as stalled:
             return Failure("", str(stalled), kind=HARDWARE, host="")
         except BrokenPipeError:  # of the output
             raise
         except OSError as error:
             self._make_room()
-            return Failure.of("superclip run", error)
+            return Failure.of(error)
         if self.failures:
             self._make_room()  # this node's ranks, which may have been saving, have ended
             return self._cause(PATIENCE)
-        self._each_second()
+        self._watch()
         epoch = self.folder.epoch
         last = self.run.num_slices
         if epoch < last:
@@ -213,6 +212,11 @@ class NodeTraining:
         return None
 
     def _each_second(self) -> None:
+        """Called while this node's ranks run; raises an exception if they must end."""
+        if self.placement.node == 0:
+            self._watch()
+
+    def _watch(self) -> None:
         """Records the progress, prints the output of rank 0, removes old checkpoints, and raises an
         exception if the run must end."""
         self.progress.look()
@@ -257,8 +261,9 @@ class NodeTraining:
         self._beat()
         if failure is None:
             folder.end(FINISHED)
-            last = f"{folder.checkpoints}/epoch_{folder.epoch}.pt"
-            print(f"superclip run: finished; {last}", flush=True)
+            print(
+                f"superclip run: finished; {folder.checkpoints}/epoch_{folder.epoch}.pt", flush=True
+            )
             if best := best_epoch(folder.path):
                 export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
                 print(f"superclip run: {best}; {export} exports it", flush=True)
@@ -286,8 +291,9 @@ class NodeTraining:
         self.last_beat = time.monotonic()
         with contextlib.suppress(OSError):  # on a full disk, which the rank that fills it reports
             epoch = self.folder.epoch
-            values = self.progress.values(epoch)
-            self.folder.beat(epoch=epoch, unreadable=self.unreadable.look(), **values)
+            self.folder.beat(
+                epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch)
+            )
 
     def _make_room(self) -> None:
         """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be

@@ -59,11 +59,18 @@ def _take_flock(file: BinaryIO, path: Path) -> bool | None:
     a process that it has forked may hold the lock until it ends."""
     deadline = time.monotonic() + 10
     while (is_free := take_lock(file)) is False and time.monotonic() < deadline:
-        other = json_or_empty(path)
-        if other.get("host") != socket.gethostname() or is_running(other.get("pid")):
+        if not killed_owner(path):
             break
         time.sleep(0.1)
     return is_free
+
+
+def killed_owner(path: Path) -> dict:
+    """Returns the owner in a lock's file if it is a process of this machine that has ended, else
+    {}."""
+    owner = json_or_empty(path)
+    is_killed = owner.get("host") == socket.gethostname() and not is_running(owner.get("pid"))
+    return owner if is_killed else {}
 
 
 def _created(path: Path, owner: dict) -> bool:

@@ -1,17 +1,34 @@
-"""A rank's loss: counts its steps, and ends the run before non-finite weights are saved."""
+"""A rank's monitor: counts its steps, and ends the run before non-finite weights, or too much
+unreadable data, are saved."""
 
 import contextlib
+import faulthandler
 import math
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ..checkpoints.validation import why_stopped_early
+from ..hooks import hookimpl
+from ..method.distributed import begin_sum
+from .child_processes import Start
+from .progress import FIRST_STEP, STEPS
+from .staging import StagedShards
+from .unreadable import too_much_unreadable, unreadable_of_slice
+
 
 class NonFiniteLoss(Exception):
     """The loss is NaN or infinite, and so are all weights after the step."""
+
+
+class TooMuchUnreadable(Exception):
+    """The ranks could not read more of a slice than --unreadable-max allows."""
+
+
+class StoppedEarly(Exception):
+    """Validation has not improved for --patience epochs."""
 
 
 class CountedSteps:
@@ -38,41 +55,84 @@ class CountedSteps:
         return self.calls % self.calls_of_epoch == 0
 
 
-class LossMonitor:
-    """OpenCLIP's loss, which raises NonFiniteLoss within two steps of the first non-finite one.
+class RankMonitor:
+    """An OpenCLIP plugin that monitors the loss and the data that this rank cannot read.
 
-    A GPU does not wait for this: a step's loss is checked at the next step. Only the last loss of
-    an epoch is checked at once, and so is the epoch's data by `check_data`, because a checkpoint
-    follows.
+    It replaces the loss by itself, and raises NonFiniteLoss within two steps of the first
+    non-finite one. A GPU does not wait for this: a step's loss is checked at the next step. Only
+    the last loss of an epoch is checked at once, and so is the epoch's data, because a checkpoint
+    follows. Staged copies of shards are read instead of the shards.
     """
 
-    loss: Callable  # of OpenCLIP
-
-    def __init__(self, counted: CountedSteps, steps_file: Path | None = None):
-        self.counted = counted
-        self.file = None  # for the completed steps, which rank 0 writes
-        if steps_file is not None:
-            self.file = os.open(steps_file, os.O_WRONLY | os.O_CREAT, 0o644)
+    def __init__(self, start: Start, rank: int):
+        self.run = start.run
+        self.logs = start.logs
+        self.rank = rank
+        self.staged = StagedShards(Path(start.staged)) if start.staged else None
+        self.counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
+        self.steps_file = None  # for the completed steps
+        if rank == 0:
+            self.steps_file = os.open(self.logs / STEPS, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.loss = None  # OpenCLIP's, and its device
+        self.device = None
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
+        self.shared_epoch = None  # OpenCLIP's, of shards: data-loading workers see it
+        self.unreadable = self.logs / f"unreadable_{rank}.jsonl"
+        self._dump_stacks_later(FIRST_STEP)
 
-    def each_step(self, device: torch.device) -> None:
-        """Called with each loss, before it is counted."""
+    def _dump_stacks_later(self, least: float = 0) -> None:
+        """Makes this process write the Python stacks of its threads after --stall-minutes, `least`
+        at least, unless it is called again."""
+        minutes = self.run.settings.stall_minutes
+        if minutes:
+            faulthandler.dump_traceback_later(60 * max(minutes, least))
 
-    def check_data(self, epoch: int, device: torch.device) -> None:
-        """Called at the end of each epoch."""
+    def listing_unreadable(self):
+        """A context in which the data that cannot be read is listed in a file of this rank."""
+        from ..openclip.data import listing_unreadable
+
+        epoch = self.counted.epoch if self.run.is_table else self.epoch_of_shards
+        return listing_unreadable(self.unreadable, epoch, self.staged.name if self.staged else str)
+
+    def epoch_of_shards(self) -> int:
+        return self.shared_epoch.get_value()
+
+    @hookimpl(tryfirst=True)
+    def open_clip_check_options(self, args):
+        args.images_checked = True  # before the ranks started, with --unreadable-max
+
+    @hookimpl(wrapper=True)
+    def open_clip_data_order(self, args, shared_epoch):
+        self.shared_epoch = shared_epoch
+        order = yield
+        if order is None or self.staged is None:
+            return order
+        shards, samples = order
+        return lambda names: self.staged.shards(shards(names)), samples
+
+    @hookimpl(wrapper=True)
+    def open_clip_create_loss(self, args):
+        from open_clip import create_loss
+
+        loss = yield
+        self.loss = loss or create_loss(args)
+        self.device = args.device
+        self.counted.resume(args.resume)
+        return self
 
     def __call__(self, *args, **kwargs):
         losses = self.loss(*args, **kwargs)
         total = sum(losses.values())
-        self.each_step(total.device)
+        self._dump_stacks_later()
+        self.check_validation()
         counted = self.counted
         epoch = counted.epoch()
         step = counted.step()
         counted.calls += 1
-        if self.file is not None:
+        if self.steps_file is not None:
             # on a full disk, which the rank that fills it reports
             with contextlib.suppress(OSError):
-                os.pwrite(self.file, f"{step:>20}".encode(), 0)
+                os.pwrite(self.steps_file, f"{step:>20}".encode(), 0)
         self._check_pending()
         value = total.detach()
         copied = None
@@ -81,11 +141,23 @@ class LossMonitor:
             copied = torch.cuda.Event()
             copied.record()
         self.pending = step + 1, value, copied
-        if copied is None or counted.is_new_epoch():
+        ends_epoch = counted.is_new_epoch()
+        if copied is None or ends_epoch:
             self._check_pending()
-        if counted.is_new_epoch():
-            self.check_data(epoch, total.device)
+        if ends_epoch:
+            self.check_data(epoch)
         return losses
+
+    def check_validation(self) -> None:
+        """Raises StoppedEarly on all ranks if rank 0, which measures, finds no improvement.
+
+        Collective with --patience."""
+        patience = self.run.settings.patience
+        if patience and self.counted.is_new_epoch():
+            folder = self.logs.parents[1]
+            is_over = self.rank == 0 and bool(why_stopped_early(folder, patience))
+            if any(self._sum(int(is_over))):
+                raise StoppedEarly
 
     def _check_pending(self) -> None:
         if self.pending is None:
@@ -96,3 +168,18 @@ class LossMonitor:
             copied.synchronize()
         if not math.isfinite(value.item()):
             raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
+
+    def check_data(self, epoch: int) -> None:
+        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.
+
+        Collective."""
+        counts = self._sum(*unreadable_of_slice(self.unreadable, epoch))
+        for problem in too_much_unreadable(self.run, epoch, *counts, shards={}):
+            raise TooMuchUnreadable(problem)
+
+    def _sum(self, *numbers: int) -> list[int]:
+        """Returns each number, summed over the ranks. Collective."""
+        sums = torch.tensor(numbers, device=self.device)
+        if self.run.world_size > 1:
+            sums = begin_sum(sums, "superclip run")()
+        return sums.tolist()

@@ -1,13 +1,12 @@
 """Whether a node or a run was lost without an error: closed connections, processes, heartbeats."""
 
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import is_running, json_or_empty
+from .lock import killed_owner
 from .recovery import CONNECTION, LOST, Failure, failures, first_failure
 
 PATIENCE = 20  # seconds for which the node that closed a connection may report why
@@ -42,8 +41,7 @@ def cause(
 
 def why_gone(run: Path) -> str | None:
     """Returns why the process that trains into a folder is gone, None if it may be alive."""
-    owner = json_or_empty(run / "lock")
-    if owner.get("host") == socket.gethostname() and not is_running(owner.get("pid")):
+    if owner := killed_owner(run / "lock"):
         return f"process {owner.get('pid')} on {owner['host']} is gone"
     return "no heartbeat" if _age(run / "state.json") > STALE else None
 

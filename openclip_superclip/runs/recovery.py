@@ -61,7 +61,7 @@ class Failure:
     timestamp: float = field(default_factory=time.time)
 
     @staticmethod
-    def of(who: str, error: Exception, traceback: str = "") -> "Failure":
+    def of(error: Exception, who: str = "superclip run", traceback: str = "") -> "Failure":
         """Returns the failure that an exception on this machine describes, now; an InputError has
         no traceback."""
         if isinstance(error, InputError):
@@ -98,7 +98,7 @@ def kind_of(message: str) -> str:
     return HARDWARE if OF_HARDWARE.search(message) or OF_NODES.search(message) else USER
 
 
-def exit_failure(rank: int, exit_code: int, output: str = "") -> Failure:
+def exit_failure(rank: int, exit_code: int, output: str) -> Failure:
     """Returns the failure that the exit code of a rank shows; the end of its output shows whether
     NCCL's watchdog has ended it because of its own GPU."""
     who = f"rank {rank}"

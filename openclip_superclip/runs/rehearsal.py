@@ -1,9 +1,8 @@
 """Some minutes of a run on its own machines: uninterrupted, then stopped and resumed."""
 
-import dataclasses
 import shutil
 import signal
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from ..plans.run import Run
 from .folder import RunFolder
 from .launcher import NodeTraining
 from .progress import read_log
-from .recovery import Failure
 from .signals import Stopped
 from .slurm import Placement
 
@@ -36,16 +34,13 @@ class Interrupted(Stopped):
 class InterruptedTraining(NodeTraining):
     """Stops itself in the second slice."""
 
-    def _run_ranks(self, each_second: Callable[[], None]) -> list[Failure]:
-        def interrupting() -> None:
-            each_second()
-            if self.folder.epoch == 1:
-                raise Interrupted(signal.SIGUSR1)
-
-        return super()._run_ranks(interrupting)
+    def _each_second(self) -> None:
+        super()._each_second()
+        if self.folder.epoch == 1:
+            raise Interrupted(signal.SIGUSR1)
 
 
-@dataclasses.dataclass
+@dataclass
 class Rehearsal:
     """A rehearsal of a run made by `rehearsed_run`, in a new folder that all nodes see.
 
@@ -54,7 +49,6 @@ class Rehearsal:
     run: Run
     placement: Placement
     folder: Path
-    logs: dict = dataclasses.field(default_factory=dict)  # of the ranks, by part
 
     def check_folder(self) -> None:
         """Raises InputError if the folder contains a rehearsal that is not of an earlier start
@@ -77,7 +71,7 @@ class Rehearsal:
         # other nodes fail when the ranks of the first one are stopped
         if code and self.placement.node == 0:
             return code
-        if code == 0 or RunFolder(self._path(INTERRUPTED)).epoch == SLICES:
+        if code == 0 or self._part(INTERRUPTED).epoch == SLICES:
             raise InputError(
                 f"--steps: training ended before its second slice of {self.run.slice_steps} steps "
                 "could be stopped; give more, or the recipe fewer slices if its own are that short"
@@ -107,7 +101,8 @@ class Rehearsal:
 
     def measures(self) -> list[dict]:
         """Returns the memory and the checkpoints that each uninterrupted rank has measured."""
-        logs = self.logs[UNINTERRUPTED]
+        folder = self._part(UNINTERRUPTED)
+        logs = folder.path / folder.attempts[-1]["ranks"]
         ranks = range(self.run.world_size)
         return [read_json(logs / f"rank_{rank}.measures.json") for rank in ranks]
 
@@ -119,7 +114,7 @@ class Rehearsal:
         """
         batch = self.run.global_batch_size
         speeds = []
-        for point in read_log(self._path(UNINTERRUPTED) / "out.log"):
+        for point in read_log(self._part(UNINTERRUPTED).path / "out.log"):
             step = point["samples"] % point["epoch_samples"] or point["epoch_samples"]
             if step > self.run.slice_steps // 4 * batch:
                 speed = point["samples_per_second"]
@@ -129,34 +124,34 @@ class Rehearsal:
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints of both parts, after the report has read them."""
         for name in (UNINTERRUPTED, INTERRUPTED):
-            shutil.rmtree(self._path(name) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self._part(name).checkpoints, ignore_errors=True)
 
-    def _path(self, name: str) -> Path:
+    def _part(self, name: str) -> RunFolder:
+        """Returns the folder of a part of this start."""
         restarts = self.placement.restarts
-        return self.folder / (f"{name}-{restarts}" if restarts else name)
+        return RunFolder(self.folder / (f"{name}-{restarts}" if restarts else name))
 
     def _train(self, name: str, part: int, kind: type[NodeTraining] = NodeTraining) -> int | None:
         """Returns the exit code, None if training was stopped as intended."""
-        folder = RunFolder(self._path(name))
         placement = self.placement
         if placement.num_nodes > 1:  # each part is a separate start of all nodes
-            placement = dataclasses.replace(
+            placement = replace(
                 placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
             )
-        training = kind(self.run, placement, folder, measures=True)
-        self.logs[name] = training.logs
         try:
-            return training.train()
+            return kind(self.run, placement, self._part(name), measures=True).train()
         except Interrupted:
             return None
 
     def _losses(self, name: str) -> dict[int, float]:
         """Returns the losses by the samples that were seen."""
-        return {point["samples"]: point["loss"] for point in read_log(self._path(name) / "out.log")}
+        return {
+            point["samples"]: point["loss"] for point in read_log(self._part(name).path / "out.log")
+        }
 
     def _equal_weights(self, epoch: int) -> bool:
         ours, theirs = (
-            read_checkpoint(self._path(name) / f"checkpoints/epoch_{epoch}.pt").weights
+            read_checkpoint(self._part(name).checkpoints / f"epoch_{epoch}.pt").weights
             for name in (INTERRUPTED, UNINTERRUPTED)
         )
         return ours.keys() == theirs.keys() and all(
@@ -176,7 +171,7 @@ def rehearsed_run(run: Run, steps: int) -> Run:
     recipe = Recipe.of(values, run.recipe.file, run.recipe.name)
     slice_samples = min(steps * run.global_batch_size, run.slice_samples)
     batches = batches_of_shards(slice_samples, run.batch_size, run.world_size, run.workers)
-    return dataclasses.replace(
+    return replace(
         run,
         recipe=recipe,
         slice_samples=slice_samples,

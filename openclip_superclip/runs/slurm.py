@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,8 +134,9 @@ def time_left() -> float | None:
 def my_jobs() -> dict[str, QueuedJob] | None:
     """Returns this user's jobs by their names; {} without squeue, and None if it does not
     answer."""
-    queue = _call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r")
-    if queue is None:
+    try:
+        queue = _call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r")
+    except OSError:
         return {}
     if queue.returncode:
         return None
@@ -146,20 +147,18 @@ def my_jobs() -> dict[str, QueuedJob] | None:
 def has_job(job: str) -> bool:
     """Returns whether SLURM has a job, of any user, in its queue; also true if SLURM does not
     answer."""
-    queue = _call("squeue", "--noheader", "--format=%T", "--jobs", job)
-    if queue is None:
+    try:
+        queue = _call("squeue", "--noheader", "--format=%T", "--jobs", job)
+    except OSError:
         return True
     return bool(queue.stdout.strip()) or (
         queue.returncode != 0 and "Invalid job id" not in queue.stderr
     )
 
 
-def _call(*command: str, **options) -> subprocess.CompletedProcess | None:
-    """Returns a command's exit code and output; None if it cannot be started here."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    except OSError:
-        return None
+def _call(*command: str, **options) -> subprocess.CompletedProcess:
+    """Returns a command's exit code and output; OSError if it cannot be started here."""
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @dataclass(frozen=True)
@@ -181,12 +180,16 @@ class SlurmJob:
         """Writes the script, submits the job and returns its number; InputError if that fails."""
         write_text(self.file, self.text)
         environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
-        done = _call(*self.command(dependency), env=environment)
-        if done is None:
-            file = shlex.quote(str(self.file))
+        try:
+            done = _call(*self.command(dependency), env=environment)
+        except OSError as error:
+            reason = "was not found here"
+            if not isinstance(error, FileNotFoundError):
+                reason = f"cannot be started here ({error.strerror})"
             raise InputError(
-                f"sbatch was not found here: submit on a login node, with sbatch {file}"
-            )
+                f"sbatch {reason}: submit on a login node, with sbatch "
+                f"{shlex.quote(str(self.file))}"
+            ) from error
         if done.returncode:
             raise InputError(f"sbatch refused {self.file}: {' '.join(done.stderr.split())}")
         return done.stdout.strip().partition(";")[0]
@@ -200,10 +203,10 @@ class SlurmRequest:
     device: str
     nodes: int
     gpus_per_node: int  # processes of device "cpu"
-    gpu_type: str | None = None  # SLURM's name of the GPUs
-    cpus_per_node: int | None = None  # of shared nodes
-    sbatch: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch
-    setup: Path | None = None  # a bash file that the job sources first
+    gpu_type: str | None  # SLURM's name of the GPUs
+    cpus_per_node: int | None  # of shared nodes
+    sbatch: Mapping[str, str]  # further options of sbatch
+    setup: Path | None  # a bash file that the job sources first
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""
@@ -221,15 +224,13 @@ class SlurmRequest:
 
         The folder of the script `file` contains the job's output and the copy of --setup.
         """
-        options = self._options(file, name, number="%A_%a" if array else "%j")
+        own = {"exclusive": "", "mem": "0"}
         if self.cpus_per_node:
-            options["cpus-per-task"] = str(self.cpus_per_node)
-        else:
-            options |= {"exclusive": "", "mem": "0"}
+            own = {"cpus-per-task": str(self.cpus_per_node)}
         if array:
-            options["array"] = array
+            own["array"] = array
         lines = [
-            *self._setup(file.parent),
+            *self._setup(file),
             "runs=(",
             *(f"    {shlex.quote(str(folder))}" for folder in runs),
             ")",
@@ -237,7 +238,7 @@ class SlurmRequest:
             f'command=("${{superclip[@]}}" {command} "$run")',
         ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
-        for mark, filling in (("options", self._directives(options)), ("command", lines)):
+        for mark, filling in (("options", self._directives(file, name, own)), ("command", lines)):
             before, _, rest = text.partition(f"# <{mark}>\n")
             text = "\n".join([before.rstrip("\n"), *filling, rest.partition(f"# </{mark}>\n")[2]])
         return SlurmJob(file, text)
@@ -245,21 +246,22 @@ class SlurmRequest:
     def command(self, file: Path, name: str, arguments: Sequence[str]) -> SlurmJob:
         """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the
         partition has GPUs."""
-        options = replace(self, nodes=1, gpus_per_node=1)._options(file, name)
-        options |= {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
+        own = {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
         lines = [
             "#!/bin/bash",
-            *self._directives(options),
-            *self._setup(file.parent),
+            *replace(self, nodes=1, gpus_per_node=1)._directives(file, name, own),
+            *self._setup(file),
             'eval "container=(${SUPERCLIP_CONTAINER:-})"',
             'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" '
             '"${superclip[@]}" ' + shlex.join(arguments),
         ]
         return SlurmJob(file, "\n".join(lines) + "\n")
 
-    def _options(self, file: Path, name: str, number: str = "%j") -> dict[str, str]:
-        """Returns the common sbatch options of all jobs."""
+    def _directives(self, file: Path, name: str, own: Mapping[str, str]) -> list[str]:
+        """Returns the lines with the sbatch options of a job: the common ones, its own, and the
+        user's, which replace them."""
         folder = str(file.parent.absolute())
+        number = "%A_%a" if "array" in own else "%j"
         options = {
             "job-name": name,
             "nodes": str(self.nodes),
@@ -271,19 +273,18 @@ class SlurmRequest:
         if self.device == "cuda" and "gres" not in self.sbatch:
             gpu_type = f"{self.gpu_type}:" if self.gpu_type else ""
             options["gpus-per-node"] = f"{gpu_type}{self.gpus_per_node}"
-        return options
-
-    def _directives(self, options: Mapping[str, str]) -> list[str]:
-        given = {**options, **self.sbatch}
-        if any(name.startswith("mem-per-") for name in given):
-            given.pop("mem", None)  # which sbatch refuses beside it
-        texts = [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
+        options |= {**own, **self.sbatch}
+        if any(option.startswith("mem-per-") for option in options):
+            options.pop("mem", None)  # which sbatch refuses beside it
+        texts = [
+            f"--{option}={value}" if value else f"--{option}" for option, value in options.items()
+        ]
         return [f"#SBATCH {shlex.quote(text)}" for text in texts]
 
-    def _setup(self, folder: Path) -> list[str]:
+    def _setup(self, file: Path) -> list[str]:
         """Returns the lines that set up the job and find `superclip`; in a container, on its own
         PATH."""
-        setup = shlex.quote(f"{folder}/{SETUP}")
+        setup = shlex.quote(f"{file.parent}/{SETUP}")
         failed = f'{{ echo "$0: {SETUP} has failed" >&2 && exit 1; }}'
         return [
             *([f"source {setup} || {failed}"] if self.setup else []),

@@ -72,7 +72,16 @@ class Staging(StagedShards):
                 "written to, such as /local or $TMPDIR in quotes"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._check_disk(self.run_folder.epoch)
+        epoch = self.run_folder.epoch
+        # a missing one is reported when it is copied
+        shards = filter(os.path.exists, {*self._shards(epoch), *self._shards(epoch + 1)})
+        check_room(
+            f"--stage: the disk of {self.disk} on {this_host()}",
+            self.disk,
+            sum(map(os.path.getsize, shards)),
+            "two slices of its ranks' shards take",
+            "give a larger disk, more nodes, or the recipe more slices",
+        )
         self.thread.start()
         return self
 
@@ -115,18 +124,6 @@ class Staging(StagedShards):
             for place, index in enumerate(places)
             if place % run.world_size // run.gpus_per_node == self.placement.node
         ]
-
-    def _check_disk(self, epoch: int) -> None:
-        # a missing one is reported when it is copied
-        shards = filter(os.path.exists, {*self._shards(epoch), *self._shards(epoch + 1)})
-        needed = sum(map(os.path.getsize, shards))
-        check_room(
-            f"--stage: the disk of {self.disk} on {this_host()}",
-            self.disk,
-            needed,
-            "two slices of its ranks' shards take",
-            "give a larger disk, more nodes, or the recipe more slices",
-        )
 
     def _copy(self, shard: str) -> None:
         """Copies a shard; an incomplete copy has a temporary name."""

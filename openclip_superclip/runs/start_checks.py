@@ -51,24 +51,21 @@ def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     return {BEGAN_WITH: before if is_kept else begins, "changes": changes}
 
 
-def check_starts(folder: RunFolder) -> None:
-    """Raises InputError if this job was started too often without a new slice."""
+def check_can_save(run: Run, folder: RunFolder) -> None:
+    """Raises InputError if a start would not save a slice: this job was started too often without
+    a new one, or the disk has no room for the checkpoints that the run will write."""
     if starts_without_slice(folder.attempts, folder.epoch) > MAX_STARTS:
         raise InputError(
             f"the run was started {MAX_STARTS} times and stopped before a slice was trained "
             f"({PREEMPTIONS} preemptions count as one start): give the job more --time, or "
             "the recipe more slices"
         )
-
-
-def check_disk(run: Run, folder: RunFolder) -> None:
-    """Raises InputError if the disk has no room for the checkpoints that the run will write."""
     saved = checkpoints(folder.checkpoints)
     if max(saved, default=0) >= run.num_slices:
         return
     num_more = max(1, run.max_checkpoints - len(saved))
-    size = max((path.stat().st_size for path in saved.values()), default=0)
-    size = size or counts_of(run)["checkpoint_bytes"]
+    largest = max((path.stat().st_size for path in saved.values()), default=0)
+    size = largest or counts_of(run)["checkpoint_bytes"]
     check_room(
         f"--out: the disk of {folder.path}",
         folder.path,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.tar_shards import expand
-from ..errors import InputError, listed, to_stderr
+from ..errors import listed, refuse, to_stderr
 from ..plans.run import Run
 from .progress import AddedLines
 
@@ -22,31 +22,30 @@ class UnreadableData:
     """Counts the shards and samples that the ranks of all starts of a run could not read."""
 
     run: Run
-    ranks: Path  # the folder with a folder for each start
-    start: str  # the name of this one
+    logs: Path  # the ranks' of this start, beside those of other starts
 
     def __post_init__(self):
         # by start and epoch: why each shard cannot be read, and the number of samples
-        self.shards: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+        self.shards = defaultdict(dict)
         self.samples = Counter()
         self.added = AddedLines()
 
     def look(self) -> dict[str, int]:
         """Returns the numbers for state.json; InputError if a slice that this start trains has too
         many."""
-        for file in self.ranks.glob("*/unreadable_*.jsonl"):
+        for file in self.logs.parent.glob("*/unreadable_*.jsonl"):
             for line in _listed(self.added.read(file)):
                 trained = file.parent.name, line["epoch"]
+                shards = self.shards[trained]
                 if "shard" in line:
-                    self.shards[trained][line["shard"]] = line["why"]
+                    shards[line["shard"]] = line["why"]
                 else:
                     self.samples[trained] += 1
-        for start, epoch in sorted({*self.shards, *self.samples}):
-            shards = dict(sorted(self.shards[start, epoch].items()))
-            counts = len(shards), self.samples[start, epoch]
-            problem = too_much_unreadable(self.run, epoch, *counts, shards)
-            if problem and start == self.start:
-                raise InputError(problem)
+        for (start, epoch), shards in sorted(self.shards.items()):
+            if start == self.logs.name:
+                named = dict(sorted(shards.items()))
+                counts = len(shards), self.samples[start, epoch]
+                refuse(too_much_unreadable(self.run, epoch, *counts, named))
         # a slice trained twice counts once
         of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}
         shards = set().union(*self.shards.values())
@@ -70,20 +69,17 @@ def _listed(lines: bytes) -> Iterator[dict]:
 
 def too_much_unreadable(
     run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str]
-) -> str:
-    """Returns the error if more of a slice cannot be read than --unreadable-max allows, else "";
-    `shards` are named."""
-    limit = run.settings.unreadable_max
+) -> Iterator[str]:
+    """Yields an error if more of a slice cannot be read than --unreadable-max allows; `shards` are
+    named."""
     shards_of_slice = math.ceil(_num_shards(run.data) / run.recipe.slices)
     unreadable = {
         "shards": (num_shards, shards_of_slice),
         "samples": (num_samples, run.slice_samples),
     }
     for kind, (number, total) in unreadable.items():
-        if number > limit * total:
-            found = f"{number:,} of the {total:,} {kind} of slice {epoch + 1}"
-            return _too_much(found, shards, limit)
-    return ""
+        of_slice = f"the {total:,} {kind} of slice {epoch + 1}"
+        yield from _too_much(run, number, total, of_slice, shards)
 
 
 @functools.cache
@@ -96,8 +92,11 @@ def accepted_data(run: Run, command: str, *, reads_data: bool = True) -> dict:
 
     Raises InputError for a problem, or if more files are bad than --unreadable-max allows.
     """
-    checked = run.check_data() if reads_data else {"bad": [], "warnings": run.check_shards()}
-    refuse_bad_files(run, checked)
+    if reads_data:
+        checked = run.check_data()
+        refuse_bad_files(run, checked)
+    else:
+        checked = {"warnings": run.check_shards()}
     for warning in [*run.warnings, *checked["warnings"]]:
         to_stderr(f"superclip {command}: {warning}")
     return checked
@@ -105,22 +104,25 @@ def accepted_data(run: Run, command: str, *, reads_data: bool = True) -> dict:
 
 def refuse_bad_files(run: Run, checked: dict) -> None:
     """Raises InputError if a check found more bad shards or images than --unreadable-max allows."""
-    bad = checked["bad"]
-    limit = run.settings.unreadable_max
-    if not bad or len(bad) <= limit * checked["num_checked"]:
-        return
     named = {}
-    for file in bad:
+    for file in checked["bad"]:
         name = f"row {file['row']} names {file['shard']}" if run.is_table else file["shard"]
         named[name] = file["problem"]
     kind = "images" if run.is_table else "shards"
-    raise InputError(_too_much(f"{len(bad):,} of {checked['num_checked']:,} {kind}", named, limit))
+    total = checked["num_checked"]
+    refuse(_too_much(run, len(checked["bad"]), total, f"{total:,} {kind}", named))
 
 
-def _too_much(found: str, shards: Mapping[str, str], limit: float) -> str:
-    named = listed((f"{shard} ({why})" for shard, why in shards.items()), NUM_NAMED)
-    return (
-        f"{found} cannot be read, more than --unreadable-max {limit:g} "
-        f"allows{': ' if named else ''}{named}; superclip plan --check finds all bad files, "
-        "and prints a pattern of the other shards"
-    )
+def _too_much(
+    run: Run, number: int, total: int, files: str, named: Mapping[str, str]
+) -> Iterator[str]:
+    """Yields an error if more of `total` files cannot be read than --unreadable-max allows; `named`
+    are the reasons by file."""
+    limit = run.settings.unreadable_max
+    if number > limit * total:
+        reasons = listed((f"{file} ({why})" for file, why in named.items()), NUM_NAMED)
+        yield (
+            f"{number:,} of {files} cannot be read, more than --unreadable-max {limit:g} "
+            f"allows{': ' if reasons else ''}{reasons}; superclip plan --check finds all bad "
+            "files, and prints a pattern of the other shards"
+        )

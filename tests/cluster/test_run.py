@@ -46,12 +46,14 @@ def start(recipe, run, flags):
     return fork(run_it, run.with_suffix(".output"), recipe.parent, {})
 
 
-def end(recipe, run, flags=TWO_PROCESSES, plugin=None):
-    """Runs it to its end, and returns its exit code and output."""
+def end(recipe, run, flags=TWO_PROCESSES, plugin=None, code=0):
+    """Runs it to its end, which has an exit code, and returns its output."""
     variables = {"PYTHONPATH": str(plugin)} if plugin else {}
     command, output = ["run", recipe, "--out", run, *flags.split()], run.with_suffix(".output")
-    code = run_superclip(command, output, recipe.parent, **variables)
-    return code, output.read_text()
+    ended = run_superclip(command, output, recipe.parent, **variables)
+    printed = output.read_text()
+    assert ended == code, printed
+    return printed
 
 
 def start_in_slice(recipe, run, number, flags=TWO_PROCESSES):
@@ -113,8 +115,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(recipe):
     run = recipe.parent / "undisturbed"
-    code, output = end(recipe, run)
-    assert code == 0, output
+    end(recipe, run)
     return run
 
 
@@ -208,8 +209,8 @@ def troubled(recipe):
     newest = max((run / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
     os.truncate(newest, newest.stat().st_size // 2)
     seen["cut"] = newest.name
-    code, _ = end(recipe, run, staged)
-    seen["last"] = (code, state(run)["state"], state(run)["restarts"])
+    end(recipe, run, staged)
+    seen["last"] = (state(run)["state"], state(run)["restarts"])
     return seen
 
 
@@ -234,7 +235,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
         "preempted",
         "finished",
     ]
-    assert troubled["last"] == (0, "finished", 4)
+    assert troubled["last"] == ("finished", 4)
     for file in ("description.json", "began_with.json"):  # of an earlier version
         assert not (run / file).exists()
     cut, log = troubled["cut"], (run / "out.log").read_text()
@@ -252,8 +253,7 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
         f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
     )
     plugin = write_disturbed_loss(recipe.parent / "sleeping", 5, sleeps)
-    code, output = end(recipe, run, "--device cpu --stall-minutes 0.15", plugin)
-    assert code == 0, output
+    end(recipe, run, "--device cpu --stall-minutes 0.15", plugin)
     starts = read_json(run / "run.json")["attempts"]
     # on a busy machine it may stand still once more
     found = [(one["state"], one["error"]) for one in starts]
@@ -269,8 +269,7 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
     assert recovery.MAX_STARTS == 3
     monkeypatch.setattr(recovery, "MAX_STARTS", 2)  # they are slow
     plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
-    code, output = end(recipe, run, "--device cpu", plugin)
-    assert code == 1
+    end(recipe, run, "--device cpu", plugin, code=1)
     killed = f"rank 0 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
     assert state(run)["error"] == f"{killed}; 2 starts in a row ended before a slice was trained"
     assert state(run)["restarts"] == 1
@@ -278,8 +277,7 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
 
 def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
     run = recipe.parent / "failing"
-    code, output = end(recipe, run, plugin=write_failing_plugin(recipe.parent / "plugin"))
-    assert code == 1
+    output = end(recipe, run, plugin=write_failing_plugin(recipe.parent / "plugin"), code=1)
     cracked = "RuntimeError: the lens of rank 1 is cracked"
     traceback = output.partition("Traceback")[2]
     assert re.search(r"^\w+Error.*", traceback, flags=re.MULTILINE)[0] == cracked
@@ -291,20 +289,17 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     ruined = recipe.parent / "no number"
     # the last step of a slice
     plugin = write_disturbed_loss(recipe.parent / "nan", 64, "value * float('nan')")
-    code, output = end(recipe, ruined, "--device cpu", plugin)
-    assert code == 1
+    output = end(recipe, ruined, "--device cpu", plugin, code=1)
     nan = "loss is nan since step 64"
     assert outcome(ruined) == ("failed", nan)
     assert f"{nan}\n" in output  # a rank may have ended within a line of its log
     assert list(checkpoints(ruined / "checkpoints"))[-2:] == [2, 3]
     half = f"{recipe.parent}/shards/{{000000..000005}}.tar"
-    code, output = end(recipe, ruined, f"--device cpu --data {half}")
-    assert code == 1
+    output = end(recipe, ruined, f"--device cpu --data {half}", code=1)
     assert re.search(r"--train-data was 12 shards \(\w+\) and is 6 shards \(\w+\); ", output)
     as_run = ruined / "recipe.yaml"
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
-    code, output = end(as_run, ruined, "--device cpu")
-    assert code == 1
+    output = end(as_run, ruined, "--device cpu", code=1)
     another = "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out"
     assert another in output
     assert state(ruined)["error"] == nan  # nothing was written
@@ -313,14 +308,12 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     size = shard.stat().st_size
     dies = f"(open({str(shard)!r}, 'ab').write(b'x'), os.kill(os.getpid(), 9))"
     plugin = write_disturbed_loss(recipe.parent / "dies", 1, dies)
-    code, output = end(as_run, ruined, "--device cpu --accept-changes", plugin)
+    output = end(as_run, ruined, "--device cpu --accept-changes", plugin, code=1)
     os.truncate(shard, size)
-    assert code == 1
     changed = f"--train-data: 000003.tar had {size:,} bytes and has {size + 1:,}; use the same"
     assert changed in output
 
-    code, output = end(as_run, ruined, "--device cpu")  # the learning rate was accepted
-    assert code == 0, output
+    end(as_run, ruined, "--device cpu")  # the learning rate was accepted
     record = read_json(ruined / "run.json")
     assert record["began_with"]["versions"]["cracked"] == "1.0"  # the plugin
     (noted,) = record["changes"]
@@ -336,8 +329,7 @@ def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
     spoil(shards[7], member=4, header=True)  # which tarfile takes for the end of the file
     spoil(shards[8], member=2, header=False)
     run = tmp_path / "run"
-    code, output = end(recipe, run, "--device cpu")
-    assert code == 1
+    output = end(recipe, run, "--device cpu", code=1)
     status, error = outcome(run)
     assert status == "failed"
     assert re.match(
@@ -346,8 +338,7 @@ def test_too_many_unreadable_shards_fail_the_run_which_says_how_many(tmp_path):
     )
     assert output.endswith(f"error: {error}\n")
 
-    code, output = end(recipe, run, f"--device cpu --unreadable-max 1 --stage {tmp_path}")
-    assert code == 0, output
+    end(recipe, run, f"--device cpu --unreadable-max 1 --stage {tmp_path}")
     found = state(run)
     assert (found["state"], found["unreadable"]["shards"]) == ("finished", 3)
     assert found["unreadable"]["samples"] >= 1
@@ -372,8 +363,7 @@ def test_what_the_user_has_to_fix_is_one_line(recipe):
     torch.save(
         {"epoch": 1, "state_dict": {"logit_scale": torch.zeros(())}}, run / "checkpoints/epoch_1.pt"
     )
-    code, output = end(recipe, run, "--device cpu")
-    assert code == 1
+    output = end(recipe, run, "--device cpu", code=1)
     assert "Traceback" not in output
     error = state(run)["error"]
     assert "--superclip" in error
@@ -396,8 +386,7 @@ def test_a_small_disk_is_refused_and_one_that_fills_up_leaves_the_last_checkpoin
         disk = Path(f"/proc/{holder.pid}/root{tmp_path}")
         run = disk / "run"
         leave_free(disk, 5_000_000)
-        code, output = end(recipe, run)
-        assert code == 1
+        output = end(recipe, run, code=1)
         assert re.search(
             r"--out: the disk of .*/run has \S+ MB free, and 6 more checkpoints of ", output
         )

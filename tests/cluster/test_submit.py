@@ -180,7 +180,9 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     submit = f"submit {recipe} --gpus-per-node 1 --out run"
     other = f"{submit} --set lr=1e-4"
     assert "sbatch was not found here" in failure(other)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", ".")
+    Path("sbatch").touch()
+    assert "sbatch cannot be started here (Permission denied): submit" in failure(other)
     write_program(tmp_path / "sbatch", "echo 17")
     write_program(tmp_path / "squeue", "echo '17|PENDING|Priority'")
     execute(submit)  # a recipe that no job trains blocks nothing
@@ -211,5 +213,5 @@ def test_the_kept_setup_can_be_submitted_again(tmp_path):
     setup = tmp_path / "cuda.sh"
     setup.write_text("module load cuda\n")
     for given in (setup, tmp_path / "setup.sh"):
-        SlurmRequest("cpu", 1, 1, setup=given).keep_setup(tmp_path)
+        SlurmRequest("cpu", 1, 1, None, None, {}, given).keep_setup(tmp_path)
     assert (tmp_path / "setup.sh").read_text() == "module load cuda\n"

@@ -94,7 +94,7 @@ def test_copies_of_private_files_are_as_private(mode, tmp_path):
     umask = os.umask(0o022)
     try:
         for _ in range(2):
-            SlurmRequest("cpu", 1, 1, setup=setup).keep_setup(tmp_path)
+            SlurmRequest("cpu", 1, 1, None, None, {}, setup).keep_setup(tmp_path)
             data = AuditedData(str(table), [str(table)], Columns(",", "image", "caption"), 2)
             write_kept(tmp_path, data, np.array([True, False]), [])
     finally:

@@ -92,4 +92,4 @@ def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
 @cases("message, kind", table("runs: kinds of failures"))
 def test_a_failure_is_of_the_machines_or_the_users(message, kind):
     error = InputError if message.startswith("--") else Exception
-    assert Failure.of("rank 0", error(message)).kind == kind
+    assert Failure.of(error(message)).kind == kind

@@ -262,7 +262,7 @@ def start(folder, job=None, restarts=0):
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
-    settings = Settings(unreadable_max=0.5, stage="/local", engine="torchrun")
+    settings = Settings(unreadable_max=0.5, stage="/local")
     recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
     run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings)
     RunFolder(tmp_path).write(run)
@@ -318,10 +318,11 @@ def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitt
         folder.check_recipe(other)
 
 
-def test_no_secret_is_recorded():
+def test_no_secret_is_recorded(monkeypatch):
     kept = dict.fromkeys("NCCL_DEBUG SLURM_JOB_ID OMP_NUM_THREADS MASTER_PORT".split(), "1")
     left_out = dict.fromkeys("SLURM_JWT HF_TOKEN TORCH_API_KEY HOME WANDB_API_KEY".split(), "x")
-    assert recorded_environment(kept | left_out) == dict(sorted(kept.items()))
+    monkeypatch.setattr(os, "environ", kept | left_out)
+    assert recorded_environment() == dict(sorted(kept.items()))
 
 
 @parametrize("content", ['{"state": "runn', "[]"])
@@ -347,7 +348,7 @@ def test_a_damaged_record_of_a_run_does_not_end_it(content, tmp_path):
 
 def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_path):
     run, file = run_of(tmp_path), tmp_path / "a/unreadable_1.jsonl"
-    unreadable = UnreadableData(run, tmp_path, "b")  # of another start
+    unreadable = UnreadableData(run, tmp_path / "b")  # of another start
     assert unreadable.look() == {"shards": 0, "samples": 0}
     file.parent.mkdir()
     file.write_text(
@@ -359,7 +360,7 @@ def test_unreadable_data_is_counted_once_by_lines_and_too_much_is_an_error(tmp_p
         more.write('rd": "3.tar", "why": "Stale file handle", "epoch": 0}\n')
     assert unreadable.look() == {"shards": 2, "samples": 1}
     with input_error(r"2 of the 4 shards of slice 1 .* 2.tar \(Stale file handle\)"):
-        UnreadableData(run, tmp_path, "a").look()
+        UnreadableData(run, tmp_path / "a").look()
 
 
 def test_a_run_that_was_killed_is_lost(tmp_path):
