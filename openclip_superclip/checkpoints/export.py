@@ -11,49 +11,22 @@ import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..data.captions import PADDING
-from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of
-from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .hugging_face import write_clip_model
+from .model_card import MADE_WITH, model_card, usage_of
 from .weights import Weights, check_match, check_values, fixed_idf, read_checkpoint, save_weights
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
-MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
-USAGE = {  # by --format
-    "openclip": """import open_clip
-model, preprocess = open_clip.create_model_from_pretrained({place})
-tokenizer = open_clip.get_tokenizer({place})""",
-    "hf": """from transformers import CLIPModel, CLIPProcessor
-model = CLIPModel.from_pretrained({place})
-processor = CLIPProcessor.from_pretrained({place}, backend="pil")  # resizes as OpenCLIP does""",
-}
-CARD = """---
-library_name: {library}
-pipeline_tag: zero-shot-image-classification
-tags:
-{tags}
----
-
-# {name}
-
-{what}
-
-{facts}
-
-```python
-{usage}
-```
-"""
 
 
 def as_hugging_face(tokenizer: SimpleTokenizer):
@@ -207,13 +180,13 @@ def export(
         if with_head:
             _write_head(folder, head, checkpoint.options)
         name = out.resolve().name
-        usage = _usage(format, f"hf-hub:{hub}" if hub else f"local-dir:{name}")
+        usage = usage_of(format, f"hf-hub:{hub}" if hub else f"local-dir:{name}")
         num_captions = head.get(NUM_CAPTIONS)
         card = model_card(
             name, recorded.name, checkpoint.options, num_captions, usage, with_head=with_head
         )
         write_text(folder / "README.md", card)
-    return recorded.name, _usage(format, f"local-dir:{out}")
+    return recorded.name, usage_of(format, f"local-dir:{out}")
 
 
 def _write_head(folder: Path, head: Weights, options: dict) -> None:
@@ -222,68 +195,3 @@ def _write_head(folder: Path, head: Weights, options: dict) -> None:
     if FIXED_IDF[0] in head:  # the counts of the file of --superclip-idf, whose path is not needed
         needed.pop("superclip_idf", None)
     save_weights(head, folder / HEAD_NAME, needed)
-
-
-def _usage(format: str, place: str) -> str:
-    """Returns code that opens the model at a place of OpenCLIP, local-dir:FOLDER or hf-hub:REPO."""
-    if format == "hf":
-        _, _, place = place.partition(":")
-    return USAGE[format].format(place=json.dumps(place, ensure_ascii=False))
-
-
-def model_card(
-    name: str,
-    model: str,
-    options: dict,
-    num_captions: Tensor | None,
-    usage: str,
-    *,
-    with_head: bool,
-) -> str:
-    """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front
-    matter.
-
-    `options` are those of the run; `num_captions` are the captions seen with the class loss, None
-    if not counted. `usage` is code that opens the model.
-    """
-    what = "A CLIP model."
-    tags = "- clip"
-    if num_captions is not None:
-        tags += "\n- superclip"
-        place = f"in `{HEAD_NAME}`" if with_head else "not included"
-        what = (
-            "A CLIP model, trained with the class loss of "
-            f"[SuperCLIP](https://arxiv.org/abs/2512.14480). The class head is {place}."
-        )
-    facts = {
-        "architecture": model,
-        "pretrained weights": options.get("pretrained"),
-        "data": options.get("train_data"),
-        "captions seen with the class loss": f"{num_captions:,}" if num_captions else None,
-        "epochs": options.get("epochs"),
-        "learning rate": options.get("lr"),
-        "weight of the class loss λ": options.get("superclip_weight"),
-        "made with": ", ".join(
-            f"{name} {version}" for name, version in versions(*MADE_WITH).items()
-        ),
-    }
-    lines = [
-        f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")
-    ]
-    return CARD.format(
-        library="transformers" if usage.startswith("from transformers") else "open_clip",
-        tags=tags,
-        name=_plain(name),
-        what=what,
-        facts="\n".join(lines),
-        usage=usage,
-    )
-
-
-def _plain(value) -> str:
-    """Returns a value as one line of escaped Markdown.
-
-    Absolute paths are reduced to their last component."""
-    return markdown_text(
-        re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", str(value))
-    )

@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
         metavar="OWNER/NAME",
     )
     options = parser.parse_args(argv)
+    from ..checkpoints.best_epoch import best_checkpoint
     from ..checkpoints.export import export
     from ..checkpoints.starting_weights import released_file
-    from ..checkpoints.validation import best_checkpoint
     from ..checkpoints.weights import checkpoint_of
 
     file = options.checkpoint

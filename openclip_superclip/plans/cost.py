@@ -156,7 +156,7 @@ def counts_of(run: Run) -> dict:
 
 
 def _count(run: Run) -> dict:
-    from ..checkpoints.architecture import count_gmacs
+    from .flops import count_gmacs
 
     model = build_model(run)
     parameters = dict(model.named_parameters())

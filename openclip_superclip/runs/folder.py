@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from ..checkpoints.began_with import NAME, changed_data, versions_of_run
+from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
-from ..checkpoints.validation import best_epoch
 from ..environment import current_time
 from ..errors import InputError
 from ..files import (

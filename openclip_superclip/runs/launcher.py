@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
+from ..checkpoints.best_epoch import best_epoch, why_stopped_early
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
-from ..checkpoints.validation import best_epoch, why_stopped_early
 from ..errors import InputError, to_stderr
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.validation import why_stopped_early
+from ..checkpoints.best_epoch import why_stopped_early
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum
 from .child_processes import Start

@@ -9,7 +9,7 @@ from support.data import write_images, write_table
 from support.tiny_run import write_recipe
 from support.training_runs import call, execute, in_forks, run_superclip
 
-from openclip_superclip.checkpoints.validation import best_epoch
+from openclip_superclip.checkpoints.best_epoch import best_epoch
 
 EPOCHS = 5
 WHY = "no better validation score for 2 epochs; best epoch on the validation data: 1, with "

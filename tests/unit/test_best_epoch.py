@@ -11,7 +11,7 @@ from support import cases, parametrize, table
 from support.models import random_weights
 from support.training_runs import execute
 
-from openclip_superclip.checkpoints.validation import best_epoch, why_stopped_early
+from openclip_superclip.checkpoints.best_epoch import best_epoch, why_stopped_early
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from openclip_superclip.__main__ import main as superclip
 from openclip_superclip.checkpoints.averaging import interpolated
-from openclip_superclip.checkpoints.validation import best_epoch, validation_rows
+from openclip_superclip.checkpoints.best_epoch import best_epoch, validation_rows
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
 from openclip_superclip.files import read_json, write_json
 from openclip_superclip.lab.demo.natural import World

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 from tqdm import tqdm
 
-from ...checkpoints.architecture import count_gmacs, expected_head, read_architecture
+from ...checkpoints.architecture import expected_head, read_architecture
 from ...checkpoints.model_configurations import register_model
 from ...environment import check_device, peak_of_process, processor, versions
 from ...errors import InputError, reason
@@ -29,6 +29,7 @@ from ...method.head import vocabulary_size
 from ...method.loss import SuperCLIPLoss, class_loss, plain_class_loss, sparse_target
 from ...openclip import autocast
 from ...openclip.factory import create_model_and_transforms
+from ...plans.flops import count_gmacs
 from ...rendering import markdown_table
 
 # of the towers' FLOPs without attention's products

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...checkpoints.validation import validation_rows
+from ...checkpoints.best_epoch import validation_rows
 from ...files import file_identity, json_or_empty
 from ..evaluation.suites import averaged
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...checkpoints.began_with import versions_of_run
+from ...checkpoints.best_epoch import best_epoch
 from ...checkpoints.trainer_files import checkpoints
-from ...checkpoints.validation import best_epoch
 from ...checkpoints.weights import read_checkpoint
 from ...errors import InputError
 from ...files import content_digest, json_or_empty, read_json, write_json
