@@ -197,9 +197,7 @@ class RankMonitor(LossMonitor):
     def _sum(self, numbers: Sequence[int], device: torch.device) -> list[int]:
         """Returns each number, summed over the ranks. Collective."""
         numbers = torch.tensor(numbers, device=device)
-        if self.run.world_size > 1:
-            numbers = begin_sum(numbers, "superclip run")()
-        return numbers.tolist()
+        return begin_sum(numbers, "superclip run")().tolist()
 
 
 if __name__ == "__main__":
