@@ -14,13 +14,7 @@ import torch.distributed.nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import (
-    TreeSpec,
-    tree_flatten,
-    tree_leaves,
-    tree_map_only,
-    tree_unflatten,
-)
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from ..environment import replaced
 from . import loss as class_loss
@@ -47,6 +41,7 @@ class Allocations(TorchDispatchMode):
         # bytes of each storage at the moment of their highest sum, by number
         self.at_peak: dict[int, int] = {}
         self._live: dict[int, tuple[int, int]] = {}  # number, bytes; by storage
+        # tensors like the results of a call, and their structure; None if not all of them are new
         self._results: dict = {}
         self._num_storages = 0
         self._num_bytes = 0  # of all live storages
@@ -59,26 +54,23 @@ class Allocations(TorchDispatchMode):
                 return OPERATORS[function](*args, **kwargs)
         if function is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else 0
-        call = function, _signature(args), _signature(tuple(kwargs.items()))
-        if results := self._results.get(call):
-            layouts, structure = results
-            tensors = [layout and torch.empty_strided(**layout) for layout in layouts]
-            outputs = tree_unflatten(tensors, structure)
-            self._record(outputs)
-            return outputs
-        outputs = function(*args, **kwargs)
-        all_new = self._record(outputs)
+        call = _signature((function, args, *kwargs.items()))
+        if earlier := self._results.get(call):
+            results, structure = earlier
+            results = [*map(_like, results)]
+            outputs = tree_unflatten(results, structure)
+        else:
+            outputs = function(*args, **kwargs)
+            results, structure = tree_flatten(outputs)
+        are_new = [
+            self.add(result)
+            for result in results
+            if isinstance(result, Tensor) and result.device.type == META
+        ]
         if call not in self._results:
-            self._results[call] = _layouts(outputs) if all_new else None
+            has_only_new = are_new and all(are_new)
+            self._results[call] = ([*map(_like, results)], structure) if has_only_new else None
         return outputs
-
-    def _record(self, outputs) -> bool:
-        """Records the storages of a function's results; returns whether all of them are new."""
-        all_new = True
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and tensor.device.type == META:
-                all_new &= self.add(tensor)
-        return all_new
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Returns the number of a tensor's storage; None if it is not recorded."""
@@ -91,12 +83,13 @@ class Allocations(TorchDispatchMode):
         key = storage._cdata
         if key in self._live:
             return False
+        num_bytes = storage.nbytes()
         self._num_storages += 1
-        self._live[key] = self._num_storages, storage.nbytes()
+        self._live[key] = self._num_storages, num_bytes
         weakref.finalize(storage, self._free, key)
         if self.in_head:
             self.of_head.add(self._num_storages)
-        self._num_bytes += storage.nbytes()
+        self._num_bytes += num_bytes
         if self._num_bytes > self._most_bytes:
             self._most_bytes = self._num_bytes
             self.at_peak = dict(self._live.values())
@@ -121,19 +114,13 @@ def _signature(value):
     return value
 
 
-def _layouts(outputs) -> tuple[list[dict | None], TreeSpec] | None:
-    """Returns how to make tensors like a function's results; None for other results."""
-    tensors, structure = tree_flatten(outputs)
-    layouts = []
-    for tensor in tensors:
-        if isinstance(tensor, Tensor):
-            layout = {"size": tensor.shape, "stride": tensor.stride(), "dtype": tensor.dtype}
-            layouts.append(layout | {"device": tensor.device})
-        elif tensor is None:
-            layouts.append(None)
-        else:
-            return None
-    return (layouts, structure) if any(layouts) else None
+def _like(result):
+    """Returns a new tensor with the layout of a tensor, and any other result itself."""
+    if not isinstance(result, Tensor):
+        return result
+    return torch.empty_strided(
+        result.shape, result.stride(), dtype=result.dtype, device=result.device
+    )
 
 
 class Precision:
@@ -207,15 +194,12 @@ def as_on(device: str, precision: Precision, world_size: int) -> Iterator[None]:
             name: precision.casting(getattr(F, name), Tensor.float) for name in IN_FLOAT32
         }
     products = {name: precision.lowered(getattr(torch, name)) for name in LOWERED[torch]}
-    chunks = {
-        name: getattr(class_loss, name) | {META: getattr(class_loss, name)[device]}
-        for name in ("CHUNK_BYTES", "CHUNK_ROWS")
-    }
+    chunks = class_loss.CHUNKS | {META: class_loss.CHUNKS[device]}
     with (
         replaced(F, **functions),
         replaced(torch, **products, **precision.state()),
         replaced(Tensor, __matmul__=precision.lowered(Tensor.matmul)),
-        replaced(class_loss, **chunks),
+        replaced(class_loss, CHUNKS=chunks),
         _collectives(world_size),
     ):
         yield

@@ -32,6 +32,8 @@ def begin_sum(tensor: Tensor, name: str) -> Callable[[], Tensor]:
     Collective. `name` distinguishes it from other sums in progress. torch.compile traces it, except
     with Horovod.
     """
+    if world_size() == 1:
+        return lambda: tensor
     horovod = _horovod()
     if horovod is not None:
         return functools.partial(

@@ -34,6 +34,4 @@ def is_finite_on_all_ranks(model: nn.Module) -> bool:
     tensors = [tensor.detach() for tensor in model.state_dict().values()]
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
     num_bad = torch.tensor(int(not all(map(is_finite, local))), device=tensors[0].device)
-    if distributed.world_size() > 1:
-        num_bad = distributed.begin_sum(num_bad, "superclip.non_finite")()
-    return not num_bad
+    return not distributed.begin_sum(num_bad, "superclip.non_finite")()

@@ -57,15 +57,6 @@ class FixedIDF(nn.Module):
         return idf(self.document_frequency, self.num_captions) * self.counted
 
 
-class Update(NamedTuple):
-    """The counts of one batch, while they are summed over the ranks."""
-
-    # int64 [V + 2]: captions per token, captions with any token, captions in the batch
-    message: Tensor
-    # waits for the sum over the ranks and returns it; None for a single rank
-    finish: Callable[[], Tensor] | None
-
-
 class TokenStatistics(nn.Module):
     """Counts the captions of all ranks that contain each token of the vocabulary (document
     frequency).
@@ -100,8 +91,9 @@ class TokenStatistics(nn.Module):
         """
         return self.finish(self.begin(tokens))
 
-    def begin(self, tokens: Tensor) -> Update:
-        """Counts tokens [B, L] on this rank and starts the sum over the ranks; `finish` adds it."""
+    def begin(self, tokens: Tensor) -> Callable[[], Tensor]:
+        """Counts tokens [B, L] on this rank and starts the sum over the ranks; returns what waits
+        for it, for `finish`."""
         # in a graph, the text tower's embedding refuses wrong ids
         if not torch.compiler.is_compiling():
             self._check_ids(tokens)
@@ -113,13 +105,12 @@ class TokenStatistics(nn.Module):
         message.scatter_add_(0, tokens.flatten(), counts.flatten().long())
         message[-2] = counts.any(dim=1).sum()
         message[-1] = len(tokens)
-        several = distributed.world_size() > 1
-        return Update(message, distributed.begin_sum(message, "token counts") if several else None)
+        return distributed.begin_sum(message, "token counts")
 
-    def finish(self, update: Update) -> Tensor:
+    def finish(self, update: Callable[[], Tensor]) -> Tensor:
         """Adds the counts of all ranks and returns the number of captions on all ranks (int64
         scalar)."""
-        message = update.message if update.finish is None else update.finish()
+        message = update()
         self.document_frequency += message[:-2]
         self.num_captions += message[-2]
         return message[-1]
@@ -219,9 +210,7 @@ class WordKnowledge:
         if sums is None:
             sums = torch.zeros(3 * len(self.counted) + 2, device=device)
             sums = sums.to(_dtype(sums))
-        if distributed.world_size() > 1:
-            sums = distributed.begin_sum(sums, "words of an epoch")()
-        sums = sums.cpu().double()
+        sums = distributed.begin_sum(sums, "words of an epoch")().cpu().double()
         num_captions, num_trained = map(int, sums[-2:])
         if not num_captions:
             return None

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# Size of a chunk's logits, and the fewest captions of a chunk. Every chunk reads and writes the
+# Bytes of a chunk's logits, and the fewest captions of a chunk. Every chunk reads and writes the
 # weight's gradient (152 MB at B/16), so that the time depends on the captions of a chunk: few are
 # slow, many use more memory. Accelerators need many rows for efficient matrix products.
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
-CHUNK_ROWS = {"cpu": 256, "cuda": 1}
+CHUNKS = {"cpu": (32 * 2**20, 256), "cuda": (512 * 2**20, 1)}
 CACHE_BYTES = 2 * 2**20  # of a processor's core
 
 # Probabilities of rare words lie below float16's normal range; a small power of two lifts them
@@ -68,8 +67,8 @@ def class_loss(
 
     Args:
         scale: a factor of every loss: a number, a tensor with one element, or [B].
-        chunk_size: most captions per chunk; by default as many as fill CHUNK_BYTES with logits, and
-            at least CHUNK_ROWS.
+        chunk_size: most captions per chunk; by default as many as fill the bytes in CHUNKS with
+            logits, and at least the fewest in CHUNKS.
         uniform: whether all losses will have the same upstream gradient. The device checks it and
             fails otherwise, and the backward pass never waits for the device. Without it, the host
             compares the gradients.
@@ -77,8 +76,8 @@ def class_loss(
     labels, target, row_scale = sparse_target(tokens, idf, scale)
     device = features.device.type
     if chunk_size is None:
-        kind = device if device in CHUNK_BYTES else "cuda"
-        chunk_size = max(CHUNK_ROWS[kind], CHUNK_BYTES[kind] // (4 * len(weight)))
+        chunk_bytes, fewest = CHUNKS.get(device, CHUNKS["cuda"])
+        chunk_size = max(fewest, chunk_bytes // (4 * len(weight)))
     compute_dtype = (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     )

@@ -17,7 +17,7 @@ from . import distributed
 from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .idf import EpochWords, FixedIDF, TokenStatistics, Update, WordKnowledge
+from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
 from .placebos import WithPlacebo
 
 # What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
@@ -202,15 +202,20 @@ class _WithClassHead:
         return outputs
 
     def _class_losses(
-        self, head_input: Tensor, words: Tensor, update: Update | None, outputs: dict[str, Tensor]
+        self,
+        head_input: Tensor,
+        words: Tensor,
+        update: Callable[[], Tensor] | None,
+        outputs: dict[str, Tensor],
     ) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right
         for unequal batches."""
         scale = 1.0
         if update is not None:
             num_captions = self.statistics.finish(update)
-            if update.finish is not None:
-                scale = len(words) * distributed.world_size() / num_captions.float()
+            world_size = distributed.world_size()
+            if world_size > 1:
+                scale = len(words) * world_size / num_captions.float()
         # selected on the device: no synchronization, and the same graph for DDP
         if self.head_warmup:
             warming_up = self.statistics.num_captions <= self.head_warmup

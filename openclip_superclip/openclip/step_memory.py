@@ -204,14 +204,17 @@ class Step:
 
     def _kinds_of(self, parameter: nn.Parameter) -> dict[int, str]:
         """Returns the kinds of a parameter's tensors by the number of their storage."""
-        number_of = self.allocations.number_of
-        kinds = {number_of(parameter): "parameters"}
-        states = self.optimizer.state.get(parameter, {}).values()
-        for kind, tensors in {"gradients": [parameter.grad], "optimizer": states}.items():
-            for tensor in tensors:
-                if isinstance(tensor, Tensor) and tensor.device.type == META:
-                    kinds[number_of(tensor)] = kind
-        return kinds
+        tensors_of_kind = {
+            "parameters": [parameter],
+            "gradients": [parameter.grad],
+            "optimizer": self.optimizer.state.get(parameter, {}).values(),
+        }
+        return {
+            self.allocations.number_of(tensor): kind
+            for kind, tensors in tensors_of_kind.items()
+            for tensor in tensors
+            if isinstance(tensor, Tensor) and tensor.device.type == META
+        }
 
 
 def _optimizer(options, model: nn.Module, device: str) -> torch.optim.Optimizer:

@@ -179,7 +179,5 @@ class RankMonitor:
 
     def _sum(self, *numbers: int) -> list[int]:
         """Returns each number, summed over the ranks. Collective."""
-        sums = torch.tensor(numbers, device=self.device)
-        if self.run.world_size > 1:
-            sums = begin_sum(sums, "superclip run")()
-        return sums.tolist()
+        on_device = torch.tensor(numbers, device=self.device)
+        return begin_sum(on_device, "superclip run")().tolist()

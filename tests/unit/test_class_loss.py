@@ -235,8 +235,7 @@ def test_a_chunk_has_the_captions_that_fit_the_budget_and_at_least_one(
     monkeypatch, megabytes, rows
 ):
     vocab = 2**18
-    monkeypatch.setitem(loss.CHUNK_BYTES, "cpu", int(megabytes * 4 * vocab))
-    monkeypatch.setitem(loss.CHUNK_ROWS, "cpu", 1)
+    monkeypatch.setitem(loss.CHUNKS, "cpu", (int(megabytes * 4 * vocab), 1))
     leaves, tokens, idf = problem(20, 2, vocab, 6)
     with torch.no_grad(), Allocations(*leaves, tokens, idf) as made:
         losses = class_loss(*leaves, tokens, idf)
