@@ -116,10 +116,10 @@ def _escape(match: re.Match) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error's text in one line, the last one of other errors and of those that torch
-    adds a traceback to."""
+    """Returns the text of an InputError in one line; of other errors, and of one to which torch has
+    added the traceback of a worker, the last line."""
     text = str(error).rstrip()
-    if not isinstance(error, InputError) or text.startswith("Caught "):  # in a data-loading worker
+    if not isinstance(error, InputError) or text.startswith("Caught "):  # by torch, in a worker
         text = text.rpartition("\n")[2].rpartition("InputError: ")[2]
     return printable(text) or type(error).__name__
 

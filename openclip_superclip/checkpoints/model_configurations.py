@@ -151,8 +151,8 @@ def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
 
 
 def model_for_pretrained(model: str) -> str | None:
-    """Returns a --model for which stock OpenCLIP uses --pretrained, or None if it does so for
-    `model` itself.
+    """Returns, for messages, a --model for which stock OpenCLIP uses --pretrained; None if it does
+    so for `model` itself.
 
     For local-dir: and hf-hub:, OpenCLIP ignores --pretrained and loads the weights of the folder,
     or random ones.

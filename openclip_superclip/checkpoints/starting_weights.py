@@ -64,7 +64,7 @@ def stored_head(model: str, pretrained: str | None, cache_dir: str | None) -> We
 
 def check_pretrained(model: str, pretrained: str | None) -> None:
     """Raises InputError for a pretrained tag with local-dir: or hf-hub:, for which OpenCLIP
-    ignores --pretrained."""
+    ignores --pretrained; `how_to_load` loads a file."""
     if parse_model_name(model)[0] and pretrained and not os.path.isfile(pretrained):
         raise InputError(
             f"--pretrained {pretrained} cannot be used with --model {model}: give a file, or "

@@ -83,8 +83,8 @@ def is_trained(sample: dict, caption: str) -> bool:
 
 
 def read_members(shard: str, wanted: set[str]) -> Iterator[dict]:
-    """Yields all samples as OpenCLIP groups them, by extension (b"" if not `wanted`); may raise
-    one of BROKEN."""
+    """Yields all samples as OpenCLIP groups them, by extension (b"" if not `wanted`, which the
+    caller may change between two samples); may raise one of BROKEN."""
     stream = None
     if is_remote(shard):
         from webdataset import gopen

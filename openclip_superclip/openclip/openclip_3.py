@@ -16,11 +16,12 @@ PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugi
 
 
 def with_plugins_loss(create):
-    """Returns an OpenCLIP `create_loss` that calls the plugins first."""
+    """Returns an OpenCLIP `create_loss` whose loss the plugins replace or wrap."""
 
     def create_loss(*args, **kwargs):
         call = arguments(create, args, kwargs)
         own = functools.partial(create, *args, **kwargs)
+        # OpenCLIP's main does not pass the model
         return plugins_loss(call["args"], call.get("model", trained.model), own)
 
     return create_loss

@@ -51,14 +51,16 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]):
-    try:
+    """Trains by OpenCLIP's main, and returns what it returns; an unpatched OpenCLIP calls the
+    hooks then."""
+    try:  # a plugin that cannot be loaded is reported first
         hook_calls.hooks_module().plugin_manager()
     except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
     _check_device(argv)
     args = None if hook_calls.is_patched() else hook_calls.parse_args(argv)
     if args is not None:
-        refuse(data_problems(args))
+        refuse(data_problems(args))  # also without a flag of ours
     from open_clip_train.main import main
 
     if "--horovod" in argv:

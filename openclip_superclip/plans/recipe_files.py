@@ -120,8 +120,8 @@ def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
     """Returns a recipe's values with those of `set_` (`lr`, `superclip.weight`); null removes
     one.
 
-    `chosen` records each as given with --set. The paper's values are dropped if the run differs
-    from the paper's.
+    `chosen`, if there is one, records each as given with --set. The paper's scores are dropped if
+    the run differs from the paper's; fields in `chosen` are not given in the paper.
     """
     for key, text in set_.items():
         name, _, inner = key.partition(".")
