@@ -2,11 +2,11 @@
 plugins' flags."""
 
 import argparse
+from pathlib import Path
 
 from ..errors import InputError, Parser, one_line, to_stderr
 from ..openclip import disk_patch
 from ..openclip.disk_patch import Installation, find_installation
-from .shared_options import add_folder
 
 EXIT_CODES = {disk_patch.PATCHED: 0, disk_patch.NOT_PATCHED: 1, disk_patch.MODIFIED: 4}
 ERROR = 2  # argparse's own
@@ -32,8 +32,11 @@ def main(argv: list[str]) -> int:
         "example: superclip patch apply",
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))
-    add_folder(
-        parser, "--source", "a checkout or an unpacked wheel (default: the installed OpenCLIP)"
+    parser.option(
+        "--source",
+        "a checkout or an unpacked wheel (default: the installed OpenCLIP)",
+        type=Path,
+        metavar="DIR",
     )
     options = parser.parse_args(argv)
     try:

@@ -184,7 +184,7 @@ class SlurmJob:
             done = _call(*self.command(dependency), env=environment)
         except OSError as error:
             reason = "was not found here"
-            if not isinstance(error, FileNotFoundError):
+            if shutil.which("sbatch", mode=os.F_OK):
                 reason = f"cannot be started here ({error.strerror})"
             raise InputError(
                 f"sbatch {reason}: submit on a login node, with sbatch "
