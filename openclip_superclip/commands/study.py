@@ -66,19 +66,15 @@ def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
 
 
 def _split(call: "StudyCall", options: Namespace) -> TableSplit:
-    """Returns the split of --data in the study's folder, without rows whose image cannot be read;
-    InputError, before it is written, for a table with errors."""
+    """Returns the split of --data in the study's folder; InputError, before it is written, for a
+    table with errors."""
     columns = call.study.first_recipe.columns
-    unreadable = []
     if not options.only:
         table = check_table(options.data, columns, "--data")
         if len(table.bad) > call.options.settings.unreadable_max * table.num_decoded:
             table.refuse_bad()
-        if table.bad:
-            to_stderr(f"superclip study: {table.bad_text}; a new split leaves such rows out")
-            unreadable = [row for row, _, _ in table.bad]
     fraction = options.val_fraction or VAL_FRACTION
-    split = split_table(options.data, columns, fraction, call.out, "--data", "--out", unreadable)
+    split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
     files = "" if options.dry_run else f": {split.train}, {split.val}"
     to_stderr(
         f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "

@@ -135,20 +135,14 @@ class TableSplit:
 
 
 def split_table(
-    table: str,
-    columns: Columns,
-    fraction: float,
-    parent: Path,
-    data_flag: str,
-    out_flag: str,
-    left_out: Sequence[int] = (),
+    table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
 ) -> TableSplit:
     """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is
     there.
 
     ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
     validation, so that the same call finds the same tables. Several processes may write them at
-    once. New tables lack the rows `left_out`, counted from 1.
+    once.
 
     Raises InputError, naming --val-fraction, `data_flag` or `out_flag`, before anything is written.
     """
@@ -169,7 +163,6 @@ def split_table(
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD, out_flag, f"remove {folder}")
         return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
-    rows = rows.drop([row - 1 for row in left_out])
     images = image_digests(list(map(str, rows[columns.image])))
     captions = list(map(text_of, rows[columns.caption]))
     val = rows[held_out(images, captions, fraction, "--val-fraction")]
