@@ -114,7 +114,10 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
         run.note = run.note or str(error)
         return run
     if run.note:
-        run.note += "; its options are those of params.txt"
+        run.note = (
+            f"{RECORD} cannot be read: its options are those of params.txt, and it is compared by the "
+            "path of its data"
+        )
     state = current_state(path)
     epochs = options["epochs"]
     run.is_stopped_early = bool(state.get("stopped_early"))
