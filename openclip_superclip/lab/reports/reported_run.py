@@ -115,8 +115,8 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
         return run
     if run.note:
         run.note = (
-            f"{RECORD} cannot be read: its options are those of params.txt, and it is compared by the "
-            "path of its data"
+            f"{RECORD} cannot be read: its options are those of params.txt, and it is compared by "
+            "the path of its data"
         )
     state = current_state(path)
     epochs = options["epochs"]
