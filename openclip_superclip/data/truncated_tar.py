@@ -1,4 +1,7 @@
-"""Truncated and damaged tar files: what raises an error, and the reason in a message."""
+"""Truncated and damaged tar files: what raises an error, and the reason in a message.
+
+In training, openclip/data.py skips and lists such a shard, and runs/unreadable.py limits their
+number."""
 
 import lzma
 import tarfile

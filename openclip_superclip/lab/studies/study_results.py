@@ -134,8 +134,8 @@ class StudyResults:
         return f"{name} (primary)" if measure == self.study.primary else name
 
     def sentences(self) -> list[str]:
-        """Returns which differences exclude zero, for each comparison, in each cell and over the
-        cells."""
+        """Returns which differences are above or below zero, for each comparison, in each cell and
+        over the cells; then notes on scores near chance and best epochs."""
         study = self.study
         sentences = []
         for arm, baseline in study.pairs:
@@ -143,10 +143,10 @@ class StudyResults:
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
                 differences = self.differences(arm, baseline, cell)
-                sentences.append(f"{name}{at_cell}: {_excludes_zero(differences)}.")
+                sentences.append(f"{name}{at_cell}: {_sides_of_zero(differences)}.")
             for kind, differences in self.over_cells(arm, baseline).items():
                 sentences.append(
-                    f"{name}, {kind} over {study.cell_field}: {_excludes_zero(differences)}."
+                    f"{name}, {kind} over {study.cell_field}: {_sides_of_zero(differences)}."
                 )
         return [*sentences, *self._near_chance(), *self._best_epochs()]
 
@@ -222,7 +222,7 @@ class StudyResults:
         return csv_text(rows)
 
 
-def _excludes_zero(differences: dict[str, PairedDifference]) -> str:
+def _sides_of_zero(differences: dict[str, PairedDifference]) -> str:
     """Returns on which side of zero the differences of the measures are, in words."""
     if len(next(iter(differences.values()))) < 2:
         return "one seed shows nothing"

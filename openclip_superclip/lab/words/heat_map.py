@@ -1,4 +1,6 @@
-"""Heat maps of words: images with one panel per word, bright where the class head sees it."""
+"""Heat maps of words: images with one panel per word, bright where the class head sees it.
+
+The page of --serve draws its own, in server.html."""
 
 import math
 from collections.abc import Sequence
