@@ -18,10 +18,7 @@ BLOCKS = re.findall(
 )
 EXCERPTS = [(title, text) for _, title, text in BLOCKS if title.startswith("examples/")]
 OWN_DATA = {
-    "ViT-B-32": (
-        "ViT-Ti-16-96 --batch-size 16 --workers 0 --device cpu --precision fp32 --epochs 1 "
-        "--log-every-n-steps 1"
-    ),
+    "ViT-B-32": "ViT-Ti-16-96 --batch-size 16 --workers 0 --device cpu --precision fp32 --epochs 1",
     "{00000..00031}": "{0..1}",
     "320000": "64",
 }
