@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 VAL_FRACTION = 0.2
 
+OF_SLURM = (  # options that need --slurm
+    "nodes",
+    "gpus_per_node",
+    "gpu_type",
+    *shared.NAMED,
+    "cpus_per_node",
+    "sbatch",
+    "setup",
+    "skip_data_check",
+    "gpu_batch_max",
+    "workers",
+)
+
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
@@ -174,10 +187,9 @@ def _parse(argv: list[str]) -> Namespace:
             "superclip study: expected a STUDY, a file or a name from superclip study --list"
         )
     at_least(options, seeds=1, jobs=1)
-    for action in slurm._group_actions:
-        needs_slurm = action.dest != "dry_run" and not options.slurm
-        if needs_slurm and getattr(options, action.dest) not in (None, False):
-            raise InputError(f"{action.option_strings[0]} applies to SLURM's jobs: add --slurm")
+    for name in OF_SLURM:
+        if not options.slurm and getattr(options, name) not in (None, False):
+            raise InputError(f"{shared.flag_of(name)} applies to SLURM's jobs: add --slurm")
     if options.only and (options.slurm or options.jobs):
         raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
     return options

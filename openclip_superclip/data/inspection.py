@@ -273,6 +273,24 @@ def total_samples(shards: list[str]) -> int | None:
     return sum(numbers[shard] for shard in shards)
 
 
+@dataclass(frozen=True)
+class ShardCheck:
+    """What a check of a run finds in its shards. Its fields are those of the JSON of plan."""
+
+    data: str
+    shards: int
+    found: int | None  # shards that exist; None for URLs and pipes
+    bytes: int | None
+    full: bool  # whether all were read
+    num_checked: int
+    samples: int | None  # counted
+    samples_listed: int | None  # by sizes.json
+    samples_expected: int  # by the recipe
+    bad: list[dict[str, str]]  # each with "shard" and "problem"
+    good: str | None  # the pattern without these
+    warnings: list[str]
+
+
 def check_shards(
     pattern: str,
     split: Split,
@@ -280,9 +298,8 @@ def check_shards(
     *,
     full: bool = False,
     long_caption: str = "",
-) -> dict:
-    """Returns a report on the shards of --data, for the JSON of plan; InputError if training could
-    not start.
+) -> ShardCheck:
+    """Returns a report on the shards of --data; InputError if training could not start.
 
     With `full` all shards are read; otherwise only the first and the last. The recipe assumes
     `expected` samples.
@@ -317,20 +334,20 @@ def check_shards(
     )
     good = [shard for shard in shards if shard not in bad]
     has_sizes = bool(inspection.reports)  # none of URLs and pipes
-    return {
-        "data": pattern,
-        "shards": len(shards),
-        "found": len(inspection.sizes) if has_sizes else None,
-        "bytes": sum(inspection.sizes.values()) if has_sizes else None,
-        "full": bool(counted),  # whether all were read
-        "num_checked": len(shards),
-        "samples": num_samples if counted else None,
-        "samples_listed": sum(in_json.get(shard, 0) for shard in shards) or None,
-        "samples_expected": expected,
-        "bad": [{"shard": shard, "problem": problem} for shard, problem in bad.items()],
-        "good": contract(good) if bad else None,  # the pattern without these
-        "warnings": warnings,
-    }
+    return ShardCheck(
+        data=pattern,
+        shards=len(shards),
+        found=len(inspection.sizes) if has_sizes else None,
+        bytes=sum(inspection.sizes.values()) if has_sizes else None,
+        full=bool(counted),
+        num_checked=len(shards),
+        samples=num_samples if counted else None,
+        samples_listed=sum(in_json.get(shard, 0) for shard in shards) or None,
+        samples_expected=expected,
+        bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
+        good=contract(good) if bad else None,
+        warnings=warnings,
+    )
 
 
 def _check_slice(split: Split, num_samples: int) -> None:

@@ -265,13 +265,14 @@ class Run:
                 "warnings": table.warnings,
             }
         else:
-            checked = check_shards(
+            shard_check = check_shards(
                 self.data,
                 self._split(),
                 self.recipe.data_samples,
                 full=full,
                 long_caption=config.long_caption_key,
             )
+            checked = dataclasses.asdict(shard_check)
         checked["warnings"] += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,10 +203,10 @@ class SlurmRequest:
     device: str
     nodes: int
     gpus_per_node: int  # processes of device "cpu"
-    gpu_type: str | None  # SLURM's name of the GPUs
-    cpus_per_node: int | None  # of shared nodes
-    sbatch: Mapping[str, str]  # further options of sbatch
-    setup: Path | None  # a bash file that the job sources first
+    gpu_type: str | None = None  # SLURM's name of the GPUs
+    cpus_per_node: int | None = None  # of shared nodes
+    sbatch: Mapping[str, str] = field(default_factory=dict)  # further options of sbatch
+    setup: Path | None = None  # a bash file that the job sources first
 
     def keep_setup(self, folder: Path) -> None:
         """Copies the file of --setup into the folder from which the job sources it."""

@@ -90,7 +90,6 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback_first(cluster, work, 
     job = cluster.call(script, *refused, cwd=work).strip()
     ended, printed = cluster.wait(job), (work / "refused").read_text()
     assert ended["JobState"] == "FAILED", printed
-    assert ended["ExitCode"] in ("1:0", "137:0")  # SLURM may have to kill the other node's process
     another = f"error: {run} contains a run of another recipe: lr is 0.001 there and 1.0 here"
     assert another in printed
     assert "the same command resumes" not in printed and "Traceback" not in printed

@@ -213,5 +213,5 @@ def test_the_kept_setup_can_be_submitted_again(tmp_path):
     setup = tmp_path / "cuda.sh"
     setup.write_text("module load cuda\n")
     for given in (setup, tmp_path / "setup.sh"):
-        SlurmRequest("cpu", 1, 1, None, None, {}, given).keep_setup(tmp_path)
+        SlurmRequest("cpu", 1, 1, setup=given).keep_setup(tmp_path)
     assert (tmp_path / "setup.sh").read_text() == "module load cuda\n"

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+from dataclasses import asdict
 
 import pytest
 from support import cases, input_error, parametrize, table, write_json
@@ -33,7 +34,7 @@ def folder(whole, tmp_path):
 
 def check(folder, world_size=1, workers=1, expected=SAMPLES, sizes=(64, 16), **options):
     split = Split(NUM_SHARDS, world_size, workers, 4, *sizes)  # of a slice and of a batch
-    return check_shards(f"{folder}/{PATTERN}", split, expected, **options)
+    return asdict(check_shards(f"{folder}/{PATTERN}", split, expected, **options))
 
 
 def problems(checked):
@@ -150,7 +151,7 @@ def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
 
 @parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
 def test_urls_and_pipes_are_reported_as_not_checked(pattern):
-    checked = check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True)
+    checked = asdict(check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True))
     assert (checked["found"], checked["full"]) == (None, False)
     assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
     with input_error("too few"):
