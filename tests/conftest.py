@@ -49,7 +49,7 @@ from support.training_runs import (
 )
 
 from openclip_superclip import environment
-from openclip_superclip.lab.demo import data
+from openclip_superclip.demo import data
 from openclip_superclip.openclip import current, hook_calls
 
 torch.set_num_threads(1)

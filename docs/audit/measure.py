@@ -24,20 +24,20 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from openclip_superclip.environment import versions
-from openclip_superclip.lab.audit.audit_page import most_doubtful
-from openclip_superclip.lab.audit.pair_scores import (
+from openclip_superclip.audit.audit_page import most_doubtful
+from openclip_superclip.audit.pair_scores import (
     ModelOutputs,
     PairScore,
     PairScorer,
     WordSupport,
     words_of,
 )
-from openclip_superclip.lab.audit.score_file import mean_of_ranks
-from openclip_superclip.lab.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
-from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
-from openclip_superclip.lab.words.open_checkpoint import open_checkpoint, read_model
+from openclip_superclip.audit.score_file import mean_of_ranks
+from openclip_superclip.demo.scenes import DESIGNERS, NAMES, UNSEEN_DESIGNERS, Scene, make_scene
+from openclip_superclip.environment import versions
 from openclip_superclip.rendering import markdown_table
+from openclip_superclip.reports.paired_differences import PairedDifference, Spread
+from openclip_superclip.words.open_checkpoint import open_checkpoint, read_model
 
 # each at its own learning rate, which the study chose
 ARMS = {"CLIP": "clip", "SuperCLIP": "superclip_lr-0.001"}

@@ -25,10 +25,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
+from openclip_superclip.demo.data import NUM_SHARDS, SHARD_SIZE
 from openclip_superclip.files import whole_file, write_json, write_text
-from openclip_superclip.lab.demo.data import NUM_SHARDS, SHARD_SIZE
-from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
 from openclip_superclip.rendering import markdown_table
+from openclip_superclip.reports.paired_differences import PairedDifference, Spread
 
 SWAPPED = 3 / 8  # of the captions; what is kept fills whole slices of whole steps
 PATTERN = f"{{000000..{NUM_SHARDS - 1:06d}}}.tar"

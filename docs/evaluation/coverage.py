@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from openclip_superclip.lab.evaluation.intervals import (
+from openclip_superclip.evaluation.intervals import (
     IOU,
     PRECISION,
     RMSE,

@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.__main__ import main as superclip
-from openclip_superclip.files import write_text
-from openclip_superclip.lab.demo.data import write_model
-from openclip_superclip.lab.demo.scene_measures import (
+from openclip_superclip.demo.data import write_model
+from openclip_superclip.demo.scene_measures import (
     fraction_found,
     name_classifier,
     object_labels,
 )
-from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
-from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
-from openclip_superclip.lab.studies.measure_run import open_trained
+from openclip_superclip.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, scenes
+from openclip_superclip.files import write_text
 from openclip_superclip.rendering import markdown_table
+from openclip_superclip.reports.paired_differences import PairedDifference, Spread
+from openclip_superclip.study.measure_run import open_trained
 
 NUM_NEW, NUM_OLD, NUM_TEST = 1024, 1024, 500
 PASSES, BATCH = 3, 32  # over the new drawings

@@ -5,6 +5,8 @@ import csv
 import statistics
 import textwrap
 
+from openclip_superclip.lab.reports.paired_differences import PairedDifference
+from openclip_superclip.lab.studies.figures import draw_differences, set_difference_axis
 from scipy.stats import t
 from verdicts import (
     CLAIMS,
@@ -19,8 +21,6 @@ from verdicts import (
     tested,
 )
 
-from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.studies.figures import draw_differences, set_difference_axis
 from openclip_superclip.rendering import png, pyplot
 
 plt = pyplot()

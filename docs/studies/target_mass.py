@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 
 import open_clip
 import torch
-
-from openclip_superclip import TokenStatistics
 from openclip_superclip.lab.demo import natural
 from openclip_superclip.lab.demo.data import CONTEXT, NATURAL, NUM_SHARDS, SHARD_SIZE, write_model
 from openclip_superclip.lab.demo.scenes import NAMES, Scene, scenes
+
+from openclip_superclip import TokenStatistics
 
 NUM_SCENES = NUM_SHARDS * SHARD_SIZE
 

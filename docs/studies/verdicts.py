@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import nct, t
-
 from openclip_superclip.lab.studies.study_file import TUNING_SEEDS
+from scipy.stats import nct, t
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from openclip_superclip.checkpoints.epoch_words import find_course
-from openclip_superclip.lab.demo.data import write_model
-from openclip_superclip.lab.demo.scenes import NAMES, Scene, draw_image, sample, split_of
-from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.words.word_course import (
+from openclip_superclip.demo.data import write_model
+from openclip_superclip.demo.scenes import NAMES, Scene, draw_image, sample, split_of
+from openclip_superclip.reports.paired_differences import PairedDifference
+from openclip_superclip.words.word_course import (
     BANDS,
     WordCourse,
     draw_word_courses,

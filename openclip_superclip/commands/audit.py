@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+from ..audit import SORTED_BY
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least
-from ..lab.audit import SORTED_BY
 from .shared_options import (
     add_columns,
     add_folder,
@@ -19,8 +19,8 @@ from .shared_options import (
 
 def main(argv: list[str]) -> int:
     options = _parse(argv)
-    from ..lab.audit.audit import Audit
-    from ..lab.audit.reading import open_data
+    from ..audit.audit import Audit
+    from ..audit.reading import open_data
 
     data = open_data(options.data, columns_of(options, options.data))
     audit = from_options(Audit, options, data=data, device=check_device(options.device))

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     at_least(options, head_batch=1, width=1, vocab=2, local_batch=1, repeats=1, step_repeats=0)
     if options.card:
         return _measure_card(parser, options)
-    from ..lab.benchmark.time_and_memory import head_cost_tables, measure_head_cost
+    from ..benchmark.time_and_memory import head_cost_tables, measure_head_cost
 
     report = measure_head_cost(options)
     print(f"\n{head_cost_tables(report)}\n\nAll measurements: {options.out}/benchmark.json")
@@ -62,7 +62,7 @@ def _measure_card(parser: Parser, options) -> int:
             raise InputError(
                 f"{action.option_strings[0]} has no effect with --card, which uses fixed sizes"
             )
-    from ..lab.benchmark.gpu_record import card_table, measure_card
+    from ..benchmark.gpu_record import card_table, measure_card
 
     card = measure_card(options)
     failed = {name: result for name, result in card.checks.items() if result != "passed"}

@@ -7,9 +7,9 @@ from pathlib import Path
 from ..errors import Parser, at_least, no_effect
 from ..extras import require
 from ..files import check_results, make_folder
-from ..lab.studies.study_call import MARK, RESULTS, StudyOptions, study_call
-from ..lab.studies.study_training import run_study
 from ..runs.signals import stopped_by_signals
+from ..study.study_call import MARK, RESULTS, StudyOptions, study_call
+from ..study.study_training import run_study
 from .shared_options import add_count, add_folder, add_number, add_switch
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     with stopped_by_signals():
         results = run_study(study_call(study_options), options.jobs)
         # needs the extra [report]
-        from ..lab.studies.demo_figures import draw_predictions, draw_scores
+        from ..study.demo_figures import draw_predictions, draw_scores
 
         draw_predictions(out / "demo-images.png", results, out)
         draw_scores(out / "demo.png", results)
@@ -88,7 +88,7 @@ def _parse(argv: list[str]) -> Namespace:
 
 def _write_training_data(options: Namespace) -> str:
     """Writes the model and the shards of the demo's recipes, and returns where they are."""
-    from ..lab.demo.data import write_training_data
+    from ..demo.data import write_training_data
 
     no_effect(options, "--data-only", "seeds", "samples")
     make_folder(options.out)
@@ -97,8 +97,8 @@ def _write_training_data(options: Namespace) -> str:
 
 def _write_evaluation(options: Namespace) -> str:
     """Writes the held-out scenes as data sets, and returns the commands that use them."""
-    from ..lab.demo.data import write_evaluation_data
-    from ..lab.demo.scenes import write_dense_scenes
+    from ..demo.data import write_evaluation_data
+    from ..demo.scenes import write_dense_scenes
 
     no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation

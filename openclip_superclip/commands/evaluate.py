@@ -18,10 +18,10 @@ def main(argv: list[str]) -> int:
     require("superclip evaluate", "eval")
     import torch
 
-    from ..lab.evaluation.evaluate import Evaluation
-    from ..lab.evaluation.features import EvaluationSettings
-    from ..lab.evaluation.local_datasets import select_datasets
-    from ..lab.evaluation.models import checkpoints_of, find_model
+    from ..evaluation.evaluate import Evaluation
+    from ..evaluation.features import EvaluationSettings
+    from ..evaluation.local_datasets import select_datasets
+    from ..evaluation.models import checkpoints_of, find_model
 
     device = torch.device(check_device(options.device)).type
     precision = options.precision or ("amp" if device == "cuda" else "fp32")

@@ -8,11 +8,11 @@ from .. import __version__
 from ..errors import InputError, Parser, no_effect
 from ..extras import require
 from ..files import check_results, make_folder
-from ..lab.reports.comparable_runs import find_comparisons
-from ..lab.reports.published_record import write_record
-from ..lab.reports.reported_run import MISSING, ReportedRun, read_run
 from ..plans.recipe import METHODS
 from ..rendering import run_names
+from ..reports.comparable_runs import find_comparisons
+from ..reports.published_record import write_record
+from ..reports.reported_run import MISSING, ReportedRun, read_run
 from .shared_options import add_folder
 
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
             print(write_record(run, options.record))
         return 0
     require("superclip report", "report")
-    from ..lab.reports.report_page import FILES, MARK, pictures, write_report
+    from ..reports.report_page import FILES, MARK, pictures, write_report
 
     check_results(options.out, [*FILES, *pictures(options.out)], MARK)
     runs = _read_runs(options.runs)

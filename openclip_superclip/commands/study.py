@@ -16,7 +16,7 @@ from . import recipe_options as shared
 from .shared_options import add_count, add_folder, add_switch, from_options
 
 if TYPE_CHECKING:
-    from ..lab.studies.study_call import StudyCall, StudyOptions
+    from ..study.study_call import StudyCall, StudyOptions
 
 VAL_FRACTION = 0.2
 
@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
     returns the exit code."""
     options = _parse(argv)
-    from ..lab.studies.study_call import StudyOptions, study_call
-    from ..lab.studies.study_file import read_study, study_files
+    from ..study.study_call import StudyOptions, study_call
+    from ..study.study_file import read_study, study_files
 
     if options.list:
         for path in study_files():
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
     """Runs the study on the parts of a table, which are removed if no run reads them; returns the
     exit code."""
-    from ..lab.studies.study_call import study_call
+    from ..study.study_call import study_call
 
     whole = study_call(dataclasses.replace(study_options, val_data=options.data))
     split = _split(whole, options)
@@ -114,13 +114,13 @@ def _splits(options: Namespace) -> bool:
 
 def _run(call: "StudyCall", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..lab.studies.study_training import StudyTraining, run_study
+    from ..study.study_training import StudyTraining, run_study
 
     training = StudyTraining(call)
     if not options.only:
         training.check_arms()
     if options.slurm:
-        from ..lab.studies.study_on_slurm import StudySubmission
+        from ..study.study_on_slurm import StudySubmission
 
         request = shared.slurm_request(options)
         submission = from_options(StudySubmission, options, call=call, request=request)

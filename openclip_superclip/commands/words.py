@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     require("--serve", "serve")
     import uvicorn
 
-    from ..lab.words.server import MAX_REQUESTS, words_app
+    from ..words.server import MAX_REQUESTS, words_app
 
     port = 8000 if options.port is None else options.port
     app = words_app(_tagger(options), options.model.resolve().name)
@@ -97,8 +97,8 @@ def _course(options: Namespace) -> int:
     no_effect(options, "--course", *unused)
     require("--course", "report", "matplotlib")
     from ..checkpoints.epoch_words import find_course
-    from ..lab.words.word_course import MARK, NAME, course_text, word_course, write_word_courses
     from ..rendering import run_names
+    from ..words.word_course import MARK, NAME, course_text, word_course, write_word_courses
 
     out = options.out or Path(NAME)
     check_results(out, [f"{NAME}{suffix}" for suffix in (".json", ".csv", ".png")], MARK)
@@ -114,9 +114,9 @@ def _course(options: Namespace) -> int:
 
 def _tagger(options: Namespace):
     """Returns a tagger with the model of --model and the words of --words."""
-    from ..lab.words.lexicon import chosen_lexicon
-    from ..lab.words.open_checkpoint import open_with_head
-    from ..lab.words.tagger import Tagger
+    from ..words.lexicon import chosen_lexicon
+    from ..words.open_checkpoint import open_with_head
+    from ..words.tagger import Tagger
 
     opened = open_with_head(options.model, options.architecture, options.device)
     if opened.model.class_head.reads == "pooled" and options.heatmap:
@@ -132,7 +132,7 @@ def _tagger(options: Namespace):
 
 def _tag(options: Namespace) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code."""
-    from ..lab.words.tag_images import FILES, MARK, find_images, tag_images, write_folder
+    from ..words.tag_images import FILES, MARK, find_images, tag_images, write_folder
 
     no_effect(options, "IMAGE", "port")
     paths = find_images(options.images)

@@ -26,7 +26,7 @@ from support.training_runs import (
     superclip_train,
 )
 
-from openclip_superclip.lab.demo.scenes import write_shards
+from openclip_superclip.demo.scenes import write_shards
 from openclip_superclip.openclip import checks
 from openclip_superclip.openclip import horovod as horovod_ranks
 from openclip_superclip.plans.plan import make_run

@@ -13,7 +13,7 @@ from support.tiny_run import SLICES, outcome, state
 from support.training_runs import fork
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.lab.demo.data import write_evaluation_data
+from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = pytest.mark.slurm

@@ -7,8 +7,8 @@ from support import DATA, cases, read_json, refusals
 from support.pages import ROOT, marked
 from support.training_runs import execute
 
-from openclip_superclip.lab.benchmark import gpu_checks, gpu_record
-from openclip_superclip.lab.benchmark.gpu_record import VERSION, Card, Step, card_table
+from openclip_superclip.benchmark import gpu_checks, gpu_record
+from openclip_superclip.benchmark.gpu_record import VERSION, Card, Step, card_table
 
 RECORDS = sorted((ROOT / "docs/results/cards").glob("*.json"))
 

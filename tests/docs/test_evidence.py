@@ -12,10 +12,10 @@ from scipy.stats import ttest_1samp, ttest_rel
 from support import parametrize, read_json, read_rows
 from support.pages import PAGES, ROOT, marked, script
 
-from openclip_superclip.lab.benchmark.time_and_memory import head_cost_tables
-from openclip_superclip.lab.studies.study_file import Study, read_study
-from openclip_superclip.lab.studies.study_results import StudyResults
+from openclip_superclip.benchmark.time_and_memory import head_cost_tables
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.study.study_file import Study, read_study
+from openclip_superclip.study.study_results import StudyResults
 
 DOCS = ROOT / "docs"
 STUDIES = DOCS / "studies"

@@ -10,11 +10,11 @@ import torch
 from support import parametrize, read_json, read_rows
 from support.pages import ROOT, script
 
-from openclip_superclip.lab.demo.data import VIT, write_model
-from openclip_superclip.lab.demo.scenes import NAMES
-from openclip_superclip.lab.studies.study_file import read_study
+from openclip_superclip.demo.data import VIT, write_model
+from openclip_superclip.demo.scenes import NAMES
 from openclip_superclip.method.idf import special_token_ids
 from openclip_superclip.method.model import SuperCLIP
+from openclip_superclip.study.study_file import read_study
 
 FOLDER = ROOT / "docs/studies/held_out_words"
 plugin = script("studies/held_out_words/held_out_words.py")

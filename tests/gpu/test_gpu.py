@@ -12,7 +12,7 @@ from support.evaluation import records
 from support.models import write_random_model
 from support.training_runs import Run, execute
 
-from openclip_superclip.lab.benchmark.gpu_checks import checks
+from openclip_superclip.benchmark.gpu_checks import checks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

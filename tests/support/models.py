@@ -13,8 +13,8 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Whitespace
 
 from openclip_superclip import hooks
+from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
 from openclip_superclip.files import whole_file
-from openclip_superclip.lab.demo.data import NUM_TOKENS_WITHOUT_MERGES
 
 from . import DATA, GOLDEN, WORDS, read_json, write_json
 

@@ -24,10 +24,10 @@ import webdataset
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.demo.scene_measures import measure, measure_natural
+from openclip_superclip.demo.scenes import write_dense_scenes
 from openclip_superclip.environment import end_with_parent
-from openclip_superclip.lab.demo.data import write_evaluation_data
-from openclip_superclip.lab.demo.scene_measures import measure, measure_natural
-from openclip_superclip.lab.demo.scenes import write_dense_scenes
 from openclip_superclip.runs.child_processes import free_port
 from openclip_superclip.runs.rank_main import main as train_rank
 from openclip_superclip.runs.signals import STOPPED_BY
@@ -345,10 +345,10 @@ def in_forks():
     forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
-        patch.setattr("openclip_superclip.lab.studies.study_training.ThreadPoolExecutor", AtOnce)
-        patch.setattr("openclip_superclip.lab.studies.demo_figures.NUM_SCENES", 100)
+        patch.setattr("openclip_superclip.study.study_training.ThreadPoolExecutor", AtOnce)
+        patch.setattr("openclip_superclip.study.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        patch.setattr("openclip_superclip.lab.benchmark.time_and_memory.multiprocessing", forking)
+        patch.setattr("openclip_superclip.benchmark.time_and_memory.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
             few = (
                 min(value, 50) if isinstance(value, int) else value

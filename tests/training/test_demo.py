@@ -12,13 +12,13 @@ from PIL import Image
 from support import DATA, read_json
 from support.training_runs import execute, run_superclip
 
-from openclip_superclip.lab.demo import data
-from openclip_superclip.lab.reports.published_record import code_digest
-from openclip_superclip.lab.studies import measure_run
-from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
-from openclip_superclip.lab.studies.study_file import OF_SCENES
-from openclip_superclip.lab.studies.study_training import run_study
+from openclip_superclip.demo import data
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.reports.published_record import code_digest
+from openclip_superclip.study import measure_run
+from openclip_superclip.study.study_call import StudyOptions, study_call
+from openclip_superclip.study.study_file import OF_SCENES
+from openclip_superclip.study.study_training import run_study
 
 
 def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):

@@ -19,9 +19,9 @@ from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenize
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.captions import token_texts, tokenizer_identity
 from openclip_superclip.data.frequencies import read_frequencies
-from openclip_superclip.lab.words.lexicon import open_lexicon
-from openclip_superclip.lab.words.open_checkpoint import open_with_head
 from openclip_superclip.method.idf import idf
+from openclip_superclip.words.lexicon import open_lexicon
+from openclip_superclip.words.open_checkpoint import open_with_head
 
 TRAIN = (
     "--csv-separator , --csv-img-key image --csv-caption-key caption --batch-size 32 --epochs 1 "

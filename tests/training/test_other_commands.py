@@ -8,7 +8,7 @@ from support.data import write_shards
 from support.models import AUTHORS_CONFIG, VOCAB_SIZE, altered_authors, write_vocabulary
 from support.training_runs import execute, run_train
 
-from openclip_superclip.lab.demo.data import write_model as write_demo_model
+from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe

@@ -16,13 +16,13 @@ from support import cases, read_rows, table, write_json
 from support.models import write_model
 from support.training_runs import execute, run_train
 
-from openclip_superclip.lab.evaluation.result_files import record_file
-from openclip_superclip.lab.evaluation.suites import RETRIEVAL, THE_38
-from openclip_superclip.lab.reports.comparable_runs import find_comparisons
-from openclip_superclip.lab.reports.report_page import scores_table
-from openclip_superclip.lab.reports.reported_run import read_run
+from openclip_superclip.evaluation.result_files import record_file
+from openclip_superclip.evaluation.suites import RETRIEVAL, THE_38
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.reports.comparable_runs import find_comparisons
+from openclip_superclip.reports.report_page import scores_table
+from openclip_superclip.reports.reported_run import read_run
 from openclip_superclip.runs.progress import read_log
 
 BATCH_SIZES, SEEDS = (8, 16), (0, 1)

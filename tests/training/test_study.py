@@ -20,11 +20,11 @@ from support.training_runs import call, execute, fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.trainer_files import RECORD
-from openclip_superclip.lab.studies.measure_run import open_trained
-from openclip_superclip.lab.studies.superclip_process import run_superclip
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.study.measure_run import open_trained
+from openclip_superclip.study.superclip_process import run_superclip
 
 
 def study(folder, more="", file="which.yaml"):

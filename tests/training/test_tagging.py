@@ -36,11 +36,11 @@ from support.training_runs import call, execute, fork
 
 from openclip_superclip.data.captions import token_texts
 from openclip_superclip.data.images import as_seen, open_image
-from openclip_superclip.lab.words.lexicon import WordProbabilities, lexicon, open_lexicon
-from openclip_superclip.lab.words.open_checkpoint import open_with_head
-from openclip_superclip.lab.words.server import MAX_BYTES, answer_to, words_app
-from openclip_superclip.lab.words.tagger import Tagger
 from openclip_superclip.method.head_input import encode_image
+from openclip_superclip.words.lexicon import WordProbabilities, lexicon, open_lexicon
+from openclip_superclip.words.open_checkpoint import open_with_head
+from openclip_superclip.words.server import MAX_BYTES, answer_to, words_app
+from openclip_superclip.words.tagger import Tagger
 
 
 def encoded(image, kind="PNG"):

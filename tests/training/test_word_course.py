@@ -10,8 +10,8 @@ from support import read_json, read_rows, table
 from support.training_runs import execute, run_train
 
 from openclip_superclip.checkpoints.epoch_words import CourseFiles, find_course
-from openclip_superclip.lab.words.word_course import word_course
 from openclip_superclip.method.idf import EpochWords
+from openclip_superclip.words.word_course import word_course
 
 
 @pytest.fixture(scope="module")

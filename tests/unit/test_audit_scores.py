@@ -16,15 +16,15 @@ from support.data import write_shards, write_tar
 from support.models import LIST_OF_WORDS, SPECIAL_TOKENS, write_tokenizer
 
 import openclip_superclip as superclip
+from openclip_superclip.audit import kept as kept_module
+from openclip_superclip.audit.audit import _lock
+from openclip_superclip.audit.kept import write_kept
+from openclip_superclip.audit.pair_scores import CaptionSupport, PairScorer
+from openclip_superclip.audit.reading import open_data, read_in_batches
+from openclip_superclip.audit.score_file import mean_of_ranks
 from openclip_superclip.data.tables import Columns
-from openclip_superclip.lab.audit import kept as kept_module
-from openclip_superclip.lab.audit.audit import _lock
-from openclip_superclip.lab.audit.kept import write_kept
-from openclip_superclip.lab.audit.pair_scores import CaptionSupport, PairScorer
-from openclip_superclip.lab.audit.reading import open_data, read_in_batches
-from openclip_superclip.lab.audit.score_file import mean_of_ranks
-from openclip_superclip.lab.words.open_checkpoint import OpenedCheckpoint
 from openclip_superclip.method.head_input import encode_image
+from openclip_superclip.words.open_checkpoint import OpenedCheckpoint
 
 LEARNED = [
     "a red cat",

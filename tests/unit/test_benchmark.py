@@ -9,7 +9,7 @@ from support import cases, refusals, table
 from support.models import write_model
 from transformers import RobertaConfig, RobertaModel
 
-from openclip_superclip.lab.benchmark.time_and_memory import (
+from openclip_superclip.benchmark.time_and_memory import (
     CONTENDERS,
     compute,
     gmacs_of,

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from support import DATA, parametrize, read_json
 from torch import nn
 
-from openclip_superclip.lab.demo import natural
-from openclip_superclip.lab.demo import scenes as drawn
-from openclip_superclip.lab.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.lab.demo.natural import COLOURS, World, vocabulary
-from openclip_superclip.lab.demo.scene_measures import (
+from openclip_superclip.demo import natural
+from openclip_superclip.demo import scenes as drawn
+from openclip_superclip.demo.data import NATURAL, needed_merges, write_model
+from openclip_superclip.demo.natural import COLOURS, World, vocabulary
+from openclip_superclip.demo.scene_measures import (
     measure_natural,
     measure_transfer,
     predicted_names,
 )
-from openclip_superclip.lab.demo.scenes import (
+from openclip_superclip.demo.scenes import (
     DESIGNERS,
     NAMES,
     SECOND_DESIGNERS,
@@ -29,7 +29,7 @@ from openclip_superclip.lab.demo.scenes import (
     names_of,
     scenes,
 )
-from openclip_superclip.lab.studies.study_file import MEASURES
+from openclip_superclip.study.study_file import MEASURES
 
 
 def contents(folder):

@@ -11,17 +11,17 @@ from support.evaluation import errors, evaluate, records
 from support.models import write_random_model
 from support.training_runs import run_superclip
 
-from openclip_superclip.lab.demo.scenes import (
+from openclip_superclip.demo.scenes import (
     BACKGROUND_DEPTH,
     NAMES,
     pixel_labels,
     scenes,
     write_dense_scenes,
 )
-from openclip_superclip.lab.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
-from openclip_superclip.lab.evaluation.dense_probe import _overlaps
-from openclip_superclip.lab.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
-from openclip_superclip.lab.studies.measure_run import DENSE_EPOCHS, measure_dense
+from openclip_superclip.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
+from openclip_superclip.evaluation.dense_probe import _overlaps
+from openclip_superclip.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
+from openclip_superclip.study.measure_run import DENSE_EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
@@ -142,7 +142,7 @@ def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, 
     def run(command, output, **_):
         return run_superclip(command, output, tmp_path), None
 
-    monkeypatch.setattr("openclip_superclip.lab.studies.measure_run.run_superclip", run)
+    monkeypatch.setattr("openclip_superclip.study.measure_run.run_superclip", run)
     write_dense_scenes(tmp_path / "scenes", 3, 4)
     weights = tmp_path / "run/checkpoints/epoch_1.pt"
     weights.parent.mkdir(parents=True)

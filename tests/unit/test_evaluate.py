@@ -22,11 +22,11 @@ from support.models import random_weights
 from support.training_runs import execute, run_ranks
 
 from openclip_superclip import create_model_and_transforms
-from openclip_superclip.lab.demo.data import write_evaluation_data
-from openclip_superclip.lab.evaluation.intervals import estimate, read_outcomes
-from openclip_superclip.lab.evaluation.local_datasets import find_dataset
-from openclip_superclip.lab.evaluation.models import find_model
-from openclip_superclip.lab.reports.run_scores import read_scores
+from openclip_superclip.demo.data import write_evaluation_data
+from openclip_superclip.evaluation.intervals import estimate, read_outcomes
+from openclip_superclip.evaluation.local_datasets import find_dataset
+from openclip_superclip.evaluation.models import find_model
+from openclip_superclip.reports.run_scores import read_scores
 
 NUM_SCENES = 60
 

@@ -16,10 +16,10 @@ from support import cases, parametrize, read_rows
 from support.data import IMAGE, write_tar
 from support.training_runs import call, execute
 
+from openclip_superclip.audit.reading import open_data, read_in_batches
 from openclip_superclip.data.images import as_seen, check_image, open_image
 from openclip_superclip.data.inspection import inspect
 from openclip_superclip.data.tables import Columns
-from openclip_superclip.lab.audit.reading import open_data, read_in_batches
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}

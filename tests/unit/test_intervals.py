@@ -15,9 +15,9 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from support import parametrize
 from support.pages import script
 
-from openclip_superclip.lab.evaluation import intervals
-from openclip_superclip.lab.evaluation.features import EvaluationSettings, Features
-from openclip_superclip.lab.evaluation.intervals import (
+from openclip_superclip.evaluation import intervals
+from openclip_superclip.evaluation.features import EvaluationSettings, Features
+from openclip_superclip.evaluation.intervals import (
     IOU,
     MEAN,
     PRECISION,
@@ -28,8 +28,8 @@ from openclip_superclip.lab.evaluation.intervals import (
     estimate,
     right,
 )
-from openclip_superclip.lab.evaluation.metrics import _of_logits, linear_probe_metrics
-from openclip_superclip.lab.evaluation.suites import THE_38, VTAB_PLUS, averaged
+from openclip_superclip.evaluation.metrics import _of_logits, linear_probe_metrics
+from openclip_superclip.evaluation.suites import THE_38, VTAB_PLUS, averaged
 
 coverage = script("evaluation/coverage.py")
 RNG = np.random.default_rng(0)

@@ -14,11 +14,11 @@ from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 
+from openclip_superclip.audit.kept import write_kept
+from openclip_superclip.audit.reading import AuditedData
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.tables import Columns
 from openclip_superclip.files import whole_output
-from openclip_superclip.lab.audit.kept import write_kept
-from openclip_superclip.lab.audit.reading import AuditedData
 from openclip_superclip.runs.slurm import SlurmRequest
 
 

@@ -15,7 +15,7 @@ from support.training_runs import call
 
 from openclip_superclip.data.inspection import inspect_shard, total_samples
 from openclip_superclip.data.tar_shards import expand
-from openclip_superclip.lab.evaluation.local_datasets import find_dataset
+from openclip_superclip.evaluation.local_datasets import find_dataset
 
 NUM = 60
 LABELS, FORMATS = ("NA", "dog", "emu"), ("png", "jpg", "ppm")

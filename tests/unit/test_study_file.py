@@ -20,18 +20,18 @@ from support import (
     write_json,
 )
 
-from openclip_superclip.lab.demo.data import TRAINING_DATA
-from openclip_superclip.lab.reports.paired_differences import PairedDifference
-from openclip_superclip.lab.studies.measure_run import measured
-from openclip_superclip.lab.studies.study_call import StudyOptions, study_call
-from openclip_superclip.lab.studies.study_file import MEASURES, read_study, study_files
-from openclip_superclip.lab.studies.study_results import StudyResults
-from openclip_superclip.lab.studies.study_run import StudyRun
-from openclip_superclip.lab.studies.study_training import StudyTraining, run_study, write_results
+from openclip_superclip.demo.data import TRAINING_DATA
 from openclip_superclip.plans.recipe import WORDS
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.reports.paired_differences import PairedDifference
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.study.measure_run import measured
+from openclip_superclip.study.study_call import StudyOptions, study_call
+from openclip_superclip.study.study_file import MEASURES, read_study, study_files
+from openclip_superclip.study.study_results import StudyResults
+from openclip_superclip.study.study_run import StudyRun
+from openclip_superclip.study.study_training import StudyTraining, run_study, write_results
 
 
 def write_study(folder, **values):
@@ -158,11 +158,11 @@ def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
-    monkeypatch.setattr("openclip_superclip.lab.studies.study_training.measured", measured)
+    monkeypatch.setattr("openclip_superclip.study.study_training.measured", measured)
     call = called("unseen_drawings", out=tmp_path)
     assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
     monkeypatch.setattr(
-        "openclip_superclip.lab.studies.study_training.measured",
+        "openclip_superclip.study.study_training.measured",
         lambda run, _: {"run": run.folder.name, "measures": {"zero_shot": float("nan")}},
     )
     with input_error("_seed1000 was measured without a finite zero_shot: "):
@@ -227,12 +227,12 @@ def measure(folder):
 @parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr(
-        "openclip_superclip.lab.studies.measure_run._measure", lambda *_: {"zero_shot": 41.5}
+        "openclip_superclip.study.measure_run._measure", lambda *_: {"zero_shot": 41.5}
     )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == read_json(trained / "demo-test.json")
-    monkeypatch.setattr("openclip_superclip.lab.studies.measure_run._measure", None)
+    monkeypatch.setattr("openclip_superclip.study.measure_run._measure", None)
     assert measure(trained) == first
     write_json(trained / "state.json", {"state": "finished", "epoch": 2})
     with input_error(r"is finished but lacks its last checkpoint"):
@@ -247,7 +247,7 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
         return 1, 0.0
 
     (trained / "state.json").write_text('{"error": "stopped"}')
-    monkeypatch.setattr("openclip_superclip.lab.studies.study_run.run_superclip", train)
+    monkeypatch.setattr("openclip_superclip.study.study_run.run_superclip", train)
     with input_error(f"a failed: {reason}; see"):
         study_run(trained, data="{0..9}.tar").train(threading.Event())
 
@@ -287,7 +287,7 @@ def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp
         run.run_folder.write(other, attempts=[{"started": "noon"}])
         yield
 
-    training = "openclip_superclip.lab.studies.study_training"
+    training = "openclip_superclip.study.study_training"
     monkeypatch.setattr(f"{training}.lock", waiting_lock)
     monkeypatch.setattr(f"{training}.write_data", lambda _: None)
     monkeypatch.setattr(StudyRun, "train", None)
@@ -309,7 +309,7 @@ def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained
         write_json(trained / "lock", owner)
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-        train = "openclip_superclip.lab.studies.study_run.run_superclip"
+        train = "openclip_superclip.study.study_run.run_superclip"
         monkeypatch.setattr(train, lambda _, output, **__: (output.write_text("as it may"), 0.0))
     with held, input_error(trainer):
         study_run(trained, data="pairs.csv").train(threading.Event())

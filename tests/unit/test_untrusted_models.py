@@ -26,7 +26,7 @@ WEIGHTS = []  # of the model of write_folder, with its head
 RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
 import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
 import open_clip, transformers, clip_benchmark.models
-import openclip_superclip.lab.audit.audit, openclip_superclip.lab.evaluation.evaluate
+import openclip_superclip.audit.audit, openclip_superclip.evaluation.evaluate
 import openclip_superclip.checkpoints.export, openclip_superclip.checkpoints.averaging
 from openclip_superclip.__main__ import main
 from openclip_superclip.openclip import train

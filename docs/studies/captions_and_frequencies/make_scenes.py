@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
 from openclip_superclip.lab.demo.scenes import (
     DESIGNERS,
     NAMES,

@@ -14,9 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from make_scenes import ALL, FEW, FREQUENT, RARE, SEEDS, VERSION, few_objects
-
-from openclip_superclip.checkpoints.began_with import versions_of_run
-from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.lab.demo.scene_measures import (
     OpenedModel,
     fit_object_probe,
@@ -27,6 +24,9 @@ from openclip_superclip.lab.demo.scene_measures import (
 )
 from openclip_superclip.lab.demo.scenes import DESIGNERS, UNSEEN_DESIGNERS, Scene, draw_image
 from openclip_superclip.lab.studies.measure_run import open_trained
+
+from openclip_superclip.checkpoints.began_with import versions_of_run
+from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from openclip_superclip.lab.reports.paired_differences import PairedDifference, Spread
+
 from openclip_superclip.rendering import markdown_table, png, pyplot
 
 HERE = Path(__file__).parent

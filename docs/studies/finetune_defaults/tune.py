@@ -26,6 +26,9 @@ import open_clip_train.main  # noqa: F401, for the forked runs
 import peft  # noqa: F401
 import torch
 from open_clip_train.train import get_clip_metrics
+from openclip_superclip.lab.demo.natural import World
+from openclip_superclip.lab.demo.scenes import drawings
+from openclip_superclip.lab.words.open_checkpoint import open_checkpoint
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -37,9 +40,6 @@ from openclip_superclip.checkpoints.averaging import interpolated
 from openclip_superclip.checkpoints.best_epoch import best_epoch, validation_rows
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
 from openclip_superclip.files import read_json, write_json
-from openclip_superclip.lab.demo.natural import World
-from openclip_superclip.lab.demo.scenes import drawings
-from openclip_superclip.lab.words.open_checkpoint import open_checkpoint
 
 START = Path("two-towers")
 CLASSIFIER = Path(

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 from held_out_words import held_out_objects
-
-from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.lab.demo.scene_measures import (
     OpenedModel,
     fit_object_probe,
@@ -31,6 +29,8 @@ from openclip_superclip.lab.demo.scenes import (
     scenes,
 )
 from openclip_superclip.lab.studies.measure_run import open_trained
+
+from openclip_superclip.files import content_digest, json_or_empty, write_json
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import FINISHED, RunFolder
 

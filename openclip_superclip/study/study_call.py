@@ -1,0 +1,129 @@
+"""One call of `superclip study`: its options, and the study with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..demo.data import SCENES, TRAINING_DATA, TrainingData
+from ..errors import InputError, refuse
+from ..extras import require
+from ..files import check_results
+from ..plans.plan import settings_of_table
+from ..plans.run import DEFAULTS, Settings
+from .study_file import Study, problems, read_study
+
+RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
+MARK = '"primary": '
+DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The options of `superclip study`."""
+
+    study: str  # a file or a shipped name
+    device: str | None  # None: that of finished runs
+    out: Path | None = None  # studies/NAME
+    seeds: int | None = None  # the study's
+    data: str | None = None  # shards or a table instead of the recipe's
+    val_data: str | None = None  # the measures become OpenCLIP's own
+    runs: Path | None = None  # OUT/runs
+    set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
+    scenes: Path = DEMO  # the folder for the demo's model and scenes
+    settings: Settings = DEFAULTS  # of every `superclip run`
+    command: str = ""  # the call, for study.json
+
+
+@dataclass(frozen=True)
+class StudyCall:
+    """A study, its folders, and what all of its runs have in common."""
+
+    study: Study
+    out: Path
+    runs_in: Path  # the folder of the runs, which studies of one recipe may share
+    data: str | None  # of the runs, instead of the recipe's
+    training_data: TrainingData  # the demo's model and scenes that the recipe uses
+    options: StudyOptions
+
+    def arguments(self) -> list[str]:
+        """Returns the arguments of `superclip` that make the same call again, without the settings
+        of its runs."""
+        options = self.options
+        arguments = ["study", options.study, "--out", str(self.out)]
+        for name in ("device", "seeds", "data", "val_data", "runs"):
+            value = getattr(options, name)
+            if value is not None:
+                arguments += [f"--{name.replace('_', '-')}", str(value)]
+        for name, value in options.set.items():
+            arguments += ["--set", f"{name}={value}"]
+        return arguments
+
+
+def study_call(options: StudyOptions) -> StudyCall:
+    """Returns the call; InputError if something cannot be trained or measured."""
+    study = read_study(options.study)
+    out = options.out or Path("studies") / study.name
+    check_results(out, RESULTS, MARK)
+    training_data = data_of_scenes(study)
+    study = _with_options(study, options)
+    _check_measures(study, options.data)
+    data = options.data
+    if options.scenes != DEMO:
+        model = f"local-dir:{options.scenes / training_data.model}"
+        study = replace(study, overrides=study.overrides | {"model": model})
+        data = f"{options.scenes / training_data.shards}"
+    return StudyCall(study, out, options.runs or out / "runs", data, training_data, options)
+
+
+def _with_options(study: Study, options: StudyOptions) -> Study:
+    """Returns the study with the options' seeds, fields and validation data."""
+    if options.seeds is not None:
+        study = replace(study, seeds=options.seeds)
+        refuse(f"--seeds: {problem}" for problem in problems(study))
+    if options.val_data is not None and study.is_of_scenes:
+        study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+    study = replace(study, overrides=dict(options.set))
+    study.check_overrides()
+    study.check_recipes()
+    overrides = study.overrides | settings_of_table(
+        study.recipe, study.first_settings, options.data
+    )
+    if options.val_data is not None:
+        overrides["flags.val-data"] = options.val_data
+    return replace(study, overrides=overrides)
+
+
+def _check_measures(study: Study, data: str | None) -> None:
+    """Raises InputError if the runs could not be measured."""
+    if study.measures == "dense-scenes":
+        require("a study of dense-scenes", "eval")
+    if study.is_of_scenes:
+        if data:
+            raise InputError(
+                "--data requires --val-data: this study would otherwise evaluate on the demo's "
+                "scenes"
+            )
+        return
+    flag = "val-data"
+    option = "--val-data SHARDS (or a .csv)"
+    if study.primary.startswith("imagenet"):
+        flag = "imagenet-val"
+        option = "--set flags.imagenet-val=FOLDER"
+    if not study.first_recipe.flags.get(flag):
+        raise InputError(
+            f"the study's primary measure is {study.primary}, which training measures with {option}"
+        )
+
+
+def data_of_scenes(study: Study) -> TrainingData:
+    """Returns which of the demo's models and shards a study's file trains."""
+    recipe = study.first_recipe
+    same_shards = [
+        data
+        for data in TRAINING_DATA
+        if recipe.shards == f"{DEMO / data.shards.replace('{seed}', str(recipe.seed))}"
+    ]
+    for data in same_shards:
+        if recipe.model == f"local-dir:{DEMO / data.model}":
+            return data
+    return same_shards[0] if same_shards else SCENES

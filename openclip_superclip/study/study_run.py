@@ -1,0 +1,144 @@
+"""One run of a study: its recipe, its folder and its training by `superclip run`."""
+
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.tables import is_table
+from ..errors import InputError
+from ..files import json_or_empty, write_json
+from ..plans.plan import make_run
+from ..plans.recipe import WORDS, Recipe
+from ..plans.run import Run
+from ..runs.child_processes import last_line
+from ..runs.folder import RunFolder
+from ..runs.slurm import find_placement
+from .study_call import StudyCall
+from .superclip_process import run_superclip
+
+CPU_SECONDS = "cpu_seconds.json"
+UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study."""
+
+    call: StudyCall
+    arm: str
+    cell: object
+    seed: int
+    set: dict[str, str]  # fields of the recipe with their values
+    recipe: Recipe
+    folder: Path
+    split: str = "test"  # of the scenes that measure it; "tune" for trials
+
+    @property
+    def measures(self) -> str:
+        """What measures it, one of MEASURES; trials must not see unseen drawings."""
+        measures = self.call.study.measures
+        is_hidden = self.split == "tune" and measures == "unseen-drawings"
+        return "demo" if is_hidden else measures
+
+    def described(self, **machines) -> Run:
+        """Returns the run as `make_run` makes it, on this machine unless others are given."""
+        return make_run(
+            self.recipe,
+            data=self.call.data,
+            device=self.call.options.device,
+            settings=self.call.options.settings,
+            **machines,
+        )
+
+    @property
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @property
+    def state(self) -> dict:
+        return self.run_folder.state()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.run_folder.is_finished
+
+    @property
+    def samples_trained(self) -> int:
+        """The number of samples that it has been trained on."""
+        samples = self.state.get("step", 0) * self.recipe.global_batch_size
+        most = self.recipe.samples
+        return most if self.is_finished else min(samples, most)
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """The CPU time of its training; None if a job trained it, or if the study was killed."""
+        return json_or_empty(self.folder / CPU_SECONDS).get("cpu_seconds")
+
+    def train(self, stop: threading.Event) -> None:
+        """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
+
+        Raises InputError if it fails, with its last message, if `stop` ends it, and if it is
+        trained elsewhere.
+        """
+        if self.is_finished:
+            return
+        self.run_folder.check_is_free(find_placement())
+        if is_table(self.call.data or self.recipe.shards):  # OpenCLIP would resume in another order
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.run_folder.write(self.described())
+        state_before = self.state
+        output = self.folder.with_name(f"{self.folder.name}.output")
+        cpu_file = self.folder / CPU_SECONDS
+        of_first_start = None if self.run_folder.epoch else 0.0
+        earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
+        write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
+        exit_code, seconds = run_superclip(
+            ["run", str(self.folder)],
+            output,
+            one_thread=self.call.options.device == "cpu",
+            is_to_stop=stop.is_set,
+        )
+        if earlier is not None:
+            write_json(cpu_file, {"cpu_seconds": earlier + seconds})
+        if stop.is_set():
+            raise InputError(f"{self.folder.name} was stopped")
+        if exit_code != 0:
+            error = last_line(output)
+            state = self.state
+            if state != state_before:  # this start has written it
+                error = (state.get("refused") or state).get("error") or error
+            raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
+        output.unlink()
+
+
+def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:
+    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its
+    seed.
+
+    `is_common` has the fields that a study sets for all runs: whether this run has that value,
+    which is left out.
+    """
+    theirs = named_fields(common)
+    ours = {key: None for key in theirs if key.startswith("flags.")} | named_fields(recipe)
+    parts = [recipe.method]
+    for key, value in ours.items():
+        if not is_common.get(key, key in theirs and value == theirs[key]):
+            text = re.sub(r"[^\w.-]|_", "-", str(value)).lower()
+            parts.append(f"{key.rpartition('.')[2]}-{text}")
+    return "_".join([*parts, f"seed{recipe.seed}"])
+
+
+def named_fields(recipe: Recipe) -> dict[str, object]:
+    """Returns the fields that a run's name can contain, those of mappings as KEY.FIELD."""
+    fields = {}
+    for key, value in recipe.as_dict().items():
+        if key in UNNAMED:
+            continue
+        if isinstance(value, dict):
+            fields |= {f"{key}.{field}": inner for field, inner in value.items()}
+        else:
+            fields[key] = value
+    return fields
