@@ -16,7 +16,7 @@ from openclip_superclip.method.idf import special_token_ids
 from openclip_superclip.method.model import SuperCLIP
 from openclip_superclip.study.study_file import read_study
 
-FOLDER = ROOT / "docs/studies/held_out_words"
+FOLDER = ROOT / "studies/held_out_words"
 plugin = script("studies/held_out_words/held_out_words.py")
 HALVES = read_json(FOLDER / "halves.json")
 

@@ -1,0 +1,1296 @@
+"""The verdicts of docs/evidence.md, computed from the records of the studies alone.
+
+`python studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the
+tables between the markers in docs/evidence.md and in each study's README.md. It reads the runs in
+study.json, which study.csv repeats with two decimals, docs/audit/train_again.csv, and the files
+study.csv of held_out_words and classes_and_samples, whose measures are their own.
+
+Holm's correction: the comparisons of a study by its primary measure are one family, and those by
+its other measures are another. Studies that cannot answer are in no family. Comparisons of the same
+runs count once. A verdict counts at 5 % after the correction. Until November 2026, the primary
+comparisons of all studies were one family, which most protocols name; where that rule gives another
+verdict, the tables state both. Studies planned since then are not in that family.
+"""
+
+import csv
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openclip_superclip.lab.studies.study_file import TUNING_SEEDS
+from scipy.stats import nct, t
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent
+AUDIT = "train_again"
+EARLIER, EARLIER_FLIP, EARLIER_BATCH = "vit/earlier", "flip/earlier", "batch_size/earlier"
+AFTER_REVIEW = "added after the results were known"
+CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
+    EARLIER: "unequal rates",
+    EARLIER_FLIP: "unequal rates",
+    "flip_longer": "unequal rates",
+    EARLIER_BATCH: "wrong contrast",
+    ("vit_dense", "mIoU"): "scores near chance",
+}
+HELD_OUT = "held_out_words"
+TWO_FACTORS, OBJECTS = "captions_and_frequencies", "classes_and_samples"
+OWN_FAMILY = (  # by their protocols
+    "transfer",
+    "stamps",
+    "natural_towers",
+    "natural_towers_equal",
+    "natural_idf",
+    TWO_FACTORS,
+    OBJECTS,
+    HELD_OUT,
+)
+LOWER_IS_BETTER = ("depth_RMSE",)
+TITLES = {
+    "zero_shot": "zero-shot",
+    "image_to_text_R@1": "image→text R@1",
+    "text_to_image_R@1": "text→image R@1",
+    "tagging": "tagging",
+    "linear_probe": "linear probe",
+    "mIoU": "mIoU",
+    "depth_RMSE": "depth RMSE, cm",
+    "new_combinations": "new combinations",
+    "image_to_long_text_R@1": "image→long text R@1",
+    "long_text_to_image_R@1": "long text→image R@1",
+    "seen_zero_shot": "seen: zero-shot",
+    "seen_image_to_text_R@1": "seen: image→text R@1",
+    "seen_text_to_image_R@1": "seen: text→image R@1",
+    "seen_tagging": "seen: tagging",
+    "seen_linear_probe": "seen: linear probe",
+    "seen_held_out": "seen: held-out objects",
+    "seen_kept": "seen: kept objects",
+    "unseen_held_out": "unseen: held-out objects",
+    "unseen_kept": "unseen: kept objects",
+    "seen_probe_held_out": "linear probe: held-out objects",
+    "seen_probe_kept": "linear probe: kept objects",
+    "seen_among_held_out": "seen: held-out objects among held-out names",
+}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Two levels in which versions of a study's training scenes differ; the claim is that the
+    second one reduces the gain."""
+
+    names: tuple[str, str]  # of the levels
+    noun: str
+    mark: str  # of the second level, in the names of versions
+
+    def sign(self, version: str) -> int:
+        """Returns -1 for a version of the first level, 1 for one of the second."""
+        return 1 if self.mark in version else -1
+
+    def level(self, version: str) -> str:
+        return f"{self.names[1] if self.sign(version) > 0 else self.names[0]} {self.noun}"
+
+    @property
+    def effect(self) -> str:
+        first, second = self.names
+        return f"{second} − {first} {self.noun}"
+
+
+FACTORS = {  # by study
+    TWO_FACTORS: (
+        Factor(("clean", "careless"), "captions", "careless"),
+        Factor(("equal", "Zipf's"), "frequencies", "zipf"),
+    ),
+    OBJECTS: (
+        Factor(("25", "100"), "objects", "100 objects"),
+        Factor(("512", "128"), "scenes of each", "128 scenes"),
+    ),
+}
+HELD_OUT_HEADS = {head: f"{head}, half the words" for head in ("SuperCLIP", "pooled")}
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """A measure's differences of two arms, paired by seed."""
+
+    measure: str
+    seeds: list[int]
+    differences: list[float]
+    study: str = ""
+    arm: str = ""
+    baseline: str = ""
+    # a value of the swept field, "mean …", "per doubling" or an effect; empty if the study sweeps
+    # nothing
+    where: str = ""
+    is_primary: bool = False
+    means: tuple[float, float] | None = None  # of the baseline and of the arm
+    note: str = ""
+    holm: float = 1.0  # the corrected p-value in the study's family
+    holm_of_all: float | None = None  # in the family of the primary comparisons of all studies
+
+    @property
+    def flaw(self) -> str:
+        """Why the numbers of the study cannot answer; empty if they can."""
+        return CANNOT_ANSWER.get(self.study, "") or CANNOT_ANSWER.get(
+            (self.study, self.measure), ""
+        )
+
+    @property
+    def depends_on_family(self) -> bool:
+        """Whether it is significant in only one of the two families."""
+        return self.holm_of_all is not None and (self.holm <= 0.05) != (self.holm_of_all <= 0.05)
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} − {self.baseline}" + (f", {self.where}" if self.where else "")
+
+    @property
+    def n(self) -> int:
+        return len(self.differences)
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.differences)
+
+    @property
+    def std(self) -> float:
+        return statistics.stdev(self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean, by Student's t over the seeds."""
+        half = t.ppf(0.975, self.n - 1) * self.std / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of the paired t-test; 1 if all differences are equal."""
+        if self.std == 0:
+            return 1.0
+        return float(2 * t.sf(abs(self.mean) / (self.std / math.sqrt(self.n)), self.n - 1))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
+
+    def verdict(self, claimed: int = 1) -> str:
+        """Whether the difference has the claimed sign (1 or -1), at 5 % after Holm's correction."""
+        if self.flaw:
+            return "cannot answer"
+        if not any(self.differences):
+            return "equal"
+        if self.holm <= 0.05:
+            return "shown" if self.mean * claimed > 0 else "opposite"
+        return "not after correction" if self.p <= 0.05 else "not shown"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's step-down correction for their number, in their order."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def power(effect: float, std: float, n: int) -> float:
+    """The probability that the 95 % interval of n paired differences excludes zero."""
+    edge, shift = t.ppf(0.975, n - 1), effect / std * math.sqrt(n)
+    return float(nct.sf(edge, n - 1, shift) + nct.cdf(-edge, n - 1, shift))
+
+
+def read_study(folder: Path) -> list[Comparison]:
+    """The comparisons of a recorded study, of every measure, without Holm's correction."""
+    record = json.loads((folder / "study.json").read_text())
+    name, primary, runs = folder.relative_to(HERE).as_posix(), record["primary"], record["runs"]
+    swept = next(iter(record["study"]["cells"]), None)
+    measures = [primary, *(measure for measure in runs[0]["measures"] if measure != primary)]
+    values = list(dict.fromkeys(run["cell"] for run in runs))
+    comparisons = []
+    for (arm, baseline), note in _pairs(record["differences"], name):
+        for measure in measures:
+            paired = {value: _paired(runs, arm, baseline, value, measure) for value in values}
+            common = {
+                "study": name,
+                "arm": arm,
+                "baseline": baseline,
+                "measure": measure,
+                "is_primary": measure == primary,
+            }
+            if name in FACTORS:
+                comparisons += _two_factors(paired, common, *FACTORS[name])
+                continue
+            for value in values:
+                where = f"{swept} {value}" if swept else ""
+                means = tuple(map(statistics.mean, zip(*paired[value].values(), strict=True)))
+                of_value = _over([paired[value]], statistics.mean)
+                comparisons.append(
+                    Comparison(**common, where=where, means=means, note=note, **of_value)
+                )
+            of_values = list(paired.values())
+            if swept:
+                mean, slope = _over(of_values, statistics.mean), _over(of_values, _slope(values))
+                comparisons.append(Comparison(**common, where="mean", note=note, **mean))
+                comparisons.append(Comparison(**common, where="per doubling", note=note, **slope))
+            if name == "learning_rate":
+                where, mean = "mean up to CLIP's best rate", _over(of_values[:2], statistics.mean)
+                comparisons.append(Comparison(**common, where=where, note=AFTER_REVIEW, **mean))
+    return comparisons
+
+
+def _paired(
+    runs: Sequence[dict], arm: str, baseline: str, value, measure: str
+) -> dict[int, tuple[float, float]]:
+    """The scores of the baseline and of the arm by seed, for a value of the swept field."""
+    scores = {
+        (run["arm"], run["seed"]): run["measures"][measure] for run in runs if run["cell"] == value
+    }
+    return {
+        seed: (scores[baseline, seed], score)
+        for (name, seed), score in sorted(scores.items())
+        if name == arm and (baseline, seed) in scores
+    }
+
+
+def _over(paired: Sequence[dict], combine: Callable) -> dict[str, list]:
+    """The seeds that all values of the swept field have, and their combined differences."""
+    seeds = sorted(set.intersection(*map(set, paired)))
+    differences = [
+        combine([scores[seed][1] - scores[seed][0] for scores in paired]) for seed in seeds
+    ]
+    return {"seeds": seeds, "differences": differences}
+
+
+def _two_factors(
+    paired: dict[str, dict], common: dict, first: Factor, second: Factor
+) -> Iterator[Comparison]:
+    """The gains in four versions of the training scenes, the two main effects on the gain, which
+    alone are primary, and the interaction: what the first factor changes more at the second one's
+    second level than at its first."""
+    secondary = common | {"is_primary": False}
+    for version, scores in paired.items():
+        where = f"{first.level(version)}, {second.level(version)}"
+        means = tuple(map(statistics.mean, zip(*scores.values(), strict=True)))
+        gain = _over([scores], statistics.mean)
+        yield Comparison(**secondary, where=where, means=means, **gain)
+    versions = list(paired.values())
+    for factor in (first, second):
+        main_effect = _contrast([factor.sign(version) / 2 for version in paired])
+        yield Comparison(**common, where=factor.effect, **_over(versions, main_effect))
+    both = _contrast([first.sign(version) * second.sign(version) for version in paired])
+    yield Comparison(**secondary, where="interaction", **_over(versions, both))
+
+
+def _contrast(weights: Sequence[float]) -> Callable[[list[float]], float]:
+    """A function that returns the weighted sum of differences."""
+
+    def contrast(differences: list[float]) -> float:
+        terms = zip(weights, differences, strict=True)
+        return sum(weight * difference for weight, difference in terms)
+
+    return contrast
+
+
+def _slope(values: Sequence[float]) -> Callable[[list[float]], float]:
+    """A function that returns the slope of differences over the binary logarithm of the values."""
+    logarithms = [math.log2(value) for value in values]
+
+    def slope(differences: list[float]) -> float:
+        return statistics.linear_regression(logarithms, differences).slope
+
+    return slope
+
+
+def _pairs(recorded: list[dict], name: str) -> list[tuple[tuple[str, str], str]]:
+    pairs = dict.fromkeys(
+        ((comparison["arm"], comparison["baseline"]) for comparison in recorded), ""
+    )
+    if name == "vit":
+        pairs["pooled", "SuperCLIP at CLIP's rate"] = AFTER_REVIEW
+    if name == "captions":
+        pairs["SuperCLIP, dual", "SuperCLIP, short"] = AFTER_REVIEW
+    return list(pairs.items())
+
+
+def read_audit(file: Path) -> list[Comparison]:
+    """The comparisons of training again on the pairs that an audit keeps."""
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    scores = {
+        (row["method"], row["trained on"], row["measure"], int(row["seed"])): float(row["percent"])
+        for row in rows
+    }
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    seeds = sorted({int(row["seed"]) for row in rows})
+    clip = "kept by CLIP score of CLIP"
+    loss = "kept by class loss of SuperCLIP"
+    both = "kept by CLIP score and support of SuperCLIP"
+    pairs = [(kept, "all pairs") for kept in (clip, loss, both)]
+    pairs += [(loss, clip), (both, clip)]
+    pairs += [(loss, "the pairs left alone"), (both, "the pairs left alone")]
+    comparisons = []
+    for method, (kept, other), measure in itertools.product(("CLIP", "SuperCLIP"), pairs, measures):
+        ours = [scores[method, kept, measure, seed] for seed in seeds]
+        theirs = [scores[method, other, measure, seed] for seed in seeds]
+        comparisons.append(
+            Comparison(
+                study=AUDIT,
+                arm=kept,
+                baseline=other,
+                where=method,
+                measure=measure,
+                is_primary=measure == "zero_shot",
+                seeds=seeds,
+                differences=[our - their for our, their in zip(ours, theirs, strict=True)],
+                means=(statistics.mean(theirs), statistics.mean(ours)),
+            )
+        )
+    return comparisons
+
+
+def _runs(file: Path) -> list[dict]:
+    """The runs of a study whose measures are its own, as study.json has them; a version of its
+    training scenes is the cell."""
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    run_fields = ("arm", "version", "seed", "checkpoint")
+    measures = [name for name in rows[0] if name not in run_fields]
+    return [
+        {
+            "arm": row["arm"],
+            "seed": int(row["seed"]),
+            "cell": row.get("version"),
+            "measures": {measure: float(row[measure]) for measure in measures},
+        }
+        for row in rows
+    ]
+
+
+def read_objects(file: Path) -> Iterator[Comparison]:
+    """The comparisons of the study that varies the number of objects and the scenes of each; none
+    without its file."""
+    if not file.exists():
+        return
+    runs = _runs(file)
+    versions = dict.fromkeys(run["cell"] for run in runs)
+    for measure in runs[0]["measures"]:
+        paired = {
+            version: _paired(runs, "SuperCLIP", "CLIP", version, measure) for version in versions
+        }
+        common = {
+            "study": OBJECTS,
+            "arm": "SuperCLIP",
+            "baseline": "CLIP",
+            "measure": measure,
+            "is_primary": measure == "zero_shot",
+        }
+        yield from _two_factors(paired, common, *FACTORS[OBJECTS])
+
+
+def read_held_out_words(file: Path) -> list[Comparison]:
+    """The comparisons of the study that scores held-out objects separately; none without its
+    file."""
+    if not file.exists():
+        return []
+    runs = _runs(file)
+    primary_pairs = [(half, "CLIP") for half in HELD_OUT_HEADS.values()]
+    pairs = [*primary_pairs, *((head, "CLIP") for head in HELD_OUT_HEADS), *HELD_OUT_HEADS.items()]
+    comparisons = []
+    for (arm, baseline), measure in itertools.product(pairs, runs[0]["measures"]):
+        paired = _paired(runs, arm, baseline, None, measure)
+        comparisons.append(
+            Comparison(
+                study=HELD_OUT,
+                arm=arm,
+                baseline=baseline,
+                measure=measure,
+                is_primary=measure == "seen_held_out" and (arm, baseline) in primary_pairs,
+                means=tuple(map(statistics.mean, zip(*paired.values(), strict=True))),
+                **_over([paired], statistics.mean),
+            )
+        )
+    return comparisons
+
+
+def read_comparisons() -> list[Comparison]:
+    """All comparisons of all records, with Holm's correction."""
+    comparisons = []
+    for file in sorted(HERE.rglob("study.json")):
+        comparisons += read_study(file.parent)
+    comparisons += read_audit(DOCS / "audit" / "train_again.csv")
+    comparisons += read_held_out_words(HERE / HELD_OUT / "study.csv")
+    comparisons += read_objects(HERE / OBJECTS / "study.csv")
+    by_study, of_all = defaultdict(list), []
+    for comparison in comparisons:
+        if not any(comparison.differences):  # equal runs are no test
+            continue
+        if not comparison.flaw:
+            by_study[comparison.study, comparison.is_primary].append(comparison)
+        if comparison.is_primary and comparison.study not in OWN_FAMILY:
+            of_all.append(comparison)
+    for family in by_study.values():
+        for comparison, p in corrected(family):
+            comparison.holm = p
+    for comparison, p in corrected(of_all):
+        comparison.holm_of_all = p
+    return comparisons
+
+
+def corrected(family: Sequence[Comparison]) -> Iterator[tuple[Comparison, float]]:
+    """Yields the comparisons of a family with their corrected p-values; those of the same runs
+    count once."""
+    p_values = {tuple(comparison.differences): comparison.p for comparison in family}
+    by_differences = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    for comparison in family:
+        yield comparison, by_differences[tuple(comparison.differences)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the evidence page: a claim, the paper's figure, and the comparison that tests it."""
+
+    text: str
+    paper: str
+    study: str
+    comparison: str
+    sign: int = 1  # of the claimed difference
+    measure: str = ""  # if it is not the study's primary measure
+    page: str = ""
+
+    @property
+    def link(self) -> str:
+        return self.page or f"studies/{self.study}/README.md"
+
+
+IMAGENET = "ImageNet 60.5 → 63.5 (Table 2)"
+CLAIMS = [
+    Claim(
+        "Better zero-shot, each method at its own best learning rate",
+        IMAGENET,
+        "one_batch",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… than CLIP with 10 % more samples", "", "one_batch", "SuperCLIP − CLIP, equal time"),
+    Claim("… both at CLIP's best rate", "", "placebos", "SuperCLIP − CLIP"),
+    Claim("… other seeds, another 100 objects", "", "second_draw", "SuperCLIP − CLIP"),
+    Claim(
+        "… drawings by a designer absent from training", "", "unseen_drawings", "SuperCLIP − CLIP"
+    ),
+    Claim(
+        "… at learning rates up to CLIP's best",
+        "",
+        "learning_rate",
+        "SuperCLIP − CLIP, mean up to CLIP's best rate",
+    ),
+    Claim(
+        "Control: captions of other images remove the gain",
+        "",
+        "placebos",
+        "captions shuffled − CLIP",
+        -1,
+    ),
+    Claim(
+        "Control: a head without gradient to the tower is CLIP",
+        "",
+        "placebos",
+        "head detached − CLIP",
+    ),
+    Claim(
+        "Smaller batches gain more, image→text (points per doubling)",
+        "zero-shot +5.6 at 1K, +3.1 at 16K (Figure 4)",
+        "batch_size",
+        "SuperCLIP − CLIP, per doubling",
+        -1,
+    ),
+    Claim(
+        "Smaller batches gain more (points per doubling; earlier study)",
+        "+5.6 at 1K, +3.1 at 16K (Figure 4)",
+        EARLIER_BATCH,
+        "SuperCLIP − CLIP, per doubling",
+        -1,
+    ),
+    Claim(
+        "Helps with long captions (text→image)",
+        "COCO 23.6 → 30.6 (Table 5)",
+        "captions",
+        "SuperCLIP, long − CLIP, long",
+    ),
+    Claim("… with short captions", "29.0 → 31.3", "captions", "SuperCLIP, short − CLIP, short"),
+    Claim("… with mixed captions", "", "captions", "SuperCLIP, mixed − CLIP, mixed"),
+    Claim(
+        "Dual captions beat short ones",
+        "31.3 → 34.1",
+        "captions",
+        "SuperCLIP, dual − SuperCLIP, short",
+    ),
+    Claim(
+        "Dual captions beat CLIP on mixed ones",
+        "32.7 → 34.1",
+        "captions",
+        "SuperCLIP, dual − CLIP, mixed",
+    ),
+    Claim("λ = 1 beats λ = 0.4", "ImageNet 44.1 → 47.1 (Table 9)", "weight", "λ 1 − λ 0.4"),
+    Claim(
+        "IDF weights help (here: a lower weight of the comma)",
+        "ImageNet 44.8 → 47.1 (Table 10)",
+        "idf",
+        "IDF online − IDF off",
+    ),
+    Claim("Helps SigLIP", "ImageNet 60.4 → 64.1 (Table 6)", "siglip", "SuperSigLIP − SigLIP"),
+    Claim("Helps FLIP", "ImageNet 58.1 → 61.3 (Table 6)", "flip", "SuperFLIP − FLIP"),
+    Claim("… with a head on the class token", "", "flip_head", "class token − FLIP"),
+    Claim("… which beats the paper's head", "", "flip_head", "class token − SuperFLIP"),
+    Claim("… (earlier study)", "", EARLIER_FLIP, "SuperFLIP − FLIP"),
+    Claim("… (earlier study) with twice the samples", "", "flip_longer", "SuperFLIP − FLIP"),
+    Claim("Small ViT: better zero-shot (earlier study)", "", EARLIER, "SuperCLIP − CLIP"),
+    Claim(
+        "Small ViT: better zero-shot, each method at its own best rate",
+        IMAGENET,
+        "vit",
+        "SuperCLIP − CLIP",
+    ),
+    Claim(
+        "Small ViT: better zero-shot, both at CLIP's best rate",
+        "",
+        "vit",
+        "SuperCLIP at CLIP's rate − CLIP",
+    ),
+    Claim(
+        "Small ViT: a head on the class token beats the paper's, both at 2e-3",
+        "",
+        "vit",
+        "pooled − SuperCLIP",
+    ),
+    Claim("… and the paper's at 1e-3", "", "vit", "pooled − SuperCLIP at CLIP's rate"),
+    Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
+    Claim(
+        "Small ViT, four times the samples: better zero-shot, CLIP's rate",
+        "",
+        "vit_samples",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
+    Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
+    Claim(
+        "Small ViT with average pooling: better zero-shot, CLIP's rate",
+        "",
+        "vit_average",
+        "SuperCLIP − CLIP",
+    ),
+    Claim(
+        "Small ViT with eight layers: better zero-shot, CLIP's rate",
+        "",
+        "vit_deep",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… a head on the class token beats the paper's", "", "vit_deep", "pooled − SuperCLIP"),
+    Claim("… a head on the class token beats CLIP", "", "vit_deep", "pooled − CLIP"),
+    Claim("Small ViT: λ = 0.25 beats λ = 1", "", "vit_weight", "λ 0.25 − λ 1"),
+    Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
+    Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
+    Claim("… λ = 1 beats CLIP, other seeds", "", "vit_weight", "λ 1 − CLIP"),
+    Claim(
+        "Small ViT: beats a class loss with a constant target",
+        "",
+        "vit_controls",
+        "SuperCLIP − constant target",
+    ),
+    Claim("… a second contrastive loss", "", "vit_controls", "SuperCLIP − second contrastive"),
+    Claim("… the class loss alone", "", "vit_controls", "SuperCLIP − class loss alone"),
+    Claim("Control: a constant target beats CLIP", "", "vit_controls", "constant target − CLIP"),
+    Claim(
+        "Control: a second contrastive loss beats CLIP",
+        "",
+        "vit_controls",
+        "second contrastive − CLIP",
+    ),
+    Claim(
+        "Small ViT: a head on the sum of both inputs beats the paper's",
+        "",
+        "vit_head",
+        "both − SuperCLIP",
+    ),
+    Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
+    Claim(
+        "Small ViT: better frozen patch tokens: segmentation",
+        "Table 7 (tuned towers)",
+        "vit_dense",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Unseen drawings, small ViT: better zero-shot, CLIP's rate",
+        "",
+        "transfer",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
+    Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
+    Claim(
+        "Small ViT: better zero-shot for objects whose words are not labels, CLIP's rate",
+        "",
+        HELD_OUT,
+        "SuperCLIP, half the words − CLIP",
+    ),
+    Claim("… a head on the class token beats CLIP", "", HELD_OUT, "pooled, half the words − CLIP"),
+    Claim(
+        "Unseen drawings, ResNet: careless captions reduce the gain",
+        "",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, careless − clean captions",
+        -1,
+    ),
+    Claim(
+        "… a long tail reduces the gain",
+        "",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, Zipf's − equal frequencies",
+        -1,
+    ),
+    Claim(
+        "Unseen drawings, ResNet: more objects reduce the gain",
+        "",
+        OBJECTS,
+        "SuperCLIP − CLIP, 100 − 25 objects",
+        -1,
+    ),
+    Claim(
+        "… fewer scenes of each object reduce the gain",
+        "",
+        OBJECTS,
+        "SuperCLIP − CLIP, 128 − 512 scenes of each",
+        -1,
+    ),
+    Claim(
+        "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
+        "",
+        "natural",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
+    Claim(
+        "Beyond the paper, same data: gradients of equal norm beat the paper's recipe",
+        "",
+        "ideas",
+        "equal gradients − SuperCLIP",
+    ),
+    Claim("… and the head on the class token alone", "", "ideas", "equal gradients − pooled"),
+    Claim(
+        "Better frozen patch tokens: segmentation",
+        "Table 7 (tuned towers)",
+        "dense",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
+    Claim(
+        "Fine-tuning of two pretrained towers on 512 images: better image→text R@1",
+        "",
+        "stamps",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… with the head on the pooled vector", "", "stamps", "pooled − CLIP"),
+    Claim(
+        "… on 6,144 scenes with a long tail and careless captions: better zero-shot",
+        "",
+        "natural_towers",
+        "SuperCLIP − CLIP",
+    ),
+    Claim("… with the head on the pooled vector", "", "natural_towers", "pooled − CLIP"),
+    Claim("… both at the head's rate", "", "natural_towers_equal", "SuperCLIP − CLIP"),
+    Claim("… with the head on the pooled vector", "", "natural_towers_equal", "pooled − CLIP"),
+    Claim(
+        "… with the paper's head: IDF weights help",
+        "ImageNet 44.8 → 47.1 (Table 10)",
+        "natural_idf",
+        "SuperCLIP − IDF off",
+    ),
+    Claim(
+        "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − all pairs, CLIP",
+        page="audit/README.md",
+    ),
+    Claim(
+        "… better than dropping by CLIP's own CLIP score",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP",
+        page="audit/README.md",
+    ),
+    Claim(
+        "… the same, training SuperCLIP",
+        "",
+        AUDIT,
+        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, SuperCLIP",
+        page="audit/README.md",
+    ),
+]
+
+
+def tested(claim: Claim, comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The comparison that tests a claim, None if its study has no record yet."""
+    for comparison in comparisons:
+        is_measure = comparison.measure == claim.measure if claim.measure else comparison.is_primary
+        if is_measure and (comparison.study, comparison.name) == (claim.study, claim.comparison):
+            return comparison
+    return None
+
+
+def p_text(p: float) -> str:
+    digits = 4 if f"{p:.3f}" == "0.050" else 3 if p < 0.1 else 2
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
+
+
+# of a study's test images and captions; the others have seen drawings and clean captions
+CONDITIONS = {
+    "unseen_drawings": "unseen, clean",
+    "batch_size": "unseen, clean",
+    TWO_FACTORS: "unseen, both",
+    OBJECTS: "unseen, clean, 25 names",
+    "natural": "unseen, careless",
+    "ideas": "unseen, careless",
+    "captions": "seen, as named",
+    "transfer": "unseen, clean",
+    "stamps": "unseen, human",
+    "natural_towers": "unseen, careless",
+    "natural_towers_equal": "unseen, careless",
+    "natural_idf": "unseen, careless",
+    AUDIT: "seen, some wrong",
+}
+
+
+def evidence_table(comparisons: Sequence[Comparison]) -> str:
+    """A row per claim; all models train from scratch."""
+    lines = [
+        "| claim | paper | drawings, captions | here | n | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        comparison = tested(claim, comparisons)
+        if comparison is None:
+            continue
+        here = f"{comparison}"
+        if comparison.means:
+            here = f"{comparison.means[0]:.1f} → {comparison.means[1]:.1f}, {here}"
+        condition = CONDITIONS.get(claim.study, "seen, clean")
+        row = [
+            f"[{claim.text}]({claim.link})",
+            claim.paper,
+            condition,
+            here,
+            f"{comparison.n}",
+            _verdict_text(claim, comparison),
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _verdict_text(claim: Claim, comparison: Comparison) -> str:
+    if comparison.flaw:
+        return f"cannot answer: {comparison.flaw}"
+    text = f"**{comparison.verdict(claim.sign)}**"
+    if any(comparison.differences):
+        text += f", {p_text(comparison.holm)}"
+    if comparison.depends_on_family:
+        text += f" (over all studies: {p_text(comparison.holm_of_all)})"
+    return f"{text} ‡" if comparison.note else text
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of docs/when.md: a use, the study nearest to it, and the comparisons with CLIP."""
+
+    text: str
+    data: str
+    study: str = ""
+    paper_head: str = ""
+    pooled: str = ""
+
+
+CASES = [
+    Case(
+        "from scratch, test images like the training images, ResNet",
+        "20,480 scenes, clean captions; tests show the drawings of training",
+        "placebos",
+        "SuperCLIP − CLIP",
+    ),
+    Case(
+        "… small ViT",
+        "the same",
+        "vit",
+        "SuperCLIP at CLIP's rate − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "from scratch, test images of another kind, ResNet",
+        "20,480 scenes, clean captions; tests show the same objects by an unseen designer",
+        "unseen_drawings",
+        "SuperCLIP − CLIP",
+    ),
+    Case(
+        "… in a second study",
+        "the same, other scenes",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, clean captions, equal frequencies",
+    ),
+    Case(
+        "… careless captions",
+        "20,480 scenes, a third of the objects unnamed, "
+        "a fifth of the captions with wrong words; tests by an unseen designer",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, careless captions, equal frequencies",
+    ),
+    Case(
+        "… clean captions, long tail",
+        "20,480 scenes, object frequencies differ by up to a factor of 34; "
+        "tests by an unseen designer",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, clean captions, Zipf's frequencies",
+    ),
+    Case(
+        "… careless captions and long tail",
+        "both; tests by an unseen designer",
+        TWO_FACTORS,
+        "SuperCLIP − CLIP, careless captions, Zipf's frequencies",
+    ),
+    Case(
+        "… fewer objects and scenes (among 25 names)",
+        "1,280 scenes of 25 objects, clean captions, 32 passes; tests by an unseen designer",
+        OBJECTS,
+        "SuperCLIP − CLIP, 25 objects, 128 scenes of each",
+    ),
+    Case(
+        "… the 100 objects, fewer scenes of each (among 25 names)",
+        "5,120 scenes of 100 objects, clean captions, 8 passes; tests by an unseen designer",
+        OBJECTS,
+        "SuperCLIP − CLIP, 100 objects, 128 scenes of each",
+    ),
+    Case(
+        "… small ViT, clean captions",
+        "20,480 scenes, clean captions; tests by an unseen designer",
+        "transfer",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "… small ViT, long tail and careless captions",
+        "20,480 scenes, a third of the objects unnamed, "
+        "a fifth of the captions with wrong words; "
+        "tests by an unseen designer",
+        "natural",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "fine-tuning of pretrained towers, few pairs (image→text R@1)",
+        "512 images, captions by people",
+        "stamps",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case(
+        "… long tail and careless captions",
+        "6,144 scenes, a third of the objects unnamed, "
+        "a fifth of the captions with wrong words; "
+        "tests by an unseen designer",
+        "natural_towers",
+        "SuperCLIP − CLIP",
+        "pooled − CLIP",
+    ),
+    Case("2,000 pairs with captions by people, from scratch", ""),
+    Case("2,000 to 100,000 pairs, fine-tuning of released weights", ""),
+]
+
+
+def cases_table(comparisons: Sequence[Comparison]) -> str:
+    """A row for each use: the differences from CLIP by the primary measure, or that there are
+    none yet."""
+    lines = [
+        "| your case | data of the study | CLIP | the paper's head − CLIP | `pooled` − CLIP | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    measures = {
+        comparison.study: comparison.measure for comparison in comparisons if comparison.is_primary
+    }
+    by_name = {
+        (comparison.study, comparison.name): comparison
+        for comparison in comparisons
+        if comparison.measure == measures.get(comparison.study)
+    }
+    for case in CASES:
+        head = by_name.get((case.study, case.paper_head))
+        pooled = by_name.get((case.study, case.pooled))
+        data = f"[{case.data}](studies/{case.study}/README.md)" if case.study else ""
+        row = [data, "", "not finished" if case.study else "not measured", "", ""]
+        if head:
+            differences = [_bold(head), _bold(pooled) if pooled else "–"]
+            row = [data, f"{head.means[0]:.1f}", *differences, f"{head.n}"]
+        lines.append(f"| {case.text} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _bold(comparison: Comparison) -> str:
+    return f"**{comparison}**" if comparison.holm <= 0.05 else f"{comparison}"
+
+
+def study_table(comparisons: Sequence[Comparison]) -> str:
+    """A row per comparison, a column per measure: bold after Holm's correction, † only before
+    it."""
+    measures = list(dict.fromkeys(comparison.measure for comparison in comparisons))
+    primary = {comparison.measure for comparison in comparisons if comparison.is_primary}
+    heads = [TITLES[measure] + (" (primary)" if measure in primary else "") for measure in measures]
+    lines = [f"| points | {' | '.join(heads)} | n |", "|---|" + "---|" * len(heads) + "---|"]
+    for name in dict.fromkeys(comparison.name for comparison in comparisons):
+        row = {
+            comparison.measure: comparison for comparison in comparisons if comparison.name == name
+        }
+        cells = [_marked(row[measure]) for measure in measures]
+        lines.append(
+            f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | "
+            f"{row[measures[0]].n} |"
+        )
+    note = (
+        "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, "
+        "but not after correction."
+    )
+    if all(comparison.flaw for comparison in comparisons):
+        note = f"This study cannot answer ({comparisons[0].flaw}), so it has no verdicts."
+    elif comparisons[0].flaw:
+        flaw = comparisons[0].flaw
+        note = f"The primary measure cannot answer ({flaw}), so it has no verdicts. {note}"
+    if any(comparison.depends_on_family for comparison in comparisons):
+        note += " §: not significant if the primary comparisons of all studies are one family."
+    if any(comparison.note for comparison in comparisons):
+        note += f" ‡: {AFTER_REVIEW}."
+    return "\n".join([*lines, "", note])
+
+
+def _marked(comparison: Comparison) -> str:
+    if comparison.flaw:
+        return f"{comparison}"
+    if comparison.holm <= 0.05:
+        return f"**{comparison}** §" if comparison.depends_on_family else f"**{comparison}**"
+    return f"{comparison} †" if comparison.p <= 0.05 else f"{comparison}"
+
+
+@dataclass(frozen=True)
+class Welch:
+    """The difference of two studies' mean differences, with other seeds, and its 95 % interval
+    (Welch's t)."""
+
+    first: Comparison
+    other: Comparison
+
+    def __str__(self) -> str:
+        errors = [comparison.std**2 / comparison.n for comparison in (self.first, self.other)]
+        freedom = sum(errors) ** 2 / (
+            errors[0] ** 2 / (self.first.n - 1) + errors[1] ** 2 / (self.other.n - 1)
+        )
+        half = t.ppf(0.975, freedom) * math.sqrt(sum(errors))
+        mean = self.first.mean - self.other.mean
+        return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def zero_shot(comparisons: Sequence[Comparison], study: str, name: str) -> Comparison:
+    """The comparison of a study by zero-shot accuracy."""
+    return next(
+        comparison
+        for comparison in comparisons
+        if (comparison.study, comparison.name, comparison.measure) == (study, name, "zero_shot")
+    )
+
+
+def average_table(comparisons: Sequence[Comparison]) -> str:
+    """The gain with average pooling beside those with a class token."""
+    average = zero_shot(comparisons, "vit_average", "SuperCLIP − CLIP")
+    patches = zero_shot(comparisons, "vit", "SuperCLIP at CLIP's rate − CLIP")
+    token = zero_shot(comparisons, "vit", "pooled − CLIP")
+    rows = [
+        ("mean patch token", "mean patch token", "5e-4", average, ""),
+        ("class token", "mean patch token", "1e-3", patches, Welch(average, patches)),
+        ("class token", "class token", "2e-3", token, Welch(average, token)),
+    ]
+    heads = (
+        "the contrastive loss reads | the head reads | learning rate | − CLIP, zero-shot | "
+        "this study's gain − it | n"
+    )
+    lines = [f"| {heads} |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {read} | {head} | {lr} | {comparison} | {change} | {comparison.n} |"
+        for read, head, lr, comparison, change in rows
+    ]
+    return "\n".join(lines)
+
+
+def share_that_remains(half: Comparison, whole: Comparison) -> tuple[float, float, float]:
+    """The mean gain without labels over that with labels, and its 95 % interval by Fieller's
+    theorem; infinite if the gain with labels is not significant."""
+    ours, theirs = half.differences, whole.differences
+    factor = t.ppf(0.975, half.n - 1) ** 2 / half.n
+    covariance = statistics.covariance(ours, theirs)
+    # the shares r for which the mean of ours - r * theirs does not differ from zero:
+    # a r^2 - 2 b r + c <= 0
+    a = whole.mean**2 - factor * whole.std**2
+    b = half.mean * whole.mean - factor * covariance
+    c = half.mean**2 - factor * half.std**2
+    share = half.mean / whole.mean
+    if a <= 0:
+        return share, -math.inf, math.inf
+    root = math.sqrt(b**2 - a * c)
+    return share, (b - root) / a, (b + root) / a
+
+
+def shares_table(comparisons: Sequence[Comparison]) -> str:
+    """The share of the gain of held-out objects that remains without their labels."""
+    gains = {
+        comparison.name: comparison
+        for comparison in comparisons
+        if (comparison.study, comparison.measure) == (HELD_OUT, "seen_held_out")
+    }
+    lines = [
+        "| held-out objects, seen drawings: − CLIP | all words | half of the words | share |",
+        "|---|---|---|---|",
+    ]
+    for head, half in HELD_OUT_HEADS.items():
+        whole, without = gains[f"{head} − CLIP"], gains[f"{half} − CLIP"]
+        share, low, high = share_that_remains(without, whole)
+        shown = f"{share:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "undetermined"
+        lines.append(f"| {head} | {whole} | {without} | {shown} |")
+    return "\n".join(lines)
+
+
+def fractions_table(comparisons: Sequence[Comparison], study: str) -> str:
+    """The gain in each version of a study's training scenes, in points and as a fraction of CLIP's
+    score."""
+    title = ", ".join(factor.noun for factor in FACTORS[study])
+    lines = [
+        f"| {title} | CLIP | SuperCLIP | gain | gain / CLIP's score | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for comparison in comparisons:
+        measured = (comparison.study, comparison.measure)
+        if comparison.means is None or measured != (study, "zero_shot"):
+            continue
+        clip, superclip = comparison.means
+        row = [
+            comparison.where,
+            f"{clip:.1f}",
+            f"{superclip:.1f}",
+            f"{comparison}",
+            f"{comparison.mean / clip:.2f}",
+            f"{comparison.n}",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+# comparisons of the paper's head with its baseline at one rate, on the small ViT, in short training
+EQUAL_RATES = {
+    "vit": "SuperCLIP at CLIP's rate − CLIP",
+    "vit_average": "SuperCLIP − CLIP",
+    "vit_deep": "SuperCLIP − CLIP",
+    "vit_weight": "λ 1 − CLIP",
+    "flip": "SuperFLIP − FLIP",
+}
+
+
+def equal_rates_table(comparisons: Sequence[Comparison]) -> str:
+    """The paper's head at equal rates, in all measures: the mean over the paired seeds of five
+    studies."""
+    of_studies = [
+        comparison
+        for comparison in comparisons
+        if EQUAL_RATES.get(comparison.study) == comparison.name
+    ]
+    measures = list(dict.fromkeys(comparison.measure for comparison in of_studies))
+    pooled = []
+    for measure in measures:
+        same = [comparison for comparison in of_studies if comparison.measure == measure]
+        seeds = [seed for comparison in same for seed in comparison.seeds]
+        differences = [difference for comparison in same for difference in comparison.differences]
+        pooled.append(Comparison(measure=measure, seeds=seeds, differences=differences))
+    heads = [TITLES[measure] for measure in measures]
+    return "\n".join(
+        [
+            f"| points | {' | '.join(heads)} | n |",
+            "|---|" + "---|" * len(heads) + "---|",
+            f"| the paper's head − CLIP or FLIP | {' | '.join(map(str, pooled))} | {pooled[0].n} |",
+        ]
+    )
+
+
+def samples_table(comparisons: Sequence[Comparison]) -> str:
+    """Scores and gains of the small ViT with two and with eight passes."""
+    names = {"vit": "SuperCLIP at CLIP's rate − CLIP", "vit_samples": "SuperCLIP − CLIP"}
+    titles = {"vit": "40,960 ([vit](../vit/README.md))", "vit_samples": "163,840"}
+    lines = [
+        "| samples | CLIP | SuperCLIP | pooled | SuperCLIP − CLIP | pooled − CLIP | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    heads = {study: zero_shot(comparisons, study, name) for study, name in names.items()}
+    tokens = {study: zero_shot(comparisons, study, "pooled − CLIP") for study in names}
+    for study, title in titles.items():
+        head, token = heads[study], tokens[study]
+        scores = [f"{score:.1f}" for score in (*head.means, token.means[1])]
+        lines.append(f"| {title} | {' | '.join(scores)} | {head} | {token} | {head.n} |")
+    changes = [Welch(gains["vit_samples"], gains["vit"]) for gains in (heads, tokens)]
+    return "\n".join([*lines, f"| change (Welch's t) | | | | {changes[0]} | {changes[1]} | |"])
+
+
+def power_table(std: float, effects: Sequence[float], numbers: Sequence[int]) -> str:
+    """The half-width of the 95 % interval and the power for each number of seeds."""
+    heads = [f"power for +{effect:g}" for effect in effects]
+    lines = [f"| seeds | half-width | {' | '.join(heads)} |", "|---|---|" + "---|" * len(heads)]
+    for n in numbers:
+        half = t.ppf(0.975, n - 1) * std / math.sqrt(n)
+        lines.append(
+            f"| {n} | ±{half:.1f} | {' | '.join(f'{power(e, std, n):.0%}' for e in effects)} |"
+        )
+    return "\n".join(lines)
+
+
+def rates_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """The trials' mean scores by arm and learning rate; the best of each row is bold."""
+    rows = {
+        (arm, cell): {float(lr): statistics.mean(scores) for lr, scores in rates.items()}
+        for arm, cells in trials.items()
+        for cell, rates in cells.items()
+    }
+    rates = sorted({lr for row in rows.values() for lr in row})
+    lines = [
+        f"| learning rate | {' | '.join(f'{lr:g}' for lr in rates)} |",
+        "|---|" + "---|" * len(rates),
+    ]
+    for (arm, cell), row in rows.items():
+        shown = {lr: f"{mean:.1f}" for lr, mean in row.items()}
+        shown[max(row, key=row.get)] = f"**{max(row.values()):.1f}**"
+        title = arm if cell == "None" else f"{arm}, {cell}"
+        lines.append(f"| {title} | {' | '.join(shown.get(lr, '') for lr in rates)} |")
+    return "\n".join(lines)
+
+
+def scores_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """The scores of trials at one learning rate by arm and seed, best mean first."""
+    rows = {
+        arm: scores
+        for arm, cells in trials.items()
+        for rates in cells.values()
+        for scores in rates.values()
+    }
+    seeds = max(map(len, rows.values()))
+    heads = [f"seed {TUNING_SEEDS + n}" for n in range(seeds)]
+    lines = [f"| arm | {' | '.join(heads)} | mean |", "|---|" + "---|" * (seeds + 1)]
+    for arm, scores in sorted(rows.items(), key=lambda row: -statistics.mean(row[1])):
+        shown = [f"{score:.1f}" for score in scores] + [""] * (seeds - len(scores))
+        lines.append(f"| {arm} | {' | '.join(shown)} | {statistics.mean(scores):.1f} |")
+    return "\n".join(lines)
+
+
+def trials_table(trials: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    tuned = {rate for cells in trials.values() for rates in cells.values() for rate in rates}
+    return rates_table(trials) if len(tuned) > 1 else scores_table(trials)
+
+
+def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    rows = [
+        [
+            "study",
+            "comparison",
+            "measure",
+            "primary",
+            "n",
+            "mean",
+            "std",
+            "low",
+            "high",
+            "p",
+            "holm_p",
+            "all_holm_p",
+            "verdict",
+        ]
+    ]
+    for comparison in comparisons:
+        numbers = [
+            f"{value:.3f}" for value in (comparison.mean, comparison.std, *comparison.interval)
+        ]
+        verdict = comparison.verdict(-1 if comparison.measure in LOWER_IS_BETTER else 1)
+        primary = "yes" if comparison.is_primary else "no"
+        p_values = [f"{comparison.p:.3g}", "" if comparison.flaw else f"{comparison.holm:.3g}"]
+        p_values.append("" if comparison.holm_of_all is None else f"{comparison.holm_of_all:.3g}")
+        rows.append(
+            [
+                comparison.study,
+                comparison.name,
+                comparison.measure,
+                primary,
+                str(comparison.n),
+                *numbers,
+                *p_values,
+                verdict,
+            ]
+        )
+    return rows
+
+
+def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
+    """The generated tables: by page, then by the name of the marker."""
+    made = {
+        DOCS / "evidence.md": {
+            "verdicts": evidence_table(comparisons),
+            "equal rates": equal_rates_table(comparisons),
+        }
+    }
+    made[DOCS / "when.md"] = {"cases": cases_table(comparisons)}
+    for name in dict.fromkeys(comparison.study for comparison in comparisons):
+        page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
+        made[page] = {
+            "verdicts": study_table(
+                [comparison for comparison in comparisons if comparison.study == name]
+            )
+        }
+    for file in sorted(HERE.rglob("trials.json")):
+        made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(
+            json.loads(file.read_text())
+        )
+    if HELD_OUT in {comparison.study for comparison in comparisons}:
+        made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
+    for study in FACTORS.keys() & {comparison.study for comparison in comparisons}:
+        made[HERE / study / "README.md"]["fractions"] = fractions_table(comparisons, study)
+    made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
+    made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
+    flip = next(
+        comparison
+        for comparison in comparisons
+        if comparison.study == EARLIER_FLIP and comparison.is_primary
+    )
+    made[HERE / f"{EARLIER_FLIP}/README.md"]["power"] = power_table(
+        flip.std, (2, 3.2), (5, 10, 20, 36)
+    )
+    return made
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with another content between a marker and its end."""
+    start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    before, _, rest = text.partition(start)
+    _, marker, after = rest.partition(end)
+    if not marker:
+        raise ValueError(f"expected the lines {start.strip()} and {end.strip()}")
+    return before + start + content + end + after
+
+
+def main() -> None:
+    comparisons = read_comparisons()
+    texts = {}
+    for page, tables in blocks(comparisons).items():
+        texts[page] = page.read_text()
+        for name, content in tables.items():
+            texts[page] = replaced(texts[page], name, content)
+    for page, text in texts.items():
+        page.write_text(text)
+    with open(HERE / "verdicts.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(verdicts_csv(comparisons))
+
+
+if __name__ == "__main__":
+    main()
