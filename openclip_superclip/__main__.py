@@ -17,6 +17,7 @@ from . import __version__
 from .environment import replaced
 from .errors import CONTROL, InputError, one_line, printable, to_stderr
 from .files import is_full, why_full
+from .removed import COMMANDS as REMOVED
 from .runs.signals import Stopped
 
 GROUPS = {
@@ -112,6 +113,9 @@ def _run(argv: list[str] | None) -> int:
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
+    if name in REMOVED and name not in COMMANDS:
+        to_stderr(f"error: superclip {name} was removed: {REMOVED[name]}")
+        return 2
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         if name.startswith("-"):

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from .removed import removed_flag
+
 
 class InputError(ValueError):
     """An invalid flag, file or model; its one-line message says what was found and what to do."""
@@ -34,6 +36,8 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     to list them."""
     near = []
     if message.startswith("unrecognized arguments"):
+        if removed := removed_flag(message):
+            return removed
         flags = re.findall(r"--[\w-]+", parser.format_usage())
         for unknown in re.findall(r"(?<!\S)--[\w-]+", message):
             near += difflib.get_close_matches(unknown, flags, n=1)

@@ -1,0 +1,50 @@
+"""What version 0.2 had and later versions do not, each with what to use instead.
+
+Release 0.4 drops this file.
+"""
+
+COMMANDS = {
+    "audit": "it selected no better than CLIP's own score of each pair; use that, or a data filter",
+    "benchmark": "studies/benchmark/measure.py times the class head on your machine",
+    "import": "superclip export reads the checkpoints of SuperCLIP's authors",
+    "interpolate": "superclip average --weights 0.5 0.5 RELEASED TUNED interpolates",
+    "join": "write an OpenCLIP configuration with timm_model_name and hf_model_name",
+    "recipes": "superclip plan lists the recipes, and superclip plan NAME --yaml prints one",
+    "rehearse": "use superclip run --rehearse, or superclip submit --rehearse",
+    "report": "superclip evaluate RUN… shows runs beside each other and beside the paper",
+    "shards": "examples/table_to_shards.py converts a table; img2dataset downloads one",
+}
+
+_SETUP = "copy the shards in the job's --setup file, with the cluster's own tool"
+_BEST = "superclip export RUN --best takes the best epoch of a run"
+
+FLAGS = {
+    "--superclip-placebo": "leave it out: it was a control for studies",
+    "--superclip-word-course": "leave it out: no words are recorded during training",
+    "--stage": _SETUP,
+    "--patience": _BEST,
+    "--course": "no words are recorded during training",
+    "--serve": "--out writes the same page to a file",
+    "--port": "--out writes the page to a file",
+    "--card": "studies/benchmark/measure.py times the class head on your machine",
+    "--dense-lr": "evaluate segmentation and depth with other tools: superclip export writes the tower",
+    "--dense-epochs": "evaluate segmentation and depth with other tools: superclip export writes the tower",
+    "--alpha": "superclip average --weights takes the weight of each checkpoint",
+    "--record": "superclip evaluate writes scores.json, with the versions that made it",
+}
+
+FIELDS = {  # of recipes, and of run.json
+    "superclip.placebo": FLAGS["--superclip-placebo"],
+    "superclip.word_course": FLAGS["--superclip-word-course"],
+    "patience": _BEST,
+    "stage": _SETUP,
+}
+
+
+def removed_flag(message: str) -> str:
+    """Returns what to use instead of the first removed flag in a parser's error, "" for none."""
+    for word in message.split():
+        flag = word.partition("=")[0]
+        if flag in FLAGS:
+            return f"{flag} was removed: {FLAGS[flag]}"
+    return ""
