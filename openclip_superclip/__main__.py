@@ -113,17 +113,8 @@ def _run(argv: list[str] | None) -> int:
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
-    if name in REMOVED and name not in COMMANDS:
-        to_stderr(f"error: superclip {name} was removed: {REMOVED[name]}")
-        return 2
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        if name.startswith("-"):
-            near = [f"train {name}"]
-        meant = f"did you mean superclip {near[0]}? " if near else ""
-        to_stderr(
-            f"error: there is no command '{printable(name)}': {meant}superclip --help lists all"
-        )
+        to_stderr(f"error: {_unknown_command(name)}")
         return 2
     try:
         with _raises_at_sigterm():
@@ -138,6 +129,17 @@ def _run(argv: list[str] | None) -> int:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         to_stderr(f"superclip {name}: stopped by {signum.name}")
         return 128 + signum
+
+
+def _unknown_command(name: str) -> str:
+    """Returns the error for a name that is no command: what replaces it, or a similar one."""
+    if name in REMOVED:
+        return f"superclip {name} was removed: {REMOVED[name]}"
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    if name.startswith("-"):
+        near = [f"train {name}"]
+    meant = f"did you mean superclip {near[0]}? " if near else ""
+    return f"there is no command '{printable(name)}': {meant}superclip --help lists all"
 
 
 def _call(name: str, argv: list[str]) -> int:

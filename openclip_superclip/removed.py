@@ -16,6 +16,7 @@ COMMANDS = {
 }
 
 _SETUP = "copy the shards in the job's --setup file, with the cluster's own tool"
+_DENSE = "superclip export writes the tower, which other tools evaluate"
 _BEST = "superclip export RUN --best takes the best epoch of a run"
 
 FLAGS = {
@@ -27,8 +28,8 @@ FLAGS = {
     "--serve": "--out writes the same page to a file",
     "--port": "--out writes the page to a file",
     "--card": "studies/benchmark/measure.py times the class head on your machine",
-    "--dense-lr": "evaluate segmentation and depth with other tools: superclip export writes the tower",
-    "--dense-epochs": "evaluate segmentation and depth with other tools: superclip export writes the tower",
+    "--dense-lr": _DENSE,
+    "--dense-epochs": _DENSE,
     "--alpha": "superclip average --weights takes the weight of each checkpoint",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
 }
