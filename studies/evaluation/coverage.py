@@ -1,5 +1,5 @@
 """Coverage of the intervals of mAP, mIoU and RMSE on simulated data: `python
-studies/evaluation/coverage.py`."""
+docs/evaluation/coverage.py`."""
 
 import csv
 import itertools
