@@ -28,9 +28,6 @@ GROUPS = {
     },
     "your data": {
         "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": (
-            "find captions that do not match their images, word by word; select the pairs to keep"
-        ),
         "frequencies": (
             "count the captions of a data set that contain each token, for --superclip-idf FILE"
         ),
