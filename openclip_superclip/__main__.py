@@ -56,7 +56,6 @@ GROUPS = {
     },
     "installation": {
         "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
-        "benchmark": "measure the cost of the class head on this machine: time, memory, FLOPs",
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }

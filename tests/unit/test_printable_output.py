@@ -30,7 +30,6 @@ import {} --model {} --out out
 report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
-benchmark --model {} --out out
 submit {} --dry-run
 study {}
 shards {} o

@@ -272,7 +272,6 @@ def commands_of_model(model):
         "import": f"import authors.pt --model {model} --out out",
         "train": f"{TRAIN} --model {model}",
         "plan": f"plan recipe.yaml --set model={model} --device cpu",
-        "benchmark": f"benchmark --model {model} --device cpu --out out",
     }
 
 
