@@ -28,9 +28,6 @@ GROUPS = {
     },
     "your data": {
         "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": (
-            "find captions that do not match their images, word by word; select the pairs to keep"
-        ),
         "frequencies": (
             "count the captions of a data set that contain each token, for --superclip-idf FILE"
         ),
@@ -59,7 +56,6 @@ GROUPS = {
     },
     "installation": {
         "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
-        "benchmark": "measure the cost of the class head on this machine: time, memory, FLOPs",
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }

@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from support import cases, parametrize, read_json_lines, refusals, table
 from support.browser import BROWSER, WITHOUT_NETWORK
-from support.data import COLOURS, squares, write_table
+from support.data import COLOURS, squares
 from support.models import LIST_OF_WORDS, write_tokenizer
 from support.slurm_cluster import wait_until
 from support.training_runs import call, execute, fork
@@ -244,9 +244,6 @@ def test_formats_that_run_code_are_not_opened(
     assert answer_to(tagger, content, "") == {"error": f"{reason})"}
     assert call(f"words {folder} --model {squares_export} --words red --out {tmp_path}/out") == 3
     assert f"cat.jpg is skipped: {reason}" in capsys.readouterr().out
-    write_table(folder / "pairs.csv", [(folder / "cat.jpg", "cat"), (folder / "red.png", "red")])
-    execute(f"audit {folder}/pairs.csv --model {squares_export} --out {tmp_path}/audit")
-    assert reason in (tmp_path / "audit/scores.jsonl").read_text()
 
 
 # The web page

@@ -30,8 +30,6 @@ import {} --model {} --out out
 report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
-audit {} --model {} --out out
-benchmark --model {} --out out
 submit {} --dry-run
 study {}
 shards {} o
