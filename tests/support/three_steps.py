@@ -9,8 +9,6 @@ import torch.distributed as dist
 
 import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
-from openclip_superclip.method.idf import WordKnowledge
-from openclip_superclip.method.model import take_epoch_words
 from openclip_superclip.openclip.hook_calls import parse_args
 from support import WORDS
 
@@ -33,7 +31,7 @@ def batch(model_name, num_captions):
 
 def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
     """Trains on one global batch of 16 and returns losses, first gradients,
-    counts, weights and what is known of words.
+    counts and weights.
 
     The gradients are divided by `gradient_scale`, and the optimizer is SGD:
     Adam would hide their size.
@@ -45,7 +43,6 @@ def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
     args = as_rank_1(parse_args(flags.split(), only_options=True))
     args.rank, args.world_size = rank, world_size
     loss = plugin_manager().hook.open_clip_create_loss(args=args, model=model)
-    model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if world_size > 1:
@@ -66,7 +63,6 @@ def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
         optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
-    results["words"] = take_epoch_words(model)._asdict()
     return results
 
 

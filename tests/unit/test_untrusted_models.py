@@ -249,7 +249,6 @@ EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 def commands_of_folder(folder):
     return {
         "words": f"words image.png --model {folder}",
-        "serve": f"words --serve --port 0 --model {folder}",
         "export": f"export {folder} --out out",
         "export hf": f"export {folder} --out out --format hf",
         "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
