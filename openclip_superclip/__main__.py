@@ -36,7 +36,6 @@ GROUPS = {
         ),
     },
     "weights": {
-        "join": "make one model of a timm image tower and a Hugging Face text tower",
         "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
         "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
         "average": "average several checkpoints",
