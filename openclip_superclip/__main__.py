@@ -33,11 +33,9 @@ GROUPS = {
         ),
     },
     "weights": {
-        "join": "make one model of a timm image tower and a Hugging Face text tower",
         "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
         "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
-        "average": "average several checkpoints",
-        "interpolate": "interpolate between released and fine-tuned weights (WiSE-FT)",
+        "average": "average checkpoints, or interpolate between two of them (WiSE-FT)",
     },
     "cluster": {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",

@@ -25,7 +25,6 @@ average {} {} --out out
 words {} --model x
 evaluate x --data {}
 plan {}
-interpolate {} x --out out
 import {} --model {} --out out
 report {}
 patch apply --source {}

@@ -253,7 +253,6 @@ def commands_of_folder(folder):
         "export hf": f"export {folder} --out out --format hf",
         "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
         "average": f"average {folder} {folder} --out out.pt --overwrite",
-        "interpolate": f"interpolate {folder} {folder} --out out.pt --overwrite",
         "distil": (
             f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder} "
             f"--distill-pretrained local-dir:{folder}"
@@ -306,7 +305,7 @@ chosen: {settings: a test's}
 
 def commands_of_file(file):
     commands = commands_of_folder(file)
-    names = "words export evaluate average interpolate".split()
+    names = "words export evaluate average".split()
     return {name: commands[name] for name in names}
 
 
@@ -457,7 +456,7 @@ def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration
     wrong = {}
     for case, (code, output, *_) in results.items():
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        if case.endswith((": average", ": interpolate")):  # of weights alone
+        if case.endswith(": average"):  # of weights alone
             is_right = code == 0 and not errors
         else:
             is_right = (
