@@ -27,7 +27,6 @@ GROUPS = {
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
-        "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
         "audit": (
             "find captions that do not match their images, word by word; select the pairs to keep"
         ),
