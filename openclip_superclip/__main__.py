@@ -27,7 +27,6 @@ GROUPS = {
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
-        "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
         "frequencies": (
             "count the captions of a data set that contain each token, for --superclip-idf FILE"
         ),
