@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
     elif warning := _long_slice(run, request):
         run.warnings.append(warning)
-    command = "rehearse" if options.rehearse else "run"
+    command = ["rehearse" if options.rehearse else "run", *run.streams()]
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     accepted_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
     if options.dry_run:

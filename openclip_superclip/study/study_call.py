@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.tar_shards import is_streamed
 from ..demo.data import SCENES, TRAINING_DATA, TrainingData
 from ..errors import InputError, refuse
 from ..extras import require
 from ..files import check_results
 from ..plans.plan import settings_of_table
+from ..plans.recipe import VAL_DATA
 from ..plans.run import DEFAULTS, Settings
 from .study_file import Study, problems, read_study
 
@@ -58,6 +60,13 @@ class StudyCall:
             arguments += ["--set", f"{name}={value}"]
         return arguments
 
+    def streams(self) -> list[str]:
+        """Returns the options of `superclip run` with the call's URLs and commands."""
+        options = ["--data", self.data] if is_streamed(self.data) else []
+        name = f"flags.{VAL_DATA}"
+        val_data = self.study.overrides.get(name)
+        return [*options, *(["--set", f"{name}={val_data}"] if is_streamed(val_data) else [])]
+
 
 def study_call(options: StudyOptions) -> StudyCall:
     """Returns the call; InputError if something cannot be trained or measured."""
@@ -89,7 +98,7 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
         study.recipe, study.first_settings, options.data
     )
     if options.val_data is not None:
-        overrides["flags.val-data"] = options.val_data
+        overrides[f"flags.{VAL_DATA}"] = options.val_data
     return replace(study, overrides=overrides)
 
 

@@ -14,7 +14,7 @@ from ..demo import natural
 from ..errors import InputError, refuse
 from ..files import shipped_folder
 from ..plans.recipe import KINDS, Recipe
-from ..plans.recipe_files import read_recipe, read_yaml
+from ..plans.recipe_files import read_recipe, read_yaml, refuse_streamed_validation
 
 # the first seed of the trials that tune learning rates: the seeds of results are below it
 TUNING_SEEDS = 1000
@@ -280,6 +280,8 @@ def read_study(path_or_name: str) -> Study:
     refuse(f"{path}: {problem}" for problem in problems(study))
     try:
         study.check_recipes()
+        for arm, cell in product(study.arms, study.cell_values):
+            refuse_streamed_validation(read_recipe(study.recipe, study.settings(arm, cell)))
     except InputError as error:
         raise InputError(f"{path}, {error}") from None
     return study

@@ -124,7 +124,10 @@ class StudySubmission:
         if self.jobs:
             array += f"%{self.jobs}"
         folders = [run.folder for run in runs]
-        return self.request.training(out / f"{name}.sh", f"{out.name}-{name}", folders, array=array)
+        command = ["run", *self.call.streams()]
+        return self.request.training(
+            out / f"{name}.sh", f"{out.name}-{name}", folders, command, array
+        )
 
     def _report(self) -> SlurmJob:
         """Returns the job that measures the runs and reports."""
