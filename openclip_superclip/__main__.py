@@ -36,7 +36,6 @@ GROUPS = {
         ),
     },
     "weights": {
-        "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
         "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
         "average": "average checkpoints, or interpolate between two of them (WiSE-FT)",
     },

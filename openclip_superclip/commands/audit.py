@@ -47,7 +47,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--model",
         "the folder of a run, a training checkpoint, or a folder of superclip export "
-        "--with-head or of superclip import; without a class head there is only the CLIP score",
+        "--with-head; without a class head there is only the CLIP score",
         type=Path,
         required=True,
     )

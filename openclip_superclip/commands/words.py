@@ -47,7 +47,7 @@ def _parse(argv: list[str]) -> Namespace:
     add(
         "--model",
         "a model with a class head: the folder of a run, a training checkpoint, or a folder "
-        "of superclip export --with-head or of superclip import",
+        "of superclip export --with-head",
         type=Path,
     )
     add(

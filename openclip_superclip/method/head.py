@@ -154,8 +154,8 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
     if is_of_authors(state_dict):
         raise InputError(
-            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE "
-            "--model MODEL --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
+            "these weights are a checkpoint of SuperCLIP's authors: superclip export FILE --model "
+            "MODEL --with-head --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
         )
     ours = {f"{prefix}{name}": tensor for name, tensor in head_of(module.state_dict()).items()}
     stored_head = module.stored_head or {}
