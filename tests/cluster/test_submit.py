@@ -62,7 +62,7 @@ def test_the_commands_of_a_study_are(at_root):
         "--gpu-type a100 --set flags.imagenet-val=/imagenet/val --out 'runs/figure 4' --dry-run"
     )
     assert filled(execute(study)) == golden("study")
-    settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes --stage '$TMPDIR'"
+    settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes"
     study = "study one_batch --slurm --dry-run --seeds 2 --cpus-per-node 1"
     printed = execute(f"{study} {settings}")
     submits = printed.partition("\n\n")[0].replace("studies/one_batch/", "")
