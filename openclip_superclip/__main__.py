@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import functools
 import importlib
-import keyword
 import os
 import re
 import select
@@ -27,10 +26,6 @@ GROUPS = {
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "your data": {
-        "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": (
-            "find captions that do not match their images, word by word; select the pairs to keep"
-        ),
         "frequencies": (
             "count the captions of a data set that contain each token, for --superclip-idf FILE"
         ),
@@ -56,7 +51,6 @@ GROUPS = {
     },
     "installation": {
         "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
-        "benchmark": "measure the cost of the class head on this machine: time, memory, FLOPs",
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }
@@ -146,9 +140,8 @@ def _call(name: str, argv: list[str]) -> int:
 
         with explained_errors():
             return train(argv)
-    module = f"{name}_" if keyword.iskeyword(name) else name
     with printable_output():
-        return importlib.import_module(f".commands.{module}", __package__).main(argv)
+        return importlib.import_module(f".commands.{name}", __package__).main(argv)
 
 
 @contextlib.contextmanager

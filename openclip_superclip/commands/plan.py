@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InputError, Parser
 from ..files import read_json
-from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, estimate_cost, estimate_memory
+from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, estimate_cost
 from ..plans.recipe import METHODS, Recipe
 from ..plans.run import Run
 from ..rendering import bytes_text, significant
@@ -20,7 +20,6 @@ from .shared_options import add_number, add_switch
 
 # in bfloat16, dense; data sheets
 GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
-PARTS = ("parameters", "gradients", "optimizer", "activations")
 MAX_BAD = 10  # bad shards or images to print
 OF_RUN = (  # its values that --json prints
     "data",
@@ -54,7 +53,6 @@ def main(argv: list[str]) -> int:
         rehearsed = read_rehearsal(options.rehearsal, run)
         speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
-    memory = estimate_memory(run)
     checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
         print(
@@ -62,7 +60,6 @@ def main(argv: list[str]) -> int:
                 {
                     **plan_values(run),
                     "cost": cost,
-                    "memory": memory,
                     "rehearsal": rehearsed,
                     "data_check": checked,
                 },
@@ -70,7 +67,7 @@ def main(argv: list[str]) -> int:
             )
         )
     else:
-        print(plan_text(run, cost, memory, checked, rehearsed))
+        print(plan_text(run, cost, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 
@@ -153,9 +150,7 @@ def plan_values(run: Run) -> dict:
     }
 
 
-def plan_text(
-    run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None
-) -> str:
+def plan_text(run: Run, cost: dict, checked: dict | None, rehearsed: dict | None) -> str:
     """Returns all information on a plan; `checked` is None if the data was not read."""
     recipe = run.recipe
     rows = [
@@ -165,7 +160,7 @@ def plan_text(
         ("slices", _slices(run, cost)),
         ("compute", _compute(run, cost)),
         ("model", _model(cost)),
-        ("memory", _memory(run, memory)),
+        ("memory", _memory(cost["memory_bytes"])),
         *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
@@ -296,26 +291,13 @@ def _compute(run: Run, cost: dict) -> str:
     )
 
 
-def _memory(run: Run, memory: dict) -> str:
-    if "problem" in memory:
-        return f"not computed ({memory['problem']}); superclip rehearse measures it"
-    parts = ", ".join(f"{part} {bytes_text(memory[part])}" for part in PARTS)
-    rank = "process"
-    others = "libraries and data loading need more"
-    computed = "Computed"
-    if run.device == "cuda":
-        rank = "GPU"
-        others = "the CUDA context, workspaces and fragmentation need more"
-        computed = "Computed, never measured on a GPU"
-    text = f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {parts}"
-    if memory["head"]:
-        text += f"; of these, the class head {bytes_text(memory['head'])}"
-    if memory["largest_batches"]:
-        batches = ", ".join(
-            f"{size or 'none'} in {card} GB" for card, size in memory["largest_batches"].items()
-        )
-        text += f"; largest batch per GPU (--gpu-batch-max): {batches}"
-    return f"{text}. {computed}: {others}"
+def _memory(num_bytes: dict) -> str:
+    parts = [f"{part} {bytes_text(num_bytes[part])}" for part in ("weights", "gradients")]
+    parts.append(f"AdamW's moments {bytes_text(num_bytes['optimizer'])}")
+    text = ", ".join(parts)
+    if num_bytes["head"]:
+        text += f"; of these, the class head {bytes_text(num_bytes['head'])}"
+    return f"{text}. Activations and copies of the gradients come on top: a rehearsal measures them"
 
 
 def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:

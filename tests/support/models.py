@@ -173,6 +173,21 @@ def _drawn_from(pool, tensor, index, name):
     return values + 1 if tensor.ndim == 1 and name.endswith("weight") else values.clone()
 
 
+def rounding(num_terms):
+    """The largest error of a float32 sum of `num_terms` products, relative
+    to the sum of the products' magnitudes.
+
+    Every order of summation rounds each product and each partial sum, by at
+    most u = 2^-24. The errors are bounded by n u in the worst case; if
+    their signs are independent, by λ √n u with probability 1 - 2 exp(-λ²/2)
+    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019): λ = 6.
+
+    Errors that follow each other, such as those of a network's layers, add
+    up likewise: `num_terms` is then the number of all summed products.
+    """
+    return 6 * num_terms**0.5 * torch.finfo(torch.float32).eps / 2
+
+
 def assert_equal(ours, theirs):
     """Fails, and names the tensor, unless two mappings or sequences of
     tensors have equal bits, or both NaN."""

@@ -331,7 +331,7 @@ def processes_in(out):
 
 @contextlib.contextmanager
 def in_forks():
-    """Makes what studies, runs and the benchmark start forks: a new process
+    """Makes what studies and runs start forks: a new process
     takes five seconds to import OpenCLIP.
 
     A study trains its runs one after the other, because only a process of
@@ -339,13 +339,11 @@ def in_forks():
     each kind instead of up to 3,000, and classifies 100 for its picture.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
-    forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.study.study_training.ThreadPoolExecutor", AtOnce)
         patch.setattr("openclip_superclip.study.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        patch.setattr("openclip_superclip.benchmark.time_and_memory.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
             few = (
                 min(value, 50) if isinstance(value, int) else value

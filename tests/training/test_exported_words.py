@@ -113,7 +113,6 @@ def test_the_file_is_read_if_a_checkpoint_lacks_its_counts_and_its_absence_is_an
     shutil.copy(work / "train.csv", of_version_0_2)
     for command in (
         "words image.png --model logs/run",
-        "audit train.csv --model logs/run --out audited",
         "export logs/run/checkpoints/epoch_1.pt --with-head --out other",
     ):
         message = refused(of_version_0_2, command)

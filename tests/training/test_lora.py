@@ -249,8 +249,7 @@ def test_the_export_is_the_merged_checkpoint_of_the_adapted_weights(run, teacher
     assert changed == weights | {"visual.proj", "text_projection", "logit_scale"}
 
 
-def test_audit_and_words_open_the_run_without_the_plugin(run, csv_data, tmp_path):
-    assert call(f"audit {csv_data} --model {run} --out {tmp_path}/audit --device cpu") == 0
+def test_words_opens_the_run_without_the_plugin(run, csv_data, tmp_path):
     assert call(f"words {csv_data.parent} --model {run} --out {tmp_path}/words") == 0
 
 

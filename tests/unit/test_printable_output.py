@@ -28,8 +28,6 @@ plan {}
 report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
-audit {} --model {} --out out
-benchmark --model {} --out out
 submit {} --dry-run
 study {}
 shards {} o
