@@ -70,12 +70,13 @@ def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_supe
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
     """Makes PATH a folder of only these programs."""
+    path = os.environ["PATH"]
 
     def programs(*names):
         folder = tmp_path / "-".join(["bin", *names])
         folder.mkdir()
         for name in names:
-            (folder / name).symlink_to(shutil.which(name))
+            (folder / name).symlink_to(shutil.which(name, path=path))
         monkeypatch.setenv("PATH", str(folder))
 
     return programs
@@ -94,13 +95,12 @@ def test_git_and_the_patch_program_give_the_same_files(
     copied = {name: copy(released[release], tmp_path / name) for name in ("git", "patch")}
     for name, folder in copied.items():
         before = held(folder)
-        with monkeypatch.context():
-            programs(name)
-            assert superclip_patch("apply", folder)[0] == 0
-            for path in [*PATCHED_FILES, HOOKS]:
-                assert (folder / path).read_bytes() == (patched[release] / path).read_bytes()
-            assert superclip_patch("revert", folder)[0] == 0
-            assert held(folder) == before
+        programs(name)
+        assert superclip_patch("apply", folder)[0] == 0
+        for path in [*PATCHED_FILES, HOOKS]:
+            assert (folder / path).read_bytes() == (patched[release] / path).read_bytes()
+        assert superclip_patch("revert", folder)[0] == 0
+        assert held(folder) == before
 
 
 def test_without_both_programs_one_line_says_so_and_nothing_is_touched(
