@@ -14,7 +14,7 @@ from ..runs.folder import RunFolder
 from ..runs.slurm import Placement, SlurmRequest
 from .shared_options import add_columns, add_count, add_folder, add_switch, from_options
 
-RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
+RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes")
 # options of sbatch that are passed on unchanged
 NAMED = ("partition", "account", "qos", "time", "constraint")
 # options of sbatch that the scripts set

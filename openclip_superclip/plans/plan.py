@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
-from ..data.tar_shards import expand, is_remote
 from ..errors import InputError, at_least
 from ..openclip.checks import check_start_once, long_warmup
 from ..openclip.train import check_command
@@ -66,22 +65,10 @@ def make_run(
         gpu_batch_max=gpu_batch_max,
         settings=settings,
     )
+    run.warnings.extend(recipe.removed)
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     check_start_once(check_command(run.openclip_arguments()))
-    flags = recipe.flags
-    if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
-        run.warnings.append(
-            "--patience and flags.imagenet-val: a run that stops early may not have measured its "
-            "last epoch on ImageNet, and a study needs that: add --set flags.zeroshot-frequency=1"
-        )
-    if settings.patience and not run.is_validated:
-        raise InputError(
-            f"--patience is {settings.patience}, and the run has no validation data: expected "
-            "--set flags.val-data=TABLE or flags.imagenet-val=FOLDER"
-        )
-    if settings.stage:
-        _check_stage(run)
     return run
 
 
@@ -127,19 +114,6 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     exact = (n for n in divisors(steps) if fewest <= n <= fewest + fewest // 2)
     num_slices = next(exact, fewest)
     return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
-
-
-def _check_stage(run: Run) -> None:
-    """Raises InputError if the run's data cannot be copied shard by shard."""
-    if run.is_table:
-        raise InputError(
-            f"--stage copies shards, and --data {run.data} is a table: leave --stage out"
-        )
-    if remote := next(filter(is_remote, expand(run.data)), None):
-        raise InputError(
-            f"--stage copies files, and --data holds '{remote}', which each rank streams "
-            "itself: give --data shards on a file system that the nodes share, or leave --stage out"
-        )
 
 
 def _rounding(run: Run) -> list[str]:
