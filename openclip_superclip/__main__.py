@@ -49,7 +49,7 @@ GROUPS = {
     },
 }
 # until they are removed
-UNLISTED = ("audit", "benchmark", "import", "interpolate", "join", "report", "shards")
+UNLISTED = ("import", "report")
 
 
 class Terminated(KeyboardInterrupt):

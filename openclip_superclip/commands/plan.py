@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     for name, value in vars(options).items():
         if name != "recipe" and value != parser.get_default(name):
             raise InputError(
-                f"{flag_of(name)} needs the name of one recipe, not "
-                f"'{' '.join(options.recipe)}'; superclip plan lists all"
+                f"{flag_of(name)}: expected the name of one recipe before it; superclip plan "
+                f"{' '.join(options.recipe)} lists recipes"
             )
     print(_list_of(options.recipe))
     return 0

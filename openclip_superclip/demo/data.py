@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.conversion import write_data_set
-from ..files import check_results, write_bytes, write_text
+from webdataset import TarWriter
+
+from ..files import check_results, whole_file, write_bytes, write_text
 from . import natural
 from . import scenes as drawn
 
@@ -139,6 +140,18 @@ def write_training_data(
                 shards, num_samples, seed, SHARD_SIZE, data.caption, designers=data.designers
             )
     return model, f"{folder / data.shards}"
+
+
+def write_data_set(
+    folder: Path, samples: Iterable[dict], texts: dict[str, str], split: str = "test"
+) -> None:
+    """Writes a split of one shard in CLIP_benchmark's layout, and text files by their names."""
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for name, text in (texts | {f"{split}/nshards.txt": "1"}).items():
+        write_text(folder / name, f"{text}\n")
+    with whole_file(folder / split / "0.tar") as file, TarWriter(file, mtime=0) as tar:
+        for sample in samples:
+            tar.write(sample)
 
 
 def write_evaluation_data(

@@ -50,7 +50,7 @@ def check_command_line(training: Training) -> tuple[list[str], int]:
     if is_distilled and training.has_empty_captions:
         raise InputError(
             f"--train-data: {options.train_data} has rows without a caption, which do not work "
-            "with --superclip and --distill-model: remove these rows, as superclip shards does"
+            "with --superclip and --distill-model: remove these rows"
         )
     return findings
 

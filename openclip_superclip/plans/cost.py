@@ -108,7 +108,7 @@ def _counts_of_size(size: ModelSize) -> dict:
 
 def _count(run: Run) -> dict:
     """Returns the same as `_counts_of_size`, from the model itself."""
-    from ..openclip.step_memory import model_without_values
+    from ..openclip.factory import model_without_values
     from .flops import count_gmacs
 
     model = model_without_values(check_command(run.openclip_arguments()))

@@ -140,9 +140,8 @@ def model_size(recipe: Recipe) -> ModelSize | None:
     try:
         config = _configuration(recipe)
         vision, text = config["vision_cfg"], config["text_cfg"]
-        if not (
-            config.keys() <= OF_MODEL and vision.keys() <= OF_VISION and text.keys() <= OF_TEXT
-        ):
+        known = ((config, OF_MODEL), (vision, OF_VISION), (text, OF_TEXT))
+        if not all(options.keys() <= names for options, names in known):
             return None
         has_bias = recipe.flags.get("siglip") or config.get("init_logit_bias") is not None
         is_resnet = isinstance(vision.get("layers"), list)

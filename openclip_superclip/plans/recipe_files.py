@@ -64,7 +64,8 @@ def _shipped_name(name: str) -> str:
         return found[0]
     if found:
         raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
-    near = difflib.get_close_matches(name, shipped_recipes())
+    names = dict.fromkeys(part for full in shipped_recipes() for part in (full, *full.split("/")))
+    near = difflib.get_close_matches(name, names)
     similar = f"; similar: {', '.join(near)}" if near else ""
     raise InputError(f"there is no file and no recipe '{name}'{similar}; superclip plan lists all")
 

@@ -20,7 +20,7 @@ from ..environment import keep_freed_memory, processor
 from ..errors import InputError, listed
 from ..files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ..method.model import trains_only_head
-from ..openclip.step_memory import model_without_values
+from ..openclip.factory import model_without_values
 from ..openclip.train import check_command
 from ..plans.recipe_files import read_recipe
 from ..plans.run import Run
