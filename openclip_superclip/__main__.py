@@ -28,19 +28,14 @@ GROUPS = {
     },
     "your data": {
         "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "audit": (
-            "find captions that do not match their images, word by word; select the pairs to keep"
-        ),
         "frequencies": (
             "count the captions of a data set that contain each token, for --superclip-idf FILE"
         ),
     },
     "weights": {
-        "join": "make one model of a timm image tower and a Hugging Face text tower",
         "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
         "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
-        "average": "average several checkpoints",
-        "interpolate": "interpolate between released and fine-tuned weights (WiSE-FT)",
+        "average": "average checkpoints, or interpolate between two of them (WiSE-FT)",
     },
     "cluster": {
         "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
@@ -59,7 +54,6 @@ GROUPS = {
     },
     "installation": {
         "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
-        "benchmark": "measure the cost of the class head on this machine: time, memory, FLOPs",
         "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
     },
 }

@@ -101,13 +101,6 @@ class Config:
         PLACEBOS,
         metavar="CONTROL",
     )
-    word_course: str = _flag(
-        "--superclip-word-course",
-        "on",
-        "record after each epoch how well each word is known, in words/epoch_N.safetensors "
-        "beside the checkpoints, for superclip words --course",
-        ("on", "off"),
-    )
 
     @property
     def short_probability(self) -> float | None:

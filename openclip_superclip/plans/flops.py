@@ -8,18 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints.weights import Weights
 
-ATTENTION = ("bmm", "baddbmm", "_scaled_dot_product")  # products of activations with activations
 
-
-def count_gmacs(
-    model: nn.Module, head: Weights, *, with_attention: bool = True
-) -> dict[str, float]:
+def count_gmacs(model: nn.Module, head: Weights) -> dict[str, float]:
     """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model
     on "meta".
 
-    `head` are the class head's tensors by name, empty without one. `with_attention=False` excludes
-    attention's own matrix products, as the paper does. Of a Hugging Face text tower, only the
-    linear layers are counted: transformers cannot run it on "meta".
+    `head` are the class head's tensors by name, empty without one. Of a Hugging Face text tower,
+    only the linear layers are counted: transformers cannot run it on "meta".
     """
     num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
     image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
@@ -37,9 +32,5 @@ def count_gmacs(
             model.encode_text(text)
     gmacs = {}
     for tower, counter in counters.items():
-        gmacs[tower] = sum(
-            count / 2e9 / num_pairs
-            for operator, count in counter.get_flop_counts()["Global"].items()
-            if with_attention or not str(operator).removeprefix("aten.").startswith(ATTENTION)
-        )
+        gmacs[tower] = counter.get_total_flops() / 2e9 / num_pairs
     return gmacs | {"head": head["class_head.weight"].numel() / 1e9 if head else 0.0}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
@@ -67,16 +68,24 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     return chosen
 
 
-def lexicon(
-    words: list[str], tokenizer: Callable, vocab_size: int, *, at_start: bool = False
-) -> Lexicon:
-    """Returns the words and phrases that the tokenizer has tokens for, as spelled after a space
-    or at the start."""
-    spelled = zip(words, _spell(words, tokenizer, vocab_size, at_start=at_start), strict=True)
+def seen_words(lexicon: Lexicon, document_frequency: Tensor) -> Lexicon:
+    """Returns the words whose tokens are all in training captions.
+
+    `document_frequency`, int64 [V], is the number of captions with each token.
+    """
+    is_seen = F.pad(document_frequency > 0, (0, 1), value=True)  # [V + 1], with the padding
+    rows = is_seen[lexicon.tokens].all(dim=1)  # [N]
+    words = [lexicon.words[row] for row in rows.nonzero().flatten().tolist()]
+    return Lexicon(words, lexicon.tokens[rows])
+
+
+def lexicon(words: list[str], tokenizer: Callable, vocab_size: int) -> Lexicon:
+    """Returns the words and phrases that the tokenizer has tokens for, as spelled after a space."""
+    spelled = zip(words, _spell(words, tokenizer, vocab_size), strict=True)
     return _lexicon({word: row for word, row in spelled if row}, vocab_size)
 
 
-def start_differs(tokenizer: Callable) -> bool:
+def _start_differs(tokenizer: Callable) -> bool:
     """Returns whether a word at the start of a caption has other tokens, as with RoBERTa's and
     Gemma's tokenizers."""
     if isinstance(tokenizer, SimpleTokenizer):
@@ -84,9 +93,7 @@ def start_differs(tokenizer: Callable) -> bool:
     return len(set(tokenizer.tokenizer.tokenize("a a"))) > 1
 
 
-def _spell(
-    words: list[str], tokenizer: Callable, vocab_size: int, *, at_start: bool = False
-) -> Iterator[list[int]]:
+def _spell(words: list[str], tokenizer: Callable, vocab_size: int) -> Iterator[list[int]]:
     """Yields the distinct token ids of each word, as the class loss counts them; [] if a part
     of it is unknown."""
     special = set(special_token_ids(tokenizer))
@@ -98,7 +105,7 @@ def _spell(
         inner = tokenizer.tokenizer  # some tokenizers use the unknown token as the end token, too
         ends = {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id}
         unknown = {inner.unk_token_id} - ends
-        if not at_start and start_differs(tokenizer):
+        if _start_differs(tokenizer):
             words = [f"a {word}" for word in words]
             num_before = len(inner.tokenize("a"))
         rows = (

@@ -3,6 +3,7 @@ refused before anything is submitted."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -86,6 +87,36 @@ def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatc
     assert "\n#SBATCH '--constraint=a100&ib'\n" in text
     assert "\n    'my run'\n" in text
     assert Run.open(tmp_path / "my run").gpus_per_node == 1
+
+
+BREAKS = ["\ntouch run\n", "\rtouch run", "\x1b2J", "\x85touch run"]
+NAMING = [
+    "submit {recipe} --out",
+    "submit {recipe} --partition",
+    "submit {recipe} --account",
+    "submit {recipe} --gpu-type",
+    "submit {recipe} --sbatch comment",
+    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --out",
+    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --qos",
+]
+
+
+@parametrize("text", BREAKS, ids=ascii)
+@parametrize("command", NAMING)
+def test_no_control_character_reaches_a_script(command, text, recipe, tmp_path):
+    command = f"{command.format(recipe=recipe)}={shlex.quote(text)} --dry-run"
+    escaped = text.encode("unicode_escape").decode()
+    error = failure(command)
+    assert "contains control characters" in error and escaped in error
+    assert text not in error
+
+
+@parametrize("text", BREAKS, ids=ascii)
+def test_a_recipes_file_with_a_line_break_in_its_name_is_refused(text, recipe, tmp_path):
+    renamed = tmp_path / f"{text}.yaml"
+    renamed.write_bytes(recipe.read_bytes())
+    assert "contains control characters" in failure(f"submit {shlex.quote(str(renamed))}")
+    assert not Path("runs").exists()
 
 
 @cases("time, minutes", table("plans: time limits"))

@@ -12,7 +12,6 @@ from scipy.stats import ttest_1samp, ttest_rel
 from support import parametrize, read_json, read_rows
 from support.pages import PAGES, ROOT, marked, script
 
-from openclip_superclip.benchmark.time_and_memory import head_cost_tables
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.study.study_file import Study, read_study
 from openclip_superclip.study.study_results import StudyResults
@@ -287,7 +286,6 @@ def test_the_tables_of_a_page_are_what_its_script_or_command_measured():
         "audit/train_again": script("audit/train_again.py").tables(
             recorded("audit/train_again.json")
         ),
-        "benchmark": head_cost_tables(recorded("benchmark.json")),
     }
     for page, table in tables.items():
         assert table in (DOCS / f"{page}.md").read_text(), page

@@ -14,7 +14,6 @@ LESS = {
     "samples=12 passes": "samples=1 passes",
     "epoch_12": "epoch_1",
     "--seeds 2": "--seeds 1",
-    " | tail -3": "",
 }
 CODES = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
 
@@ -43,7 +42,6 @@ def test_the_notebook_runs_and_its_exports_agree(tmp_path, tmp_path_factory, for
         cells = [cell.replace(whole, less) for cell in cells]
     (run,) = completed(run_cells, cells, tmp_path_factory.mktemp("shell"), cwd=tmp_path)
     assert "SuperCLIP − CLIP" in run.output
-    assert "wrong captions are among the 24 dropped pairs" in run.output
     assert "transformers gives the same probabilities" in run.output
 
 

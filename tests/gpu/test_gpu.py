@@ -4,30 +4,131 @@ Run with `pytest tests/gpu` on a machine that has one; skipped elsewhere."""
 
 import math
 
+import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 from support import cases, parametrize
 from support.data import write_colours, write_shards
 from support.evaluation import records
 from support.models import write_random_model
 from support.training_runs import Run, execute
 
-from openclip_superclip.benchmark.gpu_checks import checks
+import openclip_superclip as superclip
+from openclip_superclip.method.idf import TokenStatistics
+from openclip_superclip.method.loss import SuperCLIPLoss, class_loss, plain_class_loss
+from openclip_superclip.openclip import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+MODEL = "ViT-Ti-16-96"
+VOCAB_SIZE = 49408
 
 
-@cases("check", checks("cuda"))
-def test_a_gpu_computes_what_the_cpu_does(check):
-    check()
+def inputs_of_class_loss():
+    """Random features [B, W], weight [V, W], bias [V], tokens [B, L] and IDF [V]; captions have 3
+    to 30 words, and padding."""
+    batch, width, length = 256, 512, 77
+    torch.manual_seed(0)
+    tokens = torch.randint(1, VOCAB_SIZE, (batch, length))
+    tokens[torch.arange(length) >= torch.randint(3, 31, (batch, 1))] = 0
+    idf = torch.rand(VOCAB_SIZE) + 1
+    idf[0] = 0
+    weight = torch.randn(VOCAB_SIZE, width) * width**-0.5
+    return [torch.randn(batch, width), weight, torch.zeros(VOCAB_SIZE), tokens, idf]
 
 
-@parametrize("local_batch", [256, 512])
-def test_the_benchmark_runs(local_batch, tmp_path):
-    model = "--model ViT-B-16 --precision amp_bf16 --grad-checkpointing"
-    batch = f"--head-batch {local_batch} --local-batch {local_batch}"
-    execute(f"benchmark --device cuda {model} {batch} --out {tmp_path}")
-    print((tmp_path / "benchmark.json").read_text())  # with -s: the numbers to record
+@parametrize("precision, tolerance", [("fp32", 1e-4), ("amp_bf16", 2e-2), ("amp", 2e-2)])
+def test_the_class_loss_and_its_gradients_are_those_of_the_definition_in_float64(
+    precision, tolerance
+):
+    inputs = inputs_of_class_loss()
+    exact_leaves = [leaf.double().requires_grad_() for leaf in inputs[:3]]
+    exact_losses = plain_class_loss(*exact_leaves, *inputs[3:])
+    exact_losses.mean().backward()
+    leaves = [leaf.cuda().requires_grad_() for leaf in inputs[:3]]
+    with autocast(precision, "cuda")():
+        losses = class_loss(*leaves, *(tensor.cuda() for tensor in inputs[3:]), uniform=True)
+    losses.mean().backward()
+    computed = [losses, *(leaf.grad for leaf in leaves)]
+    exact = [exact_losses, *(leaf.grad for leaf in exact_leaves)]
+    for values, exact_values in zip(computed, exact, strict=True):
+        error = (values.double().cpu() - exact_values).norm() / exact_values.norm()
+        assert error <= tolerance
+
+
+def test_counts_and_idf_weights_are_those_of_the_cpu():
+    tokens = torch.randint(VOCAB_SIZE, (64, 77), generator=torch.Generator().manual_seed(0))
+    on_cpu = TokenStatistics(VOCAB_SIZE)
+    on_cpu.update(tokens)
+    on_gpu = TokenStatistics(VOCAB_SIZE).cuda()
+    on_gpu.update(tokens.cuda())
+    counts = on_gpu.state_dict()
+    for name, expected in on_cpu.state_dict().items():
+        assert torch.equal(counts[name].cpu(), expected)
+    torch.testing.assert_close(on_gpu.idf().cpu(), on_cpu.idf(), rtol=1e-6, atol=0)
+
+
+@torch.no_grad()
+def test_features_are_nearly_those_of_the_cpu():
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(MODEL)
+    model.eval()
+    images = torch.randn(8, 3, 96, 96)
+    texts = torch.randint(1, 4000, (8, model.context_length))
+    expected = model.encode_image(images), model.encode_text(texts)
+    model.cuda()
+    computed = model.encode_image(images.cuda()), model.encode_text(texts.cuda())
+    for features, exact in zip(computed, expected, strict=True):
+        assert F.cosine_similarity(features.cpu(), exact).min() >= 0.999
+
+
+def make_step(batch, *, compiled=False):
+    """A function that makes one step in bfloat16 on random images and captions, and returns the
+    losses."""
+    torch.manual_seed(0)
+    model, _, _ = superclip.create_model_and_transforms(
+        MODEL, precision="amp_bf16", device="cuda", output_dict=True
+    )
+    loss = SuperCLIPLoss(open_clip.ClipLoss())
+    optimizer = torch.optim.AdamW(model.parameters())
+    images = torch.randn(batch, 3, 96, 96, device="cuda")
+    texts = torch.randint(1, 1000, (batch, model.context_length), device="cuda")
+    texts[:, 20:] = 0
+
+    def forward():
+        return loss(**model(images, texts), output_dict=True)
+
+    if compiled:
+        forward = torch.compile(forward, fullgraph=True)
+
+    def step():
+        optimizer.zero_grad()
+        with autocast("amp_bf16", "cuda")():
+            losses = forward()
+        sum(losses.values()).backward()
+        optimizer.step()
+        return losses
+
+    return step
+
+
+@parametrize("compiled", [False, True])
+def test_the_class_loss_of_one_batch_falls(compiled):
+    step = make_step(64, compiled=compiled)
+    losses = [step()["class_loss"].item() for _ in range(6)]
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+
+
+def test_no_step_waits_for_the_gpu():
+    step = make_step(16)
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_gpu_evaluates_to_nearly_the_scores_of_the_cpu(tmp_path):

@@ -34,7 +34,7 @@ from openclip_superclip.runs.signals import STOPPED_BY
 
 from . import WORDS
 from .data import write_images, write_table
-from .models import assert_equal, write_bert, write_image_tower
+from .models import assert_equal, write_hf_text_model, write_weights
 
 
 class Run(NamedTuple):
@@ -167,14 +167,11 @@ def shell_words(*parts):
     return words
 
 
-def join_towers(folder):
-    """Writes two joined towers, `folder`/start, and a table, and returns
-    the flags to train on them in the folder."""
-    write_image_tower(folder / "image.pth")
-    towers = (
-        f"--image timm:test_efficientnet={folder}/image.pth --text {write_bert(folder / 'text')}"
-    )
-    execute(f"join {towers} --embed-dim 16 --image-size 32 --out {folder}/start")
+def write_two_towers(folder):
+    """Writes a model of a timm and a Hugging Face tower, `folder`/start, and
+    a table, and returns the flags to train on them in the folder."""
+    vision = {"timm_model_name": "test_efficientnet", "timm_pool": "", "image_size": 32}
+    write_weights(write_hf_text_model(folder / "start", vision=vision))
     write_table(folder / "pairs.csv", write_images(folder / "images", 64, seed=0))
     return (
         "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "
@@ -334,7 +331,7 @@ def processes_in(out):
 
 @contextlib.contextmanager
 def in_forks():
-    """Makes what studies, runs and the benchmark start forks: a new process
+    """Makes what studies and runs start forks: a new process
     takes five seconds to import OpenCLIP.
 
     A study trains its runs one after the other, because only a process of
@@ -342,13 +339,11 @@ def in_forks():
     each kind instead of up to 3,000, and classifies 100 for its picture.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
-    forking = types.SimpleNamespace(get_context=lambda _: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.study.study_training.ThreadPoolExecutor", AtOnce)
         patch.setattr("openclip_superclip.study.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        patch.setattr("openclip_superclip.benchmark.time_and_memory.multiprocessing", forking)
         for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
             few = (
                 min(value, 50) if isinstance(value, int) else value

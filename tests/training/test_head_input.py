@@ -49,7 +49,7 @@ def test_a_run_resumes_with_the_same_input(runs, small_model, short_run):
 
 
 @parametrize("reads", READS)
-def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, tmp_path):
+def test_words_and_export_read_what_the_head_reads(reads, runs, csv_data, tmp_path):
     picture, exported = next(csv_data.parent.glob("*.png")), tmp_path / "exported"
     execute(f"export {checkpoint(runs, reads)} --out {exported} --with-head")
     found = [
@@ -63,4 +63,3 @@ def test_words_export_and_audit_read_what_the_head_reads(reads, runs, csv_data, 
         assert not (tmp_path / "words").exists()
     else:
         execute(heatmap)
-    execute(f"audit {csv_data} --model {exported} --out {tmp_path}/audit --csv-separator '\t'")

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import webdataset
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip_train.data import CsvDataset
 from PIL import ExifTags, Image
 from support import cases, parametrize, read_rows
 from support.data import IMAGE, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.audit.reading import open_data, read_in_batches
 from openclip_superclip.data.images import as_seen, check_image, open_image
 from openclip_superclip.data.inspection import inspect
-from openclip_superclip.data.tables import Columns
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}
@@ -120,23 +115,6 @@ def test_image_properties_that_openclip_ignores_are_recognised_and_converted_by_
         shown = as_seen(original)
         assert trained.size == shown.size
         assert np.abs(np.asarray(trained.convert("RGB")).astype(int) - np.asarray(shown)).max() <= 2
-
-
-@parametrize("name", PROPERTIES)
-def test_an_audit_reads_exactly_the_pixels_that_openclip_trains_on(name, tmp_path):
-    (tmp_path / "image").write_bytes(PROPERTIES[name][0])
-    (tmp_path / "pairs.csv").write_text(f"filepath,title\n{tmp_path}/image,a cat\n")
-    write_tar(tmp_path / "0.tar", [{"png": PROPERTIES[name][0], "txt": "a cat"}])
-    preprocess = image_transform_v2(PreprocessCfg(size=12), is_train=False)
-    of_table = CsvDataset(
-        tmp_path / "pairs.csv", preprocess, "filepath", "title", ",", tokenizer=list
-    )
-    samples = webdataset.WebDataset(f"{tmp_path}/0.tar", shardshuffle=False).decode("pilrgb")
-    trained = {"pairs.csv": of_table[0][0], "0.tar": preprocess(next(iter(samples))["png"])}
-    for file, pixels in trained.items():
-        data = open_data(str(tmp_path / file), Columns(","))
-        ((pair,),) = read_in_batches(data.pairs(), preprocess, batch_size=1, threads=1)
-        assert torch.equal(pair.image, pixels)
 
 
 WARNING = "other pixels than a viewer shows: 3 × transparent; superclip shards converts them"

@@ -6,18 +6,14 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from safetensors.torch import save_file
-from support import cases, input_error, parametrize, table
+from support import cases, parametrize, table
 from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 
-from openclip_superclip.audit.kept import write_kept
-from openclip_superclip.audit.reading import AuditedData
 from openclip_superclip.checkpoints.weights import save_weights
-from openclip_superclip.data.tables import Columns
 from openclip_superclip.files import whole_output
 from openclip_superclip.runs.slurm import SlurmRequest
 
@@ -76,30 +72,15 @@ def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", alive, elsewhere])
 
 
-def test_a_folder_of_kept_shards_with_other_files_is_not_replaced(tmp_path):
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/notes.txt").write_text("mine")
-    with input_error(r"--keep: .*kept contains notes\.txt, which it would delete"):
-        write_kept(tmp_path, AuditedData("a.tar", ["a.tar"], None, None), [], [])
-    assert (tmp_path / "kept/notes.txt").read_text() == "mine"
-
-
 @parametrize("mode", [0o600, 0o640])
-def test_copies_of_private_files_are_as_private(mode, tmp_path):
-    setup, table = tmp_path / "setup", tmp_path / "pairs.csv"
+def test_the_copy_of_a_private_setup_file_is_as_private(mode, tmp_path):
+    setup = tmp_path / "setup"
     setup.write_text("export TOKEN=secret\n")
-    table.write_text("image,caption\na.png,red\nb.png,blue\n")
-    for file in (setup, table):
-        file.chmod(mode)
+    setup.chmod(mode)
     umask = os.umask(0o022)
     try:
         for _ in range(2):
             SlurmRequest("cpu", 1, 1, None, None, {}, setup).keep_setup(tmp_path)
-            data = AuditedData(str(table), [str(table)], Columns(",", "image", "caption"), 2)
-            write_kept(tmp_path, data, np.array([True, False]), [])
     finally:
         os.umask(umask)
-    assert (tmp_path / "kept.csv").read_text() == "image,caption\na.png,red\n"
-    assert [
-        file.stat().st_mode & 0o777 for file in (tmp_path / "setup.sh", tmp_path / "kept.csv")
-    ] == [mode, mode]
+    assert (tmp_path / "setup.sh").stat().st_mode & 0o777 == mode

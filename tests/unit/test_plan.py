@@ -11,14 +11,39 @@ from support import cases, input_error, parametrize, refusals, table, write_json
 from support.models import write_hf_text_model
 from support.training_runs import execute
 
+from openclip_superclip.checkpoints.architecture import expected_head, read_architecture
 from openclip_superclip.commands.plan import command_text, read_rehearsal
 from openclip_superclip.commands.rehearse import _resumed, other_training, setup_of
 from openclip_superclip.data.steps import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
+from openclip_superclip.plans.flops import count_gmacs
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
+
+
+# layers and width of the text tower
+TEXT_TOWERS = {"ViT-L-16": (12, 768), "ViT-B-16": (12, 512)}
+
+
+def attention_gmacs(layers, width, tokens):
+    """GMACs of attention's own products, which the paper does not count."""
+    return layers * 2 * tokens**2 * width / 1e9
+
+
+@cases("model, vision, text, share, layers, width", table("plans: FLOPs of the paper"))
+def test_the_head_adds_the_fraction_of_flops_that_the_paper_states(
+    model, vision, text, share, layers, width
+):
+    built = read_architecture(model).build()
+    gmacs = count_gmacs(built, expected_head(built))
+    of_vision = gmacs["vision"] - attention_gmacs(layers, width, 197)
+    of_text = gmacs["text"] - attention_gmacs(*TEXT_TOWERS[model], 77)
+    # the paper's count contains norms and biases, too
+    assert of_vision == pytest.approx(vision, rel=2e-3)
+    assert of_text == pytest.approx(text, rel=2e-3)
+    assert gmacs["head"] / (of_vision + of_text) == pytest.approx(share, rel=0.02)
 
 
 def plan(name=RELEASED, nodes=4, gpus=8, set_=None, **options):

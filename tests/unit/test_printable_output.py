@@ -25,13 +25,10 @@ average {} {} --out out
 words {} --model x
 evaluate x --data {}
 plan {}
-interpolate {} x --out out
 import {} --model {} --out out
 report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
-audit {} --model {} --out out
-benchmark --model {} --out out
 submit {} --dry-run
 study {}
 shards {} o

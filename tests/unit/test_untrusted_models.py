@@ -26,7 +26,7 @@ WEIGHTS = []  # of the model of write_folder, with its head
 RUNNER = """  # runs each of cases.json in a fork, with a user who answers yes to every question
 import contextlib, json, os, shutil, signal, sys, traceback, urllib.request
 import open_clip, transformers, clip_benchmark.models
-import openclip_superclip.audit.audit, openclip_superclip.evaluation.evaluate
+import openclip_superclip.evaluation.evaluate
 import openclip_superclip.checkpoints.export, openclip_superclip.checkpoints.averaging
 from openclip_superclip.__main__ import main
 from openclip_superclip.openclip import train
@@ -249,13 +249,10 @@ EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 def commands_of_folder(folder):
     return {
         "words": f"words image.png --model {folder}",
-        "serve": f"words --serve --port 0 --model {folder}",
         "export": f"export {folder} --out out",
         "export hf": f"export {folder} --out out --format hf",
-        "audit": f"audit pairs.csv --model {folder} --out out",
         "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
         "average": f"average {folder} {folder} --out out.pt --overwrite",
-        "interpolate": f"interpolate {folder} {folder} --out out.pt --overwrite",
         "distil": (
             f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder} "
             f"--distill-pretrained local-dir:{folder}"
@@ -273,7 +270,6 @@ def commands_of_model(model):
         "import": f"import authors.pt --model {model} --out out",
         "train": f"{TRAIN} --model {model}",
         "plan": f"plan recipe.yaml --set model={model} --device cpu",
-        "benchmark": f"benchmark --model {model} --device cpu --out out",
     }
 
 
@@ -309,7 +305,7 @@ chosen: {settings: a test's}
 
 def commands_of_file(file):
     commands = commands_of_folder(file)
-    names = "words export audit evaluate average interpolate".split()
+    names = "words export evaluate average".split()
     return {name: commands[name] for name in names}
 
 
@@ -460,7 +456,7 @@ def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration
     wrong = {}
     for case, (code, output, *_) in results.items():
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        if case.endswith((": average", ": interpolate")):  # of weights alone
+        if case.endswith(": average"):  # of weights alone
             is_right = code == 0 and not errors
         else:
             is_right = (

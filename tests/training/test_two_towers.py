@@ -1,20 +1,19 @@
-"""A model of two joined towers is accepted by every command: train, plan,
-study, words, audit, evaluate and export."""
+"""A model of a timm and a Hugging Face tower is accepted by every command."""
 
 import open_clip
 import pytest
 import torch
 from support.data import write_colours
 from support.evaluation import evaluate
-from support.training_runs import execute, join_towers, run_train
+from support.training_runs import execute, run_train, write_two_towers
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with two joined towers, `start`, a table, and the run
-    `logs/run` that was trained from them."""
-    folder = tmp_path_factory.mktemp("joined")
-    run_train(join_towers(folder), cwd=folder)
+    """A folder with two towers, `start`, a table, and the run `logs/run`
+    that was trained from them."""
+    folder = tmp_path_factory.mktemp("towers")
+    run_train(write_two_towers(folder), cwd=folder)
     return folder
 
 
@@ -38,12 +37,10 @@ def test_training_starts_from_both_towers_and_the_export_opens_in_stock_openclip
     )
 
 
-def test_words_audit_and_evaluate_open_the_run(trained, tmp_path, monkeypatch):
+def test_words_and_evaluate_open_the_run(trained, tmp_path, monkeypatch):
     checkpoint = trained / "logs/run/checkpoints/epoch_1.pt"
     execute(f"words {trained}/images --model {checkpoint} --out {tmp_path}/words")
     assert (tmp_path / "words/index.html").exists()
-    execute(f"audit {trained}/pairs.csv --model {checkpoint} --out {tmp_path}/audit --device cpu")
-    assert any((tmp_path / "audit").iterdir())
     write_colours(tmp_path / "data/colours")
     monkeypatch.chdir(tmp_path)
     assert evaluate(f"{checkpoint} {trained}/start --data data --datasets wds/colours") == 0
