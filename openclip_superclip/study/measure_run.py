@@ -65,7 +65,6 @@ def measured(run: StudyRun, stop: threading.Event) -> dict:
     if run.measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
-        record["stopped_early"] = run.state.get("stopped_early")
     file = run.folder / f"{run.measures}-{run.split}.json"
     earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))

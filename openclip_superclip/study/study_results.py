@@ -187,10 +187,6 @@ class StudyResults:
             "superclip export RUN --best --out FOLDER exports it; the scores above are those of "
             "the last epoch."
         )
-        stopped = [record for record in self.records if record.get("stopped_early")]
-        if stopped:
-            number = f"{len(stopped)} of {len(self.records)} runs stopped early"
-            sentence += f" {number}, without a better score for --patience epochs."
         return [sentence]
 
     def comparisons(self) -> dict[str, list[dict]]:
