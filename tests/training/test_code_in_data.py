@@ -64,7 +64,7 @@ def ghostscript(tmp_path, monkeypatch):
     reader = EpsImagePlugin.EpsImageFile, EpsImagePlugin._accept
     monkeypatch.setattr(Image, "OPEN", Image.OPEN | {"EPS": reader})
     monkeypatch.setattr(Image, "ID", list(dict.fromkeys([*Image.ID, "EPS"])))
-    monkeypatch.setattr(autodecode, "default_pre_handlers", autodecode.default_pre_handlers[:1])
+    monkeypatch.setattr(autodecode, "default_pre_handlers", [autodecode.gzfilter])
     images.restrict_formats.cache_clear()
     yield
     images.restrict_formats.cache_clear()
