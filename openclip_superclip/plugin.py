@@ -93,7 +93,7 @@ class Plugin:
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
         training = self.training
-        if training.config is None:
+        if training.config is None or training.in_run:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
