@@ -60,7 +60,7 @@ _OPTIONS = {
         superclip_long_caption superclip_long_context superclip_missing_long superclip_placebo
         superclip_val_fraction superclip_weight
     """,
-    Effect.CHANCE: "seed superclip_slices",
+    Effect.CHANCE: "seed superclip_slices workers",
     Effect.ROUNDING: """
         fsdp fsdp_no_reshard_after_forward fsdp_offload_cpu horovod loss_dist_impl
         torchcompile torchcompile_backend torchcompile_mode torchcompile_strategy
@@ -71,7 +71,7 @@ _OPTIONS = {
     """,
     Effect.MACHINE: """
         audio_multiprocessing_context cache_dir ddp_static_graph device dist_backend dist_url
-        distributed grad_checkpointing local_rank no_set_device_rank rank workers
+        distributed grad_checkpointing local_rank no_set_device_rank rank
     """,
     Effect.NOTHING: """
         audio_zeroshot_audio_key audio_zeroshot_class_key audio_zeroshot_dataset
@@ -85,7 +85,7 @@ _OPTIONS = {
         val_frequency val_num_samples val_retrieval_chunk_size val_retrieval_precision val_sz
         variable_text wandb wandb_notes wandb_project_name zeroshot_frequency
 
-        images_checked only_options superclip_accept_changes
+        in_run only_options superclip_accept_changes
         superclip_word_course
     """,
 }

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoints.began_with import versions_of_run
 from ..checkpoints.best_epoch import best_epoch
+from ..checkpoints.resume_record import versions_of_run
 from ..checkpoints.trainer_files import checkpoints
 from ..checkpoints.weights import read_checkpoint
 from ..demo.data import SECOND_DRAW

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.began_with import versions_of_run
+from ..checkpoints.resume_record import versions_of_run
 from ..checkpoints.starting_weights import is_unchecked
 from ..demo.data import write_training_data
 from ..demo.scenes import write_dense_scenes
