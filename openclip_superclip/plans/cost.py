@@ -2,13 +2,11 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..environment import kept
-from ..errors import InputError
 from ..openclip.train import check_command
+from .model_size import FLOAT, ModelSize, model_size
 from .run import Run
 
 if TYPE_CHECKING:
@@ -84,37 +82,36 @@ def estimate_cost(
     }
 
 
-def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: list) -> dict:
-    """Returns `compute(run)`, which depends on the run's model, its flags and `inputs`, from the
-    cache if possible: importing OpenCLIP takes seconds."""
-    recipe = run.recipe
-    files = _files_of(recipe.model)
-    if files is None:
-        return compute(run)
-    of_model = [recipe.model, files, recipe.precision, recipe.flags, recipe.superclip]
-    return kept(name, [*of_model, *inputs], lambda: compute(run))
-
-
-def _files_of(model: str) -> list[str] | None:
-    """Returns the contents of the files that describe a model; None if they refer to others, which
-    may change."""
-    path = Path(model.removeprefix("local-dir:"))
-    if model.startswith("hf-hub:"):
-        return None
-    files = [path] if path.suffix == ".json" else sorted(path.glob("*.json"))
-    contents = [file.read_text(errors="replace") for file in files if file.is_file()]
-    return None if any('"hf_model_name"' in content for content in contents) else contents
-
-
 def counts_of(run: Run) -> dict:
     """Returns the plan's numbers of parameters, bytes and multiplications."""
-    return kept_of_model(run, "models", _count, [])
+    size = model_size(run.recipe)
+    return _count(run) if size is None else _counts_of_size(size)
+
+
+def _counts_of_size(size: ModelSize) -> dict:
+    whole = size.vision + size.text + size.head + size.scale
+    weights = FLOAT * whole.parameters
+    towers = {"vision": size.vision, "text": size.text, "head": size.head}
+    return {
+        "forward_gmacs": {name: tower.products / 1e9 for name, tower in towers.items()},
+        "parameters": whole.parameters,
+        "head_parameters": size.head.parameters,
+        "checkpoint_bytes": 3 * weights + whole.saved_bytes,
+        "memory_bytes": {
+            "weights": weights + whole.saved_bytes + whole.unsaved_bytes,
+            "gradients": weights,
+            "optimizer": 2 * weights,
+            "head": 4 * FLOAT * size.head.parameters,
+        },
+    }
 
 
 def _count(run: Run) -> dict:
+    """Returns the same as `_counts_of_size`, from the model itself."""
+    from ..openclip.factory import model_without_values
     from .flops import count_gmacs
 
-    model = build_model(run)
+    model = model_without_values(check_command(run.openclip_arguments()))
     parameters = dict(model.named_parameters())
     head = {name: tensor for name, tensor in parameters.items() if name.startswith("class_head.")}
     return {
@@ -124,16 +121,6 @@ def _count(run: Run) -> dict:
         "checkpoint_bytes": checkpoint_bytes(model),
         "memory_bytes": memory_bytes(model, head),
     }
-
-
-def build_model(run: Run) -> "nn.Module":
-    """Returns the model that a run trains, without weights; InputError for a model that OpenCLIP
-    does not have."""
-    from ..openclip.factory import model_without_values
-
-    if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
-        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-    return model_without_values(check_command(run.openclip_arguments()))
 
 
 def checkpoint_bytes(model: "nn.Module") -> int:

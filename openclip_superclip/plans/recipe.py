@@ -110,7 +110,7 @@ class Recipe:
             if field not in FIELDS:
                 raise InputError(
                     f"{file}: there is no field '{field}'; a recipe's fields are "
-                    f"{', '.join(FIELDS)}; superclip recipes NAME prints one run as a recipe"
+                    f"{', '.join(FIELDS)}; superclip plan NAME --yaml prints one"
                 )
         for field in REQUIRED:
             if field not in values:

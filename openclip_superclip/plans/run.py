@@ -15,7 +15,6 @@ from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
-from ..environment import kept
 from ..errors import InputError, reason
 from ..files import content_digest, json_or_empty, read_json
 from ..removed import without_removed
@@ -220,13 +219,9 @@ class Run:
         shards or samples."""
         if self.is_table:
             return []
-        return kept("shards", self.as_json(), self._check_split)["warnings"]
-
-    def _check_split(self) -> dict:
         split = self._split()
         split.check()
-        sizes = equal_sizes(self.recipe.data_samples, split.num_shards)
-        return {"warnings": split.check_sizes(sizes)}
+        return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, *, full: bool = False) -> dict:
         """Returns what a check finds in the data, for JSON; InputError if training could not start.

@@ -12,13 +12,14 @@ from support.models import write_hf_text_model
 from support.training_runs import execute
 
 from openclip_superclip.checkpoints.architecture import expected_head, read_architecture
-from openclip_superclip.commands.plan import command_text, read_rehearsal
-from openclip_superclip.commands.rehearse import _resumed, other_training, setup_of
+from openclip_superclip.commands.plan import read_rehearsal
 from openclip_superclip.data.steps import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.flops import count_gmacs
 from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.plan_text import command_text
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.runs.rehearsal import _resumed, other_training, setup_of
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
