@@ -11,9 +11,8 @@ from .flags import add_options, config_from
 from .hooks import hookimpl
 from .openclip import current
 from .openclip.checks import check_command_line
-from .openclip.first_lines import log_first_lines
 from .openclip.parsed_options import Training
-from .openclip.start import begin, prepare
+from .openclip.start import begin, log_start, prepare
 
 
 class Plugin:
@@ -47,7 +46,7 @@ class Plugin:
         from .openclip.factory import model_options
 
         if args.rank == 0:
-            log_first_lines(training)
+            log_start(training)
         return model_options(
             args.model,
             args.pretrained,

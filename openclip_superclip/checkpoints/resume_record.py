@@ -17,7 +17,7 @@ from ..environment import current_time, versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, json_or_empty, write_json
 from ..flags import config_from, is_idf_file, options_of
-from ..option_effects import effect_of
+from ..option_table import effect_of
 from .model_configurations import open_tokenizer, register_model
 from .trainer_files import RECORD, read_options
 

@@ -12,7 +12,7 @@ from ..checkpoints.model_configurations import model_for_pretrained
 from ..data.tables import Columns
 from ..errors import InputError, refuse
 from ..flags import Config, is_idf_file
-from ..option_effects import effect_of
+from ..option_table import effect_of
 from ..removed import without_removed
 
 METHODS = {  # with the paper's names

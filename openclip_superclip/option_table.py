@@ -1,6 +1,6 @@
-"""What every option of OpenCLIP's trainer and of this package changes in a run.
+"""The table of all options of OpenCLIP's trainer and of this package: what each changes in a run.
 
-Resuming, reports, recipes and exported weights use this table. A test checks that it contains every
+Resuming, reports, recipes and exported weights use it. A test checks that it contains every
 option of the parsers.
 """
 
@@ -12,16 +12,13 @@ class Effect(Enum):
 
     MODEL = "the model or its preprocessing, and so what is recorded with its weights"
     TRAINING = "the weights"
-    CHANCE = "the weights, but not the mean of a score over seeds"
-    ROUNDING = "the last bits of the weights"
-    DATA = "where data is and how a step divides it: data and global batch are compared instead"
-    MACHINE = "how a machine computes the same weights"
-    NOTHING = "logs, checkpoints and evaluation"
+    CHANCE = "the weights, or their last bits, but not the mean of a score over seeds"
+    NOTHING = "no weights: logs, machines, and where data is, which is compared otherwise"
 
     @property
     def changes_weights(self) -> bool:
         """Whether a run resumed with another value is no longer the same run."""
-        return self in (Effect.MODEL, Effect.TRAINING, Effect.CHANCE, Effect.ROUNDING)
+        return self is not Effect.NOTHING
 
     @property
     def changes_scores(self) -> bool:
@@ -60,20 +57,19 @@ _OPTIONS = {
         superclip_long_caption superclip_long_context superclip_missing_long superclip_placebo
         superclip_val_fraction superclip_weight
     """,
-    Effect.CHANCE: "seed superclip_slices workers",
-    Effect.ROUNDING: """
+    Effect.CHANCE: """
+        seed superclip_slices workers
+
         fsdp fsdp_no_reshard_after_forward fsdp_offload_cpu horovod loss_dist_impl
         torchcompile torchcompile_backend torchcompile_mode torchcompile_strategy
     """,
-    Effect.DATA: """
+    Effect.NOTHING: """
         accum_freq batch_size csv_caption_key csv_img_key csv_separator dataset_type train_data
         train_sz world_size
-    """,
-    Effect.MACHINE: """
+
         audio_multiprocessing_context cache_dir ddp_static_graph device dist_backend dist_url
         distributed grad_checkpointing local_rank no_set_device_rank rank
-    """,
-    Effect.NOTHING: """
+
         audio_zeroshot_audio_key audio_zeroshot_class_key audio_zeroshot_dataset
         audio_zeroshot_multiprocessing_context audio_zeroshot_split audio_zeroshot_target_key
         audio_zeroshot_templates audio_zeroshot_workers checkpoint_path copy_codebase debug
@@ -85,8 +81,7 @@ _OPTIONS = {
         val_frequency val_num_samples val_retrieval_chunk_size val_retrieval_precision val_sz
         variable_text wandb wandb_notes wandb_project_name zeroshot_frequency
 
-        in_run only_options superclip_accept_changes
-        superclip_word_course
+        images_checked only_options superclip_accept_changes superclip_word_course
     """,
 }
 EFFECTS = {name: effect for effect, names in _OPTIONS.items() for name in names.split()}

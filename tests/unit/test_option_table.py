@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from openclip_superclip import option_effects
+from openclip_superclip import option_table
 from openclip_superclip.flags import Config, DataConfig
 from openclip_superclip.openclip.hook_calls import parse_args
-from openclip_superclip.option_effects import EFFECTS, effect_of
+from openclip_superclip.option_table import EFFECTS, effect_of
 
 # What OpenCLIP's trainer adds after parsing, and the record of a run.
 ADDED = "checkpoint_path distributed local_rank log_level log_path rank save_logs tensorboard"
@@ -24,7 +24,7 @@ def test_every_option_of_the_parsers_has_an_effect():
 
 
 def test_no_option_has_two_effects():
-    names = [name for names in option_effects._OPTIONS.values() for name in names.split()]
+    names = [name for names in option_table._OPTIONS.values() for name in names.split()]
     assert len(names) == len(EFFECTS)
 
 
