@@ -55,7 +55,6 @@ def model_without_values(options: argparse.Namespace) -> nn.Module:
             "head_warmup": config.head_warmup,
             "head_input": config.head_input,
             "word_course": config.word_course == "on",
-            "placebo": config.placebo,
         }
     with plugins_model_class():
         model = architecture.build(**changes)
