@@ -16,8 +16,6 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
 COLUMNS_OF_A_PHONE = 4
-# pages of numbers, which the search leaves out
-RECORDS = ("studies/", "audit/", "results/", "word-course/")
 BOOSTS = {
     "troubleshooting.md": 10,
     "own-data.md": 10,
@@ -63,9 +61,7 @@ def on_page_markdown(markdown, page, config, files):
 
     Also sets how the search ranks the page.
     """
-    if page.file.src_uri.startswith(RECORDS):
-        page.meta["search"] = {"exclude": True}
-    elif page.file.src_uri in BOOSTS:
+    if page.file.src_uri in BOOSTS:
         page.meta["search"] = {"boost": BOOSTS[page.file.src_uri]}
     source = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
@@ -74,12 +70,11 @@ def on_page_markdown(markdown, page, config, files):
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         inside = {written: page for page, written in PAGES.items()} | {NOTEBOOK: "quickstart.md"}
         uri = inside.get(path) or path.removeprefix("docs/")
-        for candidate in (uri, f"{uri}/study.md"):
-            if path.startswith("docs/") or path in inside:
-                found = files.get_file_from_path(candidate)
-                if found and not found.inclusion.is_excluded():
-                    target = posixpath.relpath(candidate, posixpath.dirname(page.file.src_uri))
-                    return f"{text}({target}{anchor})"
+        if path.startswith("docs/") or path in inside:
+            found = files.get_file_from_path(uri)
+            if found and not found.inclusion.is_excluded():
+                target = posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))
+                return f"{text}({target}{anchor})"
         if not (ROOT / path).exists():
             return match[0]  # which a strict build reports
         return (

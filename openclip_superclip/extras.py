@@ -7,7 +7,6 @@ from .errors import InputError
 EXTRAS = {  # with the packages that each installs
     "report": ("matplotlib", "scipy"),
     "eval": ("clip_benchmark", "requests"),
-    "serve": ("starlette", "uvicorn", "matplotlib"),
     "horovod": ("horovod",),
 }
 

@@ -83,13 +83,6 @@ class Config:
         "number of tokens that dual's class loss reads; 0 is the text tower's context length",
         type=int,
     )
-    word_course: str = _flag(
-        "--superclip-word-course",
-        "on",
-        "record after each epoch how well each word is known, in words/epoch_N.safetensors "
-        "beside the checkpoints, for superclip words --course",
-        ("on", "off"),
-    )
 
     @property
     def short_probability(self) -> float | None:

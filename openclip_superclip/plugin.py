@@ -56,7 +56,6 @@ class Plugin:
             separate_words=training.separates_words,
             cache_dir=args.cache_dir,
             accum_freq=args.accum_freq,
-            word_course=training.records_words,
         )
 
     @hookimpl
@@ -104,8 +103,6 @@ class Plugin:
                 "from an earlier checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm "
                 "1 or --precision amp_bf16"
             )
-        if training.records_words:
-            _record_words(training, model, epoch + 1)
 
     @hookimpl
     def open_clip_caption_tokens(self, args, tokenizer, shared_epoch):
@@ -145,21 +142,6 @@ class Plugin:
             slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()
         )
         return order.shards, order.samples
-
-
-def _record_words(training: Training, model, epoch: int) -> None:
-    """Writes how well each word was known in an epoch, counted from 1. Collective."""
-    from .checkpoints.epoch_words import write_epoch_words
-    from .method.model import take_epoch_words
-
-    options = training.options
-    words = take_epoch_words(model)
-    if words is None or options.rank != 0:
-        return
-    try:
-        write_epoch_words(Path(options.logs, options.name), epoch, words, training.tokenizer)
-    except OSError as error:
-        logging.warning(f"SuperCLIP: the words of epoch {epoch} are not recorded ({error})")
 
 
 plugin = Plugin()  # the entry point

@@ -1,4 +1,4 @@
-"""Averages checkpoints, and interpolates between released and fine-tuned weights."""
+"""Averages checkpoints, also released and fine-tuned ones."""
 
 import contextlib
 from pathlib import Path
@@ -37,74 +37,43 @@ OWN_TOWERS = {
 OTHER_TOWERS = {"timm_model_name": "timm_pool", "hf_model_name": "hf_pooler_type"}
 
 
-def average(paths: list[Path], out: Path, *, overwrite: bool) -> None:
+def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bool) -> None:
     """Writes the mean of the checkpoints' weights, computed in float64 and cast to the original
     types.
 
-    Integers are not averaged, but copied from the checkpoint that has seen most captions, or from
-    the last one.
+    `sources` are files, folders or OpenCLIP's MODEL:TAG, and `shares` their weights, [] for equal
+    ones. With two sources, this is WiSE-FT (arXiv 2109.01903). Integers are not averaged, but
+    copied from the checkpoint that has seen most captions, or from the last one, and so are the
+    options of its run. A class head is the mean of the checkpoints that have one.
     """
-    check_out(out, paths, OPTIONS, overwrite=overwrite)
-    checkpoints = [read_checkpoint(path) for path in paths]
-    first = checkpoints[0]
+    check_out(out, sources, OPTIONS, overwrite=overwrite)
+    checkpoints = [read_checkpoint(released_file(source, "CHECKPOINT")) for source in sources]
+    with_head = [checkpoint for checkpoint in checkpoints if checkpoint.head()] or checkpoints
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, checkpoint.path)
-        _check_fit(checkpoint, first, checkpoint.weights, first.weights)
-    latest = max(
-        reversed(checkpoints), key=lambda checkpoint: int(checkpoint.weights.get(NUM_CAPTIONS, 0))
-    )
+        _check_fit(checkpoint, with_head[0])
+    latest = max(reversed(with_head), key=lambda one: int(one.weights.get(NUM_CAPTIONS, 0)))
+    shares = shares or [1.0] * len(checkpoints)
     merged = dict(latest.weights)
     for name, tensor in merged.items():
-        if tensor.is_floating_point():
-            total = sum(checkpoint.weights[name].double() for checkpoint in checkpoints)
-            merged[name] = (total / len(checkpoints)).to(tensor.dtype)
-    _write(merged, first, out, overwrite=overwrite)
-
-
-def interpolate(
-    released_name: str, tuned_path: Path, alpha: float, out: Path, *, overwrite: bool
-) -> None:
-    """Writes `interpolated` weights, with the options of the run of the tuned ones."""
-    check_out(out, [released_name, tuned_path], OPTIONS, overwrite=overwrite)
-    released = read_checkpoint(released_file(released_name, "RELEASED"))
-    tuned = read_checkpoint(tuned_path)
-    _write(interpolated(released, tuned, alpha), tuned, out, overwrite=overwrite)
-
-
-def interpolated(released: Checkpoint, tuned: Checkpoint, alpha: float) -> Weights:
-    """Returns (1 - alpha) * released + alpha * tuned (WiSE-FT, arXiv 2109.01903), computed in
-    float64.
-
-    Integers are copied from the tuned weights, and so is a class head that the released weights
-    lack. A class head that only the released weights have is dropped. Raises InputError if the
-    checkpoints are of two models, or contain values that are not finite.
-    """
-    head = tuned.head()
-    start = released.weights if head else released.without_head()
-    end = tuned.without_head() | (head if released.head() else {})
-    _check_fit(released, tuned, start, end)
-    for checkpoint in (released, tuned):
-        check_values(checkpoint.weights, checkpoint.path)
-    merged = head | end
-    for name, tensor in end.items():
-        if tensor.is_floating_point():
-            merged[name] = ((1 - alpha) * start[name].double() + alpha * tensor.double()).to(
-                tensor.dtype
-            )
-    return merged
-
-
-def _write(weights: Weights, source: Checkpoint, out: Path, *, overwrite: bool) -> None:
-    """Writes weights with the options of the run of `source`."""
+        parts = [
+            (share, checkpoint.weights[name].double())
+            for share, checkpoint in zip(shares, checkpoints, strict=True)
+            if share and name in checkpoint.weights
+        ]
+        if tensor.is_floating_point() and parts:  # none of a head whose checkpoints do not count
+            mean = sum(share * part for share, part in parts) / sum(share for share, _ in parts)
+            merged[name] = mean.to(tensor.dtype)
     with whole_output(out, overwrite=overwrite) as file:
-        save_weights(weights, file, options_to_keep(source))
+        save_weights(merged, file, options_to_keep(latest))
 
 
-def _check_fit(left: Checkpoint, right: Checkpoint, weights: Weights, expected: Weights) -> None:
-    """Raises InputError unless two checkpoints are of one model."""
-    check_match(weights, expected, left.path, right.path)
+def _check_fit(left: Checkpoint, right: Checkpoint) -> None:
+    """Raises InputError unless two checkpoints are of one model; `left` may lack a class head."""
+    expected = right.weights if left.head() else right.without_head()
+    check_match(left.weights, expected, left.path, right.path)
     others = _facts(right, expected)
-    for name, fact in _facts(left, weights).items():
+    for name, fact in _facts(left, left.weights).items():
         if fact != others.get(name, fact):
             raise InputError(
                 f"{left.path} does not match {right.path}: its {name} is {fact}, expected "

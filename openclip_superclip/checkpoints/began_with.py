@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
-from ..environment import current_time, kept, versions
+from ..environment import current_time, versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, json_or_empty, write_json
 from ..flags import config_from, is_idf_file, options_of
@@ -36,10 +36,6 @@ DEPENDS_ON = (
     "numpy",
     "pillow",
 )
-# a tokenizer depends on these as well
-TOKENIZED_BY = ("transformers", "tokenizers", "ftfy", "regex")
-# files of a model folder that do not belong to its identity
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 DIGEST = "sha256:"
 FACTS = {  # on measured shards, and how a change is described
     "bytes": "had {was:,} bytes and has {now:,}",
@@ -77,7 +73,7 @@ def _record(options: dict) -> dict:
         "options": kept,
         "global_batch_size": math.prod(factors) if None not in factors else None,
         "shards": _identity(expand(options["train_data"], "--train-data")),
-        "tokenizer": _digest_of_files(options.get("model") or "", "tokenizers", _tokenizer),
+        "tokenizer": _digest_of_files(options.get("model") or "", _tokenizer),
         "versions": {},
     }
     return json.loads(json.dumps(record, default=str))
@@ -97,35 +93,18 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model"):
-        return _digest_of_files(value, "configurations", _configuration) or value
+        return _digest_of_files(value, _configuration) or value
     return value
 
 
-def _digest_of_files(model: str, name: str, describe: Callable[[str], object]) -> str | None:
+def _digest_of_files(model: str, describe: Callable[[str], object]) -> str | None:
     """Returns a digest of what `describe` reads from the user's files of a model, which may change
-    and be moved; None for OpenCLIP's models, and if a file cannot be read.
-
-    That of a folder is kept for the contents of its files, because importing OpenCLIP takes
-    seconds.
-    """
-
-    def compute() -> dict:
-        content = json.dumps(describe(model))
-        return {"digest": DIGEST + hashlib.sha256(content.encode()).hexdigest()}
-
-    is_folder = model.startswith("local-dir:")
-    if not is_folder and not model.endswith(".json"):
+    and be moved; None for OpenCLIP's models, and if a file cannot be read."""
+    if not model.startswith("local-dir:") and not model.endswith(".json"):
         return None
     with suppress(InputError, OSError, ValueError, KeyError):
-        if not is_folder:
-            return compute()["digest"]
-        files = Path(model.removeprefix("local-dir:")).rglob("*")
-        contents = {
-            str(file): content_digest(file)
-            for file in files
-            if file.is_file() and file.suffix not in WEIGHTS
-        }
-        return kept(name, [model, contents, versions(*TOKENIZED_BY)], compute)["digest"]
+        content = json.dumps(describe(model))
+        return DIGEST + hashlib.sha256(content.encode()).hexdigest()
     return None
 
 

@@ -69,15 +69,6 @@ def best_epoch(run: Path) -> BestEpoch | None:
     return None
 
 
-def why_stopped_early(run: Path, patience: int) -> str:
-    """Returns why a run ends before its last epoch, "" if it goes on: its validation score has not
-    improved for `patience` epochs; 0 for never."""
-    best = best_epoch(run) if patience else None
-    if best is None or best.last - best.epoch < patience:
-        return ""
-    return f"no better validation score for {best.last - best.epoch} epochs; {best}"
-
-
 def best_checkpoint(run: Path) -> Path:
     """Returns the checkpoint of a run's best epoch; InputError if there is none."""
     best = best_epoch(run)

@@ -23,8 +23,7 @@ from ..errors import InputError, as_input_error
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import check_image_size, read_architecture
 from .model_configurations import read_configuration
-from .torchscript import is_torchscript, read_torchscript
-from .weights import Weights, check_values, read_checkpoint, read_head
+from .weights import Weights, check_is_no_program, check_values, read_checkpoint, read_head
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -187,11 +186,11 @@ def _model_without_values(options: Namespace) -> nn.Module:
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:
     """Returns how to load --pretrained.
 
-    Raises InputError as `check_pretrained` does.
+    Raises InputError as `check_pretrained` does, and for a TorchScript archive.
 
     Returns:
         Arguments for OpenCLIP's factory, and a function that loads the file into the model if
-        OpenCLIP would ignore --pretrained or run code of a TorchScript archive, else None.
+        OpenCLIP would ignore --pretrained, else None.
     """
     check_pretrained(model, pretrained)
     if not pretrained or not os.path.isfile(pretrained):
@@ -199,7 +198,8 @@ def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.par
     if pretrained.endswith(".npz"):
         # otherwise logged by load_state_dict, which OpenCLIP does not call for .npz
         logging.info(FRESH_HEAD)
-    if not parse_model_name(model)[0] and not is_torchscript(pretrained):
+    check_is_no_program(pretrained)
+    if not parse_model_name(model)[0]:
         return {}, None
     load = functools.partial(_load_ignored, file=pretrained)
     return {"load_weights": False, "pretrained_text": False}, load
@@ -211,13 +211,11 @@ def _load_ignored(model: nn.Module, *, file: str) -> None:
 
 
 def _load(model: nn.Module, file: str) -> None:
-    """Loads a file as OpenCLIP does, but for the code in TorchScript archives, and for a class head
-    that the model does not have."""
+    """Loads a file as OpenCLIP does, except for a class head that the model does not have."""
     unused = () if hasattr(model, "class_head") else HEAD_PREFIXES
 
     def load_state_dict(path, *args, **kwargs):
-        is_archive = is_torchscript(path)
-        state = read_torchscript(path) if is_archive else load(path, *args, **kwargs)
+        state = load(path, *args, **kwargs)
         return {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
 
     with FACTORY_LOCK:

@@ -25,7 +25,6 @@ from ..method.head import (
 )
 from ..method.idf import FixedIDF
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .torchscript import is_torchscript, read_torchscript
 from .trainer_files import idf_file, is_damaged, is_whole, options_of_run, own_checkpoints
 
 # more than any run can see; the sum of a thousand such counts still fits in int64
@@ -156,11 +155,11 @@ def read_checkpoint(
     """Reads a checkpoint. Raises InputError if the file is not one.
 
     Supports the same files as OpenCLIP: torch files (of the trainer, with or without `module.`, or
-    weights only), safetensors, TorchScript archives, and folders that contain one of these.
+    weights only), safetensors, and folders that contain one of these, but no TorchScript archives.
     Includes the class head that an export saves in a separate file. Files are memory-mapped. Never
     runs code from a pickle.
 
-    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip export`.
     Without `checksums`, the content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
@@ -183,7 +182,7 @@ def read_checkpoint(
     if not of_authors and is_of_authors(weights):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
-            f"superclip import {shlex.quote(str(path))} --model MODEL --out FOLDER"
+            f"superclip export {shlex.quote(str(path))} --model MODEL --with-head --out FOLDER"
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES
@@ -280,6 +279,7 @@ def _epoch(file: Path) -> int:
 
 def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     """Returns the content of a file, and the options of the run stored in it."""
+    check_is_no_program(file)
     options = {}
     try:
         is_zip = zipfile.is_zipfile(file)
@@ -289,14 +289,33 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
             with safe_open(file, "pt") as opened:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
-        elif is_torchscript(file):
-            content = read_torchscript(file)
         else:  # the format before torch 1.6, no zip file, does not support mmap
             content = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
             options = getattr(content, OPTIONS, {})
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
     return content, options if isinstance(options, dict) else {}
+
+
+# Opens an archive as OpenCLIP does: without what is no weight.
+CONVERSION = (
+    "import open_clip.factory, sys, torch; "
+    "torch.save(open_clip.factory.load_state_dict(sys.argv[1], weights_only=False), sys.argv[2])"
+)
+
+
+def check_is_no_program(file: str | Path) -> None:
+    """Raises InputError for a TorchScript archive, whose code torch runs when it opens it."""
+    try:
+        # the same test as in torch.load
+        is_torchscript = "constants.pkl" in torch._C.PyTorchFileReader(str(file)).get_all_records()
+    except (OSError, RuntimeError):  # of which the caller's loader gives the reason
+        return
+    if is_torchscript:
+        raise InputError(
+            f"{file} is a TorchScript archive, which is a program: if you trust it, run "
+            f'python -c "{CONVERSION}" {shlex.quote(str(file))} weights.pt, and give weights.pt'
+        )
 
 
 def _problem(error: Exception) -> str:

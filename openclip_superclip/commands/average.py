@@ -1,27 +1,74 @@
-"""superclip average: averages several checkpoints."""
+"""superclip average: averages checkpoints, with a weight for each of them."""
 
-from pathlib import Path
+import itertools
+import math
+import os
 
 from ..errors import InputError, Parser
-from .shared_options import add_weights_output
+from .shared_options import add_output
 
 
 def main(argv: list[str]) -> int:
     parser = Parser(
         "average",
-        "Writes the mean of the weights of several checkpoints of one model, with the "
-        "caption counts of the checkpoint that has seen the most captions.",
-        "epoch_4.pt epoch_5.pt --out ../mean.pt",
+        "Writes the mean of the weights of several checkpoints of one model, with the caption "
+        "counts of the checkpoint that has seen the most captions. A class head that some "
+        "checkpoints lack is the mean of the others'. The mean of released and fine-tuned weights "
+        "(WiSE-FT) reduces forgetting.",
+        "--weights 0.5 0.5 ViT-B-32:laion2b_s34b_b79k tuned.pt --out between.pt",
     )
-    parser.option("checkpoints", "two or more files or folders", type=Path, nargs="+")
-    add_weights_output(parser)
+    parser.option(
+        "checkpoints",
+        "two or more files or folders, or OpenCLIP's MODEL:TAG",
+        nargs="*",
+        metavar="CHECKPOINT",
+    )
+    parser.option(
+        "--weights",
+        "the weight of each checkpoint; their sum is 1 (default: equal weights)",
+        nargs="+",
+        default=[],
+        metavar="W",
+    )
+    add_output(parser, ".pt or .safetensors file to write", "file")
     options = parser.parse_args(argv)
-    if len(options.checkpoints) < 2:
+    # argparse gives an option all values that follow it
+    weights = [float(value) for value in itertools.takewhile(_is_number, options.weights)]
+    checkpoints = [
+        checkpoint.removeprefix("local-dir:")
+        for checkpoint in options.checkpoints + options.weights[len(weights) :]
+    ]
+    if len(checkpoints) < 2:
         raise InputError(
-            f"only one checkpoint is given, {options.checkpoints[0]}; expected two or more"
+            f"{len(checkpoints)} checkpoints are given ({' '.join(checkpoints) or 'none'}); "
+            "expected two or more"
         )
+    described = f"the mean of {len(checkpoints)} checkpoints"
+    if options.weights:
+        _check_weights(weights, len(checkpoints))
+        parts = zip(weights, checkpoints, strict=True)
+        described = " + ".join(f"{weight:g} · {checkpoint}" for weight, checkpoint in parts)
     from ..checkpoints.averaging import average
 
-    average(options.checkpoints, options.out, overwrite=options.overwrite)
-    print(f"{options.out}: the mean of {len(options.checkpoints)} checkpoints")
+    average(checkpoints, weights, options.out, overwrite=options.overwrite)
+    print(f"{options.out}: {described}")
     return 0
+
+
+def _is_number(value: str) -> bool:
+    if os.path.exists(value):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_weights(weights: list[float], num_checkpoints: int) -> None:
+    is_mean = len(weights) == num_checkpoints and all(weight >= 0 for weight in weights)
+    if not (is_mean and math.isclose(sum(weights), 1, abs_tol=1e-5)):
+        raise InputError(
+            f"--weights is {' '.join(map('{:g}'.format, weights)) or 'no number'}; expected "
+            f"{num_checkpoints} numbers, one for each checkpoint, not negative, with the sum 1"
+        )

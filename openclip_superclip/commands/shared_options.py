@@ -37,11 +37,6 @@ def add_output(parser: Parser, help: str = "folder to write", replaced: str = "f
     add_switch(parser, "--overwrite", f"replace an existing {replaced}")
 
 
-def add_weights_output(parser: Parser) -> None:
-    """Adds --out and --overwrite of a file of weights."""
-    add_output(parser, ".pt or .safetensors file to write", "file")
-
-
 def add_model_options(parser: Parser) -> None:
     """Adds --architecture and --device, for a model that a command opens."""
     parser.option(

@@ -119,4 +119,4 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
             f"job {submitted} has ended before superclip run started: see the end of "
             f"{run}/slurm-*.out",
         )
-    return row, values.get("error") or values.get("stopped_early") or ""
+    return row, values.get("error") or ""

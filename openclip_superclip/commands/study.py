@@ -182,6 +182,7 @@ def _parse(argv: list[str]) -> Namespace:
     slurm = parser.add_argument_group("on SLURM")
     add_switch(slurm, "--slurm", "submit the unfinished runs as an array of jobs")
     shared.add_slurm_options(slurm, gpus_per_node=1)
+    shared.add_dry_run(slurm)
     shared.add_split_options(slurm)
     options = parser.parse_args(argv)
     if not options.study and not options.list:

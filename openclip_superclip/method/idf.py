@@ -1,16 +1,12 @@
-"""Document frequencies of the tokens, their IDF weights, and how well the class head predicts
-each word."""
+"""Document frequencies of the tokens, and their IDF weights."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from . import distributed
-
-SAMPLE = 64  # observed captions of each batch and rank
 
 
 def idf(document_frequency: Tensor, num_captions: Tensor | int) -> Tensor:
@@ -148,79 +144,6 @@ def special_token_ids(tokenizer) -> tuple[int, ...]:
     """
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenCLIP's Hugging Face wrappers
     return tuple(sorted({0, *inner.all_special_ids}))
-
-
-class EpochWords(NamedTuple):
-    """Statistics of every token over the observed captions of an epoch; probabilities are
-    softmax outputs."""
-
-    captions: Tensor  # int64 [V], observed captions that contain the token
-    # float32 [V], mean probability over their images; NaN if there are none
-    share_where_label: Tensor
-    # float32 [V], mean probability over all other images; NaN if there are none
-    share_where_not: Tensor
-    num_captions: int  # observed captions that contain a word
-    num_trained: int  # captions of the epoch that contain a word
-
-
-class WordKnowledge:
-    """Sums the head's probabilities over the steps of an epoch, on the device.
-
-    The sums are not buffers of the model: they are not saved, which is not needed as runs resume at
-    the start of an epoch, and casts of the model do not change them. They are float64 because a
-    rare word's 1e-8 would be lost in a large float32 sum. `counted`, bool [V], is whether each
-    token is a word.
-    """
-
-    def __init__(self, counted: Tensor):
-        self.counted = counted
-        # float64 [3 * V + 2]: captions, probabilities where label, where not; observed, trained
-        self.sums = None
-
-    @torch.no_grad()
-    def observe(self, head: nn.Module, head_input: Tensor, tokens: Tensor) -> None:
-        """Adds the first captions of a batch: head_input [B, W] and tokens [B, L]."""
-        self.counted = self.counted.to(tokens.device)
-        has_word = self.counted[tokens].any(dim=1)  # [B]
-        observed = has_word[:SAMPLE]
-        # [S, V]
-        probabilities = head.logits(head_input[:SAMPLE]).float().softmax(
-            dim=1
-        ) * observed.unsqueeze(1)
-        labels = (
-            torch.zeros_like(probabilities).scatter_(1, tokens[:SAMPLE].long(), 1.0) * self.counted
-        )
-        of_labels = (probabilities * labels).sum(dim=0)
-        # exactly 0 for a token of every caption
-        of_others = (probabilities * (1.0 - labels)).sum(dim=0)
-        totals = torch.stack([observed.sum(), has_word.sum()]).float()
-        sums = torch.cat([labels.sum(dim=0), of_labels, of_others, totals]).to(
-            _dtype(probabilities)
-        )
-        self.sums = sums if self.sums is None else self.sums.add_(sums)
-
-    def take(self, device: torch.device) -> EpochWords | None:
-        """Returns the means over all ranks since the last call and resets the sums; None if no
-        caption was observed.
-
-        Collective: each rank must call it, at the end of an epoch, with its model's device.
-        """
-        sums = self.sums
-        self.sums = None
-        if sums is None:
-            sums = torch.zeros(3 * len(self.counted) + 2, device=device)
-            sums = sums.to(_dtype(sums))
-        sums = distributed.begin_sum(sums, "words of an epoch")().cpu().double()
-        num_captions, num_trained = map(int, sums[-2:])
-        if not num_captions:
-            return None
-        captions, of_labels, of_others = sums[:-2].view(3, -1)
-        # 0 / 0 is NaN
-        where_label = of_labels / captions
-        where_not = of_others / (num_captions - captions)
-        return EpochWords(
-            captions.long(), where_label.float(), where_not.float(), num_captions, num_trained
-        )
 
 
 def _dtype(counts: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from . import distributed
 from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
-from .idf import EpochWords, FixedIDF, TokenStatistics, WordKnowledge
+from .idf import FixedIDF, TokenStatistics
 
 # What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
 LOADS_TOWER = {"vision_cfg": "timm_model_pretrained", "text_cfg": "hf_model_pretrained"}
@@ -34,8 +34,6 @@ class HeadOptions:
     accum_freq: int = 1  # OpenCLIP's --accum-freq
     head_warmup: int = 0  # number of captions during which the class loss trains only the head
     head_input: str = "patches"  # one of HEAD_INPUTS
-    # whether to record how well the head predicts each word, for `take_epoch_words`
-    word_course: bool = False
     # number of leading tokens for the text tower in training; the rest are for the class loss
     text_length: int | None = None
     # head and counts of an export, used when weights without a head are loaded for the first time
@@ -123,7 +121,6 @@ class _WithClassHead:
         self.class_head = ClassHead(width, vocab_size, options.head_input)
         self.statistics = TokenStatistics(vocab_size, options.ignored_tokens)
         counted = self.statistics.counted
-        self.word_knowledge = WordKnowledge(counted) if options.word_course else None
         self.fixed_idf = None
         if options.frequencies is not None:
             self.fixed_idf = FixedIDF(*options.frequencies, counted)
@@ -226,10 +223,7 @@ class _WithClassHead:
     def _scaled_losses(self, head_input: Tensor, words: Tensor, scale: float | Tensor) -> Tensor:
         """Returns `scale` times the class losses, float32 [B], of head_input [B, W] and words
         [B, L]."""
-        losses = self.class_head(head_input, words, self._idf_weights(), scale)
-        if self.word_knowledge is not None and torch.is_grad_enabled():
-            self.word_knowledge.observe(self.class_head, head_input, words)
-        return losses
+        return scale * self.class_head(head_input, words, self._idf_weights())
 
     def _idf_weights(self) -> Tensor:
         """Returns the weight of each word, float32 [V]."""
@@ -278,7 +272,7 @@ POOLING = r"(trunk\.)?attn_?pool|trunk\.(fc_norm|conv_head|bn2)\."
 def trains_only_head(model: nn.Module) -> bool:
     """Returns whether the class loss of a model, which may be wrapped, trains no weight of its
     vision tower."""
-    with_head = _with_head(model)
+    with_head = next(module for module in model.modules() if isinstance(module, _WithClassHead))
     reads = with_head.class_head.reads
     return not any(
         parameter.requires_grad and reaches_head(name, reads)
@@ -291,20 +285,6 @@ def reaches_head(name: str, head_input: str) -> bool:
     tower."""
     beyond_head = f"{BEYOND_HEAD}|{POOLING}" if head_input == "patches" else BEYOND_HEAD
     return re.match(beyond_head, name) is None
-
-
-def _with_head(model: nn.Module) -> _WithClassHead | None:
-    """Returns the model with a class head in a wrapped one; None if there is none."""
-    return next((module for module in model.modules() if isinstance(module, _WithClassHead)), None)
-
-
-def take_epoch_words(model: nn.Module) -> EpochWords | None:
-    """Returns a model's word statistics since the last call, over all ranks (collective); None
-    if there are none."""
-    with_head = _with_head(model)
-    if with_head is None or with_head.word_knowledge is None:
-        return None
-    return with_head.word_knowledge.take(with_head.class_head.weight.device)
 
 
 def with_class_head(model_class: type) -> type:

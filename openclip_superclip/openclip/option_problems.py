@@ -216,8 +216,7 @@ def training_data_problems(training: Training, kind: str) -> Iterator[str]:
     if data.val_fraction is not None and kind != "table":
         yield (
             "--val-fraction splits a table of images and captions, and --train-data is "
-            f"{options.train_data}: expected a .csv or .tsv, or --val-data; superclip shards "
-            "splits the pairs of shards"
+            f"{options.train_data}: expected a .csv or .tsv, or --val-data"
         )
     if options.train_num_samples is None and kind == "synthetic":
         yield (

@@ -113,10 +113,6 @@ class Training:
         return (self.options.logs or "none").lower() != "none"
 
     @property
-    def records_words(self) -> bool:
-        return self.config.word_course == "on" and self.has_logs
-
-    @property
     def separates_words(self) -> bool:
         """Whether each loss has its own tokens: of another caption, or none for a missing
         caption."""

@@ -13,6 +13,7 @@ from ..data.tables import Columns
 from ..errors import InputError, refuse
 from ..flags import Config, is_idf_file
 from ..option_effects import effect_of
+from ..removed import without_removed
 
 METHODS = {  # with the paper's names
     "clip": "CLIP",
@@ -94,16 +95,22 @@ class Recipe:
     file: str = dataclasses.field(default="", compare=False)  # for messages
     # as given: "20 passes"
     values: dict = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    # lines about fields of earlier versions, which are ignored
+    removed: list[str] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
     @staticmethod
     def of(values: dict, file: str, name: str) -> "Recipe":
         """Returns the recipe with the values of a file; InputError, with file and field, for
         invalid ones."""
+        removed = []
+        if isinstance(values.get("superclip"), dict):
+            options, removed = without_removed(values["superclip"], "superclip.")
+            values = values | {"superclip": options}
         for field in values:
             if field not in FIELDS:
                 raise InputError(
                     f"{file}: there is no field '{field}'; a recipe's fields are "
-                    f"{', '.join(FIELDS)}; superclip recipes NAME prints one run as a recipe"
+                    f"{', '.join(FIELDS)}; superclip plan NAME --yaml prints one"
                 )
         for field in REQUIRED:
             if field not in values:
@@ -119,7 +126,7 @@ class Recipe:
         val_data = typed["flags"].get("val-data")
         if isinstance(val_data, str):
             typed["flags"] = typed["flags"] | {"val-data": val_data.replace("{seed}", seed)}
-        recipe = Recipe(**typed, name=name, file=file, values=values)
+        recipe = Recipe(**typed, name=name, file=file, values=values, removed=removed)
         refuse(f"{file}: {problem}" for problem in _problems(recipe))
         return recipe
 

@@ -45,20 +45,29 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     return Recipe.of(values, file, name)
 
 
+def is_recipe(path_or_name: str) -> bool:
+    """Returns whether there is a file or a shipped recipe, or several ones, of this name."""
+    return Path(path_or_name).is_file() or bool(_with_name(path_or_name))
+
+
+def _with_name(name: str) -> list[str]:
+    """Returns the full names of the shipped recipes of a name with or without its folder."""
+    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
+    return [full for full in shipped_recipes() if wanted in (full, full.partition("/")[2])]
+
+
 def _shipped_name(name: str) -> str:
     """Returns the full name of a shipped recipe; InputError, with similar names, for another
     one."""
-    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
-    found = [full for full in shipped_recipes() if wanted in (full, full.partition("/")[2])]
+    found = _with_name(name)
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
-    near = difflib.get_close_matches(wanted, shipped_recipes())
+    names = dict.fromkeys(part for full in shipped_recipes() for part in (full, *full.split("/")))
+    near = difflib.get_close_matches(name, names)
     similar = f"; similar: {', '.join(near)}" if near else ""
-    raise InputError(
-        f"there is no file and no recipe '{name}'{similar}; superclip recipes lists all"
-    )
+    raise InputError(f"there is no file and no recipe '{name}'{similar}; superclip plan lists all")
 
 
 @functools.cache

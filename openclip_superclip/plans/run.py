@@ -15,9 +15,9 @@ from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
 from ..data.tar_shards import expand
-from ..environment import kept
-from ..errors import InputError, at_least, reason
+from ..errors import InputError, reason
 from ..files import content_digest, json_or_empty, read_json
+from ..removed import without_removed
 from .recipe import SAME_FLAGS, Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
@@ -48,23 +48,10 @@ class Settings:
         type=float,
         metavar="M",
     )
-    patience: int = _setting(
-        "end the run as finished after this many epochs without a better validation score; 0 for "
-        "never (default: %(default)s)",
-        default=0,
-        type=int,
-        metavar="N",
-    )
     accept_changes: bool = _setting(
         "resume even if recipe, data or packages have changed, and record the changes in run.json",
         default=False,
         action="store_true",
-    )
-    stage: str | None = _setting(
-        "folder on each node's own disk, to which the shards of a slice are copied while the "
-        "previous one trains",
-        default=None,
-        metavar="DIR",
     )
     engine: str = _setting(
         "average the gradients with torch.distributed or Horovod (default: %(default)s)",
@@ -80,7 +67,6 @@ class Settings:
             )
         if not 0 <= self.stall_minutes < math.inf:
             raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
-        at_least(self, patience=0)
 
 
 DEFAULTS = Settings()
@@ -134,7 +120,13 @@ class Run:
     def of_json(values: dict, file: str) -> "Run":
         """Returns the run from the result of `as_json`; `file` is for messages."""
         recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
-        values = values | {"recipe": recipe, "settings": Settings(**values["settings"])}
+        settings, removed = without_removed(values["settings"])
+        warnings = [*values.get("warnings", []), *recipe.removed, *removed]
+        values = values | {
+            "recipe": recipe,
+            "settings": Settings(**settings),
+            "warnings": list(dict.fromkeys(warnings)),
+        }
         values.pop("set", None)  # of 0.2
         return Run(**values)
 
@@ -227,13 +219,9 @@ class Run:
         shards or samples."""
         if self.is_table:
             return []
-        return kept("shards", self.as_json(), self._check_split)["warnings"]
-
-    def _check_split(self) -> dict:
         split = self._split()
         split.check()
-        sizes = equal_sizes(self.recipe.data_samples, split.num_shards)
-        return {"warnings": split.check_sizes(sizes)}
+        return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, *, full: bool = False) -> dict:
         """Returns what a check finds in the data, for JSON; InputError if training could not start.

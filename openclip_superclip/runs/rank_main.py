@@ -17,7 +17,7 @@ from ..errors import InputError, to_stderr
 from ..files import write_json
 from ..openclip.train import register_plugin, train
 from .child_processes import Start, last_line
-from .loss_monitor import NonFiniteLoss, RankMonitor, StoppedEarly, TooMuchUnreadable
+from .loss_monitor import NonFiniteLoss, RankMonitor, TooMuchUnreadable
 from .recovery import DATA, LOSS, Failure
 
 # errors that all ranks find, and the kinds of their failures
@@ -54,8 +54,6 @@ def _train(start: Start, rank: int) -> None:
     try:
         with monitor.listing_unreadable():
             code = measured(start, rank) if start.measures else train(start.arguments)
-    except StoppedEarly:
-        return
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):

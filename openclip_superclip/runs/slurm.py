@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from braceexpand import braceexpand
 
-from ..errors import InputError
+from ..errors import CONTROL, InputError, printable
 from ..files import shipped_folder, write_text
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers of the batch script's and salloc's own steps
@@ -161,6 +161,17 @@ def _call(*command: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
+def _check_lines(lines: Sequence[str]) -> None:
+    """Raises InputError for a line with control characters: after a line break in a comment, even
+    in quotes, bash would run the rest."""
+    for line in lines:
+        if CONTROL.search(line):
+            raise InputError(
+                f"{printable(line.strip())} contains control characters, which a job's script must "
+                "not: give this option, or --out or the recipe for --job-name, another value"
+            )
+
+
 @dataclass(frozen=True)
 class SlurmJob:
     """A job's script and its file."""
@@ -239,6 +250,7 @@ class SlurmRequest:
         ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(file, name, own)), ("command", lines)):
+            _check_lines(filling)
             before, _, rest = text.partition(f"# <{mark}>\n")
             text = "\n".join([before.rstrip("\n"), *filling, rest.partition(f"# </{mark}>\n")[2]])
         return SlurmJob(file, text)
@@ -255,6 +267,7 @@ class SlurmRequest:
             'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" '
             '"${superclip[@]}" ' + shlex.join(arguments),
         ]
+        _check_lines(lines)
         return SlurmJob(file, "\n".join(lines) + "\n")
 
     def _directives(self, file: Path, name: str, own: Mapping[str, str]) -> list[str]:

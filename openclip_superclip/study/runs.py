@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from ..checkpoints.starting_weights import is_unchecked
 from ..errors import InputError, listed
 from ..method.model import trains_only_head
-from ..openclip.step_memory import model_without_values
+from ..openclip.factory import model_without_values
 from ..openclip.train import check_command
 from ..plans.recipe_files import read_recipe
 from ..plans.run import Run

@@ -1,6 +1,4 @@
-"""Heat maps of words: images with one panel per word, bright where the class head sees it.
-
-The page of --serve draws its own, in server.html."""
+"""Heat maps of words: images with one panel per word, bright where the class head sees it."""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +30,7 @@ def draw_heat_map(
     interpolated.
     """
     plt = pyplot()
-    shown = as_model_sees(image, model)  # [H, W, 3]
+    shown = _as_model_sees(image, model)  # [H, W, 3]
     num_panels = 1 + len(words)
     rows = math.ceil(num_panels / COLUMNS)
     columns = min(num_panels, COLUMNS)
@@ -63,7 +61,7 @@ def _coloured(shown: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (0.5 - 0.2 * light) * glow + (0.35 + 0.35 * light) * tinted
 
 
-def as_model_sees(image: Image.Image, model: nn.Module) -> np.ndarray:
+def _as_model_sees(image: Image.Image, model: nn.Module) -> np.ndarray:
     """Returns the image after the model's resizing and cropping, at a higher resolution: [H, W,
     3] in [0, 1]."""
     size = to_2tuple(model.visual.preprocess_cfg["size"])

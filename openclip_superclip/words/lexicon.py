@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
@@ -65,6 +66,17 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     if unknown:
         raise InputError(f"--words: the model's tokenizer has no tokens for {listed(unknown)}")
     return chosen
+
+
+def seen_words(lexicon: Lexicon, document_frequency: Tensor) -> Lexicon:
+    """Returns the words whose tokens are all in training captions.
+
+    `document_frequency`, int64 [V], is the number of captions with each token.
+    """
+    is_seen = F.pad(document_frequency > 0, (0, 1), value=True)  # [V + 1], with the padding
+    rows = is_seen[lexicon.tokens].all(dim=1)  # [N]
+    words = [lexicon.words[row] for row in rows.nonzero().flatten().tolist()]
+    return Lexicon(words, lexicon.tokens[rows])
 
 
 def lexicon(words: list[str], tokenizer: Callable, vocab_size: int) -> Lexicon:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import whole_file, write_text
 from ..rendering import aligned_table, data_url, html_template
 from .heat_map import draw_heat_map
-from .tagger import FULL_BAR, SeenWord, Tagger
+from .tagger import SeenWord, Tagger
 
 HEAT_MAP = ".words.png"  # suffix of heat map files
 FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
@@ -106,8 +106,11 @@ def tag_images(
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
-def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
-    """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
+def write_folder(
+    out: Path, tagged: Iterable[TaggedImage], model: Path, note: str
+) -> Iterator[TaggedImage]:
+    """Writes words.jsonl and index.html, a page of the first images with a note on their words, and
+    yields the images."""
     shown = []
     with whole_file(out / "words.jsonl") as lines:
         for num_images, image in enumerate(tagged, 1):
@@ -119,7 +122,7 @@ def write_folder(out: Path, tagged: Iterable[TaggedImage], model: Path) -> Itera
         num_images=num_images,
         model=str(model),
         images=shown,
-        full_bar=FULL_BAR,
+        note=note,
         thumbnail=THUMBNAIL,
     )
     write_text(out / "index.html", page)

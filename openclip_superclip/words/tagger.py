@@ -6,12 +6,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import InputError, listed
 from ..method.head_input import head_input_map
-from .lexicon import Lexicon, WordProbabilities, open_lexicon
+from .lexicon import Lexicon, WordProbabilities, open_lexicon, seen_words
 from .open_checkpoint import OpenedCheckpoint
 
-# score of a full bar; relative to the best word of an image, a score of 0.6 % could fill it
-FULL_BAR = 0.2
 TOP = 10  # words per image, without --words
 
 
@@ -28,20 +27,34 @@ class Tagger:
     """Tags images with the `top` words of those chosen, by default all of them.
 
     If none are chosen, these are all words that are single tokens of the model's vocabulary, and
-    the best 10 of them.
+    the best 10 of them. Words that no training caption can have contained are left out, by the
+    checkpoint's counts of tokens; `note` says so.
     """
 
     def __init__(
         self, opened: OpenedCheckpoint, chosen: Lexicon | None = None, top: int | None = None
     ):
         weights = opened.token_weights.cpu()
-        if chosen is None:
-            chosen = open_lexicon(opened.tokenizer, len(weights))
-            top = top or TOP
+        words = chosen or open_lexicon(opened.tokenizer, len(weights))
+        statistics = opened.model.statistics
+        self.note = "The checkpoint counts no training captions: words may be in none of them."
+        if statistics.num_captions:
+            of_vocabulary = words
+            words = seen_words(of_vocabulary, statistics.document_frequency.cpu())
+            self.note = (
+                f"{len(words.words):,} of {len(of_vocabulary.words):,} words can be shown: all of "
+                f"their tokens are in the {statistics.num_captions.item():,} captions of training."
+            )
+            if chosen and len(words.words) < len(chosen.words):
+                unseen = [word for word in chosen.words if word not in words.words]
+                self.note += f" Left out: {listed(unseen)}."
+        if not words.words:
+            raise InputError(f"--words: none can be shown. {self.note}")
         self.opened = opened
-        self.lexicon = chosen
-        self.top = min(top or len(chosen.words), len(chosen.words))
-        self.words = WordProbabilities(chosen, weights)
+        self.lexicon = words
+        most = len(words.words)
+        self.top = min(top or (most if chosen else TOP), most)
+        self.words = WordProbabilities(words, weights)
         self.preprocess = opened.preprocess()
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Measures the runs of the study classes_and_samples on scenes of the seed's 25 objects.
 
-`python studies/classes_and_samples/measure.py RUNS FILE`, in the folder in which the study was
+`python docs/studies/classes_and_samples/measure.py RUNS FILE`, in the folder in which the study was
 trained, measures each finished run in the folder RUNS and keeps its measures there, in
 RUN/few-objects.json. If all runs are finished, it writes FILE, a CSV file with a row for each.
 """

@@ -1,6 +1,6 @@
 """Measures the runs of the study held_out_words separately for held-out and kept objects.
 
-`python studies/held_out_words/measure.py RUNS OUT`, in the folder in which the study was
+`python docs/studies/held_out_words/measure.py RUNS OUT`, in the folder in which the study was
 trained, measures each finished run in the folder RUNS and keeps its measures there, in
 RUN/held-out-words.json. It writes OUT/study.csv: a row for each run of the seeds whose runs are all
 finished.

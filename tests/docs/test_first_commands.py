@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 from support import DATA, parametrize
 from support.data import write_table
-from support.models import write_bert, write_image_tower, write_model, write_weights
+from support.models import write_model, write_weights
 from support.pages import PAGES, ROOT, blocks, commands
 from support.training_runs import run_superclip
 
@@ -73,5 +73,3 @@ def write_own_data(folder, csv_data):
     write_table(folder / "pairs.csv", pairs)
     write_table(folder / "held-out.csv", pairs[:16])
     write_weights(write_model(folder / "tiny", text={"width": 12}))  # which trains in seconds
-    write_image_tower(folder / "image.pth")
-    write_bert(folder / "text")

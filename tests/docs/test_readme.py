@@ -75,7 +75,7 @@ def test_a_page_lists_every_extra_and_a_missing_one_is_named_by_what_asks_for_it
         for file in (ROOT / "openclip_superclip").rglob("*.py")
         for extra in re.findall(r'\brequire\([^,]+, "(\w+)"', file.read_text())
     ]
-    assert {"report", "eval", "serve"} <= {extra for _, extra in required}
+    assert {"report", "eval"} <= {extra for _, extra in required}
     for file, extra in required:
         assert extra in rows, file
         if file.parent.name == "commands":

@@ -120,7 +120,6 @@ def test_openclips_own_command_trains_with_the_flag(patched, short_run, losses, 
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = succeed(command.split(), cwd=tmp_path, env=environment)
     assert Run(0, done.stderr).losses() == losses(openclip_train, tree, "--superclip")
-    assert (tmp_path / "logs/run/words/epoch_1.safetensors").is_file()
 
 
 def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, short_run, tmp_path):

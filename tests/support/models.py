@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import open_clip
-import timm
 import tokenizers
 import torch
 import transformers
@@ -174,6 +173,21 @@ def _drawn_from(pool, tensor, index, name):
     return values + 1 if tensor.ndim == 1 and name.endswith("weight") else values.clone()
 
 
+def rounding(num_terms):
+    """The largest error of a float32 sum of `num_terms` products, relative
+    to the sum of the products' magnitudes.
+
+    Every order of summation rounds each product and each partial sum, by at
+    most u = 2^-24. The errors are bounded by n u in the worst case; if
+    their signs are independent, by λ √n u with probability 1 - 2 exp(-λ²/2)
+    (Higham and Mary, SIAM J. Sci. Comput. 41, 2019): λ = 6.
+
+    Errors that follow each other, such as those of a network's layers, add
+    up likewise: `num_terms` is then the number of all summed products.
+    """
+    return 6 * num_terms**0.5 * torch.finfo(torch.float32).eps / 2
+
+
 def assert_equal(ours, theirs):
     """Fails, and names the tensor, unless two mappings or sequences of
     tensors have equal bits, or both NaN."""
@@ -236,14 +250,14 @@ def write_tokenizer(folder, list_of_words=LIST_OF_WORDS, mark=""):
     return list(folder.iterdir())
 
 
-def write_bert(folder, num_layers=2):
+def write_bert(folder):
     """Writes a BERT of random weights with its tokenizer, as transformers
     saves them, and returns its folder."""
     write_tokenizer(folder)
     config = transformers.BertConfig(
         vocab_size=len(LIST_OF_WORDS),
         hidden_size=48,
-        num_hidden_layers=num_layers,
+        num_hidden_layers=2,
         num_attention_heads=3,
         intermediate_size=96,
         max_position_embeddings=20,
@@ -252,19 +266,7 @@ def write_bert(folder, num_layers=2):
     return folder
 
 
-def write_image_tower(file, name="test_efficientnet"):
-    """Writes the weights of a timm model, random ones and statistics, and
-    returns the model in evaluation mode."""
-    torch.manual_seed(1)
-    model = timm.create_model(name).eval()
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.uniform_(0.1, 0.6)
-    torch.save(model.state_dict(), file)
-    return model
-
-
-def write_hf_text_model(folder):
+def write_hf_text_model(folder, **cfg):
     """Writes the configuration of a model with a BERT of random weights as
     its text tower, and returns its --model."""
     write_tokenizer(folder)
@@ -274,7 +276,7 @@ def write_hf_text_model(folder):
         "hf_tokenizer_name": str(folder),
         "hf_pooler_type": "cls_pooler",
     }
-    return write_model(folder, text=text)
+    return write_model(folder, text=text, **cfg)
 
 
 def altered_authors(folder, **changes):

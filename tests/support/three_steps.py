@@ -9,13 +9,15 @@ import torch.distributed as dist
 
 import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
-from openclip_superclip.method.idf import WordKnowledge
-from openclip_superclip.method.model import take_epoch_words
 from openclip_superclip.openclip.hook_calls import parse_args
 from support import WORDS
 
-from .models import as_rank_1
+from .models import as_rank_1, rounding
 from .training_runs import completed
+
+# Terms of all sums between an image and a loss, at most: those of a patch
+# (8 x 8 x 3), of two layers (12 x 64 each) and of the vocabulary (4,096).
+SUMMED = 6000
 
 
 def batch(model_name, num_captions):
@@ -29,7 +31,7 @@ def batch(model_name, num_captions):
 
 def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
     """Trains on one global batch of 16 and returns losses, first gradients,
-    counts, weights and what is known of words.
+    counts and weights.
 
     The gradients are divided by `gradient_scale`, and the optimizer is SGD:
     Adam would hide their size.
@@ -41,7 +43,6 @@ def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
     args = as_rank_1(parse_args(flags.split(), only_options=True))
     args.rank, args.world_size = rank, world_size
     loss = plugin_manager().hook.open_clip_create_loss(args=args, model=model)
-    model.word_knowledge = WordKnowledge(model.statistics.counted)
     module = model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     if world_size > 1:
@@ -62,16 +63,15 @@ def train_three_steps(model_name, rank, world_size, flags, gradient_scale):
         optimizer.step()
         results["losses"].append({name: value.detach() for name, value in losses.items()})
     results["state_dict"] = module.state_dict()
-    results["words"] = take_epoch_words(model)._asdict()
     return results
 
 
 def assert_same_gradients(ours, expected):
-    """Within the rounding of float32, parameter by parameter: a common
-    bound would say little on small gradients."""
+    """Within the rounding of float32 on the way to a loss and back, parameter by
+    parameter: a common bound would say little on small gradients."""
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (ours[name] - gradient).norm() <= 2e-5 * gradient.norm(), name
+        assert (ours[name] - gradient).norm() <= rounding(2 * SUMMED) * gradient.norm(), name
 
 
 def results_of(function, world_size, folder):

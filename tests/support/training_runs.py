@@ -33,7 +33,7 @@ from openclip_superclip.runs.signals import STOPPED_BY
 
 from . import WORDS
 from .data import write_images, write_table
-from .models import assert_equal, write_bert, write_image_tower
+from .models import assert_equal, write_hf_text_model, write_weights
 
 
 class Run(NamedTuple):
@@ -166,14 +166,11 @@ def shell_words(*parts):
     return words
 
 
-def join_towers(folder):
-    """Writes two joined towers, `folder`/start, and a table, and returns
-    the flags to train on them in the folder."""
-    write_image_tower(folder / "image.pth")
-    towers = (
-        f"--image timm:test_efficientnet={folder}/image.pth --text {write_bert(folder / 'text')}"
-    )
-    execute(f"join {towers} --embed-dim 16 --image-size 32 --out {folder}/start")
+def write_two_towers(folder):
+    """Writes a model of a timm and a Hugging Face tower, `folder`/start, and
+    a table, and returns the flags to train on them in the folder."""
+    vision = {"timm_model_name": "test_efficientnet", "timm_pool": "", "image_size": 32}
+    write_weights(write_hf_text_model(folder / "start", vision=vision))
     write_table(folder / "pairs.csv", write_images(folder / "images", 64, seed=0))
     return (
         "--superclip --model local-dir:start --train-data pairs.csv --batch-size 16 --epochs 1 "

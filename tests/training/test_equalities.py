@@ -5,8 +5,8 @@ import open_clip
 import pytest
 import torch
 from support import cases, parametrize, table
-from support.models import SPECIAL_TOKENS, VOCAB_SIZE, assert_equal
-from support.three_steps import assert_same_gradients, results_of, train_three_steps
+from support.models import SPECIAL_TOKENS, VOCAB_SIZE, rounding
+from support.three_steps import SUMMED, assert_same_gradients, results_of, train_three_steps
 from support.training_runs import (
     WHOLE_PICTURES,
     assert_resumes,
@@ -16,8 +16,6 @@ from support.training_runs import (
     superclip_train,
 )
 from torch.testing import assert_close
-
-from openclip_superclip.checkpoints.epoch_words import find_course
 
 # Flag absent
 
@@ -58,15 +56,13 @@ def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tin
     for step in range(3):
         for name, value in one["losses"][step].items():
             mean = sum(rank["losses"][step][name] for rank in two) / 2
-            assert_close(mean, value, rtol=2e-6, atol=0)
-    assert one["state_dict"]["statistics.num_captions"] == one["words"]["num_captions"] == 3 * 16
-    words = {"rtol": 1e-4, "atol": 1e-7, "equal_nan": True}
+            assert_close(mean, value, rtol=rounding(SUMMED), atol=0)
+    assert one["state_dict"]["statistics.num_captions"] == 3 * 16
     for rank in two:
         assert_same_gradients(rank["gradients"], one["gradients"])
         assert_close(rank["state_dict"], one["state_dict"], rtol=1e-5, atol=1e-6)
         for name in ("statistics.num_captions", "statistics.document_frequency"):
             assert torch.equal(rank["state_dict"][name], one["state_dict"][name])
-        assert_close(rank["words"], one["words"], **words)
 
 
 # Accumulated and whole
@@ -97,8 +93,6 @@ def test_accumulated_batches_train_as_one_that_is_as_large(
 ):
     flags = f"{short_run} --model {small_model} --eps 1e-5 {flags}"
     parts, whole = accumulated_and_whole(flags, 16, world_size, tmp_path)
-    words = [find_course(tmp_path / "logs" / name).read(1)._asdict() for name in ("parts", "whole")]
-    assert_close(*words, rtol=1e-3, atol=1e-6, equal_nan=True)
     for name in ("Contrastive_loss", "Class_loss", "Loss"):
         assert len(whole.values(name)) == 4
         # printed with five digits
@@ -132,23 +126,21 @@ def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(small_model, short_ru
     whole, resumed = (load(run, epoch=2) for run in runs)
     assert whole["state_dict"]["statistics.num_captions"] == 2 * 64
     assert whole["optimizer"]["param_groups"] == resumed["optimizer"]["param_groups"]
-    words = [find_course(run).read(2)._asdict() for run in runs]
-    assert_equal(*words)
 
 
 # Counted once
 
 
 @parametrize(
-    "flags, world_size, trained",
+    "flags, world_size",
     [
-        ("--accum-freq 3", 1, 48),  # of four batches: OpenCLIP drops the last, which was counted
-        ("--val-data {csv}", 2, 64),
-        ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1, 64),
+        ("--accum-freq 3", 1),  # of four batches: OpenCLIP drops the last, which was counted
+        ("--val-data {csv}", 2),
+        ("--accum-freq 2 --grad-checkpointing --val-data {csv}", 1),
     ],
 )
 def test_every_trained_caption_is_counted_once(
-    flags, world_size, trained, small_model, csv_data, short_run, tmp_path
+    flags, world_size, small_model, csv_data, short_run, tmp_path
 ):
     flags = f"--model {small_model} --epochs 2 --save-frequency 0 --superclip {flags}"
     run_train(short_run, flags.format(csv=csv_data), world_size=world_size, cwd=tmp_path)
@@ -159,8 +151,3 @@ def test_every_trained_caption_is_counted_once(
         frequency[[*{*tokens.tolist()} - {*SPECIAL_TOKENS}]] += 2  # epochs
     assert counts["statistics.num_captions"] == 2 * len(captions)
     assert torch.equal(counts["statistics.document_frequency"], frequency)
-    course = find_course(tmp_path / "logs/run")
-    words = [course.read(epoch) for epoch in (1, 2)]
-    assert [epoch.num_captions for epoch in words] == [trained, trained]
-    if trained == 64:
-        assert torch.equal(words[0].captions + words[1].captions, frequency)

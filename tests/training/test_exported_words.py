@@ -67,7 +67,7 @@ def test_words_are_weighted_as_in_training_without_the_file_too(work, tmp_path):
     run, exported = work / "logs/run", work / "exported"
     checkpoint = run / "checkpoints/epoch_1.pt"
     execute(f"average {checkpoint} {checkpoint} --out {tmp_path}/average.pt")
-    execute(f"interpolate {exported} {exported} --out {tmp_path}/between.pt")
+    execute(f"average {exported} {exported} --out {tmp_path}/between.pt")
     execute(f"export {exported} --with-head --out {tmp_path}/again")
     shutil.copy(checkpoint, tmp_path / "lone.pt")
     weights = expected_weights(work)

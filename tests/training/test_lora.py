@@ -18,11 +18,11 @@ from support.training_runs import (
     completed,
     error_of,
     in_forks,
-    join_towers,
     load,
     run_superclip,
     superclip_train,
     train_with,
+    write_two_towers,
 )
 
 from openclip_superclip.method.head import vocabulary_size
@@ -253,8 +253,8 @@ def test_words_opens_the_run_without_the_plugin(run, csv_data, tmp_path):
     assert call(f"words {csv_data.parent} --model {run} --out {tmp_path}/words") == 0
 
 
-def test_two_joined_towers_train_with_adapters_of_the_text_tower(train, tmp_path):
-    flags = f"{join_towers(tmp_path)} --lora 2"
+def test_two_towers_train_with_adapters_of_the_text_tower(train, tmp_path):
+    flags = f"{write_two_towers(tmp_path)} --lora 2"
     error = error_of(train, flags, cwd=tmp_path)
     assert error == (
         "error: --lora: the image tower of local-dir:start has no attention or linear layers for "

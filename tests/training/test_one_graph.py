@@ -85,7 +85,6 @@ CONFIGURATIONS = {
         "idf": "file",
         "head_warmup": 8,
         "head_input": "both",
-        "word_course": True,
     },
 }
 

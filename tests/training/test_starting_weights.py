@@ -4,12 +4,14 @@ cannot use, before the first batch."""
 import math
 
 import numpy as np
+import open_clip
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from support import input_error, parametrize
 from support.models import (
     MODELS,
+    assert_equal,
     copy_model,
     random_weights,
     write_hf_text_model,
@@ -17,7 +19,7 @@ from support.models import (
     write_weights,
 )
 from support.tiny_run import write_recipe
-from support.training_runs import error_of, run_ranks, superclip_train
+from support.training_runs import error_of, execute, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
 import openclip_superclip as superclip
@@ -158,6 +160,21 @@ def test_all_ranks_decide_together_if_only_one_has_the_shard_that_is_not_finite(
 
 
 # What the towers start from
+
+
+def test_a_moved_text_tower_is_exported_to_a_folder_that_openclip_opens_and_not_trained(
+    tmp_path, refusal, csv_data
+):
+    model = write_hf_text_model(tmp_path / "model")
+    write_weights(model)
+    execute(f"export {tmp_path}/model --out {tmp_path}/start")
+    moved = (tmp_path / "start").rename(tmp_path / "moved")
+    line = refusal(f"--superclip --model local-dir:{moved} --train-data {csv_data}")
+    assert f"--model: {moved} was written as {tmp_path}/start and has been moved or copied" in line
+    execute(f"export {moved} --out {tmp_path}/again")
+    opened = open_clip.create_model(f"local-dir:{tmp_path}/again")
+    weights = open_clip.factory.load_state_dict(f"{moved}/open_clip_model.safetensors")
+    assert_equal(opened.state_dict(), weights)
 
 
 def test_each_tower_has_a_start(tiny_model, tmp_path):

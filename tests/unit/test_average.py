@@ -1,5 +1,4 @@
-"""Averages of checkpoints, and interpolation between released and
-fine-tuned weights."""
+"""Averages of checkpoints, also of released and fine-tuned ones."""
 
 import shutil
 
@@ -74,7 +73,7 @@ def test_an_average_is_the_mean_of_the_weights_and_the_counts_of_the_longest_run
 
 
 @cases("argv, weights, counts", table("losses: exact averages"))
-def test_averages_of_equals_and_ends_of_interpolations_are_exact(
+def test_averages_of_equals_and_weights_of_one_and_zero_are_exact(
     argv, weights, counts, files, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(files)
@@ -84,7 +83,9 @@ def test_averages_of_equals_and_ends_of_interpolations_are_exact(
     assert_equal(state(tmp_path / "out.pt"), expected)
 
 
-def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, monkeypatch):
+def test_an_average_with_released_weights_takes_the_head_of_the_tuned_ones(
+    files, tmp_path, monkeypatch
+):
     """MODEL:TAG names released weights, here from a cache like that of a
     download."""
     shutil.copy(files / "plain.safetensors", tmp_path / "open_clip_model.safetensors")
@@ -93,7 +94,7 @@ def test_an_interpolation_takes_the_head_of_the_tuned_model(files, tmp_path, mon
     monkeypatch.setitem(
         open_clip.pretrained._PRETRAINED, "tiny", {"ours": {"hf_hub": "someone/model/"}}
     )
-    execute(f"interpolate tiny:ours {files}/2.pt --alpha 0.25 --out {tmp_path}/out.pt")
+    execute(f"average --weights 0.75 0.25 tiny:ours {files}/2.pt --out {tmp_path}/out.pt")
     expected = state(files / "2.pt")
     for name, tensor in state(files / "plain.safetensors").items():
         if tensor.is_floating_point():

@@ -1,5 +1,5 @@
-"""Counts are of captions, exact, and the same on every rank; IDF and the
-record of each word follow from them."""
+"""Counts are of captions, exact, and the same on every rank; IDF follows
+from them."""
 
 import itertools
 import math
@@ -12,8 +12,7 @@ from support.three_steps import results_of
 from torch.testing import assert_close
 
 from openclip_superclip import TokenStatistics
-from openclip_superclip.method.head import ClassHead
-from openclip_superclip.method.idf import SAMPLE, WordKnowledge, special_token_ids
+from openclip_superclip.method.idf import special_token_ids
 
 
 def captions(num, length, vocab=50, seed=0):
@@ -109,67 +108,3 @@ def test_only_words_of_a_hugging_face_tokenizers_captions_are_counted(tmp_path):
     statistics.update(tokenizer(["the cat sits on the mat", "dog", "unheard of"]))
     assert statistics.num_captions == 2
     assert statistics.document_frequency.tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1]
-
-
-# How well the head predicts each word
-
-
-BATCH, WIDTH, VOCAB, LENGTH = 13, 16, 53, 9
-COUNTED = torch.arange(VOCAB) > 0  # 0 is padding
-CPU = torch.device("cpu")
-
-
-def batch(num=BATCH):
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, VOCAB, (num, LENGTH), generator=generator)
-    tokens[3] = 0  # a caption without words
-    tokens[4, 1:] = tokens[4, 0]  # a caption of one word
-    return torch.randn(num, WIDTH, generator=generator), tokens
-
-
-def head():
-    torch.manual_seed(0)
-    return ClassHead(WIDTH, VOCAB)
-
-
-@parametrize("autocast", [None, torch.bfloat16])
-@parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shares_are_the_softmax_with_and_without_the_word_as_a_label(dtype, autocast):
-    model, knowledge = head().to(dtype), WordKnowledge(COUNTED)
-    features, tokens = batch()
-    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        knowledge.observe(model, features, tokens)
-        knowledge.observe(model, features, tokens)
-        shares = model.logits(features).float().softmax(dim=1).detach()
-    labels = torch.zeros(BATCH, VOCAB, dtype=torch.bool).scatter_(1, tokens, True) & COUNTED
-    trained = labels.any(dim=1)
-    words = knowledge.take(CPU)
-    assert words.num_captions == words.num_trained == 2 * trained.sum() == 2 * (BATCH - 1)
-    assert torch.equal(words.captions, 2 * labels.sum(dim=0))
-    others = trained[:, None] & ~labels
-    close = {"rtol": 1e-5, "atol": 1e-9, "equal_nan": True}
-    assert_close(words.share_where_label, (shares * labels).sum(0) / labels.sum(0), **close)
-    assert_close(words.share_where_not, (shares * others).sum(0) / others.sum(0), **close)
-    assert knowledge.take(CPU) is None
-
-
-def test_the_first_captions_of_a_batch_are_observed_and_all_are_counted_as_trained():
-    features, tokens = batch(SAMPLE + 20)
-    of_all, of_first = WordKnowledge(COUNTED), WordKnowledge(COUNTED)
-    of_all.observe(head(), features, tokens)
-    of_first.observe(head(), features[:SAMPLE], tokens[:SAMPLE])
-    ours, expected = of_all.take(CPU), of_first.take(CPU)
-    assert_equal(ours[:4], expected[:4])
-    assert (ours.num_captions, ours.num_trained) == (SAMPLE - 1, SAMPLE + 19)
-
-
-def test_a_probability_is_not_lost_in_the_sum_over_1e9_captions():
-    knowledge, model = WordKnowledge(COUNTED), head()
-    knowledge.observe(model, *batch())
-    single = knowledge.sums[VOCAB : 2 * VOCAB].clone()
-    knowledge.sums += 1e9
-    before = knowledge.sums.clone()
-    knowledge.observe(model, *batch())
-    of_labels = (knowledge.sums - before)[VOCAB : 2 * VOCAB]
-    assert 0 < of_labels[of_labels > 0].min() < 1e-2
-    assert_close(of_labels, single, rtol=0, atol=1e-6)

@@ -249,12 +249,10 @@ EVERY_COMMAND = ("trusted code", "a tower on the hub", "timm from the hub")
 def commands_of_folder(folder):
     return {
         "words": f"words image.png --model {folder}",
-        "serve": f"words --serve --port 0 --model {folder}",
         "export": f"export {folder} --out out",
         "export hf": f"export {folder} --out out --format hf",
         "evaluate": f"evaluate {folder} --data data --datasets own/colours --out out",
         "average": f"average {folder} {folder} --out out.pt --overwrite",
-        "interpolate": f"interpolate {folder} {folder} --out out.pt --overwrite",
         "distil": (
             f"{TRAIN} --model ViT-Ti-16-96 --distill-model local-dir:{folder} "
             f"--distill-pretrained local-dir:{folder}"
@@ -269,7 +267,7 @@ def commands_of_model(model):
         "architecture of words": f"words image.png --model weights.pt --architecture {model}",
         "architecture of export": f"export weights.pt --model {model} --out out",
         "frequencies": f"frequencies pairs.csv --tokenizer-of {model} --out out.safetensors",
-        "import": f"import authors.pt --model {model} --out out",
+        "export of the authors' weights": f"export authors.pt --model {model} --out out",
         "train": f"{TRAIN} --model {model}",
         "plan": f"plan recipe.yaml --set model={model} --device cpu",
     }
@@ -307,7 +305,7 @@ chosen: {settings: a test's}
 
 def commands_of_file(file):
     commands = commands_of_folder(file)
-    names = "words export evaluate average interpolate".split()
+    names = "words export evaluate average".split()
     return {name: commands[name] for name in names}
 
 
@@ -458,7 +456,7 @@ def test_every_command_ends_with_one_line_on_the_model_or_needs_no_configuration
     wrong = {}
     for case, (code, output, *_) in results.items():
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
-        if case.endswith((": average", ": interpolate")):  # of weights alone
+        if case.endswith(": average"):  # of weights alone
             is_right = code == 0 and not errors
         else:
             is_right = (

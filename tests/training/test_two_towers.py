@@ -1,20 +1,19 @@
-"""A model of two joined towers is accepted by every command: train, plan,
-study, words, evaluate and export."""
+"""A model of a timm and a Hugging Face tower is accepted by every command."""
 
 import open_clip
 import pytest
 import torch
 from support.data import write_colours
 from support.evaluation import evaluate
-from support.training_runs import execute, join_towers, run_train
+from support.training_runs import execute, run_train, write_two_towers
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with two joined towers, `start`, a table, and the run
-    `logs/run` that was trained from them."""
-    folder = tmp_path_factory.mktemp("joined")
-    run_train(join_towers(folder), cwd=folder)
+    """A folder with two towers, `start`, a table, and the run `logs/run`
+    that was trained from them."""
+    folder = tmp_path_factory.mktemp("towers")
+    run_train(write_two_towers(folder), cwd=folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What the class loss predicts: `python studies/target_mass.py`, about a minute.
+"""What the class loss predicts: `python docs/studies/target_mass.py`, about a minute.
 
 Prints the fraction of the class loss's target mass, with IDF weights, that belongs to the names of
 objects in the image, in the training captions of the demo and of the data set `natural` (seed 0).
