@@ -114,13 +114,12 @@ def _splits(options: Namespace) -> bool:
 
 def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..study.learning_rates import read_rates
-    from ..study.runs import StudyRuns, check_arms
-    from ..study.training import run_study, summary
+    from ..study.runs import StudyRuns, check_arms, summary
+    from ..study.training import run_study
 
+    runs = StudyRuns(configured)
     if not options.only:
-        rates = read_rates(configured.study, configured.out)
-        check_arms(configured, StudyRuns(configured).of_results(rates))
+        check_arms(runs)
     if options.slurm:
         from ..study.study_on_slurm import StudySubmission
 
@@ -131,7 +130,7 @@ def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     from ..runs.signals import stopped_by_signals
 
     if options.dry_run:
-        print(summary(configured))
+        print(summary(runs))
         return 0
     with stopped_by_signals():
         results = run_study(configured, 0 if options.only else options.jobs or 1)

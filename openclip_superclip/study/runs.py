@@ -12,7 +12,7 @@ from ..plans.recipe_files import read_recipe
 from ..plans.run import Run
 from ..runs.unreadable import accepted_data
 from .configuration import ConfiguredStudy
-from .learning_rates import Rates, rate_of, tuned_arms
+from .learning_rates import rate_of, read_rates, tuned_arms
 from .study_run import StudyRun, named_fields, run_name
 
 
@@ -27,10 +27,11 @@ class StudyRuns:
         self.configured = configured
         self._fields: dict[str, dict] = {}  # of the recipes, by the name of the run
 
-    def of_results(self, rates: Rates) -> list[StudyRun]:
-        """Returns the runs with these learning rates: seeds outermost, so that the finished ones
-        are always a study of fewer seeds."""
+    def of_results(self) -> list[StudyRun]:
+        """Returns the runs with the learning rates that have been tuned so far: seeds outermost,
+        so that the finished ones are always a study of fewer seeds."""
         study = self.configured.study
+        rates = read_rates(study, self.configured.out)
         return [
             self._run(arm, cell, seed, rate_of(study, arm, cell, rates))
             for seed, cell, arm in itertools.product(
@@ -120,10 +121,18 @@ def check_plans(plans: Iterable[Run], *, reads_data: bool) -> None:
         accepted_data(plan, "study", reads_data=reads_data)
 
 
-def check_arms(configured: ConfiguredStudy, runs: Sequence[StudyRun]) -> None:
+def check_data(runs: StudyRuns) -> None:
+    """Prints the warnings of what is left to train and of its data; InputError if that could not
+    be read. The demo's scenes are written later."""
+    left = unfinished([*runs.trials(), *runs.of_results()])
+    is_of_scenes = runs.configured.study.is_of_scenes
+    check_plans([run.described() for run in left], reads_data=not is_of_scenes)
+
+
+def check_arms(runs: StudyRuns) -> None:
     """Raises InputError for an arm whose class loss would train only its head."""
-    study = configured.study
-    for run in runs:
+    study = runs.configured.study
+    for run in runs.of_results():
         is_first = run.seed == study.first_seed
         if study.is_of_scenes or not (is_first and run.recipe.method.startswith("super")):
             continue
@@ -134,3 +143,20 @@ def check_arms(configured: ConfiguredStudy, runs: Sequence[StudyRun]) -> None:
                 "its head: its towers would be those of a training without the class loss; "
                 "train the image tower, too, or leave the arm out"
             )
+
+
+def summary(runs: StudyRuns) -> str:
+    """Returns how many runs a study trains and how many samples, without training or writing
+    anything."""
+    check_data(runs)
+    study = runs.configured.study
+    lines = [f"{study.name}: {study.question}"]
+    for kind, group in (("trials", runs.trials()), ("runs", runs.of_results())):
+        if group:
+            left = unfinished(group)
+            samples = sum(run.recipe.samples for run in left)
+            lines.append(
+                f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
+                f"{samples:,} samples"
+            )
+    return "\n".join(lines)

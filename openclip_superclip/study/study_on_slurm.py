@@ -11,7 +11,6 @@ from ..plans.run import Run
 from ..runs.lock import lock
 from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .configuration import ConfiguredStudy
-from .learning_rates import read_rates
 from .runs import StudyRuns, check_plans, unfinished
 from .study_run import StudyRun
 from .training import tune, write_data
@@ -44,8 +43,7 @@ class StudySubmission:
         nothing."""
         study_runs = StudyRuns(self.configured)
         trials = unfinished(study_runs.trials())
-        rates = read_rates(self.configured.study, self.configured.out)
-        runs = trials or unfinished(study_runs.of_results(rates))
+        runs = trials or unfinished(study_runs.of_results())
         check_plans(map(self._described, runs), reads_data=False)
         jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
         if not trials:
@@ -78,7 +76,9 @@ class StudySubmission:
         study_runs = StudyRuns(self.configured)
         out = self.configured.out
         trials = unfinished(study_runs.trials())
-        runs = trials or unfinished(study_runs.of_results(tune(self.configured, jobs=0)))
+        if not trials:
+            tune(self.configured, jobs=0)
+        runs = trials or unfinished(study_runs.of_results())
         submitted = {run.folder: run.run_folder.submitted_job() for run in runs}
         queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
         runs = [run for run in runs if submitted[run.folder] not in queue]

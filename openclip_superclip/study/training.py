@@ -18,9 +18,9 @@ from ..plans.run import Run
 from ..runs.lock import lock
 from ..runs.slurm import find_placement
 from .configuration import ConfiguredStudy
-from .learning_rates import Rates, read_rates, write_best_rates
+from .learning_rates import Rates, write_best_rates
 from .measure_run import measured
-from .runs import StudyRuns, by_folder, check_finished, check_plans, unfinished
+from .runs import StudyRuns, by_folder, check_data, check_finished
 from .study_results import StudyResults, check_measures
 from .study_run import StudyRun
 
@@ -35,9 +35,9 @@ def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:
     """
     runs = StudyRuns(configured)
     if jobs:
-        check_data(configured)
+        check_data(runs)
     else:
-        check_finished(runs.trials() or runs.of_results({}))
+        check_finished(runs.trials() or runs.of_results())
     make_folder(configured.out)
     make_folder(configured.runs_in, "--runs")
     placement = find_placement()
@@ -49,7 +49,7 @@ def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:
         write_data(configured)
         rates = tune(configured, jobs)
         # checks the runs' folders again: another study may have written there since
-        runs = StudyRuns(configured).of_results(rates)
+        runs = StudyRuns(configured).of_results()
         results = StudyResults(configured.study, records(configured, runs, jobs))
         write_results(results, rates, configured)
     return results
@@ -61,35 +61,6 @@ def write_data(configured: ConfiguredStudy) -> None:
         torch.set_num_threads(1)  # measuring happens in the threads that also wait for the runs
         keep_freed_memory()
         write_training_data(configured.options.scenes)
-
-
-def check_data(configured: ConfiguredStudy) -> None:
-    """Prints the warnings of what is left to train and of its data; InputError if that could not
-    be read. The demo's scenes are written later."""
-    study = configured.study
-    runs = StudyRuns(configured)
-    rates = read_rates(study, configured.out)
-    left = unfinished([*runs.trials(), *runs.of_results(rates)])
-    check_plans([run.described() for run in left], reads_data=not study.is_of_scenes)
-
-
-def summary(configured: ConfiguredStudy) -> str:
-    """Returns which runs the study trains and how many samples, without training or writing
-    anything."""
-    check_data(configured)
-    study = configured.study
-    runs = StudyRuns(configured)
-    lines = [f"{study.name}: {study.question}"]
-    of_results = runs.of_results(read_rates(study, configured.out))
-    for kind, group in (("trials", runs.trials()), ("runs", of_results)):
-        if group:
-            left = unfinished(group)
-            samples = sum(run.recipe.samples for run in left)
-            lines.append(
-                f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
-                f"{samples:,} samples"
-            )
-    return "\n".join(lines)
 
 
 def tune(configured: ConfiguredStudy, jobs: int) -> Rates:

@@ -89,12 +89,13 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
 @cases("study", YAML(typ="safe").load(DATA / "studies_and_folders.yaml"))
 def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(study, tmp_path):
     fields = study["fields"]
-    tuned = {"A": {"None": "1e-3"}} if "choose" in fields else {}
+    if "choose" in fields:
+        write_json(tmp_path / "chosen.json", {"A": {"None": "1e-3"}})
     set_ = {"samples": study["samples"]} if "samples" in study else {}
     study_runs = StudyRuns(
         configured(write_study(tmp_path, seeds=1, **fields), out=tmp_path, set=set_)
     )
-    names = [run.folder.name for run in study_runs.of_results(tuned)]
+    names = [run.folder.name for run in study_runs.of_results()]
     assert names == [f"{name}_seed0" for name in study["folders"].split()]
 
 
@@ -275,13 +276,13 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
     )
     assert {
         (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
-        for run in StudyRuns(configured(study, out=tmp_path / "out")).of_results({})
+        for run in StudyRuns(configured(study, out=tmp_path / "out")).of_results()
     } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
 
 
 def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp_path, monkeypatch):
     demo = configured("demo", out=tmp_path / "out", seeds=1)
-    run, *_ = StudyRuns(demo).of_results({})
+    run, *_ = StudyRuns(demo).of_results()
     other = dataclasses.replace(run.described(), data="elsewhere/{000..001}.tar")
 
     @contextlib.contextmanager
