@@ -54,7 +54,7 @@ _OPTIONS = {
         text_pad_multiple text_pooler_in_head use_naflex wd_exclude_patterns
 
         superclip superclip_captions superclip_head_input superclip_head_warmup
-        superclip_long_caption superclip_long_context superclip_missing_long superclip_placebo
+        superclip_long_caption superclip_long_context superclip_missing_long
         superclip_val_fraction superclip_weight
     """,
     Effect.CHANCE: """

@@ -63,7 +63,7 @@ class Plugin:
         from .method.model import with_class_head
 
         if "superclip" in model_cfg:
-            return with_class_head(model_class, model_cfg["superclip"].get("placebo", "off"))
+            return with_class_head(model_class)
         if self.training is not None and self.training.leaves_head_out:
             return without_class_head(model_class)
         return None

@@ -1,13 +1,13 @@
-"""One call of `superclip study`: its options, and the study with them."""
+"""A study as the command configures it: its seeds and data, its folders, the settings of its
+runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.tar_shards import is_streamed
-from ..demo.data import SCENES, TRAINING_DATA, TrainingData
+from ..demo.data import model_of, shards_of
 from ..errors import InputError, refuse
-from ..extras import require
 from ..files import check_results
 from ..plans.plan import settings_of_table
 from ..plans.recipe import VAL_DATA
@@ -37,19 +37,18 @@ class StudyOptions:
 
 
 @dataclass(frozen=True)
-class StudyCall:
-    """A study, its folders, and what all of its runs have in common."""
+class ConfiguredStudy:
+    """A study with the options of the command, and what all of its runs have in common."""
 
     study: Study
     out: Path
     runs_in: Path  # the folder of the runs, which studies of one recipe may share
     data: str | None  # of the runs, instead of the recipe's
-    training_data: TrainingData  # the demo's model and scenes that the recipe uses
     options: StudyOptions
 
     def arguments(self) -> list[str]:
-        """Returns the arguments of `superclip` that make the same call again, without the settings
-        of its runs."""
+        """Returns the arguments of `superclip` that configure the same study again, without the
+        settings of its runs."""
         options = self.options
         arguments = ["study", options.study, "--out", str(self.out)]
         for name in ("device", "seeds", "data", "val_data", "runs"):
@@ -68,20 +67,18 @@ class StudyCall:
         return [*options, *(["--set", f"{name}={val_data}"] if is_streamed(val_data) else [])]
 
 
-def study_call(options: StudyOptions) -> StudyCall:
-    """Returns the call; InputError if something cannot be trained or measured."""
+def configure(options: StudyOptions) -> ConfiguredStudy:
+    """Returns the study of the options; InputError if something cannot be trained or measured."""
     study = read_study(options.study)
     out = options.out or Path("studies") / study.name
     check_results(out, RESULTS, MARK)
-    training_data = data_of_scenes(study)
     study = _with_options(study, options)
     _check_measures(study, options.data)
     data = options.data
     if options.scenes != DEMO:
-        model = f"local-dir:{options.scenes / training_data.model}"
-        study = replace(study, overrides=study.overrides | {"model": model})
-        data = f"{options.scenes / training_data.shards}"
-    return StudyCall(study, out, options.runs or out / "runs", data, training_data, options)
+        study = replace(study, overrides=study.overrides | {"model": model_of(options.scenes)})
+        data = shards_of(options.scenes)
+    return ConfiguredStudy(study, out, options.runs or out / "runs", data, options)
 
 
 def _with_options(study: Study, options: StudyOptions) -> Study:
@@ -104,8 +101,6 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
 
 def _check_measures(study: Study, data: str | None) -> None:
     """Raises InputError if the runs could not be measured."""
-    if study.measures == "dense-scenes":
-        require("a study of dense-scenes", "eval")
     if study.is_of_scenes:
         if data:
             raise InputError(
@@ -122,17 +117,3 @@ def _check_measures(study: Study, data: str | None) -> None:
         raise InputError(
             f"the study's primary measure is {study.primary}, which training measures with {option}"
         )
-
-
-def data_of_scenes(study: Study) -> TrainingData:
-    """Returns which of the demo's models and shards a study's file trains."""
-    recipe = study.first_recipe
-    same_shards = [
-        data
-        for data in TRAINING_DATA
-        if recipe.shards == f"{DEMO / data.shards.replace('{seed}', str(recipe.seed))}"
-    ]
-    for data in same_shards:
-        if recipe.model == f"local-dir:{DEMO / data.model}":
-            return data
-    return same_shards[0] if same_shards else SCENES
