@@ -130,10 +130,8 @@ class ModelSize:
 
 
 def model_size(recipe: Recipe) -> ModelSize | None:
-    """Returns the size of the model that a recipe trains; None if only building the model shows it.
-
-    InputError for a folder of the demo that is missing.
-    """
+    """Returns the size of the model that a recipe trains; None if only building the model shows
+    it."""
     flags = {flag for flag, value in recipe.flags.items() if value not in (None, False)}
     if recipe.precision not in FLOAT_WEIGHTS or not flags <= OF_OPENCLIP:
         return None
@@ -153,10 +151,14 @@ def model_size(recipe: Recipe) -> ModelSize | None:
             _class_head(recipe, 32 * width if is_resnet else width, text["vocab_size"]),
             Size(2 if has_bias else 1),
         )
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError):  # building it reports what is wrong
-        return None
+    except (
+        AttributeError,
+        InputError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # building it reports what is wrong
+        return None  # OpenCLIP reports what is wrong
 
 
 def _configuration(recipe: Recipe) -> dict:
@@ -164,10 +166,7 @@ def _configuration(recipe: Recipe) -> dict:
     unknown one."""
     schema, _, folder = recipe.model.rpartition(":")
     if schema == "local-dir":
-        file = Path(folder, "open_clip_config.json")
-        if folder == "demo/model" and not Path(folder).is_dir():
-            raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-        content = json_or_empty(file)["model_cfg"]
+        content = json_or_empty(Path(folder, "open_clip_config.json"))["model_cfg"]
     elif schema:
         content = {}
     elif recipe.model.endswith(".json"):
