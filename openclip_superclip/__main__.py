@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import functools
 import importlib
-import keyword
 import os
 import re
 import select
@@ -135,9 +134,8 @@ def _call(name: str, argv: list[str]) -> int:
 
         with explained_errors():
             return train(argv)
-    module = f"{name}_" if keyword.iskeyword(name) else name
     with printable_output():
-        return importlib.import_module(f".commands.{module}", __package__).main(argv)
+        return importlib.import_module(f".commands.{name}", __package__).main(argv)
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# Files of export, import and tokenizers: --overwrite may only replace a folder of such files.
+# Files of export and tokenizers: --overwrite may only replace a folder of such files.
 MODEL_FILES = {
     "README.md",
     "open_clip_config.json",

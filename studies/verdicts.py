@@ -1,15 +1,10 @@
-"""The verdicts of docs/evidence.md, computed from the records of the studies alone.
+"""The tables of the studies, computed from their records alone: `python studies/verdicts.py`.
 
-`python studies/verdicts.py` writes verdicts.csv (one row per comparison and measure) and the
-tables between the markers in docs/evidence.md and in each study's README.md. It reads the runs in
-study.json, which study.csv repeats with two decimals, docs/audit/train_again.csv, and the files
-study.csv of held_out_words and classes_and_samples, whose measures are their own.
-
-Holm's correction: the comparisons of a study by its primary measure are one family, and those by
-its other measures are another. Studies that cannot answer are in no family. Comparisons of the same
-runs count once. A verdict counts at 5 % after the correction. Until November 2026, the primary
-comparisons of all studies were one family, which most protocols name; where that rule gives another
-verdict, the tables state both. Studies planned since then are not in that family.
+It writes verdicts.csv (one row per comparison and measure) and the tables between the markers in
+studies/README.md and in the README.md of each study. It reads the runs in study.json, which
+study.csv repeats with two decimals, audit/train_again.csv, and the files study.csv of
+held_out_words and classes_and_samples, whose measures are their own. README.md states the rule of
+correction and what the verdicts mean.
 """
 
 import csv
@@ -19,15 +14,14 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openclip_superclip.lab.studies.study_file import TUNING_SEEDS
 from scipy.stats import nct, t
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent
-AUDIT = "train_again"
+AUDIT = "audit"
+TUNING_SEEDS = 1000  # the first seed of trials, which no result uses
 EARLIER, EARLIER_FLIP, EARLIER_BATCH = "vit/earlier", "flip/earlier", "batch_size/earlier"
 AFTER_REVIEW = "added after the results were known"
 CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
@@ -50,6 +44,22 @@ OWN_FAMILY = (  # by their protocols
     HELD_OUT,
 )
 LOWER_IS_BETTER = ("depth_RMSE",)
+SMALLEST_EFFECT = defaultdict(lambda: 2.0, stamps=3.0)  # that matters, in points, by study
+# comparisons whose arms have different rates, chosen on at most two trial seeds
+UNEQUAL_TUNING = {
+    ("natural_towers", "SuperCLIP − CLIP"),
+    ("natural_towers", "pooled − CLIP"),
+    ("natural_idf", "IDF off − CLIP"),
+    ("natural", "SuperCLIP − CLIP"),
+    ("natural", "pooled − CLIP"),
+    ("vit", "SuperCLIP − CLIP"),
+    ("vit", "pooled − CLIP"),
+    ("vit", "pooled − SuperCLIP at CLIP's rate"),
+    ("vit_dense", "SuperCLIP − CLIP"),
+    ("vit_dense", "pooled − CLIP"),
+    ("vit_dense", "both − CLIP"),
+    ("vit_head", "both − CLIP"),
+}
 TITLES = {
     "zero_shot": "zero-shot",
     "image_to_text_R@1": "image→text R@1",
@@ -138,6 +148,10 @@ class Comparison:
         )
 
     @property
+    def is_unequally_tuned(self) -> bool:
+        return (self.study, self.name) in UNEQUAL_TUNING
+
+    @property
     def depends_on_family(self) -> bool:
         """Whether it is significant in only one of the two families."""
         return self.holm_of_all is not None and (self.holm <= 0.05) != (self.holm_of_all <= 0.05)
@@ -172,17 +186,26 @@ class Comparison:
         return float(2 * t.sf(abs(self.mean) / (self.std / math.sqrt(self.n)), self.n - 1))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
+        return interval_text(self.mean, *self.interval)
 
-    def verdict(self, claimed: int = 1) -> str:
-        """Whether the difference has the claimed sign (1 or -1), at 5 % after Holm's correction."""
-        if self.flaw:
-            return "cannot answer"
+    @property
+    def verdict(self) -> str:
+        """ "gain", "loss", "no gain" or "open" of the first arm; "equal" if the runs are."""
+        if self.flaw or self.is_unequally_tuned:
+            return "open"
         if not any(self.differences):
             return "equal"
+        sign = -1 if self.measure in LOWER_IS_BETTER else 1
         if self.holm <= 0.05:
-            return "shown" if self.mean * claimed > 0 else "opposite"
-        return "not after correction" if self.p <= 0.05 else "not shown"
+            return "gain" if sign * self.mean > 0 else "loss"
+        is_gain = self.where in ("", "mean") or self.means is not None  # not an effect or a slope
+        is_excluded = max(sign * end for end in self.interval) < SMALLEST_EFFECT[self.study]
+        in_points = self.measure not in LOWER_IS_BETTER
+        return "no gain" if is_gain and is_excluded and in_points else "open"
+
+
+def interval_text(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -416,7 +439,7 @@ def read_comparisons() -> list[Comparison]:
     comparisons = []
     for file in sorted(HERE.rglob("study.json")):
         comparisons += read_study(file.parent)
-    comparisons += read_audit(DOCS / "audit" / "train_again.csv")
+    comparisons += read_audit(HERE / AUDIT / "train_again.csv")
     comparisons += read_held_out_words(HERE / HELD_OUT / "study.csv")
     comparisons += read_objects(HERE / OBJECTS / "study.csv")
     by_study, of_all = defaultdict(list), []
@@ -445,492 +468,226 @@ def corrected(family: Sequence[Comparison]) -> Iterator[tuple[Comparison, float]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A row of the evidence page: a claim, the paper's figure, and the comparison that tests it."""
+class Row:
+    """A study in the table of README.md: its question, and the comparison that answers it."""
 
-    text: str
-    paper: str
     study: str
+    question: str
     comparison: str
-    sign: int = 1  # of the claimed difference
-    measure: str = ""  # if it is not the study's primary measure
-    page: str = ""
+    note: str = ""
 
-    @property
-    def link(self) -> str:
-        return self.page or f"studies/{self.study}/README.md"
+    def text(self, comparisons: Sequence[Comparison]) -> str:
+        comparison = find(comparisons, self.study, self.comparison)
+        answer = f"{comparison.verdict}{self.note}"
+        link = f"[{self.study}]({self.study}/README.md)"
+        return f"| {link} | {self.question} | {answer} | {comparison.n} |"
 
 
-IMAGENET = "ImageNet 60.5 → 63.5 (Table 2)"
-CLAIMS = [
-    Claim(
-        "Better zero-shot, each method at its own best learning rate",
-        IMAGENET,
+INDEX = [
+    Row(
         "one_batch",
+        "small ResNet, from scratch: is SuperCLIP better than CLIP?",
         "SuperCLIP − CLIP",
     ),
-    Claim("… than CLIP with 10 % more samples", "", "one_batch", "SuperCLIP − CLIP, equal time"),
-    Claim("… both at CLIP's best rate", "", "placebos", "SuperCLIP − CLIP"),
-    Claim("… other seeds, another 100 objects", "", "second_draw", "SuperCLIP − CLIP"),
-    Claim(
-        "… drawings by a designer absent from training", "", "unseen_drawings", "SuperCLIP − CLIP"
-    ),
-    Claim(
-        "… at learning rates up to CLIP's best",
-        "",
-        "learning_rate",
-        "SuperCLIP − CLIP, mean up to CLIP's best rate",
-    ),
-    Claim(
-        "Control: captions of other images remove the gain",
-        "",
+    Row(
         "placebos",
-        "captions shuffled − CLIP",
-        -1,
+        "… at CLIP's best rate, and with captions of other images?",
+        "SuperCLIP − CLIP",
+        "; loss with captions of other images",
     ),
-    Claim(
-        "Control: a head without gradient to the tower is CLIP",
-        "",
-        "placebos",
-        "head detached − CLIP",
+    Row("demo", "… in the four seeds of `superclip demo`?", "SuperCLIP − CLIP"),
+    Row("second_draw", "… with another 100 objects?", "SuperCLIP − CLIP"),
+    Row("learning_rate", "… over four learning rates?", "SuperCLIP − CLIP, mean"),
+    Row("unseen_drawings", "… on drawings by an unseen designer?", "SuperCLIP − CLIP"),
+    Row(
+        "captions_and_frequencies",
+        "… do careless captions or a long tail reduce that gain?",
+        "SuperCLIP − CLIP, careless − clean captions",
+        " for both",
     ),
-    Claim(
-        "Smaller batches gain more, image→text (points per doubling)",
-        "zero-shot +5.6 at 1K, +3.1 at 16K (Figure 4)",
+    Row(
+        "classes_and_samples",
+        "… do more objects or fewer scenes reduce it?",
+        "SuperCLIP − CLIP, 100 − 25 objects",
+        " for both",
+    ),
+    Row(
         "batch_size",
+        "… is it larger at small batches?",
         "SuperCLIP − CLIP, per doubling",
-        -1,
     ),
-    Claim(
-        "Smaller batches gain more (points per doubling; earlier study)",
-        "+5.6 at 1K, +3.1 at 16K (Figure 4)",
-        EARLIER_BATCH,
-        "SuperCLIP − CLIP, per doubling",
-        -1,
-    ),
-    Claim(
-        "Helps with long captions (text→image)",
-        "COCO 23.6 → 30.6 (Table 5)",
+    Row(
         "captions",
+        "… with short, long and mixed captions?",
         "SuperCLIP, long − CLIP, long",
+        " with long captions; open with short and mixed ones",
     ),
-    Claim("… with short captions", "29.0 → 31.3", "captions", "SuperCLIP, short − CLIP, short"),
-    Claim("… with mixed captions", "", "captions", "SuperCLIP, mixed − CLIP, mixed"),
-    Claim(
-        "Dual captions beat short ones",
-        "31.3 → 34.1",
-        "captions",
-        "SuperCLIP, dual − SuperCLIP, short",
-    ),
-    Claim(
-        "Dual captions beat CLIP on mixed ones",
-        "32.7 → 34.1",
-        "captions",
-        "SuperCLIP, dual − CLIP, mixed",
-    ),
-    Claim("λ = 1 beats λ = 0.4", "ImageNet 44.1 → 47.1 (Table 9)", "weight", "λ 1 − λ 0.4"),
-    Claim(
-        "IDF weights help (here: a lower weight of the comma)",
-        "ImageNet 44.8 → 47.1 (Table 10)",
-        "idf",
-        "IDF online − IDF off",
-    ),
-    Claim("Helps SigLIP", "ImageNet 60.4 → 64.1 (Table 6)", "siglip", "SuperSigLIP − SigLIP"),
-    Claim("Helps FLIP", "ImageNet 58.1 → 61.3 (Table 6)", "flip", "SuperFLIP − FLIP"),
-    Claim("… with a head on the class token", "", "flip_head", "class token − FLIP"),
-    Claim("… which beats the paper's head", "", "flip_head", "class token − SuperFLIP"),
-    Claim("… (earlier study)", "", EARLIER_FLIP, "SuperFLIP − FLIP"),
-    Claim("… (earlier study) with twice the samples", "", "flip_longer", "SuperFLIP − FLIP"),
-    Claim("Small ViT: better zero-shot (earlier study)", "", EARLIER, "SuperCLIP − CLIP"),
-    Claim(
-        "Small ViT: better zero-shot, each method at its own best rate",
-        IMAGENET,
+    Row("weight", "… is λ = 1 better than λ = 0.4?", "λ 1 − λ 0.4"),
+    Row("idf", "… do IDF weights help?", "IDF online − IDF off"),
+    Row("dense", "… are its frozen patch tokens better (mIoU)?", "SuperCLIP − CLIP"),
+    Row("siglip", "… is SuperSigLIP better than SigLIP?", "SuperSigLIP − SigLIP"),
+    Row(
         "vit",
-        "SuperCLIP − CLIP",
-    ),
-    Claim(
-        "Small ViT: better zero-shot, both at CLIP's best rate",
-        "",
-        "vit",
+        "small ViT, from scratch: is SuperCLIP better than CLIP?",
         "SuperCLIP at CLIP's rate − CLIP",
     ),
-    Claim(
-        "Small ViT: a head on the class token beats the paper's, both at 2e-3",
-        "",
-        "vit",
-        "pooled − SuperCLIP",
-    ),
-    Claim("… and the paper's at 1e-3", "", "vit", "pooled − SuperCLIP at CLIP's rate"),
-    Claim("Small ViT: a head on the class token beats CLIP", "", "vit", "pooled − CLIP"),
-    Claim(
-        "Small ViT, four times the samples: better zero-shot, CLIP's rate",
-        "",
-        "vit_samples",
-        "SuperCLIP − CLIP",
-    ),
-    Claim("… a head on the class token beats the paper's", "", "vit_samples", "pooled − SuperCLIP"),
-    Claim("… a head on the class token beats CLIP", "", "vit_samples", "pooled − CLIP"),
-    Claim(
-        "Small ViT with average pooling: better zero-shot, CLIP's rate",
-        "",
-        "vit_average",
-        "SuperCLIP − CLIP",
-    ),
-    Claim(
-        "Small ViT with eight layers: better zero-shot, CLIP's rate",
-        "",
+    Row("vit_samples", "… with four times the samples?", "SuperCLIP − CLIP"),
+    Row(
         "vit_deep",
+        "… with eight layers?",
         "SuperCLIP − CLIP",
+        "; gain with the head on the class token",
     ),
-    Claim("… a head on the class token beats the paper's", "", "vit_deep", "pooled − SuperCLIP"),
-    Claim("… a head on the class token beats CLIP", "", "vit_deep", "pooled − CLIP"),
-    Claim("Small ViT: λ = 0.25 beats λ = 1", "", "vit_weight", "λ 0.25 − λ 1"),
-    Claim("… λ = 0.5 beats λ = 1", "", "vit_weight", "λ 0.5 − λ 1"),
-    Claim("… λ = 2 beats λ = 1", "", "vit_weight", "λ 2 − λ 1"),
-    Claim("… λ = 1 beats CLIP, other seeds", "", "vit_weight", "λ 1 − CLIP"),
-    Claim(
-        "Small ViT: beats a class loss with a constant target",
-        "",
+    Row("vit_average", "… with average pooling?", "SuperCLIP − CLIP"),
+    Row("vit_head", "… is a head on both inputs better than the paper's?", "both − SuperCLIP"),
+    Row("vit_weight", "… is λ = 0.25 better than λ = 1?", "λ 0.25 − λ 1"),
+    Row(
         "vit_controls",
-        "SuperCLIP − constant target",
+        "… is a class loss with a constant target better than none?",
+        "constant target − CLIP",
     ),
-    Claim("… a second contrastive loss", "", "vit_controls", "SuperCLIP − second contrastive"),
-    Claim("… the class loss alone", "", "vit_controls", "SuperCLIP − class loss alone"),
-    Claim("Control: a constant target beats CLIP", "", "vit_controls", "constant target − CLIP"),
-    Claim(
-        "Control: a second contrastive loss beats CLIP",
-        "",
-        "vit_controls",
-        "second contrastive − CLIP",
-    ),
-    Claim(
-        "Small ViT: a head on the sum of both inputs beats the paper's",
-        "",
-        "vit_head",
-        "both − SuperCLIP",
-    ),
-    Claim("… and a head on the class token", "", "vit_head", "both − pooled"),
-    Claim(
-        "Small ViT: better frozen patch tokens: segmentation",
-        "Table 7 (tuned towers)",
+    Row(
         "vit_dense",
+        "… are its frozen patch tokens better (mIoU)?",
         "SuperCLIP − CLIP",
+        ": scores near chance",
     ),
-    Claim("… depth", "", "vit_dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
-    Claim(
-        "Unseen drawings, small ViT: better zero-shot, CLIP's rate",
-        "",
+    Row("flip", "… is SuperFLIP better than FLIP?", "SuperFLIP − FLIP"),
+    Row("flip_head", "… with the head on the class token?", "class token − FLIP"),
+    Row("flip_longer", "… with twice the samples?", "SuperFLIP − FLIP", ": unequal rates"),
+    Row(
         "transfer",
+        "… on drawings by an unseen designer?",
         "SuperCLIP − CLIP",
+        "; open with the head on the class token",
     ),
-    Claim("… a head on the class token beats CLIP", "", "transfer", "pooled − CLIP"),
-    Claim("… and the paper's head", "", "transfer", "pooled − SuperCLIP"),
-    Claim(
-        "Small ViT: better zero-shot for objects whose words are not labels, CLIP's rate",
-        "",
-        HELD_OUT,
-        "SuperCLIP, half the words − CLIP",
+    Row(
+        "held_out_words",
+        "… for objects whose words are not labels?",
+        "pooled, half the words − CLIP",
     ),
-    Claim("… a head on the class token beats CLIP", "", HELD_OUT, "pooled, half the words − CLIP"),
-    Claim(
-        "Unseen drawings, ResNet: careless captions reduce the gain",
-        "",
-        TWO_FACTORS,
-        "SuperCLIP − CLIP, careless − clean captions",
-        -1,
-    ),
-    Claim(
-        "… a long tail reduces the gain",
-        "",
-        TWO_FACTORS,
-        "SuperCLIP − CLIP, Zipf's − equal frequencies",
-        -1,
-    ),
-    Claim(
-        "Unseen drawings, ResNet: more objects reduce the gain",
-        "",
-        OBJECTS,
-        "SuperCLIP − CLIP, 100 − 25 objects",
-        -1,
-    ),
-    Claim(
-        "… fewer scenes of each object reduce the gain",
-        "",
-        OBJECTS,
-        "SuperCLIP − CLIP, 128 − 512 scenes of each",
-        -1,
-    ),
-    Claim(
-        "Long tail, careless captions, unseen drawings: better zero-shot, small ViT",
-        "",
+    Row(
         "natural",
+        "… with a long tail and careless captions?",
         "SuperCLIP − CLIP",
+        ": unequal rates",
     ),
-    Claim("… with the head on the class token", "", "natural", "pooled − CLIP"),
-    Claim(
-        "Beyond the paper, same data: gradients of equal norm beat the paper's recipe",
-        "",
-        "ideas",
-        "equal gradients − SuperCLIP",
-    ),
-    Claim("… and the head on the class token alone", "", "ideas", "equal gradients − pooled"),
-    Claim(
-        "Better frozen patch tokens: segmentation",
-        "Table 7 (tuned towers)",
-        "dense",
-        "SuperCLIP − CLIP",
-    ),
-    Claim("… depth", "", "dense", "SuperCLIP − CLIP", -1, measure="depth_RMSE"),
-    Claim(
-        "Fine-tuning of two pretrained towers on 512 images: better image→text R@1",
-        "",
+    Row("ideas", "… is any of ten changes of the class loss better?", "equal gradients − pooled"),
+    Row(
         "stamps",
+        "two joined towers, fine-tuned on 512 images: is SuperCLIP better?",
         "SuperCLIP − CLIP",
+        " in image→text R@1",
     ),
-    Claim("… with the head on the pooled vector", "", "stamps", "pooled − CLIP"),
-    Claim(
-        "… on 6,144 scenes with a long tail and careless captions: better zero-shot",
-        "",
+    Row(
         "natural_towers",
+        "… on 6,144 scenes, each method at its own rate?",
         "SuperCLIP − CLIP",
+        ": unequal rates",
     ),
-    Claim("… with the head on the pooled vector", "", "natural_towers", "pooled − CLIP"),
-    Claim("… both at the head's rate", "", "natural_towers_equal", "SuperCLIP − CLIP"),
-    Claim("… with the head on the pooled vector", "", "natural_towers_equal", "pooled − CLIP"),
-    Claim(
-        "… with the paper's head: IDF weights help",
-        "ImageNet 44.8 → 47.1 (Table 10)",
-        "natural_idf",
-        "SuperCLIP − IDF off",
-    ),
-    Claim(
-        "Dropping the pairs with the highest class loss repairs CLIP's training on wrong captions",
-        "",
-        AUDIT,
-        "kept by class loss of SuperCLIP − all pairs, CLIP",
-        page="audit/README.md",
-    ),
-    Claim(
-        "… better than dropping by CLIP's own CLIP score",
-        "",
-        AUDIT,
+    Row("natural_towers_equal", "… at equal rates?", "SuperCLIP − CLIP"),
+    Row("natural_idf", "… do IDF weights help?", "SuperCLIP − IDF off"),
+    Row(
+        "audit",
+        "wrong captions: does the class loss select pairs better than CLIP's score?",
         "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP",
-        page="audit/README.md",
     ),
-    Claim(
-        "… the same, training SuperCLIP",
-        "",
-        AUDIT,
-        "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, SuperCLIP",
-        page="audit/README.md",
+    Row(
+        "vit/earlier",
+        "small ViT, earlier: is SuperCLIP better than CLIP?",
+        "SuperCLIP − CLIP",
+        ": unequal rates",
+    ),
+    Row(
+        "flip/earlier",
+        "small ViT, earlier: is SuperFLIP better than FLIP?",
+        "SuperFLIP − FLIP",
+        ": unequal rates",
+    ),
+    Row(
+        "batch_size/earlier",
+        "small ResNet, earlier: is the gain larger at small batches?",
+        "SuperCLIP − CLIP, per doubling",
     ),
 ]
-
-
-def tested(claim: Claim, comparisons: Sequence[Comparison]) -> Comparison | None:
-    """The comparison that tests a claim, None if its study has no record yet."""
-    for comparison in comparisons:
-        is_measure = comparison.measure == claim.measure if claim.measure else comparison.is_primary
-        if is_measure and (comparison.study, comparison.name) == (claim.study, claim.comparison):
-            return comparison
-    return None
-
-
-def p_text(p: float) -> str:
-    digits = 4 if f"{p:.3f}" == "0.050" else 3 if p < 0.1 else 2
-    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
-
-
-# of a study's test images and captions; the others have seen drawings and clean captions
-CONDITIONS = {
-    "unseen_drawings": "unseen, clean",
-    "batch_size": "unseen, clean",
-    TWO_FACTORS: "unseen, both",
-    OBJECTS: "unseen, clean, 25 names",
-    "natural": "unseen, careless",
-    "ideas": "unseen, careless",
-    "captions": "seen, as named",
-    "transfer": "unseen, clean",
-    "stamps": "unseen, human",
-    "natural_towers": "unseen, careless",
-    "natural_towers_equal": "unseen, careless",
-    "natural_idf": "unseen, careless",
-    AUDIT: "seen, some wrong",
-}
-
-
-def evidence_table(comparisons: Sequence[Comparison]) -> str:
-    """A row per claim; all models train from scratch."""
-    lines = [
-        "| claim | paper | drawings, captions | here | n | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in CLAIMS:
-        comparison = tested(claim, comparisons)
-        if comparison is None:
-            continue
-        here = f"{comparison}"
-        if comparison.means:
-            here = f"{comparison.means[0]:.1f} → {comparison.means[1]:.1f}, {here}"
-        condition = CONDITIONS.get(claim.study, "seen, clean")
-        row = [
-            f"[{claim.text}]({claim.link})",
-            claim.paper,
-            condition,
-            here,
-            f"{comparison.n}",
-            _verdict_text(claim, comparison),
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
-
-
-def _verdict_text(claim: Claim, comparison: Comparison) -> str:
-    if comparison.flaw:
-        return f"cannot answer: {comparison.flaw}"
-    text = f"**{comparison.verdict(claim.sign)}**"
-    if any(comparison.differences):
-        text += f", {p_text(comparison.holm)}"
-    if comparison.depends_on_family:
-        text += f" (over all studies: {p_text(comparison.holm_of_all)})"
-    return f"{text} ‡" if comparison.note else text
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of docs/when.md: a use, the study nearest to it, and the comparisons with CLIP."""
+    """A row of the figure of docs/results.md."""
 
+    group: str
     text: str
-    data: str
-    study: str = ""
-    paper_head: str = ""
-    pooled: str = ""
+    study: str
+    comparison: str
+
+    def of(self, comparisons: Sequence[Comparison]) -> Comparison:
+        """Its comparison by zero-shot accuracy, or by the primary measure of `stamps`."""
+        measure = "" if self.study == "stamps" else "zero_shot"
+        return find(comparisons, self.study, self.comparison, measure)
 
 
+FAMILIAR = "From scratch, test images like the training images"
+NEW = "From scratch, new kinds of test images"
+TUNED = "Fine-tuning of two joined towers"
+CONTROLS = "Controls, from scratch"
 CASES = [
+    Case(FAMILIAR, "small ResNet", "placebos", "SuperCLIP − CLIP"),
+    Case(FAMILIAR, "small ViT", "vit", "SuperCLIP at CLIP's rate − CLIP"),
+    Case(FAMILIAR, "small ViT, four times the samples", "vit_samples", "SuperCLIP − CLIP"),
+    Case(FAMILIAR, "small ViT, head on the class token", "vit_deep", "pooled − CLIP"),
+    Case(NEW, "small ResNet", "unseen_drawings", "SuperCLIP − CLIP"),
     Case(
-        "from scratch, test images like the training images, ResNet",
-        "20,480 scenes, clean captions; tests show the drawings of training",
-        "placebos",
-        "SuperCLIP − CLIP",
-    ),
-    Case(
-        "… small ViT",
-        "the same",
-        "vit",
-        "SuperCLIP at CLIP's rate − CLIP",
-        "pooled − CLIP",
-    ),
-    Case(
-        "from scratch, test images of another kind, ResNet",
-        "20,480 scenes, clean captions; tests show the same objects by an unseen designer",
-        "unseen_drawings",
-        "SuperCLIP − CLIP",
-    ),
-    Case(
-        "… in a second study",
-        "the same, other scenes",
+        NEW,
+        "small ResNet, other scenes for each seed",
         TWO_FACTORS,
         "SuperCLIP − CLIP, clean captions, equal frequencies",
     ),
     Case(
-        "… careless captions",
-        "20,480 scenes, a third of the objects unnamed, "
-        "a fifth of the captions with wrong words; tests by an unseen designer",
-        TWO_FACTORS,
-        "SuperCLIP − CLIP, careless captions, equal frequencies",
-    ),
-    Case(
-        "… clean captions, long tail",
-        "20,480 scenes, object frequencies differ by up to a factor of 34; "
-        "tests by an unseen designer",
-        TWO_FACTORS,
-        "SuperCLIP − CLIP, clean captions, Zipf's frequencies",
-    ),
-    Case(
-        "… careless captions and long tail",
-        "both; tests by an unseen designer",
+        NEW,
+        "small ResNet, careless captions and long tail",
         TWO_FACTORS,
         "SuperCLIP − CLIP, careless captions, Zipf's frequencies",
     ),
     Case(
-        "… fewer objects and scenes (among 25 names)",
-        "1,280 scenes of 25 objects, clean captions, 32 passes; tests by an unseen designer",
+        NEW,
+        "small ResNet, among 25 names",
         OBJECTS,
-        "SuperCLIP − CLIP, 25 objects, 128 scenes of each",
+        "SuperCLIP − CLIP, 100 objects, 512 scenes of each",
     ),
-    Case(
-        "… the 100 objects, fewer scenes of each (among 25 names)",
-        "5,120 scenes of 100 objects, clean captions, 8 passes; tests by an unseen designer",
-        OBJECTS,
-        "SuperCLIP − CLIP, 100 objects, 128 scenes of each",
-    ),
-    Case(
-        "… small ViT, clean captions",
-        "20,480 scenes, clean captions; tests by an unseen designer",
-        "transfer",
-        "SuperCLIP − CLIP",
-        "pooled − CLIP",
-    ),
-    Case(
-        "… small ViT, long tail and careless captions",
-        "20,480 scenes, a third of the objects unnamed, "
-        "a fifth of the captions with wrong words; "
-        "tests by an unseen designer",
-        "natural",
-        "SuperCLIP − CLIP",
-        "pooled − CLIP",
-    ),
-    Case(
-        "fine-tuning of pretrained towers, few pairs (image→text R@1)",
-        "512 images, captions by people",
-        "stamps",
-        "SuperCLIP − CLIP",
-        "pooled − CLIP",
-    ),
-    Case(
-        "… long tail and careless captions",
-        "6,144 scenes, a third of the objects unnamed, "
-        "a fifth of the captions with wrong words; "
-        "tests by an unseen designer",
-        "natural_towers",
-        "SuperCLIP − CLIP",
-        "pooled − CLIP",
-    ),
-    Case("2,000 pairs with captions by people, from scratch", ""),
-    Case("2,000 to 100,000 pairs, fine-tuning of released weights", ""),
+    Case(NEW, "small ResNet, batch sizes 16 to 256", "batch_size", "SuperCLIP − CLIP, mean"),
+    Case(NEW, "small ViT", "transfer", "SuperCLIP − CLIP"),
+    Case(NEW, "small ViT, head on the class token", "transfer", "pooled − CLIP"),
+    Case(NEW, "small ViT, careless captions and long tail", "natural", "SuperCLIP − CLIP"),
+    Case(TUNED, "512 images with captions by people", "stamps", "SuperCLIP − CLIP"),
+    Case(TUNED, "6,144 scenes, equal rates", "natural_towers_equal", "SuperCLIP − CLIP"),
+    Case(TUNED, "6,144 scenes, each at its own rate", "natural_towers", "SuperCLIP − CLIP"),
+    Case(CONTROLS, "captions of other images", "placebos", "captions shuffled − CLIP"),
+    Case(CONTROLS, "a constant target", "vit_controls", "constant target − CLIP"),
 ]
 
 
-def cases_table(comparisons: Sequence[Comparison]) -> str:
-    """A row for each use: the differences from CLIP by the primary measure, or that there are
-    none yet."""
-    lines = [
-        "| your case | data of the study | CLIP | the paper's head − CLIP | `pooled` − CLIP | n |",
-        "|---|---|---|---|---|---|",
-    ]
-    measures = {
-        comparison.study: comparison.measure for comparison in comparisons if comparison.is_primary
-    }
-    by_name = {
-        (comparison.study, comparison.name): comparison
-        for comparison in comparisons
-        if comparison.measure == measures.get(comparison.study)
-    }
-    for case in CASES:
-        head = by_name.get((case.study, case.paper_head))
-        pooled = by_name.get((case.study, case.pooled))
-        data = f"[{case.data}](studies/{case.study}/README.md)" if case.study else ""
-        row = [data, "", "not finished" if case.study else "not measured", "", ""]
-        if head:
-            differences = [_bold(head), _bold(pooled) if pooled else "–"]
-            row = [data, f"{head.means[0]:.1f}", *differences, f"{head.n}"]
-        lines.append(f"| {case.text} | {' | '.join(row)} |")
-    return "\n".join(lines)
+def cases(comparisons: Sequence[Comparison]) -> list[tuple[Case, Comparison]]:
+    """The rows of the figure, corrected as one family, so that one rule decides all of them."""
+    rows = [(case, replace(case.of(comparisons))) for case in CASES]
+    p_values = holm([comparison.p for _, comparison in rows])
+    for (_, comparison), p in zip(rows, p_values, strict=True):
+        comparison.holm = p
+    return rows
 
 
-def _bold(comparison: Comparison) -> str:
-    return f"**{comparison}**" if comparison.holm <= 0.05 else f"{comparison}"
+def find(comparisons: Sequence[Comparison], study: str, name: str, measure: str = "") -> Comparison:
+    """The comparison of a study by a measure, or by its primary one."""
+    for comparison in comparisons:
+        is_measure = comparison.measure == measure if measure else comparison.is_primary
+        if is_measure and (comparison.study, comparison.name) == (study, name):
+            return comparison
+    raise ValueError(f"expected a comparison {name} of {study}")
+
+
+def index_table(comparisons: Sequence[Comparison]) -> str:
+    rows = [row.text(comparisons) for row in INDEX]
+    return "\n".join(["| study | question | answer | n |", "|---|---|---|---|", *rows])
 
 
 def study_table(comparisons: Sequence[Comparison]) -> str:
@@ -949,15 +706,15 @@ def study_table(comparisons: Sequence[Comparison]) -> str:
             f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | "
             f"{row[measures[0]].n} |"
         )
-    note = (
-        "Bold: significant at 5 % after Holm's correction. †: the interval excludes zero, "
-        "but not after correction."
-    )
+    note = "Bold: significant after [correction](../README.md#methods). †: before it alone."
+    if comparisons[0].study.endswith("/earlier"):
+        note = note.replace("../", "../../")
     if all(comparison.flaw for comparison in comparisons):
-        note = f"This study cannot answer ({comparisons[0].flaw}), so it has no verdicts."
+        note = f"Open: {comparisons[0].flaw}."
     elif comparisons[0].flaw:
-        flaw = comparisons[0].flaw
-        note = f"The primary measure cannot answer ({flaw}), so it has no verdicts. {note}"
+        note = f"The primary measure is open: {comparisons[0].flaw}. {note}"
+    if any(comparison.is_unequally_tuned for comparison in comparisons):
+        note += " ◦: open, at unequal rates that were chosen on few seeds."
     if any(comparison.depends_on_family for comparison in comparisons):
         note += " §: not significant if the primary comparisons of all studies are one family."
     if any(comparison.note for comparison in comparisons):
@@ -968,6 +725,8 @@ def study_table(comparisons: Sequence[Comparison]) -> str:
 def _marked(comparison: Comparison) -> str:
     if comparison.flaw:
         return f"{comparison}"
+    if comparison.is_unequally_tuned:
+        return f"{comparison} ◦"
     if comparison.holm <= 0.05:
         return f"**{comparison}** §" if comparison.depends_on_family else f"**{comparison}**"
     return f"{comparison} †" if comparison.p <= 0.05 else f"{comparison}"
@@ -988,7 +747,7 @@ class Welch:
         )
         half = t.ppf(0.975, freedom) * math.sqrt(sum(errors))
         mean = self.first.mean - self.other.mean
-        return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+        return interval_text(mean, mean - half, mean + half)
 
 
 def zero_shot(comparisons: Sequence[Comparison], study: str, name: str) -> Comparison:
@@ -1054,7 +813,9 @@ def shares_table(comparisons: Sequence[Comparison]) -> str:
     for head, half in HELD_OUT_HEADS.items():
         whole, without = gains[f"{head} − CLIP"], gains[f"{half} − CLIP"]
         share, low, high = share_that_remains(without, whole)
-        shown = f"{share:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "undetermined"
+        shown = "undetermined"
+        if math.isfinite(low):
+            shown = f"{share:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
         lines.append(f"| {head} | {whole} | {without} | {shown} |")
     return "\n".join(lines)
 
@@ -1213,7 +974,6 @@ def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
         numbers = [
             f"{value:.3f}" for value in (comparison.mean, comparison.std, *comparison.interval)
         ]
-        verdict = comparison.verdict(-1 if comparison.measure in LOWER_IS_BETTER else 1)
         primary = "yes" if comparison.is_primary else "no"
         p_values = [f"{comparison.p:.3g}", "" if comparison.flaw else f"{comparison.holm:.3g}"]
         p_values.append("" if comparison.holm_of_all is None else f"{comparison.holm_of_all:.3g}")
@@ -1226,7 +986,7 @@ def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
                 str(comparison.n),
                 *numbers,
                 *p_values,
-                verdict,
+                comparison.verdict,
             ]
         )
     return rows
@@ -1234,15 +994,9 @@ def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
     """The generated tables: by page, then by the name of the marker."""
-    made = {
-        DOCS / "evidence.md": {
-            "verdicts": evidence_table(comparisons),
-            "equal rates": equal_rates_table(comparisons),
-        }
-    }
-    made[DOCS / "when.md"] = {"cases": cases_table(comparisons)}
+    made = {HERE / "README.md": {"index": index_table(comparisons)}}
     for name in dict.fromkeys(comparison.study for comparison in comparisons):
-        page = DOCS / "audit/README.md" if name == AUDIT else HERE / name / "README.md"
+        page = HERE / name / "README.md"
         made[page] = {
             "verdicts": study_table(
                 [comparison for comparison in comparisons if comparison.study == name]
@@ -1256,6 +1010,7 @@ def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
         made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
     for study in FACTORS.keys() & {comparison.study for comparison in comparisons}:
         made[HERE / study / "README.md"]["fractions"] = fractions_table(comparisons, study)
+    made[HERE / "vit/README.md"]["equal rates"] = equal_rates_table(comparisons)
     made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
     made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
     flip = next(

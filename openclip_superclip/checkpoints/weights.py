@@ -159,7 +159,7 @@ def read_checkpoint(
     Includes the class head that an export saves in a separate file. Files are memory-mapped. Never
     runs code from a pickle.
 
-    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip export`.
     Without `checksums`, the content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
@@ -182,7 +182,7 @@ def read_checkpoint(
     if not of_authors and is_of_authors(weights):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
-            f"superclip import {shlex.quote(str(path))} --model MODEL --out FOLDER"
+            f"superclip export {shlex.quote(str(path))} --model MODEL --with-head --out FOLDER"
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES

@@ -44,8 +44,11 @@ def main(argv: list[str]) -> int:
         if options.action == "check":
             return _check(openclip)
         done = getattr(disk_patch, options.action)(openclip)
-    except (InputError, OSError) as error:
+    except InputError as error:
         to_stderr(f"error: {one_line(error)}")
+        return ERROR
+    except OSError as error:  # in reading, or in writing copies
+        to_stderr(f"error: {one_line(error)}; nothing was changed")
         return ERROR
     changed, unchanged = RESULTS[options.action]
     print(f"{openclip}: {changed if done else unchanged}")

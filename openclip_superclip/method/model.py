@@ -235,7 +235,7 @@ class _WithClassHead:
     ) -> Tensor:
         """Returns `scale` times the class losses, float32 [B], of head_input [B, W] and words
         [B, L]."""
-        return self.class_head(head_input, words, self._idf_weights(), scale)
+        return scale * self.class_head(head_input, words, self._idf_weights())
 
     def _idf_weights(self) -> Tensor:
         """Returns the weight of each word, float32 [V]."""
