@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from .errors import CONTROL, printable
+from .errors import IN_TEXT, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
-
-# not the ends of lines and tabs, which csv quotes or keeps
-IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")
 
 
 def html_template(module: str, **filters: Callable) -> Template:
@@ -181,7 +178,7 @@ def _harmless(cell: object) -> object:
     would compute."""
     if not isinstance(cell, str):
         return cell
-    cell = printable(cell.replace("\r", " "), IN_CELLS)  # csv does not quote \r
+    cell = printable(cell.replace("\r", " "), IN_TEXT)  # csv does not quote \r
     if not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell
     try:
