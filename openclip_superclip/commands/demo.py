@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..errors import Parser, at_least, no_effect
+from ..errors import Parser, at_least, no_effect, to_stdout
 from ..extras import require
 from ..files import check_results, make_folder
 from ..runs.signals import stopped_by_signals
@@ -18,10 +18,10 @@ def main(argv: list[str]) -> int:
     the exit code."""
     options = _parse(argv)
     if options.write_evaluation:
-        print(_write_evaluation(options))
+        to_stdout(_write_evaluation(options))
         return 0
     if options.data_only:
-        print(_write_training_data(options))
+        to_stdout(_write_training_data(options))
         return 0
     require("superclip demo", "report")
     out = options.out
@@ -42,10 +42,10 @@ def main(argv: list[str]) -> int:
 
         draw_predictions(out / "demo-images.png", results, out)
         draw_scores(out / "demo.png", results)
-    print(f"\n{results.tables()}")
+    to_stdout(f"\n{results.tables()}")
     if results.study.seeds == 1:
-        print("\nOne seed is only a test: superclip demo trains four.")
-    print(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
+        to_stdout("\nOne seed is only a test: superclip demo trains four.")
+    to_stdout(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
     return 0
 
 

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stdout
 from ..files import read_json
 from ..plans.cost import estimate_cost
 from ..plans.plan_text import plan_text, plan_values
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     if len(options.recipe) == 1 and is_recipe(options.recipe[0]):
         (options.recipe,) = options.recipe
         if options.yaml:
-            print(read_recipe(options.recipe, all_settings(options)).text, end="")
+            to_stdout(read_recipe(options.recipe, all_settings(options)).text, end="")
             return 0
         return _plan(options)
     for name, value in vars(options).items():
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
                 f"{flag_of(name)}: expected the name of one recipe before it; superclip plan "
                 f"{' '.join(options.recipe)} lists recipes"
             )
-    print(_list_of(options.recipe))
+    to_stdout(_list_of(options.recipe))
     return 0
 
 
@@ -103,9 +103,9 @@ def _plan(options: argparse.Namespace) -> int:
     checked = run.check_data(full=options.check) if reads_data else None
     if options.json:
         others = {"cost": cost, "rehearsal": rehearsed, "data_check": checked}
-        print(json.dumps(plan_values(run) | others, indent=1))
+        to_stdout(json.dumps(plan_values(run) | others, indent=1))
     else:
-        print(plan_text(run, cost, checked, rehearsed))
+        to_stdout(plan_text(run, cost, checked, rehearsed))
     return 1 if options.check and checked["bad"] else 0
 
 

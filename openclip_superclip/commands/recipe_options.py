@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ..checkpoints.trainer_files import RECORD
-from ..errors import InputError, Parser, at_least
+from ..errors import InputError, Parser, at_least, to_stdout
 from ..plans.cost import estimate_cost
 from ..plans.plan import make_run, settings_of_table
 from ..plans.plan_text import plan_text
@@ -155,7 +155,7 @@ def add_dry_run(parser: ArgumentParser) -> None:
 def print_plan(run: Run) -> None:
     """Prints the plan of --dry-run."""
     run.warnings.extend(run.check_shards())
-    print(plan_text(run, estimate_cost(run)))
+    to_stdout(plan_text(run, estimate_cost(run)))
 
 
 def add_settings(parser: ArgumentParser, *names: str) -> None:

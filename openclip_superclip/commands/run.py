@@ -6,7 +6,7 @@ import shlex
 import signal
 
 from ..environment import check_horovod
-from ..errors import InputError, Parser, at_least, to_stderr
+from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
 from ..files import check_results, write_json
 from ..plans.run import Run
 from ..runs.folder import RunFolder
@@ -117,7 +117,7 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
     machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"
     file = shlex.quote(f"{folder}/rehearsal.json")
     plan = f"superclip plan RECIPE {machines} --rehearsal {file}"
-    print(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
+    to_stdout(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
     if other := other_training(summary):
         to_stderr(
             "superclip run --rehearse: the resumed training differs from the uninterrupted one: "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.trainer_files import RECORD
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
-from ..errors import InputError, Parser, at_least, to_stderr
+from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
 from ..extras import require
 from ..files import is_own
 from ..flags import DataConfig
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
     if options.list:
         for path in study_files():
-            print(f"{path.stem}: {read_study(str(path)).question}")
+            to_stdout(f"{path.stem}: {read_study(str(path)).question}")
         return 0
     device = options.device
     if device is None and not options.only:
@@ -125,16 +125,16 @@ def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
 
         request = shared.slurm_request(options)
         submission = from_options(StudySubmission, options, configured=configured, request=request)
-        print(submission.dry_run() if options.dry_run else submission.submit())
+        to_stdout(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..runs.signals import stopped_by_signals
 
     if options.dry_run:
-        print(summary(runs))
+        to_stdout(summary(runs))
         return 0
     with stopped_by_signals():
         results = run_study(configured, 0 if options.only else options.jobs or 1)
-    print(
+    to_stdout(
         f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.csv, study.json, and "
         "the folders of the runs"
     )

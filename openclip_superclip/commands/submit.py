@@ -3,7 +3,7 @@
 import os
 import shlex
 
-from ..errors import InputError, Parser, to_stderr
+from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..plans.cost import estimate_cost
 from ..plans.run import Run
 from ..runs.folder import RunFolder
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     if options.dry_run:
         print_plan(run)
-        print(f"\n{job.file}:\n{job.text}", end="")
+        to_stdout(f"\n{job.file}:\n{job.text}", end="")
         return 0
     accepted_data(run, "submit", reads_data=not options.skip_data_check)
     _fetch_pretrained(run)
@@ -60,14 +60,14 @@ def main(argv: list[str]) -> int:
         request.keep_setup(folder.path)
         number = job.submit()
         folder.note_submission(number)
-    print(
+    path = shlex.quote(str(folder.path))
+    to_stdout(
         f"job {number} is in the queue: {folder.path}, {request.nodes} × "
-        f"{request.gpus_per_node} processes; {job.file}",
-        f"  squeue --jobs {number}",
-        f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}",
-        f"  superclip status {shlex.quote(str(folder.path))}",
-        f"  scancel {number}",
-        sep="\n",
+        f"{request.gpus_per_node} processes; {job.file}\n"
+        f"  squeue --jobs {number}\n"
+        f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}\n"
+        f"  superclip status {path}\n"
+        f"  scancel {number}"
     )
     return 0
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..openclip.train import check_command
 from .model_size import FLOAT, ModelSize, model_size
 from .run import Run
@@ -83,7 +84,10 @@ def estimate_cost(
 
 
 def counts_of(run: Run) -> dict:
-    """Returns the plan's numbers of parameters, bytes and multiplications."""
+    """Returns the plan's numbers of parameters, bytes and multiplications; InputError for a folder
+    of the demo that is missing."""
+    if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
+        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
     size = model_size(run.recipe)
     return _count(run) if size is None else _counts_of_size(size)
 
