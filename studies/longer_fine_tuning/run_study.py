@@ -113,13 +113,14 @@ def write_text_whole(file: Path, text: str) -> None:
 def train_and_measure(run: Run, sizes: Sizes, results: Path) -> None:
     """Trains a run in the current folder, measures it, and writes its result."""
     import torch
+    from openclip_superclip.lab.demo import natural
+    from openclip_superclip.lab.demo.scenes import write_scenes
+    from openclip_superclip.lab.words.open_checkpoint import open_checkpoint
+
     from openclip_superclip.checkpoints.began_with import versions_of_run
     from openclip_superclip.checkpoints.weights import read_checkpoint
     from openclip_superclip.environment import keep_freed_memory, processor
     from openclip_superclip.files import content_digest
-    from openclip_superclip.lab.demo import natural
-    from openclip_superclip.lab.demo.scenes import write_scenes
-    from openclip_superclip.lab.words.open_checkpoint import open_checkpoint
     from openclip_superclip.plans.plan import make_run
     from openclip_superclip.plans.recipe_files import read_recipe
 
@@ -261,6 +262,7 @@ def head_scores(opened, preprocess, names: list[str], shown: list):
     words` computes them."""
     import torch
     from openclip_superclip.lab.words.lexicon import WordProbabilities, lexicon
+
     from openclip_superclip.method.head_input import head_input_map
 
     model = opened.model
@@ -285,7 +287,7 @@ def average_precision(scores, is_in) -> float:
     order = scores.argsort(descending=True)
     scores = scores[order]
     found = is_in[order].double().cumsum(dim=0)
-    ends = (scores[1:] != scores[:-1]).nonzero().squeeze(1).tolist() + [len(scores) - 1]
+    ends = [*(scores[1:] != scores[:-1]).nonzero().squeeze(1).tolist(), len(scores) - 1]
     total = 0.0
     before = 0.0
     for end in ends:
@@ -332,10 +334,10 @@ def commit(file: Path, results: Path) -> None:
             write_text_whole(readme, new)
         paths = [str(file), str(readme)]
         for _ in range(10):
-            add = subprocess.run(["git", "-C", str(HERE), "add", "--", *paths])
+            add = ["git", "-C", str(HERE), "add", "--", *paths]
             message = "studies: add finished runs of longer_fine_tuning"
             command = ["git", "-C", str(HERE), "commit", "-q", "-m", message, "--", *paths]
-            if add.returncode == 0 and subprocess.run(command).returncode == 0:
+            if not (subprocess.call(add) or subprocess.call(command)):
                 return
             time.sleep(30)
         print(f"{now()} {file.name} could not be committed", flush=True)
@@ -351,11 +353,11 @@ def work_on(run: Run, options: argparse.Namespace) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with open(options.work / "logs" / f"{run.name}.log", "w") as log:
-        process = subprocess.run(
+        exit_code = subprocess.call(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
     file = options.results / f"{run.name}.json"
-    good = process.returncode == 0 and is_complete(file, run)
+    good = exit_code == 0 and is_complete(file, run)
     print(f"{now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
     if good and options.commit:
         commit(file, options.results)
