@@ -2,61 +2,50 @@
 
 import contextlib
 import difflib
-import functools
 import importlib
-import keyword
 import os
-import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from . import __version__
-from .environment import replaced
-from .errors import CONTROL, InputError, one_line, printable, to_stderr
+from .errors import InputError, one_line, printable, to_stderr
 from .files import is_full, why_full
 from .removed import COMMANDS as REMOVED
 from .runs.signals import Stopped
 
 GROUPS = {
-    "start": {
-        "demo": "train CLIP and SuperCLIP on real drawings on this machine, and compare them",
+    "try": {
+        "demo": "train CLIP and SuperCLIP on real drawings here, and compare them",
+    },
+    "train": {
         "train": "train with OpenCLIP, with or without --superclip",
-        "study": "compare methods over paired seeds, here or on SLURM",
+        "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
+        "average": "average checkpoints, or interpolate between two",
     },
     "your data": {
-        "shards": "convert a table, an image folder or COCO's JSON to WebDataset",
-        "frequencies": (
-            "count the captions of a data set that contain each token, for --superclip-idf FILE"
-        ),
-    },
-    "weights": {
-        "import": "convert a checkpoint of SuperCLIP's authors into a model for --superclip",
-        "export": "convert a checkpoint to plain CLIP, for OpenCLIP or transformers",
-        "average": "average checkpoints, or interpolate between two of them (WiSE-FT)",
+        "frequencies": "count the captions that contain each token, for --superclip-idf FILE",
+        "study": "compare methods over paired seeds, here or on SLURM",
     },
     "cluster": {
-        "recipes": "list the recipes: method, model, data, batch, samples, the paper's value",
-        "plan": "compute a recipe's steps, cost and command, and check its data",
-        "rehearse": "measure speed and memory on the run's own machines, in a few minutes",
+        "plan": "list the recipes; compute a recipe's steps and cost, and check its data",
         "run": "train a recipe on this machine, into a folder that records the run",
         "submit": "train a recipe on SLURM",
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
     },
-    "results": {
-        "evaluate": (
-            "evaluate checkpoints: zero-shot, retrieval, probes, segmentation, with intervals"
-        ),
-        "report": "compare runs and the paper on one page: losses, scores, cost",
-        "words": "show the words that the class head finds in images, and their locations",
+    "scores": {
+        "evaluate": "evaluate checkpoints, and show runs beside each other",
+        "words": "show the words that the class head finds in images, and where",
     },
     "installation": {
-        "patch": "patch or unpatch OpenCLIP, so that its own training command accepts these flags",
-        "doctor": "print versions, devices, extras, disk and SLURM, to paste into an issue",
+        "patch": "patch OpenCLIP so that its own training command accepts these flags",
+        "doctor": "print versions, devices, extras, disk and SLURM, for an issue",
     },
 }
+# until they are removed
+UNLISTED = ("report",)
 
 
 class Terminated(KeyboardInterrupt):
@@ -101,13 +90,12 @@ def _run(argv: list[str] | None) -> int:
             print(f"{title}:")
             for command, help in group.items():
                 print(f"  {command:<{width}}  {help}")
-            print()
-        print("superclip COMMAND --help lists its options.")
+        print("\nsuperclip COMMAND --help lists its options.")
         return 0
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
-    if name not in COMMANDS:
+    if name not in (*COMMANDS, *UNLISTED):
         to_stderr(f"error: {_unknown_command(name)}")
         return 2
     try:
@@ -143,9 +131,7 @@ def _call(name: str, argv: list[str]) -> int:
 
         with explained_errors():
             return train(argv)
-    module = f"{name}_" if keyword.iskeyword(name) else name
-    with printable_output():
-        return importlib.import_module(f".commands.{module}", __package__).main(argv)
+    return importlib.import_module(f".commands.{name}", __package__).main(argv)
 
 
 @contextlib.contextmanager
@@ -175,25 +161,6 @@ def _raises_at_sigterm() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-# Not the ends of lines, tabs, and how a progress bar returns to its line.
-UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
-
-
-@contextlib.contextmanager
-def printable_output() -> Iterator[None]:
-    """A context in which names and texts from files cannot send control characters to the
-    terminal."""
-    with contextlib.ExitStack() as stack:
-        for stream in (sys.stdout, sys.stderr):
-            write = functools.partial(_write, stream.write)
-            stack.enter_context(replaced(stream, write=write))
-        yield
-
-
-def _write(write: Callable[[str], int], text: str) -> int:
-    return write(printable(text, UNWANTED))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""Devices, versions and processes of this machine and Python, and results that are kept."""
+"""Devices, versions and processes of this machine and Python."""
 
 import ctypes
-import hashlib
-import importlib.util
-import json
+import importlib
 import os
 import platform
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from .errors import InputError, reason
-from .files import json_or_empty, shipped_folder, write_json
+from .files import shipped_folder
 
 # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX: all memory is in one heap, which keeps a
 # gigabyte that is free
@@ -63,37 +61,6 @@ def versions(*names: str) -> dict[str, str]:
     return {
         name: platform.python_version() if name == "python" else version(name) for name in names
     }
-
-
-CACHE = Path(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "openclip-superclip"
-)
-
-
-def kept(name: str, inputs: object, compute: Callable[[], dict]) -> dict:
-    """Returns the result of `compute`, a JSON object, from the user's cache if it contains one for
-    the same inputs, packages and source files."""
-    packages = versions("python", "openclip-superclip", "open_clip_torch", "torch", "timm")
-    content = json.dumps([inputs, packages, *_sources()], sort_keys=True, default=str)
-    folder = CACHE / name
-    file = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    result = json_or_empty(file)
-    if not result:
-        result = compute()
-        with suppress(OSError):  # without a cache, it is computed again the next time
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, result)
-    return result
-
-
-def _sources() -> Iterator[tuple[str, int, int]]:
-    """Yields name, size and time of the source files of this package and OpenCLIP, which users
-    patch."""
-    for package in ("openclip_superclip", "open_clip", "open_clip_train"):
-        folder = Path(importlib.util.find_spec(package).origin).parent
-        for file in sorted(folder.rglob("*.py")):
-            stat = file.stat()
-            yield str(file), stat.st_size, stat.st_mtime_ns
 
 
 def processor() -> str:

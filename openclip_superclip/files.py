@@ -178,7 +178,7 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# Files of export, import and tokenizers: --overwrite may only replace a folder of such files.
+# Files of export and tokenizers: --overwrite may only replace a folder of such files.
 MODEL_FILES = {
     "README.md",
     "open_clip_config.json",
@@ -260,11 +260,6 @@ def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
             f"--out: {folder} contains {found[0]}, which this command did not write; give "
             "another name"
         )
-
-
-def keep_private(copy: Path, source: Path) -> None:
-    """Removes the permissions of a copy that its source does not have."""
-    copy.chmod(copy.stat().st_mode & source.stat().st_mode)
 
 
 def file_identity(path: Path) -> str | None:

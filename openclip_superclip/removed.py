@@ -42,6 +42,20 @@ FIELDS = {  # of recipes, and of run.json
 }
 
 
+def without_removed(values: dict, prefix: str = "") -> tuple[dict, list[str]]:
+    """Returns the fields of a recipe or a run without the removed ones, and a line about each
+    removed one that had a value; `prefix` is "superclip." for those of the class loss."""
+    kept = {}
+    lines = []
+    for name, value in values.items():
+        reason = FIELDS.get(f"{prefix}{name}")
+        if reason is None:
+            kept[name] = value
+        elif value:
+            lines.append(f"the field {prefix}{name} was removed: {reason}")
+    return kept, lines
+
+
 def removed_flag(message: str) -> str:
     """Returns what to use instead of the first removed flag in a parser's error, "" for none."""
     for word in message.split():

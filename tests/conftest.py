@@ -48,7 +48,6 @@ from support.training_runs import (
     shell_words,
 )
 
-from openclip_superclip import environment
 from openclip_superclip.demo import data
 from openclip_superclip.openclip import current, hook_calls
 
@@ -89,14 +88,6 @@ def pytest_xdist_auto_num_workers():
     """Two more than cores: two files of tests wait for clusters most of the
     time, and leave the cores to the others."""
     return (os.cpu_count() or 1) + 2
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory):
-    """Keeps what plans compute in a folder of the tests instead of the
-    user's."""
-    with environment.replaced(environment, CACHE=tmp_path_factory.mktemp("cache")):
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Reads, checks, averages, imports and exports checkpoints."""
+"""Reads, checks, averages and exports checkpoints."""
 
 # of OpenCLIP's model folders
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

@@ -22,7 +22,6 @@ class BestEpoch:
     epoch: int
     measure: str
     score: float  # percent
-    last: int  # the last epoch with a score
 
     def __str__(self) -> str:
         return (
@@ -65,17 +64,8 @@ def best_epoch(run: Path) -> BestEpoch | None:
                 ranks[epoch] = (statistics.mean(values), -loss, -epoch)
         if ranks:
             best = max(ranks, key=ranks.get)
-            return BestEpoch(best, measure, 100 * ranks[best][0], max(ranks))
+            return BestEpoch(best, measure, 100 * ranks[best][0])
     return None
-
-
-def why_stopped_early(run: Path, patience: int) -> str:
-    """Returns why a run ends before its last epoch, "" if it goes on: its validation score has not
-    improved for `patience` epochs; 0 for never."""
-    best = best_epoch(run) if patience else None
-    if best is None or best.last - best.epoch < patience:
-        return ""
-    return f"no better validation score for {best.last - best.epoch} epochs; {best}"
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -17,11 +17,20 @@ from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..data.captions import PADDING
 from ..errors import InputError
 from ..files import check_out, whole_output, write_text
-from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of
+from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
 from .architecture import Architecture, architecture_of, expected_head, fit
+from .authors import RELEASED_BATCH, from_authors
 from .hugging_face import write_clip_model
 from .model_card import MADE_WITH, model_card, usage_of
-from .weights import Weights, check_match, check_values, fixed_idf, read_checkpoint, save_weights
+from .weights import (
+    Checkpoint,
+    Weights,
+    check_match,
+    check_values,
+    fixed_idf,
+    read_checkpoint,
+    save_weights,
+)
 
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -133,8 +142,36 @@ def _write_tokenizer(folder: Path, architecture: Architecture, text_cfg: dict) -
         }
 
 
+def read_source(
+    file: Path, model: str | None, *, tag: str, global_batch: int | None
+) -> tuple[Checkpoint, str]:
+    """Returns the checkpoint to export, and a warning about it, "" for none.
+
+    `tag` is that of a file of `model`'s released weights, "" for other files. `global_batch` is the
+    number of captions per step of a run of the SuperCLIP authors' code.
+    """
+    checkpoint = read_checkpoint(file, of_authors=True)
+    if is_of_authors(checkpoint.weights):
+        global_batch = global_batch or RELEASED_BATCH
+        weights, is_whole = from_authors(checkpoint.weights, global_batch, file)
+        warning = (
+            f"--global-batch {global_batch} does not give integer counts, which were rounded: the "
+            "run used another global batch size, or several"
+        )
+        return replace(checkpoint, weights=weights), "" if is_whole else warning
+    if global_batch is not None:
+        raise InputError(
+            f"--global-batch has no effect: {file} is not a checkpoint of SuperCLIP's authors"
+        )
+    if tag:
+        quick_gelu = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")
+        of_tag = {"pretrained": tag, "force_quick_gelu": quick_gelu}
+        checkpoint = replace(checkpoint, options=of_tag)
+    return checkpoint, ""
+
+
 def export(
-    file: Path,
+    checkpoint: Checkpoint,
     out: Path,
     *,
     model: str | None,
@@ -142,25 +179,20 @@ def export(
     with_head: bool,
     overwrite: bool,
     hub: str | None,
-    tag: str,
 ) -> tuple[str, str]:
     """Writes the folder `out`, which is never left incomplete; returns the model's name, and code
     that opens it.
 
-    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded. `tag` is that of a
-    file of `model`'s released weights, "" for other files.
+    `hub` is the repository, OWNER/NAME, to which the folder will be uploaded.
     """
-    checkpoint = read_checkpoint(file)
-    if tag:
-        quick_gelu = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")
-        of_tag = {"pretrained": tag, "force_quick_gelu": quick_gelu}
-        checkpoint = replace(checkpoint, options=of_tag)
+    file = checkpoint.path
     head = checkpoint.head()
     if with_head and not head:
         raise InputError(f"--with-head: {file} contains no class head")
     if hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub):
         raise InputError(f"--hub is {hub}; expected the name of a repository, OWNER/NAME")
     recorded = architecture_of(checkpoint, model)
+    recorded.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     inputs = [file, *recorded.name.split("local-dir:")[1:]]
     check_out(out, inputs, MADE_WITH[0], "README.md", overwrite=overwrite)
     architecture, weights = fit(recorded, checkpoint.without_head())

@@ -159,7 +159,7 @@ def read_checkpoint(
     Includes the class head that an export saves in a separate file. Files are memory-mapped. Never
     runs code from a pickle.
 
-    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip import`.
+    `of_authors` accepts a checkpoint of the SuperCLIP authors' code, for `superclip export`.
     Without `checksums`, the content of torch's files is not verified, which reads them completely.
     """
     file = file_of_weights(Path(path))
@@ -182,7 +182,7 @@ def read_checkpoint(
     if not of_authors and is_of_authors(weights):
         raise InputError(
             f"{path} is a checkpoint of SuperCLIP's authors: convert it with "
-            f"superclip import {shlex.quote(str(path))} --model MODEL --out FOLDER"
+            f"superclip export {shlex.quote(str(path))} --model MODEL --with-head --out FOLDER"
         )
     beside = file.with_name(HEAD_NAME)
     exported = Path(path).is_dir() or file.name in WEIGHTS_NAMES
@@ -217,17 +217,6 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
         of_file = frequencies.document_frequency, frequencies.num_captions
         counts = FixedIDF(*of_file, is_counted).state_dict(prefix="fixed_idf.")
     return {name: counts[name] for name in FIXED_IDF if name in counts}
-
-
-def holds_numbers(path: Path) -> bool:
-    """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot
-    be read."""
-    try:
-        return all(map(is_finite, read_checkpoint(path).weights.values()))
-    except InputError as error:
-        raise OSError(
-            f"{error}; if it is damaged, the same command trains its slice again"
-        ) from None
 
 
 def read_head(file: Path) -> tuple[Weights, dict]:

@@ -1,11 +1,11 @@
 """superclip export: converts a checkpoint to plain CLIP, for OpenCLIP or transformers without
-this package."""
+this package, with the class head if wanted."""
 
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
-from ..errors import Parser
-from .shared_options import add_output, add_switch
+from ..errors import Parser, at_least, to_stderr, to_stdout
+from .shared_options import add_count, add_output, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     add = parser.option
     add(
         "checkpoint",
-        "the folder of a run, a checkpoint of a run, a file of weights, or a model folder",
+        "the folder of a run, a checkpoint of a run, a file of weights, also of SuperCLIP's "
+        "authors, a model folder, or OpenCLIP's MODEL:TAG",
         type=Path,
     )
     add_switch(
@@ -31,8 +32,8 @@ def main(argv: list[str]) -> int:
     add_output(parser)
     add(
         "--model",
-        "an OpenCLIP model's name or a JSON file (default: the one in the folder or in the "
-        "run's params.txt)",
+        "an OpenCLIP model's name or a JSON file, such as the authors' (default: the one in the "
+        "folder or in the run's params.txt)",
         "--architecture",
     )
     add(
@@ -41,7 +42,18 @@ def main(argv: list[str]) -> int:
         choices=("openclip", "hf"),
         default="openclip",
     )
-    add_switch(parser, "--with-head", f"keep the class head and the counts in {HEAD_NAME}")
+    add_switch(
+        parser,
+        "--with-head",
+        f"keep the class head and the counts in {HEAD_NAME}: superclip words reads them, and "
+        "superclip train --superclip continues to train them",
+    )
+    add_count(
+        parser,
+        "--global-batch",
+        "of a checkpoint of SuperCLIP's authors, captions per step over all GPUs, to convert its "
+        "running means to counts (default: 16384, that of the released runs)",
+    )
     add(
         "--hub",
         "the repository on the Hugging Face hub to which you will upload the folder: "
@@ -49,8 +61,9 @@ def main(argv: list[str]) -> int:
         metavar="OWNER/NAME",
     )
     options = parser.parse_args(argv)
+    at_least(options, global_batch=1)
     from ..checkpoints.best_epoch import best_checkpoint
-    from ..checkpoints.export import export
+    from ..checkpoints.export import export, read_source
     from ..checkpoints.starting_weights import released_file
     from ..checkpoints.weights import checkpoint_of
 
@@ -66,15 +79,19 @@ def main(argv: list[str]) -> int:
         file = Path(released_file(str(file), "CHECKPOINT"))
     if file.parent.parent == options.checkpoint:
         which = f", {file.name} of {options.checkpoint}"
+    checkpoint, warning = read_source(
+        file, options.model, tag=tag, global_batch=options.global_batch
+    )
     model, usage = export(
-        file,
+        checkpoint,
         options.out,
         model=options.model,
         format=options.format,
         with_head=options.with_head,
         overwrite=options.overwrite,
         hub=options.hub,
-        tag=tag,
     )
-    print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
+    if warning:
+        to_stderr(f"warning: {warning}")
+    to_stdout(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

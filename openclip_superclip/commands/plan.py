@@ -1,87 +1,63 @@
-"""superclip plan: the steps, data, hardware and cost of a run before it starts, on one screen."""
+"""superclip plan: a list of the recipes; the steps, data, hardware and cost of a run before it
+starts, on one screen."""
 
 import argparse
 import json
-import os
-import re
-import shlex
-import textwrap
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stdout
 from ..files import read_json
-from ..plans.cost import A100_TFLOPS, CORE_GFLOPS, estimate_cost, estimate_memory
+from ..plans.cost import estimate_cost
+from ..plans.plan_text import plan_text, plan_values
 from ..plans.recipe import METHODS, Recipe
+from ..plans.recipe_files import is_recipe, read_recipe, shipped_recipes
 from ..plans.run import Run
-from ..rendering import bytes_text, significant
-from .recipe_options import add_recipe_options, planned_run
-from .rehearse import setup_of, whole_hours
+from ..runs.rehearsal import setup_of, whole_hours
+from .recipe_options import add_plan_options, all_settings, flag_of, planned_run
 from .shared_options import add_number, add_switch
 
 # in bfloat16, dense; data sheets
 GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
-PARTS = ("parameters", "gradients", "optimizer", "activations")
-MAX_BAD = 10  # bad shards or images to print
-OF_RUN = (  # its values that --json prints
-    "data",
-    "device",
-    "nodes",
-    "gpus_per_node",
-    "world_size",
-    "global_batch_size",
-    "batch_size",
-    "accum_freq",
-    "workers",
-    "samples",
-    "steps",
-    "slice_samples",
-    "slice_steps",
-    "warnings",
-)
+HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
 
 def main(argv: list[str]) -> int:
-    """Prints the plan and returns the exit code, 1 if --check finds a bad shard or image."""
-    options = _parse(argv)
-    run = planned_run(options, options.nodes, options.gpus_per_node, options.device)
-    reads_data = options.data is not None or options.check
-    warnings = run.check_shards()
-    if not reads_data:
-        run.warnings.extend(warnings)
-    speed = options.samples_per_second
-    rehearsed = None
-    if options.rehearsal:
-        rehearsed = read_rehearsal(options.rehearsal, run)
-        speed = rehearsed["samples_per_second"]["median"]
-    cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
-    memory = estimate_memory(run)
-    checked = run.check_data(full=options.check) if reads_data else None
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    **plan_values(run),
-                    "cost": cost,
-                    "memory": memory,
-                    "rehearsal": rehearsed,
-                    "data_check": checked,
-                },
-                indent=1,
+    """Prints the plan of a recipe, or the list of recipes, and returns the exit code, 1 if --check
+    finds a bad shard or image."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if len(options.recipe) == 1 and is_recipe(options.recipe[0]):
+        (options.recipe,) = options.recipe
+        if options.yaml:
+            to_stdout(read_recipe(options.recipe, all_settings(options)).text, end="")
+            return 0
+        return _plan(options)
+    for name, value in vars(options).items():
+        if name != "recipe" and value != parser.get_default(name):
+            raise InputError(
+                f"{flag_of(name)}: expected the name of one recipe before it; superclip plan "
+                f"{' '.join(options.recipe)} lists recipes"
             )
-        )
-    else:
-        print(plan_text(run, cost, memory, checked, rehearsed))
-    return 1 if options.check and checked["bad"] else 0
+    to_stdout(_list_of(options.recipe))
+    return 0
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parser() -> Parser:
     parser = Parser(
         "plan",
         "Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
-        "FLOPs, hours, memory and checkpoints. With --data, it also checks the data.",
+        "FLOPs, hours, memory and checkpoints. With --data, it also checks the data. Without a "
+        "recipe, it lists the recipes; words filter the list. ≈: read off a figure.",
         "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
     )
-    add_recipe_options(parser, here=False)
+    parser.option(
+        "recipe",
+        "a file or the name of a recipe, or words contained in the names to list",
+        nargs="*",
+        metavar="RECIPE",
+    )
+    add_switch(parser, "--yaml", "print the complete recipe instead of the plan")
+    add_plan_options(parser, here=False)
     add_number(parser, "--nodes", 1, "number of nodes", "N")
     add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
     add_switch(
@@ -106,11 +82,31 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json"
     )
     add_switch(parser, "--json", "print JSON")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Prints the plan and returns the exit code."""
     speed = options.samples_per_second
     if speed is not None and not 0 < speed < float("inf"):
         raise InputError(f"--samples-per-second is {speed}; expected a number above 0")
-    return options
+    run = planned_run(options, options.nodes, options.gpus_per_node, options.device)
+    reads_data = options.data is not None or options.check
+    warnings = run.check_shards()
+    if not reads_data:
+        run.warnings.extend(warnings)
+    rehearsed = None
+    if options.rehearsal:
+        rehearsed = read_rehearsal(options.rehearsal, run)
+        speed = rehearsed["samples_per_second"]["median"]
+    cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
+    checked = run.check_data(full=options.check) if reads_data else None
+    if options.json:
+        others = {"cost": cost, "rehearsal": rehearsed, "data_check": checked}
+        to_stdout(json.dumps(plan_values(run) | others, indent=1))
+    else:
+        to_stdout(plan_text(run, cost, checked, rehearsed))
+    return 1 if options.check and checked["bad"] else 0
 
 
 def read_rehearsal(file: str, run: Run) -> dict:
@@ -132,217 +128,52 @@ def read_rehearsal(file: str, run: Run) -> dict:
                 )
     except (TypeError, KeyError, ZeroDivisionError):
         raise InputError(
-            f"--rehearsal: {file} is not a rehearsal.json of superclip rehearse"
+            f"--rehearsal: {file} is not a rehearsal.json of superclip run --rehearse"
         ) from None
     return summary
 
 
-def plan_values(run: Run) -> dict:
-    """Returns the plan for JSON."""
-    recipe = run.recipe
-    return {
-        "recipe": recipe.name,
-        "method": recipe.method,
-        "model": recipe.model,
-        **{name: getattr(run, name) for name in OF_RUN},
-        "recipe_samples": recipe.samples,
-        "slices": recipe.slices,
-        "epochs": run.num_slices,
-        "passes": run.num_slices / recipe.slices,
-        "command": run.openclip_arguments(),
+def _list_of(words: list[str]) -> str:
+    """Returns a line for each recipe whose name contains all words; InputError if there is none."""
+    recipes = {
+        name: read_recipe(name)
+        for name in shipped_recipes()
+        if all(word.lower() in name for word in words)
     }
-
-
-def plan_text(
-    run: Run, cost: dict, memory: dict, checked: dict | None, rehearsed: dict | None
-) -> str:
-    """Returns all information on a plan; `checked` is None if the data was not read."""
-    recipe = run.recipe
-    rows = [
-        ("paper", _paper(recipe)),
-        ("batch", _batch(run)),
-        ("steps", _steps(run)),
-        ("slices", _slices(run, cost)),
-        ("compute", _compute(run, cost)),
-        ("model", _model(cost)),
-        ("memory", _memory(run, memory)),
-        *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
-        ("checkpoint", _checkpoints(run, cost)),
-        *(("warning", warning) for warning in run.warnings),
-        *_data(run, checked),
-    ]
-    intro = "OpenCLIP's command, which superclip run starts:"
-    if run.nodes > 1:
-        intro = (
-            f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the "
-            "first node:"
+    if not recipes and len(words) == 1:
+        read_recipe(words[0])  # InputError with similar names
+    if not recipes:
+        raise InputError(f"no recipe name contains {' and '.join(words)}; superclip plan lists all")
+    rows = [HEAD]
+    for name, recipe in sorted(recipes.items(), key=_place):
+        rows.append(
+            [
+                name,
+                METHODS[recipe.method],
+                recipe.model,
+                recipe.data,
+                f"{recipe.global_batch_size:,}",
+                f"{recipe.samples:,}",
+                _score(recipe),
+            ]
         )
-    title = (
-        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} "
-        f"samples of {recipe.data}"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _place(item: tuple[str, Recipe]) -> tuple[str, int]:
+    """Returns the place in the list of a recipe with its name: sizes of batches as numbers."""
+    name, recipe = item
+    return name.rpartition("_bs")[0], recipe.global_batch_size
+
+
+def _score(recipe: Recipe) -> str:
+    """Returns the paper's zero-shot accuracy on ImageNet, or another score if it has none."""
+    if recipe.paper is None:
+        return "–"
+    values = recipe.paper["values"]
+    measure = next(
+        name for name in ("imagenet_zero_shot", "average_of_38", *values) if name in values
     )
-    wrapper = textwrap.TextWrapper(
-        118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
-    )
-    lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
-    return "\n".join([title, *lines, "", intro, command_text(run)])
-
-
-def _paper(recipe: Recipe) -> str:
-    if not recipe.paper:
-        return "reproduces none of its values"
-    values = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items()]
-    read_off = " (read off)" if recipe.paper["read_off"] else ""
-    return f"{recipe.paper['source']}{read_off}: {', '.join(values)}"
-
-
-def _batch(run: Run) -> str:
-    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
-    accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
-    return (
-        f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
-        f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})"
-    )
-
-
-def _steps(run: Run) -> str:
-    recipe = run.recipe
-    return (
-        f"{run.steps:,}: {run.samples:,} samples, {significant(run.samples / recipe.data_samples)} "
-        f"× the data set; learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps "
-        "of warm-up"
-    )
-
-
-def _slices(run: Run, cost: dict) -> str:
-    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
-    return (
-        f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps{minutes}: the most that an interruption loses"
-    )
-
-
-def _model(cost: dict) -> str:
-    text = f"{cost['parameters']:,} parameters"
-    in_head = cost["head_parameters"]
-    return f"{text}, {in_head:,} of them in the class head" if in_head else text
-
-
-def _rehearsed(rehearsed: dict) -> str:
-    hours = rehearsed["hours"]
-    memory = rehearsed["memory"]
-    return (
-        f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, "
-        f"without validation; peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
-        f"bottleneck: {rehearsed['limit']}"
-    )
-
-
-def _checkpoints(run: Run, cost: dict) -> str:
-    pass_ends = "" if run.is_table else " and the last of each pass"
-    return (
-        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
-        f"newest, one of every {run.kept_every}{pass_ends}: at most "
-        f"{bytes_text(cost['disk_bytes'])}"
-    )
-
-
-def command_text(run: Run) -> str:
-    """Returns the shell command with a few flags per line."""
-    launcher = "superclip train"
-    if run.world_size > 1:
-        nodes = "--standalone"
-        if run.nodes > 1:
-            nodes = (
-                f"--nnodes {run.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
-            )
-        launcher = (
-            f"torchrun {nodes} --nproc-per-node {run.gpus_per_node} -m openclip_superclip train --"
-        )
-    arguments = [*run.openclip_arguments(), "--logs", "runs", "--name", run.recipe.name]
-    lines = [launcher]
-    for flag in re.split(r" (?=--)", shlex.join(arguments)):
-        if len(lines[-1]) + len(flag) > 115:
-            lines.append(" ")
-        lines[-1] += f" {flag}"
-    return " \\\n".join(lines)
-
-
-def _compute(run: Run, cost: dict) -> str:
-    fast, slow = cost["hours_range"]
-    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
-    time = significant(slow * factor)
-    if fast != slow:
-        time = f"{significant(fast * factor)} to {time}"
-    text = f"{cost['flops']:.2e} FLOPs; {time} {unit}"
-    if run.device == "cuda":
-        text += f", {'' if fast == slow else 'at most '}{significant(cost['gpu_hours'])} GPU-hours"
-    if cost["samples_per_second"]:
-        return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
-    if run.device == "cpu":
-        low, high = CORE_GFLOPS
-        return (
-            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as "
-            "measured in two small models; superclip rehearse measures it"
-        )
-    low, high = cost["utilization"]
-    slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
-    halved = ", the slow end halved because no run on this GPU is published"
-    return (
-        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
-        "in OpenCLIP's published runs "
-        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip rehearse "
-        "measures it"
-    )
-
-
-def _memory(run: Run, memory: dict) -> str:
-    if "problem" in memory:
-        return f"not computed ({memory['problem']}); superclip rehearse measures it"
-    parts = ", ".join(f"{part} {bytes_text(memory[part])}" for part in PARTS)
-    rank = "process"
-    others = "libraries and data loading need more"
-    computed = "Computed"
-    if run.device == "cuda":
-        rank = "GPU"
-        others = "the CUDA context, workspaces and fragmentation need more"
-        computed = "Computed, never measured on a GPU"
-    text = f"{bytes_text(memory['peak_bytes'])} per {rank} at the peak of a step: {parts}"
-    if memory["head"]:
-        text += f"; of these, the class head {bytes_text(memory['head'])}"
-    if memory["largest_batches"]:
-        batches = ", ".join(
-            f"{size or 'none'} in {card} GB" for card, size in memory["largest_batches"].items()
-        )
-        text += f"; largest batch per GPU (--gpu-batch-max): {batches}"
-    return f"{text}. {computed}: {others}"
-
-
-def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
-    """Returns rows on the data: contents, warnings, and bad files."""
-    if checked is None:
-        return [
-            ("data", f"{run.data}, the recipe's default: not checked; --data SHARDS checks yours")
-        ]
-    facts = []
-    if run.is_table:
-        number = "all" if checked["full"] else "up to 10,000"
-        facts.append(f"a table of {checked['rows']:,} pairs; {number} images were checked")
-    elif checked["found"] is not None:
-        size = bytes_text(checked["bytes"])
-        facts.append(f"{checked['found']:,} of {checked['shards']:,} shards exist, {size}")
-        if checked["full"]:
-            facts.append(f"{checked['samples']:,} samples counted")
-        if checked["samples_listed"]:
-            facts.append(f"{checked['samples_listed']:,} samples by sizes.json")
-        facts.append("all were read" if checked["full"] else "the first and the last were opened")
-    rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
-    rows += [("warning", warning) for warning in checked["warnings"]]
-    bad = checked["bad"]
-    kind = "image" if run.is_table else "shard"
-    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
-    if len(bad) > MAX_BAD:
-        rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))
-    if checked["good"]:
-        rows.append(("without bad", f"--data {shlex.quote(checked['good'])}"))
-    return rows
+    about = "≈ " if recipe.paper["read_off"] else ""
+    return f"{measure.replace('_', ' ')} {about}{values[measure]} ({recipe.paper['source']})"

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..errors import InputError, Parser, at_least
+from ..checkpoints.trainer_files import RECORD
+from ..errors import InputError, Parser, at_least, to_stdout
+from ..plans.cost import estimate_cost
 from ..plans.plan import make_run, settings_of_table
+from ..plans.plan_text import plan_text
 from ..plans.recipe import COLUMN_FLAGS
 from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
@@ -14,7 +18,7 @@ from ..runs.folder import RunFolder
 from ..runs.slurm import Placement, SlurmRequest
 from .shared_options import add_columns, add_count, add_folder, add_switch, from_options
 
-RUN_SETTINGS = ("unreadable_max", "stall_minutes", "patience", "accept_changes", "stage")
+RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes")
 # options of sbatch that are passed on unchanged
 NAMED = ("partition", "account", "qos", "time", "constraint")
 # options of sbatch that the scripts set
@@ -35,7 +39,7 @@ OURS = (
     "open-mode",
 )
 # options that may differ each time a run is started
-OF_A_START = {"recipe", "nproc", "dry_run", "steps", "accept_changes"}
+OF_A_START = {"recipe", "nproc", "dry_run", "rehearse", "steps", "accept_changes"}
 
 
 def add_device(parser: Parser, default: str | None = None) -> None:
@@ -69,7 +73,12 @@ def processes_here(placement: Placement, device: str) -> int:
 def add_recipe_options(parser: Parser, *, here: bool) -> None:
     """Adds the options that turn a recipe into a plan, for this machine (`here`) or for machines
     with GPUs."""
-    parser.option("recipe", "a file, or a name listed by `superclip recipes`", metavar="RECIPE")
+    parser.option("recipe", "a file, or a name listed by `superclip plan`", metavar="RECIPE")
+    add_plan_options(parser, here=here)
+
+
+def add_plan_options(parser: Parser, *, here: bool) -> None:
+    """Adds the options of a plan, without its recipe."""
     add_data_options(parser, "the recipe's")
     add_split_options(parser)
     if here:
@@ -126,8 +135,27 @@ def add_split_options(parser: ArgumentParser) -> None:
 def add_run_options(parser: Parser, *, here: bool) -> None:
     """Adds the common options of `superclip run` and `superclip submit`."""
     add_recipe_options(parser, here=here)
-    add_folder(parser, "--out", "folder of the run (default: runs/NAME)")
+    add_folder(
+        parser,
+        "--out",
+        "folder of the run (default: runs/NAME, of a rehearsal runs/NAME-rehearsal)",
+    )
     add_settings(parser, "engine", *RUN_SETTINGS)
+    add_switch(
+        parser, "--rehearse", "measure speed and memory on the run's own machines, in a few minutes"
+    )
+    add_dry_run(parser)
+
+
+def add_dry_run(parser: ArgumentParser) -> None:
+    """Adds --dry-run."""
+    add_switch(parser, "--dry-run", "print the plan; read no data, write nothing")
+
+
+def print_plan(run: Run) -> None:
+    """Prints the plan of --dry-run."""
+    run.warnings.extend(run.check_shards())
+    to_stdout(plan_text(run, estimate_cost(run)))
 
 
 def add_settings(parser: ArgumentParser, *names: str) -> None:
@@ -153,18 +181,24 @@ def flag_of(name: str) -> str:
 
 
 def opened_run(
-    options: Namespace, parser: ArgumentParser, placement: Placement, suffix: str = ""
+    options: Namespace, parser: ArgumentParser, placement: Placement
 ) -> tuple[Run, RunFolder]:
-    """Returns the run of a recipe or of a run's folder on the current machines, and its folder; by
-    default, `suffix` follows the recipe's name."""
+    """Returns the run of a recipe or of a run's folder on the current machines, and its folder."""
     folder = Path(options.recipe)
     if Run.is_in(folder):
         return _run_of_folder(folder, options, parser, placement), RunFolder(folder)
     # a job's GPU may have failed
     device = options.device or (placement.job and "cuda") or device_here()
     num_processes = options.nproc or processes_here(placement, device)
-    run = planned_run(options, placement.num_nodes, num_processes, device, run_settings(options))
-    return run, RunFolder(options.out or Path("runs", f"{run.recipe.name}{suffix}"))
+    settings = run_settings(options, "--rehearse" if options.rehearse else "")
+    run = planned_run(options, placement.num_nodes, num_processes, device, settings)
+    return run, folder_of_run(options, run)
+
+
+def folder_of_run(options: Namespace, run: Run) -> RunFolder:
+    """Returns the folder of --out, or the default one."""
+    suffix = "-rehearsal" if options.rehearse else ""
+    return RunFolder(options.out or Path("runs", f"{run.recipe.name}{suffix}"))
 
 
 def _run_of_folder(
@@ -172,13 +206,24 @@ def _run_of_folder(
 ) -> Run:
     """Returns the run that a folder describes, on the current machines; InputError for an option
     that only a recipe takes."""
+    run = Run.open(folder)
+    accepted = OF_A_START
+    if streams := run.streams():
+        given = ["--data", options.data] if options.data else []
+        for setting in options.set:
+            given += ["--set", setting.replace("{seed}", str(run.recipe.seed))]
+        if given != streams:
+            raise InputError(
+                f"{folder / RECORD} contains data that a shell would fetch: if you trust it, add "
+                f"{shlex.join(streams)}"
+            )
+        accepted = OF_A_START | {"data", "set"}
     for name, value in vars(options).items():
-        if name not in OF_A_START and value != parser.get_default(name):
+        if name not in accepted and value != parser.get_default(name):
             flag = flag_of(name)
             raise InputError(
                 f"{flag}: the options of the run {folder} are in its run.json; leave {flag} out"
             )
-    run = Run.open(folder)
     if getattr(options, "accept_changes", False):
         settings = dataclasses.replace(run.settings, accept_changes=True)
         run = dataclasses.replace(run, settings=settings)
@@ -248,7 +293,6 @@ def add_slurm_options(parser: ArgumentParser, gpus_per_node: int) -> None:
         "--skip-data-check",
         "check only the number of shards, not the files: for data that only the nodes can access",
     )
-    add_switch(parser, "--dry-run", "print the commands; read no shards, submit nothing")
 
 
 def slurm_request(options: Namespace) -> SlurmRequest:

@@ -1,20 +1,23 @@
-"""superclip run: trains a recipe here, on the GPUs of this machine or, under srun, of all nodes
-of the job."""
+"""superclip run: trains or rehearses a recipe here, on the GPUs of this machine or, under srun, of
+all nodes of the job."""
 
 import argparse
 import shlex
 import signal
 
 from ..environment import check_horovod
-from ..errors import InputError, Parser, at_least, to_stderr
+from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
+from ..files import check_results, write_json
 from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.launcher import train
 from ..runs.recovery import USER, Failure
 from ..runs.signals import EXIT_REFUSED, Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
-from .recipe_options import add_run_options, opened_run
-from .shared_options import add_switch
+from .recipe_options import add_run_options, opened_run, print_plan
+from .shared_options import add_count
+
+REHEARSED_STEPS = 100
 
 
 def main(argv: list[str]) -> int:
@@ -28,15 +31,25 @@ def main(argv: list[str]) -> int:
         "run",
         "Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this "
         "machine or, under srun with one task per node, of all nodes of the job. To resume a run, "
-        "give its folder instead of a recipe.",
+        "give its folder instead of a recipe. With --rehearse, it trains for a few minutes with "
+        "the batch, precision, data and ranks of the whole run, stops as at SLURM's SIGUSR1, "
+        "resumes, compares the result with uninterrupted training, and prints the hours of the "
+        "whole run, its bottleneck and what to change.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
-    add_switch(
-        parser, "--dry-run", "print the batch, the steps and OpenCLIP's command; train nothing"
+    add_count(
+        parser,
+        "--steps",
+        "with --rehearse: steps of each of two slices, which are trained twice (default: "
+        f"{REHEARSED_STEPS})",
     )
     options = parser.parse_args(argv)
-    at_least(options, nproc=1)
+    at_least(options, nproc=1, steps=4)
+    if options.steps and not options.rehearse:
+        raise InputError(
+            "--steps are those of a rehearsal: add --rehearse, or give --set samples=N"
+        )
     placement = find_placement()
     try:
         with stopped_by_signals():
@@ -61,25 +74,54 @@ def main(argv: list[str]) -> int:
 def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> int:
     run, folder = opened_run(options, parser, placement)
     if options.dry_run:
-        _print_plan(run, folder, placement)
+        if placement.node == 0:
+            print_plan(run)
         return 0
+    if options.rehearse:
+        return _rehearse(run, folder, placement, options.steps or REHEARSED_STEPS)
     folder.check_is_own()
     if run.settings.engine == "horovod":
         check_horovod()
     return train(run, placement, folder)
 
 
-def _print_plan(run: Run, folder: RunFolder, placement: Placement) -> None:
-    if placement.node:
-        return
-    run.warnings.extend(run.check_shards())
-    print(
-        f"{run.nodes} × {run.gpus_per_node} processes: {run.batch_size} samples each × "
-        f"{run.world_size} × {run.accum_freq} accumulated = {run.global_batch_size} samples "
-        "per step",
-        f"{run.steps} steps in {run.num_slices} slices of {run.slice_samples} samples, into "
-        f"{folder.path}",
-        *(f"warning: {warning}" for warning in run.warnings),
-        shlex.join(["superclip", "train", *run.openclip_arguments()]),
-        sep="\n",
-    )
+def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int) -> int:
+    """Rehearses, prints an estimate of the whole run and writes rehearsal.json.
+
+    Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted
+    one.
+    """
+    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs.unreadable import refuse_bad_files
+
+    folder = run_folder.path
+    check_results(folder, ["rehearsal.json"], '"samples_per_second"')
+    rehearsal = Rehearsal(rehearsed_run(run, steps), placement, folder)
+    if placement.node == 0:
+        rehearsal.check_folder()
+        refuse_bad_files(run, run.check_data())
+    try:
+        code = rehearsal.train()
+    except Stopped as stop:
+        if placement.node:
+            return 1
+        to_stderr(f"superclip run --rehearse: stopped by {stop}; remove {folder} to start again")
+        # a requeued job would have no more time
+        return 1 if stop.before_time_is_up else stop.exit_code
+    if code or placement.node:
+        return code
+    summary = report(run, rehearsal)
+    rehearsal.remove_checkpoints()
+    write_json(folder / "rehearsal.json", summary)
+    machines = f"--nodes {run.nodes} --gpus-per-node {run.gpus_per_node} --device {run.device}"
+    machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"
+    file = shlex.quote(f"{folder}/rehearsal.json")
+    plan = f"superclip plan RECIPE {machines} --rehearsal {file}"
+    to_stdout(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
+    if other := other_training(summary):
+        to_stderr(
+            "superclip run --rehearse: the resumed training differs from the uninterrupted one: "
+            f"{other}"
+        )
+        return 1
+    return 0

@@ -1,15 +1,13 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
-import functools
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..files import json_or_empty
 from ..rendering import markdown_table
 from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
@@ -71,13 +69,14 @@ def main(argv: list[str]) -> int:
         f"{len(found)} runs: "
         f"{', '.join(f'{number} {state}' for state, number in counts.most_common())}"
     )
-    print("\n".join([markdown_table(HEADS, rows), *notes, total]), flush=True)
+    to_stdout("\n".join([markdown_table(HEADS, rows), *notes, total]))
     return 0
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
-    # a folder that cannot be read
-    report = functools.partial(print, "superclip status:", file=sys.stderr)
+    def report(error: OSError) -> None:
+        to_stderr(f"superclip status: {error}")
+
     for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
         # the folder of a rehearsal contains its runs
         is_run = "state.json" in files or (
@@ -119,4 +118,4 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
             f"job {submitted} has ended before superclip run started: see the end of "
             f"{run}/slurm-*.out",
         )
-    return row, values.get("error") or values.get("stopped_early") or ""
+    return row, values.get("error") or ""

@@ -2,9 +2,8 @@
 
 import os
 import shlex
-from pathlib import Path
 
-from ..errors import InputError, Parser, to_stderr
+from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..plans.cost import estimate_cost
 from ..plans.run import Run
 from ..runs.folder import RunFolder
@@ -14,11 +13,12 @@ from ..runs.unreadable import accepted_data
 from .recipe_options import (
     add_run_options,
     add_slurm_options,
+    folder_of_run,
     planned_run,
+    print_plan,
     run_settings,
     slurm_request,
 )
-from .shared_options import add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -32,15 +32,12 @@ def main(argv: list[str]) -> int:
     )
     add_run_options(parser, here=False)
     add_slurm_options(parser, gpus_per_node=8)
-    add_switch(parser, "--rehearse", "run superclip rehearse, into runs/NAME-rehearsal")
     options = parser.parse_args(argv)
 
     request = slurm_request(options)
     settings = run_settings(options, "--rehearse" if options.rehearse else "")
     run = planned_run(options, request.nodes, request.gpus_per_node, request.device, settings)
-    folder = RunFolder(
-        options.out or Path("runs", f"{run.recipe.name}{'-rehearsal' if options.rehearse else ''}")
-    )
+    folder = folder_of_run(options, run)
     folder.check_is_own()
     _check_folder(folder, run)
     if options.rehearse:
@@ -49,12 +46,13 @@ def main(argv: list[str]) -> int:
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
     elif warning := _long_slice(run, request):
         run.warnings.append(warning)
-    command = "rehearse" if options.rehearse else "run"
+    command = ["run", *(["--rehearse"] if options.rehearse else []), *run.streams()]
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
-    accepted_data(run, "submit", reads_data=not options.dry_run and not options.skip_data_check)
     if options.dry_run:
-        print(job.text, end="")
+        print_plan(run)
+        to_stdout(f"\n{job.file}:\n{job.text}", end="")
         return 0
+    accepted_data(run, "submit", reads_data=not options.skip_data_check)
     _fetch_pretrained(run)
     with lock(folder.path / "submitting", Placement()):
         _check_folder(folder, run)  # another process may have submitted it
@@ -62,14 +60,14 @@ def main(argv: list[str]) -> int:
         request.keep_setup(folder.path)
         number = job.submit()
         folder.note_submission(number)
-    print(
+    path = shlex.quote(str(folder.path))
+    to_stdout(
         f"job {number} is in the queue: {folder.path}, {request.nodes} × "
-        f"{request.gpus_per_node} processes; {job.file}",
-        f"  squeue --jobs {number}",
-        f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}",
-        f"  superclip status {shlex.quote(str(folder.path))}",
-        f"  scancel {number}",
-        sep="\n",
+        f"{request.gpus_per_node} processes; {job.file}\n"
+        f"  squeue --jobs {number}\n"
+        f"  tail -F {shlex.quote(f'{folder.path}/slurm-{number}.out')}\n"
+        f"  superclip status {path}\n"
+        f"  scancel {number}"
     )
     return 0
 

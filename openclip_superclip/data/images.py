@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..errors import reason
 
@@ -101,28 +100,6 @@ def ignored_property(image: Image.Image) -> str:
     return ""
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """Returns the pixels that a viewer shows: upright, 8-bit RGB, transparent ones on white."""
-    ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-    return white.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Converts 16-bit and 32-bit images to 8 bits; returns other images unchanged."""
-    if not is_deep(image):
-        return image
-    pixels = np.nan_to_num(np.asarray(image))
-    scales = [255, 65535] if image.mode == "I" else [1, 255, 65535]
-    if image.mode.startswith("I;16") or image.format == "PNG":
-        scales = [65535]
-    # the smallest range that contains all values
-    white = next((scale for scale in scales if pixels.max() <= scale), pixels.max())
-    return Image.fromarray((pixels.clip(0) / np.float32(white / 255)).astype(np.uint8))
-
-
 def read_image(
     source: str | Path | bytes, convert: Callable[[Image.Image], Any]
 ) -> tuple[Any, str]:
@@ -161,7 +138,8 @@ def ignored_warning(ignored: Counter, num_images: int, flag: str) -> Iterator[st
     if ignored:
         yield (
             f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
-            f"viewer shows: {counts_text(ignored)}; superclip shards converts them"
+            f"viewer shows: {counts_text(ignored)}; examples/rgb_copies.py in the repository "
+            "writes RGB copies"
         )
 
 

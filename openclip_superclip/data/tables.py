@@ -166,8 +166,8 @@ class TableReport:
         """Returns the warnings; InputError if an image is missing or damaged."""
         if self.bad:
             raise InputError(
-                f"{self.bad_text}; paths are relative to {os.getcwd()}, and superclip shards "
-                "leaves such rows out"
+                f"{self.bad_text}; paths are relative to {os.getcwd()}; correct these rows, or "
+                "leave them out"
             )
         return self.warnings
 
@@ -212,7 +212,7 @@ def check_table(
         table.warnings.append(
             f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no "
             "caption: the text tower reads the word 'nan', as in stock OpenCLIP, and the class "
-            "loss no word; superclip shards leaves such rows out"
+            "loss no word"
         )
     table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
     return table

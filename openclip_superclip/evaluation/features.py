@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from .dense_datasets import DENSE
 from .local_datasets import LocalDataset
 
@@ -71,7 +71,8 @@ def encode(
     )
     parts = []
     targets = []
-    for images, batch in tqdm(loader, desc=source.name, unit=" batches", leave=False, disable=None):
+    title = printable(source.name)
+    for images, batch in tqdm(loader, desc=title, unit=" batches", leave=False, disable=None):
         with torch.no_grad(), settings.autocast():
             features = encode_image(images.to(settings.device))
         parts.append(finite(features, "images").cpu())

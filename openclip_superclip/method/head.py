@@ -35,17 +35,13 @@ class ClassHead(nn.Module):
         if reads != "patches":
             self.register_buffer("input", torch.tensor(HEAD_INPUTS.index(reads)))
 
-    def forward(
-        self, head_input: Tensor, tokens: Tensor, idf: Tensor, scale: float | Tensor = 1.0
-    ) -> Tensor:
-        """Returns `scale` times the class losses, float32 [B], of head_input [B, W], tokens [B, L]
-        and idf [V].
+    def forward(self, head_input: Tensor, tokens: Tensor, idf: Tensor) -> Tensor:
+        """Returns the class losses, float32 [B], of head_input [B, W], tokens [B, L] and idf [V].
 
-        Take their sum or mean: RuntimeError in the backward pass if their upstream gradients
-        differ. `scale` may be [B], a weight of each caption.
+        Take their sum or mean, as for `class_loss`.
         """
         features = self._normalise(head_input)
-        return class_loss(features, self.weight, self.bias, tokens, idf, scale, uniform=True)
+        return class_loss(features, self.weight, self.bias, tokens, idf)
 
     def logits(self, head_input: Tensor) -> Tensor:
         """Returns the vocabulary logits of the head's input or of patch tokens: [..., W] to
@@ -154,8 +150,8 @@ def keep_fresh_head(module, state_dict, prefix, *_) -> None:
         state_dict[name.replace("_orig_mod.", "")] = state_dict.pop(name)
     if is_of_authors(state_dict):
         raise InputError(
-            "these weights are a checkpoint of SuperCLIP's authors: superclip import FILE "
-            "--model MODEL --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
+            "these weights are a checkpoint of SuperCLIP's authors: superclip export FILE --model "
+            "MODEL --with-head --out FOLDER makes it a folder, which --model local-dir:FOLDER opens"
         )
     ours = {f"{prefix}{name}": tensor for name, tensor in head_of(module.state_dict()).items()}
     stored_head = module.stored_head or {}

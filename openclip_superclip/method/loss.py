@@ -2,7 +2,7 @@
 caption."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,7 @@ CACHE_BYTES = 2 * 2**20  # of a processor's core
 # without overflow.
 FLOAT16_SCALE = 16.0
 
-NOT_UNIFORM = (
-    "the class losses have different upstream gradients: weight captions by class_loss(scale=...)"
-)
+NOT_UNIFORM = "the class losses have different upstream gradients: take their sum or mean"
 
 
 def plain_class_loss(
@@ -50,30 +48,25 @@ def class_loss(
     bias: Tensor,
     tokens: Tensor,
     idf: Tensor,
-    scale: float | Tensor = 1.0,
     *,
     chunk_size: int | None = None,
-    uniform: bool = False,
 ) -> Tensor:
-    """Returns `scale * plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without
-    a [B, V] tensor.
+    """Returns `plain_class_loss(features, weight, bias, tokens, idf)`, float32 [B], without a
+    [B, V] tensor.
 
     Differentiable in the first three. The captions are processed in chunks: each chunk's logits are
     computed once, and loss and gradients are computed from them immediately, so that the backward
-    pass only scales the gradients. This requires that all losses have the same upstream gradient,
-    as with a mean; otherwise the backward pass computes the chunks again.
+    pass only scales the gradients. This requires that all losses have the same upstream gradient:
+    take their sum or mean. Otherwise the backward pass fails, with a RuntimeError on a CPU and a
+    failed assertion of the device on a GPU, for which it never waits.
 
     The first five arguments are those of `plain_class_loss`.
 
     Args:
-        scale: a factor of every loss: a number, a tensor with one element, or [B].
         chunk_size: most captions per chunk; by default as many as fill the bytes in CHUNKS with
             logits, and at least the fewest in CHUNKS.
-        uniform: whether all losses will have the same upstream gradient. The device checks it and
-            fails otherwise, and the backward pass never waits for the device. Without it, the host
-            compares the gradients.
     """
-    labels, target, row_scale = sparse_target(tokens, idf, scale)
+    labels, target = sparse_target(tokens, idf)
     device = features.device.type
     if chunk_size is None:
         chunk_bytes, fewest = CHUNKS.get(device, CHUNKS["cuda"])
@@ -84,48 +77,38 @@ def class_loss(
     needs_grad = [
         torch.is_grad_enabled() and leaf.requires_grad for leaf in (features, weight, bias)
     ]
-    tensors = features, weight, bias, labels, target, row_scale
-    options = chunk_size, compute_dtype, needs_grad, uniform
-    losses, *_ = torch.ops.superclip.class_loss(*tensors, *options)
+    tensors = features, weight, bias, labels, target
+    losses, *_ = torch.ops.superclip.class_loss(*tensors, chunk_size, compute_dtype, needs_grad)
     return losses
 
 
-def sparse_target(
-    tokens: Tensor, idf: Tensor, scale: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the labels [B, L], their target probabilities [B, L] (each row sums to 1) and row
-    factors [B].
-
-    If all weights of a caption are 0, its target and factor are 0: no loss and no gradient.
-    """
+def sparse_target(tokens: Tensor, idf: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the labels [B, L] and their target probabilities [B, L]: each row sums to 1, or to 0
+    if all weights of a caption are 0."""
     labels, _ = tokens.long().sort(dim=1)
     weights = idf.float()[labels]
     weights[:, 1:].masked_fill_(labels[:, 1:] == labels[:, :-1], 0.0)
     total = weights.sum(dim=1, keepdim=True)
-    target = weights / total.clamp_min(1e-12)
-    return labels, target, scale * (total.squeeze(1) > 0).float()
+    return labels, weights / total.clamp_min(1e-12)
 
 
-class Problem(NamedTuple):
-    """The arguments of the operators, in the order of their schemas."""
+def losses_and_gradients(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    chunk_size: int,
+    compute_dtype: torch.dtype,
+    needs_grad: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the losses, float32 [B], and the gradients of their sum for features [B, W], weight
+    [V, W] and bias [V], empty where `needs_grad` is false.
 
-    features: Tensor  # [B, W]
-    weight: Tensor  # [V, W]
-    bias: Tensor  # [V]
-    labels: Tensor  # [B, L]
-    target: Tensor  # [B, L]
-    row_scale: Tensor  # [B]
-    chunk_size: int
-    compute_dtype: torch.dtype
-    needs_grad: list[bool]  # whether features, weight and bias do
-    uniform: bool
-
-
-def losses_and_gradients(*problem) -> tuple[Tensor, ...]:
-    """Returns the losses of a Problem, float32 [B], and the gradients of their sum for features,
-    weight and bias (empty if not needed)."""
-    features, weight, bias, labels, target, row_scale, *options = problem
-    chunk_size, compute_dtype, needs_grad, _ = options
+    `labels` and `target`, [B, L], are those of `sparse_target`. A caption without words has no loss
+    and no gradient.
+    """
+    has_words = (target.sum(dim=1) > 0).float()  # [B]
     num_chunks = max(1, math.ceil(len(features) / chunk_size))
     chunk_size = max(1, math.ceil(len(features) / num_chunks))  # equal chunks
     lift = FLOAT16_SCALE if compute_dtype == torch.float16 else 1.0
@@ -143,7 +126,7 @@ def losses_and_gradients(*problem) -> tuple[Tensor, ...]:
         for start in range(0, num_chunks * chunk_size, chunk_size):  # also of an empty batch
             rows = slice(start, start + chunk_size)
             x = features[rows].detach()  # [C, W]
-            scale = row_scale[rows]  # [C]
+            scale = has_words[rows]  # [C]
             if in_place:
                 logits = torch.mm(x.float(), compute_weight.T, out=buffer[: len(x)])  # [C, V]
                 label_logits = logits.gather(1, labels[rows]) + compute_bias[labels[rows]]  # [C, L]
@@ -167,7 +150,7 @@ def losses_and_gradients(*problem) -> tuple[Tensor, ...]:
                 _add_product(
                     grad_weight, residual.T, (x.float() * scale).to(compute_dtype), first=start == 0
                 )
-    gradients = zip((grad_features, grad_weight, grad_bias), problem[:3], strict=True)
+    gradients = zip((grad_features, grad_weight, grad_bias), (features, weight, bias), strict=True)
     return losses, *(
         leaf.new_empty(0) if gradient is None else gradient.to(leaf.dtype)
         for gradient, leaf in gradients
@@ -193,18 +176,6 @@ def _softmax_in_place(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return logits, torch.cat(logsumexp)
 
 
-def scale_gradients(gradients: list[Tensor], upstream: Tensor, *arguments) -> None:
-    """Multiplies the gradients of the losses' sum, in place, by the upstream gradient [B]; computes
-    them again if it differs between the losses."""
-    if bool(_is_uniform(upstream)):
-        _multiplied(gradients, upstream)
-        return
-    problem = Problem(*arguments)
-    _, *computed = losses_and_gradients(*problem._replace(row_scale=problem.row_scale * upstream))
-    for gradient, again in zip(gradients, computed, strict=True):
-        gradient.copy_(again)
-
-
 def _multiplied(gradients: list[Tensor], upstream: Tensor) -> list[Tensor]:
     """Returns the gradients times the first upstream gradient: in place, unless torch traces and
     needs both."""
@@ -216,37 +187,23 @@ def _multiplied(gradients: list[Tensor], upstream: Tensor) -> list[Tensor]:
     return [gradient.mul_(factor.to(gradient.dtype)) for gradient in gradients]
 
 
-def _is_uniform(upstream: Tensor) -> Tensor:
-    """Returns whether all losses have the same upstream gradient [B], on its device; NaN equals
-    NaN."""
-    return torch.isclose(upstream, upstream[:1], rtol=0, atol=0, equal_nan=True).all()
-
-
-# Operators of torch: torch.compile traces a training step as one graph, and calls these instead of
-# tracing them.
-PROBLEM = (
-    "Tensor features, Tensor weight, Tensor bias, Tensor labels, Tensor target, Tensor row_scale, "
-    "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad, bool uniform"
-)
+# An operator of torch: torch.compile traces a training step as one graph, and calls this instead of
+# tracing it.
 _class_loss = torch.library.custom_op(
     "superclip::class_loss",
     losses_and_gradients,
     mutates_args=(),
-    schema=f"({PROBLEM}) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-_scale_gradients = torch.library.custom_op(
-    "superclip::scale_gradients",
-    scale_gradients,
-    mutates_args=("gradients",),
-    schema=f"(Tensor(a!)[] gradients, Tensor upstream, {PROBLEM}) -> ()",
+    schema="(Tensor features, Tensor weight, Tensor bias, Tensor labels, Tensor target, "
+    "SymInt chunk_size, ScalarType compute_dtype, bool[] needs_grad) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_class_loss.register_fake
-def _empty_results(*arguments):
-    problem = Problem(*arguments)
-    losses = problem.features.new_empty(len(problem.features), dtype=torch.float32)
-    leaves = zip(problem[:3], problem.needs_grad, strict=True)
+def _empty_results(features, weight, bias, *others):
+    *_, needs_grad = others
+    losses = features.new_empty(len(features), dtype=torch.float32)
+    leaves = zip((features, weight, bias), needs_grad, strict=True)
     return losses, *(
         torch.empty_like(leaf) if is_needed else leaf.new_empty(0) for leaf, is_needed in leaves
     )
@@ -256,26 +213,21 @@ def _keep_gradients(ctx, inputs, output) -> None:
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.options = inputs[5:]
     ctx.gradients = gradients
 
 
 @torch.autograd.function.once_differentiable
 def _backward(ctx, upstream, *_):  # upstream [B]
-    problem = Problem(*ctx.saved_tensors, *ctx.options)
-    # returned below; a second backward pass computes its own
     gradients = ctx.gradients
-    ctx.gradients = None
+    ctx.gradients = None  # which the first backward pass multiplies in place and returns
     if gradients is None:
-        problem = problem._replace(row_scale=problem.row_scale * upstream)
-        _, *gradients = torch.ops.superclip.class_loss(*problem)
-    elif problem.uniform:
-        torch._assert_async(_is_uniform(upstream), NOT_UNIFORM)
-        gradients = _multiplied(gradients, upstream)
-    else:
-        torch.ops.superclip.scale_gradients(gradients, upstream, *problem)
-    return *gradients, *[None] * 7
+        _, *gradients = torch.ops.superclip.class_loss(*ctx.saved_tensors, *ctx.options)
+    # on the device, without waiting for it; NaN equals NaN
+    is_uniform = torch.isclose(upstream, upstream[:1], rtol=0, atol=0, equal_nan=True).all()
+    torch._assert_async(is_uniform, NOT_UNIFORM)
+    return *_multiplied(gradients, upstream), *[None] * 5
 
 
 _class_loss.register_autograd(_backward, setup_context=_keep_gradients)

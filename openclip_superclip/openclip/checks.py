@@ -1,22 +1,22 @@
 """Checks of OpenCLIP's command line, before anything is loaded or written."""
 
+import functools
 import math
 import re
 import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..checkpoints.began_with import NAME, beginning, check_beginning
 from ..checkpoints.resume import check_kind
+from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
-from ..environment import check_horovod, kept
+from ..environment import check_horovod
 from ..errors import InputError, at_least, refuse
 from ..extras import require
-from ..files import files_digest
 from ..flags import Config, is_idf_file
 from . import current
 from .option_problems import LOGGERS, data_problems, problems, training_data_problems
@@ -50,7 +50,7 @@ def check_command_line(training: Training) -> tuple[list[str], int]:
     if is_distilled and training.has_empty_captions:
         raise InputError(
             f"--train-data: {options.train_data} has rows without a caption, which do not work "
-            "with --superclip and --distill-model: remove these rows, as superclip shards does"
+            "with --superclip and --distill-model: remove these rows"
         )
     return findings
 
@@ -78,12 +78,9 @@ def _check_models(training: Training) -> None:
         _check_idf_file(training)
 
 
-def check_start_once(options: Namespace) -> None:
-    """Checks model and weights of a run, unless it was done for the same files and options:
-    importing OpenCLIP takes seconds."""
-    files = [options.model.removeprefix("local-dir:")]
-    if options.pretrained:
-        files.append(options.pretrained)
+def check_start_of_run(options: Namespace) -> None:
+    """Raises InputError for a model or weights with which a run cannot start; the runs of a study
+    are checked once."""
     names = (
         "model",
         "pretrained",
@@ -94,19 +91,22 @@ def check_start_once(options: Namespace) -> None:
         "use_naflex",  # of OpenCLIP 4
     )
     values = {name: getattr(options, name, None) for name in names}
+    size = values["force_image_size"]
+    values["force_image_size"] = tuple(size) if isinstance(size, list) else size
+    _check_start(**values)
 
-    def check() -> dict:
-        from ..checkpoints.starting_weights import check_start
-        from . import factory
 
-        # a file may exist only on nodes
-        is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
-        if is_tag and options.model in factory.open_clip.list_models():
-            factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-        check_start(options)
-        return {"accepted": True}
+@functools.cache
+def _check_start(**values) -> None:
+    from ..checkpoints.starting_weights import check_start
+    from . import factory
 
-    kept("start", [values, files_digest(files)], check)
+    options = Namespace(**values)
+    # a file may exist only on nodes
+    is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
+    if is_tag and options.model in factory.open_clip.list_models():
+        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
+    check_start(options)
 
 
 def _check_idf_file(training: Training) -> None:
@@ -161,8 +161,8 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    now = beginning(training.options_with_defaults(), launched()[1])
-    check_beginning(folder, now, accept)
+    now = record_of(training.options_with_defaults(), launched()[1])
+    changes(read_record(folder), now, file).check(folder, accept)
 
 
 def check_data(training: Training) -> tuple[list[str], int]:

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 import socket
 import tarfile
 import types
@@ -154,16 +155,15 @@ class _Table(_Images):
 
 
 @contextlib.contextmanager
-def listing_unreadable(file: Path, epoch: Callable[[], int], name: Callable[[str], str] = str):
+def listing_unreadable(file: Path, epoch: Callable[[], int]):
     """A context in which everything that training skips is appended to `file`, in lines of JSON.
 
-    {"epoch": e, "shard": its name, "why": …} once an epoch and worker, or {"epoch": e, "sample":
+    {"epoch": e, "shard": its path, "why": …} once an epoch and worker, or {"epoch": e, "sample":
     true, "why": …}. Truncated tar files are listed too, which tarfile would otherwise ignore, and
-    tables return the next row instead of one with an unreadable image. `name` returns the original
-    name of a shard that was read. Data-loading workers that are not forked unpickle `epoch` when
-    they start.
+    tables return the next row instead of one with an unreadable image. Data-loading workers that
+    are not forked unpickle `epoch` when they start.
     """
-    unreadable = _Unreadable(file, epoch, name)
+    unreadable = _Unreadable(file, epoch)
     data = open_clip_train.data
     read_shards = partial(data.tarfile_to_samples_nothrow, handler=unreadable.shard)
     strictly = partial(tarfile.open, tarinfo=StrictTarInfo)
@@ -186,7 +186,6 @@ class _Unreadable:
 
     file: Path
     epoch: Callable[[], int]
-    name: Callable[[str], str]
     listed: set = field(default_factory=set)  # of this process
 
     def shard(self, error: Exception) -> bool:
@@ -198,7 +197,7 @@ class _Unreadable:
             why = getattr(error, "strerror", None) or error.args[0]
             self._write(
                 {
-                    "shard": self.name(shard),
+                    "shard": os.path.abspath(shard),
                     "why": f"{type(error).__name__}: {why}, on {socket.gethostname()}",
                 }
             )

@@ -1,19 +1,20 @@
 """Applies and reverts patches of OpenCLIP on disk: atomic per file, and idempotent.
 
-A patch is a git diff. Its headers contain the blob ids of each file before and after. These ids
-determine the state of every file, so that an interrupted run can be completed or reverted without a
-journal.
+A patch is a git diff, which git or patch applies to copies. Its headers contain the blob ids of
+each file before and after. These ids determine the state of every file, so that an interrupted run
+can be completed or reverted without a journal.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-import whatthepatch
 
 from ..errors import InputError
 from ..files import shipped_folder
@@ -23,6 +24,8 @@ NOT_PATCHED = "not patched"
 PATCHED = "patched"
 MODIFIED = "modified"
 NO_FILE = "0" * 40  # git's id of a missing file
+PROGRAMS = {"git": ["apply", "--whitespace=nowarn"], "patch": ["-p1", "-F0", "-s"]}
+Contents = dict[str, bytes | None]  # of files by path; None is no file
 
 
 class Installation(NamedTuple):
@@ -36,8 +39,12 @@ class Installation(NamedTuple):
         return f"open_clip_torch {self.version} in {self.root}"
 
     def read(self, path: str) -> bytes | None:
-        file = self.root / path
-        return file.read_bytes() if file.exists() else None
+        return read(self.root / path)
+
+
+def read(file: Path) -> bytes | None:
+    """Returns the content of a file, None if there is none."""
+    return file.read_bytes() if file.exists() else None
 
 
 def find_installation(source: Path | None) -> Installation:
@@ -61,8 +68,21 @@ def find_installation(source: Path | None) -> Installation:
     return Installation(root.absolute(), version[1])
 
 
-def patches() -> dict[str, "Patch"]:
-    """Returns the patch for each release of OpenCLIP, from the files in patches/.
+class FilePatch(NamedTuple):
+    """The diff of a file, and its blob ids without and with it."""
+
+    diff: str
+    before: str
+    after: str
+
+    def state(self, content: bytes | None) -> str:
+        """Returns whether a file of this content is patched."""
+        states = {NO_FILE: "missing", self.after: PATCHED, self.before: NOT_PATCHED}
+        return states.get(blob_id(content), "edited, or of another version")
+
+
+def patches() -> dict[str, dict[str, FilePatch]]:
+    """Returns the patches of each release of OpenCLIP by path, from the files in patches/.
 
     The first lines of a file list its releases, and the blob ids that differ from those in its
     diffs:
@@ -73,11 +93,17 @@ def patches() -> dict[str, "Patch"]:
     """
     known = {}
     for file in shipped_folder("patches").glob("*.patch"):
-        about, start, diffs = file.read_bytes().decode().partition("diff --git ")
+        about, *diffs = re.split(r"(?m)^(?=diff --git )", file.read_text("utf-8"))
+        paths = [re.match(r"diff --git a/(\S+)", diff)[1] for diff in diffs]
+        ids = [re.search(r"(?m)^index (\w+\.\.\w+)", diff)[1] for diff in diffs]
         for block in about.split("\nrelease ")[1:]:
             release, *others = block.split("\n")
-            own_ids = dict(line.split() for line in others if line.strip())
-            known[release] = Patch(start + diffs, own_ids)
+            own_ids = dict(zip(paths, ids, strict=True))
+            own_ids |= dict(line.split() for line in others if line.strip())
+            known[release] = {
+                path: FilePatch(diff, *own_ids[path].split(".."))
+                for path, diff in zip(paths, diffs, strict=True)
+            }
     return dict(sorted(known.items()))
 
 
@@ -86,39 +112,6 @@ def blob_id(content: bytes | None) -> str:
     if content is None:
         return NO_FILE
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-class Patch:
-    """A git diff with full blob ids; `before` and `after` map each path to its blob id.
-
-    `own_ids`, BEFORE..AFTER, replace those of the diff, by path."""
-
-    def __init__(self, text: str, own_ids: Mapping[str, str]):
-        self.diffs = {diff.header.new_path: diff for diff in whatthepatch.parse_patch(text)}
-        self.before = {}
-        self.after = {}
-        for path, diff in self.diffs.items():
-            ids = f"{diff.header.old_version}..{diff.header.new_version}"
-            self.before[path], self.after[path] = own_ids.get(path, ids).split("..")
-
-    def change(self, path: str, content: bytes | None, *, reverse: bool = False) -> bytes | None:
-        """Returns a file's content with the patch or, with `reverse`, without it; None is no
-        file."""
-        if reverse and self.before[path] == NO_FILE:
-            return None
-        text = f"\n{(content or b'').decode()}"  # every line follows a \n
-        changes = self.diffs[path].changes
-        for number in dict.fromkeys(change.hunk for change in changes):
-            hunk = [change for change in changes if change.hunk == number]
-            old = "".join(f"\n{change.line}" for change in hunk if change.old is not None)
-            new = "".join(f"\n{change.line}" for change in hunk if change.new is not None)
-            if reverse:
-                old, new = new, old
-            # At any position in the file, as line numbers differ between releases.
-            text = text.replace(old, new, 1)
-        changed = text[1:].encode()
-        assert blob_id(changed) == (self.before if reverse else self.after)[path]
-        return changed
 
 
 class Status:
@@ -130,16 +123,11 @@ class Status:
             raise InputError(
                 f"there is no patch for {openclip}; there is one for {', '.join(known)}"
             )
-        self.patch = known[openclip.version]
-        self.contents = {path: openclip.read(path) for path in self.patch.diffs}
-        self.files = {}
-        for path, content in self.contents.items():
-            known_ids = {
-                NO_FILE: "missing",
-                self.patch.after[path]: PATCHED,
-                self.patch.before[path]: NOT_PATCHED,
-            }
-            self.files[path] = known_ids.get(blob_id(content), "edited, or of another version")
+        self.patches = known[openclip.version]
+        self.contents = {path: openclip.read(path) for path in self.patches}
+        self.files = {
+            path: self.patches[path].state(content) for path, content in self.contents.items()
+        }
         self.unknown = [
             path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)
         ]
@@ -162,11 +150,12 @@ def revert(openclip: Installation) -> dict[str, str]:
         if content is None:
             folder = (openclip.root / path).parent
             for cached in folder.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
-                cached.unlink()
+                with contextlib.suppress(OSError):
+                    cached.unlink()
     return done
 
 
-def _contents(openclip: Installation, *, patched: bool) -> dict[str, bytes | None]:
+def _contents(openclip: Installation, *, patched: bool) -> Contents:
     """Returns each file's content with or without the patch, in the order in which to apply it.
 
     RECORD comes first, so that pip removes the added file. That file comes last: without
@@ -182,21 +171,57 @@ def _contents(openclip: Installation, *, patched: bool) -> dict[str, bytes | Non
             f"open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
             f"v{openclip.version}"
         )
-    patch = status.patch
-    added = [path for path in status.contents if patch.before[path] == NO_FILE]
-    changed = [path for path in status.contents if path not in added]
+    added = [path for path, patch in status.patches.items() if patch.before == NO_FILE]
     contents = {}
     record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
     record_content = openclip.read(record)
     if record_content is not None:
         contents[record] = _record(record_content, added, patched=patched)
-    for path in changed + added:
-        content = status.contents[path]
-        is_patched = status.files[path] == PATCHED
-        if is_patched != patched:
-            content = patch.change(path, content, reverse=is_patched)
-        contents[path] = content
-    return contents
+    contents |= {path: status.contents[path] for path in status.patches if path not in added}
+    contents |= {path: status.contents[path] for path in added}
+    state = PATCHED if patched else NOT_PATCHED
+    others = [path for path in status.patches if status.files[path] != state]
+    return contents | changed(
+        {path: status.contents[path] for path in others}, status.patches, reverse=not patched
+    )
+
+
+def changed(contents: Contents, patches: Mapping[str, FilePatch], *, reverse: bool) -> Contents:
+    """Returns the contents of files with their patches or, with `reverse`, without them.
+
+    Raises InputError if there is neither git nor patch.
+    """
+    ids = {path: patches[path].before if reverse else patches[path].after for path in contents}
+    result = {path: None for path in contents if ids[path] == NO_FILE}
+    others = [path for path in contents if path not in result]
+    if not others:
+        return result
+    program = next(filter(shutil.which, PROGRAMS), None)
+    if program is None:
+        raise InputError(
+            "superclip patch calls git or patch, and neither is on PATH: install one of them; "
+            "nothing was changed"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        for path in others:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            if contents[path] is not None:
+                (folder / path).write_bytes(contents[path])
+        run = subprocess.run(
+            [program, *PROGRAMS[program], *(["-R"] if reverse else [])],
+            input="".join(patches[path].diff for path in others).encode(),
+            cwd=folder,
+            # no settings of git's, and no repository around the folder
+            env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)},
+            capture_output=True,
+            check=False,
+        )
+        result |= {path: read(folder / path) for path in others}
+    if any(blob_id(content) != ids[path] for path, content in result.items()):
+        output = " ".join(run.stderr.decode(errors="replace").split())
+        raise InputError(f"{program} cannot apply the patch: {output}; nothing was changed")
+    return result
 
 
 def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
@@ -210,7 +235,7 @@ def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
     return b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
-def _write(openclip: Installation, contents: Mapping[str, bytes | None]) -> dict[str, str]:
+def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
     """Writes `contents` (None: no file), and returns what was done to each file; InputError if
     one is not writable."""
     held = {path: openclip.read(path) for path in contents}

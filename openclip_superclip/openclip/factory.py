@@ -8,8 +8,11 @@ from pathlib import Path
 import open_clip
 from open_clip.factory import parse_model_name
 from open_clip.model import CLIPTextCfg
+from torch import nn
 
+from .. import hooks
 from ..checkpoints import starting_weights
+from ..checkpoints.architecture import read_architecture
 from ..checkpoints.model_configurations import (
     holds_text_tower,
     open_tokenizer,
@@ -19,7 +22,7 @@ from ..checkpoints.model_configurations import (
 from ..checkpoints.weights import file_of_weights
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
-from ..flags import Config, is_idf_file
+from ..flags import Config, config_from, is_idf_file
 from ..method.idf import special_token_ids
 from .hook_calls import plugins_model_class
 
@@ -89,7 +92,6 @@ def model_options(
         "idf": config.idf,
         "head_warmup": config.head_warmup,
         "head_input": config.head_input,
-        "placebo": config.placebo,
         "frequencies": frequencies,
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
@@ -97,6 +99,33 @@ def model_options(
         "stored_head": starting_weights.stored_head(model_name, pretrained, cache_dir),
     }
     return loading | {"superclip": superclip}
+
+
+def model_without_values(options: argparse.Namespace) -> nn.Module:
+    """Returns the model that OpenCLIP's options train, on the meta device: after the plugins'
+    changes, and locked."""
+    config = config_from(vars(options))
+    architecture = read_architecture(options.model).with_options(vars(options))
+    changes = {
+        "precision": options.precision,
+        "output_dict": True,
+        "force_custom_text": options.force_custom_text,
+        "force_patch_dropout": options.force_patch_dropout,
+    }
+    if options.siglip:
+        changes["init_logit_bias"] = -10
+    if config is not None:
+        changes["superclip"] = {"head_input": config.head_input}
+    with plugins_model_class():
+        model = architecture.build(**changes)
+    hooks.plugin_manager().hook.open_clip_model_created(args=options, model=model)
+    if options.lock_image:
+        model.lock_image_tower(options.lock_image_unlocked_groups)
+    if options.lock_text:
+        model.lock_text_tower(
+            options.lock_text_unlocked_layers, options.lock_text_freeze_layer_norm
+        )
+    return model
 
 
 def check_models(options: argparse.Namespace) -> None:

@@ -1,16 +1,13 @@
 """The cost of a run: FLOPs, hours, memory, parameters and checkpoint sizes."""
 
-import functools
 import math
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..environment import kept
-from ..errors import InputError, reason
+from ..errors import InputError
 from ..openclip.train import check_command
-from .plan import divisors
+from .model_size import FLOAT, ModelSize, model_size
 from .run import Run
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ PUBLISHED = {
 A100_TFLOPS = 312.0  # in bfloat16
 OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
 CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
-
-CARDS_GB = (24, 40, 80)
-NO_MEMORY = ("fsdp", "use-naflex")  # flags of OpenCLIP 4
 
 
 def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
@@ -89,76 +83,39 @@ def estimate_cost(
     }
 
 
-def estimate_memory(run: Run) -> dict:
-    """Returns the plan's peak memory, for JSON, as `step_memory` does; `problem` is the reason if
-    it cannot be computed for a model or a flag."""
-    inputs = [run.device, run.batch_size, run.accum_freq, run.world_size, run.settings.engine]
-    for flag in NO_MEMORY:
-        if run.recipe.flags.get(flag):
-            return {"problem": f"--{flag} is not supported"}
-    try:
-        return kept_of_model(run, "memory", step_memory, inputs)
-    except InputError:
-        raise
-    except Exception as error:  # of a tower that cannot run without values
-        return {"problem": reason(error)[:200]}
-
-
-def step_memory(run: Run) -> dict:
-    """Returns the plan's peak memory of each GPU, for JSON: its parts, and the largest batch for
-    each size of card.
-
-    A batch of a card divides the run's batch per GPU, whose rest is accumulated; 0 if none fits. A
-    card of 24 GB has 24 GiB: the difference of 7 % is for what is not counted.
-    """
-    from ..openclip.step_memory import Step
-
-    step = Step(run.openclip_arguments(), run.world_size)
-    peak = functools.cache(step.peak)
-    found = peak(run.batch_size, run.accum_freq)
-    per_gpu = run.batch_size * run.accum_freq
-
-    def peak_of(size: int) -> int:
-        return peak(size, per_gpu // size).total
-
-    largest = {}
-    for card in CARDS_GB if run.device == "cuda" else ():
-        sizes = reversed(divisors(per_gpu))
-        largest[str(card)] = next((size for size in sizes if peak_of(size) <= card * 10**9), 0)
-    return {"peak_bytes": found.total, **vars(found), "largest_batches": largest}
-
-
-def kept_of_model(run: Run, name: str, compute: Callable[[Run], dict], inputs: list) -> dict:
-    """Returns `compute(run)`, which depends on the run's model, its flags and `inputs`, from the
-    cache if possible: importing OpenCLIP takes seconds."""
-    recipe = run.recipe
-    files = _files_of(recipe.model)
-    if files is None:
-        return compute(run)
-    of_model = [recipe.model, files, recipe.precision, recipe.flags, recipe.superclip]
-    return kept(name, [*of_model, *inputs], lambda: compute(run))
-
-
-def _files_of(model: str) -> list[str] | None:
-    """Returns the contents of the files that describe a model; None if they refer to others, which
-    may change."""
-    path = Path(model.removeprefix("local-dir:"))
-    if model.startswith("hf-hub:"):
-        return None
-    files = [path] if path.suffix == ".json" else sorted(path.glob("*.json"))
-    contents = [file.read_text(errors="replace") for file in files if file.is_file()]
-    return None if any('"hf_model_name"' in content for content in contents) else contents
-
-
 def counts_of(run: Run) -> dict:
-    """Returns the plan's numbers of parameters, bytes and multiplications."""
-    return kept_of_model(run, "models", _count, [])
+    """Returns the plan's numbers of parameters, bytes and multiplications; InputError for a folder
+    of the demo that is missing."""
+    if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
+        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
+    size = model_size(run.recipe)
+    return _count(run) if size is None else _counts_of_size(size)
+
+
+def _counts_of_size(size: ModelSize) -> dict:
+    whole = size.vision + size.text + size.head + size.scale
+    weights = FLOAT * whole.parameters
+    towers = {"vision": size.vision, "text": size.text, "head": size.head}
+    return {
+        "forward_gmacs": {name: tower.products / 1e9 for name, tower in towers.items()},
+        "parameters": whole.parameters,
+        "head_parameters": size.head.parameters,
+        "checkpoint_bytes": 3 * weights + whole.saved_bytes,
+        "memory_bytes": {
+            "weights": weights + whole.saved_bytes + whole.unsaved_bytes,
+            "gradients": weights,
+            "optimizer": 2 * weights,
+            "head": 4 * FLOAT * size.head.parameters,
+        },
+    }
 
 
 def _count(run: Run) -> dict:
+    """Returns the same as `_counts_of_size`, from the model itself."""
+    from ..openclip.factory import model_without_values
     from .flops import count_gmacs
 
-    model = build_model(run)
+    model = model_without_values(check_command(run.openclip_arguments()))
     parameters = dict(model.named_parameters())
     head = {name: tensor for name, tensor in parameters.items() if name.startswith("class_head.")}
     return {
@@ -166,20 +123,28 @@ def _count(run: Run) -> dict:
         "parameters": sum(tensor.numel() for tensor in parameters.values()),
         "head_parameters": sum(tensor.numel() for tensor in head.values()),
         "checkpoint_bytes": checkpoint_bytes(model),
+        "memory_bytes": memory_bytes(model, head),
     }
-
-
-def build_model(run: Run) -> "nn.Module":
-    """Returns the model that a run trains, without weights; InputError for a model that OpenCLIP
-    does not have."""
-    from ..openclip.step_memory import model_without_values
-
-    if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
-        raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-    return model_without_values(check_command(run.openclip_arguments()))
 
 
 def checkpoint_bytes(model: "nn.Module") -> int:
     """Returns the bytes of a checkpoint: the weights, AdamW's two moments of each, and counts."""
     parameters = sum(tensor.nbytes for tensor in model.parameters())
     return 2 * parameters + sum(tensor.nbytes for tensor in model.state_dict().values())
+
+
+def memory_bytes(model: "nn.Module", head: dict) -> dict[str, int]:
+    """Returns the bytes that a training needs beside activations: of the weights and buffers, of
+    the gradients and AdamW's two moments of what is trained, and of all that belongs to the head's
+    parameters."""
+
+    def gradients(parameters: Iterable) -> int:
+        return sum(tensor.nbytes for tensor in parameters if tensor.requires_grad)
+
+    trained = gradients(model.parameters())
+    return {
+        "weights": sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]),
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "head": sum(tensor.nbytes for tensor in head.values()) + 3 * gradients(head.values()),
+    }

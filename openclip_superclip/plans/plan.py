@@ -3,21 +3,25 @@
 import bisect
 import json
 import math
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
-from ..data.tar_shards import expand, is_remote
+from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least
-from ..openclip.checks import check_start_once, long_warmup
+from ..openclip.checks import check_start_of_run, long_warmup
 from ..openclip.train import check_command
+from .model_size import model_size
 from .recipe import COLUMN_FLAGS, Recipe
-from .recipe_files import read_recipe
+from .recipe_files import read_recipe, shipped_recipes
 from .run import DEFAULTS, Run, Settings
 
 # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
 MAX_ROUNDING = 1.5
+WEIGHTS = (".safetensors", ".bin", ".pth")  # that OpenCLIP finds in a folder
 
 
 def make_run(
@@ -42,7 +46,7 @@ def make_run(
     )
     at_least(options, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
     batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
-    data = recipe.shards if data is None else data
+    data = data_of(recipe, data)
     world_size = nodes * gpus_per_node
     if is_table(data):
         slice_samples = recipe.data_samples
@@ -66,23 +70,42 @@ def make_run(
         gpu_batch_max=gpu_batch_max,
         settings=settings,
     )
+    run.warnings.extend(recipe.removed)
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
-    check_start_once(check_command(run.openclip_arguments()))
-    flags = recipe.flags
-    if settings.patience and flags.get("imagenet-val") and flags.get("zeroshot-frequency") != 1:
-        run.warnings.append(
-            "--patience and flags.imagenet-val: a run that stops early may not have measured its "
-            "last epoch on ImageNet, and a study needs that: add --set flags.zeroshot-frequency=1"
-        )
-    if settings.patience and not run.is_validated:
-        raise InputError(
-            f"--patience is {settings.patience}, and the run has no validation data: expected "
-            "--set flags.val-data=TABLE or flags.imagenet-val=FOLDER"
-        )
-    if settings.stage:
-        _check_stage(run)
+    options = check_command(run.openclip_arguments())
+    if _has_unknown_start(recipe):
+        check_start_of_run(options)
     return run
+
+
+def data_of(recipe: Recipe, data: str | None) -> str:
+    """Returns `data`, the value of --data, or without it the recipe's; InputError if the recipe's
+    is a URL or a command."""
+    if data is not None:
+        return data
+    if is_streamed(recipe.shards):
+        raise InputError(
+            f"{recipe.file}: shards is {recipe.shards}, which a shell would run: if you trust it, "
+            f"give it yourself, --data {shlex.quote(recipe.shards)}"
+        )
+    return recipe.shards
+
+
+def _has_unknown_start(recipe: Recipe) -> bool:
+    """Returns whether OpenCLIP must check a run's model and weights, which takes seconds: not
+    those of a model whose size is known, without weights or with those of a shipped recipe."""
+    if model_size(recipe) is None or "coca" in recipe.model.lower():
+        return True
+    pretrained = recipe.flags.get("pretrained")
+    if recipe.model.startswith("local-dir:"):
+        files = Path(recipe.model.removeprefix("local-dir:")).iterdir()
+        return pretrained is not None or any(file.suffix in WEIGHTS for file in files)
+    shipped = (
+        (values["model"], values["flags"].get("pretrained"))
+        for values in shipped_recipes().values()
+    )
+    return pretrained is not None and (recipe.model, pretrained) not in shipped
 
 
 def split(
@@ -129,19 +152,6 @@ def cut(recipe: Recipe) -> tuple[int, int]:
     return num_slices, math.ceil(steps / num_slices) * recipe.global_batch_size
 
 
-def _check_stage(run: Run) -> None:
-    """Raises InputError if the run's data cannot be copied shard by shard."""
-    if run.is_table:
-        raise InputError(
-            f"--stage copies shards, and --data {run.data} is a table: leave --stage out"
-        )
-    if remote := next(filter(is_remote, expand(run.data)), None):
-        raise InputError(
-            f"--stage copies files, and --data holds '{remote}', which each rank streams "
-            "itself: give --data shards on a file system that the nodes share, or leave --stage out"
-        )
-
-
 def _rounding(run: Run) -> list[str]:
     """Returns a warning if OpenCLIP will not run exactly the recipe's steps; InputError if the
     numbers differ much."""
@@ -176,7 +186,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     the table cannot be read or fills no batch, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
-    path = data or recipe.shards
+    path = data_of(recipe, data)
     if not is_table(path):
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]

@@ -4,11 +4,13 @@ values for their fields (--set)."""
 import dataclasses
 import difflib
 import functools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
+from ..data.tar_shards import is_streamed
 from ..errors import InputError, reason
 from ..files import shipped_folder
 from .recipe import (
@@ -16,6 +18,7 @@ from .recipe import (
     CONFIG_FIELDS,
     FIELDS,
     GIVEN,
+    VAL_DATA,
     WORDS,
     Recipe,
     changes_scores,
@@ -42,23 +45,46 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     if set_:
         values = with_settings(values, set_)
         file = f"{file} with --set {' '.join(set_)}"
-    return Recipe.of(values, file, name)
+    recipe = Recipe.of(values, file, name)
+    if f"flags.{VAL_DATA}" not in (set_ or {}):
+        refuse_streamed_validation(recipe)
+    return recipe
+
+
+def refuse_streamed_validation(recipe: Recipe) -> None:
+    """Raises InputError if a file's validation data is a URL or a command, which only the user
+    may give."""
+    if is_streamed(recipe.val_data):
+        setting = f"flags.{VAL_DATA}={recipe.val_data}"
+        raise InputError(
+            f"{recipe.file}: {VAL_DATA} is {recipe.val_data}, which a shell would run: if you "
+            f"trust it, give it yourself, --set {shlex.quote(setting)}"
+        )
+
+
+def is_recipe(path_or_name: str) -> bool:
+    """Returns whether there is a file or a shipped recipe, or several ones, of this name."""
+    return Path(path_or_name).is_file() or bool(_with_name(path_or_name))
+
+
+def _with_name(name: str) -> list[str]:
+    """Returns the full names of the shipped recipes of a name with or without its folder."""
+    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
+    return [full for full in shipped_recipes() if wanted in (full, full.partition("/")[2])]
 
 
 def _shipped_name(name: str) -> str:
     """Returns the full name of a shipped recipe; InputError, with similar names, for another
     one."""
-    wanted = name.removesuffix(".yaml").removeprefix("recipes/")
-    found = [full for full in shipped_recipes() if wanted in (full, full.partition("/")[2])]
+    found = _with_name(name)
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"there are several recipes '{name}': give one of {', '.join(found)}")
-    near = difflib.get_close_matches(wanted, shipped_recipes())
+    names = dict.fromkeys(part for full in shipped_recipes() for part in (full, *full.split("/")))
+    near = difflib.get_close_matches(name, names)
     similar = f"; similar: {', '.join(near)}" if near else ""
-    raise InputError(
-        f"there is no file and no recipe '{name}'{similar}; superclip recipes lists all"
-    )
+    raise InputError(f"there is no file and no recipe '{name}'{similar}; superclip plan lists all")
 
 
 @functools.cache

@@ -14,11 +14,11 @@ from ..checkpoints.trainer_files import RECORD
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
-from ..data.tar_shards import expand
-from ..environment import kept
-from ..errors import InputError, at_least, reason
+from ..data.tar_shards import expand, is_streamed
+from ..errors import InputError, reason
 from ..files import content_digest, json_or_empty, read_json
-from .recipe import SAME_FLAGS, Recipe
+from ..removed import without_removed
+from .recipe import SAME_FLAGS, VAL_DATA, Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -48,23 +48,10 @@ class Settings:
         type=float,
         metavar="M",
     )
-    patience: int = _setting(
-        "end the run as finished after this many epochs without a better validation score; 0 for "
-        "never (default: %(default)s)",
-        default=0,
-        type=int,
-        metavar="N",
-    )
     accept_changes: bool = _setting(
         "resume even if recipe, data or packages have changed, and record the changes in run.json",
         default=False,
         action="store_true",
-    )
-    stage: str | None = _setting(
-        "folder on each node's own disk, to which the shards of a slice are copied while the "
-        "previous one trains",
-        default=None,
-        metavar="DIR",
     )
     engine: str = _setting(
         "average the gradients with torch.distributed or Horovod (default: %(default)s)",
@@ -80,7 +67,6 @@ class Settings:
             )
         if not 0 <= self.stall_minutes < math.inf:
             raise InputError(f"--stall-minutes is {self.stall_minutes:g}; expected 0 or more")
-        at_least(self, patience=0)
 
 
 DEFAULTS = Settings()
@@ -134,7 +120,13 @@ class Run:
     def of_json(values: dict, file: str) -> "Run":
         """Returns the run from the result of `as_json`; `file` is for messages."""
         recipe = Recipe.of(values["recipe"]["values"], file, values["recipe"]["name"])
-        values = values | {"recipe": recipe, "settings": Settings(**values["settings"])}
+        settings, removed = without_removed(values["settings"])
+        warnings = [*values.get("warnings", []), *recipe.removed, *removed]
+        values = values | {
+            "recipe": recipe,
+            "settings": Settings(**settings),
+            "warnings": list(dict.fromkeys(warnings)),
+        }
         values.pop("set", None)  # of 0.2
         return Run(**values)
 
@@ -198,7 +190,7 @@ class Run:
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        tables = self.is_table or is_table(recipe.flags.get("val-data"))
+        tables = self.is_table or is_table(recipe.val_data)
         values = {
             "model": openclip_name(recipe.model),
             "train-data": self.data,
@@ -222,18 +214,24 @@ class Run:
         }
         return [argument for flag in values for argument in _argument(f"--{flag}", values[flag])]
 
+    def streams(self) -> list[str]:
+        """Returns the options with which the user gives the run's URLs and commands, in addition to
+        its folder."""
+        options = []
+        if is_streamed(self.data):
+            options += ["--data", self.data]
+        if is_streamed(self.recipe.val_data):
+            options += ["--set", f"flags.{VAL_DATA}={self.recipe.val_data}"]
+        return options
+
     def check_shards(self) -> list[str]:
         """Returns warnings about the pattern of shards, reading none; InputError for too few
         shards or samples."""
         if self.is_table:
             return []
-        return kept("shards", self.as_json(), self._check_split)["warnings"]
-
-    def _check_split(self) -> dict:
         split = self._split()
         split.check()
-        sizes = equal_sizes(self.recipe.data_samples, split.num_shards)
-        return {"warnings": split.check_sizes(sizes)}
+        return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, *, full: bool = False) -> dict:
         """Returns what a check finds in the data, for JSON; InputError if training could not start.
@@ -274,7 +272,7 @@ class Run:
             )
             checked = dataclasses.asdict(shard_check)
         checked["warnings"] += self.check_validation()
-        tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
+        tables = filter(is_table, (self.data, self.recipe.val_data))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}
 
     def _split(self) -> Split:
@@ -284,7 +282,7 @@ class Run:
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate
         on it."""
-        val_data = str(self.recipe.flags.get("val-data") or "")
+        val_data = self.recipe.val_data
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, "--val-data").refuse_bad()
         if not val_data:

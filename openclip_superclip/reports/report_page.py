@@ -135,9 +135,6 @@ def scores_table(comparison: Comparison) -> Table:
     if differing:
         names = listed(sorted(differing))
         note += f" The runs were evaluated with different settings, data or versions: {names}."
-    early = [run.name for run in runs if run.is_finished and run.is_stopped_early]
-    if early:
-        note += f" Stopped early, after fewer samples: {listed(early)}."
     if not keys:
         note = (
             "No finished run was evaluated: superclip evaluate RUN/checkpoints/epoch_N.pt "

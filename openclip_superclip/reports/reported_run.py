@@ -9,7 +9,7 @@ from ..checkpoints.trainer_files import RECORD, checkpoints, newest, read_option
 from ..errors import InputError, listed
 from ..files import content_digest, json_or_empty
 from ..openclip.hook_calls import parse_args
-from ..option_effects import EFFECTS
+from ..option_table import EFFECTS
 from ..plans.recipe import CAPTION_FIELDS, CONFIG_FIELDS, FIELDS, Recipe
 from ..plans.run import Run
 from ..runs.folder import FINISHED, current_state
@@ -51,7 +51,6 @@ class ReportedRun:
     scores: dict[str, float] = field(default_factory=dict)  # of the last evaluated epoch
     # settings, data and versions, by data set and task
     evaluated: dict[str, list] = field(default_factory=dict)
-    is_stopped_early: bool = False  # by --patience
 
     @property
     def is_finished(self) -> bool:
@@ -120,9 +119,6 @@ def read_run(path: Path, name: str = "") -> ReportedRun:
         )
     state = current_state(path)
     epochs = options["epochs"]
-    run.is_stopped_early = bool(state.get("stopped_early"))
-    if run.is_stopped_early:
-        epochs = state["epoch"]
     run.scores, epoch, run.evaluated = read_scores(path)
     _set_state(run, state, epochs, epoch)
     for measure, score in of_training(path).items():
@@ -202,7 +198,7 @@ def _training(options: dict) -> dict:
 def _set_state(run: ReportedRun, state: dict, epochs: int, epoch: int | None) -> None:
     """Sets the run's state, from state.json or its log, and its note; drops the scores of a
     finished run if they are of an epoch before the last of `epochs`."""
-    notes = [run.note, state.get("error") or state.get("stopped_early")]
+    notes = [run.note, state.get("error")]
     is_at_end = False
     if run.points:
         samples = run.points[-1]["samples"]

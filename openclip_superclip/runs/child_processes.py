@@ -35,7 +35,6 @@ class Start:
     node: int
     master_addr: str
     master_port: int
-    staged: str | None  # the folder of copied shards
     measures: bool  # whether the ranks measure time and memory, for a rehearsal
     launcher: int = field(default_factory=os.getpid)  # the process with which the ranks end
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from ..checkpoints.best_epoch import best_epoch, why_stopped_early
+from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
 from ..errors import InputError, to_stderr
 from ..plans.run import Run
@@ -25,7 +25,6 @@ from .recovery import (
     DATA,
     ENDS,
     HARDWARE,
-    LOSS,
     REQUEUE,
     Decision,
     Failure,
@@ -35,7 +34,6 @@ from .recovery import (
 )
 from .signals import EXIT_AGAIN, Stopped
 from .slurm import Placement, hosts, time_left
-from .staging import Staging
 from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
 
@@ -72,17 +70,15 @@ class NodeTraining:
     def __init__(
         self, run: Run, placement: Placement, folder: RunFolder, *, measures: bool = False
     ):
-        settings = run.settings
         self.accepts_changes = accepts_changes(run, placement, folder)
         # later starts accept no changes
-        run = replace(run, settings=replace(settings, accept_changes=False))
+        run = replace(run, settings=replace(run.settings, accept_changes=False))
         self.run = run
         self.placement = placement
         self.folder = folder
         path = folder.path
         num_local = len(list(path.glob("ranks/local-*")))
         self.logs = path / "ranks" / placement.name_of_start(num_local)
-        self.staging = Staging(run, placement, folder, settings.stage) if settings.stage else None
         self.start = Start(
             run,
             self.logs,
@@ -90,7 +86,6 @@ class NodeTraining:
             node=placement.node,
             master_addr=placement.master_addr,
             master_port=placement.master_port if placement.num_nodes > 1 else free_port(),
-            staged=str(self.staging.folder) if self.staging else None,
             measures=measures,
         )
         self.progress = Progress(run, self.logs)
@@ -120,20 +115,16 @@ class NodeTraining:
         return 1
 
     def _run_ranks(self) -> list[Failure]:
-        """Runs this node's ranks to their end, after staging the first slice and waiting for the
-        other nodes to do so; returns their failures."""
+        """Runs this node's ranks to their end, after waiting for the other nodes; returns their
+        failures."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        with self.staging or contextlib.nullcontext():
-            while self.staging and not self.staging.first.is_set():
-                self._each_second()
-                time.sleep(0.5)
-            self.start.save()
-            # NCCL waits ten minutes at most until every node has checked and copied its data
-            while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
-                self._each_second()
-                time.sleep(1)
-            self.progress.last_step = time.monotonic()  # what came before was not a stall
-            return run_ranks(self.start, self._each_second)
+        self.start.save()
+        # NCCL waits ten minutes at most until the first node has checked the data
+        while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
+            self._each_second()
+            time.sleep(1)
+        self.progress.last_step = time.monotonic()  # what came before was not a stall
+        return run_ranks(self.start, self._each_second)
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -204,11 +195,7 @@ class NodeTraining:
         epoch = self.folder.epoch
         last = self.run.num_slices
         if epoch < last:
-            why = why_stopped_early(self.folder.path, self.run.settings.patience)
-            if not why:
-                return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
-            self.folder.beat(stopped_early=why)
-            self._log(f"stopped after epoch {epoch} of {last}: {why}")
+            return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
         return None
 
     def _each_second(self) -> None:
@@ -269,11 +256,6 @@ class NodeTraining:
                 print(f"superclip run: {best}; {export} exports it", flush=True)
             return 0
         to_stderr(failure.describe(self.logs))
-        if failure.kind == LOSS:
-            from ..checkpoints.weights import holds_numbers  # imports torch
-
-            for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
-                self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         decision = ENDS
         if self.full_disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run:{self.full_disk}")

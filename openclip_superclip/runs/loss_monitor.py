@@ -6,29 +6,23 @@ import faulthandler
 import math
 import os
 import re
-from pathlib import Path
 
 import torch
 
-from ..checkpoints.best_epoch import why_stopped_early
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum
+from ..method.finite_weights import is_finite_on_all_ranks
 from .child_processes import Start
 from .progress import FIRST_STEP, STEPS
-from .staging import StagedShards
 from .unreadable import too_much_unreadable, unreadable_of_slice
 
 
 class NonFiniteLoss(Exception):
-    """The loss is NaN or infinite, and so are all weights after the step."""
+    """The loss, or a weight, is NaN or infinite."""
 
 
 class TooMuchUnreadable(Exception):
     """The ranks could not read more of a slice than --unreadable-max allows."""
-
-
-class StoppedEarly(Exception):
-    """Validation has not improved for --patience epochs."""
 
 
 class CountedSteps:
@@ -61,14 +55,12 @@ class RankMonitor:
     It replaces the loss by itself, and raises NonFiniteLoss within two steps of the first
     non-finite one. A GPU does not wait for this: a step's loss is checked at the next step. Only
     the last loss of an epoch is checked at once, and so is the epoch's data, because a checkpoint
-    follows. Staged copies of shards are read instead of the shards.
+    follows.
     """
 
     def __init__(self, start: Start, rank: int):
         self.run = start.run
         self.logs = start.logs
-        self.rank = rank
-        self.staged = StagedShards(Path(start.staged)) if start.staged else None
         self.counted = CountedSteps(self.run.slice_steps, self.run.accum_freq)
         self.steps_file = None  # for the completed steps
         if rank == 0:
@@ -92,23 +84,24 @@ class RankMonitor:
         from ..openclip.data import listing_unreadable
 
         epoch = self.counted.epoch if self.run.is_table else self.epoch_of_shards
-        return listing_unreadable(self.unreadable, epoch, self.staged.name if self.staged else str)
+        return listing_unreadable(self.unreadable, epoch)
 
     def epoch_of_shards(self) -> int:
         return self.shared_epoch.get_value()
 
     @hookimpl(tryfirst=True)
     def open_clip_check_options(self, args):
-        args.images_checked = True  # before the ranks started, with --unreadable-max
+        args.in_run = True  # which has checked the images, with --unreadable-max
 
     @hookimpl(wrapper=True)
     def open_clip_data_order(self, args, shared_epoch):
         self.shared_epoch = shared_epoch
-        order = yield
-        if order is None or self.staged is None:
-            return order
-        shards, samples = order
-        return lambda names: self.staged.shards(shards(names)), samples
+        return (yield)
+
+    @hookimpl(tryfirst=True)
+    def open_clip_epoch_end(self, model, epoch):
+        if not is_finite_on_all_ranks(model):  # also without --superclip
+            raise NonFiniteLoss(f"the weights are not finite after slice {epoch + 1}")
 
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args):
@@ -124,7 +117,6 @@ class RankMonitor:
         losses = self.loss(*args, **kwargs)
         total = sum(losses.values())
         self._dump_stacks_later()
-        self.check_validation()
         counted = self.counted
         epoch = counted.epoch()
         step = counted.step()
@@ -147,17 +139,6 @@ class RankMonitor:
         if ends_epoch:
             self.check_data(epoch)
         return losses
-
-    def check_validation(self) -> None:
-        """Raises StoppedEarly on all ranks if rank 0, which measures, finds no improvement.
-
-        Collective with --patience."""
-        patience = self.run.settings.patience
-        if patience and self.counted.is_new_epoch():
-            folder = self.logs.parents[1]
-            is_over = self.rank == 0 and bool(why_stopped_early(folder, patience))
-            if any(self._sum(int(is_over))):
-                raise StoppedEarly
 
     def _check_pending(self) -> None:
         if self.pending is None:

@@ -1,4 +1,4 @@
-"""`superclip rehearse`: two ranks that are stopped and resumed, what they
+"""`superclip run --rehearse`: two ranks that are stopped and resumed, what they
 measure, and what a plan makes of it."""
 
 import json
@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 
 def rehearse(folder, flags, **variables):
-    """The exit code of `superclip rehearse` in a process of its own, and
+    """The exit code of `superclip run --rehearse` in a process of its own, and
     what it prints."""
-    command = shell_words(f"rehearse {flags} --device cpu")
+    command = shell_words(f"run --rehearse {flags} --device cpu")
     code = run_superclip(command, folder / "printed", folder, **variables)
     return code, (folder / "printed").read_text()
 
@@ -113,7 +113,7 @@ def test_only_a_requeued_job_uses_the_folder_of_a_rehearsal_again(
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    error = failure(f"rehearse {rehearsed['recipe']} --device cpu --out {rehearsed['out']}")
+    error = failure(f"run --rehearse {rehearsed['recipe']} --device cpu --out {rehearsed['out']}")
     assert "contains a rehearsal: remove it, or give --out another folder" in error
 
 
@@ -128,13 +128,13 @@ def test_a_rehearsal_that_reaches_its_time_limit_fails_instead_of_being_requeued
     flags = f"{rehearsed['recipe']} --steps 4 --out ."
     code, printed = rehearse(tmp_path, flags, PYTHONPATH=str(plugin))
     assert code == 1
-    assert "superclip rehearse: stopped by SIGUSR1" in printed
+    assert "superclip run --rehearse: stopped by SIGUSR1" in printed
 
 
 def test_a_rehearsal_is_submitted_with_a_folder_of_its_own(rehearsed):
     submit = f"submit {rehearsed['recipe']} --gpus-per-node 2 --rehearse"
     printed = execute(f"{submit} --dry-run")
     assert f"\n    runs/{rehearsed['recipe'].stem}-rehearsal\n" in printed
-    assert 'command=("${superclip[@]}" rehearse "$run")' in printed
+    assert 'command=("${superclip[@]}" run --rehearse "$run")' in printed
     error = failure(f"{submit} --accept-changes")
     assert "--accept-changes has no effect with --rehearse" in error

@@ -47,7 +47,9 @@ def at_root(monkeypatch):
 
 @cases("name, arguments", table("plans: submitted jobs"))
 def test_the_script_of_a_job_is(name, arguments, at_root):
-    assert filled(execute(f"submit {arguments} --dry-run")) == golden(name)
+    plan, _, script = execute(f"submit {arguments} --dry-run").partition("#!/bin/bash")
+    assert "\n  batch " in plan
+    assert filled(f"#!/bin/bash{script}") == golden(name)
 
 
 @parametrize("name", ["mem", "mem-per-gpu", "mem-per-cpu"])
@@ -62,7 +64,7 @@ def test_the_commands_of_a_study_are(at_root):
         "--gpu-type a100 --set flags.imagenet-val=/imagenet/val --out 'runs/figure 4' --dry-run"
     )
     assert filled(execute(study)) == golden("study")
-    settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes --stage '$TMPDIR'"
+    settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes"
     study = "study one_batch --slurm --dry-run --seeds 2 --cpus-per-node 1"
     printed = execute(f"{study} {settings}")
     submits = printed.partition("\n\n")[0].replace("studies/one_batch/", "")
@@ -96,8 +98,8 @@ NAMING = [
     "submit {recipe} --account",
     "submit {recipe} --gpu-type",
     "submit {recipe} --sbatch comment",
-    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --out",
-    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --qos",
+    "study datacomp_batch_size --set flags.imagenet-val=val --slurm --device cuda --out",
+    "study datacomp_batch_size --set flags.imagenet-val=val --slurm --device cuda --qos",
 ]
 
 
@@ -124,13 +126,12 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(time, minutes):
     assert minutes_of(time) == minutes
 
 
-def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch, capsys):
+def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch):
     def warning(flags):
-        execute(f"{SUBMIT_B16} {flags}")
-        return capsys.readouterr().err
+        return " ".join(execute(f"{SUBMIT_B16} {flags}").split())
 
     long = (
-        r"superclip submit: a slice takes at least \d\.\d hours at the speed .*, and --time "
+        r"warning a slice takes at least \d\.\d hours at the speed .*, and --time "
         r"is {}: a job that ends "
     )
     assert re.search(long.format("2:00:00"), warning("--time 2:00:00"))
@@ -194,7 +195,7 @@ def test_a_study_that_cannot_be_submitted_is_refused(
 ):
     (tmp_path / "squeue").symlink_to("/bin/false")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert said in refused(tmp_path, f"study placebos {arguments}")
+    assert said in refused(tmp_path, f"study demo {arguments}")
 
 
 def test_where_slurm_is_missing_a_study_writes_its_scripts(tmp_path, monkeypatch):
@@ -230,11 +231,10 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     assert "--out: rehearsal contains a rehearsal" in error
 
 
-def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused, capsys):
+def test_a_submission_prints_warnings_and_refuses_missing_shards(recipe, refused):
     submit = f"submit {recipe} --gpus-per-node 1 --out run"
-    execute(f"{submit} --set warmup=1000 --dry-run")
-    warning = "superclip submit: warm-up takes 1,000 steps, but the run has 24"
-    assert warning in capsys.readouterr().err
+    plan = " ".join(execute(f"{submit} --set warmup=1000 --dry-run").split())
+    assert "warning warm-up takes 1,000 steps, but the run has 24" in plan
     (recipe.parent / "shards/000003.tar").unlink()
     error = refused(recipe.parent, submit)
     assert "1 of 12 shards cannot be read, more than --unreadable-max 0.01" in error

@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-import whatthepatch
 from support import parametrize
 from support.openclip_trees import (
     HOOKS,
-    PATCH,
     PIP,
     RELEASES,
     ROOT,
@@ -24,7 +23,7 @@ from support.openclip_trees import (
     held,
     metadata,
 )
-from support.training_runs import call, execute, on_a_full_disk, run_ranks
+from support.training_runs import call, on_a_full_disk, run_ranks
 
 import openclip_superclip
 from openclip_superclip import hooks
@@ -61,25 +60,59 @@ def superclip_patch(capsys):
 def test_each_release_and_the_main_branch_has_a_patch_that_does_not_mention_superclip():
     assert list(disk_patch.patches()) == [*RELEASES, "4.2.0.dev0"]
     for release, more in {"3.3.0": [], "4.2.0.dev0": ["open_clip/task/coca_task.py"]}.items():
-        patch = disk_patch.patches()[release]
-        assert patch.change(HOOKS, None) == OUR_HOOKS, "run patches/refresh.py"
-        assert not any("superclip" in diff.text.lower() for diff in patch.diffs.values())
-        assert patch.diffs.keys() == {*PATCHED_FILES, HOOKS, *more}
+        patches = disk_patch.patches()[release]
+        new = disk_patch.changed({HOOKS: None}, patches, reverse=False)
+        assert new == {HOOKS: OUR_HOOKS}, "run patches/refresh.py"
+        assert not any("superclip" in patch.diff.lower() for patch in patches.values())
+        assert patches.keys() == {*PATCHED_FILES, HOOKS, *more}
 
 
-def test_git_and_the_patch_program_give_the_same_files_as_the_command(released, patched, tmp_path):
-    for release, folder in (("3.0.0", "."), ("3.3.0", "src")):
-        root = tmp_path / release
-        copied = copy(released[release], root / folder)
-        environment = os.environ | {"GIT_CEILING_DIRECTORIES": "/"}
-        subprocess.run(
-            f"git apply --check {PATCH}".split(), cwd=copied, env=environment, check=True
-        )
-        command = f"patch -p1 --fuzz=0 --no-backup-if-mismatch -d {folder}".split()
-        subprocess.run(command, input=PATCH.read_bytes(), cwd=root, check=True)
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Makes PATH a folder of only these programs."""
+    path = os.environ["PATH"]
+
+    def programs(*names):
+        folder = tmp_path / "-".join(["bin", *names])
+        folder.mkdir()
+        for name in names:
+            (folder / name).symlink_to(shutil.which(name, path=path))
+        monkeypatch.setenv("PATH", str(folder))
+
+    return programs
+
+
+@parametrize("release", ["3.0.0", "3.3.0"])
+def test_git_and_the_patch_program_give_the_same_files(
+    release, released, patched, programs, superclip_patch, tmp_path, monkeypatch
+):
+    outer = tmp_path / "a repository"
+    subprocess.run(["git", "init", "--quiet", outer], check=True)
+    (outer / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(outer / "tmp"))  # git would skip files outside of it
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("GIT_DIR", str(outer / ".git"))
+    copied = {name: copy(released[release], tmp_path / name) for name in ("git", "patch")}
+    for name, folder in copied.items():
+        before = held(folder)
+        programs(name)
+        assert superclip_patch("apply", folder)[0] == 0
         for path in [*PATCHED_FILES, HOOKS]:
-            assert (copied / path).read_bytes() == (patched[release] / path).read_bytes()
-        execute(f"patch check --source {root}")
+            assert (folder / path).read_bytes() == (patched[release] / path).read_bytes()
+        assert superclip_patch("revert", folder)[0] == 0
+        assert held(folder) == before
+
+
+def test_without_both_programs_one_line_says_so_and_nothing_is_touched(
+    wheel, programs, superclip_patch
+):
+    before = held(wheel)
+    programs()
+    code, output = superclip_patch("apply", wheel)
+    assert (code, output.count("\n")) == (2, 1)
+    assert "calls git or patch, and neither is on PATH" in output
+    assert superclip_patch("check", wheel)[0] == 1
+    assert held(wheel) == before
 
 
 # Apply and revert
@@ -248,10 +281,10 @@ def test_an_unknown_release_and_a_source_without_openclip_are_refused(wheel, sup
 
 def test_a_full_disk_is_an_error_and_nothing_is_touched(wheel, tmp_path):
     before = held(wheel)
-    apply = on_a_full_disk(main, 30_000)  # main.py still fits, factory.py does not
+    apply = on_a_full_disk(main, 30_000)  # main.py still fits, the copy of factory.py does not
     (run,) = run_ranks(apply, f"patch apply --source {wheel}".split(), cwd=tmp_path)
     assert run.returncode == 2
-    assert f"error: cannot write {wheel / PATCHED_FILES[0]}: " in run.output
+    assert "error: [Errno 27] File too large" in run.output
     assert "nothing was changed" in run.output
     assert held(wheel) == before
 
@@ -265,7 +298,6 @@ def test_pip_replaces_and_removes_a_patched_openclip_without_a_trace(wheels, tmp
     subprocess.run(f"{sys.executable} -m venv --without-pip {tmp_path}/venv".split(), check=True)
     python, path = tmp_path / "venv/bin/python", tmp_path / "path"
     site_packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
-    shutil.copytree(Path(whatthepatch.__file__).parent, path / "whatthepatch")
     shutil.copytree(Path(openclip_superclip.__file__).parent, path / "openclip_superclip")
     shutil.copytree(ROOT / "patches", path / "patches")
 

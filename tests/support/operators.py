@@ -1,20 +1,20 @@
-"""The package's operators of torch, opened: a dispatch mode sees one call
-of each, and not what it computes."""
+"""The package's operator of torch, opened: a dispatch mode sees one call of
+it, and not what it computes."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openclip_superclip.method.allocations import OPERATORS
+from openclip_superclip.method import loss as class_loss
 
 
 class SeesOperators(TorchDispatchMode):
     """A dispatch mode whose `observe` gets every function of torch with its
-    results, those of our operators too."""
+    results, those of our operator too."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in OPERATORS:
+        if function is torch.ops.superclip.class_loss.default:
             with self:
-                return OPERATORS[function](*args, **(kwargs or {}))
+                return class_loss.losses_and_gradients(*args, **(kwargs or {}))
         outputs = function(*args, **(kwargs or {}))
         tensors = outputs if isinstance(outputs, tuple | list) else [outputs]
         self.observe(

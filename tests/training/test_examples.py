@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip_train.data import SharedEpoch
-from support import cases, parametrize, table
+from PIL import Image
+from support import cases, parametrize, read_json, succeed, table
 from support.plugins import EXAMPLES, pip_install
 from support.three_steps import results_of
 from support.training_runs import (
@@ -24,6 +25,8 @@ from support.training_runs import (
     train_with,
 )
 from torch.testing import assert_close
+
+from openclip_superclip.data.inspection import inspect_shard
 
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
 for name in NAMES:
@@ -222,3 +225,34 @@ def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():
     assert tokens({"title": "four", "long": math.nan}).tolist() == [4, 4, 4]
     with pytest.raises(ValueError, match="no column"):
         tokens({"title": ""})
+
+
+# Scripts
+
+
+def test_the_shards_of_a_table_train_as_they_are(short_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = ["filepath,title", "missing.png,a cat", "text.png,a dog"]
+    (tmp_path / "text.png").write_text("no image")
+    for number in range(96):
+        Image.effect_noise((32, 32), 9 + number).convert("RGB").save(f"{number}.png")
+        rows += [f"{number}.png,a picture of noise number {number}"] * 2
+    rows.append("0.png,")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    script = EXAMPLES / "table_to_shards.py"
+    succeed([sys.executable, script, "pairs.csv", "out", "--val-fraction", "0.2"])
+    pairs = {}
+    for split in ("train", "val"):
+        sizes = read_json(tmp_path / f"out/{split}/sizes.json")
+        shards = sorted((tmp_path / "out" / split).glob("*.tar"))
+        samples = [inspect_shard(str(shard)).num_samples for shard in shards]
+        assert sizes == {shard.name: size for shard, size in zip(shards, samples, strict=True)}
+        pairs[split] = sum(samples)
+    assert pairs["train"] + pairs["val"] == 2 * 96
+    assert pairs["val"] % 2 == 0  # an image with two captions is on one side
+    assert 20 < pairs["val"] < 60
+    last = len(sorted((tmp_path / "out/train").glob("*.tar"))) - 1
+    data = f"--train-data out/train/{{000000..{last:06}}}.tar --val-data out/val/000000.tar"
+    flags = "--superclip --dataset-type webdataset"
+    (run,) = completed(superclip_train, short_run, data, flags, cwd=tmp_path)
+    assert len(run.losses()) == -(-pairs["train"] // 16)  # rounded up

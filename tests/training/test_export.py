@@ -370,7 +370,7 @@ def test_weights_of_the_authors_are_not_loaded_as_ours(tmp_path):
     model = superclip.create_model_and_transforms(write_model(tmp_path, text={"vocab_size": 600}))[
         0
     ]
-    with input_error("superclip import FILE"):
+    with input_error("superclip export FILE"):
         model.load_state_dict({"cap_fq": torch.zeros(1, 600)})
 
 

@@ -14,7 +14,7 @@ from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 
 
-def test_an_import_trains_on_through_the_command_line(short_run, tmp_path):
+def test_the_authors_weights_train_on_through_the_command_line(short_run, tmp_path):
     """A model of the authors' layout with a vocabulary that has a
     tokenizer, so that captions fit it."""
     config = read_json(AUTHORS_CONFIG)
@@ -29,7 +29,9 @@ def test_an_import_trains_on_through_the_command_line(short_run, tmp_path):
     }
     file = altered_authors(tmp_path, **changes)
     out = tmp_path / "out"
-    execute(f"import {file} --model {tmp_path}/authors.json --out {out} --global-batch 10")
+    execute(
+        f"export {file} --model {tmp_path}/authors.json --out {out} --with-head --global-batch 10"
+    )
     training = run_train(short_run, f"--superclip --model local-dir:{out}", cwd=tmp_path)
     assert "the weights contain a class head and the counts of 500 captions" in training.output
 

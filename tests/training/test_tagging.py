@@ -18,7 +18,6 @@ from support.models import LIST_OF_WORDS, write_tokenizer
 from support.training_runs import call, execute
 
 from openclip_superclip.data.captions import token_texts
-from openclip_superclip.data.images import as_seen, open_image
 from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.words.lexicon import WordProbabilities, lexicon, open_lexicon
 from openclip_superclip.words.open_checkpoint import open_with_head
@@ -173,22 +172,6 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
     assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
-
-
-# Image formats
-
-
-def test_16_bit_grey_keeps_its_brightness_in_shards(tmp_path):
-    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(8, axis=0)
-    deep = Image.fromarray(ramp.astype(np.uint16) * 257)
-    deep.save(tmp_path / "16.png")
-    deep.save(tmp_path / "16.tif")
-    Image.fromarray(ramp.astype(np.int32) * 257).save(tmp_path / "32.tif")
-    Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif")
-    for file in ("16.png", "16.tif", "32.tif", "float.tif"):
-        with open_image(tmp_path / file) as image:
-            read = np.asarray(as_seen(image)).astype(int)
-        assert np.abs(read - ramp[..., None]).max() <= 1, file
 
 
 # Errors

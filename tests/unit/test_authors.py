@@ -86,7 +86,8 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 @torch.no_grad()
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
     write_json(tmp_path / "m.json", read_json(AUTHORS_CONFIG) | {"custom_text": custom_text})
-    execute(f"import {AUTHORS} --model {tmp_path}/m.json --out {tmp_path}/out --global-batch 48")
+    command = f"export {AUTHORS} --model {tmp_path}/m.json --with-head --global-batch 48 --out"
+    execute(command, tmp_path / "out")
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
     outputs = model(golden["image"], golden["text"])
@@ -117,9 +118,10 @@ def test_float32_means_restore_every_count(global_batch):
     means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
     head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
     weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
-    ours = from_authors(
-        weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch
+    ours, is_whole = from_authors(
+        weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch, "file"
     )
+    assert is_whole
     assert torch.equal(ours["statistics.document_frequency"], counts.sum(dim=0))
     assert ours["statistics.num_captions"] == 50 * global_batch
 
@@ -132,9 +134,7 @@ def test_a_global_batch_that_gives_fractional_counts_is_reported(given, is_whole
         cap_fq=(counts.float() / 48).double()[None],
         num_samples=torch.ones(1, 1).double(),
     )
-    command = f"import {file} --model {AUTHORS_CONFIG} --global-batch {given} --out"
-    printed = execute(command, tmp_path / "my out")
-    assert f"superclip export '{tmp_path}/my out' --out" in printed
+    execute(f"export {file} --model {AUTHORS_CONFIG} --global-batch {given} --out {tmp_path}/out")
     warning = "warning: --global-batch 40 does not give"
     assert (warning in capsys.readouterr().err) == (not is_whole)
 
@@ -145,7 +145,7 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
     "text_decoder.mlp.0.weight is [2, 2], expected no such name": {
         "text_decoder.mlp.0.weight": torch.ones(2, 2)
     },
-    "not a checkpoint of SuperCLIP's authors: it lacks": {"text_decoder.ln_mlp.weight": None},
+    "incomplete checkpoint of SuperCLIP's authors: it lacks": {"text_decoder.ln_mlp.weight": None},
     "num_samples contains NaN or infinity": {"num_samples": torch.full((1, 1), float("nan"))},
     "document_frequency contains 1,622,016; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
     "OpenCLIP has no 'no-such-model'": "--model no-such-model",
@@ -160,4 +160,5 @@ def test_mismatches_are_refused_in_one_line_and_nothing_is_written(
     file, flags = AUTHORS, given
     if isinstance(given, dict):
         file, flags = altered_authors(tmp_path, **given), ""
-    assert reason in refused(tmp_path, f"import {file} --model {AUTHORS_CONFIG} --out out {flags}")
+    command = f"export {file} --model {AUTHORS_CONFIG} --with-head --out out {flags}"
+    assert reason in refused(tmp_path, command)

@@ -11,7 +11,7 @@ from support import cases, parametrize, table
 from support.models import random_weights
 from support.training_runs import execute
 
-from openclip_superclip.checkpoints.best_epoch import best_epoch, why_stopped_early
+from openclip_superclip.checkpoints.best_epoch import best_epoch
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.folder import NUM_KEPT, RunFolder
 
@@ -37,18 +37,6 @@ def retrieval(epoch, to_text, to_image, loss=1.0):
 def test_the_best_epoch_has_the_highest_score_then_the_lowest_loss(rows, best, tmp_path):
     found = best_epoch(write_results(tmp_path, *rows))
     assert (found and [found.epoch, found.measure, pytest.approx(found.score)]) == best
-
-
-@cases("rows, patience, stops", table("runs: patience"))
-def test_a_run_stops_after_so_many_epochs_without_a_better_score(rows, patience, stops, tmp_path):
-    why = why_stopped_early(write_results(tmp_path, *rows), patience)
-    expected = ""
-    if stops:
-        expected = (
-            f"no better validation score for {rows[-1][0] - 2} epochs; best epoch on the "
-            "validation data: 2, with 15.0 % R@1"
-        )
-    assert why == expected
 
 
 @pytest.fixture

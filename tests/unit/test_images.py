@@ -1,19 +1,19 @@
-"""Images of tables and shards: unreadable ones, paths that are no files,
-and the pixels of training and of a viewer."""
+"""Images of tables and shards: unreadable ones, paths that are no files, and those that OpenCLIP
+reads in other pixels than a viewer shows."""
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import ExifTags, Image
-from support import cases, parametrize, read_rows
+from support import ROOT, cases, parametrize, read_rows, succeed
 from support.data import IMAGE, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.data.images import as_seen, check_image, open_image
+from openclip_superclip.data.images import check_image
 from openclip_superclip.data.inspection import inspect
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
@@ -39,7 +39,7 @@ def table(folder, *images):
     return folder / "pairs.csv"
 
 
-def test_images_that_cannot_be_read_are_named_by_plan_and_left_out_by_shards(tmp_path, capsys):
+def test_images_that_cannot_be_read_are_named_by_plan(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.png")
     no_file = "no readable image (it is not a regular file)"
     reasons = {f"{tmp_path}/pipe.png": no_file, "/dev/zero": no_file, str(tmp_path): no_file}
@@ -50,12 +50,8 @@ def test_images_that_cannot_be_read_are_named_by_plan_and_left_out_by_shards(tmp
     file = table(tmp_path, *reasons)
     assert call(f"plan {OWN} --data {file} --device cpu --check") == 1
     printed = " ".join(capsys.readouterr().out.split())
-    execute(f"shards {file} {tmp_path}/out --val-share 0")
-    left_out = {row["image"]: row["reason"] for row in read_rows(tmp_path / "out/left_out.csv")}
-    assert left_out.keys() == reasons.keys()
     for image, reason in reasons.items():
         assert f"bad image {image}: {reason}" in printed
-        assert left_out[image].startswith(reason), image
 
 
 @parametrize("suffix", MEMBERS)
@@ -101,23 +97,36 @@ PROPERTIES = {
 
 
 @cases("image, ignored", PROPERTIES)
-def test_image_properties_that_openclip_ignores_are_recognised_and_converted_by_shards(
-    image, ignored, tmp_path
-):
+def test_image_properties_that_openclip_ignores_are_recognised(image, ignored):
     assert check_image(image) == ("", ignored)
-    (tmp_path / "image").write_bytes(image)
-    (tmp_path / "pairs.csv").write_text(f"image,caption\n{tmp_path}/image,a cat\n")
-    execute(f"shards {tmp_path}/pairs.csv {tmp_path}/out --val-share 0")
-    (sample,) = webdataset.WebDataset(f"{tmp_path}/out/train/000000.tar", shardshuffle=False)
-    stored = next(sample[suffix] for suffix in MEMBERS if suffix in sample)
-    assert check_image(stored) == ("", "")
-    with open_image(stored) as trained, open_image(image) as original:
-        shown = as_seen(original)
-        assert trained.size == shown.size
-        assert np.abs(np.asarray(trained.convert("RGB")).astype(int) - np.asarray(shown)).max() <= 2
 
 
-WARNING = "other pixels than a viewer shows: 3 × transparent; superclip shards converts them"
+def test_the_example_copies_such_images_in_the_pixels_that_a_viewer_shows(tmp_path):
+    rows = ["filepath,title"]
+    for name, (image, _) in PROPERTIES.items():
+        (tmp_path / name).write_bytes(image)
+        rows.append(f"{tmp_path}/{name},a cat")
+    rows.append(f"{tmp_path}/missing,a dog")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    succeed([sys.executable, ROOT / "examples/rgb_copies.py", "pairs.csv", "out"], cwd=tmp_path)
+    copies = read_rows(tmp_path / "out/pairs.csv")
+    assert len(copies) == len(PROPERTIES)
+    for row, (name, (_, ignored)) in zip(copies, PROPERTIES.items(), strict=True):
+        is_copy = row["filepath"] != f"{tmp_path}/{name}"
+        assert is_copy if ignored else not is_copy or "opaque" in name or "colour" in name
+        file = tmp_path / row["filepath"]
+        assert check_image(str(file)) == ("", "")
+        pixels = np.asarray(Image.open(file).convert("RGB"))
+        if ignored == TRANSPARENT:
+            assert (pixels[:, 8:] == 255).all()
+            assert (pixels[:, :8] != 255).any()
+        elif ignored == ROTATED:
+            assert pixels.shape == (32, 16, 3)
+        elif ignored == BITS:
+            assert np.abs(pixels.astype(int) - 40_000 / 257).max() < 1
+
+
+WARNING = "other pixels than a viewer shows: 3 × transparent; examples/rgb_copies.py"
 
 
 @pytest.fixture

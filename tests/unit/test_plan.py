@@ -12,13 +12,14 @@ from support.models import write_hf_text_model
 from support.training_runs import execute
 
 from openclip_superclip.checkpoints.architecture import expected_head, read_architecture
-from openclip_superclip.commands.plan import command_text, read_rehearsal
-from openclip_superclip.commands.rehearse import _resumed, other_training, setup_of
+from openclip_superclip.commands.plan import read_rehearsal
 from openclip_superclip.data.steps import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.flops import count_gmacs
 from openclip_superclip.plans.plan import make_run
+from openclip_superclip.plans.plan_text import command_text
 from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.runs.rehearsal import _resumed, other_training, setup_of
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
@@ -251,3 +252,29 @@ def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
         r"FLOPs; [\d,]{5,} to [\d,]{5,} hours, at most [\d,]{5,} GPU-hours", " ".join(text.split())
     )
     assert "e+" not in text.partition("FLOPs")[2]
+
+
+def test_a_plan_prints_the_exact_bytes_that_need_no_activations():
+    clip, superclip = (
+        estimate_cost(make_run(read_recipe(f"datacomp1b/{method}_vit-b-16_512m_bs16k"), 4, 8))
+        for method in ("clip", "superclip")
+    )
+    num_parameters = 149_620_737  # of OpenCLIP's ViT-B-16
+    of_clip = clip["memory_bytes"]
+    assert of_clip["gradients"] == 4 * num_parameters
+    assert of_clip["optimizer"] == 8 * num_parameters
+    assert of_clip["weights"] - 4 * num_parameters == 4 * 77**2  # the text tower's causal mask
+    head = superclip["memory_bytes"]["head"]
+    assert (of_clip["head"], head) == (0, 4 * 4 * superclip["head_parameters"])
+    text = " ".join(execute(f"plan {RELEASED} --nodes 4 --gpus-per-node 8").split())
+    assert "memory weights 751 MB, gradients 750 MB, AdamW's moments 1.5 GB; of these" in text
+
+
+def test_a_locked_tower_needs_memory_for_its_weights_alone():
+    locked = {"flags.lock-image": "true", "flags.lock-image-unlocked-groups": "3"}
+    whole, part = (
+        estimate_cost(make_run(read_recipe(RELEASED, flags), 4, 8))["memory_bytes"]
+        for flags in ({}, locked)
+    )
+    assert part["weights"] == whole["weights"]
+    assert part["gradients"] < 0.8 * whole["gradients"]

@@ -25,13 +25,11 @@ average {} {} --out out
 words {} --model x
 evaluate x --data {}
 plan {}
-import {} --model {} --out out
 report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
 submit {} --dry-run
 study {}
-shards {} o
 """
 
 

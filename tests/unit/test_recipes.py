@@ -1,20 +1,20 @@
 """The recipes: complete, named after their contents, with the paper's
 numbers."""
 
-import json
 import re
 
 import open_clip
 from support import ROOT, cases, input_error, markdown_cells, parametrize, read_json, table
-from support.training_runs import call, execute, failure
+from support.training_runs import execute, failure
 
 from openclip_superclip.checkpoints.model_configurations import register_model
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.flags import Config, config_from
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
-from openclip_superclip.plans.recipe import WORDS
+from openclip_superclip.plans.recipe import FIELDS, KINDS, REQUIRED, WORDS, kind_of
 from openclip_superclip.plans.recipe_files import read_recipe, shipped_recipes
+from openclip_superclip.rendering import markdown_table
 
 RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
 DEMO = "demo/superclip_demo-model_8k_bs64"
@@ -68,7 +68,7 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
         open_clip.list_pretrained()
     )
     register_model("ViT-B-16")
-    ours = {"local-dir:demo/model", "local-dir:demo/natural-vit"}
+    ours = {"local-dir:demo/model"}
     assert {recipe.model for recipe in RECIPES.values()} - ours <= set(open_clip.list_models())
 
 
@@ -169,18 +169,33 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     assert "samples: 1.5 passes\n" in recipe.text
 
 
-def test_recipes_prints_all_one_or_json():
-    assert {line.split()[0] for line in execute("recipes").splitlines()[1:]} == RECIPES.keys()
+def listed(words=""):
+    return {line.split()[0] for line in execute(f"plan {words}").splitlines()[1:]}
+
+
+def test_without_the_name_of_one_recipe_a_plan_lists_those_with_all_words():
+    assert listed() == RECIPES.keys()
+    assert listed("CC12M bs4k") == {name for name in RECIPES if "cc12m" in name and "bs4k" in name}
+    assert listed("own_data") == {name for name in RECIPES if name.startswith("own_data/")}
+    assert "no recipe name contains cc12m and bs5k" in failure("plan cc12m bs5k")
+    assert "there is no file and no recipe 'own_dta'; similar: own_data" in failure("plan own_dta")
+    error = "--nodes: expected the name of one recipe before it; superclip plan coco lists"
+    assert error in failure("plan coco --nodes 2")
+
+
+def test_a_plan_prints_one_complete_recipe_as_yaml():
     for name in (DEMO, DEMO.partition("/")[2]):
-        assert execute(f"recipes {name}") == read_recipe(DEMO).text
-    printed = json.loads(execute("recipes --json cc12m bs4k"))
-    assert printed == {
-        name: RECIPES[name].as_dict() for name in RECIPES if "cc12m" in name and "bs4k" in name
-    }
-    assert len(printed) == 2
-    assert "no recipe name contains cc12m and bs5k" in failure("recipes cc12m bs5k")
+        assert execute(f"plan {name} --yaml") == read_recipe(DEMO).text
+    changed = read_recipe(DEMO, {"lr": "1e-4"})
+    assert execute(f"plan {DEMO} --yaml --set lr=1e-4") == changed.text
 
 
-def test_the_page_of_recipe_fields_matches_the_schema(capsys):
-    assert [call("recipes --fields", *words) for words in ([], ["demo"])] == [0, 1]
-    assert capsys.readouterr().out in (ROOT / "docs/recipe-fields.md").read_text()
+def test_the_page_of_recipe_fields_matches_the_schema():
+    rows = []
+    for name, field in FIELDS.items():
+        expected = f" ({field.metadata['expected']})" if field.metadata["expected"] else ""
+        required = "yes" if name in REQUIRED else ""
+        meaning = field.metadata["help"] + expected
+        rows.append([f"`{name}`", KINDS[kind_of(name)], required, meaning])
+    table = markdown_table(["field", "type", "required", "meaning"], rows)
+    assert table in (ROOT / "docs/recipe-fields.md").read_text()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -19,7 +20,7 @@ from support.tiny_run import write_recipe
 from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.trainer_files import quarantine
-from openclip_superclip.checkpoints.weights import checkpoint_of, holds_numbers
+from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -262,7 +263,7 @@ def start(folder, job=None, restarts=0):
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
-    settings = Settings(unreadable_max=0.5, stage="/local")
+    settings = Settings(unreadable_max=0.5)
     recipe = read_recipe("datacomp1b/superclip_vit-b-16_512m_bs16k", {"lr": "2e-3"})
     run = make_run(recipe, 2, 8, "x/{000000..009999}.tar", 256, 3, "cuda", settings)
     RunFolder(tmp_path).write(run)
@@ -271,7 +272,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert found.openclip_arguments() == run.openclip_arguments()
     assert on_machines(found, 2, 8) is found
     assert on_machines(found, 4, 8) == make_run(recipe, 4, 8, found.data, 256, 3, "cuda", settings)
-    begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, "/local/x", measures=True)
+    begun = Start(run, tmp_path, ["--lr", "1"], 1, "node1", 20000, measures=True)
     begun.save()
     assert Start.open(str(begun.file)) == begun
     assert begun.ranks == range(8, 16)
@@ -281,18 +282,18 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
             Run.open(tmp_path)
 
 
-@parametrize("number", [float("nan"), float("inf")])
-def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number):
-    folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
-    for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
-        torch.save(
-            {"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}},
-            folder / f"epoch_{epoch}.pt",
-        )
-    assert quarantine(folder, holds_numbers, "ruined") == [
-        folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
+def test_a_run_of_an_earlier_version_is_read_and_its_removed_fields_are_named(tmp_path):
+    run = run_of(tmp_path)
+    values = run.as_json()
+    values["settings"] |= {"patience": 2, "stage": None}
+    values["recipe"]["values"]["superclip"]["placebo"] = "captions"
+    write_json(tmp_path / "run.json", {"run": values})
+    found = Run.open(tmp_path)
+    assert replace(found, warnings=[]) == run
+    assert found.warnings == [
+        "the field superclip.placebo was removed: leave it out: it was a control for studies",
+        "the field patience was removed: superclip export RUN --best takes the best epoch of a run",
     ]
-    assert list(trainer_files.checkpoints(folder)) == [1, 2]
 
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(

@@ -12,7 +12,7 @@ from support import cases, input_error, parametrize, table, write_json
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.data.inspection import check_shards, inspect
+from openclip_superclip.data.inspection import check_shards, inspect, total_samples
 from openclip_superclip.data.slices import Split
 from openclip_superclip.data.tar_shards import contract, expand
 
@@ -185,3 +185,10 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
     assert "bad shard 000003.tar: broken tar file" in printed
     assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
     assert "16 of 16 shards exist" in execute(plan)
+
+
+def test_samples_are_counted_if_sizes_json_lists_every_shard(tmp_path):
+    names = [f"{tmp_path}/0.tar", f"{tmp_path}/1.tar"]
+    (tmp_path / "sizes.json").write_text('{"0.tar": 3}')
+    assert total_samples(names) is None
+    assert total_samples(names[:1] * 2) == 6

@@ -23,8 +23,7 @@ from support.training_runs import Run
 from openclip_superclip import hooks
 from openclip_superclip.data.captions import tokenizer_identity
 from openclip_superclip.data.frequencies import Frequencies
-from openclip_superclip.method import head
-from openclip_superclip.method.loss import SuperCLIPLoss, class_loss
+from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.hook_calls import parse_args, plugins_model_class
 
@@ -159,9 +158,8 @@ def add_to_loss(make):
 
 
 def compare_upstream():
-    """Makes the head's loss compare its upstream gradients on the host, as
-    for any caller of `class_loss`."""
-    head.class_loss = lambda *args, uniform: class_loss(*args, uniform=False)
+    """Makes the class loss compare its upstream gradients on the host."""
+    torch._assert_async = lambda is_uniform, message: is_uniform.item()
 
 
 def detach_class_losses():

@@ -267,7 +267,7 @@ def commands_of_model(model):
         "architecture of words": f"words image.png --model weights.pt --architecture {model}",
         "architecture of export": f"export weights.pt --model {model} --out out",
         "frequencies": f"frequencies pairs.csv --tokenizer-of {model} --out out.safetensors",
-        "import": f"import authors.pt --model {model} --out out",
+        "export of the authors' weights": f"export authors.pt --model {model} --out out",
         "train": f"{TRAIN} --model {model}",
         "plan": f"plan recipe.yaml --set model={model} --device cpu",
     }

@@ -1,0 +1,227 @@
+"""The text of a plan, and its values as JSON."""
+
+import os
+import re
+import shlex
+import textwrap
+
+from ..rendering import bytes_text, significant
+from .cost import A100_TFLOPS, CORE_GFLOPS
+from .recipe import METHODS, Recipe
+from .run import Run
+
+MAX_BAD = 10  # bad shards or images to print
+OF_RUN = (  # its values that --json prints
+    "data",
+    "device",
+    "nodes",
+    "gpus_per_node",
+    "world_size",
+    "global_batch_size",
+    "batch_size",
+    "accum_freq",
+    "workers",
+    "samples",
+    "steps",
+    "slice_samples",
+    "slice_steps",
+    "warnings",
+)
+
+
+def plan_values(run: Run) -> dict:
+    """Returns the plan for JSON."""
+    recipe = run.recipe
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "model": recipe.model,
+        **{name: getattr(run, name) for name in OF_RUN},
+        "recipe_samples": recipe.samples,
+        "slices": recipe.slices,
+        "epochs": run.num_slices,
+        "passes": run.num_slices / recipe.slices,
+        "command": run.openclip_arguments(),
+    }
+
+
+def plan_text(
+    run: Run, cost: dict, checked: dict | None = None, rehearsed: dict | None = None
+) -> str:
+    """Returns all information on a plan; `checked` is None if the data was not read."""
+    recipe = run.recipe
+    rows = [
+        ("paper", _paper(recipe)),
+        ("batch", _batch(run)),
+        ("steps", _steps(run)),
+        ("slices", _slices(run, cost)),
+        ("compute", _compute(run, cost)),
+        ("model", _model(cost)),
+        ("memory", _memory(cost["memory_bytes"])),
+        *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
+        ("checkpoint", _checkpoints(run, cost)),
+        *(("warning", warning) for warning in run.warnings),
+        *_data(run, checked),
+    ]
+    intro = "OpenCLIP's command, which superclip run starts:"
+    if run.nodes > 1:
+        intro = (
+            f"On each node, with $NODE from 0 to {run.nodes - 1} and $HEAD the name of the "
+            "first node:"
+        )
+    title = (
+        f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} "
+        f"samples of {recipe.data}"
+    )
+    wrapper = textwrap.TextWrapper(
+        118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
+    )
+    lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
+    return "\n".join([title, *lines, "", intro, command_text(run)])
+
+
+def _paper(recipe: Recipe) -> str:
+    if not recipe.paper:
+        return "reproduces none of its values"
+    values = [f"{name.replace('_', ' ')} {value}" for name, value in recipe.paper["values"].items()]
+    read_off = " (read off)" if recipe.paper["read_off"] else ""
+    return f"{recipe.paper['source']}{read_off}: {', '.join(values)}"
+
+
+def _batch(run: Run) -> str:
+    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
+    accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
+    return (
+        f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
+        f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})"
+    )
+
+
+def _steps(run: Run) -> str:
+    recipe = run.recipe
+    return (
+        f"{run.steps:,}: {run.samples:,} samples, {significant(run.samples / recipe.data_samples)} "
+        f"× the data set; learning rate {recipe.lr:g}, {recipe.schedule}, {recipe.warmup:,} steps "
+        "of warm-up"
+    )
+
+
+def _slices(run: Run, cost: dict) -> str:
+    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    return (
+        f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
+        f"{run.slice_steps:,} steps{minutes}: the most that an interruption loses"
+    )
+
+
+def _model(cost: dict) -> str:
+    text = f"{cost['parameters']:,} parameters"
+    in_head = cost["head_parameters"]
+    return f"{text}, {in_head:,} of them in the class head" if in_head else text
+
+
+def _rehearsed(rehearsed: dict) -> str:
+    hours = rehearsed["hours"]
+    memory = rehearsed["memory"]
+    return (
+        f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, "
+        f"without validation; peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
+        f"bottleneck: {rehearsed['limit']}"
+    )
+
+
+def _checkpoints(run: Run, cost: dict) -> str:
+    pass_ends = "" if run.is_table else " and the last of each pass"
+    return (
+        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
+        f"newest, one of every {run.kept_every}{pass_ends}: at most "
+        f"{bytes_text(cost['disk_bytes'])}"
+    )
+
+
+def command_text(run: Run) -> str:
+    """Returns the shell command with a few flags per line."""
+    launcher = "superclip train"
+    if run.world_size > 1:
+        nodes = "--standalone"
+        if run.nodes > 1:
+            nodes = (
+                f"--nnodes {run.nodes} --node-rank $NODE --master-addr $HEAD --master-port 29500"
+            )
+        launcher = (
+            f"torchrun {nodes} --nproc-per-node {run.gpus_per_node} -m openclip_superclip train --"
+        )
+    arguments = [*run.openclip_arguments(), "--logs", "runs", "--name", run.recipe.name]
+    lines = [launcher]
+    for flag in re.split(r" (?=--)", shlex.join(arguments)):
+        if len(lines[-1]) + len(flag) > 115:
+            lines.append(" ")
+        lines[-1] += f" {flag}"
+    return " \\\n".join(lines)
+
+
+def _compute(run: Run, cost: dict) -> str:
+    fast, slow = cost["hours_range"]
+    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
+    time = significant(slow * factor)
+    if fast != slow:
+        time = f"{significant(fast * factor)} to {time}"
+    text = f"{cost['flops']:.2e} FLOPs; {time} {unit}"
+    if run.device == "cuda":
+        text += f", {'' if fast == slow else 'at most '}{significant(cost['gpu_hours'])} GPU-hours"
+    if cost["samples_per_second"]:
+        return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
+    if run.device == "cpu":
+        low, high = CORE_GFLOPS
+        return (
+            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as "
+            "measured in two small models; superclip run --rehearse measures it"
+        )
+    low, high = cost["utilization"]
+    slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
+    halved = ", the slow end halved because no run on this GPU is published"
+    return (
+        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
+        "in OpenCLIP's published runs "
+        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip run --rehearse "
+        "measures it"
+    )
+
+
+def _memory(num_bytes: dict) -> str:
+    parts = [f"{part} {bytes_text(num_bytes[part])}" for part in ("weights", "gradients")]
+    parts.append(f"AdamW's moments {bytes_text(num_bytes['optimizer'])}")
+    text = ", ".join(parts)
+    if num_bytes["head"]:
+        text += f"; of these, the class head {bytes_text(num_bytes['head'])}"
+    return f"{text}. Activations and copies of the gradients come on top: a rehearsal measures them"
+
+
+def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
+    """Returns rows on the data: contents, warnings, and bad files."""
+    if checked is None:
+        is_default = run.data == run.recipe.shards
+        default = ", the recipe's default" if is_default else ""
+        return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
+    facts = []
+    if run.is_table:
+        number = "all" if checked["full"] else "up to 10,000"
+        facts.append(f"a table of {checked['rows']:,} pairs; {number} images were checked")
+    elif checked["found"] is not None:
+        size = bytes_text(checked["bytes"])
+        facts.append(f"{checked['found']:,} of {checked['shards']:,} shards exist, {size}")
+        if checked["full"]:
+            facts.append(f"{checked['samples']:,} samples counted")
+        if checked["samples_listed"]:
+            facts.append(f"{checked['samples_listed']:,} samples by sizes.json")
+        facts.append("all were read" if checked["full"] else "the first and the last were opened")
+    rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
+    rows += [("warning", warning) for warning in checked["warnings"]]
+    bad = checked["bad"]
+    kind = "image" if run.is_table else "shard"
+    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
+    if len(bad) > MAX_BAD:
+        rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))
+    if checked["good"]:
+        rows.append(("without bad", f"--data {shlex.quote(checked['good'])}"))
+    return rows
