@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -244,6 +245,8 @@ def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
                 f"flags contains {flag}; expected only flags of OpenCLIP that neither a field of "
                 "the recipe nor the run sets"
             )
+    if Path(model).is_dir():
+        yield f"model is {model}, a folder: expected local-dir:{model}"
     instead = model_for_pretrained(model)
     if flags.get("pretrained") and recipe.superclip is None and instead:
         yield (

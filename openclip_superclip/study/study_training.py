@@ -219,7 +219,7 @@ class StudyTraining:
                         results[name] = record
                         score = record["measures"].get(primary, math.nan)
                         bar.write(f"{name}: {title} {score:.1f}", sys.stderr)
-                    bar.update(sum(run.samples_trained for run in runs) - bar.n)
+                    show_progress(bar, sum(run.samples_trained for run in runs))
             except BaseException:
                 stop.set()  # the runs end in order, and the same command resumes them
                 pool.shutdown(cancel_futures=True)
@@ -245,6 +245,13 @@ class StudyTraining:
         if self.jobs:
             run.train(stop)
         return measured(run, stop)
+
+
+def show_progress(bar: tqdm, trained: int) -> None:
+    """Shows how many samples are trained; a resumed run repeats those after its checkpoint, which
+    must not make the speed negative."""
+    bar.initial = min(bar.initial, trained)
+    bar.update(trained - bar.n)
 
 
 def by_folder(runs: Sequence[StudyRun]) -> list[StudyRun]:
