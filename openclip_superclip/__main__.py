@@ -2,19 +2,16 @@
 
 import contextlib
 import difflib
-import functools
 import importlib
 import os
-import re
 import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from . import __version__
-from .environment import replaced
-from .errors import CONTROL, InputError, one_line, printable, to_stderr
+from .errors import InputError, one_line, printable, to_stderr
 from .files import is_full, why_full
 from .removed import COMMANDS as REMOVED
 from .runs.signals import Stopped
@@ -48,7 +45,7 @@ GROUPS = {
     },
 }
 # until they are removed
-UNLISTED = ("import", "report")
+UNLISTED = ("report",)
 
 
 class Terminated(KeyboardInterrupt):
@@ -112,7 +109,10 @@ def _run(argv: list[str] | None) -> int:
         return stop.exit_code
     except KeyboardInterrupt as stop:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        to_stderr(f"superclip {name}: stopped by {signum.name}")
+        resumes = ""
+        if name == "train":
+            resumes = "; --resume latest continues after its last checkpoint, if there is one"
+        to_stderr(f"superclip {name}: stopped by {signum.name}{resumes}")
         return 128 + signum
 
 
@@ -134,8 +134,7 @@ def _call(name: str, argv: list[str]) -> int:
 
         with explained_errors():
             return train(argv)
-    with printable_output():
-        return importlib.import_module(f".commands.{name}", __package__).main(argv)
+    return importlib.import_module(f".commands.{name}", __package__).main(argv)
 
 
 @contextlib.contextmanager
@@ -165,25 +164,6 @@ def _raises_at_sigterm() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGTERM) is stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-# Not the ends of lines, tabs, and how a progress bar returns to its line.
-UNWANTED = re.compile(rf"(?![\n\t\r]|\x1b\[A){CONTROL.pattern}")
-
-
-@contextlib.contextmanager
-def printable_output() -> Iterator[None]:
-    """A context in which names and texts from files cannot send control characters to the
-    terminal."""
-    with contextlib.ExitStack() as stack:
-        for stream in (sys.stdout, sys.stderr):
-            write = functools.partial(_write, stream.write)
-            stack.enter_context(replaced(stream, write=write))
-        yield
-
-
-def _write(write: Callable[[str], int], text: str) -> int:
-    return write(printable(text, UNWANTED))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     if message.startswith("unrecognized arguments"):
         if removed := removed_flag(message):
             return removed
+        if ".tar" in message:
+            return f"{message}: put a pattern with braces in quotes, '{{0..9}}.tar', for the shell"
         flags = re.findall(r"--[\w-]+", parser.format_usage())
         for unknown in re.findall(r"(?<!\S)--[\w-]+", message):
             near += difflib.get_close_matches(unknown, flags, n=1)
@@ -109,6 +111,8 @@ CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
+IN_TEXT = re.compile(rf"(?![\n\t]){CONTROL.pattern}")  # not the ends of lines and tabs
+
 
 def printable(text: str, control: re.Pattern = CONTROL) -> str:
     """Returns a text with control characters as escapes, such as \\x1b."""
@@ -144,6 +148,10 @@ def print_in_one_line(take_back: Callable[[], None]) -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Prints a line to standard error at once: others may read it, and signals may end the
-    process."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line to standard error at once, like `to_stdout`: signals may end the process."""
+    print(printable(text, IN_TEXT), file=sys.stderr, flush=True)
+
+
+def to_stdout(text: str, end: str = "\n") -> None:
+    """Prints a text with control characters, which may be in the names of files, as escapes."""
+    print(printable(text, IN_TEXT), end=end, flush=True)

@@ -262,11 +262,6 @@ def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
         )
 
 
-def keep_private(copy: Path, source: Path) -> None:
-    """Removes the permissions of a copy that its source does not have."""
-    copy.chmod(copy.stat().st_mode & source.stat().st_mode)
-
-
 def file_identity(path: Path) -> str | None:
     """Returns a digest of the checksums in a file that torch saved; None for a file without
     checksums."""

@@ -2,10 +2,10 @@
 
 import base64
 import csv
-import functools
 import io
 import re
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from .errors import CONTROL, printable
+from .errors import IN_TEXT, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
-
-# not the ends of lines and tabs, which csv quotes or keeps
-IN_CELLS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")
 
 
 def html_template(module: str, **filters: Callable) -> Template:
@@ -46,14 +43,26 @@ STYLE = {  # of all figures
     "axes.titlesize": 9,
     "grid.alpha": 0.3,
 }
+# for characters that matplotlib's own font lacks
+FONTS = (
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Noto Sans",
+    "Noto Sans Arabic",
+    "Noto Sans Devanagari",
+    "Noto Emoji",
+)
 
 
 def pyplot() -> ModuleType:
     """Returns matplotlib.pyplot with a backend that needs no display, and with STYLE."""
     import matplotlib
+    from matplotlib.font_manager import get_font_names
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update(STYLE)
+    installed = [font for font in FONTS if font in get_font_names()]
+    matplotlib.rcParams["font.family"] = ["sans-serif", *installed]
     import matplotlib.pyplot
 
     return matplotlib.pyplot
@@ -61,57 +70,12 @@ def pyplot() -> ModuleType:
 
 def png(figure: "Figure", **options) -> bytes:
     """Returns a figure as PNG, and closes it; the options are those of savefig."""
-    _choose_fonts(figure)
     file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png", **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        figure.savefig(file, dpi=110, format="png", **options)
     pyplot().close(figure)
     return file.getvalue()
-
-
-def _choose_fonts(figure: "Figure") -> None:
-    """Adds fonts of this machine to texts that need them; characters that no font has are
-    escaped, such as \\u732b."""
-    from matplotlib.font_manager import FontProperties, findfont
-    from matplotlib.text import Text
-
-    known = _characters(findfont(FontProperties())) | {"\n"}
-    for text in figure.findobj(Text):
-        shown = text.get_text()
-        families = []
-        for character in sorted(set(shown) - known):
-            family = _family_with(character)
-            if family is None:
-                shown = shown.replace(
-                    character, character.encode("ascii", "backslashreplace").decode()
-                )
-            else:
-                families.append(family)
-        text.set_text(shown)
-        if families:
-            text.set_fontfamily([*text.get_fontfamily(), *families])
-
-
-def _family_with(character: str) -> str | None:
-    """Returns the family of an installed font that has a character; matplotlib's own are not
-    asked."""
-    from matplotlib import get_data_path
-    from matplotlib.font_manager import fontManager
-
-    for font in fontManager.ttflist:
-        if not font.fname.startswith(get_data_path()) and character in _characters(font.fname):
-            return font.name
-    return None
-
-
-@functools.cache
-def _characters(file: str) -> frozenset[str]:
-    """Returns the characters of a font; none if the file cannot be read, such as one of bitmaps."""
-    from matplotlib.ft2font import FT2Font
-
-    try:
-        return frozenset(map(chr, FT2Font(file).get_charmap()))
-    except (OSError, RuntimeError):
-        return frozenset()
 
 
 def data_url(image: "bytes | Image", longest: int | None = None) -> str:
@@ -181,7 +145,7 @@ def _harmless(cell: object) -> object:
     would compute."""
     if not isinstance(cell, str):
         return cell
-    cell = printable(cell.replace("\r", " "), IN_CELLS)  # csv does not quote \r
+    cell = printable(cell.replace("\r", " "), IN_TEXT)  # csv does not quote \r
     if not cell.lstrip().startswith(("=", "+", "-", "@")):
         return cell
     try:

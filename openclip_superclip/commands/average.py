@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stdout
 from .shared_options import add_output
 
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     from ..checkpoints.averaging import average
 
     average(checkpoints, weights, options.out, overwrite=options.overwrite)
-    print(f"{options.out}: {described}")
+    to_stdout(f"{options.out}: {described}")
     return 0
 
 

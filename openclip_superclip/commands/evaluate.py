@@ -6,7 +6,7 @@ import math
 import shlex
 
 from ..environment import check_device
-from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr
+from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
 from .shared_options import add_folder, add_number, add_switch, from_options
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     if models and not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
     evaluation.run(models)
-    print(evaluation.summary(absent))
+    to_stdout(evaluation.summary(absent))
     for failure in evaluation.failures:
         to_stderr(f"error: {printable(failure)}")
     return 1 if evaluation.failures else 0

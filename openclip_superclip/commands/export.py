@@ -4,7 +4,7 @@ this package, with the class head if wanted."""
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
-from ..errors import Parser, at_least, to_stderr
+from ..errors import Parser, at_least, to_stderr, to_stdout
 from .shared_options import add_count, add_output, add_switch
 
 
@@ -93,5 +93,5 @@ def main(argv: list[str]) -> int:
     )
     if warning:
         to_stderr(f"warning: {warning}")
-    print(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
+    to_stdout(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from ..data.tables import is_table
-from ..errors import InputError, Parser, at_least, no_effect
+from ..errors import InputError, Parser, at_least, no_effect, to_stdout
 from ..files import check_out, make_folder
 from .shared_options import add_columns, add_count, add_number, add_output, columns_of, from_options
 
@@ -42,16 +42,16 @@ def main(argv: list[str]) -> int:
     source = options.data if columns else f"{len(shards):,} shards"
     if unreadable:
         source = f"{len(shards) - len(unreadable):,} of {source}"
-    print(
+    to_stdout(
         f"{options.out}: {frequencies.num_captions:,} captions of {source}, {frequencies.tokenizer}"
     )
     _, num_missing = counter.reader.counts.so_far()
     if num_missing:
-        print(
+        to_stdout(
             f"{num_missing:,} samples have no long caption (--missing-long {config.missing_long})"
         )
     if unreadable:
-        print(unreadable_text(unreadable, len(shards)))
+        to_stdout(unreadable_text(unreadable, len(shards)))
     return 0
 
 

@@ -4,7 +4,7 @@ plugins' flags."""
 import argparse
 from pathlib import Path
 
-from ..errors import InputError, Parser, one_line, to_stderr
+from ..errors import InputError, Parser, one_line, to_stderr, to_stdout
 from ..openclip import disk_patch
 from ..openclip.disk_patch import Installation, find_installation
 
@@ -51,18 +51,18 @@ def main(argv: list[str]) -> int:
         to_stderr(f"error: {one_line(error)}; nothing was changed")
         return ERROR
     changed, unchanged = RESULTS[options.action]
-    print(f"{openclip}: {changed if done else unchanged}")
+    to_stdout(f"{openclip}: {changed if done else unchanged}")
     for path, what in done.items():
-        print(f"  {what} {path}")
+        to_stdout(f"  {what} {path}")
     return 0
 
 
 def _check(openclip: Installation) -> int:
     status = disk_patch.Status(openclip)
-    print(f"{status.state}: {openclip}")
+    to_stdout(f"{status.state}: {openclip}")
     if status.state == disk_patch.MODIFIED:
         for path, state in status.files.items():
-            print(f"  {path}: {state}")
+            to_stdout(f"  {path}: {state}")
         if not status.unknown:
-            print("An apply or a revert was interrupted: run either of them again.")
+            to_stdout("An apply or a revert was interrupted: run either of them again.")
     return EXIT_CODES[status.state]

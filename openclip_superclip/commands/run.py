@@ -2,11 +2,12 @@
 all nodes of the job."""
 
 import argparse
+import os
 import shlex
 import signal
 
 from ..environment import check_horovod
-from ..errors import InputError, Parser, at_least, to_stderr
+from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
 from ..files import check_results, write_json
 from ..plans.run import Run
 from ..runs.folder import RunFolder
@@ -50,7 +51,11 @@ def main(argv: list[str]) -> int:
         raise InputError(
             "--steps are those of a rehearsal: add --rehearse, or give --set samples=N"
         )
-    placement = find_placement()
+    try:
+        placement = find_placement()
+    except InputError as error:  # one of several processes must not look like a killed one
+        to_stderr(f"error: {error}")
+        return EXIT_REFUSED if "SLURM_STEP_ID" in os.environ else 1
     try:
         with stopped_by_signals():
             try:
@@ -117,7 +122,7 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
     machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"
     file = shlex.quote(f"{folder}/rehearsal.json")
     plan = f"superclip plan RECIPE {machines} --rehearsal {file}"
-    print(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
+    to_stdout(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
     if other := other_training(summary):
         to_stderr(
             "superclip run --rehearse: the resumed training differs from the uninterrupted one: "

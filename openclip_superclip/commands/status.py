@@ -1,15 +1,13 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
-import functools
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from ..errors import InputError, Parser
+from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..files import json_or_empty
 from ..rendering import markdown_table
 from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
@@ -19,7 +17,8 @@ from ..runs.slurm import QueuedJob, has_job, my_jobs
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 FOLDERS = ("runs", "studies")  # default folders of runs
-STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, "submitted", "not started")
+DAMAGED = "damaged"
+STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -71,13 +70,14 @@ def main(argv: list[str]) -> int:
         f"{len(found)} runs: "
         f"{', '.join(f'{number} {state}' for state, number in counts.most_common())}"
     )
-    print("\n".join([markdown_table(HEADS, rows), *notes, total]), flush=True)
+    to_stdout("\n".join([markdown_table(HEADS, rows), *notes, total]))
     return 0
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
-    # a folder that cannot be read
-    report = functools.partial(print, "superclip status:", file=sys.stderr)
+    def report(error: OSError) -> None:
+        to_stderr(f"superclip status: {error}")
+
     for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
         # the folder of a rehearsal contains its runs
         is_run = "state.json" in files or (
@@ -95,6 +95,9 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     submitted = json_or_empty(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
+    is_damaged = not values and (run / "state.json").exists()
+    if is_damaged:
+        state = DAMAGED
     running = values if state == RUNNING else {}
     speed = running.get("samples_per_second")
     end = running.get("expected_end")
@@ -111,6 +114,8 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
         if job
         else "",
     ]
+    if is_damaged:
+        return row, "state.json cannot be read; superclip run resumes from the last checkpoint"
     if refused := values.get("refused"):
         return row, f"the start at {refused['since']} was refused: {refused['error']}"
     if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):

@@ -1,13 +1,12 @@
 """superclip words: lists the words that a class head finds in images."""
 
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..errors import InputError, Parser, at_least
+from ..errors import IN_TEXT, InputError, Parser, at_least, printable, to_stderr, to_stdout
 from ..extras import require
 from ..files import check_results, make_folder
 from .shared_options import add_count, add_model_options, add_switch
@@ -31,7 +30,8 @@ def main(argv: list[str]) -> int:
     tagger = _tagger(options)
     if writes_folder or options.heatmap:
         make_folder(out)
-    print(tagger.note, file=sys.stderr if options.json else sys.stdout)
+    show = to_stderr if options.json else to_stdout
+    show(tagger.note)
     tagged = tag_images(paths, tagger, out if options.heatmap else None)
     if writes_folder:
         written = write_folder(out, tagged, options.model, tagger.note)
@@ -42,11 +42,11 @@ def main(argv: list[str]) -> int:
         if options.json:
             tqdm.write(json.dumps(image.record()))
         elif not writes_folder or image.words is None:
-            tqdm.write(image.table())
+            tqdm.write(printable(image.table(), IN_TEXT))
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
     if writes_folder and not options.json:
-        print(
+        to_stdout(
             f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, "
             f"{out}/words.jsonl"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..environment import versions
-from ..errors import one_line
+from ..errors import one_line, printable
 from ..files import file_identity, files_digest, make_folder
 from ..method.head_input import patch_map, patch_tokens
 from .dense_datasets import DENSE
@@ -76,7 +76,8 @@ class Evaluation:
             self.failures.append(f"{model.argument} cannot be opened: {one_line(error)}")
             return records
         cache = {}
-        for dataset, task, file in tqdm(planned, desc=model.name, unit=" results", disable=None):
+        title = printable(model.name)
+        for dataset, task, file in tqdm(planned, desc=title, unit=" results", disable=None):
             try:
                 metrics, outcomes = self._measure(opened, dataset, task, cache)
                 records.append(file.write(metrics, outcomes))

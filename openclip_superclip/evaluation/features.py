@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ..data.images import restrict_formats
-from ..errors import InputError
+from ..errors import InputError, printable
 from .dense_datasets import DENSE
 from .local_datasets import LocalDataset
 
@@ -76,7 +76,8 @@ def encode(
     )
     parts = []
     targets = []
-    for images, batch in tqdm(loader, desc=source.name, unit=" batches", leave=False, disable=None):
+    title = printable(source.name)
+    for images, batch in tqdm(loader, desc=title, unit=" batches", leave=False, disable=None):
         with torch.no_grad(), settings.autocast():
             features = encode_image(images.to(settings.device))
         parts.append(finite(features, "images").cpu())

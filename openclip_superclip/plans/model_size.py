@@ -8,6 +8,7 @@ from ..checkpoints.model_configurations import CONFIGURATIONS, openclip_name
 from ..errors import InputError
 from ..files import json_or_empty, read_json
 from ..openclip import package_folder
+from ..option_table import effect_of
 from .recipe import Recipe
 
 FLOAT = 4  # bytes of float32
@@ -15,82 +16,24 @@ COUNT = 8  # bytes of int64
 FLOAT_WEIGHTS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")  # precisions with float32 weights
 # What a configuration may contain: options that determine the size, and others that do not change
 # it. With any other option, the model is built.
-OF_MODEL = {
-    "embed_dim",
-    "vision_cfg",
-    "text_cfg",
-    "quick_gelu",
-    "custom_text",
-    "init_logit_bias",
-    "init_logit_scale",
-}
-OF_VISION = {
-    "image_size",
-    "layers",
-    "width",
-    "head_width",
-    "patch_size",
-    "mlp_ratio",
-    "patch_dropout",
-    "ls_init_value",
-    "no_ln_pre",
-    "final_ln_after_pool",
-    "pool_type",
-    "act_kwargs",
-    "norm_kwargs",
-}
-OF_TEXT = {
-    "context_length",
-    "vocab_size",
-    "width",
-    "heads",
-    "layers",
-    "mlp_ratio",
-    "ls_init_value",
-    "no_causal_mask",
-    "final_ln_after_pool",
-    "pool_type",
-    "proj_bias",
-    "pad_id",
-    "eos_id",
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "act_kwargs",
-    "norm_kwargs",
-}
-OF_OPENCLIP = {  # flags
-    "aug-cfg",
-    "cache-dir",
-    "csv-caption-key",
-    "csv-img-key",
-    "csv-separator",
-    "ddp-static-graph",
-    "epochs-cooldown",
-    "force-context-length",
-    "force-image-size",
-    "force-patch-dropout",
-    "gather-with-grad",
-    "grad-checkpointing",
-    "grad-clip-norm",
-    "image-interpolation",
-    "image-mean",
-    "image-resize-mode",
-    "image-std",
-    "imagenet-val",
-    "local-loss",
-    "log-every-n-steps",
-    "loss-dist-impl",
-    "pretrained",
-    "report-to",
-    "siglip",
-    "torchcompile",
-    "val-data",
-    "val-frequency",
-    "val-num-samples",
-    "wandb-notes",
-    "wandb-project-name",
-    "zeroshot-frequency",
-}
+OF_MODEL = """
+    embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_bias init_logit_scale
+"""
+OF_VISION = """
+    image_size layers width head_width patch_size mlp_ratio patch_dropout ls_init_value no_ln_pre
+    final_ln_after_pool pool_type act_kwargs norm_kwargs
+"""
+OF_TEXT = """
+    context_length vocab_size width heads layers mlp_ratio ls_init_value no_causal_mask
+    final_ln_after_pool pool_type proj_bias pad_id eos_id hf_tokenizer_name tokenizer_kwargs
+    act_kwargs norm_kwargs
+"""
+# OpenCLIP's flags that change the training and not the size, or whose effect on it is counted
+FLAGS = """
+    aug-cfg epochs-cooldown force-context-length force-image-size force-patch-dropout
+    gather-with-grad grad-clip-norm image-interpolation image-mean image-resize-mode image-std
+    local-loss loss-dist-impl pretrained siglip torchcompile
+"""
 
 
 @dataclass
@@ -130,18 +73,15 @@ class ModelSize:
 
 
 def model_size(recipe: Recipe) -> ModelSize | None:
-    """Returns the size of the model that a recipe trains; None if only building the model shows it.
-
-    InputError for a folder of the demo that is missing.
-    """
-    flags = {flag for flag, value in recipe.flags.items() if value not in (None, False)}
-    if recipe.precision not in FLOAT_WEIGHTS or not flags <= OF_OPENCLIP:
+    """Returns the size of the model that a recipe trains; None if only building the model shows
+    it."""
+    if recipe.precision not in FLOAT_WEIGHTS or not all(map(_is_counted, recipe.flags)):
         return None
     try:
         config = _configuration(recipe)
         vision, text = config["vision_cfg"], config["text_cfg"]
         known = ((config, OF_MODEL), (vision, OF_VISION), (text, OF_TEXT))
-        if not all(options.keys() <= names for options, names in known):
+        if not all(options.keys() <= {*names.split()} for options, names in known):
             return None
         has_bias = recipe.flags.get("siglip") or config.get("init_logit_bias") is not None
         is_resnet = isinstance(vision.get("layers"), list)
@@ -153,10 +93,19 @@ def model_size(recipe: Recipe) -> ModelSize | None:
             _class_head(recipe, 32 * width if is_resnet else width, text["vocab_size"]),
             Size(2 if has_bias else 1),
         )
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError):  # building it reports what is wrong
-        return None
+    except (
+        AttributeError,
+        InputError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # building it reports what is wrong
+        return None  # OpenCLIP reports what is wrong
+
+
+def _is_counted(flag: str) -> bool:
+    """Returns whether the size is known with a flag of OpenCLIP; not with those of plugins."""
+    return flag in FLAGS.split() or not effect_of(flag.replace("-", "_")).changes_weights
 
 
 def _configuration(recipe: Recipe) -> dict:
@@ -164,10 +113,7 @@ def _configuration(recipe: Recipe) -> dict:
     unknown one."""
     schema, _, folder = recipe.model.rpartition(":")
     if schema == "local-dir":
-        file = Path(folder, "open_clip_config.json")
-        if folder == "demo/model" and not Path(folder).is_dir():
-            raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-        content = json_or_empty(file)["model_cfg"]
+        content = json_or_empty(Path(folder, "open_clip_config.json"))["model_cfg"]
     elif schema:
         content = {}
     elif recipe.model.endswith(".json"):

@@ -25,7 +25,6 @@ from .recovery import (
     DATA,
     ENDS,
     HARDWARE,
-    LOSS,
     REQUEUE,
     Decision,
     Failure,
@@ -257,11 +256,6 @@ class NodeTraining:
                 print(f"superclip run: {best}; {export} exports it", flush=True)
             return 0
         to_stderr(failure.describe(self.logs))
-        if failure.kind == LOSS:
-            from ..checkpoints.weights import holds_numbers  # imports torch
-
-            for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
-                self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         decision = ENDS
         if self.full_disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run:{self.full_disk}")

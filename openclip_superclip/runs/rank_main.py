@@ -11,7 +11,6 @@ import traceback
 
 import torch
 
-from ..checkpoints.weights import holds_numbers
 from ..environment import end_with_parent, keep_freed_memory, peak_of_process, replaced
 from ..errors import InputError, to_stderr
 from ..files import write_json
@@ -48,7 +47,7 @@ def main(file: str) -> int:
 
 def _train(start: Start, rank: int) -> None:
     """Trains; raises InputError, with the last line of the rank's output, for another exit code
-    than 0, and NonFiniteLoss for non-finite weights after the last step."""
+    than 0."""
     monitor = RankMonitor(start, rank)
     register_plugin(monitor)
     try:
@@ -60,9 +59,6 @@ def _train(start: Start, rank: int) -> None:
             to_stderr(code)
     if code:
         raise InputError(last_line(start.logs / f"rank_{rank}.log"))
-    last = start.logs.parents[1] / f"checkpoints/epoch_{start.run.num_slices}.pt"
-    if rank == 0 and last.exists() and not holds_numbers(last):
-        raise NonFiniteLoss(f"the weights are not finite after the last step, {start.run.steps}")
 
 
 def measured(start: Start, rank: int) -> int:

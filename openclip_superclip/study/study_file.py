@@ -10,7 +10,6 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import get_origin
 
-from ..demo import natural
 from ..errors import InputError, refuse
 from ..files import shipped_folder
 from ..plans.recipe import KINDS, Recipe
@@ -22,14 +21,7 @@ TUNING_SEEDS = 1000
 LIKE = "like"
 OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
 MEASURES = {  # by what measures a run: its measures
-    "demo": OF_SCENES,
-    "unseen-drawings": OF_SCENES,  # on scenes drawn by a designer that no training shows
-    # both, on other scenes for each seed
-    "transfer": (*OF_SCENES, *(f"seen_{name}" for name in OF_SCENES)),
-    "second-draw": OF_SCENES,  # on scenes of another 100 objects, which its training shows too
-    "natural": natural.MEASURES,  # on the data set `natural`, another one for each seed
-    # on the scenes' pixels, by `superclip evaluate --suite dense`
-    "dense-scenes": ("mIoU", "depth_RMSE"),
+    "demo": OF_SCENES,  # on the demo's held-out scenes
     # OpenCLIP's, --val-data
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
@@ -211,11 +203,6 @@ def problems(study: Study) -> Iterator[str]:
         yield (
             f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
             "trials of each"
-        )
-    if study.choose and study.measures in ("dense-scenes", "transfer"):
-        yield (
-            f"choose is {study.choose}; {study.measures} has no split to tune on: set lr in the "
-            "arms"
         )
 
 

@@ -26,17 +26,8 @@ def call(*command):
 def test_it_answers_without_importing_torch():
     plan = "plan datacomp1b/superclip_vit-b-16_512m_bs16k"
     refused = ["--nodes 3", "--nodes 128 --gpus-per-node 8", "--set samples=1e30"]
-    asked = [
-        "--help",
-        "",
-        "--version",
-        "train --help",
-        "plan --help",
-        "submit --help",
-        "plan",
-        plan,
-    ]
-    asked += ["run --help", *(f"{plan} {flags}" for flags in refused)]
+    asked = ["--help", "", "--version", "train --help", "plan --help", "submit --help", "plan"]
+    asked += [plan, "run --help", *(f"{plan} {flags}" for flags in refused)]
     program = (
         "import sys; from openclip_superclip.__main__ import main\n"
         f"for command in {asked!r}:\n try: main(command.split())\n except SystemExit: pass\n"

@@ -30,7 +30,6 @@ patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
 submit {} --dry-run
 study {}
-shards {} o
 """
 
 

@@ -68,7 +68,7 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
         open_clip.list_pretrained()
     )
     register_model("ViT-B-16")
-    ours = {"local-dir:demo/model", "local-dir:demo/natural-vit"}
+    ours = {"local-dir:demo/model"}
     assert {recipe.model for recipe in RECIPES.values()} - ours <= set(open_clip.list_models())
 
 
@@ -167,6 +167,14 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
         (tmp_path / "again.yaml").write_text(recipe.text)
         assert read_recipe(f"{tmp_path}/again.yaml").as_dict() == recipe.as_dict()
     assert "samples: 1.5 passes\n" in recipe.text
+
+
+@parametrize("brackets", [5000, 100_000])
+def test_a_file_of_brackets_is_one_line(brackets, tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * brackets)
+    with input_error(r"deep\.yaml is not a readable YAML file"):
+        read_recipe(f"{tmp_path}/deep.yaml")
+    assert read_recipe(DEMO, {"shards": "[" * brackets}).shards == "[" * brackets
 
 
 def listed(words=""):

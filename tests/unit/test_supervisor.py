@@ -1,18 +1,14 @@
 """What `superclip run` accepts and records when it starts, without
 training."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from support import cases, input_error, parametrize, table
 from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 
-from openclip_superclip.checkpoints.began_with import (
-    BEGAN_WITH,
-    beginning,
-    read_beginning,
-)
+from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -51,7 +47,7 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     )
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
-    assert checked == {BEGAN_WITH: beginning(options, world_size=1)}
+    assert checked == {FIELD: asdict(record_of(options, world_size=1))}
 
 
 # the start is 17.1-1
@@ -102,12 +98,12 @@ def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
 @parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
 def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
-    assert read_beginning(tmp_path) is None
+    assert read_record(tmp_path) is None
     params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
     (tmp_path / "params.txt").write_text(params)
-    record = read_beginning(tmp_path)
-    assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
-    assert record["shards"]["number"] == 4
+    record = read_record(tmp_path)
+    assert (record.options, record.global_batch_size) == ({"seed": 3}, 8)
+    assert record.shards["number"] == 4
 
 
 def test_a_lock_that_cannot_be_written_gives_one_error_line(tmp_path):
