@@ -16,12 +16,12 @@ from torch import nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..data.captions import PADDING
 from ..errors import InputError
-from ..files import check_out, whole_output, write_text
+from ..files import check_out, whole_output, write_record, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .authors import RELEASED_BATCH, from_authors
 from .hugging_face import write_clip_model
-from .model_card import MADE_WITH, model_card, usage_of
+from .model_card import model_card, usage_of
 from .weights import (
     Checkpoint,
     Weights,
@@ -32,6 +32,7 @@ from .weights import (
     save_weights,
 )
 
+COMMAND = "superclip export"
 # How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
@@ -194,7 +195,7 @@ def export(
     recorded = architecture_of(checkpoint, model)
     recorded.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     inputs = [file, *recorded.name.split("local-dir:")[1:]]
-    check_out(out, inputs, MADE_WITH[0], "README.md", overwrite=overwrite)
+    check_out(out, inputs, COMMAND, overwrite=overwrite, folder=True)
     architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), file, recorded.name)
@@ -218,6 +219,7 @@ def export(
             name, recorded.name, checkpoint.options, num_captions, usage, with_head=with_head
         )
         write_text(folder / "README.md", card)
+        write_record(folder, COMMAND)
     return recorded.name, usage_of(format, f"local-dir:{out}")
 
 
