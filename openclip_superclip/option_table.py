@@ -81,7 +81,7 @@ _OPTIONS = {
         val_frequency val_num_samples val_retrieval_chunk_size val_retrieval_precision val_sz
         variable_text wandb wandb_notes wandb_project_name zeroshot_frequency
 
-        images_checked only_options superclip_accept_changes superclip_word_course
+        in_run only_options superclip_accept_changes superclip_word_course
     """,
 }
 EFFECTS = {name: effect for effect, names in _OPTIONS.items() for name in names.split()}

@@ -274,18 +274,17 @@ def _changed_options(before: ResumeRecord, now: ResumeRecord) -> list[str]:
         if name in earlier or (is_same_openclip and not name.startswith("superclip_"))
     }
     compared.add("superclip_slices")  # recorded only if given
-    lines = []
-    for name in sorted(compared):
-        if earlier.get(name) != now.options.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            lines.append(_line(flag, earlier.get(name), now.options.get(name)))
-    if lines or None in (before.preprocessing, now.preprocessing):
-        return lines
-    return [
-        _line(f"the images' {name} of --model", was, now.preprocessing[name])
-        for name, was in before.preprocessing.items()
-        if was != now.preprocessing[name]
+    changed = [name for name in sorted(compared) if earlier.get(name) != now.options.get(name)]
+    lines = [
+        _line(f"--{name.replace('_', '-')}", earlier.get(name), now.options.get(name))
+        for name in changed
     ]
+    of_images = now.preprocessing or {}
+    for name, was in (before.preprocessing or of_images).items():
+        is_named = {f"image_{name}", "model", "pretrained"} & {*changed}  # by its own line
+        if of_images.get(name, was) != was and not is_named:
+            lines.append(_line(f"the images' {name} of --model", was, of_images[name]))
+    return lines
 
 
 def _changed_division(before: ResumeRecord, now: ResumeRecord, checkpoint: str | None) -> list[str]:
@@ -346,11 +345,11 @@ def _shown(value: object) -> str:
 def continued(
     before: ResumeRecord | None, now: ResumeRecord, found: Changes, earlier: list[dict], **when
 ) -> tuple[ResumeRecord, list[dict]]:
-    """Returns the record to write, which keeps that of the start if nothing has changed, and the
-    list of changes, `earlier` ones first; `when` says which start this is."""
+    """Returns the record to write, that of the start if nothing has changed and this version has
+    written it, and the list of changes, `earlier` ones first; `when` says which start this is."""
     if found.lines:
         earlier = [*earlier, {"when": current_time(), **when, "changed": found.lines}]
-    is_kept = before is not None and before.versions and not found.lines
+    is_kept = before is not None and before.versions and before.division and not found.lines
     return before if is_kept else now, earlier
 
 

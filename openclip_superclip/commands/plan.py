@@ -13,7 +13,14 @@ from ..plans.recipe import METHODS, Recipe
 from ..plans.recipe_files import is_recipe, read_recipe, shipped_recipes
 from ..plans.run import Run
 from ..runs.rehearsal import setup_of, whole_hours
-from .recipe_options import add_plan_options, all_settings, flag_of, planned_run
+from .recipe_options import (
+    add_gpus_per_node,
+    add_plan_options,
+    all_settings,
+    flag_of,
+    gpus_per_node,
+    planned_run,
+)
 from .shared_options import add_number, add_switch
 
 # in bfloat16, dense; data sheets
@@ -59,7 +66,7 @@ def _parser() -> Parser:
     add_switch(parser, "--yaml", "print the complete recipe instead of the plan")
     add_plan_options(parser, here=False)
     add_number(parser, "--nodes", 1, "number of nodes", "N")
-    add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
+    add_gpus_per_node(parser)
     add_switch(
         parser,
         "--check",
@@ -90,7 +97,7 @@ def _plan(options: argparse.Namespace) -> int:
     speed = options.samples_per_second
     if speed is not None and not 0 < speed < float("inf"):
         raise InputError(f"--samples-per-second is {speed}; expected a number above 0")
-    run = planned_run(options, options.nodes, options.gpus_per_node, options.device)
+    run = planned_run(options, options.nodes, gpus_per_node(options), options.device)
     reads_data = options.data is not None or options.check
     warnings = run.check_shards()
     if not reads_data:

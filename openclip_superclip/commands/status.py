@@ -17,7 +17,8 @@ from ..runs.slurm import QueuedJob, has_job, my_jobs
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 FOLDERS = ("runs", "studies")  # default folders of runs
-STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, "submitted", "not started")
+DAMAGED = "damaged"
+STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -94,6 +95,9 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     submitted = json_or_empty(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
+    is_damaged = not values and (run / "state.json").exists()
+    if is_damaged:
+        state = DAMAGED
     running = values if state == RUNNING else {}
     speed = running.get("samples_per_second")
     end = running.get("expected_end")
@@ -110,6 +114,8 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
         if job
         else "",
     ]
+    if is_damaged:
+        return row, "state.json cannot be read; superclip run resumes from the last checkpoint"
     if refused := values.get("refused"):
         return row, f"the start at {refused['since']} was refused: {refused['error']}"
     if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):

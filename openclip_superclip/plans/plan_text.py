@@ -6,7 +6,7 @@ import shlex
 import textwrap
 
 from ..rendering import bytes_text, significant
-from .cost import A100_TFLOPS, CORE_GFLOPS
+from .cost import A100_TFLOPS, CORE_GFLOPS, shorter_slices
 from .recipe import METHODS, Recipe
 from .run import Run
 
@@ -107,11 +107,23 @@ def _steps(run: Run) -> str:
 
 
 def _slices(run: Run, cost: dict) -> str:
-    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    slow = cost["slice_hours"][1]
+    advice = ""
+    if slow > 1:
+        advice = f"; shorter ones lose less{shorter_slices(run, slow)}"
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps{minutes}: the most that an interruption loses"
+        f"{run.slice_steps:,} steps, {_duration(cost['slice_hours'])}: the most that an "
+        f"interruption loses{advice}"
     )
+
+
+def _duration(hours: list[float]) -> str:
+    """Returns a range of hours as hours or, if they are few, minutes."""
+    fast, slow = hours
+    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
+    numbers = dict.fromkeys(significant(number * factor, 2) for number in (fast, slow))
+    return f"{' to '.join(numbers)} {unit}"
 
 
 def _model(cost: dict) -> str:
@@ -132,10 +144,12 @@ def _rehearsed(rehearsed: dict) -> str:
 
 def _checkpoints(run: Run, cost: dict) -> str:
     pass_ends = "" if run.is_table else " and the last of each pass"
+    kept = f"the two newest, one of every {run.kept_every}{pass_ends}"
+    if run.kept_every == 1:
+        kept = "all"
     return (
-        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
-        f"newest, one of every {run.kept_every}{pass_ends}: at most "
-        f"{bytes_text(cost['disk_bytes'])}"
+        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps {kept}: "
+        f"at most {bytes_text(cost['disk_bytes'])}"
     )
 
 
@@ -162,13 +176,10 @@ def command_text(run: Run) -> str:
 
 def _compute(run: Run, cost: dict) -> str:
     fast, slow = cost["hours_range"]
-    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
-    time = significant(slow * factor)
-    if fast != slow:
-        time = f"{significant(fast * factor)} to {time}"
-    text = f"{cost['flops']:.2e} FLOPs; {time} {unit}"
+    text = f"{cost['flops']:.2e} FLOPs; {_duration(cost['hours_range'])}"
     if run.device == "cuda":
-        text += f", {'' if fast == slow else 'at most '}{significant(cost['gpu_hours'])} GPU-hours"
+        at_most = "" if fast == slow else "at most "
+        text += f", {at_most}{significant(cost['gpu_hours'], 2)} GPU-hours"
     if cost["samples_per_second"]:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":

@@ -398,6 +398,8 @@ def test_images_that_a_models_folder_prepares_otherwise_are_a_difference(
     assert line.endswith(f" and is {value}")
     (line,) = differences(before, record({}, **{f"image_{name}": value}))
     assert line == f"--image-{name.replace('_', '-')} was not given and is {value}"
+    (seed, line) = differences(before, record({name: value}, seed=7))
+    assert seed == "--seed was 0 and is 7" and line.startswith(f"the images' {name} of --model")
     before = replace(before, preprocessing=None)  # as in older records
     assert differences(before, record({name: value})) == []
 
