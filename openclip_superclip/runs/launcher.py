@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
@@ -33,7 +34,7 @@ from .recovery import (
     first_failure,
     new_files,
 )
-from .signals import EXIT_AGAIN, Stopped
+from .signals import EXIT_AGAIN, Stopped, ignore_signals
 from .slurm import Placement, hosts, time_left
 from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
@@ -121,11 +122,15 @@ class NodeTraining:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
         # NCCL waits ten minutes at most until the first node has checked the data
-        while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
+        while len(self._begun()) < self.placement.num_nodes:
             self._each_second()
             time.sleep(1)
         self.progress.last_step = time.monotonic()  # what came before was not a stall
         return run_ranks(self.start, self._each_second)
+
+    def _begun(self) -> list[Path]:
+        """Returns the files of the nodes that have begun this start."""
+        return new_files(self.logs, "node_*[0-9].json")
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -229,16 +234,18 @@ class NodeTraining:
         self._make_room()
         if stop.before_time_is_up or self.placement.num_nodes == 1:
             return None
-        failure = self._cause(PATIENCE_AT_STOP)
+        failure = self._cause(PATIENCE_AT_STOP, is_stopped=True)
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None
         return failure
 
-    def _cause(self, patience: float) -> Failure | None:
+    def _cause(self, patience: float, *, is_stopped: bool = False) -> Failure | None:
         """Returns the failure that caused the others, as `cause` does; InputError, naming the
         shards, for unreadable data."""
-        failure = cause(self.logs, self.failures, hosts(), patience)
+        # a node that has not begun to train could not report its stop
+        is_stopped &= len(self._begun()) == self.placement.num_nodes
+        failure = cause(self.logs, self.failures, hosts(), patience, is_stopped=is_stopped)
         if failure and failure.kind == DATA:
             self.unreadable.look()
         return failure
@@ -246,6 +253,8 @@ class NodeTraining:
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
         folder = self.folder
+        if failure is not None:
+            ignore_signals()  # srun ends this node, too, which must not hide the failure
         self._beat()
         if failure is None:
             folder.end(FINISHED)
@@ -258,7 +267,8 @@ class NodeTraining:
             return 0
         to_stderr(failure.describe(self.logs))
         if failure.kind == LOSS:
-            from ..checkpoints.weights import holds_numbers  # imports torch
+            folder.end(FAILED, failure.text)  # before torch is imported, which takes seconds
+            from ..checkpoints.weights import holds_numbers
 
             for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
                 self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
