@@ -19,9 +19,10 @@ COLUMNS_OF_A_PHONE = 4
 BOOSTS = {
     "troubleshooting.md": 10,
     "own-data.md": 10,
+    "results.md": 10,
     "shards.md": 10,
 } | dict.fromkeys(  # of the score that the search gives a page
-    ["changelog.md", "evidence.md", "architecture.md", "contributing.md", "plugins.md", "api.md"],
+    ["changelog.md", "architecture.md", "contributing.md", "plugins.md", "api.md"],
     0.01,
 )
 NOTEBOOK = "docs/quickstart.ipynb"

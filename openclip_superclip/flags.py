@@ -9,14 +9,6 @@ from collections.abc import Iterator
 
 from .errors import InputError, refuse
 
-PLACEBOS = (
-    "off",
-    "shuffled-captions",
-    "detached-head",
-    "constant-target",
-    "second-contrastive",
-    "class-loss-only",
-)
 HEAD_INPUTS = ("patches", "pooled", "both")
 
 
@@ -90,16 +82,6 @@ class Config:
         0,
         "number of tokens that dual's class loss reads; 0 is the text tower's context length",
         type=int,
-    )
-    placebo: str = _flag(
-        "--superclip-placebo",
-        "off",
-        f"a control for studies ({', '.join(PLACEBOS)}): the class loss reads the captions of "
-        "other images, trains only its head, or has one target for all captions (the words' "
-        "weighted frequencies); is replaced by a second contrastive loss on the head's input; or "
-        "is the image tower's only loss",
-        PLACEBOS,
-        metavar="CONTROL",
     )
 
     @property

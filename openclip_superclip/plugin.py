@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from .checkpoints.began_with import beginning, write_beginning
+from .checkpoints.resume_record import record_of, write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
 from .errors import InputError, one_line
@@ -11,9 +11,8 @@ from .flags import add_options, config_from
 from .hooks import hookimpl
 from .openclip import current
 from .openclip.checks import check_command_line
-from .openclip.first_lines import log_first_lines
 from .openclip.parsed_options import Training
-from .openclip.start import begin, prepare
+from .openclip.start import begin, log_start, prepare
 
 
 class Plugin:
@@ -47,7 +46,7 @@ class Plugin:
         from .openclip.factory import model_options
 
         if args.rank == 0:
-            log_first_lines(training)
+            log_start(training)
         return model_options(
             args.model,
             args.pretrained,
@@ -64,7 +63,7 @@ class Plugin:
         from .method.model import with_class_head
 
         if "superclip" in model_cfg:
-            return with_class_head(model_class, model_cfg["superclip"].get("placebo", "off"))
+            return with_class_head(model_class)
         if self.training is not None and self.training.leaves_head_out:
             return without_class_head(model_class)
         return None
@@ -93,7 +92,7 @@ class Plugin:
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
         training = self.training
-        if training.config is None:
+        if training.config is None or training.in_run:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
@@ -134,9 +133,9 @@ class Plugin:
             return None
         # OpenCLIP has named the run, and made its folder
         if args.rank == 0 and args.name is not None:
-            now = beginning(training.options_with_defaults(), args.world_size)
+            now = record_of(training.options_with_defaults(), args.world_size)
             run_folder = Path(args.logs, args.name)
-            for line in write_beginning(run_folder, now, resumes=args.resume is not None):
+            for line in write_record(run_folder, now, args.resume):
                 logging.warning(f"the run has changed since its start: {line}")
         order = DataOrder(
             slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()

@@ -22,7 +22,6 @@ class BestEpoch:
     epoch: int
     measure: str
     score: float  # percent
-    last: int  # the last epoch with a score
 
     def __str__(self) -> str:
         return (
@@ -65,7 +64,7 @@ def best_epoch(run: Path) -> BestEpoch | None:
                 ranks[epoch] = (statistics.mean(values), -loss, -epoch)
         if ranks:
             best = max(ranks, key=ranks.get)
-            return BestEpoch(best, measure, 100 * ranks[best][0], max(ranks))
+            return BestEpoch(best, measure, 100 * ranks[best][0])
     return None
 
 

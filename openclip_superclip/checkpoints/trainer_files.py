@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..files import content_digest, json_or_empty
 from ..flags import is_idf_file
-from ..option_effects import Effect, effect_of
+from ..option_table import Effect, effect_of
 
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
 RECORD = "run.json"  # of `superclip run`, in the folder of a run

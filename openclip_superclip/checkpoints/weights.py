@@ -219,17 +219,6 @@ def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
     return {name: counts[name] for name in FIXED_IDF if name in counts}
 
 
-def holds_numbers(path: Path) -> bool:
-    """Returns whether all weights of a run's checkpoint are finite; OSError if the file cannot
-    be read."""
-    try:
-        return all(map(is_finite, read_checkpoint(path).weights.values()))
-    except InputError as error:
-        raise OSError(
-            f"{error}; if it is damaged, the same command trains its slice again"
-        ) from None
-
-
 def read_head(file: Path) -> tuple[Weights, dict]:
     """Returns the class head and token statistics in the separate file of an export, and the
     options in it."""

@@ -8,8 +8,8 @@ from ..errors import Parser, at_least, no_effect, to_stdout
 from ..extras import require
 from ..files import check_results, make_folder
 from ..runs.signals import stopped_by_signals
-from ..study.study_call import MARK, RESULTS, StudyOptions, study_call
-from ..study.study_training import run_study
+from ..study.configuration import MARK, RESULTS, StudyOptions, configure
+from ..study.training import run_study
 from .shared_options import add_count, add_folder, add_number, add_switch
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         command=shlex.join(["superclip", "demo", *argv]),
     )
     with stopped_by_signals():
-        results = run_study(study_call(study_options), options.jobs)
+        results = run_study(configure(study_options), options.jobs)
         # needs the extra [report]
         from ..study.demo_figures import draw_predictions, draw_scores
 
@@ -96,14 +96,12 @@ def _write_training_data(options: Namespace) -> str:
 
 
 def _write_evaluation(options: Namespace) -> str:
-    """Writes the held-out scenes as data sets, and returns the commands that use them."""
+    """Writes the held-out scenes as data sets, and returns the command that uses them."""
     from ..demo.data import write_evaluation_data
-    from ..demo.scenes import write_dense_scenes
 
     no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
-    dense = " ".join(data_set.name for data_set in write_dense_scenes(folder))
     evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"
-    return f"{evaluate} {names} --suite zeroshot,retrieval,probe\n{evaluate} {dense} --suite dense"
+    return f"{evaluate} {names} --suite zeroshot,retrieval,probe"

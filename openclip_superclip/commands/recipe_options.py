@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..checkpoints.trainer_files import RECORD
 from ..errors import InputError, Parser, at_least, to_stdout
 from ..plans.cost import estimate_cost
 from ..plans.plan import make_run, settings_of_table
@@ -206,13 +208,24 @@ def _run_of_folder(
 ) -> Run:
     """Returns the run that a folder describes, on the current machines; InputError for an option
     that only a recipe takes."""
+    run = Run.open(folder)
+    accepted = OF_A_START
+    if streams := run.streams():
+        given = ["--data", options.data] if options.data else []
+        for setting in options.set:
+            given += ["--set", setting.replace("{seed}", str(run.recipe.seed))]
+        if given != streams:
+            raise InputError(
+                f"{folder / RECORD} contains data that a shell would fetch: if you trust it, add "
+                f"{shlex.join(streams)}"
+            )
+        accepted = OF_A_START | {"data", "set"}
     for name, value in vars(options).items():
-        if name not in OF_A_START and value != parser.get_default(name):
+        if name not in accepted and value != parser.get_default(name):
             flag = flag_of(name)
             raise InputError(
                 f"{flag}: the options of the run {folder} are in its run.json; leave {flag} out"
             )
-    run = Run.open(folder)
     if getattr(options, "accept_changes", False):
         settings = dataclasses.replace(run.settings, accept_changes=True)
         run = dataclasses.replace(run, settings=settings)

@@ -16,7 +16,7 @@ from . import recipe_options as shared
 from .shared_options import add_count, add_folder, add_switch, from_options
 
 if TYPE_CHECKING:
-    from ..study.study_call import StudyCall, StudyOptions
+    from ..study.configuration import ConfiguredStudy, StudyOptions
 
 VAL_FRACTION = 0.2
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """Trains, measures, prints the table and writes the results, or submits jobs that do;
     returns the exit code."""
     options = _parse(argv)
-    from ..study.study_call import StudyOptions, study_call
+    from ..study.configuration import StudyOptions, configure
     from ..study.study_file import read_study, study_files
 
     if options.list:
@@ -60,34 +60,34 @@ def main(argv: list[str]) -> int:
     )
     if _splits(options):
         return _run_on_parts(study_options, options)
-    return _run(study_call(study_options), options)
+    return _run(configure(study_options), options)
 
 
 def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
     """Runs the study on the parts of a table, which are removed if no run reads them; returns the
     exit code."""
-    from ..study.study_call import study_call
+    from ..study.configuration import configure
 
-    whole = study_call(dataclasses.replace(study_options, val_data=options.data))
+    whole = configure(dataclasses.replace(study_options, val_data=options.data))
     split = _split(whole, options)
     try:
         parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
-        return _run(study_call(parts), options)
+        return _run(configure(parts), options)
     finally:  # after --dry-run, or an error
         if not any(is_own(run, split.folder.name) for run in whole.runs_in.glob(f"*/{RECORD}")):
             split.remove()
 
 
-def _split(call: "StudyCall", options: Namespace) -> TableSplit:
+def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     """Returns the split of --data in the study's folder; InputError, before it is written, for a
     table with errors."""
-    columns = call.study.first_recipe.columns
+    columns = configured.study.first_recipe.columns
     if not options.only:
         table = check_table(options.data, columns, "--data")
-        if len(table.bad) > call.options.settings.unreadable_max * table.num_decoded:
+        if len(table.bad) > configured.options.settings.unreadable_max * table.num_decoded:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
-    split = split_table(options.data, columns, fraction, call.out, "--data", "--out")
+    split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")
     files = "" if options.dry_run else f": {split.train}, {split.val}"
     to_stderr(
         f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
@@ -112,29 +112,30 @@ def _splits(options: Namespace) -> bool:
     return True
 
 
-def _run(call: "StudyCall", options: Namespace) -> int:
+def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..study.study_training import StudyTraining, run_study
+    from ..study.runs import StudyRuns, check_arms, summary
+    from ..study.training import run_study
 
-    training = StudyTraining(call)
+    runs = StudyRuns(configured)
     if not options.only:
-        training.check_arms()
+        check_arms(runs)
     if options.slurm:
         from ..study.study_on_slurm import StudySubmission
 
         request = shared.slurm_request(options)
-        submission = from_options(StudySubmission, options, call=call, request=request)
+        submission = from_options(StudySubmission, options, configured=configured, request=request)
         to_stdout(submission.dry_run() if options.dry_run else submission.submit())
         return 0
     from ..runs.signals import stopped_by_signals
 
     if options.dry_run:
-        to_stdout(training.summary())
+        to_stdout(summary(runs))
         return 0
     with stopped_by_signals():
-        results = run_study(call, 0 if options.only else options.jobs or 1)
+        results = run_study(configured, 0 if options.only else options.jobs or 1)
     to_stdout(
-        f"\n{results.tables()}\n\nMore in {call.out}: study.png, study.csv, study.json, and "
+        f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.csv, study.json, and "
         "the folders of the runs"
     )
     return 0

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
     elif warning := _long_slice(run, request):
         run.warnings.append(warning)
-    command = "run --rehearse" if options.rehearse else "run"
+    command = ["run", *(["--rehearse"] if options.rehearse else []), *run.streams()]
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     if options.dry_run:
         print_plan(run)

@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import urlparse
 
 import braceexpand
 
@@ -16,7 +17,7 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
     """Expands one or several patterns joined by `::`; InputError for a pattern that OpenCLIP
     does not support."""
     try:
-        names = [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
+        names = _names(pattern)
     except ValueError as error:
         raise InputError(
             f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern "
@@ -31,6 +32,10 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
     return names
 
 
+def _names(pattern: str) -> list[str]:
+    return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
+
+
 def check_any_exists(shards: Sequence[str], flag: str) -> None:
     """Raises InputError if all shards are local and none of them exists."""
     if not any(is_remote(shard) or os.path.exists(shard) for shard in shards):
@@ -43,8 +48,20 @@ def check_any_exists(shards: Sequence[str], flag: str) -> None:
 
 
 def is_remote(shard: str) -> bool:
-    """Returns whether a shard is a URL or a command's output instead of a file."""
-    return "://" in shard or shard.startswith("pipe:")
+    """Returns whether webdataset opens a shard as a URL or as a command's output, both by a shell,
+    instead of as a file."""
+    try:
+        return bool(urlparse(shard).scheme)  # as webdataset decides
+    except ValueError:  # of a URL with errors
+        return True
+
+
+def is_streamed(data: str | None) -> bool:
+    """Returns whether data are a URL or a command's output, or contain such shards."""
+    try:
+        return bool(data) and any(map(is_remote, _names(data)))
+    except ValueError:  # `expand` refuses it
+        return is_remote(data)
 
 
 def contract(names: Sequence[str]) -> str:

@@ -18,7 +18,6 @@ from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
 from .head_input import Reading, head_width, make_readable, patch_tokens
 from .idf import FixedIDF, TokenStatistics
-from .placebos import WithPlacebo
 
 # What OpenCLIP's factory sets if timm or transformers loads the weights of a tower.
 LOADS_TOWER = {"vision_cfg": "timm_model_pretrained", "text_cfg": "hf_model_pretrained"}
@@ -35,7 +34,6 @@ class HeadOptions:
     accum_freq: int = 1  # OpenCLIP's --accum-freq
     head_warmup: int = 0  # number of captions during which the class loss trains only the head
     head_input: str = "patches"  # one of HEAD_INPUTS
-    placebo: str = "off"  # one of PLACEBOS
     # number of leading tokens for the text tower in training; the rest are for the class loss
     text_length: int | None = None
     # head and counts of an export, used when weights without a head are loaded for the first time
@@ -164,7 +162,7 @@ class _WithClassHead:
         update = self.statistics.begin(words) if counts_now else None  # overlaps with the towers
         reading = Reading(self.patch_tokens, self.class_head.reads)
         outputs = self._encode(image, text, reading)
-        outputs["class_losses"] = self._class_losses(reading.vector, words, update, outputs)
+        outputs["class_losses"] = self._class_losses(reading.vector, words, update)
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
@@ -199,11 +197,7 @@ class _WithClassHead:
         return outputs
 
     def _class_losses(
-        self,
-        head_input: Tensor,
-        words: Tensor,
-        update: Callable[[], Tensor] | None,
-        outputs: dict[str, Tensor],
+        self, head_input: Tensor, words: Tensor, update: Callable[[], Tensor] | None
     ) -> Tensor:
         """Returns the class losses, float32 [B], scaled so that their mean over ranks is right
         for unequal batches."""
@@ -218,21 +212,15 @@ class _WithClassHead:
             warming_up = self.statistics.num_captions <= self.head_warmup
             head_input = torch.where(warming_up, head_input.detach(), head_input)
         if self.accumulated is None:
-            return self._scaled_losses(head_input, words, scale, outputs)
+            return self._scaled_losses(head_input, words, scale)
         if not torch.is_grad_enabled():
             return self.accumulated.keep(head_input.new_zeros(len(words)), scale)
         kept, scale = self.accumulated.next()
-        losses = self._scaled_losses(head_input, words, scale, outputs)
+        losses = self._scaled_losses(head_input, words, scale)
         kept.copy_(losses.detach())
         return losses
 
-    def _scaled_losses(
-        self,
-        head_input: Tensor,
-        words: Tensor,
-        scale: float | Tensor,
-        outputs: dict[str, Tensor],
-    ) -> Tensor:
+    def _scaled_losses(self, head_input: Tensor, words: Tensor, scale: float | Tensor) -> Tensor:
         """Returns `scale` times the class losses, float32 [B], of head_input [B, W] and words
         [B, L]."""
         return scale * self.class_head(head_input, words, self._idf_weights())
@@ -299,12 +287,9 @@ def reaches_head(name: str, head_input: str) -> bool:
     return re.match(beyond_head, name) is None
 
 
-def with_class_head(model_class: type, placebo: str) -> type:
-    """Returns the SuperCLIP class of an OpenCLIP model class, with one of PLACEBOS; InputError if
-    there is none."""
+def with_class_head(model_class: type) -> type:
+    """Returns the SuperCLIP class of an OpenCLIP model class; InputError if there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
         if model_class in with_head.__bases__:
-            if placebo == "off":
-                return with_head
-            return type(with_head.__name__, (WithPlacebo, with_head), {})
+            return with_head
     raise InputError(f"--superclip has no class head for OpenCLIP's {model_class.__name__}")

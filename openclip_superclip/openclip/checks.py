@@ -7,8 +7,8 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..checkpoints.began_with import NAME, beginning, check_beginning
 from ..checkpoints.resume import check_kind
+from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, more_than_a_slice
 from ..data.steps import batches_of_shards, batches_of_table
@@ -161,8 +161,8 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    now = beginning(training.options_with_defaults(), launched()[1])
-    check_beginning(folder, now, accept)
+    now = record_of(training.options_with_defaults(), launched()[1])
+    changes(read_record(folder), now, file).check(folder, accept)
 
 
 def check_data(training: Training) -> tuple[list[str], int]:

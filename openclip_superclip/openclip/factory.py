@@ -92,7 +92,6 @@ def model_options(
         "idf": config.idf,
         "head_warmup": config.head_warmup,
         "head_input": config.head_input,
-        "placebo": config.placebo,
         "frequencies": frequencies,
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,

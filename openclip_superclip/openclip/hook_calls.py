@@ -36,12 +36,6 @@ REPLACED = (  # in both generations, besides the WRAPPERS of each
     "torch.nn.parallel.DistributedDataParallel",
     "open_clip_train.main.train_one_epoch",
 )
-# the entry points of the plugins in examples/, by the first words of their flags
-EXAMPLES = {
-    "--lora": "lora",
-    "--sub-captions": "sub_captions",
-    "--global-contrastive": "global_contrastive",
-}
 _ORIGINALS = {}  # OpenCLIP's own, by dotted path, so that nothing is replaced twice
 
 
@@ -103,26 +97,12 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
             return args
 
         def error(self, message):  # without OpenCLIP's long usage
-            raise InputError(_missing_plugin(message) or explained(message, self))
+            raise InputError(explained(message, self))
 
     with replaced(
         params, argparse=types.SimpleNamespace(**vars(argparse) | {"ArgumentParser": Parser})
     ):
         return params.parse_args(argv)
-
-
-def _missing_plugin(message: str) -> str:
-    """Returns which plugin of examples/ a parser's error is about, if it is not installed, else
-    ""."""
-    for flag, name in EXAMPLES.items():
-        is_unknown = message.startswith("unrecognized") and f" {flag}" in message
-        if is_unknown and not hooks_module().plugin_manager().has_plugin(name):
-            return (
-                f"{message}: flags that begin with {flag} are those of the plugin "
-                f"open_clip_{name}, which is not installed: pip install "
-                f"./examples/open_clip_{name} in a clone of openclip-superclip"
-            )
-    return ""
 
 
 def install(args: argparse.Namespace) -> None:

@@ -70,11 +70,6 @@ def _problems_with_head(options: Namespace, config: Config) -> Iterator[str]:
             "--lock-image leaves only the class head to train by the class loss: leave out "
             "--superclip, or unlock groups with --lock-image-unlocked-groups"
         )
-    if config.placebo == "shuffled-captions" and options.batch_size == 1:
-        yield (
-            "--superclip-placebo shuffled-captions exchanges captions in a batch: --batch-size is "
-            "1; expected 2 or more"
-        )
     if config.captions != "short" and options.dataset_type == "synthetic":
         yield (
             f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "

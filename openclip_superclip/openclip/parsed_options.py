@@ -32,9 +32,15 @@ class Training:
         return is_table(self.options.train_data, self.options.dataset_type)
 
     @property
+    def in_run(self) -> bool:
+        """Whether this is a rank of `superclip run`, which has checked the data, and checks the
+        weights of each epoch."""
+        return getattr(self.options, "in_run", False)
+
+    @property
     def decodes_images(self) -> bool:
         """Whether the checks decode images: on one rank, and not again in superclip run."""
-        return launched()[0] == 0 and not getattr(self.options, "images_checked", False)
+        return launched()[0] == 0 and not self.in_run
 
     @property
     def is_naflex(self) -> bool:

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from traceback import walk_tb
 
 from ..checkpoints.trainer_files import is_complete, quarantine
 from ..errors import InputError, one_line, reason, refuse, to_stderr
@@ -16,7 +15,6 @@ from .horovod import join_ranks
 from .option_problems import data_problems
 from .parsed_options import launched
 
-OURS = "superclip"  # the entry point of this package's plugin
 # torch's errors for the weights and the optimizer's state of a checkpoint
 DIFFERS = re.compile(r"Error\(s\) in loading state_dict|loaded state dict ")
 
@@ -98,8 +96,8 @@ def _check_device(argv: list[str]) -> None:
 
 @contextlib.contextmanager
 def explained_errors() -> Iterator[None]:
-    """Raises InputError instead of a plugin's error and, with a flag of ours, of those of a full
-    disk and of a resumed checkpoint that does not fit.
+    """Raises InputError, with a flag of ours, instead of the error of a full disk and of a resumed
+    checkpoint that does not fit.
 
     An incomplete checkpoint is removed from a full disk.
     """
@@ -108,8 +106,6 @@ def explained_errors() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if plugin := _failed_plugin(error):
-            raise InputError(plugin) from error
         if not output_folder.started:
             raise
         (args,) = output_folder.started
@@ -129,30 +125,6 @@ def explained_errors() -> Iterator[None]:
         raise InputError(
             f"--logs: {checkpoints.parent} cannot be written ({why_full(error)}){advice}"
         ) from error
-
-
-def _failed_plugin(error: Exception) -> str:
-    """Returns which plugin raised an error in which hook, in one line; "" for no plugin's error,
-    and for ours."""
-    manager = hook_calls.hooks_module().plugin_manager()
-    implementations = {}
-    for plugin in manager.get_plugins():
-        for caller in manager.get_hookcallers(plugin) or ():
-            code = getattr(getattr(plugin, caller.name), "__code__", None)
-            implementations[code] = manager.get_name(plugin), caller.name
-    traceback = walk_tb(error.__traceback__)
-    failed = [(frame, line) for frame, line in traceback if frame.f_code in implementations]
-    if not failed:
-        return ""
-    frame, line = failed[-1]
-    plugin, hook = implementations[frame.f_code]
-    if plugin == OURS:
-        return ""
-    where = f"{frame.f_code.co_filename}:{line}"
-    return (
-        f"open_clip plugin '{plugin}' failed in {hook}: {type(error).__name__}: "
-        f"{reason(error)} ({where})"
-    )
 
 
 def check_command(argv: list[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ from ..checkpoints.model_configurations import CONFIGURATIONS, openclip_name
 from ..errors import InputError
 from ..files import json_or_empty, read_json
 from ..openclip import package_folder
-from ..option_effects import effect_of
+from ..option_table import effect_of
 from .recipe import Recipe
 
 FLOAT = 4  # bytes of float32

@@ -3,12 +3,14 @@
 import bisect
 import json
 import math
+import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.steps import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
+from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least
 from ..openclip.checks import check_start_of_run, long_warmup
 from ..openclip.train import check_command
@@ -44,7 +46,7 @@ def make_run(
     )
     at_least(options, nodes=1, gpus_per_node=1, workers=0, gpu_batch_max=1)
     batch_size, accum_freq = split(recipe.global_batch_size, nodes, gpus_per_node, gpu_batch_max)
-    data = recipe.shards if data is None else data
+    data = data_of(recipe, data)
     world_size = nodes * gpus_per_node
     if is_table(data):
         slice_samples = recipe.data_samples
@@ -75,6 +77,19 @@ def make_run(
     if _has_unknown_start(recipe):
         check_start_of_run(options)
     return run
+
+
+def data_of(recipe: Recipe, data: str | None) -> str:
+    """Returns `data`, the value of --data, or without it the recipe's; InputError if the recipe's
+    is a URL or a command."""
+    if data is not None:
+        return data
+    if is_streamed(recipe.shards):
+        raise InputError(
+            f"{recipe.file}: shards is {recipe.shards}, which a shell would run: if you trust it, "
+            f"give it yourself, --data {shlex.quote(recipe.shards)}"
+        )
+    return recipe.shards
 
 
 def _has_unknown_start(recipe: Recipe) -> bool:
@@ -171,7 +186,7 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     the table cannot be read or fills no batch, or if `set_` contains a different number of pairs.
     """
     recipe = read_recipe(name, set_)
-    path = data or recipe.shards
+    path = data_of(recipe, data)
     if not is_table(path):
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]

@@ -13,7 +13,7 @@ from ..checkpoints.model_configurations import model_for_pretrained
 from ..data.tables import Columns
 from ..errors import InputError, refuse
 from ..flags import Config, is_idf_file
-from ..option_effects import effect_of
+from ..option_table import effect_of
 from ..removed import without_removed
 
 METHODS = {  # with the paper's names
@@ -124,9 +124,9 @@ class Recipe:
         }
         seed = str(typed["seed"])
         typed["shards"] = typed["shards"].replace("{seed}", seed)
-        val_data = typed["flags"].get("val-data")
+        val_data = typed["flags"].get(VAL_DATA)
         if isinstance(val_data, str):
-            typed["flags"] = typed["flags"] | {"val-data": val_data.replace("{seed}", seed)}
+            typed["flags"] = typed["flags"] | {VAL_DATA: val_data.replace("{seed}", seed)}
         recipe = Recipe(**typed, name=name, file=file, values=values, removed=removed)
         refuse(f"{file}: {problem}" for problem in _problems(recipe))
         return recipe
@@ -148,6 +148,12 @@ class Recipe:
         """The columns of the recipe's tables."""
         defaults = zip(COLUMN_FLAGS, Columns(), strict=True)
         return Columns(*(str(self.flags.get(flag, default)) for flag, default in defaults))
+
+    @property
+    def val_data(self) -> str | None:
+        """OpenCLIP's --val-data."""
+        data = self.flags.get(VAL_DATA)
+        return str(data) if data else None
 
     @property
     def config(self) -> Config:
@@ -202,6 +208,9 @@ RESERVED = (
 )
 
 
+VAL_DATA = "val-data"  # of OpenCLIP's other flags, the one that names data
+
+
 def changes_scores(key: str) -> bool:
     """Returns whether a field (`lr`, `flags.NAME`, `superclip.NAME`) changes the mean of a score
     over seeds."""
@@ -239,12 +248,16 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
     flags = recipe.flags
     model = recipe.model
-    for flag in map(str, flags):
-        if flag in RESERVED or not re.match("(?!superclip)[a-z]", flag):
+    for flag, value in flags.items():
+        if not re.fullmatch(r"(?!superclip)[a-z][\w-]*", str(flag)) or _is_reserved(flag):
             yield (
-                f"flags contains {flag}; expected only flags of OpenCLIP that neither a field of "
-                "the recipe nor the run sets"
+                f"flags contains {flag}; expected only flags of OpenCLIP, in full, that neither a "
+                "field of the recipe nor the run sets"
             )
+        if isinstance(value, list) and any(str(part).startswith("--") for part in value):
+            yield f"flags.{flag} is {value}; expected no other flags in it"
+    if isinstance(flags.get(VAL_DATA), list | dict):
+        yield f"flags.{VAL_DATA} is {flags[VAL_DATA]}; expected one pattern or table"
     if Path(model).is_dir():
         yield f"model is {model}, a folder: expected local-dir:{model}"
     instead = model_for_pretrained(model)
@@ -265,6 +278,11 @@ def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
             "flags.fsdp-checkpoint is sharded, but superclip run only supports single-file "
             "checkpoints: leave it out"
         )
+
+
+def _is_reserved(flag: str) -> bool:
+    """Returns whether a flag, or one that it abbreviates, is not the recipe's to set."""
+    return flag != VAL_DATA and any(name.startswith(flag) for name in (*RESERVED, VAL_DATA))
 
 
 def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:

@@ -4,11 +4,13 @@ values for their fields (--set)."""
 import dataclasses
 import difflib
 import functools
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
+from ..data.tar_shards import is_streamed
 from ..errors import InputError, reason
 from ..files import shipped_folder
 from .recipe import (
@@ -16,6 +18,7 @@ from .recipe import (
     CONFIG_FIELDS,
     FIELDS,
     GIVEN,
+    VAL_DATA,
     WORDS,
     Recipe,
     changes_scores,
@@ -42,7 +45,21 @@ def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Rec
     if set_:
         values = with_settings(values, set_)
         file = f"{file} with --set {' '.join(set_)}"
-    return Recipe.of(values, file, name)
+    recipe = Recipe.of(values, file, name)
+    if f"flags.{VAL_DATA}" not in (set_ or {}):
+        refuse_streamed_validation(recipe)
+    return recipe
+
+
+def refuse_streamed_validation(recipe: Recipe) -> None:
+    """Raises InputError if a file's validation data is a URL or a command, which only the user
+    may give."""
+    if is_streamed(recipe.val_data):
+        setting = f"flags.{VAL_DATA}={recipe.val_data}"
+        raise InputError(
+            f"{recipe.file}: {VAL_DATA} is {recipe.val_data}, which a shell would run: if you "
+            f"trust it, give it yourself, --set {shlex.quote(setting)}"
+        )
 
 
 def is_recipe(path_or_name: str) -> bool:

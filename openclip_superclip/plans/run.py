@@ -14,11 +14,11 @@ from ..checkpoints.trainer_files import RECORD
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
-from ..data.tar_shards import expand
+from ..data.tar_shards import expand, is_streamed
 from ..errors import InputError, reason
 from ..files import content_digest, json_or_empty, read_json
 from ..removed import without_removed
-from .recipe import SAME_FLAGS, Recipe
+from .recipe import SAME_FLAGS, VAL_DATA, Recipe
 
 OLD_DESCRIPTION = "description.json"  # of earlier versions, in the run's folder
 NUM_KEPT = 2  # newest checkpoints: the last one may not be on disk yet if a machine loses power
@@ -190,7 +190,7 @@ class Run:
     def openclip_arguments(self) -> list[str]:
         """Returns OpenCLIP's command line, without --logs, --name and --resume."""
         recipe = self.recipe
-        tables = self.is_table or is_table(recipe.flags.get("val-data"))
+        tables = self.is_table or is_table(recipe.val_data)
         values = {
             "model": openclip_name(recipe.model),
             "train-data": self.data,
@@ -213,6 +213,16 @@ class Run:
             },
         }
         return [argument for flag in values for argument in _argument(f"--{flag}", values[flag])]
+
+    def streams(self) -> list[str]:
+        """Returns the options with which the user gives the run's URLs and commands, in addition to
+        its folder."""
+        options = []
+        if is_streamed(self.data):
+            options += ["--data", self.data]
+        if is_streamed(self.recipe.val_data):
+            options += ["--set", f"flags.{VAL_DATA}={self.recipe.val_data}"]
+        return options
 
     def check_shards(self) -> list[str]:
         """Returns warnings about the pattern of shards, reading none; InputError for too few
@@ -262,7 +272,7 @@ class Run:
             )
             checked = dataclasses.asdict(shard_check)
         checked["warnings"] += self.check_validation()
-        tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
+        tables = filter(is_table, (self.data, self.recipe.val_data))
         return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}
 
     def _split(self) -> Split:
@@ -272,7 +282,7 @@ class Run:
     def check_validation(self) -> list[str]:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate
         on it."""
-        val_data = str(self.recipe.flags.get("val-data") or "")
+        val_data = self.recipe.val_data
         if is_table(val_data):
             return check_table(val_data, self.recipe.columns, "--val-data").refuse_bad()
         if not val_data:

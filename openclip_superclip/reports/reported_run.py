@@ -9,7 +9,7 @@ from ..checkpoints.trainer_files import RECORD, checkpoints, newest, read_option
 from ..errors import InputError, listed
 from ..files import content_digest, json_or_empty
 from ..openclip.hook_calls import parse_args
-from ..option_effects import EFFECTS
+from ..option_table import EFFECTS
 from ..plans.recipe import CAPTION_FIELDS, CONFIG_FIELDS, FIELDS, Recipe
 from ..plans.run import Run
 from ..runs.folder import FINISHED, current_state

@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from ..checkpoints.began_with import NAME, changed_data, versions_of_run
 from ..checkpoints.best_epoch import best_epoch
+from ..checkpoints.resume_record import NAME, changed_data, versions_of_run
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..environment import current_time
 from ..errors import InputError

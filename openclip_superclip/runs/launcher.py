@@ -26,7 +26,6 @@ from .recovery import (
     DATA,
     ENDS,
     HARDWARE,
-    LOSS,
     REQUEUE,
     Decision,
     Failure,
@@ -266,12 +265,6 @@ class NodeTraining:
                 print(f"superclip run: {best}; {export} exports it", flush=True)
             return 0
         to_stderr(failure.describe(self.logs))
-        if failure.kind == LOSS:
-            folder.end(FAILED, failure.text)  # before torch is imported, which takes seconds
-            from ..checkpoints.weights import holds_numbers
-
-            for path in quarantine(folder.checkpoints, holds_numbers, "ruined"):
-                self._log(f"{path.stem} contains non-finite weights and was renamed to {path.name}")
         decision = ENDS
         if self.full_disk:  # a rank may not have been able to write its error
             to_stderr(f"superclip run:{self.full_disk}")

@@ -11,13 +11,14 @@ import torch
 
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum
+from ..method.finite_weights import is_finite_on_all_ranks
 from .child_processes import Start
 from .progress import FIRST_STEP, STEPS
 from .unreadable import too_much_unreadable, unreadable_of_slice
 
 
 class NonFiniteLoss(Exception):
-    """The loss is NaN or infinite, and so are all weights after the step."""
+    """The loss, or a weight, is NaN or infinite."""
 
 
 class TooMuchUnreadable(Exception):
@@ -90,12 +91,17 @@ class RankMonitor:
 
     @hookimpl(tryfirst=True)
     def open_clip_check_options(self, args):
-        args.images_checked = True  # before the ranks started, with --unreadable-max
+        args.in_run = True  # which has checked the images, with --unreadable-max
 
     @hookimpl(wrapper=True)
     def open_clip_data_order(self, args, shared_epoch):
         self.shared_epoch = shared_epoch
         return (yield)
+
+    @hookimpl(tryfirst=True)
+    def open_clip_epoch_end(self, model, epoch):
+        if not is_finite_on_all_ranks(model):  # also without --superclip
+            raise NonFiniteLoss(f"the weights are not finite after slice {epoch + 1}")
 
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args):

@@ -242,10 +242,17 @@ class SlurmRequest:
             shutil.copy(self.setup, copy)  # with its mode: it may contain secrets
 
     def training(
-        self, file: Path, name: str, runs: Sequence[Path], command: str = "run", array: str = ""
+        self,
+        file: Path,
+        name: str,
+        runs: Sequence[Path],
+        command: Sequence[str] = ("run",),
+        array: str = "",
     ) -> SlurmJob:
         """Returns a job that trains or rehearses runs, given as folders with descriptions, or an
         array of such jobs.
+
+        `command` is the command of `superclip` and its options.
 
         The folder of the script `file` contains the job's output and the copy of --setup.
         """
@@ -260,7 +267,7 @@ class SlurmRequest:
             *(f"    {shlex.quote(str(folder))}" for folder in runs),
             ")",
             'run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"',
-            f'command=("${{superclip[@]}}" {command} "$run")',
+            f'command=("${{superclip[@]}}" {shlex.join(command)} "$run")',
         ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()
         for mark, filling in (("options", self._directives(file, name, own)), ("command", lines)):

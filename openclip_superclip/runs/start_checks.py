@@ -1,16 +1,11 @@
 """What the first node checks before a start trains into the run's folder."""
 
-from ..checkpoints.began_with import (
-    BEGAN_WITH,
-    beginning,
-    check_beginning,
-    differences,
-    read_beginning,
-)
+from dataclasses import asdict
+
 from ..checkpoints.resume import resumed_checkpoint
+from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
 from ..checkpoints.trainer_files import checkpoints
-from ..environment import current_time
-from ..errors import InputError
+from ..errors import InputError, to_stderr
 from ..openclip.train import check_command
 from ..plans.cost import counts_of
 from ..plans.run import Run
@@ -34,21 +29,19 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
 
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
-    if not accepts:
-        folder.check_recipe(run.recipe)
-    resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-    begins = beginning(vars(check_command(run.openclip_arguments())), run.world_size)
+    resumed = resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
+    now = record_of(vars(check_command(run.openclip_arguments())), run.world_size)
     if not folder.epoch:  # nothing was trained yet
-        return {BEGAN_WITH: begins}
+        return {FIELD: asdict(now)}
+    before = read_record(folder.path)
+    found = changes(before, now, resumed.file)
     if not accepts:
-        check_beginning(folder.path, begins, "--accept-changes")
-    before = read_beginning(folder.path)
-    changed = differences(before, begins)
-    changes = folder.record().get("changes", [])
-    if changed:
-        changes.append({"when": current_time(), "start": len(folder.attempts), "changed": changed})
-    is_kept = before and before["versions"] and not changed
-    return {BEGAN_WITH: before if is_kept else begins, "changes": changes}
+        found.check(folder.path, "--accept-changes")
+    for line in found.lines:
+        to_stderr(f"superclip run: the run has changed since its start: {line}")
+    earlier = folder.record().get("changes", [])
+    record, noted = continued(before, now, found, earlier, start=len(folder.attempts))
+    return {FIELD: asdict(record), "changes": noted}
 
 
 def check_can_save(run: Run, folder: RunFolder) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..checkpoints.trainer_files import checkpoints
-from ..demo.data import SCENES
-from ..demo.scene_measures import predicted_names, representative
+from ..demo.data import model_of
+from ..demo.measures import predicted_names, representative
 from ..demo.scenes import Scene, scenes
 from ..files import write_bytes
 from ..rendering import png, pyplot
@@ -63,7 +63,7 @@ def draw_predictions(path: Path, results: StudyResults, out: Path) -> None:
             continue
         arm = record["arm"]
         *_, weights = checkpoints(out / "runs" / record["run"] / "checkpoints").values()
-        names = predicted_names(open_trained(weights, f"local-dir:{out / SCENES.model}"), shown)
+        names = predicted_names(open_trained(weights, model_of(out)), shown)
         predicted[arm] = names
         is_right[arm] = [name in scene.objects for name, scene in zip(names, shown, strict=True)]
     chosen = representative(list(zip(*is_right.values(), strict=True)), NUM_IMAGES)

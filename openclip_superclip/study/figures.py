@@ -34,9 +34,7 @@ def draw_study(results: StudyResults) -> bytes:
         names = ["" if cell is None else str(cell) for cell in cells]
         set_difference_axis(axes, names, results.title(measure))
         axes.set_xlabel((study.cell_field or "").replace("_", " "), fontsize=8)
-    grid[0][0].set_ylabel(
-        "difference, points or the title's unit\n(bar: 95 % interval, dot: a seed)", fontsize=8
-    )
+    grid[0][0].set_ylabel("difference, points\n(bar: 95 % interval, dot: a seed)", fontsize=8)
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return png(figure, bbox_inches="tight")  # long names of arms are wider than one panel

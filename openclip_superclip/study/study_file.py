@@ -10,11 +10,10 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import get_origin
 
-from ..demo import natural
 from ..errors import InputError, refuse
 from ..files import shipped_folder
 from ..plans.recipe import KINDS, Recipe
-from ..plans.recipe_files import read_recipe, read_yaml
+from ..plans.recipe_files import read_recipe, read_yaml, refuse_streamed_validation
 
 # the first seed of the trials that tune learning rates: the seeds of results are below it
 TUNING_SEEDS = 1000
@@ -22,14 +21,7 @@ TUNING_SEEDS = 1000
 LIKE = "like"
 OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
 MEASURES = {  # by what measures a run: its measures
-    "demo": OF_SCENES,
-    "unseen-drawings": OF_SCENES,  # on scenes drawn by a designer that no training shows
-    # both, on other scenes for each seed
-    "transfer": (*OF_SCENES, *(f"seen_{name}" for name in OF_SCENES)),
-    "second-draw": OF_SCENES,  # on scenes of another 100 objects, which its training shows too
-    "natural": natural.MEASURES,  # on the data set `natural`, another one for each seed
-    # on the scenes' pixels, by `superclip evaluate --suite dense`
-    "dense-scenes": ("mIoU", "depth_RMSE"),
+    "demo": OF_SCENES,  # on the demo's held-out scenes
     # OpenCLIP's, --val-data
     "validation": ("image_to_text_R@1", "text_to_image_R@1", "imagenet-zeroshot-val-top1"),
 }
@@ -212,11 +204,6 @@ def problems(study: Study) -> Iterator[str]:
             f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
             "trials of each"
         )
-    if study.choose and study.measures in ("dense-scenes", "transfer"):
-        yield (
-            f"choose is {study.choose}; {study.measures} has no split to tune on: set lr in the "
-            "arms"
-        )
 
 
 def _problems_with_arms(study: Study) -> Iterator[str]:
@@ -280,6 +267,8 @@ def read_study(path_or_name: str) -> Study:
     refuse(f"{path}: {problem}" for problem in problems(study))
     try:
         study.check_recipes()
+        for arm, cell in product(study.arms, study.cell_values):
+            refuse_streamed_validation(read_recipe(study.recipe, study.settings(arm, cell)))
     except InputError as error:
         raise InputError(f"{path}, {error}") from None
     return study

@@ -10,9 +10,10 @@ from ..files import json_or_empty, make_folder, write_json
 from ..plans.run import Run
 from ..runs.lock import lock
 from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
-from .study_call import StudyCall
+from .configuration import ConfiguredStudy
+from .runs import StudyRuns, check_plans, unfinished
 from .study_run import StudyRun
-from .study_training import StudyTraining, check_plans, unfinished, write_data
+from .training import tune, write_data
 
 # the names of the jobs
 TRIALS = "trials"
@@ -30,7 +31,7 @@ class StudySubmission:
     runs.
     """
 
-    call: StudyCall
+    configured: ConfiguredStudy
     request: SlurmRequest
     jobs: int | None  # at a time, of an array; None: as many as SLURM starts
     gpu_batch_max: int | None
@@ -40,9 +41,9 @@ class StudySubmission:
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
         nothing."""
-        training = StudyTraining(self.call)
-        trials = unfinished(training.trials())
-        runs = trials or unfinished(training.runs(training.chosen()))
+        study_runs = StudyRuns(self.configured)
+        trials = unfinished(study_runs.trials())
+        runs = trials or unfinished(study_runs.of_results())
         check_plans(map(self._described, runs), reads_data=False)
         jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
         if not trials:
@@ -58,7 +59,7 @@ class StudySubmission:
 
     def submit(self) -> str:
         """Submits the jobs and returns a summary; InputError if a run could not be trained."""
-        out = self.call.out
+        out = self.configured.out
         queue = my_jobs()
         if queue is None:
             raise InputError(
@@ -67,15 +68,17 @@ class StudySubmission:
             )
         make_folder(out)
         with lock(out / "submitting", find_placement()):
-            write_data(self.call)
+            write_data(self.configured)
             return self._submit(queue)
 
     def _submit(self, queue: Collection[str]) -> str:
         """Submits what is not in SLURM's queue and returns a summary."""
-        training = StudyTraining(self.call)
-        out = self.call.out
-        trials = unfinished(training.trials())
-        runs = trials or unfinished(training.runs(training.tune()))
+        study_runs = StudyRuns(self.configured)
+        out = self.configured.out
+        trials = unfinished(study_runs.trials())
+        if not trials:
+            tune(self.configured, jobs=0)
+        runs = trials or unfinished(study_runs.of_results())
         submitted = {run.folder: run.run_folder.submitted_job() for run in runs}
         queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
         runs = [run for run in runs if submitted[run.folder] not in queue]
@@ -105,7 +108,7 @@ class StudySubmission:
             jobs.append(number)
             write_json(out / REPORT_JOB, {"job": number})
             summary.append(f"job {number} measures, and writes {out}/study.md")
-        status = f"  superclip status {shlex.quote(str(self.call.runs_in))}"
+        status = f"  superclip status {shlex.quote(str(self.configured.runs_in))}"
         return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
 
     def _submit_runs(self, job: SlurmJob, runs: Sequence[StudyRun]) -> str:
@@ -119,17 +122,20 @@ class StudySubmission:
 
     def _array(self, name: str, runs: Sequence[StudyRun]) -> SlurmJob:
         """Returns the array of jobs that trains runs."""
-        out = self.call.out
+        out = self.configured.out
         array = f"0-{len(runs) - 1}"
         if self.jobs:
             array += f"%{self.jobs}"
         folders = [run.folder for run in runs]
-        return self.request.training(out / f"{name}.sh", f"{out.name}-{name}", folders, array=array)
+        command = ["run", *self.call.streams()]
+        return self.request.training(
+            out / f"{name}.sh", f"{out.name}-{name}", folders, command, array
+        )
 
     def _report(self) -> SlurmJob:
         """Returns the job that measures the runs and reports."""
-        out = self.call.out
-        arguments = [*self.call.arguments(), "--only", "report"]
+        out = self.configured.out
+        arguments = [*self.configured.arguments(), "--only", "report"]
         return self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
 
     def _described(self, run: StudyRun) -> Run:

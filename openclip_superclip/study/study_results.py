@@ -12,7 +12,6 @@ from ..reports.paired_differences import VERDICTS, PairedDifference, Spread
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
-UNITS = {"depth_RMSE": "cm, less is better"}  # of measures that are not in percent
 
 
 def check_measures(study: Study, records: list[dict]) -> None:
@@ -129,8 +128,8 @@ class StudyResults:
         return rows
 
     def title(self, measure: str) -> str:
-        """Returns a measure's name for readers, with its unit unless that is percent."""
-        name = _with_unit(measure)
+        """Returns a measure's name for readers."""
+        name = _spaced(measure)
         return f"{name} (primary)" if measure == self.study.primary else name
 
     def sentences(self) -> list[str]:
@@ -158,7 +157,7 @@ class StudyResults:
             for arm in study.arms
             for cell in study.cell_values
         ]
-        if study.primary in UNITS or max(means) >= NEAR_CHANCE:
+        if max(means) >= NEAR_CHANCE:
             return []
         return [
             f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near "
@@ -182,12 +181,11 @@ class StudyResults:
             median = statistics.median_low(epochs)
             last = max(record["epochs"] for record in records)
             parts.append(f"{arm} {median} of {last} ({min(epochs)} to {max(epochs)})")
-        sentence = (
+        return [
             f"Best epoch on the validation data, the median over the runs: {', '.join(parts)}. "
             "superclip export RUN --best --out FOLDER exports it; the scores above are those of "
             "the last epoch."
-        )
-        return [sentence]
+        ]
 
     def comparisons(self) -> dict[str, list[dict]]:
         """Returns the differences in each cell and over the cells, as study.json contains them."""
@@ -224,12 +222,11 @@ def _sides_of_zero(differences: dict[str, PairedDifference]) -> str:
         return "one seed shows nothing"
     parts = []
     for verdict in VERDICTS:
-        names = [_with_unit(name) for name in differences if differences[name].verdict == verdict]
+        names = [_spaced(name) for name in differences if differences[name].verdict == verdict]
         if names:
             parts.append(f"{verdict} in {', '.join(names)}")
     return "; ".join(parts)
 
 
-def _with_unit(measure: str) -> str:
-    name = measure.replace("_", " ")
-    return f"{name} ({UNITS[measure]})" if measure in UNITS else name
+def _spaced(measure: str) -> str:
+    return measure.replace("_", " ")

@@ -1,9 +1,13 @@
 """One run of a study: its recipe, its folder and its training by `superclip run`."""
 
+import os
 import re
 import shutil
+import signal
+import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +17,26 @@ from ..files import json_or_empty, write_json
 from ..plans.plan import make_run
 from ..plans.recipe import WORDS, Recipe
 from ..plans.run import Run
-from ..runs.child_processes import last_line
+from ..runs.child_processes import last_line, start_process
 from ..runs.folder import RunFolder
 from ..runs.slurm import find_placement
-from .study_call import StudyCall
-from .superclip_process import run_superclip
+from .configuration import ConfiguredStudy
 
 CPU_SECONDS = "cpu_seconds.json"
 UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
+# `superclip`, which ends by SIGTERM with its parent
+SUPERCLIP = (
+    "import sys; from openclip_superclip.environment import end_with_parent; "
+    "end_with_parent({signal}, {parent}); from openclip_superclip.__main__ import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
 
 
 @dataclass(frozen=True)
 class StudyRun:
     """One run of a study."""
 
-    call: StudyCall
+    configured: ConfiguredStudy
     arm: str
     cell: object
     seed: int
@@ -36,20 +45,13 @@ class StudyRun:
     folder: Path
     split: str = "test"  # of the scenes that measure it; "tune" for trials
 
-    @property
-    def measures(self) -> str:
-        """What measures it, one of MEASURES; trials must not see unseen drawings."""
-        measures = self.call.study.measures
-        is_hidden = self.split == "tune" and measures == "unseen-drawings"
-        return "demo" if is_hidden else measures
-
     def described(self, **machines) -> Run:
         """Returns the run as `make_run` makes it, on this machine unless others are given."""
         return make_run(
             self.recipe,
-            data=self.call.data,
-            device=self.call.options.device,
-            settings=self.call.options.settings,
+            data=self.configured.data,
+            device=self.configured.options.device,
+            settings=self.configured.options.settings,
             **machines,
         )
 
@@ -86,7 +88,8 @@ class StudyRun:
         if self.is_finished:
             return
         self.run_folder.check_is_free(find_placement())
-        if is_table(self.call.data or self.recipe.shards):  # OpenCLIP would resume in another order
+        # OpenCLIP would resume in another order
+        if is_table(self.configured.data or self.recipe.shards):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.run_folder.write(self.described())
         state_before = self.state
@@ -96,9 +99,9 @@ class StudyRun:
         earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
         write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
         exit_code, seconds = run_superclip(
-            ["run", str(self.folder)],
+            ["run", str(self.folder), *self.call.streams()],
             output,
-            one_thread=self.call.options.device == "cpu",
+            one_thread=self.configured.options.device == "cpu",
             is_to_stop=stop.is_set,
         )
         if earlier is not None:
@@ -112,6 +115,38 @@ class StudyRun:
                 error = (state.get("refused") or state).get("error") or error
             raise InputError(f"{self.folder.name} failed: {' '.join(error.split())}; see {output}")
         output.unlink()
+
+
+def run_superclip(
+    arguments: Sequence[str],
+    output: Path,
+    is_to_stop: Callable[[], bool],
+    *,
+    one_thread: bool = False,
+) -> tuple[int, float]:
+    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its
+    own processes.
+
+    It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
+    this process ends, or when `is_to_stop`, which is called twice a second, returns True. Its
+    output goes to the file `output`.
+    """
+    threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
+    code = SUPERCLIP.format(parent=os.getpid(), signal=signal.SIGTERM.value)
+    command = [sys.executable, "-c", code, *arguments]
+    process = start_process(command, {**os.environ, **threads}, output)
+    ended = 0
+    try:
+        while not ended:
+            time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
+            if stops := is_to_stop():
+                process.terminate()
+            ended, status, usage = os.wait4(process.pid, 0 if stops else os.WNOHANG)
+    finally:
+        if not ended:
+            process.terminate()
+            process.wait()
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
 def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:

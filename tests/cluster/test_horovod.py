@@ -107,7 +107,7 @@ def scenes(tmp_path_factory):
     """--train-data of the demo's scenes, 4 shards of 32, with two captions
     each."""
     folder = tmp_path_factory.mktemp("scenes") / "shards"
-    write_shards(folder, 128, seed=0, samples_per_shard=32, caption="short")
+    write_shards(folder, 128, samples_per_shard=32)
     return f"{folder}/{{000000..000003}}.tar"
 
 

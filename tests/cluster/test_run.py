@@ -284,8 +284,7 @@ def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_b
     as_run = ruined / "recipe.yaml"
     as_run.write_text(as_run.read_text().replace("lr: 0.001", "lr: 0.002"))
     output = end(as_run, ruined, "--device cpu", code=1)
-    another = "contains a run of another recipe: lr is 0.001 there and 0.002 here; give --out"
-    assert another in output
+    assert "was started with other settings: --lr was 0.001 and is 0.002; use the same" in output
     assert state(ruined)["error"] == nan  # nothing was written
 
     shard = recipe.parent / "shards/000003.tar"

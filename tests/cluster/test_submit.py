@@ -98,8 +98,8 @@ NAMING = [
     "submit {recipe} --account",
     "submit {recipe} --gpu-type",
     "submit {recipe} --sbatch comment",
-    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --out",
-    "study one_batch --slurm --seeds 2 --device cuda --gpus-per-node 1 --qos",
+    "study datacomp_batch_size --set flags.imagenet-val=val --slurm --device cuda --out",
+    "study datacomp_batch_size --set flags.imagenet-val=val --slurm --device cuda --qos",
 ]
 
 
@@ -195,7 +195,7 @@ def test_a_study_that_cannot_be_submitted_is_refused(
 ):
     (tmp_path / "squeue").symlink_to("/bin/false")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert said in refused(tmp_path, f"study placebos {arguments}")
+    assert said in refused(tmp_path, f"study demo {arguments}")
 
 
 def test_where_slurm_is_missing_a_study_writes_its_scripts(tmp_path, monkeypatch):

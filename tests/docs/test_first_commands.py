@@ -50,7 +50,8 @@ def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_
     if needs == "own data":
         write_own_data(tmp_path, csv_data)
     recorded = commands(command, tmp_path_factory.mktemp("recorder"))
-    folder, output = ROOT if page == "architecture" else tmp_path, tmp_path / "printed"
+    output = tmp_path / "printed"
+    folder = ROOT if page in ("architecture", "benchmark") else tmp_path
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for program, *arguments in recorded:
         if program == "superclip":  # in a fork of this process

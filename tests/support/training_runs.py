@@ -25,8 +25,7 @@ import webdataset
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
 from openclip_superclip.demo.data import write_evaluation_data
-from openclip_superclip.demo.scene_measures import measure, measure_natural
-from openclip_superclip.demo.scenes import write_dense_scenes
+from openclip_superclip.demo.measures import measure
 from openclip_superclip.environment import end_with_parent
 from openclip_superclip.runs.child_processes import free_port
 from openclip_superclip.runs.rank_main import main as train_rank
@@ -341,10 +340,10 @@ def in_forks():
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
-        patch.setattr("openclip_superclip.study.study_training.ThreadPoolExecutor", AtOnce)
+        patch.setattr("openclip_superclip.study.training.ThreadPoolExecutor", AtOnce)
         patch.setattr("openclip_superclip.study.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        for function in (measure, measure_natural, write_evaluation_data, write_dense_scenes):
+        for function in (measure, write_evaluation_data):
             few = (
                 min(value, 50) if isinstance(value, int) else value
                 for value in function.__defaults__

@@ -1,24 +1,16 @@
-"""`superclip demo`: its files, and an interruption; and a study of the data
-set `natural`."""
+"""`superclip demo`: its files, and an interruption."""
 
-import logging
 import re
 import shutil
 import signal
 
 import numpy as np
-import pytest
 from PIL import Image
-from support import DATA, read_json
+from support import read_json
 from support.training_runs import execute, run_superclip
 
-from openclip_superclip.demo import data
-from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.reports.published_record import code_digest
-from openclip_superclip.study import measure_run
-from openclip_superclip.study.study_call import StudyOptions, study_call
 from openclip_superclip.study.study_file import OF_SCENES
-from openclip_superclip.study.study_training import run_study
 
 
 def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_single_seed(demo):
@@ -67,34 +59,3 @@ def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch)
     monkeypatch.setattr(*stopped)
     assert run_superclip(["demo"], tmp_path / "printed", tmp_path) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; the same command resumes" in (tmp_path / "printed").read_text()
-
-
-@pytest.mark.slow
-def test_each_seed_trains_and_is_measured_on_its_own_data(tmp_path, monkeypatch, forks):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "SHARD_SIZE", 16)  # for 128
-    measured, found = [], {}
-
-    def measure_few(*args, seed, **options):
-        measured.append(seed)
-        if not found:  # the others are not measured: the scores are not compared
-            found.update(few(*args, seed=seed, scenes_per_concept=1, **options))
-        return found
-
-    few = measure_run.measure_natural
-    monkeypatch.setattr(measure_run, "measure_natural", measure_few)
-    shutil.copy(DATA / "few.yaml", tmp_path)
-    level = logging.getLogger().level
-    results = run_study(study_call(StudyOptions(study="few.yaml", device="cpu")), jobs=2)
-    logging.getLogger().setLevel(level)
-    assert sorted(measured) == [4, 4, 5, 5]
-    assert len(results.records) == 4
-    for record in results.records:
-        folder = tmp_path / "studies/few/runs" / record["run"]
-        shards = read_recipe(f"{folder}/recipe.yaml").shards
-        assert shards.startswith(f"demo/data/natural-{record['seed']}/")
-        assert "natural" not in record["run"]
-        assert list(record["measures"]) == list(data.natural.MEASURES)
-        assert read_json(folder / "natural-test.json")["measures"] == record["measures"]
-    first, second = (tmp_path / f"demo/data/natural-{seed}" for seed in (4, 5))
-    assert (first / "000000.tar").read_bytes() != (second / "000000.tar").read_bytes()

@@ -39,7 +39,7 @@ import openclip_superclip as superclip
 from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.openclip import current, openclip_4
 from openclip_superclip.openclip.hook_calls import parse_args
-from openclip_superclip.option_effects import EFFECTS
+from openclip_superclip.option_table import EFFECTS
 from openclip_superclip.runs.progress import read_log
 
 pytestmark = [

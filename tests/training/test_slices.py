@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from open_clip import get_tokenizer
 from PIL import Image
 from support import cases, parametrize, read_json, write_json
 from support.data import write_tar
-from support.models import LIST_OF_WORDS, write_model, write_tokenizer
+from support.models import LIST_OF_WORDS, copy_model, write_model, write_tokenizer
 from support.training_runs import (
     assert_equal_runs,
     completed,
@@ -31,7 +32,7 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.began_with import beginning, differences, write_beginning
+from openclip_superclip.checkpoints.resume_record import changes, record_of, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls
@@ -242,6 +243,11 @@ OTHERWISE = {  # what is given otherwise: the message
 }
 
 
+def differences(before, now):
+    """The lines on what has changed, which are refused."""
+    return changes(before, now, None).refused
+
+
 @cases("flags, reason", OTHERWISE)
 def test_other_settings_are_refused(
     flags, reason, began, train_data, short_run, parse_args, refusal, tmp_path
@@ -249,7 +255,7 @@ def test_other_settings_are_refused(
     whole = f"{short_run} {slice_flags(train_data)} --logs {tmp_path}/logs"
     resumed = f"{whole} --resume latest"
     folder, args = began.parent.parent, vars(parse_args(whole))
-    write_beginning(folder, beginning(args, world_size=1), resumes=True)
+    write_record(folder, record_of(args, world_size=1), str(began))
     # from which no weight follows
     parse_args(resumed, "--workers 2 --log-every-n-steps 7")
     parse_args(resumed, "--batch-size 2 --accum-freq 2")
@@ -259,9 +265,9 @@ def test_other_settings_are_refused(
     assert message.startswith(f"error: {folder} was started with other settings: ")
     assert reason in message
     assert message.endswith("or pass --superclip-accept-changes, which records the change")
-    accepted = beginning(vars(parse_args(resumed, "--superclip-accept-changes")), world_size=1)
-    assert write_beginning(folder, accepted, resumes=True)
-    (noted,) = read_json(folder / "began_with.json")["changes"]
+    accepted = record_of(vars(parse_args(resumed, "--superclip-accept-changes")), world_size=1)
+    assert write_record(folder, accepted, str(began))
+    noted = read_json(folder / "began_with.json")["changes"][-1]
     assert reason in "; ".join(noted["changed"])
     parse_args(resumed)  # which is what it goes on with now
 
@@ -292,18 +298,18 @@ def test_contents_and_versions_are_compared_and_not_paths(
     config = moved / "open_clip_config.json"
     config.write_text(config.read_text().replace(folder, str(moved)))  # the path of its vocabulary
     options = {"superclip": True, "superclip_idf": f"{tmp_path}/idf", "model": tiny_model}
-    before = beginning(args | options, 1)
+    before = record_of(args | options, 1)
     elsewhere = options | {"superclip_idf": f"{tmp_path}/same", "model": f"local-dir:{moved}"}
-    assert differences(before, beginning(args | elsewhere, 1)) == []
+    assert differences(before, record_of(args | elsewhere, 1)) == []
     (tmp_path / "idf").write_text("other counts")
-    (line,) = differences(before, beginning(args | options, 1))
+    (line,) = differences(before, record_of(args | options, 1))
     assert re.fullmatch(r"--superclip-idf was \S+ and is sha256:\w{8}", line)
     copies = shutil.copytree(Path(train_data).parent, tmp_path / "copies")
     copied = {**args, "train_data": f"{copies}/{{00..11}}.tar"}
-    before = beginning(args, 1) | {"versions": {"torch": "1.0"}}
-    assert differences(before, beginning(copied, 1) | {"versions": {"torch": "1.0"}}) == []
+    before = replace(record_of(args, 1), versions={"torch": "1.0"})
+    assert differences(before, replace(record_of(copied, 1), versions={"torch": "1.0"})) == []
     os.truncate(copies / "07.tar", 512)  # another data set with the same names
-    shard, package = differences(before, beginning(copied, 1) | {"versions": {"torch": "2.0"}})
+    shard, package = differences(before, replace(record_of(copied, 1), versions={"torch": "2.0"}))
     assert re.fullmatch(r"--train-data: 07.tar had [\d,]+ bytes and has 512", shard)
     assert package == "torch was 1.0 and is 2.0"
 
@@ -340,13 +346,13 @@ def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(
     change, line, parse_args, tmp_path
 ):
     args = vars(parse_args()) | {"train_data": write_fillers(tmp_path / "shards")}
-    before = beginning(args, 1)
-    assert differences(before, beginning(args, 1)) == []
+    before = record_of(args, 1)
+    assert differences(before, record_of(args, 1)) == []
     change(tmp_path / "shards")
-    assert differences(before, beginning(args, 1)) == [line]
+    assert differences(before, record_of(args, 1)) == [line]
     for fact in ("contents", "samples"):  # which older records lack
-        del before["shards"][fact]
-    assert differences(before, beginning(args, 1)) == []
+        del before.shards[fact]
+    assert differences(before, record_of(args, 1)) == []
 
 
 def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not(
@@ -362,15 +368,67 @@ def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not
         model_cfg = read_json(tmp_path / "open_clip_config.json")["model_cfg"]
         write_json(tmp_path / "own.json", model_cfg)
         changed = {"model": f"{tmp_path}/own.json", "train_data": "0.tar"}
-        return beginning(vars(parse_args()) | changed, 1)
+        return record_of(vars(parse_args()) | changed, 1)
 
     before = record("first")
     assert differences(before, record("same")) == []
     for other in (record("other"), record("first", tokenizer_kwargs={"clean": "lower"})):
         (line,) = differences(before, other)
         assert re.fullmatch(r"the tokenizer of --model was sha256:\w{8} and is sha256:\w{8}", line)
-    del before["tokenizer"]  # as in older records
+    before = replace(before, tokenizer=None)  # as in older records
     assert differences(before, record("other")) == []
+
+
+@parametrize("name, value", [("mean", [0.1, 0.2, 0.3]), ("resize_mode", "squash")])
+def test_images_that_a_models_folder_prepares_otherwise_are_a_difference(
+    name, value, tiny_model, parse_args, tmp_path
+):
+    model = copy_model(tiny_model, tmp_path / "model")
+
+    def record(cfg, **options):
+        file = tmp_path / "model/open_clip_config.json"
+        write_json(file, read_json(file) | {"preprocess_cfg": cfg})
+        changed = {"model": model, "train_data": "0.tar", **options}
+        return record_of(vars(parse_args()) | changed, 1)
+
+    before = record({})
+    assert differences(before, record({"interpolation": "bicubic"})) == []  # the default
+    (line,) = differences(before, record({name: value}))
+    assert line.startswith(f"the images' {name} of --model was ")
+    assert line.endswith(f" and is {value}")
+    (line,) = differences(before, record({}, **{f"image_{name}": value}))
+    assert line == f"--image-{name.replace('_', '-')} was not given and is {value}"
+    (seed, line) = differences(before, record({name: value}, seed=7))
+    assert seed == "--seed was 0 and is 7" and line.startswith(f"the images' {name} of --model")
+    before = replace(before, preprocessing=None)  # as in older records
+    assert differences(before, record({name: value})) == []
+
+
+@parametrize("with_batch_norm", [False, True])
+def test_other_workers_ranks_and_batches_of_batch_norm_are_noted_and_not_refused(
+    with_batch_norm, began, train_data, parse_args
+):
+    if with_batch_norm:
+        model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+        torch.save({"epoch": 2, "state_dict": model.state_dict()}, began)
+    flags = f"{slice_flags(train_data)} --batch-size 4 --workers"
+    before = record_of(vars(parse_args(flags, "1")), 2)
+    now = record_of(vars(parse_args(flags, "3 --batch-size 8")), 1)
+    found = changes(before, now, str(began))
+    assert found.refused == []
+    lines = [
+        "the number of ranks was 2 and is 1, which changes the batches",
+        "--workers was 1 and is 3, which changes the batches",
+        "--batch-size was 4 and is 8, and batch norm computes its statistics over so many images",
+    ]
+    assert found.allowed == lines[: 2 + with_batch_norm]
+    folder = began.parent.parent
+    write_record(folder, before, str(began))
+    assert write_record(folder, now, str(began)) == found.lines
+    assert read_json(folder / "began_with.json")["changes"][-1]["changed"] == found.lines
+    assert write_record(folder, now, str(began)) == []
+    older = replace(before, division=None)
+    assert changes(older, now, str(began)).lines == []
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
@@ -379,7 +437,7 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
     folder, sliced = began.parent.parent, f"{slice_flags(train_data)} --workers 0"
     whole = f"--train-data {train_data} --train-num-samples 48 --resume {began}"
     assert parse_args(whole).resume == str(began)  # no run in slices began there
-    write_beginning(folder, beginning(vars(parse_args(sliced)), world_size=1), resumes=True)
+    write_record(folder, record_of(vars(parse_args(sliced)), world_size=1), str(began))
     message = refusal(whole)
     assert "--superclip-slices was 3 and is not given" in message
     assert "or pass --superclip-slices and --superclip-accept-changes, which" in message

@@ -1,7 +1,5 @@
-"""The demo's tiles, scenes, shards and measures, and those of the data set
-`natural`."""
+"""The demo's scenes, shards, model and measures."""
 
-import functools
 import hashlib
 import json
 
@@ -9,27 +7,15 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from support import DATA, parametrize, read_json
 from torch import nn
 
-from openclip_superclip.demo import natural
 from openclip_superclip.demo import scenes as drawn
-from openclip_superclip.demo.data import NATURAL, needed_merges, write_model
-from openclip_superclip.demo.natural import COLOURS, World, vocabulary
-from openclip_superclip.demo.scene_measures import (
-    measure_natural,
-    measure_transfer,
-    predicted_names,
-)
-from openclip_superclip.demo.scenes import (
-    DESIGNERS,
-    NAMES,
-    SECOND_DESIGNERS,
-    different_scenes,
-    names_of,
-    scenes,
-)
-from openclip_superclip.study.study_file import MEASURES
+from openclip_superclip.demo.data import needed_merges, write_model
+from openclip_superclip.demo.measures import measure, predicted_names
+from openclip_superclip.demo.scenes import NAMES, different_scenes, scenes
+from openclip_superclip.study.study_file import OF_SCENES
+
+DIGEST = "938f87102b3586fb"  # of the scenes of the published studies
 
 
 def contents(folder):
@@ -37,16 +23,15 @@ def contents(folder):
 
 
 class Oracle(nn.Module):
-    """Encodes images and texts by the words in them; `known` contains the
-    texts of images."""
+    """Encodes images and texts by the names in them; `known` contains the texts of images."""
 
-    def __init__(self, words, known):
+    def __init__(self, known):
         super().__init__()
-        self.words, self.known = words, known
+        self.known = known
 
     def tokenizer(self, texts):
-        texts = [f" {text.replace(',', '')} " for text in texts]
-        return torch.tensor([[float(f" {word} " in text) for word in self.words] for text in texts])
+        texts = [f", {text}, " for text in texts]
+        return torch.tensor([[float(f", {name}, " in text) for name in NAMES] for text in texts])
 
     def preprocess(self, image):
         return self.tokenizer([self.known[image.tobytes()]])[0]
@@ -58,19 +43,10 @@ class Oracle(nn.Module):
 
 
 def test_the_scenes_are_those_of_the_published_studies():
-    shown = {
-        "first": scenes(50, seed=3),
-        "second": scenes(50, seed=3, designers=SECOND_DESIGNERS),
-        "unseen": scenes(50, seed=3, designers=drawn.UNSEEN_DESIGNERS),
-        "natural": map(functools.partial(World(3).scene, "train"), range(50)),
-    }
-    digests = {}
-    for name, of_name in shown.items():
-        found = hashlib.sha256()
-        for scene in of_name:
-            found.update(scene.image.tobytes() + json.dumps(scene.captions).encode())
-        digests[name] = found.hexdigest()[:16]
-    assert digests == read_json(DATA / "scene_digests.json")
+    digest = hashlib.sha256()
+    for scene in scenes(50, seed=3):
+        digest.update(scene.image.tobytes() + json.dumps(scene.captions).encode())
+    assert digest.hexdigest()[:16] == DIGEST
 
 
 def test_no_set_of_objects_is_in_two_splits():
@@ -89,106 +65,41 @@ def test_no_set_of_objects_is_in_two_splits():
 
 def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_path, monkeypatch):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        drawn.write_shards(tmp_path / folder, 30, seed, samples_per_shard=20)
+        drawn.write_shards(tmp_path / folder, 30, samples_per_shard=20, seed=seed)
     assert sorted(contents(tmp_path / "a")) == ["000000.tar", "000001.tar", "dataset.json"]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
     monkeypatch.setattr(drawn, "make_scene", None)
-    drawn.write_shards(tmp_path / "c", 30, 1, 20)
+    drawn.write_shards(tmp_path / "c", 30, 20, seed=1)
     with pytest.raises(ValueError, match="another data set"):
-        drawn.write_shards(tmp_path / "c", 30, 2, 20)
+        drawn.write_shards(tmp_path / "c", 30, 20, seed=2)
 
 
-def test_transfer_measures_a_model_that_knows_only_seen_drawings_at_100_and_at_chance():
-    singles = [*scenes(50, 7, "tune", num_objects=(1,))]
-    known = [*singles, *different_scenes(50, 7, "tune"), *scenes(1000, 7)]
-    unseen = [
-        *scenes(50, 7, "tune", num_objects=(1,), designers=drawn.UNSEEN_DESIGNERS),
-        *different_scenes(50, 7, "tune", drawn.UNSEEN_DESIGNERS),
-    ]
-    texts = {scene.image.tobytes(): "something" for scene in unseen}
-    texts |= {scene.image.tobytes(): scene.captions["long"] for scene in known}
-    oracle = Oracle([*NAMES, "something"], texts)
+def test_a_model_that_finds_the_objects_measures_100_and_one_that_finds_none_chance():
+    singles = list(scenes(50, split="tune", num_objects=(1,)))
+    training = list(scenes(1000))
+    held_out = [*singles, *different_scenes(50, 0, "tune")]
+    captions = {scene.image.tobytes(): scene.captions["long"] for scene in (*held_out, *training)}
+    same = captions | {scene.image.tobytes(): NAMES[0] for scene in held_out}
+    found = {}
+    for name, known in {"objects": captions, "none": same}.items():
+        oracle = Oracle(known)
+        opened = (oracle, oracle.preprocess, oracle.tokenizer)
+        found[name] = measure(opened, "tune", num_scenes=50, num_probe_scenes=1000)
+    assert tuple(found["objects"]) == OF_SCENES
+    assert list(found["objects"].values()) == pytest.approx([100] * len(OF_SCENES))
+    assert max(found["none"].values()) < 15
+    oracle = Oracle(captions)
     opened = (oracle, oracle.preprocess, oracle.tokenizer)
-    found = measure_transfer(opened, "tune", 7, num_scenes=50, num_probe_scenes=1000)
-    assert tuple(found) == MEASURES["transfer"]
-    seen = [score for name, score in found.items() if name.startswith("seen_")]
-    assert seen == pytest.approx([100] * len(seen))
-    assert max(found["zero_shot"], found["tagging"], found["text_to_image_R@1"]) < 15
     assert predicted_names(opened, singles) == [scene.objects[0] for scene in singles]
 
 
-# The data set `natural`
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World(0)
-
-
-@pytest.fixture(scope="module")
-def shown(world):
-    return [world.scene("train", index) for index in range(1500)]
-
-
-def test_training_never_shows_a_set_or_a_coloured_concept_of_the_test_scenes(
-    world, shown, monkeypatch
-):
-    pairs = []
-    draw = natural._paste
-    monkeypatch.setattr(
-        natural,
-        "_paste",
-        lambda image, thing, *more: pairs.append(thing) or draw(image, thing, *more),
-    )
-    for index in range(300):
-        world.scene("train", index)
-    assert not any(thing.colour and world.is_new(thing.concept, thing.colour) for thing in pairs)
-    assert any(thing.colour for thing in pairs)
-    assert {drawn.split_of(scene.objects) for scene in shown if len(scene.objects) > 1} == {"train"}
-    new = [world.is_new(concept, colour) for concept in world.concepts for colour in COLOURS]
-    assert 0.08 < sum(new) / len(new) < 0.12
-
-
-VOCABULARIES = {
-    "natural": (vocabulary(), NATURAL.vision, natural.CONTEXT),
-    "scenes": (names_of(DESIGNERS),),
-    "scenes of other designers": (names_of(SECOND_DESIGNERS),),
-}
-
-
-@parametrize("kind", VOCABULARIES)
-def test_the_vocabulary_of_a_data_set_spells_every_caption_with_clips_own_tokens(
-    kind, shown, tmp_path
-):
-    words, *options = VOCABULARIES[kind]
-    designers = DESIGNERS if kind == "scenes" else SECOND_DESIGNERS
-    captioned = shown[:200] if kind == "natural" else scenes(300, designers=designers)
-    assert write_model(tmp_path, words, *options) == f"local-dir:{tmp_path}"
-    ours, clips = open_clip.get_tokenizer(f"local-dir:{tmp_path}"), open_clip.SimpleTokenizer()
-    for text in (text for scene in captioned for text in scene.captions.values()):
+def test_the_vocabulary_spells_every_caption_with_clips_own_tokens(tmp_path):
+    write_model(tmp_path)
+    ours = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    clips = open_clip.SimpleTokenizer()
+    for text in (text for scene in scenes(300) for text in scene.captions.values()):
         tokens = [ours.decoder[token] for token in ours.encode(text)]
         assert tokens == [clips.decoder[token] for token in clips.encode(text)]
-        assert len(tokens) + 2 <= ours.context_length or kind == "natural"
-    if kind != "natural":
-        assert ours.vocab_size == 512 + len(needed_merges(words)) + 2 < 1024
-
-
-def test_a_model_that_finds_objects_and_colours_measures_nearly_100(monkeypatch):
-    world, known = World(0), {}
-    scene = World.scene
-
-    def noted(self, *args, **kwargs):
-        found = scene(self, *args, **kwargs)
-        known[found.image.tobytes()] = f"{found.captions['long']} {' '.join(found.objects)}"
-        return found
-
-    monkeypatch.setattr(World, "scene", noted)
-    oracle = Oracle([*world.names, *COLOURS], known)
-    opened = (oracle, oracle.preprocess, oracle.tokenizer)
-    sizes = {"scenes_per_concept": 1, "num_scenes": 50, "num_probe_scenes": 50}
-    found = measure_natural(opened, **sizes)
-    assert min(found["zero_shot"], found["new_combinations"], found["tagging"]) > 95
-    assert found["image_to_long_text_R@1"] > 80
-    assert list(found) == list(natural.MEASURES)
-    assert measure_natural(opened, "tune", **sizes)["zero_shot"] > 95
+        assert len(tokens) + 2 <= ours.context_length
+    assert ours.vocab_size == 512 + len(needed_merges(NAMES)) + 2 < 1024

@@ -6,22 +6,13 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import jaccard_score
-from support import input_error, write_json
+from support import input_error
 from support.evaluation import errors, evaluate, records
 from support.models import write_random_model
-from support.training_runs import run_superclip
 
-from openclip_superclip.demo.scenes import (
-    BACKGROUND_DEPTH,
-    NAMES,
-    pixel_labels,
-    scenes,
-    write_dense_scenes,
-)
 from openclip_superclip.evaluation.dense_datasets import NO_LABEL, DenseSet, dense_kind
 from openclip_superclip.evaluation.dense_probe import _overlaps
 from openclip_superclip.evaluation.intervals import IOU, Outcome, estimate, read_outcomes
-from openclip_superclip.study.measure_run import DENSE_EPOCHS, measure_dense
 
 SIZE, CELL = 32, 8  # a patch of the model is a cell of the images
 COLOURS = np.array([(20, 20, 20), (220, 40, 40), (40, 220, 40)], np.uint8)
@@ -60,34 +51,6 @@ def write_cells(folder):
             depths.save(folder / f"depth/{split}/depths/{index}.png")
     (folder / "masks/classes.txt").write_text("black\nred\ngreen\n")
     return folder
-
-
-def test_a_scenes_pixels_are_those_that_were_drawn(tmp_path):
-    for scene in scenes(20, seed=3, split="test", num_objects=(2, 3, 4)):
-        classes, depth = pixel_labels(scene)
-        counts = np.unique(np.array(scene.image)[classes == 1], axis=0, return_counts=True)[1]
-        assert counts.max() > counts.sum() / 2  # one colour, but for the drawings' soft edges
-        assert {NAMES[number - 2] for number in np.unique(classes) if number > 1} == set(
-            scene.objects
-        )
-        for layer in scene.layers:
-            assert np.all(
-                depth[classes == 2 + NAMES.index(layer.name)]
-                == round(60_000 / layer.drawing.size[0])
-            )
-        assert ((depth == 1000 * BACKGROUND_DEPTH) == (classes == 1)).all()
-    write_dense_scenes(tmp_path, 3, 4)
-    masks, depths = (
-        DenseSet(tmp_path / name, "test", np.asarray) for name in ("demo_masks", "demo_depth")
-    )
-    scene = next(scenes(1, split="test", num_objects=(2, 3, 4)))
-    assert np.array_equal(masks.label(0) + 1, pixel_labels(scene)[0])
-    assert np.allclose(depths.label(0) * 1000, pixel_labels(scene)[1])
-    assert np.array_equal(masks[0][0], scene.image)
-    assert len(masks) == len(depths) == 3
-    (tmp_path / "dense_scenes.txt").unlink()
-    with input_error("demo_masks exists"):
-        write_dense_scenes(tmp_path)
 
 
 def test_the_layout_of_pascal_voc_is_read_as_torchvision_reads_it(tmp_path):
@@ -136,31 +99,6 @@ def test_the_mean_iou_is_sklearns():
     both, either = _overlaps(found, label, 5)
     outcome = Outcome(IOU, both[None].numpy(), either[None].numpy())
     assert estimate(outcome).value == pytest.approx(jaccard_score(label, found, average="macro"))
-
-
-def test_a_study_takes_a_runs_measures_from_the_command_itself(model, tmp_path, monkeypatch):
-    def run(command, output, **_):
-        return run_superclip(command, output, tmp_path), None
-
-    monkeypatch.setattr("openclip_superclip.study.measure_run.run_superclip", run)
-    write_dense_scenes(tmp_path / "scenes", 3, 4)
-    weights = tmp_path / "run/checkpoints/epoch_1.pt"
-    weights.parent.mkdir(parents=True)
-    torch.save({"epoch": 1, "state_dict": torch.load(model[0])}, weights)
-    (tmp_path / "run/params.txt").write_text(f"model: {model[2]}\n")
-    found = measure_dense(weights, tmp_path / "scenes", lambda: False)
-    made = {task: record for (_, _, task), record in records(tmp_path / "run/evaluation").items()}
-    assert found == {
-        "mIoU": 100 * made["segmentation"]["metrics"]["miou"],
-        "depth_RMSE": 100 * made["depth"]["metrics"]["rmse"],
-    }
-    assert made["segmentation"]["settings"]["epochs"] == DENSE_EPOCHS
-    of_later_epoch = {"epoch": 2, "source": None, "metrics": {"miou": 0.0}}
-    later = tmp_path / "run/evaluation/later.json"
-    write_json(later, made["segmentation"] | of_later_epoch)
-    assert measure_dense(weights, tmp_path / "scenes", lambda: False) == found
-    with input_error("failed: error: --data: there is no folder"):
-        measure_dense(weights, tmp_path / "nowhere", lambda: False)
 
 
 def test_wrong_labels_are_named(model, tmp_path, capsys):

@@ -20,7 +20,7 @@ from support.tiny_run import write_recipe
 from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import resumed_checkpoint
 from openclip_superclip.checkpoints.trainer_files import quarantine
-from openclip_superclip.checkpoints.weights import checkpoint_of, holds_numbers
+from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -294,20 +294,6 @@ def test_a_run_of_an_earlier_version_is_read_and_its_removed_fields_are_named(tm
         "the field superclip.placebo was removed: leave it out: it was a control for studies",
         "the field patience was removed: superclip export RUN --best takes the best epoch of a run",
     ]
-
-
-@parametrize("number", [float("nan"), float("inf")])
-def test_checkpoints_whose_weights_are_no_numbers_are_set_aside(tmp_path, number):
-    folder = write_checkpoints(tmp_path / "checkpoints", 1, 2, 3, 4)
-    for epoch, value in {1: number, 2: 1.0, 3: number, 4: number}.items():
-        torch.save(
-            {"epoch": epoch, "state_dict": {"w": torch.tensor([0.0, value])}},
-            folder / f"epoch_{epoch}.pt",
-        )
-    assert quarantine(folder, holds_numbers, "ruined") == [
-        folder / f"epoch_{epoch}.pt.ruined" for epoch in (4, 3)
-    ]
-    assert list(trainer_files.checkpoints(folder)) == [1, 2]
 
 
 def test_the_reason_of_a_recipe_may_change_and_its_values_not_once_it_is_submitted_or_trained(

@@ -20,18 +20,20 @@ from support import (
     write_json,
 )
 
-from openclip_superclip.demo.data import TRAINING_DATA
+from openclip_superclip.demo.data import model_of, shards_of
 from openclip_superclip.plans.recipe import WORDS
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.reports.paired_differences import PairedDifference
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.study.configuration import DEMO, StudyOptions, configure
+from openclip_superclip.study.learning_rates import read_rates
 from openclip_superclip.study.measure_run import measured
-from openclip_superclip.study.study_call import StudyOptions, study_call
+from openclip_superclip.study.runs import StudyRuns
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults
 from openclip_superclip.study.study_run import StudyRun
-from openclip_superclip.study.study_training import StudyTraining, run_study, write_results
+from openclip_superclip.study.training import run_study, tune, write_results
 
 
 def write_study(folder, **values):
@@ -40,20 +42,18 @@ def write_study(folder, **values):
     return str(path)
 
 
-def called(study, **options):
-    return study_call(StudyOptions(study=study, device="cpu", **options))
+def configured(study, **options):
+    return configure(StudyOptions(study=study, device="cpu", **options))
 
 
 def test_every_shipped_study_can_be_read_and_called_and_names_its_primary_measure():
-    assert {"one_batch", "placebos"} <= {path.stem for path in study_files()}
+    assert {"one_batch", "own_data"} <= {path.stem for path in study_files()}
     for path in study_files():
         study = read_study(path.stem)
         assert study.primary in MEASURES[study.measures]
         if study.is_of_scenes:
-            data, trained = called(path.stem).training_data, study.first_recipe
-            assert data in TRAINING_DATA
-            shards = f"demo/{data.shards}".replace("{seed}", f"{trained.seed}")
-            assert (trained.model, trained.shards) == (f"local-dir:demo/{data.model}", shards)
+            trained = configured(path.stem).study.first_recipe
+            assert (trained.model, trained.shards) == (model_of(DEMO), shards_of(DEMO))
 
 
 def test_the_batch_size_study_trains_the_shipped_recipes():
@@ -89,10 +89,13 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
 @cases("study", YAML(typ="safe").load(DATA / "studies_and_folders.yaml"))
 def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(study, tmp_path):
     fields = study["fields"]
-    tuned = {"A": {"None": "1e-3"}} if "choose" in fields else {}
+    if "choose" in fields:
+        write_json(tmp_path / "chosen.json", {"A": {"None": "1e-3"}})
     set_ = {"samples": study["samples"]} if "samples" in study else {}
-    call = called(write_study(tmp_path, seeds=1, **fields), out=tmp_path, set=set_)
-    names = [run.folder.name for run in StudyTraining(call).runs(tuned)]
+    study_runs = StudyRuns(
+        configured(write_study(tmp_path, seeds=1, **fields), out=tmp_path, set=set_)
+    )
+    names = [run.folder.name for run in study_runs.of_results()]
     assert names == [f"{name}_seed0" for name in study["folders"].split()]
 
 
@@ -150,32 +153,32 @@ def records(**scores):
     ]
 
 
-def test_rates_for_unseen_drawings_are_chosen_by_training_drawings_and_no_score_is_nan(
-    tmp_path, monkeypatch
-):
-    def measured(run, _):
-        score = float(run.set["lr"]) * (1 if run.measures == "demo" else -1)
+def test_the_best_rate_of_the_trials_is_chosen_and_no_score_is_nan(tmp_path, monkeypatch):
+    def measured(run):
+        assert run.split == "tune"
+        score = -abs(float(run.set["lr"]) - 1e-3)
         return {"run": run.folder.name, "measures": {"zero_shot": score}}
 
     monkeypatch.setattr(StudyRun, "is_finished", True)
-    monkeypatch.setattr("openclip_superclip.study.study_training.measured", measured)
-    call = called("unseen_drawings", out=tmp_path)
-    assert StudyTraining(call).tune() == {"CLIP": {"None": "0.002"}, "SuperCLIP": {"None": "0.002"}}
+    monkeypatch.setattr("openclip_superclip.study.training.measured", measured)
+    one_batch = configured("one_batch", out=tmp_path)
+    best = {"CLIP": {"None": "0.001"}, "SuperCLIP": {"None": "0.001"}}
+    assert tune(one_batch, jobs=0) == read_rates(one_batch.study, tmp_path) == best
     monkeypatch.setattr(
-        "openclip_superclip.study.study_training.measured",
-        lambda run, _: {"run": run.folder.name, "measures": {"zero_shot": float("nan")}},
+        "openclip_superclip.study.training.measured",
+        lambda run: {"run": run.folder.name, "measures": {"zero_shot": float("nan")}},
     )
     with input_error("_seed1000 was measured without a finite zero_shot: "):
-        StudyTraining(call).tune()
+        tune(one_batch, jobs=0)
 
 
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(
     tmp_path,
 ):
-    call = called(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
-    results = StudyResults(call.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
+    study = configured(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
+    results = StudyResults(study.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.differences("B", "A", None)["zero_shot"] == (3, 2, 4)
-    write_results(results, {}, call)
+    write_results(results, {}, study)
     rows = read_rows(tmp_path / "study.csv")
     assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
 
@@ -216,12 +219,12 @@ def trained(tmp_path):
 
 
 def study_run(folder, data=None):
-    call = dataclasses.replace(called("demo", out=folder.parent), data=data)
-    return StudyRun(call, "A", None, 0, {}, read_recipe(call.study.recipe), folder)
+    demo = dataclasses.replace(configured("demo", out=folder.parent), data=data)
+    return StudyRun(demo, "A", None, 0, {}, read_recipe(demo.study.recipe), folder)
 
 
 def measure(folder):
-    return measured(study_run(folder), threading.Event())
+    return measured(study_run(folder))
 
 
 @parametrize("damage", ["", "[]"])
@@ -273,13 +276,13 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
     )
     assert {
         (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
-        for run in StudyTraining(called(study, out=tmp_path / "out")).runs({})
+        for run in StudyRuns(configured(study, out=tmp_path / "out")).of_results()
     } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
 
 
 def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp_path, monkeypatch):
-    call = called("demo", out=tmp_path / "out", seeds=1)
-    run, *_ = StudyTraining(call).runs({})
+    demo = configured("demo", out=tmp_path / "out", seeds=1)
+    run, *_ = StudyRuns(demo).of_results()
     other = dataclasses.replace(run.described(), data="elsewhere/{000..001}.tar")
 
     @contextlib.contextmanager
@@ -287,12 +290,12 @@ def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp
         run.run_folder.write(other, attempts=[{"started": "noon"}])
         yield
 
-    training = "openclip_superclip.study.study_training"
+    training = "openclip_superclip.study.training"
     monkeypatch.setattr(f"{training}.lock", waiting_lock)
     monkeypatch.setattr(f"{training}.write_data", lambda _: None)
     monkeypatch.setattr(StudyRun, "train", None)
     with input_error("give --runs another folder"):
-        run_study(call, 1)
+        run_study(demo, 1)
 
 
 @parametrize(

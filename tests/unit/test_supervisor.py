@@ -4,7 +4,7 @@ training."""
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from support import cases, input_error, parametrize, table
@@ -12,11 +12,7 @@ from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.began_with import (
-    BEGAN_WITH,
-    beginning,
-    read_beginning,
-)
+from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -56,7 +52,7 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     )
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
-    assert checked == {BEGAN_WITH: beginning(options, world_size=1)}
+    assert checked == {FIELD: asdict(record_of(options, world_size=1))}
 
 
 # the start is 17.1-1
@@ -107,24 +103,21 @@ def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
 @parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
 def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
-    assert read_beginning(tmp_path) is None
+    assert read_record(tmp_path) is None
     params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
     (tmp_path / "params.txt").write_text(params)
-    record = read_beginning(tmp_path)
-    assert (record["options"], record["global_batch_size"]) == ({"seed": 3}, 8)
-    assert record["shards"]["number"] == 4
+    record = read_record(tmp_path)
+    assert (record.options, record.global_batch_size) == ({"seed": 3}, 8)
+    assert record.shards["number"] == 4
 
 
-def test_a_failure_of_the_loss_is_recorded_before_signals_can_hide_it(folder, monkeypatch):
+def test_signals_are_ignored_before_a_failure_is_recorded(folder, monkeypatch):
     training = NodeTraining(Run.open(folder.path), Placement(), folder)
     folder.start(training.run, Placement(), training.logs.name)
     states = []
-    monkeypatch.setattr(launcher, "ignore_signals", lambda: states.append("ignored"))
-    monkeypatch.setattr(
-        launcher, "quarantine", lambda *_: states.append(folder.state()["state"]) or []
-    )
+    monkeypatch.setattr(launcher, "ignore_signals", lambda: states.append(folder.state()["state"]))
     assert training._end(Failure("", "loss is nan since step 7", kind=LOSS)) == 1
-    assert states == ["ignored", "failed"]
+    assert [*states, folder.state()["state"]] == ["running", "failed"]
 
 
 def test_a_rank_on_a_node_without_torch_reports_broken_hardware(tmp_path):

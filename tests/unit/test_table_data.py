@@ -26,8 +26,8 @@ from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
 from openclip_superclip.runs.loss_monitor import CountedSteps
 from openclip_superclip.runs.unreadable import refuse_bad_files
-from openclip_superclip.study.study_call import StudyOptions, study_call
-from openclip_superclip.study.study_training import run_study
+from openclip_superclip.study.configuration import StudyOptions, configure
+from openclip_superclip.study.training import run_study
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70
@@ -91,7 +91,7 @@ def test_run_and_study_refuse_unusable_tables_and_write_nothing(
     with input_error(re.escape(reason)):
         plan(Path(), set_, data)
     with input_error(re.escape(reason)):
-        run_study(study_call(options), 1)
+        run_study(configure(options), 1)
     assert sorted(folder.iterdir()) == before
 
 

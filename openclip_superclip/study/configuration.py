@@ -1,0 +1,119 @@
+"""A study as the command configures it: its seeds and data, its folders, the settings of its
+runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..data.tar_shards import is_streamed
+from ..demo.data import model_of, shards_of
+from ..errors import InputError, refuse
+from ..files import check_results
+from ..plans.plan import settings_of_table
+from ..plans.recipe import VAL_DATA
+from ..plans.run import DEFAULTS, Settings
+from .study_file import Study, problems, read_study
+
+RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
+MARK = '"primary": '
+DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The options of `superclip study`."""
+
+    study: str  # a file or a shipped name
+    device: str | None  # None: that of finished runs
+    out: Path | None = None  # studies/NAME
+    seeds: int | None = None  # the study's
+    data: str | None = None  # shards or a table instead of the recipe's
+    val_data: str | None = None  # the measures become OpenCLIP's own
+    runs: Path | None = None  # OUT/runs
+    set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
+    scenes: Path = DEMO  # the folder for the demo's model and scenes
+    settings: Settings = DEFAULTS  # of every `superclip run`
+    command: str = ""  # the call, for study.json
+
+
+@dataclass(frozen=True)
+class ConfiguredStudy:
+    """A study with the options of the command, and what all of its runs have in common."""
+
+    study: Study
+    out: Path
+    runs_in: Path  # the folder of the runs, which studies of one recipe may share
+    data: str | None  # of the runs, instead of the recipe's
+    options: StudyOptions
+
+    def arguments(self) -> list[str]:
+        """Returns the arguments of `superclip` that configure the same study again, without the
+        settings of its runs."""
+        options = self.options
+        arguments = ["study", options.study, "--out", str(self.out)]
+        for name in ("device", "seeds", "data", "val_data", "runs"):
+            value = getattr(options, name)
+            if value is not None:
+                arguments += [f"--{name.replace('_', '-')}", str(value)]
+        for name, value in options.set.items():
+            arguments += ["--set", f"{name}={value}"]
+        return arguments
+
+    def streams(self) -> list[str]:
+        """Returns the options of `superclip run` with the call's URLs and commands."""
+        options = ["--data", self.data] if is_streamed(self.data) else []
+        name = f"flags.{VAL_DATA}"
+        val_data = self.study.overrides.get(name)
+        return [*options, *(["--set", f"{name}={val_data}"] if is_streamed(val_data) else [])]
+
+
+def configure(options: StudyOptions) -> ConfiguredStudy:
+    """Returns the study of the options; InputError if something cannot be trained or measured."""
+    study = read_study(options.study)
+    out = options.out or Path("studies") / study.name
+    check_results(out, RESULTS, MARK)
+    study = _with_options(study, options)
+    _check_measures(study, options.data)
+    data = options.data
+    if options.scenes != DEMO:
+        study = replace(study, overrides=study.overrides | {"model": model_of(options.scenes)})
+        data = shards_of(options.scenes)
+    return ConfiguredStudy(study, out, options.runs or out / "runs", data, options)
+
+
+def _with_options(study: Study, options: StudyOptions) -> Study:
+    """Returns the study with the options' seeds, fields and validation data."""
+    if options.seeds is not None:
+        study = replace(study, seeds=options.seeds)
+        refuse(f"--seeds: {problem}" for problem in problems(study))
+    if options.val_data is not None and study.is_of_scenes:
+        study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
+    study = replace(study, overrides=dict(options.set))
+    study.check_overrides()
+    study.check_recipes()
+    overrides = study.overrides | settings_of_table(
+        study.recipe, study.first_settings, options.data
+    )
+    if options.val_data is not None:
+        overrides[f"flags.{VAL_DATA}"] = options.val_data
+    return replace(study, overrides=overrides)
+
+
+def _check_measures(study: Study, data: str | None) -> None:
+    """Raises InputError if the runs could not be measured."""
+    if study.is_of_scenes:
+        if data:
+            raise InputError(
+                "--data requires --val-data: this study would otherwise evaluate on the demo's "
+                "scenes"
+            )
+        return
+    flag = "val-data"
+    option = "--val-data SHARDS (or a .csv)"
+    if study.primary.startswith("imagenet"):
+        flag = "imagenet-val"
+        option = "--set flags.imagenet-val=FOLDER"
+    if not study.first_recipe.flags.get(flag):
+        raise InputError(
+            f"the study's primary measure is {study.primary}, which training measures with {option}"
+        )

@@ -1,0 +1,257 @@
+"""Prints the results of longer_fine_tuning as protocol.md defines them, and writes runs.csv beside
+it. Refuses while one of the 32 results is missing or incomplete."""
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from run_study import ARMS, HERE, IMAGES, RATES, SEEDS, Run, is_complete, study_runs
+from scipy.stats import t
+
+MATTERS = 2.0  # points: the smallest effect that matters
+SECONDARY = {
+    "seen designers": "seen_zero_shot",
+    "image→text R@1": "image_to_text_R@1",
+    "text→image R@1": "text_to_image_R@1",
+    "tagging": "tagging",
+    "linear probe": "linear_probe",
+    "new combinations": "new_combinations",
+}
+DESCRIBED = {
+    "zero-shot, unseen designer": "zero_shot",
+    **SECONDARY,
+    "image→long text R@1": "image_to_long_text_R@1",
+    "long text→image R@1": "long_text_to_image_R@1",
+}
+Results = dict[Run, dict]
+
+
+@dataclass
+class Effect:
+    """Differences in points, one for each seed, with their t interval of 95 % and p-value."""
+
+    name: str
+    values: list[float]
+    corrected: float | None = None  # p-value by Holm's method; None: a comparison of its own
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def error(self) -> float:
+        return statistics.stdev(self.values) / math.sqrt(len(self.values))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        half = t.ppf(0.975, len(self.values) - 1) * self.error
+        return self.mean - half, self.mean + half
+
+    @property
+    def p(self) -> float:
+        if not self.error:
+            return 1.0 if not self.mean else 0.0
+        return float(2 * t.sf(abs(self.mean / self.error), len(self.values) - 1))
+
+    @property
+    def is_significant(self) -> bool:
+        low, high = self.interval
+        return (low > 0 or high < 0) and (self.corrected is None or self.corrected <= 0.05)
+
+    @property
+    def verdict(self) -> str:
+        low, high = self.interval
+        if self.is_significant:
+            small = low > -MATTERS and high < MATTERS
+            return ("gain" if low > 0 else "loss") + (", too small to matter" if small else "")
+        return f"no gain (more than {high:+.1f} is excluded)" if high < MATTERS else "open"
+
+    @property
+    def row(self) -> str:
+        low, high = self.interval
+        corrected = "" if self.corrected is None else f"{self.corrected:.3f}"
+        numbers = f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}] | {self.p:.3f} | {corrected}"
+        return f"| {self.name} | {numbers} | {self.verdict} |"
+
+
+def holm(effects: list[Effect]) -> list[Effect]:
+    """Sets the p-values of a family, corrected by Holm's method, and returns it."""
+    least = 0.0
+    for place, effect in enumerate(sorted(effects, key=lambda effect: effect.p)):
+        least = max(least, min(1.0, effect.p * (len(effects) - place)))
+        effect.corrected = least
+    return effects
+
+
+def score(results: Results, seed: int, rate: str, arm: str, measure: str) -> float:
+    return results[Run(seed, rate, arm)]["measures"][measure]
+
+
+def mean_ap(results: Results, seed: int, rate: str, arm: str, images: str, kind: str) -> float:
+    return results[Run(seed, rate, arm)]["words"][images][kind]["mAP"]
+
+
+def class_loss(results: Results, seed: int, rate: str, measure: str) -> float:
+    """Returns SuperCLIP − CLIP in one seed at one rate."""
+    clip, superclip = (score(results, seed, rate, arm, measure) for arm in ARMS)
+    return superclip - clip
+
+
+def averaged(results: Results, name: str, measure: str) -> Effect:
+    """Returns the effect of the class loss, averaged over both rates."""
+    values = [
+        statistics.mean(class_loss(results, seed, rate, measure) for rate in RATES)
+        for seed in SEEDS
+    ]
+    return Effect(name, values)
+
+
+def secondary(results: Results) -> list[Effect]:
+    low, high = RATES
+    interaction = [
+        class_loss(results, seed, high, "zero_shot") - class_loss(results, seed, low, "zero_shot")
+        for seed in SEEDS
+    ]
+    others = [averaged(results, name, measure) for name, measure in SECONDARY.items()]
+    return holm([Effect(f"interaction: {high} minus {low}", interaction), *others])
+
+
+def of_words(results: Results, name: str, images: str, other: tuple[str, str]) -> Effect:
+    """Returns head − another kind of score, (arm, kind), averaged over both rates."""
+    values = [
+        statistics.mean(
+            mean_ap(results, seed, rate, "superclip", images, "head")
+            - mean_ap(results, seed, rate, other[0], images, other[1])
+            for rate in RATES
+        )
+        for seed in SEEDS
+    ]
+    return Effect(name, values)
+
+
+def words(results: Results) -> tuple[list[Effect], str, list[Effect]]:
+    """Returns both comparisons of the head's words, their verdict, and the secondary ones."""
+    both = holm(
+        [
+            of_words(results, f"head − {kind}", "several_seen", ("superclip", kind))
+            for kind in ("cosine", "softmax")
+        ]
+    )
+    others = [
+        of_words(results, f"head − {kind}, unseen designer", "several_unseen", ("superclip", kind))
+        for kind in ("cosine", "softmax")
+    ]
+    others.append(
+        of_words(results, "head − cosine of the CLIP run", "several_seen", ("clip", "cosine"))
+    )
+    if all(effect.interval[0] > 0 for effect in both):
+        verdict = "gain"
+    elif any(effect.is_significant and effect.interval[1] < 0 for effect in both):
+        verdict = "loss"
+    elif (least := min(effect.interval[1] for effect in both)) < MATTERS:
+        verdict = f"no gain (more than {least:+.1f} over one of both scores is excluded)"
+    else:
+        verdict = "open"
+    return both, verdict, holm(others)
+
+
+def described(results: Results) -> list[str]:
+    """Returns the table of each arm's means and of the effects at each rate."""
+    head = [f"{arm} {rate}" for rate in RATES for arm in ARMS]
+    lines = [
+        f"| % | {' | '.join(head)} | effect at {RATES[0]} | effect at {RATES[1]} |",
+        "|---" * (len(head) + 3) + "|",
+    ]
+    for name, measure in DESCRIBED.items():
+        cells = []
+        for rate in RATES:
+            for arm in ARMS:
+                scores = [score(results, seed, rate, arm, measure) for seed in SEEDS]
+                cells.append(f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}")
+        for rate in RATES:
+            effect = Effect("", [class_loss(results, seed, rate, measure) for seed in SEEDS])
+            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(effect.mean, *effect.interval))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def described_words(results: Results) -> list[str]:
+    """Returns the table of the means of each kind of score."""
+    lines = ["| images | run | score | mAP, % | among the k highest, % |", "|---|---|---|---|---|"]
+    for images in IMAGES:
+        for rate in RATES:
+            for arm, kind in (
+                ("clip", "cosine"), ("clip", "softmax"), ("superclip", "cosine"),
+                ("superclip", "softmax"), ("superclip", "head"),
+            ):  # fmt: skip
+                runs = [results[Run(seed, rate, arm)]["words"][images][kind] for seed in SEEDS]
+                cells = [
+                    f"{statistics.mean(run[name] for run in runs):.1f}" for name in ("mAP", "found")
+                ]
+                lines.append(f"| {images} | {arm} {rate} | {kind} | {' | '.join(cells)} |")
+    return lines
+
+
+def report(results: Results) -> str:
+    title = ["| points | mean [95 %] | p | Holm | |", "|---|---|---|---|---|"]
+    both, verdict, others = words(results)
+    parts = [
+        "**The class loss, averaged over both rates (primary)**",
+        [*title, averaged(results, "zero-shot, unseen designer", "zero_shot").row],
+        "**Secondary**",
+        [*title, *(effect.row for effect in secondary(results))],
+        "**Described, without a verdict**",
+        described(results),
+        f"**The head's words: {verdict}**",
+        [*title, *(effect.row.rsplit("|", 2)[0] + "| |" for effect in both)],
+        "**Secondary**",
+        [*title, *(effect.row for effect in others)],
+        "**Described, without a verdict**",
+        described_words(results),
+    ]
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
+
+
+def write_csv(results: Results, file: Path) -> None:
+    """Writes one row for each run."""
+    rows = []
+    for run, result in results.items():
+        row = {"arm": run.arm, "lr": run.rate, "seed": run.seed}
+        row |= {name: f"{value:.2f}" for name, value in result["measures"].items()}
+        for images in IMAGES:
+            for kind in ("cosine", "softmax", "head"):
+                scores = result["words"][images].get(kind, {})
+                for name in ("mAP", "found"):
+                    row[f"{images}_{kind}_{name}"] = f"{scores[name]:.2f}" if scores else ""
+        row |= {name: result[name] for name in ("cpu_seconds", "processor", "weights")}
+        rows.append(row)
+    with open(file, "w", newline="") as out:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "runs")
+    parser.add_argument("--csv", type=Path, default=HERE / "runs.csv")
+    options = parser.parse_args()
+    files = {run: options.results / f"{run.name}.json" for run in study_runs()}
+    missing = [run.name for run, file in files.items() if not is_complete(file, run)]
+    if missing:
+        sys.exit(
+            f"{len(missing)} of {len(files)} runs are missing or incomplete: the study is "
+            "unfinished and has no verdict"
+        )
+    results = {run: json.loads(file.read_text()) for run, file in files.items()}
+    write_csv(results, options.csv)
+    print(report(results))
+
+
+if __name__ == "__main__":
+    main()
