@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
-from ..errors import InputError, to_stderr
+from ..errors import InputError, to_stderr, to_stdout
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder
@@ -47,6 +47,10 @@ PATIENCE_AT_STOP = 5
 
 class Stalled(Exception):
     """The ranks are alive but make no progress."""
+
+
+class StopAsked(Exception):
+    """superclip status --stop-after-slice has asked to end the run, and a slice is saved."""
 
 
 def train(run: Run, placement: Placement, folder: RunFolder) -> int:
@@ -93,7 +97,8 @@ class NodeTraining:
         self.unreadable = UnreadableData(run, self.logs)
         self.output = AddedLines()
         self.last_beat = 0.0
-        self.last_epoch = None  # of the newest checkpoint
+        self.first_epoch = folder.epoch  # of the newest checkpoint before this start
+        self.last_epoch = None  # of the newest one
         self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
         self.failures = []  # of this node's ranks
 
@@ -164,6 +169,10 @@ class NodeTraining:
                 checked = accepted_data(self.run, "run")
             self.folder.note(data_check=checked)
             return self._end(self._train())
+        except StopAsked:
+            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
+            to_stdout(f"superclip run: stopped as asked; superclip run {self.folder.path} resumes")
+            return 0
         except Stopped as stop:
             then = Decision(REQUEUE if stop.before_time_is_up else None)
             self.folder.end(PREEMPTED, f"stopped by {stop}", then)
@@ -227,6 +236,8 @@ class NodeTraining:
             self.last_epoch = epoch
             self.folder.prune(self.run)
             self._beat()
+            if epoch > self.first_epoch and self.folder.stop_file.exists():
+                raise StopAsked
 
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""

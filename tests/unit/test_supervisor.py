@@ -7,9 +7,11 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from support import cases, input_error, parametrize, table
 from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
+from support.training_runs import call
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
@@ -109,6 +111,25 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
     record = read_record(tmp_path)
     assert (record.options, record.global_batch_size) == ({"seed": 3}, 8)
     assert record.shards["number"] == 4
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_requeued(folder):
+    def ranks(start, each_second):
+        each_second()
+        assert call(f"status {folder.path} --stop-after-slice") == 0
+        each_second()  # no slice is saved yet
+        (folder.path / "checkpoints").mkdir()
+        torch.save({"epoch": 1}, folder.path / "checkpoints/epoch_1.pt")
+        each_second()
+
+    with replaced(launcher, run_ranks=ranks):
+        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 0
+    state = folder.state()
+    assert (state["state"], state["next"]) == ("preempted", None)
+    assert state["error"] == "stopped after slice 1, as asked"
+    assert not folder.attempts[-1]["again"]
+    folder.start(Run.open(folder.path), Placement(), "local-1")
+    assert not folder.stop_file.exists()
 
 
 def test_signals_are_ignored_before_a_failure_is_recorded(folder, monkeypatch):
