@@ -33,7 +33,7 @@ from .recovery import (
     first_failure,
     new_files,
 )
-from .signals import EXIT_AGAIN, Stopped, ignore_signals
+from .signals import EXIT_AGAIN, Stopped, signals_ignored
 from .slurm import Placement, hosts, time_left
 from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
@@ -144,7 +144,7 @@ class NodeTraining:
                 if folder.is_finished:
                     folder.check_recipe(self.run.recipe, "give --out another folder")
                     folder.check_data("give --out another folder", self.run.data)
-                    print(f"superclip run: {folder.path} is finished: nothing is left to train")
+                    to_stdout(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 values = checked_start(self.run, folder, accepts=accepts)
             except InputError as error:
@@ -262,19 +262,22 @@ class NodeTraining:
 
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
-        folder = self.folder
         if failure is not None:
-            ignore_signals()  # srun ends this node, too, which must not hide the failure
+            with signals_ignored():  # srun ends this node, too, which must not hide the failure
+                return self._end_after(failure)
+        folder = self.folder
         self._beat()
-        if failure is None:
-            folder.end(FINISHED)
-            print(
-                f"superclip run: finished; {folder.checkpoints}/epoch_{folder.epoch}.pt", flush=True
-            )
-            if best := best_epoch(folder.path):
-                export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
-                print(f"superclip run: {best}; {export} exports it", flush=True)
-            return 0
+        folder.end(FINISHED)
+        to_stdout(f"superclip run: finished; {folder.checkpoints}/epoch_{folder.epoch}.pt")
+        if best := best_epoch(folder.path):
+            export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
+            to_stdout(f"superclip run: {best}; {export} exports it")
+        return 0
+
+    def _end_after(self, failure: Failure) -> int:
+        """Records a failure and how the run continues, and returns the exit code."""
+        folder = self.folder
+        self._beat()
         to_stderr(failure.describe(self.logs))
         decision = ENDS
         if self.full_disk:  # a rank may not have been able to write its error
@@ -307,6 +310,6 @@ class NodeTraining:
     def _log(self, text: str) -> None:
         """Prints a line, and adds it to OpenCLIP's log."""
         line = f"superclip run: {text}"
-        print(line, flush=True)
+        to_stdout(line)
         with open(self.folder.path / "out.log", "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")

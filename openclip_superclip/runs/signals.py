@@ -23,13 +23,15 @@ class Stopped(BaseException):
         self.before_time_is_up = signum == signal.SIGUSR1
 
 
-_heard: list[signal.Signals] = []  # while a command can be stopped
-
-
-def ignore_signals() -> None:
-    """Makes this process ignore the signals that would stop it until it ends."""
-    for each in _heard:
-        signal.signal(each, signal.SIG_IGN)
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """A context in which this process ignores the signals that would stop it."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPED_BY}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextlib.contextmanager
@@ -37,17 +39,17 @@ def stopped_by_signals() -> Iterator[None]:
     """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until the process
     ends."""
     # nohup ignores SIGHUP
-    _heard[:] = [each for each in STOPPED_BY if signal.getsignal(each) != signal.SIG_IGN]
+    heard = [each for each in STOPPED_BY if signal.getsignal(each) != signal.SIG_IGN]
 
     def stop(signum, _):
-        ignore_signals()
+        for each in heard:
+            signal.signal(each, signal.SIG_IGN)
         raise Stopped(signum)
 
-    before = {each: signal.signal(each, stop) for each in _heard}
+    before = {each: signal.signal(each, stop) for each in heard}
     try:
         yield
     finally:
-        _heard.clear()
         for each, handler in before.items():
             if signal.getsignal(each) == stop:  # else the process is to end
                 signal.signal(each, handler)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.signals import STOPPED_BY, Stopped, ignore_signals, stopped_by_signals
+from openclip_superclip.runs.signals import STOPPED_BY, Stopped, signals_ignored, stopped_by_signals
 
 
 def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
@@ -28,18 +28,18 @@ def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
             signal.signal(each, handler)
 
 
-def test_once_a_failure_is_known_signals_no_longer_stop_a_command():
+def test_while_a_failure_is_recorded_no_signal_stops_a_command_and_later_ones_do():
     before = {each: signal.getsignal(each) for each in STOPPED_BY}
     try:
-        with stopped_by_signals():
-            ignore_signals()
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
+        with pytest.raises(Stopped), stopped_by_signals():
+            with signals_ignored():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-    ignore_signals()  # outside of such a command, it changes nothing
-    assert {each: signal.getsignal(each) for each in STOPPED_BY} == before
 
 
 @pytest.mark.parametrize("parent", [os.getpid(), 1], ids=["alive", "died before"])

@@ -2,6 +2,7 @@
 training."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from openclip_superclip.runs import launcher, progress
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.recovery import HARDWARE, LOSS, Failure
+from openclip_superclip.runs.recovery import ENDS, HARDWARE, LOSS, Failure
 from openclip_superclip.runs.signals import EXIT_REFUSED
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import accepts_changes, checked_start
@@ -132,13 +133,12 @@ def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_r
     assert not folder.stop_file.exists()
 
 
-def test_signals_are_ignored_before_a_failure_is_recorded(folder, monkeypatch):
+def test_signals_are_ignored_while_a_failure_is_recorded(folder, monkeypatch):
     training = NodeTraining(Run.open(folder.path), Placement(), folder)
     folder.start(training.run, Placement(), training.logs.name)
-    states = []
-    monkeypatch.setattr(launcher, "ignore_signals", lambda: states.append(folder.state()["state"]))
+    monkeypatch.setattr(launcher, "decide", lambda *_: os.kill(os.getpid(), signal.SIGINT) or ENDS)
     assert training._end(Failure("", "loss is nan since step 7", kind=LOSS)) == 1
-    assert [*states, folder.state()["state"]] == ["running", "failed"]
+    assert folder.state()["state"] == "failed"
 
 
 def test_a_rank_on_a_node_without_torch_reports_broken_hardware(tmp_path):
