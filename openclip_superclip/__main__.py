@@ -107,7 +107,10 @@ def _run(argv: list[str] | None) -> int:
         return stop.exit_code
     except KeyboardInterrupt as stop:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        to_stderr(f"superclip {name}: stopped by {signum.name}")
+        resumes = ""
+        if name == "train":
+            resumes = "; --resume latest continues after its last checkpoint, if there is one"
+        to_stderr(f"superclip {name}: stopped by {signum.name}{resumes}")
         return 128 + signum
 
 

@@ -38,6 +38,8 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
     if message.startswith("unrecognized arguments"):
         if removed := removed_flag(message):
             return removed
+        if ".tar" in message:
+            return f"{message}: put a pattern with braces in quotes, '{{0..9}}.tar', for the shell"
         flags = re.findall(r"--[\w-]+", parser.format_usage())
         for unknown in re.findall(r"(?<!\S)--[\w-]+", message):
             near += difflib.get_close_matches(unknown, flags, n=1)

@@ -13,7 +13,14 @@ from ..plans.recipe import METHODS, Recipe
 from ..plans.recipe_files import is_recipe, read_recipe, shipped_recipes
 from ..plans.run import Run
 from ..runs.rehearsal import setup_of, whole_hours
-from .recipe_options import add_plan_options, all_settings, flag_of, planned_run
+from .recipe_options import (
+    add_gpus_per_node,
+    add_plan_options,
+    all_settings,
+    flag_of,
+    gpus_per_node,
+    planned_run,
+)
 from .shared_options import add_number, add_switch
 
 # in bfloat16, dense; data sheets
@@ -59,7 +66,7 @@ def _parser() -> Parser:
     add_switch(parser, "--yaml", "print the complete recipe instead of the plan")
     add_plan_options(parser, here=False)
     add_number(parser, "--nodes", 1, "number of nodes", "N")
-    add_number(parser, "--gpus-per-node", 1, "GPUs per node", "N")
+    add_gpus_per_node(parser)
     add_switch(
         parser,
         "--check",
@@ -90,7 +97,7 @@ def _plan(options: argparse.Namespace) -> int:
     speed = options.samples_per_second
     if speed is not None and not 0 < speed < float("inf"):
         raise InputError(f"--samples-per-second is {speed}; expected a number above 0")
-    run = planned_run(options, options.nodes, options.gpus_per_node, options.device)
+    run = planned_run(options, options.nodes, gpus_per_node(options), options.device)
     reads_data = options.data is not None or options.check
     warnings = run.check_shards()
     if not reads_data:
@@ -100,13 +107,13 @@ def _plan(options: argparse.Namespace) -> int:
         rehearsed = read_rehearsal(options.rehearsal, run)
         speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
-    checked = run.check_data(full=options.check) if reads_data else None
+    check = run.check_data(full=options.check) if reads_data else None
     if options.json:
-        others = {"cost": cost, "rehearsal": rehearsed, "data_check": checked}
+        others = {"cost": cost, "rehearsal": rehearsed, "data_check": check and check.as_json()}
         to_stdout(json.dumps(plan_values(run) | others, indent=1))
     else:
-        to_stdout(plan_text(run, cost, checked, rehearsed))
-    return 1 if options.check and checked["bad"] else 0
+        to_stdout(plan_text(run, cost, check, rehearsed))
+    return 1 if options.check and check.bad else 0
 
 
 def read_rehearsal(file: str, run: Run) -> dict:

@@ -15,7 +15,7 @@ from ..plans.recipe import COLUMN_FLAGS
 from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
-from ..runs.slurm import Placement, SlurmRequest
+from ..runs.slurm import Placement, SlurmRequest, minutes_of
 from .shared_options import add_columns, add_count, add_folder, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes")
@@ -38,6 +38,8 @@ OURS = (
     "no-requeue",
     "open-mode",
 )
+GPUS_PER_NODE = 8  # by default
+NO_TIME = ("UNLIMITED", "INFINITE", "-1")  # of sbatch's --time
 # options that may differ each time a run is started
 OF_A_START = {"recipe", "nproc", "dry_run", "rehearse", "steps", "accept_changes"}
 
@@ -262,16 +264,27 @@ def all_settings(options: Namespace) -> dict[str, str]:
     return settings
 
 
-def add_slurm_options(parser: ArgumentParser, gpus_per_node: int) -> None:
-    """Adds the options of a job's resource request."""
-    add = parser.add_argument
-    parser.set_defaults(default_gpus_per_node=gpus_per_node)
-    add_count(parser, "--nodes", "nodes of a run (default: 1)")
+def add_gpus_per_node(parser: ArgumentParser, default: int = GPUS_PER_NODE) -> None:
+    """Adds --gpus-per-node."""
+    parser.set_defaults(default_gpus=default)
     add_count(
         parser,
         "--gpus-per-node",
-        f"GPUs per node; with --device cpu, processes per node (default: {gpus_per_node})",
+        f"GPUs per node (default: {default}); with --device cpu, processes per node (default: 1)",
     )
+
+
+def gpus_per_node(options: Namespace) -> int:
+    """Returns the value of --gpus-per-node, or its default."""
+    default = 1 if options.device == "cpu" else options.default_gpus
+    return default if options.gpus_per_node is None else options.gpus_per_node
+
+
+def add_slurm_options(parser: ArgumentParser, default_gpus: int = GPUS_PER_NODE) -> None:
+    """Adds the options of a job's resource request."""
+    add = parser.add_argument
+    add_count(parser, "--nodes", "nodes of a run (default: 1)")
+    add_gpus_per_node(parser, default_gpus)
     add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
     for name in NAMED:
         add(f"--{name}", help=f"sbatch's --{name}")
@@ -312,6 +325,17 @@ def slurm_request(options: Namespace) -> SlurmRequest:
                 "command (for chdir, call it in that folder), or a copy of slurm/train.sbatch"
             )
         sbatch[name] = value
+    time = sbatch.get("time", "0")
+    if minutes_of(time) is None and time.upper() not in NO_TIME:
+        raise InputError(
+            f"--time is '{time}'; expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, such as "
+            "12:00:00"
+        )
+    if ":" in (options.gpu_type or ""):
+        raise InputError(
+            f"--gpu-type is '{options.gpu_type}'; expected only SLURM's name of the GPUs, such as "
+            "a100; --gpus-per-node is their number"
+        )
     setup = Path(options.setup).expanduser() if options.setup else None
     if setup and not setup.is_file():
         raise InputError(
@@ -320,7 +344,7 @@ def slurm_request(options: Namespace) -> SlurmRequest:
     return SlurmRequest(
         options.device or "cuda",
         options.nodes or 1,
-        options.gpus_per_node or options.default_gpus_per_node,
+        gpus_per_node(options),
         options.gpu_type,
         options.cpus_per_node,
         sbatch,

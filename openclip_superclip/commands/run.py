@@ -2,6 +2,7 @@
 all nodes of the job."""
 
 import argparse
+import os
 import shlex
 import signal
 
@@ -50,7 +51,11 @@ def main(argv: list[str]) -> int:
         raise InputError(
             "--steps are those of a rehearsal: add --rehearse, or give --set samples=N"
         )
-    placement = find_placement()
+    try:
+        placement = find_placement()
+    except InputError as error:  # one of several processes must not look like a killed one
+        to_stderr(f"error: {error}")
+        return EXIT_REFUSED if "SLURM_STEP_ID" in os.environ else 1
     try:
         with stopped_by_signals():
             try:

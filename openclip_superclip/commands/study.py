@@ -84,7 +84,7 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     columns = configured.study.first_recipe.columns
     if not options.only:
         table = check_table(options.data, columns, "--data")
-        if len(table.bad) > configured.options.settings.unreadable_max * table.num_decoded:
+        if len(table.bad) > configured.options.settings.unreadable_max * table.num_checked:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")
@@ -180,7 +180,7 @@ def _parse(argv: list[str]) -> Namespace:
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")
     add_switch(slurm, "--slurm", "submit the unfinished runs as an array of jobs")
-    shared.add_slurm_options(slurm, gpus_per_node=1)
+    shared.add_slurm_options(slurm, default_gpus=1)
     shared.add_dry_run(slurm)
     shared.add_split_options(slurm)
     options = parser.parse_args(argv)

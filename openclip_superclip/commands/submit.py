@@ -4,11 +4,12 @@ import os
 import shlex
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
-from ..plans.cost import estimate_cost
+from ..plans.cost import estimate_cost, shorter_slices
 from ..plans.run import Run
+from ..rendering import significant
 from ..runs.folder import RunFolder
 from ..runs.lock import lock
-from ..runs.slurm import TIME, Placement, SlurmRequest
+from ..runs.slurm import TIME, Placement, SlurmRequest, minutes_of
 from ..runs.unreadable import accepted_data
 from .recipe_options import (
     add_run_options,
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4",
     )
     add_run_options(parser, here=False)
-    add_slurm_options(parser, gpus_per_node=8)
+    add_slurm_options(parser)
     options = parser.parse_args(argv)
 
     request = slurm_request(options)
@@ -97,29 +98,15 @@ def _fetch_pretrained(run: Run) -> None:
 
 
 def _long_slice(run: Run, request: SlurmRequest) -> str:
-    """Returns a warning if a slice takes longer than the job's time limit, after which it is
+    """Returns a warning if a slice may take longer than the job's time limit, after which it is
     lost, else ""."""
     limit = os.environ.get("SBATCH_TIMELIMIT") or request.sbatch.get("time", TIME)
-    minutes = 60 * estimate_cost(run)["hours_range"][0] / run.num_slices
+    hours = estimate_cost(run)["slice_hours"][1]
     allowed = minutes_of(limit)
-    if run.device == "cpu" or not allowed or minutes < allowed:  # 0 is no limit, too
+    if run.device == "cpu" or not allowed or 60 * hours < allowed:  # 0 is no limit, too
         return ""
     return (
-        f"a slice takes at least {minutes / 60:,.1f} hours at the speed of OpenCLIP's published "
+        f"a slice takes up to {significant(hours, 2)} hours at the speed of OpenCLIP's published "
         f"runs on A100, and --time is {limit}: a job that ends before a slice does trains nothing; "
-        "give more --time or nodes, or the recipe more slices (--set slices=N)"
+        f"give more --time or nodes, or shorter slices{shorter_slices(run, hours)}"
     )
-
-
-def minutes_of(time: str) -> float | None:
-    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
-    another text."""
-    days, has_days, rest = time.rpartition("-")
-    parts = rest.split(":")
-    if not has_days and len(parts) < 3:
-        parts.insert(0, "0")  # hours
-    try:
-        hours, minutes, seconds = map(int, [*parts, "0", "0"][:3])
-        return 60 * (24 * int(days or 0) + hours) + minutes + seconds / 60
-    except ValueError:  # such as UNLIMITED
-        return None

@@ -42,8 +42,8 @@ class ScoreTable:
             row.scores[name] = Score(sum(of_row[name] for name in shared) / len(shared))
 
     def text(self) -> str:
-        """Returns the table in Markdown, with a row per measure if there are more of them, and lines on
-        what is missing and what is not comparable."""
+        """Returns the table in Markdown, transposed if that is narrower, and lines on what is
+        missing and what is not comparable."""
         cells = [["%", *map(title, self.measures)]]
         for row in self.rows:
             scores = [str(row.scores.get(measure, "–")) for measure in self.measures]

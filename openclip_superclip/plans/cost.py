@@ -25,6 +25,7 @@ PUBLISHED = {
 }
 A100_TFLOPS = 312.0  # in bfloat16
 OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
+SLICE_HOURS = 0.5  # of the slices that a plan advises
 CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
 
 
@@ -66,7 +67,6 @@ def estimate_cost(
         speeds = [gpu_tflops * 1e12 * fraction * run.world_size for fraction in fractions]
     fast = flops / speeds[-1] / 3600
     slow = flops / speeds[0] / 3600
-    slice_samples = run.slice_steps * run.global_batch_size
     return {
         "forward_gmacs": gmacs,
         "flops_per_sample": flops_per_sample,
@@ -77,10 +77,20 @@ def estimate_cost(
         "hours": slow,
         "hours_range": [fast, slow],
         "samples_per_second": samples_per_second,
-        "slice_minutes": slice_samples / samples_per_second / 60 if samples_per_second else None,
+        "slice_hours": [fast / run.num_slices, slow / run.num_slices],
         **counts,
         "disk_bytes": run.max_checkpoints * counts["checkpoint_bytes"],
     }
+
+
+def shorter_slices(run: Run, hours: float) -> str:
+    """Returns the option, in parentheses, with which a slice of so many hours takes at most half an
+    hour; "" for a table, whose slices are passes."""
+    if run.is_table:
+        return ""
+    number = math.ceil(run.num_slices * hours / SLICE_HOURS)  # of the whole run
+    slices = math.ceil(number * run.recipe.data_samples / run.recipe.samples)
+    return f" (--set slices={slices})"
 
 
 def counts_of(run: Run) -> dict:

@@ -5,8 +5,9 @@ import re
 import shlex
 import textwrap
 
+from ..data.data_check import DataCheck
 from ..rendering import bytes_text, significant
-from .cost import A100_TFLOPS, CORE_GFLOPS
+from .cost import A100_TFLOPS, CORE_GFLOPS, shorter_slices
 from .recipe import METHODS, Recipe
 from .run import Run
 
@@ -46,9 +47,9 @@ def plan_values(run: Run) -> dict:
 
 
 def plan_text(
-    run: Run, cost: dict, checked: dict | None = None, rehearsed: dict | None = None
+    run: Run, cost: dict, check: DataCheck | None = None, rehearsed: dict | None = None
 ) -> str:
-    """Returns all information on a plan; `checked` is None if the data was not read."""
+    """Returns all information on a plan; `check` is None if the data was not read."""
     recipe = run.recipe
     rows = [
         ("paper", _paper(recipe)),
@@ -61,7 +62,7 @@ def plan_text(
         *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
-        *_data(run, checked),
+        *_data(run, check),
     ]
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
@@ -107,11 +108,23 @@ def _steps(run: Run) -> str:
 
 
 def _slices(run: Run, cost: dict) -> str:
-    minutes = f", {cost['slice_minutes']:.1f} minutes" if cost["slice_minutes"] else ""
+    slow = cost["slice_hours"][1]
+    advice = ""
+    if slow > 1:
+        advice = f"; shorter ones lose less{shorter_slices(run, slow)}"
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps{minutes}: the most that an interruption loses"
+        f"{run.slice_steps:,} steps, {_duration(cost['slice_hours'])}: the most that an "
+        f"interruption loses{advice}"
     )
+
+
+def _duration(hours: list[float]) -> str:
+    """Returns a range of hours as hours or, if they are few, minutes."""
+    fast, slow = hours
+    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
+    numbers = dict.fromkeys(significant(number * factor, 2) for number in (fast, slow))
+    return f"{' to '.join(numbers)} {unit}"
 
 
 def _model(cost: dict) -> str:
@@ -132,10 +145,12 @@ def _rehearsed(rehearsed: dict) -> str:
 
 def _checkpoints(run: Run, cost: dict) -> str:
     pass_ends = "" if run.is_table else " and the last of each pass"
+    kept = f"the two newest, one of every {run.kept_every}{pass_ends}"
+    if run.kept_every == 1:
+        kept = "all"
     return (
-        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps the two "
-        f"newest, one of every {run.kept_every}{pass_ends}: at most "
-        f"{bytes_text(cost['disk_bytes'])}"
+        f"{bytes_text(cost['checkpoint_bytes'])} with AdamW's moments; superclip run keeps {kept}: "
+        f"at most {bytes_text(cost['disk_bytes'])}"
     )
 
 
@@ -162,13 +177,10 @@ def command_text(run: Run) -> str:
 
 def _compute(run: Run, cost: dict) -> str:
     fast, slow = cost["hours_range"]
-    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
-    time = significant(slow * factor)
-    if fast != slow:
-        time = f"{significant(fast * factor)} to {time}"
-    text = f"{cost['flops']:.2e} FLOPs; {time} {unit}"
+    text = f"{cost['flops']:.2e} FLOPs; {_duration(cost['hours_range'])}"
     if run.device == "cuda":
-        text += f", {'' if fast == slow else 'at most '}{significant(cost['gpu_hours'])} GPU-hours"
+        at_most = "" if fast == slow else "at most "
+        text += f", {at_most}{significant(cost['gpu_hours'], 2)} GPU-hours"
     if cost["samples_per_second"]:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":
@@ -197,31 +209,30 @@ def _memory(num_bytes: dict) -> str:
     return f"{text}. Activations and copies of the gradients come on top: a rehearsal measures them"
 
 
-def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
+def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
     """Returns rows on the data: contents, warnings, and bad files."""
-    if checked is None:
+    if check is None:
         is_default = run.data == run.recipe.shards
         default = ", the recipe's default" if is_default else ""
         return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
     facts = []
     if run.is_table:
-        number = "all" if checked["full"] else "up to 10,000"
-        facts.append(f"a table of {checked['rows']:,} pairs; {number} images were checked")
-    elif checked["found"] is not None:
-        size = bytes_text(checked["bytes"])
-        facts.append(f"{checked['found']:,} of {checked['shards']:,} shards exist, {size}")
-        if checked["full"]:
-            facts.append(f"{checked['samples']:,} samples counted")
-        if checked["samples_listed"]:
-            facts.append(f"{checked['samples_listed']:,} samples by sizes.json")
-        facts.append("all were read" if checked["full"] else "the first and the last were opened")
+        number = "all" if check.full else "up to 10,000"
+        facts.append(f"a table of {check.num_samples:,} pairs; {number} images were checked")
+    elif check.num_found is not None:
+        size = bytes_text(check.num_bytes)
+        facts.append(f"{check.num_found:,} of {check.num_shards:,} shards exist, {size}")
+        if check.full:
+            facts.append(f"{check.num_samples:,} samples counted")
+        if check.num_listed:
+            facts.append(f"{check.num_listed:,} samples by sizes.json")
+        facts.append("all were read" if check.full else "the first and the last were opened")
+    if check.num_repeated:
+        facts.append(f"{check.num_repeated:,} of {check.num_samples:,} captions repeat another one")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
-    rows += [("warning", warning) for warning in checked["warnings"]]
-    bad = checked["bad"]
+    rows += [("warning", warning) for warning in check.warnings]
     kind = "image" if run.is_table else "shard"
-    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
-    if len(bad) > MAX_BAD:
-        rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))
-    if checked["good"]:
-        rows.append(("without bad", f"--data {shlex.quote(checked['good'])}"))
+    rows += [(f"bad {kind}", f"{file.file}: {file.problem}") for file in check.bad[:MAX_BAD]]
+    if len(check.bad) > MAX_BAD:
+        rows.append(("", f"and {len(check.bad) - MAX_BAD:,} more, which --json lists"))
     return rows

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -257,6 +258,8 @@ def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
             yield f"flags.{flag} is {value}; expected no other flags in it"
     if isinstance(flags.get(VAL_DATA), list | dict):
         yield f"flags.{VAL_DATA} is {flags[VAL_DATA]}; expected one pattern or table"
+    if Path(model).is_dir():
+        yield f"model is {model}, a folder: expected local-dir:{model}"
     instead = model_for_pretrained(model)
     if flags.get("pretrained") and recipe.superclip is None and instead:
         yield (

@@ -133,7 +133,7 @@ def read_yaml(file: Path, what: str) -> dict:
     """Returns the mapping in a YAML file; InputError, with the line, for other contents."""
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text())
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
+    except (YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # of most, but not all of these errors
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)
         raise InputError(f"{file} is not a readable YAML file: {problem}") from None
@@ -172,6 +172,10 @@ def _check_key(key: str, value: str) -> None:
     if name not in FIELDS or name in WORDS:
         expected = ", ".join(field for field in FIELDS if field not in WORDS)
         problem = f"there is no field '{name}' to set; expected one of {expected}"
+        if name == "epochs":
+            raise InputError(
+                f"--set {key}={value}: a recipe has no epochs: give --set 'samples={value} passes'"
+            )
         raise InputError(f"--set {key}={value}: {problem}; OpenCLIP's other flags are flags.NAME")
     if name == "superclip" and inner and inner not in CONFIG_FIELDS:
         raise InputError(
@@ -202,5 +206,5 @@ def _parsed(field: dataclasses.Field, value: str):
         return value
     try:
         return YAML(typ="safe", pure=True).load(value)
-    except YAMLError:
+    except (YAMLError, RecursionError):
         return value

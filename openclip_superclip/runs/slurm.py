@@ -63,11 +63,11 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
     placement = Placement(
         job=job,
-        restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
+        restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
         gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
     )
-    step = environment.get("SLURM_STEP_ID")
-    if step is None or int(step) >= FIRST_SPECIAL_STEP:
+    step = environment.get("SLURM_STEP_ID", "")
+    if not step.isdecimal() or int(step) >= FIRST_SPECIAL_STEP:
         num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
         if num_nodes > 1:
             raise InputError(
@@ -95,6 +95,20 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
         master_port=int(environment.get("MASTER_PORT", 29500)),
     )
+
+
+def minutes_of(time: str) -> float | None:
+    """Returns the minutes of sbatch's --time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None for
+    another text."""
+    days, has_days, rest = time.rpartition("-")
+    parts = rest.split(":")
+    if not has_days and len(parts) < 3:
+        parts.insert(0, "0")  # hours
+    try:
+        hours, minutes, seconds = map(int, [*parts, "0", "0"][:3])
+        return 60 * (24 * int(days or 0) + hours) + minutes + seconds / 60
+    except ValueError:  # such as UNLIMITED
+        return None
 
 
 def hosts() -> list[str]:

@@ -112,12 +112,19 @@ def _train_and_measure(
                     results[name] = record
                     score = record["measures"].get(primary, math.nan)
                     bar.write(f"{name}: {title} {score:.1f}", sys.stderr)
-                bar.update(sum(run.samples_trained for run in runs) - bar.n)
+                show_progress(bar, sum(run.samples_trained for run in runs))
         except BaseException:
             stop.set()  # the runs end in order, and the same command resumes them
             pool.shutdown(cancel_futures=True)
             raise
     return results
+
+
+def show_progress(bar: tqdm, trained: int) -> None:
+    """Shows how many samples are trained; a resumed run repeats those after its checkpoint, which
+    must not make the speed negative."""
+    bar.initial = min(bar.initial, trained)
+    bar.update(trained - bar.n)
 
 
 def _bar(name: str, runs: Sequence[StudyRun]) -> tqdm:

@@ -131,7 +131,7 @@ def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch):
         return " ".join(execute(f"{SUBMIT_B16} {flags}").split())
 
     long = (
-        r"warning a slice takes at least \d\.\d hours at the speed .*, and --time "
+        r"warning a slice takes up to \d\.\d hours at the speed .*, and --time "
         r"is {}: a job that ends "
     )
     assert re.search(long.format("2:00:00"), warning("--time 2:00:00"))

@@ -143,7 +143,7 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
         == pytest.approx(512e6 / 64_000 / 3600)
         == pytest.approx(measured["gpu_hours"] / 32)
     )
-    assert measured["slice_minutes"] == pytest.approx(20.48e6 / 64_000 / 60)
+    assert measured["slice_hours"] == pytest.approx(2 * [20.48e6 / 64_000 / 3600])
 
 
 def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(tmp_path):
@@ -244,6 +244,39 @@ def test_a_rehearsals_report_blames_a_gpu_only_if_its_kernels_are_not_determinis
 @cases("arguments, reason", refusals("plan"))
 def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, refused):
     assert reason in refused(tmp_path, f"plan {RELEASED} {arguments}")
+
+
+def plan_text(command):
+    return " ".join(execute(f"plan {command}").split())
+
+
+def test_a_plan_says_what_an_interruption_loses_and_how_it_would_lose_less(tmp_path):
+    text = plan_text(RELEASED)
+    assert "every 1,250 steps, 2.4 to 3.1 hours: the most that an interruption loses; " in text
+    (slices,) = re.findall(r"shorter ones lose less \(--set slices=(\d+)\)", text)
+    shorter = estimate_cost(plan(nodes=1, set_={"slices": slices}))
+    assert 0.25 < shorter["slice_hours"][1] < 0.51
+    assert "shorter ones" not in plan_text(f"{RELEASED} --nodes 4")
+
+
+def test_plan_and_submit_have_one_default_of_gpus():
+    for command in ("plan", "submit --dry-run"):
+        text = " ".join(execute(f"{command} {RELEASED}").split())
+        assert "batch 16,384 = 2,048 per GPU × 8 GPUs (1 × 8)" in text
+    text = plan_text(f"{RELEASED} --device cpu --set global_batch_size=64")
+    assert "batch 64 = 64 per process × 1 processes (1 × 1)" in text
+
+
+def test_if_every_checkpoint_is_kept_the_plan_says_so():
+    text = plan_text("coco/clip_vit-b-16_20.48m_bs1k --set 'samples=4 passes'")
+    assert "superclip run keeps all: at most" in text
+
+
+def test_runs_of_yfcc15m_with_other_batches_train_the_same_passes_and_slices():
+    runs = [plan(f"yfcc15m/clip_vit-b-16_256m_{batch}", nodes=1) for batch in ("bs1k", "bs4k")]
+    assert {(run.num_slices, run.recipe.slices, run.samples) for run in runs} == {
+        (100, 5, 256_000_000)
+    }
 
 
 def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():

@@ -169,6 +169,14 @@ def test_the_text_of_a_recipe_is_the_recipe_again(tmp_path):
     assert "samples: 1.5 passes\n" in recipe.text
 
 
+@parametrize("brackets", [5000, 100_000])
+def test_a_file_of_brackets_is_one_line(brackets, tmp_path):
+    (tmp_path / "deep.yaml").write_text("[" * brackets)
+    with input_error(r"deep\.yaml is not a readable YAML file"):
+        read_recipe(f"{tmp_path}/deep.yaml")
+    assert read_recipe(DEMO, {"shards": "[" * brackets}).shards == "[" * brackets
+
+
 def listed(words=""):
     return {line.split()[0] for line in execute(f"plan {words}").splitlines()[1:]}
 

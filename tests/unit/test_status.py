@@ -54,6 +54,8 @@ def runs(tmp_path, monkeypatch):
         refused={"since": ago(5), "error": "--lr was 1 and is 2"},
     )
     write_run(tmp_path / "runs/new")
+    write_run(tmp_path / "runs/cut")
+    (tmp_path / "runs/cut/state.json").write_text('{"state": "runn')
     write_run(tmp_path / "runs/rehearsed", submitted="14")
     write_run(tmp_path / "runs/rehearsed/uninterrupted", state="finished")
     write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
@@ -78,6 +80,7 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
         "runs/died": ["not started", "", "", "", ""],
         "runs/bad": ["failed", progress, "", "", ""],
         "runs/refused": ["preempted", progress, "", "", ""],
+        "runs/cut": ["damaged", "", "", "", ""],
         "runs/new": ["not started", "", "", "", ""],
         "runs/rehearsed/uninterrupted": ["finished", progress, "", "", ""],
         "studies/lr/runs/clip_seed0": ["submitted", "", "", "", "19_0 PENDING (Dependency)"],
@@ -85,13 +88,17 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert "runs/bad: loss is nan since step 7\n" in printed
     assert re.search(r"runs/refused: the start at \S+ was refused: --lr was 1 and is 2\n", printed)
     assert "runs/gone: no heartbeat" in printed
+    assert "runs/cut: state.json cannot be read; superclip run resumes from the last" in printed
     assert (
         "runs/died: job 15 has ended before superclip run started: see the end of "
         "runs/died/slurm-*.out\n" in printed
     )
     number, _, counts = printed.splitlines()[-1].partition(": ")
-    expected = "1 failed, 1 finished, 1 lost, 1 preempted, 1 submitted, 2 not started, 2 running"
-    assert (number, ", ".join(sorted(counts.split(", ")))) == ("9 runs", expected)
+    expected = (
+        "1 damaged, 1 failed, 1 finished, 1 lost, 1 preempted, 1 submitted, 2 not started, "
+        "2 running"
+    )
+    assert (number, ", ".join(sorted(counts.split(", ")))) == ("10 runs", expected)
     filtered = execute("status --state failed --state lost")
     assert rows_of(filtered).keys() == {"runs/bad", "runs/gone"}
     assert filtered.splitlines()[-1] == printed.splitlines()[-1]
