@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from openclip_superclip.study.study_training import show_progress
 from support import cases, input_error, parametrize, table
 from support.training_runs import execute
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.flags import Config, DataConfig
 from openclip_superclip.openclip.output_folder import make_folder
+from openclip_superclip.study.training import show_progress
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
