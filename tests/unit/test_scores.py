@@ -85,7 +85,6 @@ def test_runs_are_beside_each_other_and_the_paper_and_a_missing_run_is_shown_as_
         "failed: the run is failed (rank 3: no memory)",
         "failed: no results; --data DIR evaluates it",
         f"{tmp_path}/nowhere: there is no such run, file or folder",
-        "failed differs from clip: lr 0.0005, not 0.00025",
     ):
         assert line in printed.splitlines(), line
     assert "ours differs" not in printed  # by the method and the seed alone
