@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
@@ -222,29 +222,14 @@ def read_table(
     return table
 
 
-def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
-    """Yields the rows of a table as dicts; `options` and errors are those of `chunks_of`."""
-    for rows in chunks_of(path, columns, flag, **options):
-        yield from rows.to_dict("records")
-
-
-def chunks_of(
-    path: str,
-    columns: Columns,
-    flag: str,
-    *,
-    dtype: type | None = None,
-    exact: Sequence[str] = (),
-) -> Iterator:
+def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
     """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
     be read.
 
-    If `dtype` is str, numbers are texts. In the columns `exact`, NA and the like, which are missing
-    values to pandas, are texts too.
+    If `dtype` is str, numbers are texts.
     """
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
-    from pandas._libs.parsers import STR_NA_VALUES
 
     with _readable(path, flag):
         header = pd.read_csv(
@@ -253,14 +238,8 @@ def chunks_of(
         # as in the file: pandas renames the second of two equal names
         names = header.iloc[0].tolist()
         _check_header(path, names, columns)
-        missing = {name: STR_NA_VALUES for name in names if name not in exact}
         with pd.read_csv(
-            path,
-            **columns.pandas_options,
-            chunksize=ROWS_AT_ONCE,
-            dtype=dtype,
-            keep_default_na=False,
-            na_values=missing,
+            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
         ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
