@@ -162,9 +162,3 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
             extensions = set()
         extensions.add(extension)
         yield number, key, extension, member
-
-
-def pickle_as_bytes(name: str, content: bytes) -> bytes | None:
-    """Returns the content of a member that webdataset would unpickle, and None for others, which
-    it decodes."""
-    return content if name.endswith((".pickle", ".pth", ".pyd")) else None

@@ -60,11 +60,15 @@ class ConfiguredStudy:
         return arguments
 
     def streams(self) -> list[str]:
-        """Returns the options of `superclip run` with the call's URLs and commands."""
-        options = ["--data", self.data] if is_streamed(self.data) else []
+        """Returns the options of `superclip run` with the command's URLs and commands."""
+        options = []
+        if is_streamed(self.data):
+            options += ["--data", self.data]
         name = f"flags.{VAL_DATA}"
         val_data = self.study.overrides.get(name)
-        return [*options, *(["--set", f"{name}={val_data}"] if is_streamed(val_data) else [])]
+        if is_streamed(val_data):
+            options += ["--set", f"{name}={val_data}"]
+        return options
 
 
 def configure(options: StudyOptions) -> ConfiguredStudy:
