@@ -166,8 +166,8 @@ class NodeTraining:
         try:
             check_can_save(self.run, self.folder)
             with self._beating():  # a check may take longer than STALE
-                checked = accepted_data(self.run, "run")
-            self.folder.note(data_check=checked)
+                check = accepted_data(self.run, "run")
+            self.folder.note(data_check=check.as_json())
             return self._end(self._train())
         except StopAsked:
             self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")

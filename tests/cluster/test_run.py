@@ -130,7 +130,7 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     assert (described := Run.open(undisturbed)).recipe.wd == 0.1
     assert (described.gpus_per_node, described.recipe.chosen["wd"]) == (2, "given with --set")
     record = read_json(undisturbed / "run.json")
-    assert record["data_check"]["found"] == 12
+    assert record["data_check"]["num_found"] == 12
     assert record["versions"]["open_clip_torch"]
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
     assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [
