@@ -20,7 +20,7 @@ from support.pages import (
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.plans.recipe_files import is_recipe, read_recipe, shipped_recipes
+from openclip_superclip.plans.recipe_files import read_recipe
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # flags that sentences name of other programs, of OpenCLIP's main branch, of
