@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from .checkpoints.resume_record import record_of, write_record
+from .data.images import decode_no_code
 from .data.shard_order import DataOrder
 from .environment import replaced
 from .errors import InputError, one_line
@@ -34,6 +35,8 @@ class Plugin:
                 prepare(self.training)
                 warnings, num_steps = check_command_line(self.training)
                 if not self.training.only_options:
+                    if self.training.is_ours:
+                        decode_no_code()
                     begin(self.training, warnings, num_steps)
         except InputError as error:
             raise SystemExit(f"error: {one_line(error)}") from None

@@ -10,9 +10,10 @@ from pathlib import Path
 from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..files import json_or_empty
 from ..rendering import markdown_table
-from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
+from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder, current_state
 from ..runs.recovery import LOST
 from ..runs.slurm import QueuedJob, has_job, my_jobs
+from .shared_options import add_switch
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
@@ -40,7 +41,14 @@ def main(argv: list[str]) -> int:
     parser.option(
         "--state", "show only runs in this state; may be repeated", action="append", choices=STATES
     )
+    add_switch(
+        parser,
+        "--stop-after-slice",
+        "end each RUN after its next checkpoint, without a requeue; superclip submit resumes",
+    )
     options = parser.parse_args(argv)
+    if options.stop_after_slice and not options.runs:
+        raise InputError("--stop-after-slice ends the given runs: expected RUN")
     given = options.runs
     queue = my_jobs() or {}
     counts = Counter()
@@ -62,6 +70,9 @@ def main(argv: list[str]) -> int:
     for run in found:
         row, note = run_status(run, queue)
         counts[row[0]] += 1
+        if options.stop_after_slice and row[0] == RUNNING:
+            RunFolder(run).stop_file.touch()
+            note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
         if options.state and row[0] not in options.state:
             continue
         rows.append([str(run), *row])

@@ -84,7 +84,7 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     columns = configured.study.first_recipe.columns
     if not options.only:
         table = check_table(options.data, columns, "--data")
-        if len(table.bad) > configured.options.settings.unreadable_max * table.num_decoded:
+        if len(table.bad) > configured.options.settings.unreadable_max * table.num_checked:
             table.refuse_bad()
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")

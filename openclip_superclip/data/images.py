@@ -1,5 +1,6 @@
 """Opens images safely, checks them, and reads the pixels of training or those of a viewer."""
 
+import functools
 import io
 import os
 import warnings
@@ -31,6 +32,33 @@ SUFFIXES = (
 )
 # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
 MAX_ASPECT = 100
+
+
+@functools.cache
+def restrict_formats(_worker: int = 0) -> None:
+    """Makes Pillow open only FORMATS in this process, and in those that it forks, whoever calls
+    it."""
+    Image.init()
+    for name in Image.OPEN.keys() - FORMATS:
+        del Image.OPEN[name]
+    Image.ID[:] = [name for name in Image.ID if name in Image.OPEN]
+
+
+def before_decoding(name: str, content: bytes) -> bytes | None:
+    """Returns the content of a shard's member that webdataset would unpickle, and None for others,
+    which it decodes; from then on, Pillow opens only FORMATS."""
+    restrict_formats()  # this process may be a worker that was not forked
+    return content if name.endswith((".pickle", ".pth", ".pyd")) else None
+
+
+def decode_no_code() -> None:
+    """Makes webdataset unpickle no members of shards, and Pillow open only FORMATS, in this process
+    and in its workers."""
+    from webdataset.autodecode import default_pre_handlers
+
+    restrict_formats()
+    if before_decoding not in default_pre_handlers:
+        default_pre_handlers.append(before_decoding)
 
 
 def images_below(folder: Path) -> list[Path]:

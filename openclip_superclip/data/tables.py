@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
@@ -16,7 +15,8 @@ from tqdm.contrib.concurrent import thread_map
 from ..errors import InputError, listed, reason
 from ..flags import Config
 from .caption_text import has_long_caption, text_of
-from .images import check_image, ignored_warning
+from .data_check import BadFile, DataCheck
+from .images import check_image
 from .tar_shards import is_remote
 
 SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
@@ -25,7 +25,6 @@ NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
-NUM_SHOWN = 5  # bad rows that an error names
 SHORT = Config()  # reads no long caption
 
 
@@ -147,31 +146,6 @@ def _are_files(rows: list[list[str]], column: int) -> bool:
     return bool(rows) and all(len(row) > column and os.path.isfile(row[column]) for row in rows)
 
 
-@dataclass
-class TableReport:
-    """A report on the contents of a table."""
-
-    num_rows: int = 0
-    num_empty: int = 0  # rows without a caption
-    # rows that training uses: only those with a long caption if the others are skipped
-    num_trained: int = 0
-    num_decoded: int = 0  # images
-    # row from 1, image, and why it cannot be read
-    bad: list[tuple[int, str, str]] = field(default_factory=list)
-    ignored: Counter = field(default_factory=Counter)  # numbers of images by what OpenCLIP ignores
-    bad_text: str = ""  # the same in a message
-    warnings: list[str] = field(default_factory=list)  # of `check_table`
-
-    def refuse_bad(self) -> list[str]:
-        """Returns the warnings; InputError if an image is missing or damaged."""
-        if self.bad:
-            raise InputError(
-                f"{self.bad_text}; paths are relative to {os.getcwd()}; correct these rows, or "
-                "leave them out"
-            )
-        return self.warnings
-
-
 def check_table(
     path: str,
     columns: Columns,
@@ -182,79 +156,69 @@ def check_table(
     world_size: int = 1,
     accum_freq: int = 1,
     max_decoded: int | None = MAX_DECODED,
-) -> TableReport:
-    """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not
+) -> DataCheck:
+    """Returns what the table at `path` contains, with warnings; nothing for a URL, which is not
     checked.
 
     Raises InputError, naming `flag`, for missing columns or captions, or fewer rows than one step
     needs. Missing and damaged images are warnings; `refuse_bad` makes them an error.
     """
     if is_remote(path):
-        return TableReport()
+        return DataCheck(path, flag)
     table = read_table(path, columns, config, flag, max_decoded)
     if table.bad:
-        rows = [f"row {row} names {image}: {problem}" for row, image, problem in table.bad]
-        table.bad_text = (
-            f"{flag}: {len(rows):,} of {table.num_decoded:,} images of {path} cannot be read: "
-            f"{listed(rows, NUM_SHOWN)}"
-        )
-        table.warnings.append(f"{table.bad_text}; such rows are skipped")
-    if table.num_empty == table.num_rows:
+        table.warnings.append(f"{table.bad_text()}; such rows are skipped")
+    if table.num_empty == table.num_samples:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if table.num_trained < needed:
         raise InputError(
-            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_rows:,} rows, too "
-            f"few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} "
-            f"rank(s); expected {needed:,} rows or a smaller batch"
+            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_samples:,} rows, "
+            f"too few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on "
+            f"{world_size} rank(s); expected {needed:,} rows or a smaller batch"
         )
-    if table.num_empty:
-        table.warnings.append(
-            f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no "
-            "caption: the text tower reads the word 'nan', as in stock OpenCLIP, and the class "
-            "loss no word"
-        )
-    table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
+    table.warnings += table.content_warnings(
+        "the text tower reads the word 'nan', as in stock OpenCLIP, and the class loss no word"
+    )
     return table
 
 
 def read_table(
     path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0
-) -> TableReport:
-    """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
+) -> DataCheck:
+    """Returns what a whole table contains; InputError if OpenCLIP could not read it correctly.
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
     long_key = config.long_caption_key
-    table = TableReport()
-    num_long = 0
+    table = DataCheck(path, flag, full=max_decoded is None)
     images = []
     for rows in chunks_of(path, columns, flag):
         names = list(rows)
-        table.num_rows += len(rows)
-        table.num_empty += sum(not text_of(caption) for caption in rows[columns.caption])
+        table.count_captions(map(text_of, rows[columns.caption]))
         if long_key:
-            num_long += sum(has_long_caption(row, long_key) for row in rows.to_dict("records"))
+            table.num_long += sum(
+                has_long_caption(row, long_key) for row in rows.to_dict("records")
+            )
         if max_decoded != 0:
             images += map(str, rows[columns.image])
-    if not table.num_rows:
+    if not table.num_samples:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    if long_key and not num_long:
+    if long_key and not table.num_long:
         raise InputError(
             f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
             f"columns are {listed(names)}"
         )
-    table.num_trained = num_long if config.missing_long == "skip" else table.num_rows
+    table.num_trained = table.num_long if config.missing_long == "skip" else table.num_samples
     stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
-    table.num_decoded = len(chosen)
+    table.num_checked = len(chosen)
     # Pillow decodes without holding the GIL
     checks = thread_map(check_image, chosen, desc="reading images", unit=" images", disable=None)
     for index, (problem, ignored) in enumerate(checks):
+        table.count_image(problem, ignored)
         if problem:
-            table.bad.append((index * stride + 1, chosen[index], problem))
-        if ignored:
-            table.ignored[ignored] += 1
+            table.bad.append(BadFile(chosen[index], problem, row=index * stride + 1))
     return table
 
 

@@ -1,10 +1,9 @@
 """WebDataset shards: names and patterns, and samples as OpenCLIP groups them."""
 
-import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlparse
 
 import braceexpand
@@ -62,32 +61,6 @@ def is_streamed(data: str | None) -> bool:
         return bool(data) and any(map(is_remote, _names(data)))
     except ValueError:  # `expand` refuses it
         return is_remote(data)
-
-
-def contract(names: Sequence[str]) -> str:
-    """Returns a pattern that expands to these names in this order, with consecutive numbers in
-    braces."""
-    split = (re.fullmatch(r"(.*?)(\d*)(\D*)", name, flags=re.DOTALL).groups() for name in names)
-    # the text around the last number
-    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))
-    return "::".join(
-        before + _braces(number for _, number, _ in group) + after
-        for (before, after), group in groups
-    )
-
-
-def _braces(numbers: Iterable[str]) -> str:
-    """Returns numbers as a pattern: {0,{3..5}} for 0, 3, 4 and 5."""
-    ranges = []  # first and last number of each
-    for number in numbers:
-        first, last = ranges[-1] if ranges else ("", "")
-        is_next = last and len(number) == len(last) and int(number) == int(last) + 1
-        if is_next:
-            ranges[-1] = first, number
-        else:
-            ranges.append((number, number))
-    parts = [first if first == last else f"{{{first}..{last}}}" for first, last in ranges]
-    return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
 # the members that OpenCLIP trains on; of several in a sample, the first
@@ -150,9 +123,3 @@ def numbered_members(tar: tarfile.TarFile) -> Iterator[tuple[int, str, str, tarf
             extensions = set()
         extensions.add(extension)
         yield number, key, extension, member
-
-
-def pickle_as_bytes(name: str, content: bytes) -> bytes | None:
-    """Returns the content of a member that webdataset would unpickle, and None for others, which
-    it decodes."""
-    return content if name.endswith((".pickle", ".pth", ".pyd")) else None

@@ -13,10 +13,13 @@ BROKEN = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
 NO_MEMBER = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)
 
 
+NO_FILE = "no such file"
+
+
 def why_broken(error: Exception) -> str:
     """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return NO_FILE
     # tarfile lists every format it tried
     return f"broken tar file ({str(error).partition(':')[0]})"
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
+from ..data.images import restrict_formats
 from ..errors import InputError, printable
 from .dense_datasets import DENSE
 from .local_datasets import LocalDataset
@@ -67,7 +68,11 @@ def encode(
     # Several workers would change the order of an iterable data set.
     workers = min(settings.workers, 1) if isinstance(dataset, IterableDataset) else settings.workers
     loader = DataLoader(
-        dataset, batch_size=settings.batch_size, num_workers=workers, collate_fn=source.collate
+        dataset,
+        batch_size=settings.batch_size,
+        num_workers=workers,
+        collate_fn=source.collate,
+        worker_init_fn=restrict_formats,  # for workers that are not forked
     )
     parts = []
     targets = []

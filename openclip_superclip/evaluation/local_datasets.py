@@ -13,7 +13,7 @@ from torch.utils.data._utils.collate import default_convert
 from webdataset import autodecode
 from webdataset.filters import default_collation_fn
 
-from ..data.tar_shards import pickle_as_bytes
+from ..data.images import before_decoding, restrict_formats
 from ..environment import replaced
 from ..errors import InputError, refuse
 from .dense_datasets import DENSE, DenseSet, dense_kind
@@ -39,10 +39,11 @@ class LocalDataset(NamedTuple):
 
     def build(self, transform: Callable, split: str, task: str) -> Dataset:
         """Returns CLIP_benchmark's data set. Missing files are an error; nothing is downloaded."""
+        restrict_formats()  # for the data sets that open images themselves
         if self.kind in DENSE:
             return DenseSet(self.folder, split, transform)
         shards = shards_of(self.folder / split) if self.in_shards else []
-        handlers = [*autodecode.default_pre_handlers, pickle_as_bytes]
+        handlers = [*autodecode.default_pre_handlers, before_decoding]
         with (
             replaced(builder, call=_refuse),  # wget, even with `download=False`
             replaced(imagenetv2, requests=SimpleNamespace(get=_refuse)),

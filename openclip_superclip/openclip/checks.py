@@ -201,7 +201,7 @@ def _inspected(training: Training, flag: str, shards: str, long_caption: str = "
     has_json = getattr(options, "json_text_key", None)
     if image != "jpg;png;jpeg;webp" or has_json or ";" in caption:
         return []
-    inspection = inspect(
+    check = inspect(
         shards,
         flag,
         long_caption,
@@ -209,7 +209,7 @@ def _inspected(training: Training, flag: str, shards: str, long_caption: str = "
         most=NUM_LOOKED_FOR,
         num_images=NUM_DECODED if training.decodes_images else 1,
     )
-    return inspection.warnings
+    return check.warnings
 
 
 def _check_training_data(training: Training) -> tuple[list[str], int]:

@@ -21,7 +21,7 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
 
 from .. import hooks
-from ..data.images import check_regular
+from ..data.images import check_regular, restrict_formats
 from ..data.truncated_tar import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
@@ -88,7 +88,8 @@ class _Tokenized:
 
 
 class _Images(CsvDataset):
-    """OpenCLIP's table of images and captions, whose images must be regular files.
+    """OpenCLIP's table of images and captions, whose images must be regular files of common
+    formats.
 
     A table of training data that is opened in `listing_unreadable` returns the next row instead of
     one whose image cannot be read. It keeps `listing` as an attribute of its own, because workers
@@ -102,6 +103,7 @@ class _Images(CsvDataset):
         self.unreadable = _Images.listing
 
     def __getitem__(self, index):
+        restrict_formats()
         rows = getattr(self, "kept", range(len(self)))
         for position in itertools.chain(range(index, len(self)), range(index)):
             image = self.images[rows[position]]

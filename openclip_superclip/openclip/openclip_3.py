@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from .. import hooks
 from ..data.shard_order import at_least_a_batch
-from ..data.tar_shards import pickle_as_bytes
 from . import trained
 
 HAS_TASKS = False
@@ -63,7 +62,7 @@ class WebDataset:
     """The webdataset package with the plugins' order of samples, and their tokens as the text,
     made on renaming.
 
-    It decodes no pickles in shards, which could run code. A pass that fills no batch ends the run.
+    A pass that fills no batch ends the run.
     """
 
     def __init__(self, args, order, caption_tokens):
@@ -75,10 +74,6 @@ class WebDataset:
 
     def __getattr__(self, name):
         return getattr(self.package, name)
-
-    def decode(self, *handlers, **options):
-        before = [*self.package.autodecode.default_pre_handlers, pickle_as_bytes]
-        return self.package.decode(*handlers, pre=before, **options)
 
     def shuffle(self, **options):
         return self.package.shuffle(**options) if self.order is None else self.order[1]

@@ -3,13 +3,15 @@ one, and stock without the flag."""
 
 import functools
 import os
+import pickle
 import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from support import cases, succeed, table
+from support import cases, parametrize, succeed, table
+from support.data import IMAGE, MakesFolder, write_tar
 from support.openclip_trees import (
     each_release,
     enter,
@@ -60,6 +62,21 @@ def test_losses_are_those_of_the_launcher_and_without_our_flags_those_of_stock(
     flags = flags.format(teacher=teacher, shards=shards)
     expected = losses(train, released[release], flags, world_size)
     assert losses(openclip_train_in_one_order, patched[release], flags, world_size) == expected
+
+
+@parametrize("train", [openclip_train, superclip_train])
+def test_a_pickle_in_a_shard_is_not_loaded_by_a_patched_openclip(
+    train, patched, short_run, tmp_path
+):
+    code = pickle.dumps(MakesFolder(tmp_path / "ran"))
+    samples = [{"png": IMAGE, "txt": "a red cat", "pyd": code}] * 16
+    write_tar(tmp_path / "0.tar", samples)
+    flags = f"--train-data {tmp_path}/0.tar --train-num-samples 16 --dataset-type webdataset"
+    flags = f"{short_run} {flags} --logs none"
+    completed(train, patched["3.3.0"], f"{flags} --superclip", cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
+    completed(train, patched["3.3.0"], f"{flags} --name stock", cwd=tmp_path)
+    assert (tmp_path / "ran").exists()
 
 
 def superclip_train_that_cannot_replace(tree, *argv):

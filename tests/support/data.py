@@ -25,6 +25,7 @@ COLOURS = {
 CORNERS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # row, column of a quarter
 Image.effect_noise((32, 32), 9).save(noise := io.BytesIO(), "png")
 IMAGE = noise.getvalue()
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
 
 
 class MakesFolder:

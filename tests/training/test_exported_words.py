@@ -15,7 +15,7 @@ from support.training_runs import execute, run_train
 from transformers import CLIPTokenizer
 
 import openclip_superclip as superclip
-from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenizer
+from openclip_superclip.checkpoints.hugging_face import as_hugging_face, save_tokenizer
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.data.captions import token_texts, tokenizer_identity
 from openclip_superclip.data.frequencies import read_frequencies

@@ -1,18 +1,23 @@
 """The `superclip` command: what it answers, and what it costs to ask."""
 
 import dataclasses
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from support import cases, parametrize, table
+from openclip_superclip.study.study_training import show_progress
+from support import cases, input_error, parametrize, table
 from support.training_runs import execute
+from tqdm import tqdm
 
-from openclip_superclip import __version__
+from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.flags import Config, DataConfig
+from openclip_superclip.openclip.output_folder import make_folder
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
@@ -93,6 +98,36 @@ def test_a_full_disk_is_one_line():
         1,
         "error: the output cannot be written (No space left on device)\n",
     )
+
+
+def test_a_stopped_training_says_how_to_continue(monkeypatch, capsys):
+    def stopped(name, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_call", stopped)
+    assert [__main__.main([name]) for name in ("train", "plan")] == [130, 130]
+    assert capsys.readouterr().err.splitlines() == [
+        "superclip train: stopped by SIGINT; --resume latest continues after its last "
+        "checkpoint, if there is one",
+        "superclip plan: stopped by SIGINT",
+    ]
+
+
+def test_the_name_of_a_run_that_exists_names_resume_latest(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/out.log").touch()
+    options = SimpleNamespace(logs=str(tmp_path), name="run", resume=None)
+    with input_error(r"--name: .*/run contains a run: --resume latest continues it; or give"):
+        make_folder(options)
+
+
+def test_the_bar_of_a_resumed_study_shows_no_negative_time():
+    bar = tqdm(total=100, initial=60, smoothing=0, file=io.StringIO())
+    for trained in (60, 40, 50):  # the run began again at its checkpoint
+        show_progress(bar, trained)
+        bar.start_t -= 10
+        assert bar.n >= bar.initial
+    assert "-" not in bar.format_meter(**bar.format_dict).partition("<")[2]
 
 
 def test_doctor_prints_ten_lines():

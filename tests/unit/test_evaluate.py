@@ -20,6 +20,7 @@ from support.data import MakesFolder, write_colours, write_tar
 from support.evaluation import errors, evaluate, num_read, records
 from support.models import random_weights
 from support.training_runs import execute, run_ranks
+from webdataset import autodecode
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.demo.data import write_evaluation_data
@@ -149,7 +150,9 @@ def test_shards_have_the_samples_and_the_order_that_clip_benchmark_reads(tmp_pat
 
 
 @parametrize("read", [read_by_clip_benchmark, read_by_us])
-def test_a_pickle_in_a_shard_is_loaded_by_clip_benchmark_and_not_by_us(read, tmp_path):
+def test_a_pickle_in_a_shard_is_loaded_by_clip_benchmark_and_not_by_us(read, tmp_path, monkeypatch):
+    # as before a training with our flags in this process
+    monkeypatch.setattr(autodecode, "default_pre_handlers", [autodecode.gzfilter])
     colours = write_colours(tmp_path / "colours")
     code = pickle.dumps(MakesFolder(tmp_path / "ran"))
     sample = {"png": Image.new("RGB", (8, 8)), "cls": 2, "meta.pickle": code}
