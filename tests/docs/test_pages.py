@@ -56,12 +56,11 @@ def assert_taken(command, monkeypatch):
             assert name in COMMANDS, command
             options = parse_superclip(arguments, monkeypatch)
             if name in ("plan", "run", "submit"):
-                given = options.recipe if name == "plan" else [options.recipe]
-                if name == "plan" and not (len(given) == 1 and is_recipe(given[0])):
-                    listed = [all(word in recipe for word in given) for recipe in shipped_recipes()]
-                    assert any(listed), command
-                else:
-                    read_recipe(given[0], dict(pair.split("=", 1) for pair in options.set))
+                recipe = options.recipe
+                if name == "plan":  # a recipe, or words to find some
+                    recipe = " ".join(recipe)
+                if name != "plan" or "/" in recipe:
+                    read_recipe(recipe, dict(pair.split("=", 1) for pair in options.set))
         case "torchrun", _:
             options = torchrun_parser().parse_args(arguments)
             assert options.module
