@@ -994,34 +994,33 @@ def verdicts_csv(comparisons: Sequence[Comparison]) -> list[list[str]]:
 
 def blocks(comparisons: Sequence[Comparison]) -> dict[Path, dict[str, str]]:
     """The generated tables: by page, then by the name of the marker."""
-    made = {HERE / "README.md": {"index": index_table(comparisons)}}
+    tables = {(HERE, "index"): index_table(comparisons)}
     for name in dict.fromkeys(comparison.study for comparison in comparisons):
-        page = HERE / name / "README.md"
-        made[page] = {
-            "verdicts": study_table(
-                [comparison for comparison in comparisons if comparison.study == name]
-            )
-        }
+        of_study = [comparison for comparison in comparisons if comparison.study == name]
+        tables[HERE / name, "verdicts"] = study_table(of_study)
     for file in sorted(HERE.rglob("trials.json")):
-        made.setdefault(file.with_name("README.md"), {})["trials"] = trials_table(
-            json.loads(file.read_text())
-        )
-    if HELD_OUT in {comparison.study for comparison in comparisons}:
-        made[HERE / HELD_OUT / "README.md"]["shares"] = shares_table(comparisons)
-    for study in FACTORS.keys() & {comparison.study for comparison in comparisons}:
-        made[HERE / study / "README.md"]["fractions"] = fractions_table(comparisons, study)
-    made[HERE / "vit/README.md"]["equal rates"] = equal_rates_table(comparisons)
-    made[HERE / "vit_average/README.md"]["average"] = average_table(comparisons)
-    made[HERE / "vit_samples/README.md"]["samples"] = samples_table(comparisons)
-    flip = next(
-        comparison
-        for comparison in comparisons
-        if comparison.study == EARLIER_FLIP and comparison.is_primary
-    )
-    made[HERE / f"{EARLIER_FLIP}/README.md"]["power"] = power_table(
-        flip.std, (2, 3.2), (5, 10, 20, 36)
-    )
-    return made
+        tables[file.parent, "trials"] = trials_table(json.loads(file.read_text()))
+    for study in FACTORS:
+        tables[HERE / study, "fractions"] = fractions_table(comparisons, study)
+    tables[HERE / HELD_OUT, "shares"] = shares_table(comparisons)
+    tables[HERE / "vit", "equal rates"] = equal_rates_table(comparisons)
+    tables[HERE / "vit_average", "average"] = average_table(comparisons)
+    tables[HERE / "vit_samples", "samples"] = samples_table(comparisons)
+    flip = find(comparisons, EARLIER_FLIP, "SuperFLIP − FLIP")
+    sizes = (5, 10, 20, 36)
+    tables[HERE / EARLIER_FLIP, "power"] = power_table(flip.std, (2, 3.2), sizes)
+    pages = defaultdict(dict)
+    for (folder, name), content in tables.items():
+        pages[_page_with(folder, name)][name] = content
+    return pages
+
+
+def _page_with(folder: Path, name: str) -> Path:
+    """The page of a study that has the marker of a table: README.md or details.md."""
+    details = folder / "details.md"
+    if details.exists() and f"<!-- {name} -->" in details.read_text():
+        return details
+    return folder / "README.md"
 
 
 def replaced(text: str, name: str, content: str) -> str:

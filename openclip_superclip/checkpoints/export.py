@@ -10,18 +10,17 @@ from pathlib import Path
 import open_clip
 from open_clip.constants import HF_CONFIG_NAME
 from open_clip.push_to_hf_hub import save_config_for_hf
-from open_clip.tokenizer import SimpleTokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
-from ..data.captions import PADDING
+from ..environment import versions
 from ..errors import InputError
 from ..files import check_out, whole_output, write_record, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
+from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
 from .authors import RELEASED_BATCH, from_authors
-from .hugging_face import write_clip_model
-from .model_card import model_card, usage_of
+from .hugging_face import as_hugging_face, save_tokenizer, write_clip_model
 from .weights import (
     Checkpoint,
     Weights,
@@ -33,63 +32,34 @@ from .weights import (
 )
 
 COMMAND = "superclip export"
-# How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
-WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
+MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
+USAGE = {  # by --format
+    "openclip": """import open_clip
+model, preprocess = open_clip.create_model_from_pretrained({place})
+tokenizer = open_clip.get_tokenizer({place})""",
+    "hf": """from transformers import CLIPModel, CLIPProcessor
+model = CLIPModel.from_pretrained({place})
+processor = CLIPProcessor.from_pretrained({place}, backend="pil")  # resizes as OpenCLIP does""",
+}
+CARD = """---
+library_name: {library}
+pipeline_tag: zero-shot-image-classification
+tags:
+{tags}
+---
 
+# {name}
 
-def as_hugging_face(tokenizer: SimpleTokenizer):
-    """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
-    of padding to 0."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+{what}
 
-    start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
-    # skips the empty last line of the file
-    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
-    bpe = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.post_processor = processors.BertProcessing(
-        (end, tokenizer.eot_token_id), (start, tokenizer.sot_token_id)
-    )
-    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
-    bpe.add_special_tokens([start, end, PADDING])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=start,
-        eos_token=end,
-        pad_token=PADDING,
-        sep_token=PADDING,
-        model_max_length=tokenizer.context_length,
-        clean_up_tokenization_spaces=False,
-    )
+{facts}
 
-
-def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Writes a transformers tokenizer. A tokenizer made by `as_hugging_face` pads with 0, like
-    OpenCLIP's.
-
-    0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded
-    from such a file saves only one of them, even in the merges.
-    """
-    tokenizer.chat_template = None  # transformers writes each template to a file of its name
-    tokenizer.save_pretrained(folder)
-    if tokenizer.pad_token != PADDING:
-        return
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    model = content["model"]
-    model["vocab"] |= {"!": 0, PADDING: 0}
-    model["merges"] = json.loads(json.dumps(model["merges"]).replace(PADDING, "!"))
-    for token in content["added_tokens"]:
-        token["id"] = model["vocab"][token["content"]]
-    write_text(file, json.dumps(content, ensure_ascii=False))
+```python
+{usage}
+```
+"""
 
 
 def write_model(
@@ -229,3 +199,68 @@ def _write_head(folder: Path, head: Weights, options: dict) -> None:
     if FIXED_IDF[0] in head:  # the counts of the file of --superclip-idf, whose path is not needed
         needed.pop("superclip_idf", None)
     save_weights(head, folder / HEAD_NAME, needed)
+
+
+def usage_of(format: str, place: str) -> str:
+    """Returns code that opens the model at a place of OpenCLIP, local-dir:FOLDER or hf-hub:REPO."""
+    if format == "hf":
+        _, _, place = place.partition(":")
+    return USAGE[format].format(place=json.dumps(place, ensure_ascii=False))
+
+
+def model_card(
+    name: str,
+    model: str,
+    options: dict,
+    num_captions: Tensor | None,
+    usage: str,
+    *,
+    with_head: bool,
+) -> str:
+    """Returns the README.md of a model folder, in Markdown with the Hugging Face hub's front
+    matter.
+
+    `options` are those of the run; `num_captions` are the captions seen with the class loss, None
+    if not counted. `usage` is code that opens the model.
+    """
+    what = "A CLIP model."
+    tags = "- clip"
+    if num_captions is not None:
+        tags += "\n- superclip"
+        place = f"in `{HEAD_NAME}`" if with_head else "not included"
+        what = (
+            "A CLIP model, trained with the class loss of "
+            f"[SuperCLIP](https://arxiv.org/abs/2512.14480). The class head is {place}."
+        )
+    facts = {
+        "architecture": model,
+        "pretrained weights": options.get("pretrained"),
+        "data": options.get("train_data"),
+        "captions seen with the class loss": f"{num_captions:,}" if num_captions else None,
+        "epochs": options.get("epochs"),
+        "learning rate": options.get("lr"),
+        "weight of the class loss λ": options.get("superclip_weight"),
+        "made with": ", ".join(
+            f"{name} {version}" for name, version in versions(*MADE_WITH).items()
+        ),
+    }
+    lines = [
+        f"- {label}: {_plain(value)}" for label, value in facts.items() if value not in (None, "")
+    ]
+    return CARD.format(
+        library="transformers" if usage.startswith("from transformers") else "open_clip",
+        tags=tags,
+        name=_plain(name),
+        what=what,
+        facts="\n".join(lines),
+        usage=usage,
+    )
+
+
+def _plain(value) -> str:
+    """Returns a value as one line of escaped Markdown.
+
+    Absolute paths are reduced to their last component."""
+    return markdown_text(
+        re.sub(r"(^|[\s,'\"(:])(?:local-dir:)?/(?:[^\s/,:]+/)+", r"\1", str(value))
+    )

@@ -1,5 +1,6 @@
-"""Exports OpenCLIP's ViT models as transformers' CLIPModel."""
+"""Exports OpenCLIP's ViT models as transformers' CLIPModel, and tokenizers as transformers' own."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.utils import to_2tuple
 from torch import nn
 
+from ..data.captions import PADDING
 from ..errors import InputError
+from ..files import write_text
 from .architecture import Architecture
 from .weights import Weights, check_match, save_weights
 
@@ -57,6 +60,8 @@ RENAMED = {  # from OpenCLIP's names to transformers', applied in this order
     r"\.attn\.": ".self_attn.",
 }
 TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
+# How SimpleTokenizer splits clean text: words, single digits, and runs of other characters.
+WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def write_clip_model(
@@ -193,3 +198,56 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     CLIPProcessor(image_processor, ours).save_pretrained(folder)
     # preprocessor_config.json, which LLaVA-style projects read
     image_processor.save_pretrained(folder)
+
+
+def as_hugging_face(tokenizer: SimpleTokenizer):
+    """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
+    of padding to 0."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
+    # skips the empty last line of the file
+    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
+    bpe = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.post_processor = processors.BertProcessing(
+        (end, tokenizer.eot_token_id), (start, tokenizer.sot_token_id)
+    )
+    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
+    bpe.add_special_tokens([start, end, PADDING])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=start,
+        eos_token=end,
+        pad_token=PADDING,
+        sep_token=PADDING,
+        model_max_length=tokenizer.context_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Writes a transformers tokenizer. A tokenizer made by `as_hugging_face` pads with 0, like
+    OpenCLIP's.
+
+    0 is also the id of "!" inside words, so the file contains two names for it. A tokenizer loaded
+    from such a file saves only one of them, even in the merges.
+    """
+    tokenizer.chat_template = None  # transformers writes each template to a file of its name
+    tokenizer.save_pretrained(folder)
+    if tokenizer.pad_token != PADDING:
+        return
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    model = content["model"]
+    model["vocab"] |= {"!": 0, PADDING: 0}
+    model["merges"] = json.loads(json.dumps(model["merges"]).replace(PADDING, "!"))
+    for token in content["added_tokens"]:
+        token["id"] = model["vocab"][token["content"]]
+    write_text(file, json.dumps(content, ensure_ascii=False))

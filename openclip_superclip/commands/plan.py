@@ -107,13 +107,13 @@ def _plan(options: argparse.Namespace) -> int:
         rehearsed = read_rehearsal(options.rehearsal, run)
         speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
-    checked = run.check_data(full=options.check) if reads_data else None
+    check = run.check_data(full=options.check) if reads_data else None
     if options.json:
-        others = {"cost": cost, "rehearsal": rehearsed, "data_check": checked}
+        others = {"cost": cost, "rehearsal": rehearsed, "data_check": check and check.as_json()}
         to_stdout(json.dumps(plan_values(run) | others, indent=1))
     else:
-        to_stdout(plan_text(run, cost, checked, rehearsed))
-    return 1 if options.check and checked["bad"] else 0
+        to_stdout(plan_text(run, cost, check, rehearsed))
+    return 1 if options.check and check.bad else 0
 
 
 def read_rehearsal(file: str, run: Run) -> dict:

@@ -10,13 +10,14 @@ from pathlib import Path
 from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..files import json_or_empty
 from ..rendering import markdown_table
-from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, current_state
+from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder, current_state
 from ..runs.recovery import LOST
 from ..runs.slurm import QueuedJob, has_job, my_jobs
+from .shared_options import add_switch
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
-FOLDERS = ("runs", "studies")  # default folders of runs
+DEFAULT = Path("runs")
 DAMAGED = "damaged"
 STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
@@ -28,11 +29,11 @@ def main(argv: list[str]) -> int:
         "Prints a table of runs: state, progress, samples per second, expected end and SLURM job. "
         "A run without a heartbeat for two minutes is lost. Not started: its job ended before "
         "superclip run began.",
-        "runs studies/one_batch",
+        "runs/superclip_seed0",
     )
     parser.option(
         "runs",
-        "folders of runs, or folders that contain runs (default: runs and studies)",
+        "folders of runs, or folders that contain runs (default: runs)",
         nargs="*",
         type=Path,
         metavar="RUN",
@@ -40,14 +41,21 @@ def main(argv: list[str]) -> int:
     parser.option(
         "--state", "show only runs in this state; may be repeated", action="append", choices=STATES
     )
+    add_switch(
+        parser,
+        "--stop-after-slice",
+        "end each RUN after its next checkpoint, without a requeue; superclip submit resumes",
+    )
     options = parser.parse_args(argv)
+    if options.stop_after_slice and not options.runs:
+        raise InputError("--stop-after-slice ends the given runs: expected RUN")
     given = options.runs
     queue = my_jobs() or {}
     counts = Counter()
     rows = []
     notes = []
     found = {}  # without duplicates
-    for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
+    for folder in given or [DEFAULT]:
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:
             problem = "contains no run" if folder.is_dir() else "is not a folder"
@@ -56,12 +64,13 @@ def main(argv: list[str]) -> int:
             )
         found |= here
     if not found:
-        raise InputError(
-            f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs"
-        )
+        raise InputError(f"there is no run in {DEFAULT} here; give the folders of your runs")
     for run in found:
         row, note = run_status(run, queue)
         counts[row[0]] += 1
+        if options.stop_after_slice and row[0] == RUNNING:
+            RunFolder(run).stop_file.touch()
+            note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
         if options.state and row[0] not in options.state:
             continue
         rows.append([str(run), *row])

@@ -1,33 +1,31 @@
 """Inspection of shards: existence, readability, contents, and whether they suffice for a run."""
 
-import contextlib
 import functools
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason
 from ..files import read_json
 from .caption_text import caption_member, has_long_caption, text_of
-from .images import check_image, ignored_warning
+from .data_check import BadFile, DataCheck
+from .images import check_image
 from .slices import Split, equal_sizes, more_than_a_slice
 from .tar_shards import (
+    BROKEN,
     IMAGES,
+    NO_FILE,
     check_any_exists,
-    contract,
     expand,
     is_remote,
     is_trained,
     read_members,
+    why_broken,
 )
-from .truncated_tar import BROKEN, why_broken
 from .workers import work_on
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken
@@ -39,56 +37,6 @@ TOLERANCE = 0.02
 # by extension, as webdataset decodes members
 DECODERS = dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int)
 DECODERS |= dict.fromkeys(("json", "jsn"), json.loads)
-
-
-@dataclass
-class ShardReport:
-    """The contents of a shard; `problem` is why training could not read all of it, or ""."""
-
-    shard: str
-    num_samples: int = 0  # readable samples with image and caption
-    has_caption: bool = False  # that is not empty
-    num_long: int = 0  # samples with a long caption
-    num_decoded: int = 0  # images
-    num_unreadable: int = 0  # of these
-    image_error: str = ""  # of the last unreadable image
-    # numbers of decoded images by the property that OpenCLIP ignores
-    ignored: Counter = field(default_factory=Counter)
-    members: dict[str, None] = field(default_factory=dict)  # the extensions of all samples
-    problem: str = ""
-
-    def count_captions(self, sample: dict, caption: str, long_key: str) -> None:
-        """Counts a sample with an image and a caption."""
-        self.num_samples += 1
-        with contextlib.suppress(UnicodeDecodeError):  # OpenCLIP skips such a sample
-            self.has_caption |= bool(text_of(sample[caption]))
-        if long_key and has_long_caption(sample, long_key):
-            self.num_long += 1
-
-    def decode_image(self, sample: dict) -> None:
-        """Decodes the image of a sample."""
-        problem, ignored = check_image(next(sample[name] for name in IMAGES if name in sample))
-        problem = _undecodable(sample) or problem
-        self.num_decoded += 1
-        if problem:
-            self.num_unreadable += 1
-            self.image_error = problem
-        if ignored:
-            self.ignored[ignored] += 1
-
-    def check_contents(self, caption: str) -> None:
-        """Sets the problem of a shard that was read without an error."""
-        if not self.num_samples:
-            self.problem = (
-                f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.{caption}); its "
-                f"members are {listed(self.members) or 'nothing'}"
-            )
-        elif not self.has_caption:
-            self.problem = f"all of its captions (.{caption}) are empty or not UTF-8"
-        elif self.num_unreadable == self.num_decoded:
-            self.problem = (
-                f"none of its {self.num_samples:,} images can be read: {self.image_error}"
-            )
 
 
 def _undecodable(sample: dict) -> str:
@@ -110,40 +58,61 @@ def inspect_shard(
     until_found: bool = False,
     caption: str = "txt",
     num_images: int = NUM_DECODED,
-) -> ShardReport:
+) -> DataCheck:
     """Reads a local shard, given the keys of the long and the short caption.
 
     It decodes the first `num_images` images and, if none of them can be read, the next until one
     can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
-    report = ShardReport(shard)
+    check = DataCheck(shard)
+    captions = []
     wanted = {caption, caption_member(long_key), *IMAGES, *DECODERS}
+    problem = ""
     try:
         for sample in read_members(shard, wanted):
-            report.members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
+            check.members |= dict.fromkeys(name for name in sample if not name.startswith("__"))
             if not is_trained(sample, caption):
+                check.num_incomplete += 1
                 continue
-            report.count_captions(sample, caption, long_key)
+            captions.append(_caption(sample[caption]))
+            check.num_long += bool(long_key) and has_long_caption(sample, long_key)
             if wanted.issuperset(IMAGES):
-                report.decode_image(sample)
-                if report.num_decoded >= num_images and report.num_unreadable < report.num_decoded:
+                image = next(sample[name] for name in IMAGES if name in sample)
+                unreadable, ignored = check_image(image)
+                check.count_image(_undecodable(sample) or unreadable, ignored)
+                if check.num_decoded >= num_images and check.num_unreadable < check.num_decoded:
                     wanted.difference_update(IMAGES)  # the next samples have no images
-            elif until_found and report.has_caption and (report.num_long or not long_key):
+            elif until_found and captions[-1] and (check.num_long or not long_key):
                 break
-        report.check_contents(caption)
     except BROKEN as error:
-        report.problem = why_broken(error)
-    return report
+        problem = why_broken(error)
+    check.count_captions(captions)
+    problem = problem or _problem_of_shard(check, caption)
+    if problem:
+        check.bad.append(BadFile(shard, problem))
+    return check
 
 
-class Inspection(NamedTuple):
-    """A report on shards; it is empty if some are URLs or pipes, which are not inspected."""
+def _caption(content: bytes) -> str:
+    """Returns the text of a caption; "" if it is not UTF-8, so that OpenCLIP skips the sample."""
+    try:
+        return text_of(content)
+    except UnicodeDecodeError:
+        return ""
 
-    shards: list[str]
-    sizes: dict[str, int]  # bytes of the shards that exist
-    bad: dict[str, str]  # the problems of missing and broken shards
-    reports: list[ShardReport]  # of the shards that were read
-    warnings: list[str]
+
+def _problem_of_shard(check: DataCheck, caption: str) -> str:
+    """Returns why training reads nothing in a shard that was read without an error, or ""."""
+    if not check.num_samples:
+        return (
+            f"no sample has an image (.{', .'.join(IMAGES)}) and a caption (.{caption}); its "
+            f"members are {listed(check.members) or 'nothing'}"
+        )
+    if check.num_empty == check.num_samples:
+        return f"all of its captions (.{caption}) are empty or not UTF-8"
+    if check.num_unreadable == check.num_decoded:
+        return f"none of its {check.num_samples:,} images can be read: {check.image_problem}"
+    return ""
 
 
 def inspect(
@@ -155,8 +124,8 @@ def inspect(
     caption: str = "txt",
     most: int | None = None,
     num_images: int = NUM_DECODED,
-) -> Inspection:
-    """Returns a report on the shards of a pattern; URLs and pipes are not inspected.
+) -> DataCheck:
+    """Returns what the shards of a pattern contain; URLs and pipes are not inspected.
 
     Raises InputError if no shard of a source exists, or if the inspected shards contain no training
     samples.
@@ -170,14 +139,18 @@ def inspect(
         num_images: the number of images to decode in each inspected shard.
     """
     shards = expand(pattern, flag)
+    check = DataCheck(pattern, flag, num_shards=len(shards), num_checked=len(shards))
     if any(map(is_remote, shards)):
-        return Inspection(shards, {}, {}, [], [])
+        return check
     for source in pattern.split("::"):
         check_any_exists(expand(source, flag), flag)
     names = shards[:most]
     in_order = thread_map(_file_size, names, max_workers=NUM_THREADS, disable=True)
     sizes = dict(zip(names, in_order, strict=True))
     existing = {shard: size for shard, size in sizes.items() if size is not None}
+    check.full = full
+    check.num_found = len(existing)
+    check.num_bytes = sum(existing.values())
     read = functools.partial(
         inspect_shard,
         long_key=long_caption,
@@ -186,58 +159,59 @@ def inspect(
         num_images=num_images,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
+    parts = _read_some(read, readable, long_caption)
     if full:
-        reports = list(work_on(read, readable, os.cpu_count() or 1, "--check"))
-    else:
-        reports = _read_some(read, readable, long_caption)
-    problems = {report.shard: report.problem for report in reports if report.problem}
-    if len(problems) == len(reports):
-        raise InputError(f"{flag}: {reports[0].shard}: {reports[0].problem}")
-    if long_caption and not any(report.num_long for report in reports):
+        parts = work_on(read, readable, os.cpu_count() or 1, "--check")
+    for part in parts:
+        check.add(part)
+    first = check.parts[0]
+    if len(check.bad) == len(check.parts):
+        raise InputError(f"{flag}: {first.data}: {first.bad[0].problem}")
+    if long_caption and not check.num_long:
         raise InputError(
-            f"{flag}: no sample of {reports[0].shard} holds the long caption '{long_caption}'; its "
-            f"members are {listed(reports[0].members) or 'nothing'}"
+            f"{flag}: no sample of {first.data} holds the long caption '{long_caption}'; its "
+            f"members are {listed(first.members) or 'nothing'}"
         )
-    problems |= {shard: "no such file" for shard, size in sizes.items() if size is None}
-    warnings = []
-    if problems:
-        warnings.append(
-            f"{flag}: {len(problems):,} of {len(sizes):,} shards are missing or broken, such as "
-            f"{next(iter(problems))}: training skips them"
+    check.bad += [BadFile(shard, NO_FILE) for shard, size in sizes.items() if size is None]
+    if check.bad:
+        check.warnings.append(
+            f"{flag}: {len(check.bad):,} of {len(sizes):,} shards are missing or broken, such as "
+            f"{check.bad[0].file}: training skips them"
         )
-    warnings += _content_warnings(reports, flag, long_caption if full else "")
-    return Inspection(shards, existing, problems, reports, warnings)
+    check.warnings += check.content_warnings("the class loss reads no word")
+    check.warnings += _shard_warnings(check, long_caption if full else "")
+    return check
 
 
-def _read_some(read: Callable, shards: list[str], long_caption: str) -> list[ShardReport]:
-    """Returns the reports on the first and the last shard and, if these are broken or lack the
-    long caption, on a few more."""
-    reports = [read(shard) for shard in dict.fromkeys([shards[0], shards[-1]])]
+def _read_some(read: Callable, shards: list[str], long_caption: str) -> Iterator[DataCheck]:
+    """Yields the checks of the first and the last shard and, if these are broken or lack the long
+    caption, of a few more."""
     others = shards[1:-1]
-    for shard in others[:: max(1, len(others) // NUM_MORE)][:NUM_MORE]:
-        if any(report.num_long or not (report.problem or long_caption) for report in reports):
-            break
-        reports.append(read(shard))
-    return reports
+    more = others[:: max(1, len(others) // NUM_MORE)][:NUM_MORE]
+    is_enough = False
+    for number, shard in enumerate([*dict.fromkeys([shards[0], shards[-1]]), *more]):
+        if number > 1 and is_enough:
+            return
+        check = read(shard)
+        is_enough |= check.num_long > 0 or not (check.bad or long_caption)
+        yield check
 
 
-def _content_warnings(reports: list[ShardReport], flag: str, long_caption: str) -> Iterator[str]:
-    """Yields warnings on images, and on missing long captions if they are looked for."""
-    num_decoded = sum(report.num_decoded for report in reports)
-    ignored = sum((report.ignored for report in reports), Counter())
-    yield from ignored_warning(ignored, num_decoded, flag)
-    partly = [report for report in reports if report.num_unreadable and not report.problem]
+def _shard_warnings(check: DataCheck, long_caption: str) -> Iterator[str]:
+    """Yields warnings on images of readable shards, and on missing long captions if they are looked
+    for."""
+    partly = [part for part in check.parts if part.num_unreadable and not part.bad]
     if partly:
-        num_unreadable = sum(report.num_unreadable for report in partly)
+        num_unreadable = sum(part.num_unreadable for part in partly)
         yield (
-            f"{flag}: {num_unreadable:,} of {num_decoded:,} decoded images cannot be read, the "
-            f"first is in {partly[0].shard} ({partly[0].image_error}): training skips them"
+            f"{check.flag}: {num_unreadable:,} of {check.num_decoded:,} decoded images cannot be "
+            f"read, the first is in {partly[0].data} ({partly[0].image_problem}): training skips "
+            "them"
         )
-    num_samples = sum(report.num_samples for report in reports)
-    num_missing = num_samples - sum(report.num_long for report in reports)
+    num_missing = check.num_samples - check.num_long
     if long_caption and num_missing:
         yield (
-            f"{flag}: {num_missing:,} of {num_samples:,} samples have no long caption "
+            f"{check.flag}: {num_missing:,} of {check.num_samples:,} samples have no long caption "
             f"'{long_caption}'"
         )
 
@@ -273,24 +247,6 @@ def total_samples(shards: list[str]) -> int | None:
     return sum(numbers[shard] for shard in shards)
 
 
-@dataclass(frozen=True)
-class ShardCheck:
-    """What a check of a run finds in its shards. Its fields are those of the JSON of plan."""
-
-    data: str
-    shards: int
-    found: int | None  # shards that exist; None for URLs and pipes
-    bytes: int | None
-    full: bool  # whether all were read
-    num_checked: int
-    samples: int | None  # counted
-    samples_listed: int | None  # by sizes.json
-    samples_expected: int  # by the recipe
-    bad: list[dict[str, str]]  # each with "shard" and "problem"
-    good: str | None  # the pattern without these
-    warnings: list[str]
-
-
 def check_shards(
     pattern: str,
     split: Split,
@@ -298,56 +254,41 @@ def check_shards(
     *,
     full: bool = False,
     long_caption: str = "",
-) -> ShardCheck:
-    """Returns a report on the shards of --data; InputError if training could not start.
+) -> DataCheck:
+    """Returns what the shards of --data contain; InputError if training could not start.
 
     With `full` all shards are read; otherwise only the first and the last. The recipe assumes
     `expected` samples.
     """
     split.check()
-    inspection = inspect(pattern, split.flag, long_caption, full=full)
-    shards = inspection.shards
-    bad = inspection.bad
+    check = inspect(pattern, split.flag, long_caption, full=full)
+    shards = expand(pattern, split.flag)
     in_json = listed_samples(shards, split.flag)
     if all(shard in in_json for shard in shards):
         _check_slice(split, sum(in_json[shard] for shard in shards))
-    counted = {report.shard: report.num_samples for report in inspection.reports} if full else {}
-    sizes = counted or in_json
-    num_samples = sum(sizes.get(shard, 0) for shard in shards)  # a shard may be named twice
-    warnings = inspection.warnings
+    check.num_listed = sum(in_json.get(shard, 0) for shard in shards) or None
     num_remote = sum(map(is_remote, shards))
     if num_remote:
-        warnings.append(
+        check.warnings.append(
             f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
         )
+    counted = {part.data: part.num_samples for part in check.parts} if check.full else {}
+    sizes = counted or in_json
+    num_samples = sum(sizes.get(shard, 0) for shard in shards)  # a shard may be named twice
     if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
         source = "the shards hold" if counted else "sizes.json lists"
-        warnings.append(
+        check.warnings.append(
             f"{source} {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
             f"data_samples={num_samples} plans with those"
         )
     if not sizes:  # then all shards are assumed to be equal
         sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
     mean = round(sum(sizes.values()) / len(sizes))
-    warnings += split.check_sizes(
+    bad = {file.file for file in check.bad}
+    check.warnings += split.check_sizes(
         [0 if shard in bad else sizes.get(shard, mean) for shard in shards]
     )
-    good = [shard for shard in shards if shard not in bad]
-    has_sizes = bool(inspection.reports)  # none of URLs and pipes
-    return ShardCheck(
-        data=pattern,
-        shards=len(shards),
-        found=len(inspection.sizes) if has_sizes else None,
-        bytes=sum(inspection.sizes.values()) if has_sizes else None,
-        full=bool(counted),
-        num_checked=len(shards),
-        samples=num_samples if counted else None,
-        samples_listed=sum(in_json.get(shard, 0) for shard in shards) or None,
-        samples_expected=expected,
-        bad=[{"shard": shard, "problem": problem} for shard, problem in bad.items()],
-        good=contract(good) if bad else None,
-        warnings=warnings,
-    )
+    return check
 
 
 def _check_slice(split: Split, num_samples: int) -> None:

@@ -1,14 +1,11 @@
 """Tables of images and captions: detection, columns, contents, and checks before training."""
 
 import contextlib
-import csv
-import itertools
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
@@ -16,7 +13,8 @@ from tqdm.contrib.concurrent import thread_map
 from ..errors import InputError, listed, reason
 from ..flags import Config
 from .caption_text import has_long_caption, text_of
-from .images import check_image, ignored_warning
+from .data_check import BadFile, DataCheck
+from .images import check_image
 from .tar_shards import is_remote
 
 SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
@@ -25,7 +23,6 @@ NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
 MAX_DECODED = 10_000  # images that are decoded before training
-NUM_SHOWN = 5  # bad rows that an error names
 SHORT = Config()  # reads no long caption
 
 
@@ -87,14 +84,13 @@ def detect_columns(
     are (filepath, title), else (image, caption), else one of these names, the only column of
     existing image files and the only other column.
     """
-    lines = []
+    if is_remote(path):
+        return Columns(separator or ",", image or "image", caption or "caption")
     with _readable(path, flag):
-        if not is_remote(path):
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                lines = list(itertools.islice(file, NUM_LOOKED_AT))
-        header = "".join(lines[:1])
-        separator = separator or _separator_of(header)
-        names, *values = _rows(lines, separator) or [[]]
+        if not separator:
+            with open(path, encoding="utf-8-sig") as file:
+                separator = _separator_of(file.readline())
+        names, *rows = _first_rows(path, Columns(separator), NUM_LOOKED_AT)
     complete = [
         pair
         for pair in NAMES
@@ -106,8 +102,8 @@ def detect_columns(
     images = [image] if image else known_images[:1]
     captions = [caption] if caption else [name for _, name in pairs if name in names][:1]
     if not images:
-        rows = values[:-1] or values  # the last line may be in the middle of a row
-        images = [name for index, name in enumerate(names) if _are_files(rows, index)]
+        columns_of_cells = zip(names, *rows, strict=True)
+        images = [name for name, *cells in columns_of_cells if cells and all(map(_is_file, cells))]
     if not captions:
         captions = [name for name in names if name not in (*images, *known_images)]
     columns = Columns(
@@ -115,8 +111,7 @@ def detect_columns(
         images[0] if len(images) == 1 else "image",
         captions[0] if len(captions) == 1 else "caption",
     )
-    if names:
-        _check_header(path, names, columns)
+    _check_header(path, names, columns)
     return columns
 
 
@@ -130,46 +125,31 @@ def _separator_of(header: str) -> str:
     return max(SEPARATORS, key=rank)
 
 
-def _rows(lines: list[str], separator: str) -> list[list[str]]:
-    if len(separator) > 1:  # a pattern to pandas
-        try:
-            return [re.split(separator, line.rstrip("\r\n")) for line in lines]
-        except re.error as error:
-            raise InputError(
-                f"--csv-separator is {separator!r}; expected one character or a regular expression "
-                f"({error})"
-            ) from None
-    return list(csv.reader(lines, delimiter=separator))
+def _first_rows(path: str, columns: Columns, number: int) -> list[list]:
+    """Returns the header as in the file, where pandas renames the second of two equal names, and
+    the first rows; cells that a row lacks are NaN."""
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(
+            path,
+            **columns.pandas_options,
+            header=None,
+            nrows=1 + number,
+            dtype=str,
+            keep_default_na=False,
+            on_bad_lines="skip",  # whose extra values are reported later
+        )
+    except re.error as error:
+        raise InputError(
+            f"--csv-separator is {columns.separator!r}; expected one character or a regular "
+            f"expression ({error})"
+        ) from None
+    return rows.values.tolist()
 
 
-def _are_files(rows: list[list[str]], column: int) -> bool:
-    """Returns whether all rows, at least one, have the name of a file in a column."""
-    return bool(rows) and all(len(row) > column and os.path.isfile(row[column]) for row in rows)
-
-
-@dataclass
-class TableReport:
-    """A report on the contents of a table."""
-
-    num_rows: int = 0
-    num_empty: int = 0  # rows without a caption
-    # rows that training uses: only those with a long caption if the others are skipped
-    num_trained: int = 0
-    num_decoded: int = 0  # images
-    # row from 1, image, and why it cannot be read
-    bad: list[tuple[int, str, str]] = field(default_factory=list)
-    ignored: Counter = field(default_factory=Counter)  # numbers of images by what OpenCLIP ignores
-    bad_text: str = ""  # the same in a message
-    warnings: list[str] = field(default_factory=list)  # of `check_table`
-
-    def refuse_bad(self) -> list[str]:
-        """Returns the warnings; InputError if an image is missing or damaged."""
-        if self.bad:
-            raise InputError(
-                f"{self.bad_text}; paths are relative to {os.getcwd()}; correct these rows, or "
-                "leave them out"
-            )
-        return self.warnings
+def _is_file(cell: object) -> bool:
+    return isinstance(cell, str) and os.path.isfile(cell)
 
 
 def check_table(
@@ -182,121 +162,86 @@ def check_table(
     world_size: int = 1,
     accum_freq: int = 1,
     max_decoded: int | None = MAX_DECODED,
-) -> TableReport:
-    """Returns a report on the table at `path`, with warnings; an empty one for a URL, which is not
+) -> DataCheck:
+    """Returns what the table at `path` contains, with warnings; nothing for a URL, which is not
     checked.
 
     Raises InputError, naming `flag`, for missing columns or captions, or fewer rows than one step
     needs. Missing and damaged images are warnings; `refuse_bad` makes them an error.
     """
     if is_remote(path):
-        return TableReport()
+        return DataCheck(path, flag)
     table = read_table(path, columns, config, flag, max_decoded)
     if table.bad:
-        rows = [f"row {row} names {image}: {problem}" for row, image, problem in table.bad]
-        table.bad_text = (
-            f"{flag}: {len(rows):,} of {table.num_decoded:,} images of {path} cannot be read: "
-            f"{listed(rows, NUM_SHOWN)}"
-        )
-        table.warnings.append(f"{table.bad_text}; such rows are skipped")
-    if table.num_empty == table.num_rows:
+        table.warnings.append(f"{table.bad_text()}; such rows are skipped")
+    if table.num_empty == table.num_samples:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
     if table.num_trained < needed:
         raise InputError(
-            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_rows:,} rows, too "
-            f"few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on {world_size} "
-            f"rank(s); expected {needed:,} rows or a smaller batch"
+            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_samples:,} rows, "
+            f"too few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on "
+            f"{world_size} rank(s); expected {needed:,} rows or a smaller batch"
         )
-    if table.num_empty:
-        table.warnings.append(
-            f"{flag}: {table.num_empty:,} of the {table.num_rows:,} rows of {path} have no "
-            "caption: the text tower reads the word 'nan', as in stock OpenCLIP, and the class "
-            "loss no word"
-        )
-    table.warnings += ignored_warning(table.ignored, table.num_decoded, flag)
+    table.warnings += table.content_warnings(
+        "the text tower reads the word 'nan', as in stock OpenCLIP, and the class loss no word"
+    )
     return table
 
 
 def read_table(
     path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0
-) -> TableReport:
-    """Returns a report on a whole table; InputError if OpenCLIP could not read it correctly.
+) -> DataCheck:
+    """Returns what a whole table contains; InputError if OpenCLIP could not read it correctly.
 
     At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
     """
     long_key = config.long_caption_key
-    table = TableReport()
-    num_long = 0
+    table = DataCheck(path, flag, full=max_decoded is None)
     images = []
     for rows in chunks_of(path, columns, flag):
         names = list(rows)
-        table.num_rows += len(rows)
-        table.num_empty += sum(not text_of(caption) for caption in rows[columns.caption])
+        table.count_captions(map(text_of, rows[columns.caption]))
         if long_key:
-            num_long += sum(has_long_caption(row, long_key) for row in rows.to_dict("records"))
+            table.num_long += sum(
+                has_long_caption(row, long_key) for row in rows.to_dict("records")
+            )
         if max_decoded != 0:
             images += map(str, rows[columns.image])
-    if not table.num_rows:
+    if not table.num_samples:
         raise InputError(f"{flag}: {path} holds no row below its header")
-    if long_key and not num_long:
+    if long_key and not table.num_long:
         raise InputError(
             f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
             f"columns are {listed(names)}"
         )
-    table.num_trained = num_long if config.missing_long == "skip" else table.num_rows
+    table.num_trained = table.num_long if config.missing_long == "skip" else table.num_samples
     stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
-    table.num_decoded = len(chosen)
+    table.num_checked = len(chosen)
     # Pillow decodes without holding the GIL
     checks = thread_map(check_image, chosen, desc="reading images", unit=" images", disable=None)
     for index, (problem, ignored) in enumerate(checks):
+        table.count_image(problem, ignored)
         if problem:
-            table.bad.append((index * stride + 1, chosen[index], problem))
-        if ignored:
-            table.ignored[ignored] += 1
+            table.bad.append(BadFile(chosen[index], problem, row=index * stride + 1))
     return table
 
 
-def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
-    """Yields the rows of a table as dicts; `options` and errors are those of `chunks_of`."""
-    for rows in chunks_of(path, columns, flag, **options):
-        yield from rows.to_dict("records")
-
-
-def chunks_of(
-    path: str,
-    columns: Columns,
-    flag: str,
-    *,
-    dtype: type | None = None,
-    exact: Sequence[str] = (),
-) -> Iterator:
+def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
     """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
     be read.
 
-    If `dtype` is str, numbers are texts. In the columns `exact`, NA and the like, which are missing
-    values to pandas, are texts too.
+    If `dtype` is str, numbers are texts.
     """
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
-    from pandas._libs.parsers import STR_NA_VALUES
 
     with _readable(path, flag):
-        header = pd.read_csv(
-            path, **columns.pandas_options, header=None, nrows=1, dtype=str, keep_default_na=False
-        )
-        # as in the file: pandas renames the second of two equal names
-        names = header.iloc[0].tolist()
+        (names,) = _first_rows(path, columns, 0)
         _check_header(path, names, columns)
-        missing = {name: STR_NA_VALUES for name in names if name not in exact}
         with pd.read_csv(
-            path,
-            **columns.pandas_options,
-            chunksize=ROWS_AT_ONCE,
-            dtype=dtype,
-            keep_default_na=False,
-            na_values=missing,
+            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
         ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
@@ -318,15 +263,31 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{flag}: there is no file {path}") from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(
             f"{flag}: {path} is not a readable table ({reason(error)}){advice}"
         ) from error
 
 
+def has_columns(path: str, columns: Columns) -> bool:
+    """Returns whether OpenCLIP finds its columns in a table; True if it cannot be read here."""
+    if not os.path.isfile(path):
+        return True
+    try:
+        (names,) = _first_rows(path, columns, 0)
+    except (OSError, ValueError):
+        return True
+    return {columns.image, columns.caption} <= set(names)
+
+
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing."""
+    """Raises InputError for equal names, if a column is missing, or for a pair instead of names."""
+    if os.path.isfile(columns.image):
+        raise InputError(
+            f"{path} has no header: its first row names the image {columns.image}; expected the "
+            "names of the columns above it, such as filepath and title"
+        )
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")

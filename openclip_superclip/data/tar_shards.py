@@ -1,16 +1,54 @@
-"""WebDataset shards: names and patterns, and samples as OpenCLIP groups them."""
+"""WebDataset shards: names and patterns, samples as OpenCLIP groups them, and truncated and damaged
+files.
 
-import itertools
+In training, openclip/data.py skips and lists such a shard, and runs/unreadable.py limits their
+number."""
+
+import lzma
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlparse
 
 import braceexpand
 
 from ..errors import InputError, reason
-from .truncated_tar import BROKEN, StrictTarInfo
+
+# exceptions raised for an unreadable shard
+BROKEN = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
+# at the end of a file without an end marker, and in the middle of a damaged one
+NO_MEMBER = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)
+
+
+NO_FILE = "no such file"
+
+
+def why_broken(error: Exception) -> str:
+    """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
+    if isinstance(error, FileNotFoundError):
+        return NO_FILE
+    # tarfile lists every format it tried
+    return f"broken tar file ({str(error).partition(':')[0]})"
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """A member's header; a broken or missing one raises ReadError.
+
+    tarfile takes these for the end of the file, which blocks of zeros should mark.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except NO_MEMBER as error:
+            if tar.offset == 0:  # for which tarfile has an error
+                raise
+            raise tarfile.ReadError(
+                f"there is no valid tar member and no end marker at byte {tar.offset:,}"
+            ) from error
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:
@@ -62,32 +100,6 @@ def is_streamed(data: str | None) -> bool:
         return bool(data) and any(map(is_remote, _names(data)))
     except ValueError:  # `expand` refuses it
         return is_remote(data)
-
-
-def contract(names: Sequence[str]) -> str:
-    """Returns a pattern that expands to these names in this order, with consecutive numbers in
-    braces."""
-    split = (re.fullmatch(r"(.*?)(\d*)(\D*)", name, flags=re.DOTALL).groups() for name in names)
-    # the text around the last number
-    groups = itertools.groupby(split, key=lambda parts: (parts[0], parts[2]))
-    return "::".join(
-        before + _braces(number for _, number, _ in group) + after
-        for (before, after), group in groups
-    )
-
-
-def _braces(numbers: Iterable[str]) -> str:
-    """Returns numbers as a pattern: {0,{3..5}} for 0, 3, 4 and 5."""
-    ranges = []  # first and last number of each
-    for number in numbers:
-        first, last = ranges[-1] if ranges else ("", "")
-        is_next = last and len(number) == len(last) and int(number) == int(last) + 1
-        if is_next:
-            ranges[-1] = first, number
-        else:
-            ranges.append((number, number))
-    parts = [first if first == last else f"{{{first}..{last}}}" for first, last in ranges]
-    return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
 # the members that OpenCLIP trains on; of several in a sample, the first

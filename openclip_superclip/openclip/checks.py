@@ -10,8 +10,7 @@ from pathlib import Path
 from ..checkpoints.resume import check_kind
 from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
-from ..data.slices import Split, more_than_a_slice
-from ..data.steps import batches_of_shards, batches_of_table
+from ..data.slices import Split, batches_of_shards, batches_of_table, more_than_a_slice
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
 from ..environment import check_horovod
@@ -201,7 +200,7 @@ def _inspected(training: Training, flag: str, shards: str, long_caption: str = "
     has_json = getattr(options, "json_text_key", None)
     if image != "jpg;png;jpeg;webp" or has_json or ";" in caption:
         return []
-    inspection = inspect(
+    check = inspect(
         shards,
         flag,
         long_caption,
@@ -209,7 +208,7 @@ def _inspected(training: Training, flag: str, shards: str, long_caption: str = "
         most=NUM_LOOKED_FOR,
         num_images=NUM_DECODED if training.decodes_images else 1,
     )
-    return inspection.warnings
+    return check.warnings
 
 
 def _check_training_data(training: Training) -> tuple[list[str], int]:

@@ -5,6 +5,7 @@ import re
 import shlex
 import textwrap
 
+from ..data.data_check import DataCheck
 from ..rendering import bytes_text, significant
 from .cost import A100_TFLOPS, CORE_GFLOPS, shorter_slices
 from .recipe import METHODS, Recipe
@@ -46,9 +47,9 @@ def plan_values(run: Run) -> dict:
 
 
 def plan_text(
-    run: Run, cost: dict, checked: dict | None = None, rehearsed: dict | None = None
+    run: Run, cost: dict, check: DataCheck | None = None, rehearsed: dict | None = None
 ) -> str:
-    """Returns all information on a plan; `checked` is None if the data was not read."""
+    """Returns all information on a plan; `check` is None if the data was not read."""
     recipe = run.recipe
     rows = [
         ("paper", _paper(recipe)),
@@ -61,7 +62,7 @@ def plan_text(
         *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
-        *_data(run, checked),
+        *_data(run, check),
     ]
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
@@ -208,31 +209,30 @@ def _memory(num_bytes: dict) -> str:
     return f"{text}. Activations and copies of the gradients come on top: a rehearsal measures them"
 
 
-def _data(run: Run, checked: dict | None) -> list[tuple[str, str]]:
+def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
     """Returns rows on the data: contents, warnings, and bad files."""
-    if checked is None:
+    if check is None:
         is_default = run.data == run.recipe.shards
         default = ", the recipe's default" if is_default else ""
         return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
     facts = []
     if run.is_table:
-        number = "all" if checked["full"] else "up to 10,000"
-        facts.append(f"a table of {checked['rows']:,} pairs; {number} images were checked")
-    elif checked["found"] is not None:
-        size = bytes_text(checked["bytes"])
-        facts.append(f"{checked['found']:,} of {checked['shards']:,} shards exist, {size}")
-        if checked["full"]:
-            facts.append(f"{checked['samples']:,} samples counted")
-        if checked["samples_listed"]:
-            facts.append(f"{checked['samples_listed']:,} samples by sizes.json")
-        facts.append("all were read" if checked["full"] else "the first and the last were opened")
+        number = "all" if check.full else "up to 10,000"
+        facts.append(f"a table of {check.num_samples:,} pairs; {number} images were checked")
+    elif check.num_found is not None:
+        size = bytes_text(check.num_bytes)
+        facts.append(f"{check.num_found:,} of {check.num_shards:,} shards exist, {size}")
+        if check.full:
+            facts.append(f"{check.num_samples:,} samples counted")
+        if check.num_listed:
+            facts.append(f"{check.num_listed:,} samples by sizes.json")
+        facts.append("all were read" if check.full else "the first and the last were opened")
+    if check.num_repeated:
+        facts.append(f"{check.num_repeated:,} of {check.num_samples:,} captions repeat another one")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
-    rows += [("warning", warning) for warning in checked["warnings"]]
-    bad = checked["bad"]
+    rows += [("warning", warning) for warning in check.warnings]
     kind = "image" if run.is_table else "shard"
-    rows += [(f"bad {kind}", f"{one['shard']}: {one['problem']}") for one in bad[:MAX_BAD]]
-    if len(bad) > MAX_BAD:
-        rows.append(("", f"and {len(bad) - MAX_BAD:,} more, which --json lists"))
-    if checked["good"]:
-        rows.append(("without bad", f"--data {shlex.quote(checked['good'])}"))
+    rows += [(f"bad {kind}", f"{file.file}: {file.problem}") for file in check.bad[:MAX_BAD]]
+    if len(check.bad) > MAX_BAD:
+        rows.append(("", f"and {len(check.bad) - MAX_BAD:,} more, which --json lists"))
     return rows

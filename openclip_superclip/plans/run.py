@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.trainer_files import RECORD
+from ..data.data_check import DataCheck
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
 from ..data.tables import MAX_DECODED, check_table, is_table
@@ -233,15 +234,15 @@ class Run:
         split.check()
         return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
-    def check_data(self, *, full: bool = False) -> dict:
-        """Returns what a check finds in the data, for JSON; InputError if training could not start.
+    def check_data(self, *, full: bool = False) -> DataCheck:
+        """Returns what a check finds in the data; InputError if training could not start.
 
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
         the first and the last shard or, of a table, up to 10,000 images.
         """
         config = self.recipe.config
         if self.is_table:
-            table = check_table(
+            check = check_table(
                 self.data,
                 self.recipe.columns,
                 "--data",
@@ -250,30 +251,18 @@ class Run:
                 world_size=self.world_size,
                 max_decoded=None if full else MAX_DECODED,
             )
-            bad = [
-                {"shard": image, "row": row, "problem": problem}
-                for row, image, problem in table.bad
-            ]
-            checked = {
-                "rows": self.recipe.data_samples,
-                "full": full,
-                "num_checked": table.num_decoded,
-                "bad": bad,
-                "good": None,
-                "warnings": table.warnings,
-            }
         else:
-            shard_check = check_shards(
+            check = check_shards(
                 self.data,
                 self._split(),
                 self.recipe.data_samples,
                 full=full,
                 long_caption=config.long_caption_key,
             )
-            checked = dataclasses.asdict(shard_check)
-        checked["warnings"] += self.check_validation()
-        tables = filter(is_table, (self.data, self.recipe.val_data))
-        return checked | {"tables": {path: content_digest(Path(path)) for path in tables}}
+        check.warnings += self.check_validation()
+        tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
+        check.tables = {path: content_digest(Path(path)) for path in tables}
+        return check
 
     def _split(self) -> Split:
         machines = len(expand(self.data)), self.world_size, self.workers

@@ -78,6 +78,7 @@ class RunFolder:
         self.path = path if path.name not in ("", "..") else path.resolve()
         self.checkpoints = self.path / "checkpoints"
         self.state_file = self.path / "state.json"
+        self.stop_file = self.path / "stop_after_slice"  # asks a run to end after its slice
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
@@ -213,6 +214,7 @@ class RunFolder:
             **values,
         )
         (self.path / NAME).unlink(missing_ok=True)  # run.json contains it now
+        self.stop_file.unlink(missing_ok=True)  # of an earlier start
         self._write_state(
             RUNNING, restarts=len(attempts), job=placement.job, requeues=placement.restarts
         )

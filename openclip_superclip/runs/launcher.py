@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
-from ..errors import InputError, to_stderr
+from ..errors import InputError, to_stderr, to_stdout
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, PREEMPTED, RunFolder
@@ -32,7 +33,7 @@ from .recovery import (
     first_failure,
     new_files,
 )
-from .signals import EXIT_AGAIN, Stopped
+from .signals import EXIT_AGAIN, Stopped, signals_ignored
 from .slurm import Placement, hosts, time_left
 from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
@@ -46,6 +47,10 @@ PATIENCE_AT_STOP = 5
 
 class Stalled(Exception):
     """The ranks are alive but make no progress."""
+
+
+class StopAsked(Exception):
+    """superclip status --stop-after-slice has asked to end the run, and a slice is saved."""
 
 
 def train(run: Run, placement: Placement, folder: RunFolder) -> int:
@@ -92,7 +97,8 @@ class NodeTraining:
         self.unreadable = UnreadableData(run, self.logs)
         self.output = AddedLines()
         self.last_beat = 0.0
-        self.last_epoch = None  # of the newest checkpoint
+        self.first_epoch = folder.epoch  # of the newest checkpoint before this start
+        self.last_epoch = None  # of the newest one
         self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
         self.failures = []  # of this node's ranks
 
@@ -120,11 +126,15 @@ class NodeTraining:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
         # NCCL waits ten minutes at most until the first node has checked the data
-        while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
+        while len(self._begun()) < self.placement.num_nodes:
             self._each_second()
             time.sleep(1)
         self.progress.last_step = time.monotonic()  # what came before was not a stall
         return run_ranks(self.start, self._each_second)
+
+    def _begun(self) -> list[Path]:
+        """Returns the files of the nodes that have begun this start."""
+        return new_files(self.logs, "node_*[0-9].json")
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -134,7 +144,7 @@ class NodeTraining:
                 if folder.is_finished:
                     folder.check_recipe(self.run.recipe, "give --out another folder")
                     folder.check_data("give --out another folder", self.run.data)
-                    print(f"superclip run: {folder.path} is finished: nothing is left to train")
+                    to_stdout(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
                 values = checked_start(self.run, folder, accepts=accepts)
             except InputError as error:
@@ -156,9 +166,13 @@ class NodeTraining:
         try:
             check_can_save(self.run, self.folder)
             with self._beating():  # a check may take longer than STALE
-                checked = accepted_data(self.run, "run")
-            self.folder.note(data_check=checked)
+                check = accepted_data(self.run, "run")
+            self.folder.note(data_check=check.as_json())
             return self._end(self._train())
+        except StopAsked:
+            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
+            to_stdout(f"superclip run: stopped as asked; superclip run {self.folder.path} resumes")
+            return 0
         except Stopped as stop:
             then = Decision(REQUEUE if stop.before_time_is_up else None)
             self.folder.end(PREEMPTED, f"stopped by {stop}", then)
@@ -222,39 +236,48 @@ class NodeTraining:
             self.last_epoch = epoch
             self.folder.prune(self.run)
             self._beat()
+            if epoch > self.first_epoch and self.folder.stop_file.exists():
+                raise StopAsked
 
     def _failure_before(self, stop: Stopped) -> Failure | None:
         """Returns the failure that preceded a signal: srun ends this node if another one fails."""
         self._make_room()
         if stop.before_time_is_up or self.placement.num_nodes == 1:
             return None
-        failure = self._cause(PATIENCE_AT_STOP)
+        failure = self._cause(PATIENCE_AT_STOP, is_stopped=True)
         # other nodes have stopped a moment before
         if failure and failure.kind == CONNECTION and not self.failures:
             return None
         return failure
 
-    def _cause(self, patience: float) -> Failure | None:
+    def _cause(self, patience: float, *, is_stopped: bool = False) -> Failure | None:
         """Returns the failure that caused the others, as `cause` does; InputError, naming the
         shards, for unreadable data."""
-        failure = cause(self.logs, self.failures, hosts(), patience)
+        # a node that has not begun to train could not report its stop
+        is_stopped &= len(self._begun()) == self.placement.num_nodes
+        failure = cause(self.logs, self.failures, hosts(), patience, is_stopped=is_stopped)
         if failure and failure.kind == DATA:
             self.unreadable.look()
         return failure
 
     def _end(self, failure: Failure | None) -> int:
         """Records how this start ended, and returns the exit code."""
+        if failure is not None:
+            with signals_ignored():  # srun ends this node, too, which must not hide the failure
+                return self._end_after(failure)
         folder = self.folder
         self._beat()
-        if failure is None:
-            folder.end(FINISHED)
-            print(
-                f"superclip run: finished; {folder.checkpoints}/epoch_{folder.epoch}.pt", flush=True
-            )
-            if best := best_epoch(folder.path):
-                export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
-                print(f"superclip run: {best}; {export} exports it", flush=True)
-            return 0
+        folder.end(FINISHED)
+        to_stdout(f"superclip run: finished; {folder.checkpoints}/epoch_{folder.epoch}.pt")
+        if best := best_epoch(folder.path):
+            export = f"superclip export {shlex.quote(str(folder.path))} --best --out FOLDER"
+            to_stdout(f"superclip run: {best}; {export} exports it")
+        return 0
+
+    def _end_after(self, failure: Failure) -> int:
+        """Records a failure and how the run continues, and returns the exit code."""
+        folder = self.folder
+        self._beat()
         to_stderr(failure.describe(self.logs))
         decision = ENDS
         if self.full_disk:  # a rank may not have been able to write its error
@@ -287,6 +310,6 @@ class NodeTraining:
     def _log(self, text: str) -> None:
         """Prints a line, and adds it to OpenCLIP's log."""
         line = f"superclip run: {text}"
-        print(line, flush=True)
+        to_stdout(line)
         with open(self.folder.path / "out.log", "a") as log:
             log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")

@@ -16,24 +16,30 @@ STALE = 120
 
 
 def cause(
-    logs: Path, here: Sequence[Failure], nodes: Sequence[str], patience: float = PATIENCE
+    logs: Path,
+    here: Sequence[Failure],
+    nodes: Sequence[str],
+    patience: float = PATIENCE,
+    *,
+    is_stopped: bool = False,
 ) -> Failure | None:
     """Returns the failure that caused the others, None if there is none; waits up to `patience`
     seconds for other nodes to report it.
 
-    If only connections were closed, the nodes that have reported neither a failure nor a signal
-    are lost. `here` are this node's failures, which it may not have been able to write; `nodes`
-    are the names of all nodes.
+    If only connections were closed, or a signal has stopped this node, the nodes that have
+    reported neither a failure nor a signal are lost. `here` are this node's failures, which it may
+    not have been able to write; `nodes` are the names of all nodes.
     """
     deadline = time.monotonic() + (patience if len(nodes) > 1 else 0)
     while True:
         known = [*failures(logs), *here]
         failure = first_failure(known)
-        if (failure and failure.kind != CONNECTION) or time.monotonic() > deadline:
+        silent = sorted({*nodes} - {failure.host for failure in known})
+        is_known = failure is not None and failure.kind != CONNECTION
+        if is_known or (is_stopped and not silent) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    silent = sorted({*nodes} - {failure.host for failure in known})
-    if failure and failure.kind == CONNECTION and silent:
+    if silent and not is_known and (failure or is_stopped):
         message = f"lost contact with {', '.join(silent)}"
         return Failure("", message, kind=LOST, host=silent[0])
     return failure

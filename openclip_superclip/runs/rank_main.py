@@ -4,23 +4,20 @@ python -m openclip_superclip.runs.rank_main LOGS/node_0.json
 """
 
 import faulthandler
+import importlib
 import os
 import sys
 import time
 import traceback
 
-import torch
-
 from ..environment import end_with_parent, keep_freed_memory, peak_of_process, replaced
-from ..errors import InputError, to_stderr
+from ..errors import InputError, reason, to_stderr
 from ..files import write_json
-from ..openclip.train import register_plugin, train
 from .child_processes import Start, last_line
-from .loss_monitor import NonFiniteLoss, RankMonitor, TooMuchUnreadable
-from .recovery import DATA, LOSS, Failure
+from .recovery import DATA, HARDWARE, LOSS, Failure
 
 # errors that all ranks find, and the kinds of their failures
-OF_ALL_RANKS = {NonFiniteLoss: LOSS, TooMuchUnreadable: DATA}
+OF_ALL_RANKS = {"NonFiniteLoss": LOSS, "TooMuchUnreadable": DATA}
 
 
 def main(file: str) -> int:
@@ -33,11 +30,12 @@ def main(file: str) -> int:
     if start.run.device == "cpu":
         keep_freed_memory()
     try:
+        import_torch(start, rank)
         _train(start, rank)
         return 0
     except Exception as error:
         failure = Failure.of(error, f"rank {rank}", traceback.format_exc())
-        if kind := OF_ALL_RANKS.get(type(error)):
+        if kind := OF_ALL_RANKS.get(type(error).__name__):
             failure = Failure("", str(error), kind=kind)
         failure.write(start.logs / f"rank_{rank}.error.json")
         if isinstance(error, InputError):
@@ -45,9 +43,25 @@ def main(file: str) -> int:
         raise
 
 
+def import_torch(start: Start, rank: int) -> None:
+    """Imports torch and OpenCLIP. If this fails, the node or its software is broken: the failure
+    is written, and the process ends."""
+    try:
+        for package in ("torch", "open_clip"):
+            importlib.import_module(package)
+    except Exception as error:  # a broken installation can raise anything
+        message = f"torch or OpenCLIP cannot be imported ({reason(error)[:200]})"
+        failure = Failure(f"rank {rank}", message, traceback.format_exc(), kind=HARDWARE)
+        failure.write(start.logs / f"rank_{rank}.error.json")
+        sys.exit(1)
+
+
 def _train(start: Start, rank: int) -> None:
     """Trains; raises InputError, with the last line of the rank's output, for another exit code
     than 0."""
+    from ..openclip.train import register_plugin, train
+    from .loss_monitor import RankMonitor
+
     monitor = RankMonitor(start, rank)
     register_plugin(monitor)
     try:
@@ -64,6 +78,10 @@ def _train(start: Start, rank: int) -> None:
 def measured(start: Start, rank: int) -> int:
     """Trains and returns the exit code; writes the measures of a rehearsal into a file if it is
     0."""
+    import torch
+
+    from ..openclip.train import train
+
     save = torch.save
     saved = []
 
@@ -84,6 +102,8 @@ def measured(start: Start, rank: int) -> int:
 def _peak_memory() -> dict:
     """Returns the peak of the GPU's memory or, without a GPU, of this process without its
     data-loading workers."""
+    import torch
+
     if torch.cuda.is_initialized():
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         return {"of": "GPU", "peak": torch.cuda.max_memory_reserved(), "total": total}

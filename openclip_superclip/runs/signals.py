@@ -24,6 +24,17 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """A context in which this process ignores the signals that would stop it."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPED_BY}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raises Stopped at the first signal of STOPPED_BY; later ones are ignored until the process
     ends."""

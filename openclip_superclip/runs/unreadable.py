@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.data_check import DataCheck
 from ..data.tar_shards import expand
 from ..errors import listed, refuse, to_stderr
 from ..plans.run import Run
@@ -87,30 +88,28 @@ def _num_shards(data: str) -> int:
     return len(expand(data))
 
 
-def accepted_data(run: Run, command: str, *, reads_data: bool = True) -> dict:
-    """Checks the run's data, or only its pattern, prints the warnings, and returns the findings.
+def accepted_data(run: Run, command: str, *, reads_data: bool = True) -> DataCheck | None:
+    """Checks the run's data, or only its pattern, prints the warnings, and returns what a check of
+    the data finds.
 
     Raises InputError for a problem, or if more files are bad than --unreadable-max allows.
     """
+    check = None
     if reads_data:
-        checked = run.check_data()
-        refuse_bad_files(run, checked)
-    else:
-        checked = {"warnings": run.check_shards()}
-    for warning in [*run.warnings, *checked["warnings"]]:
+        check = run.check_data()
+        refuse_bad_files(run, check)
+    warnings = check.warnings if check else run.check_shards()
+    for warning in [*run.warnings, *warnings]:
         to_stderr(f"superclip {command}: {warning}")
-    return checked
+    return check
 
 
-def refuse_bad_files(run: Run, checked: dict) -> None:
+def refuse_bad_files(run: Run, check: DataCheck) -> None:
     """Raises InputError if a check found more bad shards or images than --unreadable-max allows."""
-    named = {}
-    for file in checked["bad"]:
-        name = f"row {file['row']} names {file['shard']}" if run.is_table else file["shard"]
-        named[name] = file["problem"]
+    named = {file.name: file.problem for file in check.bad}
     kind = "images" if run.is_table else "shards"
-    total = checked["num_checked"]
-    refuse(_too_much(run, len(checked["bad"]), total, f"{total:,} {kind}", named))
+    total = check.num_checked
+    refuse(_too_much(run, len(check.bad), total, f"{total:,} {kind}", named))
 
 
 def _too_much(
@@ -124,5 +123,5 @@ def _too_much(
         yield (
             f"{number:,} of {files} cannot be read, more than --unreadable-max {limit:g} "
             f"allows{': ' if reasons else ''}{reasons}; superclip plan --check finds all bad "
-            "files, and prints a pattern of the other shards"
+            "files"
         )

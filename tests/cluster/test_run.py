@@ -16,7 +16,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from support import DATA, read_json, write_json
-from support.plugins import write_disturbed_loss, write_failing_plugin
+from support.plugins import write_disturbed_loss
 from support.slurm_cluster import may_unshare, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state, write_recipe
 from support.training_runs import execute, failure, fork, run_superclip
@@ -24,7 +24,6 @@ from support.training_runs import execute, failure, fork, run_superclip
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.trainer_files import checkpoints, is_whole
 from openclip_superclip.plans.run import Run
-from openclip_superclip.runs import recovery
 from openclip_superclip.runs.folder import current_state
 
 pytestmark = pytest.mark.usefixtures("forks")
@@ -131,7 +130,7 @@ def test_a_run_leaves_all_that_records_what_ran(undisturbed, recipe):
     assert (described := Run.open(undisturbed)).recipe.wd == 0.1
     assert (described.gpus_per_node, described.recipe.chosen["wd"]) == (2, "given with --set")
     record = read_json(undisturbed / "run.json")
-    assert record["data_check"]["found"] == 12
+    assert record["data_check"]["num_found"] == 12
     assert record["versions"]["open_clip_torch"]
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
     assert [(one["state"], one["epoch_after"]) for one in record["attempts"]] == [
@@ -231,7 +230,7 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
     assert_equal_weights(run, undisturbed)
 
 
-def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(recipe, monkeypatch):
+def test_a_run_without_progress_starts_again(recipe):
     run, once = recipe.parent / "standing still", recipe.parent / "it stood still"
     sleeps = (
         f"value if os.path.exists({str(once)!r}) else (open({str(once)!r}, 'w'), time.sleep(1000))"
@@ -248,25 +247,6 @@ def test_a_run_without_progress_starts_again_and_one_that_always_fails_ends(reci
         {("preempted", "no step for 0.15 minutes")},
         ("finished", None),
     )
-
-    run = recipe.parent / "always failing"
-    assert recovery.MAX_STARTS == 3
-    monkeypatch.setattr(recovery, "MAX_STARTS", 2)  # they are slow
-    plugin = write_disturbed_loss(recipe.parent / "killed", 1, "os.kill(os.getpid(), 9)")
-    end(recipe, run, "--device cpu", plugin, code=1)
-    killed = f"rank 0 on {os.uname().nodename}: it was ended from outside: Signal 9 (SIGKILL)"
-    assert state(run)["error"] == f"{killed}; 2 starts in a row ended before a slice was trained"
-    assert state(run)["restarts"] == 1
-
-
-def test_a_rank_that_fails_ends_all_and_its_traceback_comes_first(recipe):
-    run = recipe.parent / "failing"
-    output = end(recipe, run, plugin=write_failing_plugin(recipe.parent / "plugin"), code=1)
-    cracked = "RuntimeError: the lens of rank 1 is cracked"
-    traceback = output.partition("Traceback")[2]
-    assert re.search(r"^\w+Error.*", traceback, flags=re.MULTILINE)[0] == cracked
-    assert outcome(run) == ("failed", f"rank 1 on {os.uname().nodename}: {cracked}")
-    assert_no_rank_is_left(run)
 
 
 def test_a_run_whose_loss_is_no_number_keeps_its_checkpoints_and_goes_on_as_it_began(recipe):

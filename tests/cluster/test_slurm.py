@@ -41,7 +41,7 @@ def test_a_submitted_job_trains_to_the_end_on_all_nodes(undisturbed):
     assert state(undisturbed)["state"] == "finished"
     record = read_json(undisturbed / "run.json")
     assert (record["run"]["nodes"], record["run"]["gpus_per_node"]) == (2, 1)
-    assert record["data_check"]["found"] == 12
+    assert record["data_check"]["num_found"] == 12
     assert record["environment"]["SLURM_JOB_ID"] == state(undisturbed)["job"]
     (start,) = record["attempts"]
     assert start["hosts"] == ["node1", "node2"]

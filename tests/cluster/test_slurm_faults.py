@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from support import read_json, write_program
-from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice, wait_until
+from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state
 
 from openclip_superclip.data.shard_order import slice_of
@@ -137,22 +137,4 @@ def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
     finally:
         for node in ("node1", "node2"):
             cluster.call(f"on {node} rm -f /dev/shm/shard.tar")
-    assert_equal_weights(run, undisturbed)
-
-
-def test_a_launcher_that_is_killed_while_slurm_is_away_starts_again_once_it_is_back(
-    cluster, work, recipe, slow_steps, undisturbed
-):
-    run = work / "runs/away"
-    job = submit(cluster, recipe, run, f"{ON_CPUS} {slow_steps}")
-    wait_for_slice(cluster, run, 0, 2)
-    cluster.call("on login pkill slurmctld")
-    try:
-        cluster.call("on node2 pkill -KILL -f 'openclip_superclip run'")
-        wait_until(lambda: state(run)["state"] == "preempted", 120, "the first node to stop")
-    finally:
-        cluster.call("on login setsid slurmctld")
-    assert state(run)["error"] == "lost contact with node2"
-    wait_until(lambda: len(attempts(run)) > 1, 240, "the job to start again")
-    cluster.complete(job, run / f"slurm-{job}.out")
     assert_equal_weights(run, undisturbed)

@@ -27,7 +27,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # examples/open_clip_lora
 NOT_OURS = set(
     """
-    --cpu-bind --cpus-per-task --exclusive --fsdp --fsdp-checkpoint --gpus-per-node --gres
+    --batch --cpu-bind --cpus-per-task --exclusive --fsdp --fsdp-checkpoint --gpus-per-node --gres
     --json-text-key --json-text-key-probs --logdir --lora --lora-towers --mem
     --nproc-per-node --opt-fallback-list --requeue --signal --text-key
     --torchcompile-strategy --use-naflex
@@ -56,7 +56,11 @@ def assert_taken(command, monkeypatch):
             assert name in COMMANDS, command
             options = parse_superclip(arguments, monkeypatch)
             if name in ("plan", "run", "submit"):
-                read_recipe(options.recipe, dict(pair.split("=", 1) for pair in options.set))
+                recipe = options.recipe
+                if name == "plan":  # a recipe, or words to find some
+                    recipe = " ".join(recipe)
+                if name != "plan" or "/" in recipe:
+                    read_recipe(recipe, dict(pair.split("=", 1) for pair in options.set))
         case "torchrun", _:
             options = torchrun_parser().parse_args(arguments)
             assert options.module

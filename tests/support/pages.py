@@ -25,8 +25,8 @@ PROGRAMS = """
 
 
 def script(path):
-    """A script of docs/ as a module."""
-    file = ROOT / "docs" / path
+    """A script of the repository as a module."""
+    file = ROOT / path
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -110,5 +110,5 @@ def parse_superclip(argv, monkeypatch):
     command, *arguments = argv
     parser = superclip_parser(command, monkeypatch)
     if "--lora" in arguments:
-        script("../examples/open_clip_lora/open_clip_lora.py").open_clip_add_options(parser)
+        script("examples/open_clip_lora/open_clip_lora.py").open_clip_add_options(parser)
     return argparse.ArgumentParser.parse_args(parser, arguments[arguments[:1] == ["--"] :])

@@ -33,9 +33,12 @@ from support.training_runs import call, error_of, execute, load, on_a_full_disk,
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.architecture import read_architecture
-from openclip_superclip.checkpoints.export import as_hugging_face, save_tokenizer
-from openclip_superclip.checkpoints.hugging_face import clip_config
-from openclip_superclip.checkpoints.model_card import model_card
+from openclip_superclip.checkpoints.export import model_card
+from openclip_superclip.checkpoints.hugging_face import (
+    as_hugging_face,
+    clip_config,
+    save_tokenizer,
+)
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.errors import InputError
 

@@ -1,18 +1,23 @@
 """The `superclip` command: what it answers, and what it costs to ask."""
 
 import dataclasses
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from support import cases, parametrize, table
+from support import cases, input_error, parametrize, table
 from support.training_runs import execute
+from tqdm import tqdm
 
-from openclip_superclip import __version__
+from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.flags import Config, DataConfig
+from openclip_superclip.openclip.output_folder import make_folder
+from openclip_superclip.study.training import show_progress
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
@@ -59,7 +64,7 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
         " try: main(argv)\n except SystemExit as exit: assert not exit.code\n"
         "for extra in extras[:3]: del sys.modules[extra]\n"
         "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.study.figures, openclip_superclip.reports.report_page"
+        "import openclip_superclip.study.figures, openclip_superclip.evaluation.score_figure"
     )
     done = call(sys.executable, "-c", program)
     assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr
@@ -93,6 +98,36 @@ def test_a_full_disk_is_one_line():
         1,
         "error: the output cannot be written (No space left on device)\n",
     )
+
+
+def test_a_stopped_training_says_how_to_continue(monkeypatch, capsys):
+    def stopped(name, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "_call", stopped)
+    assert [__main__.main([name]) for name in ("train", "plan")] == [130, 130]
+    assert capsys.readouterr().err.splitlines() == [
+        "superclip train: stopped by SIGINT; --resume latest continues after its last "
+        "checkpoint, if there is one",
+        "superclip plan: stopped by SIGINT",
+    ]
+
+
+def test_the_name_of_a_run_that_exists_names_resume_latest(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/out.log").touch()
+    options = SimpleNamespace(logs=str(tmp_path), name="run", resume=None)
+    with input_error(r"--name: .*/run contains a run: --resume latest continues it; or give"):
+        make_folder(options)
+
+
+def test_the_bar_of_a_resumed_study_shows_no_negative_time():
+    bar = tqdm(total=100, initial=60, smoothing=0, file=io.StringIO())
+    for trained in (60, 40, 50):  # the run began again at its checkpoint
+        show_progress(bar, trained)
+        bar.start_t -= 10
+        assert bar.n >= bar.initial
+    assert "-" not in bar.format_meter(**bar.format_dict).partition("<")[2]
 
 
 def test_doctor_prints_ten_lines():

@@ -61,8 +61,8 @@ def test_a_shard_of_images_whose_second_half_is_missing_is_bad(kind, suffix, tmp
         write_tar(tmp_path / f"{name}.tar", [{suffix: image, "txt": "a cat"}] * 4)
     for full in (False, True):
         bad = inspect(f"{tmp_path}/{{0..1}}.tar", "--data", full=full).bad
-        assert list(bad) == [f"{tmp_path}/1.tar"]
-        assert "none of its 4 images can be read" in bad[f"{tmp_path}/1.tar"]
+        assert [file.file for file in bad] == [f"{tmp_path}/1.tar"]
+        assert "none of its 4 images can be read" in bad[0].problem
 
 
 def exif(orientation):

@@ -6,6 +6,7 @@ from support import cases, table
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
+    STOPPED,
     Decision,
     Failure,
     decide,
@@ -69,10 +70,19 @@ def test_a_node_is_gone_if_connections_were_closed_and_it_has_reported_nothing(
 ):
     known = described_failures(described)
     # the first node's, which it could not write
-    first = cause(tmp_path, known, nodes=["node1", "node2"], patience=0)
+    is_stopped = known[0].kind == STOPPED
+    nodes = ["node1", "node2"]
+    first = cause(tmp_path, known, nodes, patience=0, is_stopped=is_stopped)
     assert (first.message, first.kind) == (message, kind)
-    assert cause(tmp_path, known, nodes=["node1"]) == known[0]  # one waits for no other
+    alone = cause(tmp_path, known, nodes=["node1"])  # waits for no other
+    assert alone == (None if is_stopped else known[0])
     assert cause(tmp_path, [], nodes=["node1"]) is None
+
+
+def test_after_a_signal_that_all_nodes_have_reported_nothing_has_failed(tmp_path):
+    known = described_failures("stopped 1 node1, stopped 2 node2")
+    assert cause(tmp_path, known, ["node1", "node2"], is_stopped=True) is None
+    assert cause(tmp_path, known[:1], ["node1", "node2"], patience=0) is None  # not asked
 
 
 def test_failures_are_in_the_order_of_ranks(tmp_path):

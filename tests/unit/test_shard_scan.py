@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tarfile
-from dataclasses import asdict
 
 import pytest
 from support import cases, input_error, parametrize, table, write_json
@@ -14,7 +13,7 @@ from support.training_runs import call, execute
 
 from openclip_superclip.data.inspection import check_shards, inspect, total_samples
 from openclip_superclip.data.slices import Split
-from openclip_superclip.data.tar_shards import contract, expand
+from openclip_superclip.data.tables import Columns, check_table
 
 SAMPLES = NUM_SHARDS * SHARD_SIZE
 
@@ -34,38 +33,32 @@ def folder(whole, tmp_path):
 
 def check(folder, world_size=1, workers=1, expected=SAMPLES, sizes=(64, 16), **options):
     split = Split(NUM_SHARDS, world_size, workers, 4, *sizes)  # of a slice and of a batch
-    return asdict(check_shards(f"{folder}/{PATTERN}", split, expected, **options))
+    return check_shards(f"{folder}/{PATTERN}", split, expected, **options)
 
 
 def problems(checked):
-    return {one["shard"].rpartition("/")[2]: one["problem"] for one in checked["bad"]}
+    return {one.file.rpartition("/")[2]: one.problem for one in checked.bad}
 
 
 @parametrize("full", [False, True])
 def test_complete_shards_are_counted_without_a_warning(full, whole):
     checked = check(whole, full=full)
-    assert (checked["shards"], checked["found"], checked["bad"], checked["warnings"]) == (
-        16,
-        16,
-        [],
-        [],
-    )
-    assert checked["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
-    assert checked["samples"] == (SAMPLES if full else None)
-    json.dumps(checked)
+    assert (checked.num_shards, checked.num_found) == (16, 16)
+    assert (checked.bad, checked.warnings) == ([], [])
+    assert checked.num_bytes == sum(path.stat().st_size for path in whole.glob("*.tar"))
+    assert checked.num_samples == (SAMPLES if full else 2 * SHARD_SIZE)
+    json.dumps(checked.as_json())
 
 
-def test_missing_shards_are_listed_and_a_pattern_leaves_them_out(folder):
+def test_missing_shards_are_listed(folder):
     for number in (0, 7, 8):
         (folder / f"{number:06}.tar").unlink()
     checked = check(folder)
     assert problems(checked) == dict.fromkeys(
         ("000000.tar", "000007.tar", "000008.tar"), "no such file"
     )
-    assert checked["found"] == 13
-    assert "3 of 16 shards are missing or broken" in checked["warnings"][0]
-    assert checked["good"] == f"{folder}/{{{{000001..000006}},{{000009..000015}}}}.tar"
-    assert expand(checked["good"]) == sorted(map(str, folder.glob("*.tar")))
+    assert checked.num_found == 13
+    assert "3 of 16 shards are missing or broken" in checked.warnings[0]
 
 
 @parametrize("size", [0, 700])
@@ -88,11 +81,11 @@ def test_only_the_full_check_finds_a_broken_shard_in_the_middle(folder):
         offset = tar.getmembers()[9].offset
     content[offset : offset + 512] = IMAGE * 512  # where a header should be
     path.write_bytes(content)
-    assert check(folder)["bad"] == []
+    assert check(folder).bad == []
     checked = check(folder, full=True)
     assert list(problems(checked)) == ["000005.tar"]
     assert "no valid tar member and no end marker at byte" in problems(checked)["000005.tar"]
-    assert SAMPLES - SHARD_SIZE < checked["samples"] < SAMPLES
+    assert SAMPLES - SHARD_SIZE < checked.num_samples < SAMPLES
 
 
 def write(path, sample):
@@ -119,7 +112,7 @@ def test_shards_without_captions_are_refused_unless_another_member_has_them(tmp_
         write(tmp_path / f"{number:06}.tar", {"png": b"", "jpg": IMAGE, "cls": b"3"})
     with input_error(r"000000\.tar: no sample has an image .* its members are cls, jpg, png"):
         check(tmp_path)
-    assert inspect(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == {}
+    assert inspect(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == []
 
 
 @cases("place, sample", table("shards_and_tables: places of long captions"))
@@ -127,10 +120,10 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
     for number in range(NUM_SHARDS):
         write(tmp_path / f"{number:06}.tar", {"png": IMAGE, "txt": "a cat", **sample})
     numbers = {"expected": 64, "sizes": (16, 4)}
-    assert check(tmp_path, **numbers, long_caption=place)["warnings"] == []
+    assert check(tmp_path, **numbers, long_caption=place).warnings == []
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
     checked = check(tmp_path, **numbers, long_caption=place, full=True)
-    assert checked["warnings"] == [f"--data: 4 of 64 samples have no long caption '{place}'"]
+    assert checked.warnings == [f"--data: 4 of 64 samples have no long caption '{place}'"]
     with input_error(r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
         check(tmp_path, long_caption="other.txt")
 
@@ -151,39 +144,33 @@ def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
 
 @parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
 def test_urls_and_pipes_are_reported_as_not_checked(pattern):
-    checked = asdict(check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True))
-    assert (checked["found"], checked["full"]) == (None, False)
-    assert "16 of 16 shards are URLs or pipes" in checked["warnings"][0]
+    checked = check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True)
+    assert (checked.num_found, checked.full) == (None, False)
+    assert "16 of 16 shards are URLs or pipes" in checked.warnings[0]
     with input_error("too few"):
         check_shards(pattern, Split(16, 16, 2, 4, 64, 16), SAMPLES)
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):
     write_json(folder / "sizes.json", {f"{n:06}.tar": SHARD_SIZE for n in range(NUM_SHARDS)})
-    assert check(folder)["samples_listed"] == SAMPLES
-    assert check(folder)["warnings"] == []
-    assert check(folder, expected=2 * SAMPLES)["warnings"] == [
+    assert check(folder).num_listed == SAMPLES
+    assert check(folder).warnings == []
+    assert check(folder, expected=2 * SAMPLES).warnings == [
         f"sizes.json lists 256 samples, and the recipe assumes {2 * SAMPLES}: --set "
         "data_samples=256 plans with those"
     ]
-
-
-@cases("names", table("shards_and_tables: names of shards"))
-def test_a_pattern_made_of_names_is_those_names(names):
-    assert expand(contract(names)) == names
 
 
 def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypatch):
     (folder / "000003.tar").write_bytes(b"")
     monkeypatch.chdir(folder)
     sizes = "--set samples=256 --set data_samples=256 --set model=ViT-Ti-16-96"
-    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} --data {PATTERN}"
+    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} --gpus-per-node 1 --data {PATTERN}"
     assert call(f"{plan} --check") == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "16 of 16 shards exist" in printed
     assert "240 samples counted; all were read" in printed
     assert "bad shard 000003.tar: broken tar file" in printed
-    assert "without bad --data '{{000000..000002},{000004..000015}}.tar'" in printed
     assert "16 of 16 shards exist" in execute(plan)
 
 
@@ -192,3 +179,23 @@ def test_samples_are_counted_if_sizes_json_lists_every_shard(tmp_path):
     (tmp_path / "sizes.json").write_text('{"0.tar": 3}')
     assert total_samples(names) is None
     assert total_samples(names[:1] * 2) == 6
+
+
+def test_missing_empty_and_repeated_captions_are_summarised_as_those_of_a_table(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(IMAGE)
+    captions = ["a cat", "a cat", "", *(f"dog {number}" for number in range(13))]
+    rows = "".join(f'{tmp_path}/0.png,"{caption}"\n' for caption in captions)
+    (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}")
+    samples = [{"png": IMAGE, "txt": caption} for caption in captions]
+    write_tar(tmp_path / "0.tar", [*samples, {"png": IMAGE}, {"txt": "a ship"}])
+    of_table = check_table(f"{tmp_path}/pairs.csv", Columns(",", "image", "caption"), "--data")
+    of_shard = inspect(f"{tmp_path}/0.tar", "--data", full=True)
+    for checked in (of_table, of_shard):
+        assert (checked.num_samples, checked.num_empty, checked.num_repeated) == (16, 1, 1)
+        assert "1 of the 16 captions that were read in " in checked.warnings[-1]
+    assert of_shard.num_incomplete == 2
+    assert "2 of the 18 samples that were read have no image or no caption" in of_shard.warnings[0]
+    sizes = "--set samples=16 --set data_samples=16 --set slices=1 --set model=ViT-Ti-16-96"
+    machine = "--workers 1 --gpus-per-node 1"
+    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} {machine} --data {tmp_path}/0.tar"
+    assert "1 of 16 captions repeat another one" in " ".join(execute(plan).split())

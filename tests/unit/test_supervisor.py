@@ -1,13 +1,20 @@
 """What `superclip run` accepts and records when it starts, without
 training."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from support import cases, input_error, parametrize, table
 from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
+from support.training_runs import call
 
+from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
@@ -20,7 +27,8 @@ from openclip_superclip.runs import launcher, progress
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.recovery import Failure
+from openclip_superclip.runs.recovery import ENDS, HARDWARE, LOSS, Failure
+from openclip_superclip.runs.signals import EXIT_REFUSED
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import accepts_changes, checked_start
 
@@ -104,6 +112,65 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
     record = read_record(tmp_path)
     assert (record.options, record.global_batch_size) == ({"seed": 3}, 8)
     assert record.shards["number"] == 4
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_requeued(folder):
+    def ranks(start, each_second):
+        each_second()
+        assert call(f"status {folder.path} --stop-after-slice") == 0
+        each_second()  # no slice is saved yet
+        (folder.path / "checkpoints").mkdir()
+        torch.save({"epoch": 1}, folder.path / "checkpoints/epoch_1.pt")
+        each_second()
+
+    with replaced(launcher, run_ranks=ranks):
+        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 0
+    state = folder.state()
+    assert (state["state"], state["next"]) == ("preempted", None)
+    assert state["error"] == "stopped after slice 1, as asked"
+    assert not folder.attempts[-1]["again"]
+    folder.start(Run.open(folder.path), Placement(), "local-1")
+    assert not folder.stop_file.exists()
+
+
+def test_signals_are_ignored_while_a_failure_is_recorded(folder, monkeypatch):
+    training = NodeTraining(Run.open(folder.path), Placement(), folder)
+    folder.start(training.run, Placement(), training.logs.name)
+    monkeypatch.setattr(launcher, "decide", lambda *_: os.kill(os.getpid(), signal.SIGINT) or ENDS)
+    assert training._end(Failure("", "loss is nan since step 7", kind=LOSS)) == 1
+    assert folder.state()["state"] == "failed"
+
+
+def test_a_rank_on_a_node_without_torch_reports_broken_hardware(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: no such file')")
+    code = (
+        "from types import SimpleNamespace; from pathlib import Path; "
+        "from openclip_superclip.runs.rank_main import import_torch; "
+        f"import_torch(SimpleNamespace(logs=Path({str(tmp_path)!r})), 3)"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 1
+    failure = Failure.read(tmp_path / "rank_3.error.json")
+    assert failure.kind == HARDWARE
+    assert failure.message.startswith("torch or OpenCLIP cannot be imported (libcudart.so: no")
+
+
+STEP = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "8",
+}
+
+
+def test_a_refused_step_of_a_job_does_not_look_like_a_killed_one(monkeypatch, capsys):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "coco/clip_vit-b-16_20.48m_bs1k"]) == EXIT_REFUSED
+    assert "error: srun starts 8 processes on 2 nodes" in capsys.readouterr().err
 
 
 def test_a_lock_that_cannot_be_written_gives_one_error_line(tmp_path):

@@ -72,7 +72,7 @@ def test_the_columns_are_named_as_openclip_names_them(folder):
     columns = "--csv-separator '\t' --csv-img-key path --csv-caption-key text"
     data = f"--data {folder}/tabs.csv {columns}"
     shown = json.loads(execute(f"plan {OWN} {data} --device cpu --json --check"))
-    assert (shown["data_check"]["rows"], [*shown["data_check"]["tables"]]) == (
+    assert (shown["data_check"]["num_samples"], [*shown["data_check"]["tables"]]) == (
         NUM_ROWS,
         [f"{folder}/tabs.csv"],
     )
@@ -110,7 +110,7 @@ def test_a_run_skips_the_images_that_unreadable_max_tolerates(folder, tmp_path):
     accepted = plan(folder, table=table, settings=Settings(unreadable_max=0.1))
     checked = accepted.check_data()
     refuse_bad_files(accepted, checked)
-    assert checked["warnings"][0].endswith("such rows are skipped")
+    assert checked.warnings[0].endswith("such rows are skipped")
 
 
 class FirstWord:

@@ -1,0 +1,140 @@
+"""The record of a data check: what training or validation data contain, and what of it training
+cannot read."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ..errors import InputError, listed
+
+NUM_SHOWN = 5  # bad rows that an error names
+# counts of the samples that were read
+COUNTS = (
+    "num_samples",
+    "num_incomplete",
+    "num_empty",
+    "num_repeated",
+    "num_long",
+    "num_decoded",
+    "num_unreadable",
+)
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A shard, or an image of a table, that training cannot read."""
+
+    file: str
+    problem: str
+    row: int | None = None  # of the table, from 1
+
+    @property
+    def name(self) -> str:
+        return self.file if self.row is None else f"row {self.row} names {self.file}"
+
+
+@dataclass
+class DataCheck:
+    """What a check finds in a table or a pattern of shards, or in one of the shards.
+
+    Unless it is full, a check reads only some of the shards or images. `plan` prints it as JSON.
+    """
+
+    data: str
+    flag: str = ""  # that gives the data
+    full: bool = False
+    num_shards: int = 0
+    num_found: int | None = None  # of these; None for URLs and pipes, and for tables
+    num_bytes: int | None = None
+    num_checked: int = 0  # shards, or a table's images, of which some may be `bad`
+    bad: list[BadFile] = field(default_factory=list)
+    num_samples: int = 0  # rows, or samples with image and caption
+    num_listed: int | None = None  # samples, by sizes.json
+    num_trained: int = 0  # rows of a table that training uses
+    num_incomplete: int = 0  # samples of shards without an image or a caption
+    num_empty: int = 0  # captions
+    num_repeated: int = 0  # captions of another sample of the shard, or of 10,000 rows
+    num_long: int = 0  # samples with a long caption
+    num_decoded: int = 0  # images
+    num_unreadable: int = 0  # of these
+    # numbers of decoded images by what OpenCLIP ignores in them
+    ignored: Counter = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)  # digests by path
+    # of shards that were read; the extensions of all members, and the last image's problem
+    parts: list["DataCheck"] = field(default_factory=list)
+    members: dict[str, None] = field(default_factory=dict)
+    image_problem: str = ""
+
+    def add(self, part: "DataCheck") -> None:
+        """Adds the contents of a shard."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.ignored += part.ignored
+        self.bad += part.bad
+        self.parts.append(part)
+
+    def count_captions(self, captions: Iterable[str]) -> None:
+        """Counts samples by their captions."""
+        numbers = Counter(captions)
+        num_empty = numbers.pop("", 0)
+        self.num_samples += numbers.total() + num_empty
+        self.num_empty += num_empty
+        self.num_repeated += numbers.total() - len(numbers)
+
+    def count_image(self, problem: str, ignored: str) -> None:
+        """Counts a decoded image, given what `check_image` returns."""
+        self.num_decoded += 1
+        if problem:
+            self.num_unreadable += 1
+            self.image_problem = problem
+        if ignored:
+            self.ignored[ignored] += 1
+
+    def bad_text(self) -> str:
+        """Returns a message on the images of a table that cannot be read."""
+        rows = listed((f"{file.name}: {file.problem}" for file in self.bad), NUM_SHOWN)
+        return (
+            f"{self.flag}: {len(self.bad):,} of {self.num_checked:,} images of {self.data} cannot "
+            f"be read: {rows}"
+        )
+
+    def refuse_bad(self) -> list[str]:
+        """Returns the warnings; InputError if an image of a table is missing or damaged."""
+        if self.bad and self.num_found is None:
+            raise InputError(
+                f"{self.bad_text()}; paths are relative to {os.getcwd()}; correct these rows, or "
+                "leave them out"
+            )
+        return self.warnings
+
+    def content_warnings(self, effect_of_empty: str) -> Iterator[str]:
+        """Yields warnings on captions and on images, given how training reads empty captions."""
+        if self.num_incomplete:
+            yield (
+                f"{self.flag}: {self.num_incomplete:,} of the "
+                f"{self.num_samples + self.num_incomplete:,} samples that were read have no image "
+                "or no caption: training skips them"
+            )
+        if self.num_empty:
+            yield (
+                f"{self.flag}: {self.num_empty:,} of the {self.num_samples:,} captions that were "
+                f"read in {self.data} are empty: {effect_of_empty}"
+            )
+        if self.ignored:
+            counts = ", ".join(
+                f"{number:,} × {name}" for name, number in self.ignored.most_common()
+            )
+            yield (
+                f"{self.flag}: of {self.num_decoded:,} decoded images, training reads some in "
+                f"other pixels than a viewer shows: {counts}; examples/rgb_copies.py in the "
+                "repository writes RGB copies"
+            )
+
+    def as_json(self) -> dict:
+        """Returns what `plan --json` prints and run.json records."""
+        values = {**vars(self), "bad": [vars(file) for file in self.bad]}
+        for name in ("parts", "members", "image_problem"):
+            del values[name]
+        return values
