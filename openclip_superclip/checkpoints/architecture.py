@@ -22,6 +22,7 @@ from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics
 from .model_configurations import (
+    check_preprocessing,
     open_tokenizer,
     read_configuration,
     register_model,
@@ -158,7 +159,11 @@ def architecture_of(
             problem = f"is not at {location}"
         if problem:
             raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
-    return read_architecture(model, str(options.get("pretrained", "")), flag).with_options(options)
+    architecture = read_architecture(model, str(options.get("pretrained", "")), flag)
+    architecture = architecture.with_options(options)
+    source = f"{checkpoint.path} records a preprocessing (image_mean and the like)"
+    check_preprocessing(architecture.preprocess_cfg, source)
+    return architecture
 
 
 @torch.no_grad()
