@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -104,29 +103,6 @@ def markdown_text(value: object) -> str:
     """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
     line = printable(" ".join(str(value).split()))
     return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", line)
-
-
-def aligned_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table for terminals: the first column is aligned on the left, the others on the
-    right."""
-    lines = [[" ".join(cell.split()) for cell in line] for line in (heads, *rows)]
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    aligned = []
-    for first, *others in lines:
-        cells = [first + " " * (widths[0] - _width(first))]
-        cells += [
-            " " * (width - _width(cell)) + cell
-            for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        aligned.append("  ".join(cells).rstrip())
-    return "\n".join(aligned)
-
-
-def _width(text: str) -> int:
-    """Returns the number of a terminal's columns that a text takes; Chinese characters take two,
-    accents none."""
-    visible = [character for character in text if not unicodedata.combining(character)]
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in visible)
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:

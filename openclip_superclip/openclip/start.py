@@ -155,7 +155,6 @@ def log_start(training: Training) -> None:
         options.cache_dir,
         pretrained_image=options.pretrained_image,
     )
-    _keep_dumps_off_the_terminal()
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",
@@ -172,19 +171,3 @@ def _steps(training: Training) -> str:
     batch = options.batch_size * options.world_size * options.accum_freq
     steps = f"{training.num_steps:,} steps" if training.num_steps else "steps not counted"
     return f"{options.epochs} epoch(s) in batches of {batch:,} samples: {steps}"
-
-
-def _keep_dumps_off_the_terminal() -> None:
-    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
-    is a log file."""
-    handlers = logging.root.handlers
-    others = [handler for handler in handlers if not isinstance(handler, logging.FileHandler)]
-    if len(others) < len(handlers):
-        for handler in others:
-            handler.addFilter(_is_no_dump)
-
-
-def _is_no_dump(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    is_dump = message in ("Model:", "Params:") or message.startswith("  ") or "\n" in message
-    return not (is_dump and record.levelno == logging.INFO and record.funcName == "main")

@@ -25,7 +25,7 @@ class StudyOptions:
 
     study: str  # a file or a shipped name
     device: str | None  # None: that of finished runs
-    out: Path | None = None  # studies/NAME
+    out: Path | None = None  # runs/studies/NAME
     seeds: int | None = None  # the study's
     data: str | None = None  # shards or a table instead of the recipe's
     val_data: str | None = None  # the measures become OpenCLIP's own
@@ -74,7 +74,7 @@ class ConfiguredStudy:
 def configure(options: StudyOptions) -> ConfiguredStudy:
     """Returns the study of the options; InputError if something cannot be trained or measured."""
     study = read_study(options.study)
-    out = options.out or Path("studies") / study.name
+    out = options.out or Path("runs/studies", study.name)
     check_results(out, RESULTS, MARK)
     study = _with_options(study, options)
     _check_measures(study, options.data)
