@@ -10,8 +10,7 @@ from pathlib import Path
 from ..checkpoints.resume import check_kind
 from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
-from ..data.slices import Split, more_than_a_slice
-from ..data.steps import batches_of_shards, batches_of_table
+from ..data.slices import Split, batches_of_shards, batches_of_table, more_than_a_slice
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
 from ..environment import check_horovod

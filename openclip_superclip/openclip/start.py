@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoints.model_configurations import is_file, openclip_name, register_small_models
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT, TableSplit, split_table
-from ..data.tables import Columns, detect_columns, kind
+from ..data.tables import Columns, detect_columns, has_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
 from ..flags import is_idf_file, options_of
@@ -27,7 +27,9 @@ def prepare(training: Training) -> None:
         options.model = openclip_name(options.model)  # get_tokenizer does not accept ViT-B/16
     if config is not None and "muon" in options.opt.lower():
         _leave_head_to_fallback(options)
-    if training.is_ours and training.is_table and not training.only_options:
+    reads_table = training.is_table and not training.only_options
+    # without our flags, only if OpenCLIP would end with a KeyError
+    if reads_table and (training.is_ours or not has_columns(options.train_data, training.columns)):
         _find_columns(training)
     # The tokens of a file of word frequencies are those of the model's tokenizer.
     if not training.only_options or (config is not None and is_idf_file(config.idf)):
@@ -148,7 +150,6 @@ def log_start(training: Training) -> None:
     line."""
     options = training.options
     start = options.resume or training.start_of_towers
-    _keep_dumps_off_the_terminal()
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",
@@ -165,19 +166,3 @@ def _steps(training: Training) -> str:
     batch = options.batch_size * options.world_size * options.accum_freq
     steps = f"{training.num_steps:,} steps" if training.num_steps else "steps not counted"
     return f"{options.epochs} epoch(s) in batches of {batch:,} samples: {steps}"
-
-
-def _keep_dumps_off_the_terminal() -> None:
-    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
-    is a log file."""
-    handlers = logging.root.handlers
-    others = [handler for handler in handlers if not isinstance(handler, logging.FileHandler)]
-    if len(others) < len(handlers):
-        for handler in others:
-            handler.addFilter(_is_no_dump)
-
-
-def _is_no_dump(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    is_dump = message in ("Model:", "Params:") or message.startswith("  ") or "\n" in message
-    return not (is_dump and record.levelno == logging.INFO and record.funcName == "main")
