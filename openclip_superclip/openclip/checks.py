@@ -67,12 +67,12 @@ def _check_models(training: Training) -> None:
     options = training.options
     config = training.config
     if training.is_ours and not training.only_options:
-        from ..checkpoints.starting_weights import check_start
+        from ..checkpoints.starting_weights import check_start, is_unchecked
         from .factory import check_models
 
         if config is not None:
-            check_models(options)
-        check_start(options)
+            check_models(training)
+        check_start(options, None if is_unchecked(options) else training.model)
     if config is not None and is_idf_file(config.idf):
         _check_idf_file(training)
 
@@ -97,15 +97,16 @@ def check_start_of_run(options: Namespace) -> None:
 
 @functools.cache
 def _check_start(**values) -> None:
-    from ..checkpoints.starting_weights import check_start
+    from ..checkpoints.architecture import read_architecture
+    from ..checkpoints.starting_weights import check_start, is_unchecked
     from . import factory
 
     options = Namespace(**values)
     # a file may exist only on nodes
     is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
     if is_tag and options.model in factory.open_clip.list_models():
-        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-    check_start(options)
+        factory.check_tag(options.model, options.pretrained, "--pretrained")
+    check_start(options, None if is_unchecked(options) else read_architecture(options.model))
 
 
 def _check_idf_file(training: Training) -> None:
@@ -160,7 +161,7 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    now = record_of(training.options_with_defaults(), launched()[1])
+    now = record_of(training.options_with_defaults(), launched()[1], training.model)
     changes(read_record(folder), now, file).check(folder, accept)
 
 

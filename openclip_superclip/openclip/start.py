@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from pathlib import Path
 
-from ..checkpoints.model_configurations import openclip_name, register_model
+from ..checkpoints.model_configurations import is_file, openclip_name, register_small_models
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT, TableSplit, split_table
 from ..data.tables import Columns, detect_columns, has_columns, kind
@@ -33,7 +33,9 @@ def prepare(training: Training) -> None:
         _find_columns(training)
     # The tokens of a file of word frequencies are those of the model's tokenizer.
     if not training.only_options or (config is not None and is_idf_file(config.idf)):
-        register_model(options.model)
+        register_small_models()
+        if is_file(options.model):
+            training.model  # noqa: B018 - reading registers it
 
 
 def _leave_head_to_fallback(options: argparse.Namespace) -> None:
@@ -146,15 +148,8 @@ def _fix_ranks(training: Training) -> None:
 def log_start(training: Training) -> None:
     """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
     line."""
-    from ..checkpoints.starting_weights import start_of_towers
-
     options = training.options
-    start = options.resume or start_of_towers(
-        options.model,
-        options.pretrained,
-        options.cache_dir,
-        pretrained_image=options.pretrained_image,
-    )
+    start = options.resume or training.start_of_towers
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",
