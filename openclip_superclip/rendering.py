@@ -1,4 +1,4 @@
-"""Renders templates of pages, tables, figures, names of runs and numbers as text."""
+"""Renders templates of pages, tables, figures and numbers as text."""
 
 import base64
 import csv
@@ -6,7 +6,6 @@ import io
 import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -153,19 +152,6 @@ def _harmless(cell: object) -> object:
     except ValueError:
         return f"'{cell}"
     return cell
-
-
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """Returns each folder's name, with as many parent folders as needed to make it unique."""
-    paths = [run.resolve().parts for run in runs]
-    ends = Counter(path[-length:] for path in set(paths) for length in range(1, len(path) + 1))
-    names = []
-    for path in paths:
-        length = 1
-        while ends[path[-length:]] > 1 and length < len(path):
-            length += 1
-        names.append(str(Path(*path[-length:])))
-    return names
 
 
 def bytes_text(number: int) -> str:

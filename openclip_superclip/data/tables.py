@@ -289,8 +289,26 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         ) from error
 
 
+def has_columns(path: str, columns: Columns) -> bool:
+    """Returns whether OpenCLIP finds its columns in a table; True if it cannot be read here."""
+    import pandas as pd
+
+    if not os.path.isfile(path):
+        return True
+    try:
+        names = pd.read_csv(path, **columns.pandas_options, nrows=0).columns
+    except (OSError, ValueError):
+        return True
+    return {columns.image, columns.caption} <= set(names)
+
+
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing."""
+    """Raises InputError for equal names, if a column is missing, or for a pair instead of names."""
+    if os.path.isfile(columns.image):
+        raise InputError(
+            f"{path} has no header: its first row names the image {columns.image}; expected the "
+            "names of the columns above it, such as filepath and title"
+        )
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoints.model_configurations import openclip_name, register_model
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT, TableSplit, split_table
-from ..data.tables import Columns, detect_columns, kind
+from ..data.tables import Columns, detect_columns, has_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
 from ..flags import is_idf_file, options_of
@@ -27,7 +27,9 @@ def prepare(training: Training) -> None:
         options.model = openclip_name(options.model)  # get_tokenizer does not accept ViT-B/16
     if config is not None and "muon" in options.opt.lower():
         _leave_head_to_fallback(options)
-    if training.is_ours and training.is_table and not training.only_options:
+    reads_table = training.is_table and not training.only_options
+    # without our flags, only if OpenCLIP would end with a KeyError
+    if reads_table and (training.is_ours or not has_columns(options.train_data, training.columns)):
         _find_columns(training)
     # The tokens of a file of word frequencies are those of the model's tokenizer.
     if not training.only_options or (config is not None and is_idf_file(config.idf)):

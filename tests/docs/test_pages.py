@@ -20,7 +20,7 @@ from support.pages import (
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from openclip_superclip.__main__ import COMMANDS
-from openclip_superclip.plans.recipe_files import read_recipe
+from openclip_superclip.plans.recipe_files import is_recipe, read_recipe, shipped_recipes
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # flags that sentences name of other programs, of OpenCLIP's main branch, of
@@ -56,11 +56,12 @@ def assert_taken(command, monkeypatch):
             assert name in COMMANDS, command
             options = parse_superclip(arguments, monkeypatch)
             if name in ("plan", "run", "submit"):
-                recipe = options.recipe
-                if name == "plan":  # a recipe, or words to find some
-                    recipe = " ".join(recipe)
-                if name != "plan" or "/" in recipe:
-                    read_recipe(recipe, dict(pair.split("=", 1) for pair in options.set))
+                given = options.recipe if name == "plan" else [options.recipe]
+                if name == "plan" and not (len(given) == 1 and is_recipe(given[0])):
+                    listed = [all(word in recipe for word in given) for recipe in shipped_recipes()]
+                    assert any(listed), command
+                else:
+                    read_recipe(given[0], dict(pair.split("=", 1) for pair in options.set))
         case "torchrun", _:
             options = torchrun_parser().parse_args(arguments)
             assert options.module

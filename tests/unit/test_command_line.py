@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from openclip_superclip.study.study_training import show_progress
 from support import cases, input_error, parametrize, table
 from support.training_runs import execute
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.flags import Config, DataConfig
 from openclip_superclip.openclip.output_folder import make_folder
+from openclip_superclip.study.training import show_progress
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
@@ -64,7 +64,7 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
         " try: main(argv)\n except SystemExit as exit: assert not exit.code\n"
         "for extra in extras[:3]: del sys.modules[extra]\n"
         "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.study.figures, openclip_superclip.reports.report_page"
+        "import openclip_superclip.study.figures, openclip_superclip.evaluation.score_figure"
     )
     done = call(sys.executable, "-c", program)
     assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr
