@@ -183,8 +183,9 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     which srun does not inherit."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
     script = shutil.copytree(SLURM, work / "my scripts") / "train.sbatch"
-    sbatch = f"sbatch --parsable --nodes=2 --ntasks-per-node=2 --gpus-per-node=4 '{script}' {name} {shards}"
-    job = cluster.call(f"{sbatch} --gpu-batch-max 512 --dry-run", cwd=work).strip()
+    sbatch = "sbatch --parsable --nodes=2 --ntasks-per-node=2 --gpus-per-node=4"
+    command = f"{sbatch} '{script}' {name} {shards}"
+    job = cluster.call(f"{command} --gpu-batch-max 512 --dry-run", cwd=work).strip()
     output = work / f"slurm-{job}.out"
     cluster.complete(job, output)
     plan = " ".join(output.read_text().split())
