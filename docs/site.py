@@ -1,7 +1,7 @@
 """MkDocs hook: more pages, links to source files, flags that do not break, and what the search
 finds.
 
-README, slurm/README and CHANGELOG become pages, and links to source files lead to the repository.
+README and CHANGELOG become pages, and links to source files lead to the repository.
 """
 
 import json
@@ -14,16 +14,12 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"index.md": "README.md", "slurm.md": "slurm/README.md", "changelog.md": "CHANGELOG.md"}
+PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md"}
 COLUMNS_OF_A_PHONE = 4
-BOOSTS = {
-    "troubleshooting.md": 10,
-    "own-data.md": 10,
-    "results.md": 10,
-    "shards.md": 10,
-} | dict.fromkeys(  # of the score that the search gives a page
-    ["changelog.md", "architecture.md", "contributing.md", "plugins.md", "api.md"],
-    0.01,
+BOOSTS = dict.fromkeys(  # of the score that the search gives a page
+    ["troubleshooting.md", "fine-tune.md", "results.md", "clusters.md"], 10
+) | dict.fromkeys(
+    ["changelog.md", "architecture.md", "contributing.md", "plugins.md", "api.md"], 0.01
 )
 NOTEBOOK = "docs/quickstart.ipynb"
 LINK = re.compile(

@@ -44,8 +44,6 @@ GROUPS = {
         "doctor": "print versions, devices, extras, disk and SLURM, for an issue",
     },
 }
-# until they are removed
-UNLISTED = ("report",)
 
 
 class Terminated(KeyboardInterrupt):
@@ -95,7 +93,7 @@ def _run(argv: list[str] | None) -> int:
     if name == "--version":
         print(f"openclip-superclip {__version__}")
         return 0
-    if name not in (*COMMANDS, *UNLISTED):
+    if name not in COMMANDS:
         to_stderr(f"error: {_unknown_command(name)}")
         return 2
     try:

@@ -1,12 +1,10 @@
-"""Renders templates of pages, tables, figures, names of runs and numbers as text."""
+"""Renders templates of pages, tables, figures and numbers as text."""
 
 import base64
 import csv
 import io
 import re
-import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -107,29 +105,6 @@ def markdown_text(value: object) -> str:
     return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", line)
 
 
-def aligned_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table for terminals: the first column is aligned on the left, the others on the
-    right."""
-    lines = [[" ".join(cell.split()) for cell in line] for line in (heads, *rows)]
-    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    aligned = []
-    for first, *others in lines:
-        cells = [first + " " * (widths[0] - _width(first))]
-        cells += [
-            " " * (width - _width(cell)) + cell
-            for cell, width in zip(others, widths[1:], strict=True)
-        ]
-        aligned.append("  ".join(cells).rstrip())
-    return "\n".join(aligned)
-
-
-def _width(text: str) -> int:
-    """Returns the number of a terminal's columns that a text takes; Chinese characters take two,
-    accents none."""
-    visible = [character for character in text if not unicodedata.combining(character)]
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in visible)
-
-
 def csv_text(rows: Iterable[Iterable]) -> str:
     """Returns rows, starting with the header, as CSV; None is an empty cell.
 
@@ -153,19 +128,6 @@ def _harmless(cell: object) -> object:
     except ValueError:
         return f"'{cell}"
     return cell
-
-
-def run_names(runs: Sequence[Path]) -> list[str]:
-    """Returns each folder's name, with as many parent folders as needed to make it unique."""
-    paths = [run.resolve().parts for run in runs]
-    ends = Counter(path[-length:] for path in set(paths) for length in range(1, len(path) + 1))
-    names = []
-    for path in paths:
-        length = 1
-        while ends[path[-length:]] > 1 and length < len(path):
-            length += 1
-        names.append(str(Path(*path[-length:])))
-    return names
 
 
 def bytes_text(number: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ MEASURES = {  # OpenCLIP's scores; the first measure that a run has selects its 
     "R@1": ("image_to_text_R@1", "text_to_image_R@1"),
     "ImageNet accuracy": ("imagenet-zeroshot-val-top1",),
 }
+
+SCORE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,21 @@ def validation_rows(run: Path) -> list[dict]:
         except ValueError:
             rows.append({})
     return rows
+
+
+def validation_scores(run: Path, epoch: int | None = None) -> dict[str, float]:
+    """Returns what the training itself measured at an epoch, by default the last one (--val-data,
+    --imagenet-val), in percent."""
+    rows = validation_rows(run)
+    if epoch is None and rows:
+        epoch = rows[-1].get("epoch")  # of the last line, unless that was cut
+    return {
+        name: 100 * value
+        for row in rows
+        if row.get("epoch") == epoch
+        for name, value in row.items()
+        if SCORE.match(name)
+    }
 
 
 def best_epoch(run: Path) -> BestEpoch | None:

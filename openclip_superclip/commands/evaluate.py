@@ -1,77 +1,132 @@
-"""superclip evaluate: CLIP_benchmark's zero-shot, retrieval and linear-probe scores, models side
-by side."""
+"""superclip evaluate: scores of runs and models beside each other and beside the paper's, by
+CLIP_benchmark."""
 
 import argparse
 import math
 import shlex
+from pathlib import Path
 
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
+from ..files import check_results, make_folder, write_bytes, write_json, write_text
 from .shared_options import add_folder, add_number, add_switch, from_options
+
+FILES = ("scores.json", "scores.csv", "scores.png")
+MARK = '"command": "superclip evaluate'
+SUITES = "zeroshot,retrieval"
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates, prints the table and missing results, and returns the exit code: 1 if something
-    failed."""
+    """Evaluates with --data, prints the table, writes it to --out, and returns the exit code: 1
+    if something failed."""
     options = _parse(argv)
-    require("superclip evaluate", "eval")
+    require("superclip evaluate", "report")
+    if options.data is None:
+        no_effect(options, "no --data", "suite", "datasets", "model", "device", "precision")
+    else:
+        require("superclip evaluate --data", "eval")
+    from ..checkpoints.trainer_files import checkpoints
+    from ..evaluation.model_scores import find_scores
+    from ..evaluation.score_figure import draw_scores
+    from ..evaluation.score_table import ScoreTable
+
+    out = options.out
+    check_results(out, FILES, MARK)
+    arguments = list(dict.fromkeys(options.models))
+    if options.every:
+        runs = arguments
+        arguments = []
+        for run in runs:
+            files = checkpoints(Path(run, "checkpoints"))
+            if not files:
+                raise InputError(
+                    f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run"
+                )
+            arguments += map(str, files.values())
+    command = shlex.join(["superclip", "evaluate", *argv])
+    failures = [] if options.data is None else _evaluate(options, arguments, command)
+    rows = [find_scores(argument, out) for argument in arguments]
+    names = [row.name for row in rows]
+    for row, argument in zip(rows, arguments, strict=True):
+        if names.count(row.name) > 1:
+            row.name = argument
+    table = ScoreTable(rows)
+    for failure in failures:
+        to_stderr(f"error: {printable(failure)}")
+    if not any(row.scores for row in rows):
+        if failures:
+            return 1
+        missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
+        raise InputError(f"there are no scores ({missing})")
+    make_folder(out)
+    write_json(out / FILES[0], table.record(command))
+    write_text(out / FILES[1], table.csv())
+    write_bytes(out / FILES[2], draw_scores(table))
+    to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
+    return 1 if failures else 0
+
+
+def _evaluate(options: argparse.Namespace, arguments: list[str], command: str) -> list[str]:
+    """Evaluates models and writes their results; returns what failed."""
     import torch
 
+    from ..checkpoints.weights import checkpoint_of
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.features import EvaluationSettings
     from ..evaluation.local_datasets import select_datasets
-    from ..evaluation.models import checkpoints_of, find_model
+    from ..evaluation.models import find_model
 
     device = torch.device(check_device(options.device)).type
     precision = options.precision or ("amp" if device == "cuda" else "fp32")
     settings = from_options(EvaluationSettings, options, device=device, precision=precision)
-    chosen, absent = select_datasets(options.data, options.suite.split(","), options.datasets)
-    checkpoints = options.checkpoints
-    if options.every:
-        checkpoints = [file for run in checkpoints for file in checkpoints_of(run)]
-    command = shlex.join(["superclip", "evaluate", *argv])
+    suites = (options.suite or SUITES).split(",")
+    chosen, absent = select_datasets(options.data, suites, options.datasets)
     evaluation = Evaluation(chosen, settings, options.out, command)
     models = []
-    for checkpoint in dict.fromkeys(checkpoints):
+    failures = []
+    for argument in arguments:
         try:
+            is_run = Path(argument, "checkpoints").is_dir()
+            checkpoint = str(checkpoint_of(Path(argument))) if is_run else argument
             models.append(find_model(checkpoint, options.model))
         except InputError as error:
             if not options.every:
                 raise
-            evaluation.failures.append(str(error))
+            failures.append(str(error))
     if models and not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
-    evaluation.run(models)
-    to_stdout(evaluation.summary(absent))
-    for failure in evaluation.failures:
-        to_stderr(f"error: {printable(failure)}")
-    return 1 if evaluation.failures else 0
+    failures += evaluation.run(models)
+    if evaluation.num_reused:
+        to_stderr(f"reused results: {evaluation.num_reused}")
+    if absent:
+        to_stderr(f"not evaluated: {', '.join(absent)}")
+    return failures
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         "evaluate",
-        "Evaluates models with LAION's CLIP_benchmark on local data sets: WebDataset "
+        "Shows the scores of runs and models beside each other and beside the paper's. --data "
+        "evaluates them first, with LAION's CLIP_benchmark on local data sets: WebDataset "
         "folders in its layout, or roots of its built-in data sets. It only downloads the weights "
         "of MODEL:TAG and hf-hub:REPO.",
-        "epoch_5.pt ViT-B-16:openai --data DIR",
+        "logs/clip logs/superclip --data DIR",
     )
     add = parser.option
     add(
-        "checkpoints",
-        "a checkpoint of a run, with or without --superclip; a file of weights; an exported "
-        "folder; hf-hub:REPO; MODEL:TAG of OpenCLIP's released models",
+        "models",
+        "the folder of a run, for its last checkpoint; a checkpoint, with or without --superclip; "
+        "a file of weights; an exported folder; hf-hub:REPO; MODEL:TAG of OpenCLIP's released "
+        "models",
         nargs="+",
-        metavar="CHECKPOINT",
+        metavar="RUN|CHECKPOINT",
     )
-    add_folder(parser, "--data", "folder of data sets: DIR/imagenet1k, …", required=True)
+    add_folder(parser, "--data", "folder of data sets: DIR/imagenet1k, …")
     add(
         "--suite",
         "zeroshot: CLIP_benchmark's 38 data sets for classification; retrieval: COCO and "
-        "Flickr30k; probe: a linear probe on ImageNet-1k; dense: segmentation and depth from the "
-        "patch tokens, on PASCAL VOC, ADE20k and NYUv2 (default: %(default)s)",
-        default="zeroshot,retrieval",
+        f"Flickr30k; probe: a linear probe on ImageNet-1k (default: {SUITES})",
         metavar="SUITE,…",
     )
     add(
@@ -90,8 +145,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_folder(
         parser,
         "--out",
-        "folder of the results (default: RUN/evaluation for RUN/checkpoints/epoch_N.pt, else "
-        "evaluation); existing results are reused",
+        "folder of scores.json, scores.csv and scores.png, and of the results of models outside "
+        "of a run (default: %(default)s); those of runs are in RUN/evaluation, and all are reused",
+        default=Path("evaluation"),
     )
     add("--device", "device of the models (default: cuda if there is a GPU)")
     add(
@@ -101,7 +157,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
-    add_switch(parser, "--every", "CHECKPOINT is the folder of a run; evaluate all its checkpoints")
+    add_switch(parser, "--every", "the folders of runs stand for all of their checkpoints")
     add_number(
         parser,
         "--probe-lr",
@@ -109,17 +165,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "learning rate of the linear probe: AdamW on frozen, normalised features",
     )
     add_number(parser, "--probe-epochs", 10, "passes of the linear probe")
-    add_number(
-        parser,
-        "--dense-lr",
-        1e-3,
-        "learning rate for segmentation and depth: a linear layer on frozen patch tokens, AdamW",
-    )
-    add_number(parser, "--dense-epochs", 20, "passes for segmentation and depth")
     options = parser.parse_args(argv)
-    for name in ("probe_lr", "dense_lr"):
-        value = getattr(options, name)
-        if not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
-    at_least(options, batch_size=1, workers=0, probe_epochs=1, dense_epochs=1)
+    if not 0 < options.probe_lr < math.inf:
+        raise InputError(f"--probe-lr is {options.probe_lr}; expected a number above 0")
+    at_least(options, batch_size=1, workers=0, probe_epochs=1)
     return options

@@ -17,7 +17,7 @@ from .shared_options import add_switch
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
-FOLDERS = ("runs", "studies")  # default folders of runs
+DEFAULT = Path("runs")
 DAMAGED = "damaged"
 STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
@@ -29,11 +29,11 @@ def main(argv: list[str]) -> int:
         "Prints a table of runs: state, progress, samples per second, expected end and SLURM job. "
         "A run without a heartbeat for two minutes is lost. Not started: its job ended before "
         "superclip run began.",
-        "runs studies/one_batch",
+        "runs/superclip_seed0",
     )
     parser.option(
         "runs",
-        "folders of runs, or folders that contain runs (default: runs and studies)",
+        "folders of runs, or folders that contain runs (default: runs)",
         nargs="*",
         type=Path,
         metavar="RUN",
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     rows = []
     notes = []
     found = {}  # without duplicates
-    for folder in given or filter(Path.is_dir, map(Path, FOLDERS)):
+    for folder in given or [DEFAULT]:
         here = dict.fromkeys(_runs_in(folder) if folder.is_dir() else ())
         if given and not here:
             problem = "contains no run" if folder.is_dir() else "is not a folder"
@@ -64,9 +64,7 @@ def main(argv: list[str]) -> int:
             )
         found |= here
     if not found:
-        raise InputError(
-            f"there is no run in {' or '.join(FOLDERS)} here; give the folders of your runs"
-        )
+        raise InputError(f"there is no run in {DEFAULT} here; give the folders of your runs")
     for run in found:
         row, note = run_status(run, queue)
         counts[row[0]] += 1

@@ -148,7 +148,7 @@ def _parse(argv: list[str]) -> Namespace:
         "the same order of the data, the same crops), evaluates them, and prints each difference "
         "with its 95 % interval. The same command resumes a study that was stopped or submitted "
         "to SLURM.",
-        "one_batch --jobs 2 --out studies/one_batch",
+        "one_batch --jobs 2 --out one_batch",
     )
     add = parser.option
     add("study", "a file, or a name from --list", nargs="?", metavar="STUDY")
@@ -170,7 +170,7 @@ def _parse(argv: list[str]) -> Namespace:
         type=float,
         metavar="FRACTION",
     )
-    add_folder(parser, "--out", "folder of runs and results (default: studies/NAME)")
+    add_folder(parser, "--out", "folder of runs and results (default: runs/studies/NAME)")
     add_folder(
         parser,
         "--runs",

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import InputError, listed
-from .images import ignored_warning
 
 NUM_SHOWN = 5  # bad rows that an error names
 # counts of the samples that were read
@@ -123,7 +122,15 @@ class DataCheck:
                 f"{self.flag}: {self.num_empty:,} of the {self.num_samples:,} captions that were "
                 f"read in {self.data} are empty: {effect_of_empty}"
             )
-        yield from ignored_warning(self.ignored, self.num_decoded, self.flag)
+        if self.ignored:
+            counts = ", ".join(
+                f"{number:,} × {name}" for name, number in self.ignored.most_common()
+            )
+            yield (
+                f"{self.flag}: of {self.num_decoded:,} decoded images, training reads some in "
+                f"other pixels than a viewer shows: {counts}; examples/rgb_copies.py in the "
+                "repository writes RGB copies"
+            )
 
     def as_json(self) -> dict:
         """Returns what `plan --json` prints and run.json records."""

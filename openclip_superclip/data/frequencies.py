@@ -20,9 +20,8 @@ from ..flags import Config
 from ..method.idf import TokenStatistics, special_token_ids
 from .caption_text import caption_member, caption_place
 from .captions import CaptionTokens, tokenizer_identity, vocabulary
-from .tables import Columns, rows_of
-from .tar_shards import check_any_exists, is_remote, is_trained, read_members
-from .truncated_tar import BROKEN, why_broken
+from .tables import Columns, chunks_of
+from .tar_shards import BROKEN, check_any_exists, is_remote, is_trained, read_members, why_broken
 from .workers import work_on
 
 BATCH = 1024  # captions tokenized at a time
@@ -223,7 +222,8 @@ class CaptionCounter:
     def _samples(self, shard: str) -> Iterator[dict]:
         """Yields the samples on which OpenCLIP trains."""
         if self.columns:
-            yield from rows_of(shard, self.columns, "DATA")
+            for rows in chunks_of(shard, self.columns, "DATA"):
+                yield from rows.to_dict("records")
             return
         wanted = {self.member, caption_member(self.config.long_caption_key)}
         for sample in read_members(shard, wanted):

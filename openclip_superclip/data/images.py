@@ -4,8 +4,7 @@ import functools
 import io
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,20 +15,6 @@ from ..errors import reason
 # Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded
 # at every size.
 FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
-# in folders
-SUFFIXES = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jp2",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 # longest aspect ratio: preprocessing enlarges the shorter side, and the longer one with it
 MAX_ASPECT = 100
 
@@ -59,22 +44,6 @@ def decode_no_code() -> None:
     restrict_formats()
     if before_decoding not in default_pre_handlers:
         default_pre_handlers.append(before_decoding)
-
-
-def images_below(folder: Path) -> list[Path]:
-    """Returns the images in a folder and the folders below it; links are followed, each folder
-    is read once."""
-    images = []
-    read = set()
-    for path, subfolders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(path)
-        if real_path in read:
-            subfolders.clear()  # they have been read, too
-            continue
-        read.add(real_path)
-        subfolders.sort()
-        images += [Path(path, name) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(images)
 
 
 def check_regular(path: str | Path) -> None:
@@ -142,14 +111,9 @@ def read_image(
         return None, f"no readable image ({reason(error)})"
 
 
-def as_trained(image: Image.Image) -> Image.Image:
-    """Returns the pixels of an opened image that OpenCLIP trains on: the stored colours."""
-    return image.convert("RGB")
-
-
 def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
     """Returns the pixels of an opened image that OpenCLIP trains on, and what it ignores."""
-    return as_trained(image), ignored_property(image)
+    return image.convert("RGB"), ignored_property(image)
 
 
 def check_image(source: str | bytes) -> tuple[str, str]:
@@ -159,18 +123,3 @@ def check_image(source: str | bytes) -> tuple[str, str]:
     """
     ignored, problem = read_image(source, ignored_property)
     return problem, ignored or ""
-
-
-def ignored_warning(ignored: Counter, num_images: int, flag: str) -> Iterator[str]:
-    """Yields a warning if OpenCLIP ignores something in images, given their numbers."""
-    if ignored:
-        yield (
-            f"{flag}: of {num_images:,} decoded images, training reads some in other pixels than a "
-            f"viewer shows: {counts_text(ignored)}; examples/rgb_copies.py in the repository "
-            "writes RGB copies"
-        )
-
-
-def counts_text(counts: Counter) -> str:
-    """Returns numbers of images or pairs by property, for a message; the largest first."""
-    return ", ".join(f"{number:,} × {name}" for name, number in counts.most_common())

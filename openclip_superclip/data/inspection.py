@@ -15,8 +15,17 @@ from .caption_text import caption_member, has_long_caption, text_of
 from .data_check import BadFile, DataCheck
 from .images import check_image
 from .slices import Split, equal_sizes, more_than_a_slice
-from .tar_shards import IMAGES, check_any_exists, expand, is_remote, is_trained, read_members
-from .truncated_tar import BROKEN, NO_FILE, why_broken
+from .tar_shards import (
+    BROKEN,
+    IMAGES,
+    NO_FILE,
+    check_any_exists,
+    expand,
+    is_remote,
+    is_trained,
+    read_members,
+    why_broken,
+)
 from .workers import work_on
 
 NUM_MORE = 3  # shards to try before all are assumed to be broken

@@ -1,4 +1,5 @@
-"""A pass over the data in slices: how many samples an epoch reads, and checks of the arguments.
+"""A pass over the data in slices: how many batches and samples an epoch reads, and checks of the
+arguments.
 
 OpenCLIP's epoch e is slice e mod K of pass e div K. Each pass shuffles all shards by the seed, and
 slice s takes every K-th shard starting at s, so that the K slices of a pass contain each shard
@@ -15,16 +16,34 @@ batches if their number is not divisible by A. Every pass splits the shards diff
 sample is skipped forever.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import InputError
 from .shard_order import check_batch, slice_of
-from .steps import batches_of_shards
 
 # fraction of a slice's samples that may be read twice or skipped without a warning
 TOLERANCE = 0.02
+
+
+def batches_of_shards(num_samples: int, batch_size: int, world_size: int, workers: int) -> int:
+    """Returns the batches of a rank in an epoch of `num_samples` over WebDataset shards.
+
+    OpenCLIP gives every data-loading worker the same number of batches, rounded up.
+    """
+    workers = max(1, workers)
+    num_batches = math.ceil(num_samples / (batch_size * world_size))
+    return math.ceil(num_batches / workers) * workers
+
+
+def batches_of_table(num_rows: int, batch_size: int, world_size: int) -> int:
+    """Returns the batches of a rank in a pass over a table.
+
+    OpenCLIP distributes the rows to the ranks, rounding up, and drops the rest of the last batch.
+    """
+    return math.ceil(num_rows / world_size) // batch_size
 
 
 def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:

@@ -1,13 +1,11 @@
 """Tables of images and captions: detection, columns, contents, and checks before training."""
 
 import contextlib
-import csv
-import itertools
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
@@ -24,7 +22,7 @@ SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
-MAX_DECODED = 10_000  # images that are decoded before training
+MAX_DECODED = 200  # images, spread over a table, that are decoded before training
 SHORT = Config()  # reads no long caption
 
 
@@ -86,14 +84,13 @@ def detect_columns(
     are (filepath, title), else (image, caption), else one of these names, the only column of
     existing image files and the only other column.
     """
-    lines = []
+    if is_remote(path):
+        return Columns(separator or ",", image or "image", caption or "caption")
     with _readable(path, flag):
-        if not is_remote(path):
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                lines = list(itertools.islice(file, NUM_LOOKED_AT))
-        header = "".join(lines[:1])
-        separator = separator or _separator_of(header)
-        names, *values = _rows(lines, separator) or [[]]
+        if not separator:
+            with open(path, encoding="utf-8-sig") as file:
+                separator = _separator_of(file.readline())
+        names, *rows = _first_rows(path, Columns(separator), NUM_LOOKED_AT)
     complete = [
         pair
         for pair in NAMES
@@ -105,8 +102,8 @@ def detect_columns(
     images = [image] if image else known_images[:1]
     captions = [caption] if caption else [name for _, name in pairs if name in names][:1]
     if not images:
-        rows = values[:-1] or values  # the last line may be in the middle of a row
-        images = [name for index, name in enumerate(names) if _are_files(rows, index)]
+        columns_of_cells = zip(names, *rows, strict=True)
+        images = [name for name, *cells in columns_of_cells if cells and all(map(_is_file, cells))]
     if not captions:
         captions = [name for name in names if name not in (*images, *known_images)]
     columns = Columns(
@@ -114,8 +111,7 @@ def detect_columns(
         images[0] if len(images) == 1 else "image",
         captions[0] if len(captions) == 1 else "caption",
     )
-    if names:
-        _check_header(path, names, columns)
+    _check_header(path, names, columns)
     return columns
 
 
@@ -129,21 +125,31 @@ def _separator_of(header: str) -> str:
     return max(SEPARATORS, key=rank)
 
 
-def _rows(lines: list[str], separator: str) -> list[list[str]]:
-    if len(separator) > 1:  # a pattern to pandas
-        try:
-            return [re.split(separator, line.rstrip("\r\n")) for line in lines]
-        except re.error as error:
-            raise InputError(
-                f"--csv-separator is {separator!r}; expected one character or a regular expression "
-                f"({error})"
-            ) from None
-    return list(csv.reader(lines, delimiter=separator))
+def _first_rows(path: str, columns: Columns, number: int) -> list[list]:
+    """Returns the header as in the file, where pandas renames the second of two equal names, and
+    the first rows; cells that a row lacks are NaN."""
+    import pandas as pd
+
+    try:
+        rows = pd.read_csv(
+            path,
+            **columns.pandas_options,
+            header=None,
+            nrows=1 + number,
+            dtype=str,
+            keep_default_na=False,
+            on_bad_lines="skip",  # whose extra values are reported later
+        )
+    except re.error as error:
+        raise InputError(
+            f"--csv-separator is {columns.separator!r}; expected one character or a regular "
+            f"expression ({error})"
+        ) from None
+    return rows.values.tolist()
 
 
-def _are_files(rows: list[list[str]], column: int) -> bool:
-    """Returns whether all rows, at least one, have the name of a file in a column."""
-    return bool(rows) and all(len(row) > column and os.path.isfile(row[column]) for row in rows)
+def _is_file(cell: object) -> bool:
+    return isinstance(cell, str) and os.path.isfile(cell)
 
 
 def check_table(
@@ -222,45 +228,20 @@ def read_table(
     return table
 
 
-def rows_of(path: str, columns: Columns, flag: str, **options) -> Iterator[dict]:
-    """Yields the rows of a table as dicts; `options` and errors are those of `chunks_of`."""
-    for rows in chunks_of(path, columns, flag, **options):
-        yield from rows.to_dict("records")
-
-
-def chunks_of(
-    path: str,
-    columns: Columns,
-    flag: str,
-    *,
-    dtype: type | None = None,
-    exact: Sequence[str] = (),
-) -> Iterator:
+def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:
     """Yields the rows of a table as data frames, after checking the header; InputError if it cannot
     be read.
 
-    If `dtype` is str, numbers are texts. In the columns `exact`, NA and the like, which are missing
-    values to pandas, are texts too.
+    If `dtype` is str, numbers are texts.
     """
     # as in OpenCLIP: any separator, encoding and compression that pandas supports
     import pandas as pd
-    from pandas._libs.parsers import STR_NA_VALUES
 
     with _readable(path, flag):
-        header = pd.read_csv(
-            path, **columns.pandas_options, header=None, nrows=1, dtype=str, keep_default_na=False
-        )
-        # as in the file: pandas renames the second of two equal names
-        names = header.iloc[0].tolist()
+        (names,) = _first_rows(path, columns, 0)
         _check_header(path, names, columns)
-        missing = {name: STR_NA_VALUES for name in names if name not in exact}
         with pd.read_csv(
-            path,
-            **columns.pandas_options,
-            chunksize=ROWS_AT_ONCE,
-            dtype=dtype,
-            keep_default_na=False,
-            na_values=missing,
+            path, **columns.pandas_options, chunksize=ROWS_AT_ONCE, dtype=dtype
         ) as chunks:
             for rows in chunks:
                 # pandas takes extra values for row names
@@ -282,15 +263,31 @@ def _readable(path: str, flag: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise InputError(f"{flag}: there is no file {path}") from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         advice = ": save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise InputError(
             f"{flag}: {path} is not a readable table ({reason(error)}){advice}"
         ) from error
 
 
+def has_columns(path: str, columns: Columns) -> bool:
+    """Returns whether OpenCLIP finds its columns in a table; True if it cannot be read here."""
+    if not os.path.isfile(path):
+        return True
+    try:
+        (names,) = _first_rows(path, columns, 0)
+    except (OSError, ValueError):
+        return True
+    return {columns.image, columns.caption} <= set(names)
+
+
 def _check_header(path: str, names: list[str], columns: Columns) -> None:
-    """Raises InputError for equal names, or if a column is missing."""
+    """Raises InputError for equal names, if a column is missing, or for a pair instead of names."""
+    if os.path.isfile(columns.image):
+        raise InputError(
+            f"{path} has no header: its first row names the image {columns.image}; expected the "
+            "names of the columns above it, such as filepath and title"
+        )
     repeated = [name for name, number in Counter(names).items() if name and number > 1]
     if repeated:
         raise InputError(f"{path} has several columns '{repeated[0]}': rename all but one")

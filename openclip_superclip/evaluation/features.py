@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from ..data.images import restrict_formats
 from ..errors import InputError, printable
-from .dense_datasets import DENSE
 from .local_datasets import LocalDataset
 
 SEED = 0  # CLIP_benchmark's default
@@ -28,8 +27,6 @@ class EvaluationSettings:
     workers: int
     probe_lr: float
     probe_epochs: int
-    dense_lr: float
-    dense_epochs: int
 
     def of_task(self, task: str) -> dict:
         """Returns the settings on which the metrics of a task depend."""
@@ -44,8 +41,6 @@ class EvaluationSettings:
                 "epochs": self.probe_epochs,
                 "seed": SEED,
             }
-        elif task in DENSE:
-            settings |= {"lr": self.dense_lr, "epochs": self.dense_epochs}
         return settings
 
     def autocast(self) -> torch.autocast:
@@ -56,7 +51,7 @@ class EvaluationSettings:
 class Features(NamedTuple):
     """The features of a split's images, before any normalisation, in the data set's order."""
 
-    images: Tensor  # [N, D], or patch tokens [N, D, h, w]
+    images: Tensor  # [N, D]
     targets: Tensor | list[list[str]]  # labels [N] or [N, classes], or the captions of each image
 
 

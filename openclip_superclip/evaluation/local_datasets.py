@@ -16,15 +16,12 @@ from webdataset.filters import default_collation_fn
 from ..data.images import before_decoding, restrict_formats
 from ..environment import replaced
 from ..errors import InputError, refuse
-from .dense_datasets import DENSE, DenseSet, dense_kind
-from .shard_samples import ShardSamples, shards_of
 from .suites import SUITES
 
 KINDS = {  # of data sets, by task
     "zeroshot_classification": ("classification", "multilabel"),
     "zeroshot_retrieval": ("retrieval",),
     "linear_probe": ("classification",),
-    "dense": DENSE,
 }
 
 
@@ -35,14 +32,13 @@ class LocalDataset(NamedTuple):
     name: str
     folder: Path
     in_shards: bool
-    kind: str  # classification, multilabel, retrieval, segmentation or depth
+    kind: str  # classification, multilabel or retrieval
 
     def build(self, transform: Callable, split: str, task: str) -> Dataset:
         """Returns CLIP_benchmark's data set. Missing files are an error; nothing is downloaded."""
         restrict_formats()  # for the data sets that open images themselves
-        if self.kind in DENSE:
-            return DenseSet(self.folder, split, transform)
-        shards = shards_of(self.folder / split) if self.in_shards else []
+        if self.in_shards:
+            _check_shards(self.folder / split)
         handlers = [*autodecode.default_pre_handlers, before_decoding]
         with (
             replaced(builder, call=_refuse),  # wget, even with `download=False`
@@ -50,7 +46,7 @@ class LocalDataset(NamedTuple):
             replaced(autodecode, default_pre_handlers=handlers),
             redirect_stdout(sys.stderr),  # CLIP_benchmark prints
         ):
-            dataset = builder.build_dataset(
+            return builder.build_dataset(
                 f"wds/{self.name}" if self.in_shards else self.name,
                 root=str(self.folder),
                 transform=transform,
@@ -58,7 +54,6 @@ class LocalDataset(NamedTuple):
                 download=False,
                 task=task,
             )
-        return ShardSamples(dataset, shards) if self.in_shards else dataset
 
     def collate(self, samples: list[tuple]) -> list:
         """Returns a batch as CLIP_benchmark makes it."""
@@ -97,7 +92,7 @@ def select_datasets(
                 raise InputError(f"--datasets: {folder} contains no {name}; it contains {content}")
             problem = _problem(dataset, task)
             if not problem:
-                chosen.append((dataset, dataset.kind if task == "dense" else task))
+                chosen.append((dataset, task))
                 continue
             if names and dataset.kind not in KINDS[task] and dataset.kind in kinds:
                 continue  # another suite evaluates it
@@ -139,9 +134,6 @@ def find_dataset(folder: Path, name: str) -> LocalDataset | None:
 
 
 def _open(name: str, folder: Path) -> LocalDataset:
-    kind = dense_kind(folder)
-    if kind is not None:
-        return LocalDataset(name, folder, in_shards=False, kind=kind)
     test = folder / "test"
     in_shards = any(test.glob("*.tar")) or (test / "nshards.txt").is_file()
     type_file = folder / "dataset_type.txt"
@@ -153,6 +145,21 @@ def _open(name: str, folder: Path) -> LocalDataset:
     elif name.endswith("multilabel"):
         kind = "multilabel"
     return LocalDataset(name, folder, in_shards, kind)
+
+
+def _check_shards(split: Path) -> None:
+    """Raises InputError if nshards.txt is not a number, or is smaller than the number of
+    shards."""
+    text = (split / "nshards.txt").read_text().strip()
+    if not text.isdecimal():
+        raise InputError(f"{split}/nshards.txt is '{text[:20]}'; expected the number of shards")
+    shards = [split / f"{number}.tar" for number in range(int(text))]
+    left_out = sorted(set(split.glob("*.tar")).difference(shards))
+    if left_out:
+        raise InputError(
+            f"{split}/nshards.txt says {text}, which leaves out {left_out[0].name}; expected all "
+            "shards"
+        )
 
 
 def _refuse(source, **_):

@@ -1,7 +1,5 @@
-"""Metrics of one model on one data set from its features, with the outcome of every test sample.
-
-They are CLIP_benchmark's, called as by its command line.
-"""
+"""CLIP_benchmark's metrics of one model on one data set, from its features, called as by its
+command line."""
 
 import contextlib
 import math
@@ -10,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from clip_benchmark.metrics import linear_probe, zeroshot_classification, zeroshot_retrieval
 from torch import Tensor, nn
@@ -20,7 +17,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..environment import replaced
 from ..errors import InputError
 from .features import RECALL_K, SEED, EvaluationSettings, Features, finite
-from .intervals import MEAN, PRECISION, RECALL, Measured, Outcome, right
+
+# CLIP_benchmark's metrics, and the number of outcomes of those that are the fraction of independent
+# samples that are right, by name
+Measured = tuple[dict[str, float], dict[str, int]]
 
 
 @dataclass
@@ -45,7 +45,8 @@ def evaluate(
     settings: EvaluationSettings,
     features: dict[str, Features],
 ) -> Measured:
-    """Returns metrics by CLIP_benchmark's names, NaN if they are undefined, and outcomes.
+    """Returns metrics by CLIP_benchmark's names, NaN if they are undefined, and numbers of
+    outcomes.
 
     Of the test split `dataset`, only class names and templates are used; `features` are those of
     the split test and, for the linear probe, train. Raises InputError if a score would be
@@ -70,46 +71,24 @@ def evaluate(
         if task == "linear_probe":
             return linear_probe_metrics(features["train"], test, settings)
         check_prompts(classes, dataset.templates)
-        with _recorded(zeroshot_classification, "run_classification") as results:
-            metrics = zeroshot_classification.evaluate(
-                cached, batches, tokenizer, classes, dataset.templates, **options
-            )
-    logits, target = results[0]
-    return metrics, _of_logits(logits, target, num_classes=logits.shape[1])
-
-
-@contextlib.contextmanager
-def _recorded(module: object, name: str) -> Iterator[list]:
-    """Yields the list of what a function returns, call by call."""
-    results = []
-    function = getattr(module, name)
-
-    def recording(*args, **options):
-        results.append(function(*args, **options))
-        return results[-1]
-
-    with replaced(module, **{name: recording}):
-        yield results
+        metrics = zeroshot_classification.evaluate(
+            cached, batches, tokenizer, classes, dataset.templates, **options
+        )
+    return metrics, {"acc1": len(test.targets)} if "acc1" in metrics else {}
 
 
 def _retrieval(model: object, tokenizer: Callable, test: _Batches, options: dict) -> Measured:
-    """Outcomes are, for each image, how many of its captions find it, and whether it finds one
-    of them."""
-    num_captions = np.array([len(texts) for texts in test.features.targets], np.int32)
-    if not num_captions.all():
-        image = np.argmin(num_captions) + 1
+    num_captions = [len(captions) for captions in test.features.targets]
+    if 0 in num_captions:
+        image = num_captions.index(0) + 1
         raise InputError(f"image {image} has no caption; expected one or more")
-    ks = [k for k in RECALL_K if k <= len(num_captions)]  # topk fails with fewer images
-    with _recorded(zeroshot_retrieval, "batchify") as results:
-        metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
-    image_of_caption = np.repeat(np.arange(len(num_captions)), num_captions)
-    recalls = [(recall > 0).numpy() for recall in results]  # of each k by text, then by image
-    outcomes = {}
-    for k, by_text, by_image in zip(ks, recalls[::2], recalls[1::2], strict=True):
-        hits = np.bincount(image_of_caption, by_text, minlength=len(num_captions))
-        outcomes[f"image_retrieval_recall@{k}"] = Outcome(MEAN, hits.astype(np.int32), num_captions)
-        outcomes[f"text_retrieval_recall@{k}"] = right(by_image)
-    return metrics, outcomes
+    num_images = len(num_captions)
+    ks = [k for k in RECALL_K if k <= num_images]  # topk fails with fewer images
+    metrics = zeroshot_retrieval.evaluate(model, test, tokenizer, recall_k_list=ks, **options)
+    num_outcomes = {f"text_retrieval_recall@{k}": num_images for k in ks}
+    if sum(num_captions) == num_images:  # several captions of an image are not independent
+        num_outcomes |= {f"image_retrieval_recall@{k}": num_images for k in ks}
+    return metrics, num_outcomes
 
 
 def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSettings) -> Measured:
@@ -159,27 +138,7 @@ def linear_probe_metrics(train: Features, test: Features, settings: EvaluationSe
     has_top_5 = largest >= 5
     accuracies = zeroshot_classification.accuracy(logits, target, (1, 5) if has_top_5 else (1,))
     metrics = {"lp_acc1": accuracies[0], "lp_acc5": accuracies[1] if has_top_5 else math.nan}
-    return metrics, _of_logits(logits, target, num_classes=largest, prefix="lp_")
-
-
-def _of_logits(
-    logits: Tensor, target: Tensor, num_classes: int, prefix: str = ""
-) -> dict[str, Outcome]:
-    if target.dim() == 2:  # one column per class
-        # CLIP_benchmark's
-        order = torch.stack([column.sort(descending=True)[1] for column in logits.unbind(1)], dim=1)
-        ranks = order.argsort(dim=0).int().numpy()
-        labels = target.numpy().astype(np.uint8)
-        return {"mean_average_precision": Outcome(PRECISION, -ranks, labels)}
-    # Equal logits: CLIP_benchmark takes the first of topk for the accuracy, and argmax for the mean
-    # recall.
-    k = 5 if num_classes >= 5 else 1  # CLIP_benchmark computes top-5 accuracy
-    first = logits.topk(k, dim=1)[1][:, 0]
-    hits = (logits.argmax(dim=1) == target).numpy().astype(np.uint8)
-    return {
-        f"{prefix}acc1": right((first == target).numpy()),
-        f"{prefix}mean_per_class_recall": Outcome(RECALL, hits, target.numpy().astype(np.int32)),
-    }
+    return metrics, {"lp_acc1": len(target)}
 
 
 def check_prompts(classes: list[str], templates: list[str] | dict[str, list[str]]) -> None:

@@ -13,7 +13,6 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from ..checkpoints.architecture import Architecture, architecture_of, fit, read_architecture
-from ..checkpoints.trainer_files import checkpoints
 from ..checkpoints.weights import Weights, check_match, file_of_weights, read_checkpoint
 from ..errors import InputError
 from ..files import content_digest
@@ -35,16 +34,6 @@ class EvaluatedModel(NamedTuple):
     openclip: tuple[str, str] = ("", "")
     # otherwise the model without its head
     plain: tuple[Architecture, Weights] | None = None
-
-
-def checkpoints_of(run: str) -> list[str]:
-    """Returns the checkpoints of a run's epochs, in order; InputError if it has none."""
-    files = checkpoints(Path(run, "checkpoints"))
-    if not files:
-        raise InputError(
-            f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run"
-        )
-    return list(map(str, files.values()))
 
 
 def find_model(argument: str, model: str | None = None) -> EvaluatedModel:

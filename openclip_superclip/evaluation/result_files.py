@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import json_or_empty, write_json
-from .intervals import Outcome, estimate, read_outcomes, write_outcomes
+from ..files import file_identity, json_or_empty, write_json
 
 PACKAGES = (
     "openclip-superclip",
@@ -41,35 +40,52 @@ class ResultFile:
     facts: dict  # on which the result depends
     about: dict  # other facts
 
-    @property
-    def outcomes_file(self) -> Path:
-        """The file of the outcomes that belong to the result."""
-        return self.path.with_suffix(".outcomes.npz")
-
-    def read(self) -> dict | None:
-        """Returns the existing result with its outcomes, if its inputs are unchanged and its
-        outcomes are there, else None."""
+    def is_current(self) -> bool:
+        """Returns whether the result exists and its inputs are unchanged."""
         record = json_or_empty(self.path)
-        if any(record.get(name) != fact for name, fact in self.facts.items()):
-            return None
-        outcomes = read_outcomes(self.outcomes_file)
-        if not record["intervals"].keys() <= outcomes.keys():
-            return None
-        return record | self.about | {"outcomes": outcomes}
+        facts_match = all(record.get(name) == fact for name, fact in self.facts.items())
+        return facts_match and "num_outcomes" in record
 
-    def write(self, metrics: dict[str, float], outcomes: dict[str, Outcome]) -> dict:
-        """Writes a result and its outcomes; returns both. Its metrics are the given ones, with
-        CLIP_benchmark's rounding, and the scores of the other outcomes; undefined ones are None."""
-        self.path.unlink(missing_ok=True)  # so that a stop between the two files leaves no result
-        write_outcomes(self.outcomes_file, outcomes)
-        estimates = {name: estimate(outcome) for name, outcome in outcomes.items()}
-        metrics = {name: score.value for name, score in estimates.items()} | metrics
+    def write(self, metrics: dict[str, float], num_outcomes: dict[str, int]) -> None:
+        """Writes a result; undefined metrics are None."""
         defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        record = {
-            **self.facts,
-            "metrics": defined,
-            "intervals": {name: score.limits() for name, score in estimates.items()},
-            **self.about,
-        }
-        write_json(self.path, record)
-        return record | {"outcomes": outcomes}
+        measured = {"metrics": defined, "num_outcomes": num_outcomes}
+        write_json(self.path, self.facts | measured | self.about)
+
+
+def read_results(folder: Path) -> list[dict]:
+    """Returns the results in a folder, except for damaged files and results of a checkpoint that
+    was trained again since; `file` is the path of what was evaluated."""
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        record = json_or_empty(file)
+        if not isinstance(record.get("metrics"), dict):
+            continue
+        evaluated = record.get("source_id")
+        weights = folder / str(record.get("source"))
+        if evaluated is None or file_identity(weights) in (None, evaluated):
+            records.append(record | {"file": weights})
+    return records
+
+
+def is_of(record: dict, argument: str) -> bool:
+    """Returns whether a result is of a file, folder or released model."""
+    path = Path(argument.removeprefix("local-dir:"))
+    if path.exists():
+        return _without_link(record["file"]) == _without_link(path)
+    return record.get("source") == argument
+
+
+def is_of_run(record: dict, run: Path) -> bool:
+    """Returns whether a result is of a checkpoint in a run's folder, which may be a link."""
+    folder = (run / "checkpoints").resolve()
+    weights = record["file"]
+    return record.get("source") is None or folder in (
+        weights.parent.resolve(),
+        weights.resolve().parent,
+    )
+
+
+def _without_link(path: Path) -> Path:
+    """Returns the absolute path of a file, which may itself be a link."""
+    return path.parent.resolve() / path.name

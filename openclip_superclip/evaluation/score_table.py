@@ -1,97 +1,115 @@
-"""The tables of results: a row per measure and a column per model, with the paper's names."""
+"""The table of scores: a row per run or model and a column per measure, as text, CSV and JSON."""
 
-from ..rendering import markdown_table
-from .intervals import NO_INTERVAL, Estimate, Outcome, difference, estimate, mean_of
-from .suites import RETRIEVAL, THE_38, averaged
+from dataclasses import dataclass
 
-LABELS = {  # of rows, by task and measure; {} is the data set
-    "zeroshot_classification": {"acc1": "{}", "mean_average_precision": "{} mAP"},
-    "zeroshot_retrieval": {
-        "image_retrieval_recall@1": "img→ret {} R@1",
-        "text_retrieval_recall@1": "txt→ret {} R@1",
-        "image_retrieval_recall@5": "img→ret {} R@5",
-        "text_retrieval_recall@5": "txt→ret {} R@5",
-    },
-    "linear_probe": {"lp_acc1": "linear probe {}"},
-    "segmentation": {"miou": "mIoU {}"},
-    "depth": {"rmse": "RMSE {}, cm"},
-}
-PAPER_NAMES = {
-    "imagenet1k": "IN-1k",
-    "imagenetv2": "IN-v2",
-    "mscoco_captions": "COCO",
-    "flickr30k": "Flickr",
-}
-MOST_COLUMNS = 5
-ORDER = [*THE_38, *RETRIEVAL]
+from ..environment import versions
+from ..rendering import csv_text, markdown_table
+from .model_scores import PAPER_KEYS, ModelScores, Score, differences, paper_scores
+from .result_files import PACKAGES
+from .suites import THE_38
+
+IN_OTHER_UNITS = {"nyuv2_rmse": "NYUv2 RMSE, no %", "llava_mme": "LLaVA MME, points"}
+INTERVALS = (
+    "Intervals (95 %, Wilson) are over the test samples. Scores often differ more between training "
+    "seeds: superclip study compares methods over several seeds."
+)
 
 
-# outcomes of a model: one, or those of an average; none if they are missing
-Score = list[Outcome]
+@dataclass
+class ScoreTable:
+    """Runs and models beside each other, and then the paper's values."""
 
+    rows: list[ModelScores]
 
-def tables(models: list[list[dict]]) -> str:
-    """Returns tables in Markdown: each model's results in percent and, if there are any, the paired
-    differences to the first model in points, with 95 % intervals; a dash if missing."""
-    names = _names(models)
-    results = {}
-    changes = {}
-    for label, scores in _rows(models).items():
-        results[label] = [_cell(list(map(estimate, score)), ".1f") for score in scores]
-        first, *others = scores
-        paired = [list(map(difference, first, other)) for other in others]
-        if any(paired):
-            changes[label] = [_cell(parts, "+.1f") for parts in paired]
-    text = _markdown("%", names, results)
-    if changes:
-        columns = [f"{name} − {names[0]}" for name in names[1:]]
-        text += "\n\n" + _markdown("points", columns, changes)
-    return f"{text}\n\n{NO_INTERVAL}" if "[–]" in text else text
+    def __post_init__(self):
+        self._add_average()
+        self.rows = [*self.rows, *paper_scores(self.rows)]
+        self.measures = list(dict.fromkeys(key for row in self.rows for key in row.scores))
 
+    def _add_average(self) -> None:
+        """Adds the average of the zero-shot scores on those of the 38 data sets that all rows with
+        such scores have, at least two."""
+        by_row = {id(row): _zero_shot(row) for row in self.rows}
+        scored = [row for row in self.rows if by_row[id(row)]]
+        shared = [name for name in THE_38 if all(name in by_row[id(row)] for row in scored)]
+        if not scored or len(shared) < 2:
+            return
+        name = f"average of {len(shared)} of the 38"
+        if len(shared) == len(THE_38):
+            name = "average_of_38"
+        for row in scored:
+            of_row = by_row[id(row)]
+            row.scores[name] = Score(sum(of_row[name] for name in shared) / len(shared))
 
-def _cell(parts: list[Estimate], format: str) -> str:
-    """Returns the mean of estimates as text; a dash if there are none."""
-    return mean_of(parts).text(format) if parts else "–"
+    def text(self) -> str:
+        """Returns the table in Markdown, transposed if that is narrower, and lines on what is
+        missing and what is not comparable."""
+        cells = [["%", *map(title, self.measures)]]
+        for row in self.rows:
+            scores = [str(row.scores.get(measure, "–")) for measure in self.measures]
+            cells.append([row.name, *scores])
+        if len(self.measures) > len(self.rows):
+            cells = list(zip(*cells, strict=True))
+        lines = [f"{row.name}: {problem}" for row in self.rows for problem in row.problems]
+        lines += self.differences()
+        if any(score.interval for row in self.rows for score in row.scores.values()):
+            lines.append(INTERVALS)
+        return "\n".join([markdown_table(cells[0], cells[1:]), "", *lines]).rstrip()
 
+    def differences(self) -> list[str]:
+        """Returns a line for each row that was trained or evaluated differently than the first."""
+        first, *others = self.rows
+        trained = next((row for row in self.rows if row.training), first)
+        lines = [differences(trained, row) for row in others if row is not trained]
+        return [line for line in lines if line]
 
-def _markdown(unit: str, names: list[str], rows: dict[str, list[str]]) -> str:
-    """Returns a table with a column per model, or a row per model if that would be too wide."""
-    table = [[unit, *names]] + [[label, *cells] for label, cells in rows.items()]
-    if len(names) > MOST_COLUMNS:
-        table = list(zip(*table, strict=True))
-    return markdown_table(table[0], table[1:])
+    def csv(self) -> str:
+        """Returns a row for each run, with a column for each score."""
+        rows = [["name", "epoch", *self.measures]]
+        for row in self.rows:
+            values = [row.scores[key].value if key in row.scores else None for key in self.measures]
+            rows.append([row.name, row.epoch, *values])
+        return csv_text(rows)
 
-
-def _rows(models: list[list[dict]]) -> dict[str, list[Score]]:
-    """Returns the score of every model by the row's label, the averages last."""
-    rows = {}
-    results = [(record, number) for number, records in enumerate(models) for record in records]
-    for record, number in sorted(results, key=_table_order):
-        name = PAPER_NAMES.get(record["dataset"], record["dataset"])
-        for measure, label in LABELS[record["task"]].items():
-            if measure in record["outcomes"]:
-                scores = rows.setdefault(label.format(name), [[] for _ in models])
-                scores[number] = [record["outcomes"][measure]]
-    for label, of_models in averaged(models).items():
-        rows[label] = [
-            [record["outcomes"][measure] for record, measure in parts] for parts in of_models
+    def record(self, command: str) -> dict:
+        """Returns what scores.json contains."""
+        rows = [
+            {
+                "name": row.name,
+                "epoch": row.epoch,
+                "scores": {key: score._asdict() for key, score in row.scores.items()},
+                "training": row.training,
+                "problems": row.problems,
+                "results": [
+                    {key: value for key, value in result.items() if key != "file"}
+                    for result in row.results
+                ],
+            }
+            for row in self.rows
         ]
-    return rows
+        return {
+            "command": command,
+            "versions": versions(*PACKAGES),
+            "rows": rows,
+            "differences": self.differences(),
+        }
 
 
-def _table_order(result: tuple[dict, int]) -> tuple[int, int, str]:
-    """Returns what sorts results by task, in the order of the suites' lists, then by name."""
-    record, _ = result
-    name = record["dataset"]
-    in_suite = ORDER.index(name) if name in ORDER else len(ORDER)
-    return list(LABELS).index(record["task"]), in_suite, name
+def title(measure: str) -> str:
+    """Returns a measure's name for readers."""
+    if measure in IN_OTHER_UNITS:
+        return IN_OTHER_UNITS[measure]
+    return measure if " " in measure else measure.replace("_", " ")
 
 
-def _names(models: list[list[dict]]) -> list[str]:
-    """Returns each model's name or, if it is not unique, the user's argument."""
-    firsts = [records[0] for records in models]
-    names = [first["model"] for first in firsts]
-    return [
-        name if names.count(name) == 1 else first["checkpoint"]
-        for name, first in zip(names, firsts, strict=True)
-    ]
+def _zero_shot(row: ModelScores) -> dict[str, float]:
+    """Returns a row's zero-shot scores by data set; mAP where that is the measure."""
+    scores = {}
+    for name in THE_38:
+        accuracy = f"{name} zero shot"
+        if name in PAPER_KEYS:
+            accuracy = f"{PAPER_KEYS[name]}_zero_shot"
+        for key in (accuracy, f"{name} zero shot map"):
+            if key in row.scores:
+                scores[name] = row.scores[key].value
+    return scores

@@ -10,8 +10,7 @@ from pathlib import Path
 from ..checkpoints.resume import check_kind
 from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
-from ..data.slices import Split, more_than_a_slice
-from ..data.steps import batches_of_shards, batches_of_table
+from ..data.slices import Split, batches_of_shards, batches_of_table, more_than_a_slice
 from ..data.tables import MAX_DECODED, check_table, kind
 from ..data.tar_shards import expand
 from ..environment import check_horovod
@@ -68,12 +67,12 @@ def _check_models(training: Training) -> None:
     options = training.options
     config = training.config
     if training.is_ours and not training.only_options:
-        from ..checkpoints.starting_weights import check_start
+        from ..checkpoints.starting_weights import check_start, is_unchecked
         from .factory import check_models
 
         if config is not None:
-            check_models(options)
-        check_start(options)
+            check_models(training)
+        check_start(options, None if is_unchecked(options) else training.model)
     if config is not None and is_idf_file(config.idf):
         _check_idf_file(training)
 
@@ -98,15 +97,16 @@ def check_start_of_run(options: Namespace) -> None:
 
 @functools.cache
 def _check_start(**values) -> None:
-    from ..checkpoints.starting_weights import check_start
+    from ..checkpoints.architecture import read_architecture
+    from ..checkpoints.starting_weights import check_start, is_unchecked
     from . import factory
 
     options = Namespace(**values)
     # a file may exist only on nodes
     is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
     if is_tag and options.model in factory.open_clip.list_models():
-        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-    check_start(options)
+        factory.check_tag(options.model, options.pretrained, "--pretrained")
+    check_start(options, None if is_unchecked(options) else read_architecture(options.model))
 
 
 def _check_idf_file(training: Training) -> None:
@@ -161,7 +161,7 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    now = record_of(training.options_with_defaults(), launched()[1])
+    now = record_of(training.options_with_defaults(), launched()[1], training.model)
     changes(read_record(folder), now, file).check(folder, accept)
 
 

@@ -22,7 +22,7 @@ from open_clip_train.data import CsvDataset, log_and_continue
 
 from .. import hooks
 from ..data.images import check_regular, restrict_formats
-from ..data.truncated_tar import StrictTarInfo
+from ..data.tar_shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
 from . import current

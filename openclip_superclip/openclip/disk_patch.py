@@ -238,33 +238,30 @@ def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
 def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
     """Writes `contents` (None: no file), and returns what was done to each file; InputError if
     one is not writable."""
-    held = {path: openclip.read(path) for path in contents}
-    changed = {path: content for path, content in contents.items() if content != held[path]}
-    parts = {
-        path: (openclip.root / path).with_name(f"{Path(path).name}.superclip-part")
-        for path in contents
-    }
+    new = {path: text for path, text in contents.items() if text != openclip.read(path)}
+    files = {path: openclip.root / path for path in contents}
+    parts = {path: file.with_name(f"{file.name}.superclip-part") for path, file in files.items()}
     done = {}
     try:
-        for path, content in changed.items():
+        for path, content in new.items():
             if content is not None:
                 parts[path].write_bytes(content)
-                like = path if held[path] is not None else "open_clip/__init__.py"
-                shutil.copymode(openclip.root / like, parts[path])
-        for path, content in changed.items():
+                exists = files[path].exists()
+                like = files[path] if exists else openclip.root / "open_clip/__init__.py"
+                shutil.copymode(like, parts[path])
+        for path, content in new.items():
             if content is None:
-                (openclip.root / path).unlink()
+                files[path].unlink()
                 done[path] = "removed"
             else:
-                os.replace(parts[path], openclip.root / path)
-                done[path] = "added" if held[path] is None else "changed"
+                action = "changed" if files[path].exists() else "added"
+                os.replace(parts[path], files[path])
+                done[path] = action
     except OSError as error:
         so_far = "nothing was changed"
         if done:
             so_far = f"changed so far: {', '.join(done)}; run this again, or undo it"
-        raise InputError(
-            f"cannot write {openclip.root / path}: {error.strerror}; {so_far}"
-        ) from None
+        raise InputError(f"cannot write {files[path]}: {error.strerror}; {so_far}") from None
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)  # including those of a killed run

@@ -6,10 +6,10 @@ import logging
 import multiprocessing
 from pathlib import Path
 
-from ..checkpoints.model_configurations import openclip_name, register_model
+from ..checkpoints.model_configurations import is_file, openclip_name, register_small_models
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT, TableSplit, split_table
-from ..data.tables import Columns, detect_columns, kind
+from ..data.tables import Columns, detect_columns, has_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
 from ..flags import is_idf_file, options_of
@@ -27,11 +27,15 @@ def prepare(training: Training) -> None:
         options.model = openclip_name(options.model)  # get_tokenizer does not accept ViT-B/16
     if config is not None and "muon" in options.opt.lower():
         _leave_head_to_fallback(options)
-    if training.is_ours and training.is_table and not training.only_options:
+    reads_table = training.is_table and not training.only_options
+    # without our flags, only if OpenCLIP would end with a KeyError
+    if reads_table and (training.is_ours or not has_columns(options.train_data, training.columns)):
         _find_columns(training)
     # The tokens of a file of word frequencies are those of the model's tokenizer.
     if not training.only_options or (config is not None and is_idf_file(config.idf)):
-        register_model(options.model)
+        register_small_models()
+        if is_file(options.model):
+            training.model  # noqa: B018 - reading registers it
 
 
 def _leave_head_to_fallback(options: argparse.Namespace) -> None:
@@ -144,16 +148,8 @@ def _fix_ranks(training: Training) -> None:
 def log_start(training: Training) -> None:
     """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
     line."""
-    from ..checkpoints.starting_weights import start_of_towers
-
     options = training.options
-    start = options.resume or start_of_towers(
-        options.model,
-        options.pretrained,
-        options.cache_dir,
-        pretrained_image=options.pretrained_image,
-    )
-    _keep_dumps_off_the_terminal()
+    start = options.resume or training.start_of_towers
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",
@@ -170,19 +166,3 @@ def _steps(training: Training) -> str:
     batch = options.batch_size * options.world_size * options.accum_freq
     steps = f"{training.num_steps:,} steps" if training.num_steps else "steps not counted"
     return f"{options.epochs} epoch(s) in batches of {batch:,} samples: {steps}"
-
-
-def _keep_dumps_off_the_terminal() -> None:
-    """Lets only the log file have OpenCLIP's print of all modules and all parameters, if there
-    is a log file."""
-    handlers = logging.root.handlers
-    others = [handler for handler in handlers if not isinstance(handler, logging.FileHandler)]
-    if len(others) < len(handlers):
-        for handler in others:
-            handler.addFilter(_is_no_dump)
-
-
-def _is_no_dump(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    is_dump = message in ("Model:", "Params:") or message.startswith("  ") or "\n" in message
-    return not (is_dump and record.levelno == logging.INFO and record.funcName == "main")

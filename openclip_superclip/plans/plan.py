@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..data.steps import batches_of_shards, batches_of_table
+from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import detect_columns, is_table, read_table
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.steps import batches_of_shards
+from ..data.slices import batches_of_shards
 from ..errors import InputError
 from ..files import read_json
 from ..plans.recipe import Recipe

@@ -25,7 +25,7 @@ class StudyOptions:
 
     study: str  # a file or a shipped name
     device: str | None  # None: that of finished runs
-    out: Path | None = None  # studies/NAME
+    out: Path | None = None  # runs/studies/NAME
     seeds: int | None = None  # the study's
     data: str | None = None  # shards or a table instead of the recipe's
     val_data: str | None = None  # the measures become OpenCLIP's own
@@ -60,17 +60,21 @@ class ConfiguredStudy:
         return arguments
 
     def streams(self) -> list[str]:
-        """Returns the options of `superclip run` with the call's URLs and commands."""
-        options = ["--data", self.data] if is_streamed(self.data) else []
+        """Returns the options of `superclip run` with the command's URLs and commands."""
+        options = []
+        if is_streamed(self.data):
+            options += ["--data", self.data]
         name = f"flags.{VAL_DATA}"
         val_data = self.study.overrides.get(name)
-        return [*options, *(["--set", f"{name}={val_data}"] if is_streamed(val_data) else [])]
+        if is_streamed(val_data):
+            options += ["--set", f"{name}={val_data}"]
+        return options
 
 
 def configure(options: StudyOptions) -> ConfiguredStudy:
     """Returns the study of the options; InputError if something cannot be trained or measured."""
     study = read_study(options.study)
-    out = options.out or Path("studies") / study.name
+    out = options.out or Path("runs/studies", study.name)
     check_results(out, RESULTS, MARK)
     study = _with_options(study, options)
     _check_measures(study, options.data)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from ..rendering import png, pyplot
-from ..reports.paired_differences import PairedDifference
+from .paired_differences import PairedDifference
 from .study_results import StudyResults
 
 plt = pyplot()

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from ..checkpoints.best_epoch import best_epoch
+from ..checkpoints.best_epoch import best_epoch, validation_scores
 from ..checkpoints.resume_record import versions_of_run
 from ..checkpoints.trainer_files import checkpoints
 from ..checkpoints.weights import read_checkpoint
 from ..demo.measures import Measures, OpenedModel, measure
 from ..errors import InputError
 from ..files import content_digest, json_or_empty, write_json
-from ..reports.run_scores import of_training
 from ..words.open_checkpoint import open_checkpoint
 from .study_run import StudyRun
 
@@ -53,7 +52,7 @@ def _last_checkpoint(run: StudyRun) -> tuple[int, Path]:
 def _measure(run: StudyRun, weights: Path) -> Measures:
     if run.configured.study.is_of_scenes:
         return measure(open_trained(weights, run.recipe.model), run.split)
-    return of_training(run.folder)
+    return validation_scores(run.folder)
 
 
 def open_trained(weights: Path, model: str) -> OpenedModel:

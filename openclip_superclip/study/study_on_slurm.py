@@ -127,7 +127,7 @@ class StudySubmission:
         if self.jobs:
             array += f"%{self.jobs}"
         folders = [run.folder for run in runs]
-        command = ["run", *self.call.streams()]
+        command = ["run", *self.configured.streams()]
         return self.request.training(
             out / f"{name}.sh", f"{out.name}-{name}", folders, command, array
         )

@@ -8,7 +8,7 @@ from itertools import product
 
 from ..errors import InputError
 from ..rendering import csv_text, markdown_table
-from ..reports.paired_differences import VERDICTS, PairedDifference, Spread
+from .paired_differences import VERDICTS, PairedDifference, Spread
 from .study_file import Study
 
 NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more

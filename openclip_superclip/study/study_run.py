@@ -99,7 +99,7 @@ class StudyRun:
         earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
         write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
         exit_code, seconds = run_superclip(
-            ["run", str(self.folder), *self.call.streams()],
+            ["run", str(self.folder), *self.configured.streams()],
             output,
             one_thread=self.configured.options.device == "cpu",
             is_to_stop=stop.is_set,

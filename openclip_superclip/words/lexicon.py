@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from ..data.captions import token_texts
 from ..errors import InputError, listed, reason
 from ..method.idf import special_token_ids
+from .token_texts import token_texts
 
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
 CHUNK = 4096  # words tokenized at once

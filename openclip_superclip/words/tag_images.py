@@ -1,17 +1,31 @@
 """Tags many images and writes tables, JSON Lines, heat maps and a page."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.images import SUFFIXES, images_below, read_image, trained_and_ignored
+from ..data.images import read_image, trained_and_ignored
 from ..errors import InputError
 from ..files import whole_file, write_text
-from ..rendering import aligned_table, data_url, html_template
+from ..rendering import data_url, html_template, markdown_table
 from .heat_map import draw_heat_map
 from .tagger import SeenWord, Tagger
 
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 HEAT_MAP = ".words.png"  # suffix of heat map files
 FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
 MARK = 'name="generator" content="superclip words"'
@@ -29,7 +43,7 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
     images = []
     for argument in arguments:
         if argument.is_dir():
-            inside = [path for path in images_below(argument) if not path.name.endswith(HEAT_MAP)]
+            inside = [path for path in _images_below(argument) if not path.name.endswith(HEAT_MAP)]
             if not inside:
                 raise InputError(
                     f"{argument} holds no images; expected {' '.join(SUFFIXES)} in it or below"
@@ -40,6 +54,22 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
         else:
             raise InputError(f"there is no image {argument}")
     return list(dict.fromkeys(images))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Returns the images in a folder and the folders below it; links are followed, each folder
+    is read once."""
+    images = []
+    read = set()
+    for path, subfolders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(path)
+        if real_path in read:
+            subfolders.clear()  # they have been read, too
+            continue
+        read.add(real_path)
+        subfolders.sort()
+        images += [Path(path, name) for name in names if name.lower().endswith(SUFFIXES)]
+    return sorted(images)
 
 
 class TaggedImage(NamedTuple):
@@ -68,14 +98,14 @@ class TaggedImage(NamedTuple):
         return record
 
     def table(self) -> str:
-        """Returns the words as a table in aligned columns."""
+        """Returns the words as a table in Markdown."""
         name = " ".join(str(self.path).split())
         if self.words is None:
             return f"{name} is skipped: {self.reason}"
         rows = [[word.word, f"{word.score:.1%}", f"{word.peak:.1%}"] for word in self.words]
         if self.ignored:
             name += f" ({self.ignored}, which the model does not see)"
-        table = aligned_table(["word", "score", "at the best place"], rows)
+        table = markdown_table(["word", "score", "at the best place"], rows)
         text = f"{name}\n\n{table}\n"
         return f"{text}{self.heatmap}\n" if self.heatmap else text
 

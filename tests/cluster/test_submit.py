@@ -67,7 +67,7 @@ def test_the_commands_of_a_study_are(at_root):
     settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes"
     study = "study one_batch --slurm --dry-run --seeds 2 --cpus-per-node 1"
     printed = execute(f"{study} {settings}")
-    submits = printed.partition("\n\n")[0].replace("studies/one_batch/", "")
+    submits = printed.partition("\n\n")[0].replace("runs/studies/one_batch/", "")
     # the runs follow once the trials are finished
     assert submits == "trials=$(sbatch --parsable trials.sh)"
     assert re.search(r"^#SBATCH --array=0-\d+$", printed, flags=re.MULTILINE)

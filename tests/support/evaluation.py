@@ -12,14 +12,14 @@ def evaluate(command, *more):
 
 def records(folder):
     """The results in a folder by model, data set and task."""
-    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    files = [file for file in sorted(folder.glob("*.json")) if file.name != "scores.json"]
+    found = [json.loads(file.read_text()) for file in files]
     return {(record["model"], record["dataset"], record["task"]): record for record in found}
 
 
-def num_read(capsys):
+def num_reused(capsys):
     """The number of results that the last call has reused."""
-    (read,) = re.findall(r"(\d) of them from before", capsys.readouterr().out)
-    return int(read)
+    return sum(map(int, re.findall(r"^reused results: (\d)$", capsys.readouterr().err, re.M)))
 
 
 def errors(capsys):

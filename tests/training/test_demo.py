@@ -1,7 +1,6 @@
 """`superclip demo`: its files, and an interruption."""
 
 import re
-import shutil
 import signal
 
 import numpy as np
@@ -9,7 +8,6 @@ from PIL import Image
 from support import read_json
 from support.training_runs import execute, run_superclip
 
-from openclip_superclip.reports.published_record import code_digest
 from openclip_superclip.study.study_file import OF_SCENES
 
 
@@ -31,24 +29,17 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     assert "CLIP" in picture.info["Description"]
 
 
-def test_a_record_of_a_run_has_its_settings_device_scores_and_the_codes_hash(
-    demo, tmp_path, refused
-):
-    run = next((demo / "runs").glob("superclip_*"))
-    file = tmp_path / "records" / run.name / "record.json"
-    assert execute(f"report {run} --record {tmp_path}/records") == f"{file}\n"
-    record, measured = read_json(file), read_json(run / "demo-test.json")
-    # others may have measured it, too
-    assert set(measured["measures"].values()) <= set(record["scores"].values())
-    assert record["settings"]["method"] == "superclip"
-    assert "shards" not in record["settings"]
-    assert (record["device"], record["gpu"], record["ranks"]) == ("cpu", None, 1)
-    assert record["code"] == code_digest()
-    (tmp_path / "unscored").mkdir()
-    for name in ("out.log", "recipe.yaml", "run.json"):
-        shutil.copy(run / name, tmp_path / "unscored")
-    error = refused(tmp_path, "report unscored --record records")
-    assert "--record: unscored has no scores: call superclip evaluate first" in error
+def test_evaluate_shows_the_demos_own_scores(demo, tmp_path):
+    runs = sorted((demo / "runs").iterdir())
+    printed = execute("evaluate", *runs, "--out", tmp_path)
+    rows = read_json(tmp_path / "scores.json")["rows"]
+    for run, row in zip(runs, rows, strict=True):
+        measured = read_json(run / "demo-test.json")["measures"]
+        scores = {name: score["value"] for name, score in row["scores"].items()}
+        assert [scores[f"demo {name.replace('_', ' ')}"] for name in measured] == [
+            *measured.values()
+        ]
+    assert "differs from" not in printed and "not comparable" not in printed
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):

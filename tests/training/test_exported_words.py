@@ -17,11 +17,12 @@ from transformers import CLIPTokenizer
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.hugging_face import as_hugging_face, save_tokenizer
 from openclip_superclip.checkpoints.weights import save_weights
-from openclip_superclip.data.captions import token_texts, tokenizer_identity
+from openclip_superclip.data.captions import tokenizer_identity
 from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.method.idf import idf
 from openclip_superclip.words.lexicon import open_lexicon
 from openclip_superclip.words.open_checkpoint import open_with_head
+from openclip_superclip.words.token_texts import token_texts
 
 TRAIN = (
     "--csv-separator , --csv-img-key image --csv-caption-key caption --batch-size 32 --epochs 1 "

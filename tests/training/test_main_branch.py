@@ -61,7 +61,7 @@ def test_every_option_of_the_main_branch_has_an_effect():
 
 
 def test_the_patch_of_the_proposal_applies_and_is_short():
-    patch = (ROOT / "docs/upstream.patch").resolve()
+    patch = (ROOT / "patches/loss-for-openclip-4.diff").resolve()
     apply = ["git", "-C", os.environ["OPENCLIP_SOURCE"], "apply", "--check", str(patch)]
     subprocess.run(apply, check=True)
     assert len(patch.read_text().splitlines()) < 80

@@ -17,11 +17,11 @@ from support.data import COLOURS, squares, write_table
 from support.models import LIST_OF_WORDS, write_tokenizer
 from support.training_runs import call, execute
 
-from openclip_superclip.data.captions import token_texts
 from openclip_superclip.method.head_input import encode_image
 from openclip_superclip.words.lexicon import WordProbabilities, lexicon, open_lexicon
 from openclip_superclip.words.open_checkpoint import open_with_head
 from openclip_superclip.words.tagger import Tagger
+from openclip_superclip.words.token_texts import token_texts
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from support import input_error, parametrize
 
 from openclip_superclip.files import json_or_empty, make_folder, read_json, whole_output
-from openclip_superclip.rendering import aligned_table, bytes_text, markdown_table, significant
+from openclip_superclip.rendering import bytes_text, markdown_table, significant
 
 
 @parametrize("content", [None, "", "{", "[1]", b"\xff"])
@@ -51,9 +51,3 @@ def test_large_numbers_have_no_exponent():
     assert [*map(significant, numbers)] == shown.split()
     assert significant(1234.56, 4) == "1,235"
     assert [*map(bytes_text, (999, 999_600, 1_090_000))] == ["999 B", "1 MB", "1.09 MB"]
-
-
-def test_a_table_in_a_terminal_has_aligned_columns():
-    rows = [["cat", "5.0%"], ["自行车", "12.5%"], ["cafe\u0301", "n/a"]]
-    lines = ["word    score", "cat      5.0%", "自行车  12.5%", "cafe\u0301      n/a"]
-    assert aligned_table(["word", "score"], rows) == "\n".join(lines)

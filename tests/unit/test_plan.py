@@ -13,7 +13,7 @@ from support.training_runs import execute
 
 from openclip_superclip.checkpoints.architecture import expected_head, read_architecture
 from openclip_superclip.commands.plan import read_rehearsal
-from openclip_superclip.data.steps import batches_of_shards
+from openclip_superclip.data.slices import batches_of_shards
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.flops import count_gmacs
 from openclip_superclip.plans.plan import make_run

@@ -25,7 +25,6 @@ average {} {} --out out
 words {} --model x
 evaluate x --data {}
 plan {}
-report {}
 patch apply --source {}
 frequencies x.csv --tokenizer-of {} --out o
 submit {} --dry-run

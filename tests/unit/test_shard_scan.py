@@ -196,6 +196,6 @@ def test_missing_empty_and_repeated_captions_are_summarised_as_those_of_a_table(
     assert of_shard.num_incomplete == 2
     assert "2 of the 18 samples that were read have no image or no caption" in of_shard.warnings[0]
     sizes = "--set samples=16 --set data_samples=16 --set slices=1 --set model=ViT-Ti-16-96"
-    one_rank = "--workers 1 --gpus-per-node 1"
-    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} {one_rank} --data {tmp_path}/0.tar"
+    machine = "--workers 1 --gpus-per-node 1"
+    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} {machine} --data {tmp_path}/0.tar"
     assert "1 of 16 captions repeat another one" in " ".join(execute(plan).split())

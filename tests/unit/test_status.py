@@ -58,7 +58,7 @@ def runs(tmp_path, monkeypatch):
     (tmp_path / "runs/cut/state.json").write_text('{"state": "runn')
     write_run(tmp_path / "runs/rehearsed", submitted="14")
     write_run(tmp_path / "runs/rehearsed/uninterrupted", state="finished")
-    write_run(tmp_path / "studies/lr/runs/clip_seed0", submitted="19_0")
+    write_run(tmp_path / "runs/studies/lr/runs/clip_seed0", submitted="19_0")
     queue = "echo '18|RUNNING|None'\necho '19_0|PENDING|Dependency'"
     write_program(tmp_path / "squeue", f"[[ $* != *--jobs* ]] || exit 0\n{queue}")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -83,7 +83,7 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
         "runs/cut": ["damaged", "", "", "", ""],
         "runs/new": ["not started", "", "", "", ""],
         "runs/rehearsed/uninterrupted": ["finished", progress, "", "", ""],
-        "studies/lr/runs/clip_seed0": ["submitted", "", "", "", "19_0 PENDING (Dependency)"],
+        "runs/studies/lr/runs/clip_seed0": ["submitted", "", "", "", "19_0 PENDING (Dependency)"],
     }
     assert "runs/bad: loss is nan since step 7\n" in printed
     assert re.search(r"runs/refused: the start at \S+ was refused: --lr was 1 and is 2\n", printed)
@@ -103,7 +103,11 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert rows_of(filtered).keys() == {"runs/bad", "runs/gone"}
     assert filtered.splitlines()[-1] == printed.splitlines()[-1]
     assert rows_of(execute("status runs/bad runs/gone")).keys() == {"runs/bad", "runs/gone"}
-    (runs / "studies/lr").rename(runs / "lr")
-    assert [call("status", *folders) for folders in ([], ["studies"], ["nowhere"])] == [0, 1, 1]
+    (runs / "runs/studies/lr").rename(runs / "lr")
+    assert [call("status", *folders) for folders in ([], ["runs/studies"], ["nowhere"])] == [
+        0,
+        1,
+        1,
+    ]
     errors = re.findall("error: (.*):", capsys.readouterr().err)
-    assert errors == ["studies contains no run", "nowhere is not a folder"]
+    assert errors == ["runs/studies contains no run", "nowhere is not a folder"]

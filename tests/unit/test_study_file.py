@@ -23,12 +23,12 @@ from support import (
 from openclip_superclip.demo.data import model_of, shards_of
 from openclip_superclip.plans.recipe import WORDS
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.reports.paired_differences import PairedDifference
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.study.configuration import DEMO, StudyOptions, configure
 from openclip_superclip.study.learning_rates import read_rates
 from openclip_superclip.study.measure_run import measured
+from openclip_superclip.study.paired_differences import PairedDifference
 from openclip_superclip.study.runs import StudyRuns
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from support import cases, input_error, read_json_lines, refusals, table
+from support import cases, input_error, parametrize, read_json_lines, refusals, table
 from support.training_runs import execute, run_train
 
 from openclip_superclip.data.held_out import split_table
@@ -75,6 +75,35 @@ def test_columns_are_found_if_only_one_answer_is_possible(tmp_path, header, row,
             detect_columns(str(file), None, None, None, "--data")
     else:
         assert [*detect_columns(str(file), None, None, None, "--data")] == columns
+
+
+def test_a_table_whose_first_row_is_a_pair_is_refused(tmp_path, refusal):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    (tmp_path / "pairs.csv").write_text(f"{tmp_path}/image.png,a cat\n" * 3)
+    with input_error("pairs.csv has no header: its first row names the image .*/image.png;"):
+        detect_columns(f"{tmp_path}/pairs.csv", None, None, None, "--data")
+    assert "has no header" in refusal(f"--superclip --train-data {tmp_path}/pairs.csv")
+
+
+@parametrize("flag", ["", "--superclip"])
+def test_columns_are_found_without_our_flags_too(flag, tmp_path, parse_args, refusal, capsys):
+    table = write_pairs(tmp_path, header="photo;words")
+    args = parse_args(f"{flag} --train-data {table} --batch-size 8")
+    assert (args.csv_separator, args.csv_img_key, args.csv_caption_key) == (";", "photo", "words")
+    assert "images in column 'photo', captions in 'words'" in capsys.readouterr().err
+    (tmp_path / "three.csv").write_text("a,b,c\n1,2,3\n")
+    message = refusal(f"{flag} --train-data {tmp_path}/three.csv --batch-size 8")
+    assert "--csv-img-key: " in message and "its columns are a, b, c" in message
+
+
+def test_without_our_flags_columns_that_openclip_finds_stay_as_they_are(tmp_path, parse_args):
+    (tmp_path / "stock.csv").write_text("image,filepath,title,title\n")
+    args = parse_args(
+        f"--train-data {tmp_path}/stock.csv --csv-separator , --csv-caption-key title"
+    )
+    assert (args.csv_img_key, args.csv_caption_key) == ("filepath", "title")
+    args = parse_args(f"--train-data {tmp_path}/absent.csv")  # which OpenCLIP reports
+    assert args.csv_separator == "\t"
 
 
 def small_study(table, options):

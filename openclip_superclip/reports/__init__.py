@@ -1,1 +1,0 @@
-"""Reports on finished runs: their scores, compared by method and batch size with the paper's."""
