@@ -179,10 +179,12 @@ def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done
 
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     """2 nodes × 4 GPUs: 16,384 = 8 × 2,048; with at most 512 a GPU four
-    times as many are accumulated."""
+    times as many are accumulated. The job asks for two tasks per node,
+    which srun does not inherit."""
     name, shards = "datacomp1b/superclip_vit-b-16_512m_bs16k", "/data/{00000..41455}.tar"
     script = shutil.copytree(SLURM, work / "my scripts") / "train.sbatch"
-    sbatch = f"sbatch --parsable --nodes=2 --gpus-per-node=4 '{script}' {name} {shards}"
+    machines = "--nodes=2 --ntasks-per-node=2 --gpus-per-node=4"
+    sbatch = f"sbatch --parsable {machines} '{script}' {name} {shards}"
     job = cluster.call(f"{sbatch} --gpu-batch-max 512 --dry-run", cwd=work).strip()
     output = work / f"slurm-{job}.out"
     cluster.complete(job, output)
