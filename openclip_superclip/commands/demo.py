@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..errors import Parser, at_least, no_effect, to_stdout
+from ..errors import InputError, Parser, at_least, no_effect, to_stdout
 from ..extras import require
 from ..files import check_results, make_folder
 from ..runs.signals import stopped_by_signals
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         return 0
     require("superclip demo", "report")
     out = options.out
-    check_results(out, [*RESULTS, "demo.png", "demo-images.png"], MARK)
+    check_results(out, RESULTS, MARK)
     study_options = StudyOptions(
         study="demo",
         device="cpu",
@@ -37,15 +37,10 @@ def main(argv: list[str]) -> int:
     )
     with stopped_by_signals():
         results = run_study(configure(study_options), options.jobs)
-        # needs the extra [report]
-        from ..study.demo_figures import draw_predictions, draw_scores
-
-        draw_predictions(out / "demo-images.png", results, out)
-        draw_scores(out / "demo.png", results)
     to_stdout(f"\n{results.tables()}")
     if results.study.seeds == 1:
         to_stdout("\nOne seed is only a test: superclip demo trains four.")
-    to_stdout(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
+    to_stdout(f"\nMore in {out}: study.png, study.csv, study.json and runs/")
     return 0
 
 
@@ -97,10 +92,15 @@ def _write_training_data(options: Namespace) -> str:
 
 def _write_evaluation(options: Namespace) -> str:
     """Writes the held-out scenes as data sets, and returns the command that uses them."""
-    from ..demo.data import write_evaluation_data
+    from ..demo.data import EVALUATION_DATA, write_evaluation_data
 
     no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation
+    for name in EVALUATION_DATA:
+        if (folder / name).exists():
+            raise InputError(
+                f"--write-evaluation: {folder / name} exists: remove it or give another folder"
+            )
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
     evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"
