@@ -178,30 +178,8 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# Files of export and tokenizers: --overwrite may only replace a folder of such files.
-MODEL_FILES = {
-    "README.md",
-    "open_clip_config.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "superclip_head.safetensors",
-    "config.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-}
+# in folders that may be replaced: the command that has written them, and the digest of each file
+WRITTEN = "superclip.json"
 
 
 def is_own(file: Path, mark: str) -> bool:
@@ -213,24 +191,30 @@ def is_own(file: Path, mark: str) -> bool:
         return mark.encode() in opened.read(2**20)
 
 
+def write_record(folder: Path, command: str) -> None:
+    """Writes which command has written the files of a folder, so that it may replace them."""
+    digests = {file.name: content_digest(file) for file in sorted(folder.iterdir())}
+    write_json(folder / WRITTEN, {"command": command, "files": digests})
+
+
 def check_out(
-    out: Path, inputs: Iterable[Path], mark: str, marked: str = "", *, overwrite: bool
+    out: Path, inputs: Iterable[Path], command: str, *, overwrite: bool, folder: bool = False
 ) -> None:
     """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
     .npz or .npy.
 
-    It may only replace what the same command has written: the text `mark` is in the file `marked`
-    of the folder `out`, or in `out` if it is a file. It may not replace inputs, files in a folder
-    that is an input, and folders of other files than a model's.
+    It may only replace what the same command has written: a `folder` whose files are those of its
+    record, unchanged, or a file that contains the command. It may not replace inputs, and files in
+    a folder that is an input.
     """
-    for problem in _problems_with_output(out, inputs, mark, marked, overwrite=overwrite):
+    for problem in _problems_with_output(out, inputs, command, overwrite=overwrite, folder=folder):
         raise InputError(f"--out: {out} {problem}; give another name")
 
 
 def _problems_with_output(
-    out: Path, inputs: Iterable[Path], mark: str, marked: str, *, overwrite: bool
+    out: Path, inputs: Iterable[Path], command: str, *, overwrite: bool, folder: bool
 ) -> Iterator[str]:
-    if not marked and out.suffix in (".npz", ".npy"):
+    if not folder and out.suffix in (".npz", ".npy"):
         yield "would be read by OpenCLIP as weights of big_vision"
     if not os.path.exists(out):
         return
@@ -241,11 +225,26 @@ def _problems_with_output(
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
             yield f"is, contains or is in {path}, which is an input"
-    for entry in sorted(target.iterdir()) if target.is_dir() else ():
-        if entry.is_dir() or entry.name not in MODEL_FILES:
-            yield f"contains {entry.name}, which --overwrite would delete"
-    if not is_own(target / marked, mark):
+    if folder and target.is_dir():
+        yield from _foreign_files(target, command)
+    elif folder or not is_own(target, command):
         yield "was not written by this command"
+
+
+def _foreign_files(folder: Path, command: str) -> Iterator[str]:
+    """Yields a problem for each file of a folder that a command has not written, or that has been
+    changed since."""
+    record = json_or_empty(folder / WRITTEN)
+    if record.get("command") != command and any(folder.iterdir()):
+        yield "was not written by this command"
+    digests = record.get("files", {})
+    for entry in sorted(folder.iterdir()):
+        if entry.name == WRITTEN:
+            continue
+        if entry.name not in digests or not entry.is_file():
+            yield f"contains {entry.name}, which was not written by this command"
+        if content_digest(entry) != digests[entry.name]:
+            yield f"contains {entry.name}, which was changed after this command had written it"
 
 
 def check_results(folder: Path, names: Sequence[str], mark: str) -> None:

@@ -13,7 +13,6 @@ from .hugging_face import TOWERS
 from .starting_weights import released_file
 from .trainer_files import options_to_keep
 from .weights import (
-    OPTIONS,
     Checkpoint,
     Weights,
     check_match,
@@ -22,6 +21,7 @@ from .weights import (
     save_weights,
 )
 
+COMMAND = "superclip average"  # which the output contains
 # fields that change what OpenCLIP's own towers compute, but no tensor's name or shape
 OWN_TOWERS = {
     "vision_cfg": (
@@ -46,7 +46,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
     copied from the checkpoint that has seen most captions, or from the last one, and so are the
     options of its run. A class head is the mean of the checkpoints that have one.
     """
-    check_out(out, sources, OPTIONS, overwrite=overwrite)
+    check_out(out, sources, COMMAND, overwrite=overwrite)
     checkpoints = [read_checkpoint(released_file(source, "CHECKPOINT")) for source in sources]
     with_head = [checkpoint for checkpoint in checkpoints if checkpoint.head()] or checkpoints
     for checkpoint in checkpoints:
@@ -65,7 +65,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
             mean = sum(share * part for share, part in parts) / sum(share for share, _ in parts)
             merged[name] = mean.to(tensor.dtype)
     with whole_output(out, overwrite=overwrite) as file:
-        save_weights(merged, file, options_to_keep(latest))
+        save_weights(merged, file, {**options_to_keep(latest), "written_by": COMMAND})
 
 
 def _check_fit(left: Checkpoint, right: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_out, whole_output, write_text
+from ..files import check_out, whole_output, write_record, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
@@ -31,6 +31,7 @@ from .weights import (
     save_weights,
 )
 
+COMMAND = "superclip export"
 IN_FOLDER = "in-this-folder"  # a name that no repository has
 NEEDED_BY_HEAD = ("superclip_idf", "superclip_special_tokens")  # options
 MADE_WITH = ("openclip-superclip", "open_clip_torch", "torch")
@@ -164,7 +165,7 @@ def export(
     recorded = architecture_of(checkpoint, model)
     recorded.model_cfg.pop("clstext_cfg", None)  # the authors' description of the head
     inputs = [file, *recorded.name.split("local-dir:")[1:]]
-    check_out(out, inputs, MADE_WITH[0], "README.md", overwrite=overwrite)
+    check_out(out, inputs, COMMAND, overwrite=overwrite, folder=True)
     architecture, weights = fit(recorded, checkpoint.without_head())
     plain = architecture.build()
     check_match(weights, plain.state_dict(), file, recorded.name)
@@ -188,6 +189,7 @@ def export(
             name, recorded.name, checkpoint.options, num_captions, usage, with_head=with_head
         )
         write_text(folder / "README.md", card)
+        write_record(folder, COMMAND)
     return recorded.name, usage_of(format, f"local-dir:{out}")
 
 

@@ -4,7 +4,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..errors import Parser, at_least, no_effect, to_stdout
+from ..errors import InputError, Parser, at_least, no_effect, to_stdout
 from ..extras import require
 from ..files import check_results, make_folder
 from ..runs.signals import stopped_by_signals
@@ -92,10 +92,15 @@ def _write_training_data(options: Namespace) -> str:
 
 def _write_evaluation(options: Namespace) -> str:
     """Writes the held-out scenes as data sets, and returns the command that uses them."""
-    from ..demo.data import write_evaluation_data
+    from ..demo.data import EVALUATION_DATA, write_evaluation_data
 
     no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
     folder = options.write_evaluation
+    for name in EVALUATION_DATA:
+        if (folder / name).exists():
+            raise InputError(
+                f"--write-evaluation: {folder / name} exists: remove it or give another folder"
+            )
     make_folder(folder, "--write-evaluation")
     names = " ".join(write_evaluation_data(folder))
     evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"

@@ -4,6 +4,7 @@
 import argparse
 from pathlib import Path
 
+from ..data.frequencies import COMMAND
 from ..data.tables import is_table
 from ..errors import InputError, Parser, at_least, no_effect, to_stdout
 from ..files import check_out, make_folder
@@ -104,6 +105,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_output(parser, "the file to write", "file of counts")
     options = parser.parse_args(argv)
     at_least(options, workers=1, context=3, unreadable_max=0)
-    mark = '"document_frequency"'
-    check_out(options.out, [Path(options.data)], mark, overwrite=options.overwrite)
+    check_out(options.out, [Path(options.data)], COMMAND, overwrite=options.overwrite)
     return options

@@ -3,13 +3,17 @@
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from ..errors import IN_TEXT, InputError, Parser, at_least, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder
+from ..files import check_out, whole_output, write_record
 from .shared_options import add_count, add_model_options, add_switch
+
+if TYPE_CHECKING:
+    from ..words.tagger import Tagger
 
 SKIPPED = 3  # exit code if some images could not be read
 
@@ -17,40 +21,65 @@ SKIPPED = 3  # exit code if some images could not be read
 def main(argv: list[str]) -> int:
     """Prints the words of each image, or writes them to a folder. Returns the exit code, which is
     SKIPPED if some images could not be read."""
-    from ..words.tag_images import FILES, MARK, find_images, tag_images, write_folder
+    from ..words.tag_images import COMMAND, find_images
 
     options = _parse(argv)
     paths = find_images(options.images)
-    out = options.out or Path("words")
-    writes_folder = options.out is not None or any(path.is_dir() for path in options.images)
-    if writes_folder:
-        check_results(out, FILES, MARK)
+    out = options.out
+    if out is None and (options.heatmap or any(path.is_dir() for path in options.images)):
+        out = Path("words")
+    if out is not None:
+        check_out(out, paths, COMMAND, overwrite=options.overwrite, folder=True)
     if options.heatmap:
         require("--heatmap", "report", "matplotlib")
     tagger = _tagger(options)
-    if writes_folder or options.heatmap:
-        make_folder(out)
+    if out is None:
+        return _tag(options, paths, tagger)
+    with whole_output(out, overwrite=options.overwrite) as folder:
+        folder.mkdir()
+        code = _tag(options, paths, tagger, folder, out)
+        write_record(folder, COMMAND)
+    return code
+
+
+def _tag(
+    options: Namespace,
+    paths: list[Path],
+    tagger: "Tagger",
+    folder: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """Prints the words of each image, or writes them to `folder`, which will be `out`; returns the
+    exit code."""
+    from ..words.tag_images import tag_images, write_folder
+
     show = to_stderr if options.json else to_stdout
     show(tagger.note)
-    tagged = tag_images(paths, tagger, out if options.heatmap else None)
-    if writes_folder:
-        written = write_folder(out, tagged, options.model, tagger.note)
+    tagged = tag_images(paths, tagger, folder if options.heatmap else None, out)
+    writes_page = folder is not None and not _only_draws(options)
+    if writes_page:
+        written = write_folder(folder, tagged, options.model, tagger.note)
         tagged = tqdm(written, total=len(paths), unit=" images", disable=None)
     num_skipped = 0
     for image in tagged:
         num_skipped += image.words is None
         if options.json:
             tqdm.write(json.dumps(image.record()))
-        elif not writes_folder or image.words is None:
+        elif not writes_page or image.words is None:
             tqdm.write(printable(image.table(), IN_TEXT))
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
-    if writes_folder and not options.json:
+    if writes_page and not options.json:
         to_stdout(
             f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, "
             f"{out}/words.jsonl"
         )
     return SKIPPED if num_skipped else 0
+
+
+def _only_draws(options: Namespace) -> bool:
+    """Returns whether only heat maps are written, of single images."""
+    return options.out is None and not any(path.is_dir() for path in options.images)
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -83,12 +112,13 @@ def _parse(argv: list[str]) -> Namespace:
         "heat maps; otherwise nothing is written)",
         type=Path,
     )
+    add_switch(parser, "--overwrite", "replace an existing folder")
     options = parser.parse_args(argv)
     at_least(options, top=1)
     return options
 
 
-def _tagger(options: Namespace):
+def _tagger(options: Namespace) -> "Tagger":
     """Returns a tagger with the model of --model and the words of --words."""
     from ..words.lexicon import chosen_lexicon
     from ..words.open_checkpoint import open_with_head

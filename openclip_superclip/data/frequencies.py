@@ -25,6 +25,7 @@ from .tar_shards import BROKEN, check_any_exists, is_remote, is_trained, read_me
 from .workers import work_on
 
 BATCH = 1024  # captions tokenized at a time
+COMMAND = "superclip frequencies"  # which the file contains
 ABOUT = "about"  # the entry of the file's metadata with all other facts
 
 
@@ -107,6 +108,7 @@ class Frequencies:
             "num_captions": torch.tensor(self.num_captions),
         }
         about = {name: value for name, value in vars(self).items() if name not in tensors}
+        about["written_by"] = COMMAND
         # a single entry, because safetensors writes several in random order
         write_bytes(path, save(tensors, {ABOUT: json.dumps(about)}))
 

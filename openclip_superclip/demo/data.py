@@ -90,6 +90,9 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
     return sorted(needed, key=tokenizer.bpe_ranks.get)
 
 
+EVALUATION_DATA = ("demo_objects", "demo_scenes")  # folders of `write_evaluation_data`
+
+
 def write_evaluation_data(
     folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000
 ) -> dict[str, Path]:
@@ -102,15 +105,14 @@ def write_evaluation_data(
 
     The test scenes are the same as in the demo.
     """
-    objects = folder / "demo_objects"
-    groups = folder / "demo_scenes"
+    objects, groups = (folder / name for name in EVALUATION_DATA)
     _write_split(objects, "test", scenes(num_scenes, split="test", num_objects=(1,)), num_scenes)
     _write_split(objects, "train", scenes(num_probe_scenes, num_objects=(1,)), num_probe_scenes)
     write_text(objects / "classnames.txt", "\n".join(NAMES) + "\n")
     write_text(objects / "zeroshot_classification_templates.txt", "{c}\n")  # plain names
     _write_split(groups, "test", different_scenes(num_scenes, 0, "test"), num_scenes)
     write_text(groups / "dataset_type.txt", "retrieval\n")
-    return {"demo_objects": objects, "demo_scenes": groups}
+    return dict(zip(EVALUATION_DATA, (objects, groups), strict=True))
 
 
 def _write_split(data_set: Path, split: str, shown: Iterable[Scene], num_scenes: int) -> None:

@@ -27,8 +27,7 @@ SUFFIXES = (
     ".webp",
 )
 HEAT_MAP = ".words.png"  # suffix of heat map files
-FILES = ("index.html", "words.jsonl")  # of a folder; the first one has the mark
-MARK = 'name="generator" content="superclip words"'
+COMMAND = "superclip words"
 MAX_SHOWN = 200  # images on the page
 NUM_LETTERS = 50  # of an image's name in that of its heat map: 255 bytes are allowed
 THUMBNAIL = 240  # pixels
@@ -111,10 +110,10 @@ class TaggedImage(NamedTuple):
 
 
 def tag_images(
-    paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None
+    paths: Sequence[Path], tagger: Tagger, heatmaps: Path | None, out: Path
 ) -> Iterator[TaggedImage]:
-    """Yields each image with its words, in order, and draws heat maps into a folder if one is
-    given."""
+    """Yields each image with its words, in order, and draws heat maps into a folder, which will be
+    `out`, if one is given."""
     taken = set()
     for path in paths:
         opened, reason = read_image(path, trained_and_ignored)
@@ -131,28 +130,29 @@ def tag_images(
                 number += 1
                 name = f"{stem}-{number}"
             taken.add(name)
-            heatmap = heatmaps / f"{name}{HEAT_MAP}"
-            draw_heat_map(heatmap, image, words, tagger.opened.model)
+            heatmap = out / f"{name}{HEAT_MAP}"
+            draw_heat_map(heatmaps / heatmap.name, image, words, tagger.opened.model)
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
 def write_folder(
-    out: Path, tagged: Iterable[TaggedImage], model: Path, note: str
+    folder: Path, tagged: Iterable[TaggedImage], model: Path, note: str
 ) -> Iterator[TaggedImage]:
     """Writes words.jsonl and index.html, a page of the first images with a note on their words, and
     yields the images."""
     shown = []
-    with whole_file(out / "words.jsonl") as lines:
+    with whole_file(folder / "words.jsonl") as lines:
         for num_images, image in enumerate(tagged, 1):
             lines.write(f"{json.dumps(image.record())}\n".encode())
             if num_images <= MAX_SHOWN:
                 shown.append(image)
             yield image
     page = html_template(__file__, data_url=data_url).render(
+        folder=folder,
         num_images=num_images,
         model=str(model),
         images=shown,
         note=note,
         thumbnail=THUMBNAIL,
     )
-    write_text(out / "index.html", page)
+    write_text(folder / "index.html", page)

@@ -13,7 +13,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from support import cases, parametrize, read_json_lines, refusals, table
-from support.data import COLOURS, squares, write_table
+from support.data import COLOURS, squares
 from support.models import LIST_OF_WORDS, write_tokenizer
 from support.training_runs import call, execute
 
@@ -146,7 +146,7 @@ def test_a_folder_gives_a_self_contained_page_and_json_lines(
     assert [{word["word"] for word in record["words"]} for record in records[:2]] == 2 * [
         {*COLOURS}
     ]
-    assert sorted(os.listdir(out)) == ["index.html", "words.jsonl"]
+    assert sorted(os.listdir(out)) == ["index.html", "superclip.json", "words.jsonl"]
     page = (out / "index.html").read_text()
     assert "a <b> & 'c'.jpg" in html.unescape(page) and "<b>a" not in page
     assert not re.search(r"https?:|<script|<link|@import", page)
@@ -158,10 +158,11 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
     for name in ("a/image.png", "b/image-2.png", "b/image.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         squares({"red": (0, 0), "blue": (1, 1)}).save(tmp_path / name)
-    argv = ["--model", squares_export, "--words", "red, blue", "--heatmap", "--out", tmp_path]
-    for _ in range(2):
-        assert "3 images, 0 skipped" in execute(f"words {tmp_path}", *argv)
-    records = read_json_lines(tmp_path / "words.jsonl")
+    out = tmp_path / "words"
+    argv = ["--model", squares_export, "--words", "red, blue", "--heatmap", "--out", out]
+    for more in ("", "--overwrite"):
+        assert "3 images, 0 skipped" in execute(f"words {tmp_path} {more}", *argv)
+    records = read_json_lines(out / "words.jsonl")
     names = ["image.words.png", "image-2.words.png", "image-3.words.png"]
     assert [Path(record["heatmap"]).name for record in records] == names
     for record in records:
@@ -171,7 +172,7 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
         for word, panel in zip(record["words"], panels[1:], strict=True):
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
-    assert (tmp_path / "index.html").read_text().count("data:image/png;base64,") == 3
+    assert (out / "index.html").read_text().count("data:image/png;base64,") == 3
 
 
 # Errors
@@ -201,6 +202,3 @@ def test_formats_that_run_code_are_not_opened(kind, folder, squares_export, tmp_
     reason = "no readable image (cannot identify image file"
     assert call(f"words {folder} --model {squares_export} --words red --out {tmp_path}/out") == 3
     assert f"cat.jpg is skipped: {reason}" in capsys.readouterr().out
-    write_table(folder / "pairs.csv", [(folder / "cat.jpg", "cat"), (folder / "red.png", "red")])
-    execute(f"audit {folder}/pairs.csv --model {squares_export} --out {tmp_path}/audit")
-    assert reason in (tmp_path / "audit/scores.jsonl").read_text()

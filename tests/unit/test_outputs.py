@@ -2,6 +2,8 @@
 private files stay private."""
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from support import cases, parametrize, table
 from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
+from support.training_runs import execute, failure
 
 from openclip_superclip.checkpoints.weights import save_weights
 from openclip_superclip.files import whole_output
@@ -28,7 +31,7 @@ def folder(tmp_path_factory):
     (folder / "images").mkdir()
     squares({"red": (0, 0)}).save(folder / "images/a.png")
     (folder / "pairs.csv").write_text("image,caption\nimages/a.png,red\n")
-    write_recipe(folder).rename(folder / "recipe.yaml")
+    write_recipe(folder / "of recipe").rename(folder / "recipe.yaml")
     return folder
 
 
@@ -43,10 +46,52 @@ def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, 
     before = place.read_bytes()
     try:
         error = refused(folder, command)
-        assert "--out: " in error and "this command" in error
+        assert "this command" in error or f"{file} exists" in error
         assert place.read_bytes() == before
     finally:
         place.unlink()
+
+
+REPLACING = {
+    "export": ("export one.pt --model local-dir:model --out", "exported"),
+    "average": ("average one.pt two.pt --out", "mean.safetensors"),
+    "average in torch's format": ("average one.pt two.pt --out", "mean.pt"),
+    "frequencies": ("frequencies pairs.csv --tokenizer-of ViT-B-32 --out", "counts.safetensors"),
+}
+
+
+@pytest.fixture
+def outputs(folder, monkeypatch):
+    """The outputs of all commands that replace their own."""
+    monkeypatch.chdir(folder)
+    for command, out in REPLACING.values():
+        execute(f"{command} {out}")
+    yield folder
+    for _, out in REPLACING.values():
+        place = folder / out
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+@cases("name, command, out", REPLACING)
+def test_a_command_replaces_its_own_output_only_with_overwrite_and_no_other_commands(
+    name, command, out, outputs
+):
+    assert "exists, and --overwrite is not given" in failure(f"{command} {out}")
+    assert execute(f"{command} {out} --overwrite")
+    others = {other for _, other in REPLACING.values() if not name.startswith("average")}
+    others |= {"exported", "exported/open_clip_model.safetensors", "counts.safetensors", "one.pt"}
+    for other in sorted(others - {out}):
+        assert "--out: " in failure(f"{command} {other} --overwrite")
+
+
+@parametrize("name", ["README.md", "open_clip_model.safetensors", "superclip.json", "notes.txt"])
+def test_an_export_with_a_changed_or_an_added_file_is_not_replaced(name, outputs):
+    place = outputs / "exported" / name
+    place.write_text(f"{place.read_text(errors='replace') if place.exists() else ''}\nmine\n")
+    before = place.read_bytes()
+    command, out = REPLACING["export"]
+    assert re.search("was changed|not written", failure(f"{command} {out} --overwrite"))
+    assert place.read_bytes() == before
 
 
 def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):

@@ -105,8 +105,8 @@ def test_a_runs_folder_needs_its_streams_on_the_command_line(recipe, tmp_path, m
 def test_what_the_command_line_names_is_planned(recipe, monkeypatch):
     monkeypatch.chdir(recipe.parent)
     file = changed(recipe, shards=TRAINED)
-    assert "URLs or pipes" in execute(f"plan {file} --data", TRAINED)
-    assert json.dumps(TRAINED) in execute(f"plan {file} --json --data", TRAINED)
+    assert "URLs or pipes" in execute(f"plan {file} --gpus-per-node 1 --data", TRAINED)
+    assert json.dumps(TRAINED) in execute(f"plan {file} --gpus-per-node 1 --json --data", TRAINED)
     assert not list(recipe.parent.rglob("ran"))
 
 
