@@ -255,6 +255,8 @@ def check_training_table(training: Training, table: str, max_decoded: int) -> tu
         accum_freq=training.accum_freq,
         max_decoded=max_decoded,
     )
+    if report.num_samples:  # not a URL
+        training.has_empty_captions = report.num_empty > 0
     batches = batches_of_table(report.num_trained, options.batch_size, world_size)
     return report.refuse_bad(), _steps_of_run(training, batches)
 

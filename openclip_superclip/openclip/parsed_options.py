@@ -61,7 +61,7 @@ class Training:
     @cached_property
     def has_empty_captions(self) -> bool:
         """Whether the training data is a table in which captions are missing, which OpenCLIP reads
-        as the word 'nan'."""
+        as the word 'nan'; the check of the data sets it."""
         if not self.is_table:
             return False
         table = read_table(self.options.train_data, self.columns, Config(), "--train-data")
