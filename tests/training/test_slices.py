@@ -32,13 +32,21 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.resume_record import changes, record_of, write_record
+from openclip_superclip.checkpoints import resume_record
+from openclip_superclip.checkpoints.architecture import read_architecture
+from openclip_superclip.checkpoints.resume_record import changes, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
+
+
+def record_of(options, world_size):
+    """Returns the record of a run with these options."""
+    model = read_architecture(options["model"], options["pretrained"] or "")
+    return resume_record.record_of(options, world_size, model)
 
 
 def write_shards(folder, sizes):
