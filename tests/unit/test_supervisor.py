@@ -16,6 +16,7 @@ from support.training_runs import call
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
+from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -89,7 +90,7 @@ def test_a_finished_run_of_other_data_is_refused(folder):
 def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
     def long_check(run, command):
         wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
-        return {}
+        return DataCheck("data")
 
     def failing_ranks(start, each_second):
         each_second()
