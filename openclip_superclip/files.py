@@ -72,12 +72,31 @@ def json_text(values: dict) -> str:
     return json.dumps(values, indent=1) + "\n"
 
 
+MAX_TEXT = 2**28  # bytes of a file that is read whole
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises OSError for a device or a pipe: reading it may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is not a regular file")
+
+
+def read_whole(path: Path, most: int = MAX_TEXT) -> bytes:
+    """Returns the content of a file; OSError if it is not a regular one, or larger than `most`
+    bytes."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(f"it is larger than {most:,} bytes")
+        return file.read()
+
+
 def read_json(path: Path, flag: str = "", advice: str = "") -> dict:
     """Returns the JSON object in a file; InputError, with `flag`, the file and `advice`, if it is
     missing or broken, or contains something else."""
     prefix = f"{flag}: " if flag else ""
     with as_input_error(f"{prefix}{path} cannot be read", f": {advice}" if advice else ""):
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
     return content

@@ -21,7 +21,13 @@ from ..files import write_json
 from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics, special_token_ids
-from .model_configurations import is_file, openclip_name, read_configuration, register_file
+from .model_configurations import (
+    check_preprocessing,
+    is_file,
+    openclip_name,
+    read_configuration,
+    register_file,
+)
 from .trainer_files import trained_model
 from .weights import Checkpoint, Weights
 
@@ -173,7 +179,11 @@ def architecture_of(
             problem = f"is not at {location}"
         if problem:
             raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
-    return read_architecture(model, str(options.get("pretrained", "")), flag).with_options(options)
+    architecture = read_architecture(model, str(options.get("pretrained", "")), flag)
+    architecture = architecture.with_options(options)
+    source = f"{checkpoint.path} records a preprocessing (image_mean and the like)"
+    check_preprocessing(architecture.preprocess_cfg, source)
+    return architecture
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 
 import difflib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -132,19 +133,34 @@ def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, 
             f"{flag}: {model} is not a model configuration: {listed(wrong)} missing or wrong; "
             "expected embed_dim (a number), vision_cfg and text_cfg (objects)"
         )
-    _check_preprocessing(preprocess_cfg, model, flag)
+    check_preprocessing(preprocess_cfg, f"{flag}: {model} has a preprocess_cfg")
 
 
-def _check_preprocessing(preprocess_cfg: dict, model: str, flag: str) -> None:
-    """Raises InputError if OpenCLIP cannot preprocess an image with this configuration."""
+def check_preprocessing(preprocess_cfg: dict, source: str) -> None:
+    """Raises InputError, which begins with `source`, if OpenCLIP cannot preprocess an image with
+    this configuration."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
     from PIL import Image
 
+    for name in ("mean", "std", "fill_color"):
+        value = preprocess_cfg.get(name)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        is_valid = len(numbers) in (1, 3) and all(map(_is_finite, numbers))
+        if value is not None and not (is_valid and (name != "std" or min(numbers) > 0)):
+            above = " above 0" if name == "std" else ""
+            raise InputError(
+                f"{source} whose {name} is {value!r}; expected a finite number{above}, or three"
+            )
     small = {**preprocess_cfg, "size": 8}  # the model determines the size
-    with as_input_error(f"{flag}: {model} has a preprocess_cfg that OpenCLIP cannot use"):
+    with as_input_error(f"{source} that OpenCLIP cannot use"):
         image_transform_v2(PreprocessCfg(**merge_preprocess_dict({}, small)), is_train=False)(
             Image.new("RGB", (8, 8))
         )
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < math.inf
 
 
 def model_for_pretrained(model: str) -> str | None:

@@ -1,11 +1,16 @@
 """What the configuration of a model may open: never code, and only places that the user or
 OpenCLIP has named."""
 
+import gzip
+import math
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import MAX_TEXT
 
 # Arguments of OpenCLIP's tokenizers and, from the second line on, of transformers'.
 TOKENIZER_OPTIONS = {
@@ -47,6 +52,10 @@ OPTIONS = {"vision_cfg": "timm_model_kwargs", "text_cfg": "hf_model_config"}
 OPENS_OTHERS = re.compile(r"auto_map|quantization_config|\w*_implementation|backbone")
 
 
+MAX_LAYERS = 1000
+MAX_VOCABULARY = 2**25  # bytes of an unpacked one; CLIP's has 3 MB
+
+
 def check_sources(model_cfg: dict, model: str, flag: str) -> None:
     """Raises InputError for a model_cfg of a file, a folder or a repository that could run code,
     download, or read files outside of the model's folder.
@@ -61,6 +70,9 @@ def check_sources(model_cfg: dict, model: str, flag: str) -> None:
 def _problems(model_cfg: dict, model: str) -> Iterator[str]:
     text = model_cfg["text_cfg"]
     yield from _type_problems(model_cfg)
+    yield from _number_problems(model_cfg)
+    if model.startswith("local-dir:"):
+        yield from _file_problems(Path(model.removeprefix("local-dir:")))
     timm_name = model_cfg["vision_cfg"].get("timm_model_name") or ""
     if not re.fullmatch(r"[\w.-]*", timm_name):
         yield f"its timm_model_name is {timm_name!r}; expected one of timm.list_models()"
@@ -89,6 +101,49 @@ def _type_problems(model_cfg: dict) -> Iterator[str]:
             yield f"its {field} is {options!r}; expected numbers by name"
 
 
+def _number_problems(content: object, field: str = "") -> Iterator[str]:
+    """Yields a problem for each number in JSON content that is not finite, and for more layers than
+    a model can have."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _number_problems(value, name)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _number_problems(value, field)
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield f"its {field} is {content}; expected a finite number"
+    elif (
+        isinstance(content, int | float)
+        and content > MAX_LAYERS
+        and re.search("layer|depth", field)
+    ):
+        yield f"its {field} is {content:,}; expected at most {MAX_LAYERS:,}"
+
+
+def _file_problems(folder: Path) -> Iterator[str]:
+    """Yields a problem for each file of a model's folder that never ends, or is too large to be
+    read whole."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.exists() and not file.is_file() and not file.is_dir():
+            yield f"its {file.name} is not a regular file"
+        if file.suffix == ".json" and file.exists() and file.stat().st_size > MAX_TEXT:
+            yield f"its {file.name} is larger than {MAX_TEXT:,} bytes"
+
+
+def _vocabulary_problems(path: str) -> Iterator[str]:
+    """Yields a problem if the file of bpe_path is no regular file, or unpacks to too much."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield f"its bpe_path, {path}, is not a regular file"
+        return
+    try:
+        with gzip.open(path) as file:
+            size = len(file.read(MAX_VOCABULARY + 1))
+    except (OSError, EOFError, zlib.error):  # OpenCLIP reports it
+        return
+    if size > MAX_VOCABULARY:
+        yield f"its bpe_path, {path}, unpacks to more than {MAX_VOCABULARY:,} bytes"
+
+
 def _has_numbers(value: object) -> bool:
     """Returns whether an option is a number, None, or a list of these."""
     values = value if isinstance(value, list) else [value]
@@ -112,6 +167,8 @@ def _tokenizer_problems(options: dict, model: str) -> Iterator[str]:
             f"its bpe_path, {vocabulary}, is not in the model's folder: copy the file there "
             "and correct the path"
         )
+    elif vocabulary:
+        yield from _vocabulary_problems(vocabulary)
 
 
 def _is_in_folder(path: str, model: str) -> bool:
@@ -181,6 +238,7 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
     from transformers import PretrainedConfig, dynamic_module_utils
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    yield from _file_problems(Path(place))
     if (Path(place) / "adapter_config.json").exists():
         yield f"{place} contains adapter_config.json, which may name other weights"
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -190,6 +248,7 @@ def code_in(place: str, *, is_tower: bool = False) -> Iterator[str]:
         if not isinstance(content, dict):
             yield f"{place} contains a configuration of transformers that is not a JSON object"
             return
+        yield from _number_problems(content)
         for name in filter(OPENS_OTHERS.fullmatch, _names_in(content)):
             yield f"{place} contains {name}, which can run code or open another model"
     kind = model.get("model_type")

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import content_digest, json_or_empty
+from ..files import content_digest, json_or_empty, read_whole
 from ..flags import is_idf_file
 from ..option_table import Effect, effect_of
 
@@ -59,7 +59,7 @@ def trained_model(checkpoint) -> str:
 def read_options(run: Path) -> dict:
     """Returns the options in params.txt of a run's folder; {} if there is none."""
     params = run / "params.txt"
-    lines = params.read_text(errors="replace").splitlines() if params.is_file() else []
+    lines = read_whole(params).decode(errors="replace").splitlines() if params.is_file() else []
     parts = (line.partition(": ") for line in lines)
     return {name: _value(text) for name, separator, text in parts if separator}
 

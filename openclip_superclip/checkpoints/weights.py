@@ -62,6 +62,11 @@ def check_values(weights: Weights, what: object) -> None:
                 f"{what}: {name} has no values, or is sparse or quantized; expected a dense tensor "
                 "of numbers"
             )
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise InputError(
+                f"{what}: {name} is {list(tensor.shape)}, but has only "
+                f"{tensor.untyped_storage().nbytes():,} bytes of values"
+            )
         if not is_finite(tensor):
             raise InputError(
                 f"{what}: {name} contains NaN or infinity: the run that wrote it has diverged; use "
@@ -240,7 +245,10 @@ def file_of_weights(path: Path) -> Path:
                 f"{path} contains no weights: expected open_clip_model.safetensors or the like, or "
                 "a checkpoint of a run instead of its folder"
             )
-        return Path(found)
+        path = Path(found)
+        if not path.is_file():
+            raise InputError(f"{path} is not a regular file; expected weights")
+        return path
     if not path.is_file():
         raise InputError(
             f"there is no file or folder {path}; expected a run, a checkpoint or an exported folder"
@@ -272,6 +280,8 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     options = {}
     try:
         is_zip = zipfile.is_zipfile(file)
+        if is_zip and _is_compressed(file):
+            raise ValueError("its content is compressed, as torch never saves it")
         if checksums and is_zip and not is_whole(file):
             raise ValueError("its checksums are wrong")
         if file.suffix == ".safetensors":
@@ -284,6 +294,12 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
     return content, options if isinstance(options, dict) else {}
+
+
+def _is_compressed(file: Path) -> bool:
+    """Returns whether a zip file may unpack to much more than its size."""
+    with zipfile.ZipFile(file) as archive:
+        return any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
 
 
 # Opens an archive as OpenCLIP does: without what is no weight.

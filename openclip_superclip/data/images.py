@@ -2,7 +2,6 @@
 
 import functools
 import io
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image
 
 from ..errors import reason
+from ..files import check_regular
 
 # Formats with a single image and without code: EPS would start Ghostscript, and an icon is decoded
 # at every size.
@@ -44,12 +44,6 @@ def decode_no_code() -> None:
     restrict_formats()
     if before_decoding not in default_pre_handlers:
         default_pre_handlers.append(before_decoding)
-
-
-def check_regular(path: str | Path) -> None:
-    """Raises OSError for a device or a pipe: reading it may never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("it is not a regular file")
 
 
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:

@@ -21,10 +21,11 @@ import webdataset.tariterators
 from open_clip_train.data import CsvDataset, log_and_continue
 
 from .. import hooks
-from ..data.images import check_regular, restrict_formats
+from ..data.images import restrict_formats
 from ..data.tar_shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
+from ..files import check_regular
 from . import current
 from .parsed_options import Training
 

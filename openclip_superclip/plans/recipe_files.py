@@ -12,7 +12,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, reason
-from ..files import shipped_folder
+from ..files import read_whole, shipped_folder
 from .recipe import (
     CAPTION_FIELDS,
     CONFIG_FIELDS,
@@ -24,6 +24,8 @@ from .recipe import (
     changes_scores,
     kind_of,
 )
+
+MAX_YAML = 2**20  # bytes
 
 
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
@@ -132,7 +134,7 @@ def _merged(below: dict, above: dict) -> dict:
 def read_yaml(file: Path, what: str) -> dict:
     """Returns the mapping in a YAML file; InputError, with the line, for other contents."""
     try:
-        values = YAML(typ="safe", pure=True).load(file.read_text())
+        values = YAML(typ="safe", pure=True).load(read_whole(file, MAX_YAML).decode())
     except (YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # of most, but not all of these errors
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)
