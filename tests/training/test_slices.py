@@ -32,7 +32,9 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.resume_record import changes, record_of, write_record
+from openclip_superclip.checkpoints import resume_record
+from openclip_superclip.checkpoints.architecture import read_architecture
+from openclip_superclip.checkpoints.resume_record import changes, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls
@@ -216,6 +218,11 @@ def test_a_killed_run_resumes_bit_for_bit(
 
 
 # What is refused
+
+
+def record_of(options, world_size):
+    model = read_architecture(options["model"], options["pretrained"] or "")
+    return resume_record.record_of(options, world_size, model)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from support.tiny_run import write_recipe
 from support.training_runs import call
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
@@ -55,7 +56,8 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     )
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
-    assert checked == {FIELD: asdict(record_of(options, world_size=1))}
+    model = read_architecture(options["model"])
+    assert checked == {FIELD: asdict(record_of(options, world_size=1, model=model))}
 
 
 # the start is 17.1-1
