@@ -94,10 +94,8 @@ def data_of(recipe: Recipe, data: str | None) -> str:
 
 def _has_unknown_start(recipe: Recipe) -> bool:
     """Returns whether OpenCLIP must check a run's model and weights, which takes seconds: not
-    those of a model by name whose size is known, without weights or with those of a shipped
-    recipe."""
-    is_own_file = recipe.model.endswith(".json")
-    if is_own_file or model_size(recipe) is None or "coca" in recipe.model.lower():
+    those of a model whose size is known, without weights or with those of a shipped recipe."""
+    if model_size(recipe) is None or "coca" in recipe.model.lower():
         return True
     pretrained = recipe.flags.get("pretrained")
     if recipe.model.startswith("local-dir:"):
