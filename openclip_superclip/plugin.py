@@ -136,7 +136,8 @@ class Plugin:
             return None
         # OpenCLIP has named the run, and made its folder
         if args.rank == 0 and args.name is not None:
-            now = record_of(training.options_with_defaults(), args.world_size)
+            options = training.options_with_defaults()
+            now = record_of(options, args.world_size, training.model)
             run_folder = Path(args.logs, args.name)
             for line in write_record(run_folder, now, args.resume):
                 logging.warning(f"the run has changed since its start: {line}")

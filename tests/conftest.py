@@ -203,7 +203,7 @@ def demo(shared_folder):
     """The folder of a small demo, trained once for all workers, beside what
     it printed; not to be changed."""
     with FileLock(shared_folder / "demo.lock"), in_forks():
-        if not (shared_folder / "demo/demo.png").exists():  # written last
+        if not (shared_folder / "demo/study.png").exists():  # written last
             printed = shared_folder / "printed"
             assert run_superclip(SMALL, printed, shared_folder) == 0, printed.read_text()
     return shared_folder / "demo"

@@ -20,12 +20,13 @@ from ..errors import InputError, as_input_error
 from ..files import write_json
 from ..method.head import ClassHead, vocabulary_size
 from ..method.head_input import head_width, patch_tokens
-from ..method.idf import TokenStatistics
+from ..method.idf import TokenStatistics, special_token_ids
 from .model_configurations import (
     check_preprocessing,
-    open_tokenizer,
+    is_file,
+    openclip_name,
     read_configuration,
-    register_model,
+    register_file,
 )
 from .trainer_files import trained_model
 from .weights import Checkpoint, Weights
@@ -60,16 +61,24 @@ class Architecture(NamedTuple):
                 **model_kwargs,
             )
 
-    def tokenizer(self, flag: str = "--model"):
+    def tokenizer(self, flag: str = "--model", cache_dir: str | None = None):
         """Returns OpenCLIP's tokenizer for the model.
 
         Raises InputError, naming `flag`, if it cannot be opened."""
         context = self.model_cfg["text_cfg"].get("context_length")
+        # files of a name may differ
+        configurations = {**factory._MODEL_CONFIGS, self.name: self.model_cfg}
         with (
             FACTORY_LOCK,
-            replaced(factory, _MODEL_CONFIGS={**factory._MODEL_CONFIGS, self.name: self.model_cfg}),
+            replaced(factory, _MODEL_CONFIGS=configurations),
+            as_input_error(f"{flag}: {self.name} has no tokenizer that OpenCLIP can open"),
         ):
-            return open_tokenizer(self.name, context, flag=flag)  # files of a name may differ
+            tokenizer = open_clip.get_tokenizer(
+                self.name, context_length=context, cache_dir=cache_dir
+            )
+            special_token_ids(tokenizer)  # fails for tokenizers of other kinds
+            tokenizer(["a"])  # fails without a padding token
+            return tokenizer
 
     def with_options(self, options: dict) -> "Architecture":
         """Returns the architecture after the changes that OpenCLIP's trainer makes for
@@ -104,18 +113,29 @@ def read_architecture(model: str, tag: str = "", flag: str = "--model") -> Archi
     """
     if Path(model).name == HF_CONFIG_NAME:
         model = f"local-dir:{Path(model).parent}"
-    is_file = model.endswith(".json") and ":" not in model
-    if not is_file:
-        model = register_model(model)
-    configuration = read_configuration(model, flag)
-    if configuration is None:
-        raise InputError(
-            f"{flag}: OpenCLIP has no '{model}'; expected one of open_clip.list_models(), "
-            "local-dir:FOLDER, hf-hub:REPO or a JSON file with embed_dim, vision_cfg and text_cfg"
-        )
-    model_cfg, preprocess_cfg = configuration
-    released = open_clip.get_pretrained_cfg(model, tag)  # empty for a file, folder or repository
-    name = Path(model).stem if is_file else model
+    architecture = _read(openclip_name(model), tag, flag, None)
+    return architecture._replace(name=Path(model).stem) if is_file(model) else architecture
+
+
+def trained_architecture(
+    model: str, tag: str | None, flag: str, cache_dir: str | None
+) -> Architecture:
+    """Returns the architecture of a --model of training under OpenCLIP's name for it, with which a
+    JSON file is registered.
+
+    Raises InputError as `read_architecture` does, and for a file that training would read in
+    another way.
+    """
+    name = openclip_name(model)
+    architecture = _read(name, tag or "", flag, cache_dir)
+    if is_file(model):
+        register_file(name, architecture.model_cfg, architecture.preprocess_cfg, flag)
+    return architecture
+
+
+def _read(name: str, tag: str, flag: str, cache_dir: str | None) -> Architecture:
+    model_cfg, preprocess_cfg = read_configuration(name, flag, cache_dir)
+    released = open_clip.get_pretrained_cfg(name, tag)  # empty for a file, folder or repository
     return Architecture(name, model_cfg, merge_preprocess_dict(preprocess_cfg, released))
 
 

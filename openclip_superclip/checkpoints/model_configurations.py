@@ -1,6 +1,7 @@
 """Registers models with OpenCLIP: the small ones of this package, and JSON files given as
 --model."""
 
+import difflib
 import json
 import math
 from dataclasses import asdict
@@ -13,36 +14,40 @@ from .model_sources import check_sources
 CONFIGURATIONS = PACKAGE / "model_configs"
 
 
-def register_model(model: str, flag: str = "--model") -> str:
-    """Registers this package's small models with OpenCLIP, and `model` if it is a JSON file.
+def register_small_models() -> None:
+    """Registers this package's small models with OpenCLIP."""
+    from open_clip import factory
 
-    Returns `openclip_name(model)`. The file contains OpenCLIP's model configuration (embed_dim,
-    vision_cfg, text_cfg), either at the top level or under `model_cfg` as in open_clip_config.json.
-    Raises InputError if the file does not exist or is invalid.
-    """
+    for file in CONFIGURATIONS.glob("*.json"):
+        factory._MODEL_CONFIGS.setdefault(file.stem, json.loads(file.read_text()))
+
+
+def register_file(model: str, model_cfg: dict, preprocess_cfg: dict, flag: str) -> None:
+    """Registers the configuration in a JSON file with OpenCLIP; InputError if training would use
+    other preprocessing or another tokenizer than the file says."""
     from open_clip import factory
     from open_clip.transform import PreprocessCfg
 
-    known = factory._MODEL_CONFIGS  # add_model_config would drop the path of the file from the name
-    for file in CONFIGURATIONS.glob("*.json"):
-        known.setdefault(file.stem, json.loads(file.read_text()))
-    if model.endswith(".json") and ":" not in model:
-        model_cfg, preprocess_cfg = read_configuration(model, flag)
-        defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
-        # the model determines the size
-        if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
-            raise InputError(
-                f"{flag}: {model} contains a preprocess_cfg, which training only reads from a "
-                "folder: name the file open_clip_config.json and give local-dir:FOLDER, or remove "
-                "it and give --image-mean and the like"
-            )
-        if "siglip" in model.lower() and not model_cfg["text_cfg"].get("hf_tokenizer_name"):
-            raise InputError(
-                f"{flag}: {model} has no hf_tokenizer_name, and OpenCLIP would download SigLIP's "
-                "tokenizer because of 'siglip' in its path: rename it, or name a tokenizer"
-            )
-        known[model] = known[model.replace("/", "-")] = model_cfg  # OpenCLIP looks up both names
-    return openclip_name(model)
+    defaults = json.loads(json.dumps(asdict(PreprocessCfg())))
+    # the model determines the size
+    if {**defaults, **preprocess_cfg, "size": defaults["size"]} != defaults:
+        raise InputError(
+            f"{flag}: {model} contains a preprocess_cfg, which training only reads from a "
+            "folder: name the file open_clip_config.json and give local-dir:FOLDER, or remove "
+            "it and give --image-mean and the like"
+        )
+    if "siglip" in model.lower() and not model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        raise InputError(
+            f"{flag}: {model} has no hf_tokenizer_name, and OpenCLIP would download SigLIP's "
+            "tokenizer because of 'siglip' in its path: rename it, or name a tokenizer"
+        )
+    # add_model_config would drop the path of the file from the name; OpenCLIP looks up both names
+    factory._MODEL_CONFIGS[model] = factory._MODEL_CONFIGS[model.replace("/", "-")] = model_cfg
+
+
+def is_file(model: str) -> bool:
+    """Returns whether a --model is a JSON file."""
+    return model.endswith(".json") and ":" not in model
 
 
 def openclip_name(model: str) -> str:
@@ -57,14 +62,17 @@ def openclip_name(model: str) -> str:
 
 def read_configuration(
     model: str, flag: str = "--model", cache_dir: str | None = None
-) -> tuple[dict, dict] | None:
+) -> tuple[dict, dict]:
     """Returns copies of the model_cfg and preprocess_cfg of a model of OpenCLIP's, a JSON file,
     local-dir:FOLDER or hf-hub:REPO.
 
-    Returns None if OpenCLIP has no such model. Raises InputError if the configuration cannot be
-    read, is invalid, or could run code or download from places that the user has not named.
+    A JSON file has OpenCLIP's model configuration (embed_dim, vision_cfg, text_cfg) either at the
+    top level or under `model_cfg` as in open_clip_config.json.
+
+    Raises InputError if OpenCLIP has no such model, or if the configuration cannot be read, is
+    invalid, or could run code or download from places that the user has not named.
     """
-    from open_clip import get_model_config
+    from open_clip import get_model_config, list_models
     from open_clip.constants import HF_CONFIG_NAME
     from open_clip.factory import parse_model_name
     from open_clip.pretrained import download_pretrained_from_hf
@@ -72,10 +80,20 @@ def read_configuration(
     schema, location = parse_model_name(model)
     is_of_openclip = schema is None and not model.endswith(".json")
     if is_of_openclip:
+        register_small_models()
         model_cfg = get_model_config(model)
         preprocess_cfg = {}
         if model_cfg is None:
-            return None
+            near = difflib.get_close_matches(model, list_models())
+            if Path(model).is_dir():
+                near = [f"local-dir:{model}"]
+            suggestion = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else "expected one of open_clip.list_models(), local-dir:FOLDER, hf-hub:REPO or a "
+                "JSON file with embed_dim, vision_cfg and text_cfg"
+            )
+            raise InputError(f"{flag}: OpenCLIP has no model '{model}'; {suggestion}")
     else:
         file = Path(location, HF_CONFIG_NAME) if schema else Path(model)
         if schema == "hf-hub":
@@ -102,27 +120,6 @@ def holds_text_tower(folder: Path, model_cfg: object) -> bool:
     tower, as ours do."""
     text = model_cfg.get("text_cfg") if isinstance(model_cfg, dict) else None
     return (folder / "config.json").is_file() and isinstance(text, dict) and "hf_model_name" in text
-
-
-def open_tokenizer(
-    model: str,
-    context_length: int | None = None,
-    cache_dir: str | None = None,
-    flag: str = "--model",
-):
-    """Returns OpenCLIP's tokenizer for a model.
-
-    Raises InputError if it is not accepted or cannot be opened."""
-    from open_clip import get_tokenizer
-
-    from ..method.idf import special_token_ids
-
-    read_configuration(model, flag, cache_dir)
-    with as_input_error(f"{flag}: {model} has no tokenizer that OpenCLIP can open"):
-        tokenizer = get_tokenizer(model, context_length=context_length, cache_dir=cache_dir)
-        special_token_ids(tokenizer)  # fails for tokenizers of other kinds
-        tokenizer(["a"])  # fails without a padding token
-    return tokenizer
 
 
 def _check_configuration(model_cfg: object, preprocess_cfg: object, model: str, flag: str) -> None:

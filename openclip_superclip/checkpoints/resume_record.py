@@ -10,16 +10,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
 from ..environment import current_time, versions
 from ..errors import InputError
-from ..files import content_digest, file_identity, json_or_empty, write_json
+from ..files import content_digest, file_identity, json_or_empty, read_json, write_json
 from ..flags import config_from, is_idf_file, options_of
 from ..option_table import effect_of
-from .model_configurations import open_tokenizer, register_model
 from .trainer_files import RECORD, read_options
+
+if TYPE_CHECKING:  # it imports torch
+    from .architecture import Architecture
 
 NAME = "began_with.json"  # in the folder of a run of `superclip train`
 FIELD = "began_with"  # the same in run.json, which `superclip run` alone writes
@@ -67,14 +70,18 @@ class ResumeRecord:
     division: dict | None = None  # of a step: ranks, workers, and captions per rank
 
 
-def record_of(options: dict, world_size: int) -> ResumeRecord:
+def record_of(options: dict, world_size: int, model: "Architecture") -> ResumeRecord:
     """Returns the record of a run, given OpenCLIP's parsed options (including the model's
     defaults)."""
     config = config_from(options)
     if config is not None:
         options = options | options_of(config)
-    record = _record(options | {"world_size": world_size})
-    return replace(record, versions=versions_of_run(), preprocessing=_preprocessing(options))
+    return replace(
+        _record(options | {"world_size": world_size}),
+        versions=versions_of_run(),
+        tokenizer=_digest_of_files(options["model"], lambda _: _tokenizer(model)),
+        preprocessing=_preprocessing(model, options),
+    )
 
 
 def versions_of_run() -> dict[str, str]:
@@ -98,27 +105,20 @@ def _record(options: dict) -> ResumeRecord:
         global_batch_size=math.prod(factors) if None not in factors else None,
         shards=_identity(expand(options["train_data"], "--train-data")),
         versions={},
-        tokenizer=_digest_of_files(options.get("model") or "", _tokenizer),
         division={name: options.get(name) for name in DIVISION},
     )
     return ResumeRecord(**json.loads(json.dumps(asdict(record), default=str)))  # as in a file
 
 
-def _preprocessing(options: dict) -> dict | None:
-    """Returns how a run prepares images; None if the model's files cannot be read."""
+def _preprocessing(model: "Architecture", options: dict) -> dict:
+    """Returns how a run prepares images."""
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    from .architecture import read_architecture
-
-    with suppress(InputError):
-        architecture = read_architecture(options["model"], options.get("pretrained") or "")
-        cfg = architecture.with_options(options).preprocess_cfg
-        cfg = merge_preprocess_dict(PreprocessCfg(), cfg)
-        return {
-            name: list(cfg[name]) if isinstance(cfg[name], tuple) else cfg[name]
-            for name in PREPROCESSING
-        }
-    return None
+    cfg = merge_preprocess_dict(PreprocessCfg(), model.with_options(options).preprocess_cfg)
+    return {
+        name: list(cfg[name]) if isinstance(cfg[name], tuple) else cfg[name]
+        for name in PREPROCESSING
+    }
 
 
 def _content(name: str, value):
@@ -152,10 +152,11 @@ def _digest_of_files(model: str, describe: Callable[[str], object]) -> str | Non
 
 def _configuration(model: str) -> dict:
     """Returns the configuration of a model, without the places of its tokenizer."""
-    import open_clip
-
-    register_model(model)
-    config = open_clip.get_model_config(model)
+    file = Path(model.removeprefix("local-dir:"))
+    if model.startswith("local-dir:"):
+        file = file / "open_clip_config.json"
+    content = read_json(file)
+    config = content.get("model_cfg", content)
     text_cfg = config.get("text_cfg", {})
     config["text_cfg"] = {
         name: value for name, value in text_cfg.items() if "tokenizer" not in name
@@ -163,11 +164,11 @@ def _configuration(model: str) -> dict:
     return config
 
 
-def _tokenizer(model: str) -> list:
+def _tokenizer(model: "Architecture") -> list:
     """Returns the vocabulary of a model's tokenizer, and the tokens of PROBE."""
     from ..data.captions import tokenizer_identity
 
-    tokenizer = open_tokenizer(register_model(model))
+    tokenizer = model.tokenizer()
     return [*tokenizer_identity(tokenizer), tokenizer([PROBE])[0].tolist()]
 
 
@@ -279,6 +280,12 @@ def _changed_options(before: ResumeRecord, now: ResumeRecord) -> list[str]:
         _line(f"--{name.replace('_', '-')}", earlier.get(name), now.options.get(name))
         for name in changed
     ]
+    placebo = earlier.get("superclip_placebo", "off")  # of version 0.2
+    if placebo != "off":
+        lines.append(
+            f"--superclip-placebo {placebo} was removed: finish this run with openclip-superclip "
+            f"{before.versions.get('openclip-superclip', '0.2')}"
+        )
     of_images = now.preprocessing or {}
     for name, was in (before.preprocessing or of_images).items():
         is_named = {f"image_{name}", "model", "pretrained"} & {*changed}  # by its own line

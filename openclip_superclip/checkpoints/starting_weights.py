@@ -21,8 +21,7 @@ from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, as_input_error
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
-from .architecture import check_image_size, read_architecture
-from .model_configurations import read_configuration
+from .architecture import Architecture, check_image_size
 from .weights import Weights, check_is_no_program, check_values, read_checkpoint, read_head
 
 
@@ -72,13 +71,18 @@ def check_pretrained(model: str, pretrained: str | None) -> None:
 
 
 def start_of_towers(
-    model: str, pretrained: str | None, cache_dir: str | None = None, *, pretrained_image: bool
+    architecture: Architecture,
+    pretrained: str | None,
+    cache_dir: str | None = None,
+    *,
+    pretrained_image: bool,
 ) -> str:
     """Returns where OpenCLIP takes the weights of the image tower and of the text tower from.
 
     Raises InputError if it would ignore --pretrained-image, or that a configuration asks for timm's
     weights.
     """
+    model = architecture.name
     schema, location = parse_model_name(model)
     if whole := pretrained or _starting_file(model, None):
         return whole
@@ -86,8 +90,7 @@ def start_of_towers(
         with suppress(FileNotFoundError):  # the repository has none
             download_pretrained_from_hf(location, cache_dir=cache_dir)
             return model
-    model_cfg, _ = read_configuration(model, cache_dir=cache_dir)
-    vision = model_cfg["vision_cfg"]
+    vision = architecture.model_cfg["vision_cfg"]
     timm_name = vision.get("timm_model_name")
     if pretrained_image and not timm_name:
         raise InputError(
@@ -100,7 +103,7 @@ def start_of_towers(
             "add --pretrained-image to start from timm's weights, or set it to false"
         )
     image = f"timm's {timm_name}" if pretrained_image else "random weights"
-    text = model_cfg["text_cfg"].get("hf_model_name") or "random weights"
+    text = architecture.model_cfg["text_cfg"].get("hf_model_name") or "random weights"
     return f"{image} (image) and {text} (text)"
 
 
@@ -123,21 +126,21 @@ def is_unchecked(options: Namespace) -> bool:
     return schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False)
 
 
-def check_start(options: Namespace) -> None:
+def check_start(options: Namespace, architecture: Architecture | None) -> None:
     """Raises InputError if the weights that a run starts from cannot be read, contain NaN or
     infinity or are of another model, if OpenCLIP would train the model by another model's loss, or
     if the image tower cannot take images of its size.
 
-    `options` are those of training.
+    `options` are those of training. Without an architecture, only the values are checked.
     """
     model = options.model
     of_weights = "--pretrained" if options.pretrained else "--model"
     file = _starting_file(model, options.pretrained)
     if file is not None:
         _check_values_in(file, of_weights)
-    if is_unchecked(options):
+    if architecture is None:
         return
-    plain = _model_without_values(options)
+    plain = _model_without_values(architecture, options)
     is_coca = hasattr(plain, "text_decoder")
     if is_coca != ("coca" in model.lower()):
         raise InputError(
@@ -172,13 +175,14 @@ def _check_values_in(file: str, flag: str) -> None:
         raise InputError(f"{flag}: {error}") from error
 
 
-def _model_without_values(options: Namespace) -> nn.Module:
+def _model_without_values(architecture: Architecture, options: Namespace) -> nn.Module:
     """Returns OpenCLIP's model of a training on the meta device."""
     bias = {"init_logit_bias": -10} if options.siglip else {}
     level = logging.root.level
     try:
-        architecture = read_architecture(options.model).with_options(vars(options))
-        return architecture.build(force_custom_text=options.force_custom_text, **bias)
+        return architecture.with_options(vars(options)).build(
+            force_custom_text=options.force_custom_text, **bias
+        )
     finally:
         logging.root.setLevel(level)
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         return 0
     require("superclip demo", "report")
     out = options.out
-    check_results(out, [*RESULTS, "demo.png", "demo-images.png"], MARK)
+    check_results(out, RESULTS, MARK)
     study_options = StudyOptions(
         study="demo",
         device="cpu",
@@ -37,15 +37,10 @@ def main(argv: list[str]) -> int:
     )
     with stopped_by_signals():
         results = run_study(configure(study_options), options.jobs)
-        # needs the extra [report]
-        from ..study.demo_figures import draw_predictions, draw_scores
-
-        draw_predictions(out / "demo-images.png", results, out)
-        draw_scores(out / "demo.png", results)
     to_stdout(f"\n{results.tables()}")
     if results.study.seeds == 1:
         to_stdout("\nOne seed is only a test: superclip demo trains four.")
-    to_stdout(f"\nMore in {out}: demo.png, demo-images.png, study.csv, study.json and runs/")
+    to_stdout(f"\nMore in {out}: study.png, study.csv, study.json and runs/")
     return 0
 
 

@@ -5,10 +5,10 @@ import argparse
 from pathlib import Path
 
 from ..data.frequencies import COMMAND
-from ..data.tables import is_table
-from ..errors import InputError, Parser, at_least, no_effect, to_stdout
+from ..data.tables import detect_columns, is_table
+from ..errors import InputError, Parser, at_least, no_effect, to_stderr, to_stdout
 from ..files import check_out, make_folder
-from .shared_options import add_columns, add_count, add_number, add_output, columns_of, from_options
+from .shared_options import add_columns, add_count, add_number, add_output, from_options
 
 
 def main(argv: list[str]) -> int:
@@ -24,12 +24,16 @@ def main(argv: list[str]) -> int:
     model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
     model = model.with_options({"force_context_length": options.context})
     tokenizer = model.tokenizer("--tokenizer-of")
-    columns = columns_of(options, options.data)
+    columns = None
     shards = [options.data]
+    chosen = (options.csv_separator, options.csv_img_key, options.csv_caption_key)
     if is_table(options.data):
         no_effect(options, options.data, "text_key")
+        columns = detect_columns(options.data, *chosen, "DATA")
+        if None in chosen:
+            to_stderr(f"superclip: {options.data}: {columns.description}")
     else:
-        columns = None
+        no_effect(options, options.data, "csv_separator", "csv_img_key", "csv_caption_key")
         shards = sorted(expand(options.data, "DATA"))
     try:
         config = from_options(Config, options)

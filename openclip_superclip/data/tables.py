@@ -22,7 +22,7 @@ SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
-MAX_DECODED = 10_000  # images that are decoded before training
+MAX_DECODED = 200  # images, spread over a table, that are decoded before training
 SHORT = Config()  # reads no long caption
 
 

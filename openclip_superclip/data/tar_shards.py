@@ -96,8 +96,10 @@ def is_remote(shard: str) -> bool:
 
 def is_streamed(data: str | None) -> bool:
     """Returns whether data are a URL or a command's output, or contain such shards."""
+    if not data or ":" not in data:  # no scheme: a pattern of files may have many names
+        return False
     try:
-        return bool(data) and any(map(is_remote, _names(data)))
+        return any(map(is_remote, _names(data)))
     except ValueError:  # `expand` refuses it
         return is_remote(data)
 

@@ -52,29 +52,6 @@ def measure(
     }
 
 
-def predicted_names(opened: OpenedModel, shown: Sequence[Scene]) -> list[str]:
-    """Returns the name that is most similar to each scene, as zero-shot classification predicts
-    it."""
-    model, preprocess, tokenizer = opened
-    with torch.inference_mode():
-        # [S, N]
-        similarities = scene_features(model, preprocess, shown) @ name_classifier(model, tokenizer)
-    return [NAMES[index] for index in similarities.argmax(dim=1).tolist()]
-
-
-def representative(outcomes: Sequence[tuple[bool, ...]], number: int) -> list[int]:
-    """Returns indices of `number` outcomes, in order, in which the number of each outcome is
-    within one of its fraction of all; of each outcome, the first places are taken."""
-    chosen = []
-    num_seen = 0
-    for outcome in sorted(set(outcomes)):
-        places = [index for index, other in enumerate(outcomes) if other == outcome]
-        num_seen += len(places)
-        num_wanted = round(number * num_seen / len(outcomes)) - len(chosen)
-        chosen += places[:num_wanted]
-    return sorted(chosen)
-
-
 def object_labels(shown: Sequence[Scene]) -> Tensor:
     """Returns 1 for each scene and name of an object in it, else 0, float32 [S, N]."""
     return torch.tensor([[float(name in scene.objects) for name in NAMES] for scene in shown])

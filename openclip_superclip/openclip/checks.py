@@ -7,7 +7,8 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..checkpoints.resume import check_kind
+from ..checkpoints.model_configurations import is_file, register_small_models
+from ..checkpoints.resume import Resumed, check_kind
 from ..checkpoints.resume_record import NAME, changes, read_record, record_of
 from ..data.inspection import NUM_DECODED, NUM_LOOKED_FOR, inspect, total_samples
 from ..data.slices import Split, batches_of_shards, batches_of_table, more_than_a_slice
@@ -38,12 +39,16 @@ def check_command_line(training: Training) -> tuple[list[str], int]:
         at_least(options, train_num_samples=1, lr=0, log_every_n_steps=1, force_patch_dropout=0)
         at_least(options, beta1=0, beta2=0, eps=0, wd=0, grad_clip_norm=0, seed=0)
         at_least(options, lock_image_unlocked_groups=0, lock_text_unlocked_layers=0)
-    _check_models(training)
-    _check_resume(training)
-    if training.only_options or not training.is_ours:
+    is_trained = training.is_ours and not training.only_options
+    if is_trained:
+        refuse(data_problems(options))
+        _check_packages(options)
+    resumed = training.resumed
+    _check_models(training)  # from here on, OpenCLIP's models are imported
+    if resumed.file is not None:
+        _check_resume(training, resumed)
+    if not is_trained:
         return [], 0
-    refuse(data_problems(options))
-    _check_packages(options)
     findings = check_data(training)
     is_distilled = training.config is not None and options.distill_model is not None
     if is_distilled and training.has_empty_captions:
@@ -62,18 +67,25 @@ def _check_packages(options: Namespace) -> None:
 
 
 def _check_models(training: Training) -> None:
-    """Raises InputError for a model, or weights or word frequencies, that --superclip cannot train
-    with."""
+    """Registers the model; InputError for one, or weights or word frequencies, that --superclip
+    cannot train with."""
     options = training.options
     config = training.config
+    # The tokens of a file of word frequencies are those of the model's tokenizer.
+    has_idf_file = config is not None and is_idf_file(config.idf)
+    if training.only_options and not has_idf_file:
+        return
+    register_small_models()
+    if is_file(options.model):
+        training.model  # noqa: B018 - reading registers it
     if training.is_ours and not training.only_options:
-        from ..checkpoints.starting_weights import check_start
+        from ..checkpoints.starting_weights import check_start, is_unchecked
         from .factory import check_models
 
         if config is not None:
-            check_models(options)
-        check_start(options)
-    if config is not None and is_idf_file(config.idf):
+            check_models(training)
+        check_start(options, None if is_unchecked(options) else training.model)
+    if has_idf_file:
         _check_idf_file(training)
 
 
@@ -97,15 +109,16 @@ def check_start_of_run(options: Namespace) -> None:
 
 @functools.cache
 def _check_start(**values) -> None:
-    from ..checkpoints.starting_weights import check_start
+    from ..checkpoints.architecture import read_architecture
+    from ..checkpoints.starting_weights import check_start, is_unchecked
     from . import factory
 
     options = Namespace(**values)
     # a file may exist only on nodes
     is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
     if is_tag and options.model in factory.open_clip.list_models():
-        factory.check_model(options.model, options.pretrained, "--model", "--pretrained")
-    check_start(options)
+        factory.check_tag(options.model, options.pretrained, "--pretrained")
+    check_start(options, None if is_unchecked(options) else read_architecture(options.model))
 
 
 def _check_idf_file(training: Training) -> None:
@@ -131,7 +144,7 @@ def _check_idf_file(training: Training) -> None:
         )
 
 
-def _check_resume(training: Training) -> None:
+def _check_resume(training: Training, resumed: Resumed) -> None:
     """Raises InputError if the checkpoint of --resume does not fit.
 
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in
@@ -139,8 +152,8 @@ def _check_resume(training: Training) -> None:
     """
     options = training.options
     data = training.data_config
-    file = training.resumed.file
-    if file is None or (training.resumed.damaged and not training.is_ours):
+    file = resumed.file
+    if resumed.damaged and not training.is_ours:
         return
     has_tasks = current().HAS_TASKS
     check_kind(
@@ -160,7 +173,7 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    now = record_of(training.options_with_defaults(), launched()[1])
+    now = record_of(training.options_with_defaults(), launched()[1], training.model)
     changes(read_record(folder), now, file).check(folder, accept)
 
 
@@ -242,6 +255,8 @@ def check_training_table(training: Training, table: str, max_decoded: int) -> tu
         accum_freq=training.accum_freq,
         max_decoded=max_decoded,
     )
+    if report.num_samples:  # not a URL
+        training.has_empty_captions = report.num_empty > 0
     batches = batches_of_table(report.num_trained, options.batch_size, world_size)
     return report.refuse_bad(), _steps_of_run(training, batches)
 

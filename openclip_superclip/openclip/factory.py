@@ -1,7 +1,6 @@
 """Models with a class head, made by OpenCLIP's factory, for custom training loops."""
 
 import argparse
-import difflib
 import os
 from pathlib import Path
 
@@ -12,19 +11,19 @@ from torch import nn
 
 from .. import hooks
 from ..checkpoints import starting_weights
-from ..checkpoints.architecture import read_architecture
-from ..checkpoints.model_configurations import (
-    holds_text_tower,
-    open_tokenizer,
-    read_configuration,
-    register_model,
+from ..checkpoints.architecture import (
+    Architecture,
+    read_architecture,
+    trained_architecture,
 )
+from ..checkpoints.model_configurations import holds_text_tower
 from ..checkpoints.weights import file_of_weights
 from ..data.frequencies import read_frequencies
 from ..errors import InputError, listed
 from ..flags import Config, config_from, is_idf_file
 from ..method.idf import special_token_ids
 from .hook_calls import plugins_model_class
+from .parsed_options import Training
 
 
 def create_model_and_transforms(
@@ -50,12 +49,13 @@ def create_model_and_transforms(
         head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector
             before the projection; or "both", their sum.
     """
-    model_name = register_model(model_name, "model_name")
     cache_dir = kwargs.get("cache_dir")
+    architecture = trained_architecture(model_name, pretrained, "model_name", cache_dir)
+    model_name = architecture.name
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
-    tokenizer = open_tokenizer(model_name, cache_dir=cache_dir, flag="model_name")
+    tokenizer = architecture.tokenizer("model_name", cache_dir)
     options = model_options(model_name, pretrained, config, tokenizer, cache_dir=cache_dir)
     superclip = options["superclip"]
     if not kwargs.get("load_weights", True) and superclip["load"] is None:
@@ -128,39 +128,41 @@ def model_without_values(options: argparse.Namespace) -> nn.Module:
     return model
 
 
-def check_models(options: argparse.Namespace) -> None:
+def check_models(training: Training) -> None:
     """Raises InputError for a model or weights that do not exist or do not work with --superclip.
 
-    `options` are those of training. The weights of models on a hub are checked when they are
-    loaded.
+    The weights of models on a hub are checked when they are loaded.
     """
+    options = training.options
     pretrained = options.pretrained
-    model = check_model(options.model, pretrained, "--model", "--pretrained", options.cache_dir)
+    model = training.model.name
+    _check_place(training.model, "--model")
+    check_tag(model, pretrained, "--pretrained")
     starting_weights.check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         starting_weights.released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
     if not model.startswith("hf-hub:"):
-        starting_weights.start_of_towers(
-            model, pretrained, pretrained_image=options.pretrained_image
-        )
+        training.start_of_towers  # noqa: B018 - InputError if an option would be ignored
     if options.distill_model is not None:
-        _check_distils(model, options.model, "--model", options.cache_dir)
-        _check_teacher(options.distill_model, options.distill_pretrained, options.cache_dir)
-    _check_text_tower(model, options)
+        _check_distils(training.model, options.model, "--model")
+        _check_teacher(training)
+    _check_text_tower(training)
 
 
-def _check_distils(name: str, model: str, flag: str, cache_dir: str | None) -> None:
-    model_cfg, _ = read_configuration(name, flag, cache_dir)
-    if {"multimodal_cfg", "init_logit_bias"} & model_cfg.keys():
+def _check_distils(architecture: Architecture, model: str, flag: str) -> None:
+    if {"multimodal_cfg", "init_logit_bias"} & architecture.model_cfg.keys():
         raise InputError(
             f"{flag}: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's distillation "
             "does not accept: expected a CLIP model"
         )
 
 
-def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) -> None:
-    name = check_model(model, pretrained, "--distill-model", "--distill-pretrained", cache_dir)
-    _check_distils(name, model, "--distill-model", cache_dir)
+def _check_teacher(training: Training) -> None:
+    model = training.options.distill_model
+    pretrained = training.options.distill_pretrained
+    _check_place(training.teacher, "--distill-model")
+    check_tag(training.teacher.name, pretrained, "--distill-pretrained")
+    _check_distils(training.teacher, model, "--distill-model")
     schema, location = parse_model_name(model)
     if schema != "local-dir" or pretrained is None:
         return
@@ -172,44 +174,27 @@ def _check_teacher(model: str, pretrained: str | None, cache_dir: str | None) ->
     file_of_weights(Path(location))
 
 
-def check_model(
-    model: str,
-    pretrained: str | None,
-    flag: str,
-    pretrained_flag: str,
-    cache_dir: str | None = None,
-) -> str:
-    """Returns the name under which OpenCLIP finds the model.
-
-    Raises InputError for an unknown model, one that is not accepted, and unknown weights.
-    """
-    schema, location = parse_model_name(model)
-    name = register_model(model, flag)
-    if read_configuration(name, flag, cache_dir) is None:
-        near = difflib.get_close_matches(name, open_clip.list_models())
-        if os.path.isdir(model):
-            near = [f"local-dir:{model}"]
-        meant = " or ".join(near) or "one of open_clip.list_models()"
-        raise InputError(f"{flag}: OpenCLIP has no model '{model}'; did you mean {meant}?")
-    if schema == "local-dir":
-        _check_place(Path(location), open_clip.get_model_config(model), flag)
-    if schema is None and pretrained and not os.path.isfile(pretrained):
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if not open_clip.get_pretrained_cfg(name, pretrained):
-            raise InputError(
-                f"{pretrained_flag} is '{pretrained}', which is neither a file nor weights "
-                f"that OpenCLIP has for {name}: expected a file, or one of its tags: "
-                f"{listed(tags, 30) or 'it has none'}"
-            )
-    return name
+def check_tag(model: str, pretrained: str | None, flag: str) -> None:
+    """Raises InputError for a --pretrained that is neither a file nor weights that OpenCLIP has for
+    the model."""
+    if ":" in model or not pretrained or os.path.isfile(pretrained):
+        return
+    if not open_clip.get_pretrained_cfg(model, pretrained):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise InputError(
+            f"{flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for "
+            f"{model}: expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
+        )
 
 
-def _check_place(folder: Path, model_cfg: dict, flag: str) -> None:
+def _check_place(architecture: Architecture, flag: str) -> None:
     """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that
     it was written to."""
-    if not holds_text_tower(folder, model_cfg):
+    schema, location = parse_model_name(architecture.name)
+    folder = Path(location)
+    if schema != "local-dir" or not holds_text_tower(folder, architecture.model_cfg):
         return
-    written_to = model_cfg["text_cfg"]["hf_model_name"]
+    written_to = open_clip.get_model_config(architecture.name)["text_cfg"]["hf_model_name"]
     if Path(written_to).resolve() != folder.resolve():
         raise InputError(
             f"{flag}: {folder} was written as {written_to} and has been moved or copied; write "
@@ -218,18 +203,19 @@ def _check_place(folder: Path, model_cfg: dict, flag: str) -> None:
         )
 
 
-def _check_text_tower(model: str, options: argparse.Namespace) -> None:
+def _check_text_tower(training: Training) -> None:
     """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's
     vocabulary."""
-    text_cfg = read_configuration(model, "--model", options.cache_dir)[0]["text_cfg"]
+    options = training.options
+    model = training.model.name
+    text_cfg = training.model.model_cfg["text_cfg"]
     if "hf_model_name" in text_cfg:
         return
     if options.lock_text and not options.lock_text_freeze_layer_norm:
         raise InputError(
             f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it"
         )
-    tokenizer = open_tokenizer(model, options.force_context_length, options.cache_dir)
-    largest = int(tokenizer([""]).max())
+    largest = int(training.tokenizer([""]).max())
     vocab_size = text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
     if largest >= vocab_size:
         raise InputError(

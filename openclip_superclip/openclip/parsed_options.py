@@ -61,7 +61,7 @@ class Training:
     @cached_property
     def has_empty_captions(self) -> bool:
         """Whether the training data is a table in which captions are missing, which OpenCLIP reads
-        as the word 'nan'."""
+        as the word 'nan'; the check of the data sets it."""
         if not self.is_table:
             return False
         table = read_table(self.options.train_data, self.columns, Config(), "--train-data")
@@ -125,11 +125,41 @@ class Training:
         return self.config.captions == "dual" or self.has_empty_captions
 
     @cached_property
-    def tokenizer(self):
-        from ..checkpoints.model_configurations import open_tokenizer
+    def model(self):
+        """The Architecture of --model."""
+        from ..checkpoints.architecture import trained_architecture
 
         options = self.options
-        return open_tokenizer(options.model, options.force_context_length, options.cache_dir)
+        return trained_architecture(options.model, options.pretrained, "--model", options.cache_dir)
+
+    @cached_property
+    def teacher(self):
+        """The Architecture of --distill-model."""
+        from ..checkpoints.architecture import trained_architecture
+
+        options = self.options
+        return trained_architecture(
+            options.distill_model, options.distill_pretrained, "--distill-model", options.cache_dir
+        )
+
+    @cached_property
+    def tokenizer(self):
+        options = self.options
+        model = self.model.with_options({"force_context_length": options.force_context_length})
+        return model.tokenizer(cache_dir=options.cache_dir)
+
+    @cached_property
+    def start_of_towers(self) -> str:
+        """Where the towers' weights come from; InputError if OpenCLIP would ignore an option."""
+        from ..checkpoints.starting_weights import start_of_towers
+
+        options = self.options
+        return start_of_towers(
+            self.model,
+            options.pretrained,
+            options.cache_dir,
+            pretrained_image=options.pretrained_image,
+        )
 
 
 def launched() -> tuple[int, int]:

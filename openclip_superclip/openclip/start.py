@@ -6,21 +6,20 @@ import logging
 import multiprocessing
 from pathlib import Path
 
-from ..checkpoints.model_configurations import openclip_name, register_model
+from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT, TableSplit, split_table
 from ..data.tables import Columns, detect_columns, has_columns, kind
 from ..data.tar_shards import is_remote
 from ..errors import InputError, print_in_one_line, to_stderr
-from ..flags import is_idf_file, options_of
+from ..flags import options_of
 from .checks import check_training_table, long_warmup
 from .output_folder import make_folder, remove_unstarted_run
 from .parsed_options import Training, launched
 
 
 def prepare(training: Training) -> None:
-    """Registers the model and completes the options; InputError if a file that this needs cannot be
-    read."""
+    """Completes the options; InputError if a file that this needs cannot be read."""
     options = training.options
     config = training.config
     if training.is_ours:
@@ -31,9 +30,6 @@ def prepare(training: Training) -> None:
     # without our flags, only if OpenCLIP would end with a KeyError
     if reads_table and (training.is_ours or not has_columns(options.train_data, training.columns)):
         _find_columns(training)
-    # The tokens of a file of word frequencies are those of the model's tokenizer.
-    if not training.only_options or (config is not None and is_idf_file(config.idf)):
-        register_model(options.model)
 
 
 def _leave_head_to_fallback(options: argparse.Namespace) -> None:
@@ -146,15 +142,8 @@ def _fix_ranks(training: Training) -> None:
 def log_start(training: Training) -> None:
     """Logs model, starting weights, data, steps and the place of the logs; the head logs its own
     line."""
-    from ..checkpoints.starting_weights import start_of_towers
-
     options = training.options
-    start = options.resume or start_of_towers(
-        options.model,
-        options.pretrained,
-        options.cache_dir,
-        pretrained_image=options.pretrained_image,
-    )
+    start = options.resume or training.start_of_towers
     lines = [
         f"model {options.model} in {options.precision} on {options.world_size} rank(s)",
         f"the towers start from {start}",

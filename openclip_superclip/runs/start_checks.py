@@ -29,8 +29,12 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
 
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
+    from ..checkpoints.architecture import read_architecture
+
     resumed = resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-    now = record_of(vars(check_command(run.openclip_arguments())), run.world_size)
+    options = vars(check_command(run.openclip_arguments()))
+    model = read_architecture(options["model"], options["pretrained"] or "")
+    now = record_of(options, run.world_size, model)
     if not folder.epoch:  # nothing was trained yet
         return {FIELD: asdict(now)}
     before = read_record(folder.path)

@@ -1,6 +1,7 @@
-"""The figure of a study: its differences with their intervals."""
+"""The figure of a study: the scores of its arms, and their differences with intervals."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -9,60 +10,89 @@ from .paired_differences import PairedDifference
 from .study_results import StudyResults
 
 plt = pyplot()
-ARM_COLOURS = ("#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af", "#7d7d7d")
+ARM_COLOURS = ("#8c8c8c", "#d1495b", "#4f6d7a", "#e08e45", "#2a9d8f", "#8a79af")
+NARROWEST = 5.6  # inches: readable on a phone
+
+
+class Place(NamedTuple):
+    """Where a panel shows a measure of a cell of the study."""
+
+    name: str
+    measure: str
+    cell: object
 
 
 def draw_study(results: StudyResults) -> bytes:
-    """Returns the figure of a study's results as PNG: a panel for each measure, with a colour for
-    each comparison and a place for each cell."""
+    """Returns the figure of a study's results as PNG: scores above differences, of all measures in
+    one panel, or in a panel for each measure if the study has several cells."""
     study = results.study
-    measures = results.measures
-    cells = study.cell_values
-    size = (3.1 * len(measures) + 0.6, 3.8)
-    figure, grid = plt.subplots(1, len(measures), figsize=size, squeeze=False)
-    for axes, measure in zip(grid[0], measures, strict=True):
+    columns = _columns(results)
+    width = max(NARROWEST, 3.1 * len(columns) + 0.6)
+    figure, grid = plt.subplots(2, len(columns), figsize=(width, 6.4), squeeze=False)
+    for (scores, differences), (title, places) in zip(grid.T, columns.items(), strict=True):
+        _draw_scores(scores, results, places)
+        scores.set_title(title)
         for number, (arm, baseline) in enumerate(study.pairs):
             shift = 0.12 * (number - (len(study.pairs) - 1) / 2)
-            draw_differences(
-                axes,
-                [index + shift for index in range(len(cells))],
-                [results.differences(arm, baseline, cell)[measure] for cell in cells],
-                ARM_COLOURS[number % len(ARM_COLOURS)],
-                beside=0.04,
+            _draw_differences(
+                differences,
+                [index + shift for index in range(len(places))],
+                [results.differences(arm, baseline, at.cell)[at.measure] for at in places],
+                ARM_COLOURS[(number + 1) % len(ARM_COLOURS)],
                 label=f"{arm} − {baseline}",
             )
-        names = ["" if cell is None else str(cell) for cell in cells]
-        set_difference_axis(axes, names, results.title(measure))
-        axes.set_xlabel((study.cell_field or "").replace("_", " "), fontsize=8)
-    grid[0][0].set_ylabel("difference, points\n(bar: 95 % interval, dot: a seed)", fontsize=8)
-    handles, names = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-    return png(figure, bbox_inches="tight")  # long names of arms are wider than one panel
+        differences.axhline(0, color="#999999", linewidth=1)
+        for axes in (scores, differences):
+            axes.set_xticks(range(len(places)), [at.name for at in places], fontsize=9)
+            axes.set_xlim(-0.5, len(places) - 0.5)
+            axes.grid(axis="y")
+        if study.cell_field:
+            differences.set_xlabel(study.cell_field.replace("_", " "), fontsize=9)
+    grid[0][0].set_ylabel("score (dot: a seed)", fontsize=9)
+    grid[1][0].set_ylabel("difference, points (bar: 95 % interval)", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.legend(frameon=False, fontsize=8)
+    return png(figure, bbox_inches="tight")
 
 
-def draw_differences(
+def _columns(results: StudyResults) -> dict[str, list[Place]]:
+    """Returns the places of each column of panels, by its title."""
+    cells = results.study.cell_values
+    if len(cells) == 1:
+        names = [measure.replace("_to_", "→").replace("_", "\n") for measure in results.measures]
+        pairs = zip(names, results.measures, strict=True)
+        return {"": [Place(name, measure, cells[0]) for name, measure in pairs]}
+    return {
+        results.title(measure): [Place(str(cell), measure, cell) for cell in cells]
+        for measure in results.measures
+    }
+
+
+def _draw_scores(axes: Axes, results: StudyResults, places: Sequence[Place]) -> None:
+    """Draws a bar for each arm's mean score, and a dot for each seed."""
+    arms = list(results.study.arms)
+    width = 0.8 / len(arms)
+    for number, arm in enumerate(arms):
+        colour = ARM_COLOURS[number % len(ARM_COLOURS)]
+        for index, at in enumerate(places):
+            scores = results.spread(arm, at.cell, at.measure)
+            x = index + (number - (len(arms) - 1) / 2) * width
+            axes.bar(x, scores.mean, width * 0.92, color=colour, label="" if index else arm)
+            axes.plot([x] * len(scores), scores, ".", color="black", markersize=4)
+
+
+def _draw_differences(
     axes: Axes,
     xs: Sequence[float],
     differences: Sequence[PairedDifference],
     colour: str,
-    beside: float = 0.0,
-    **options,
+    label: str,
 ) -> None:
-    """Draws differences with their intervals, and their seeds `beside` these; the options are those
-    of the line through the means."""
+    """Draws the means of differences, their intervals and, beside these, their seeds."""
     for x, difference in zip(xs, differences, strict=True):
         interval = difference.interval or (difference.mean, difference.mean)
         axes.plot([x, x], interval, color=colour, linewidth=2.5)
-        seeds = [x + beside] * len(difference)
+        seeds = [x + 0.04] * len(difference)
         axes.plot(seeds, difference, ".", color="black", markersize=4, alpha=0.7)
     means = [difference.mean for difference in differences]
-    axes.plot(xs, means, marker="o", color=colour, **options)
-
-
-def set_difference_axis(axes: Axes, names: Sequence[str], title: str) -> None:
-    """Sets the zero line, the names of the places and the title of a panel of differences."""
-    axes.axhline(0, color="#999999", linewidth=1)
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_title(title)
-    axes.grid(axis="y")
+    axes.plot(xs, means, "o", color=colour, label=label)

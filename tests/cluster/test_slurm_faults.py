@@ -81,7 +81,7 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
         ("preempted", "stopped by SIGTERM"),
         ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
         ("preempted", "lost contact with node2"),
-        ("preempted", "stopped by SIGTERM"),
+        ("preempted", "lost contact with node2"),  # which had no power
         ("finished", None),
     ]
     assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]

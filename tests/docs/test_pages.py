@@ -27,10 +27,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # examples/open_clip_lora
 NOT_OURS = set(
     """
-    --batch --cpu-bind --cpus-per-task --exclusive --fsdp --fsdp-checkpoint --gpus-per-node --gres
-    --json-text-key --json-text-key-probs --logdir --lora --lora-towers --mem
-    --nproc-per-node --opt-fallback-list --requeue --signal --text-key
-    --torchcompile-strategy --use-naflex
+    --batch --fsdp --fsdp-checkpoint --gpus-per-node --gres --json-text-key-probs --lora
+    --lora-towers --nproc-per-node --use-naflex
 """.split()
 )
 each_page = parametrize("page", PAGES)

@@ -335,13 +335,12 @@ def in_forks():
 
     A study trains its runs one after the other, because only a process of
     one thread can fork safely. The demo measures and writes 50 scenes of
-    each kind instead of up to 3,000, and classifies 100 for its picture.
+    each kind instead of up to 3,000.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.study.training.ThreadPoolExecutor", AtOnce)
-        patch.setattr("openclip_superclip.study.demo_figures.NUM_SCENES", 100)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
         for function in (measure, write_evaluation_data):
             few = (

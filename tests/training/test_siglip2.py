@@ -9,7 +9,7 @@ from support.data import write_shards
 from support.models import LIST_OF_WORDS, random_weights, write_tokenizer
 from support.training_runs import execute, run_superclip, shell_words
 
-from openclip_superclip.checkpoints.model_configurations import register_model
+from openclip_superclip.checkpoints.architecture import trained_architecture
 from openclip_superclip.runs.progress import read_log
 
 RECIPE = "finetune/supersiglip_vit-b-16-siglip2_512k_bs128"
@@ -36,7 +36,8 @@ def write_small_siglip2(folder):
 @pytest.mark.usefixtures("forks")
 def test_the_recipe_trains_both_losses_from_released_weights_and_exports(tmp_path):
     model = write_small_siglip2(tmp_path)
-    weights = random_weights(register_model(str(model)))
+    name = trained_architecture(str(model), None, "--model", None).name
+    weights = random_weights(name)
     weights["logit_scale"].fill_(2)  # training keeps it above 0
     torch.save(weights, tmp_path / "webli.pt")
     changes = (

@@ -32,13 +32,21 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints.resume_record import changes, record_of, write_record
+from openclip_superclip.checkpoints import resume_record
+from openclip_superclip.checkpoints.architecture import read_architecture
+from openclip_superclip.checkpoints.resume_record import changes, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
+
+
+def record_of(options, world_size):
+    """Returns the record of a run with these options."""
+    model = read_architecture(options["model"], options["pretrained"] or "")
+    return resume_record.record_of(options, world_size, model)
 
 
 def write_shards(folder, sizes):
@@ -429,6 +437,14 @@ def test_other_workers_ranks_and_batches_of_batch_norm_are_noted_and_not_refused
     assert write_record(folder, now, str(began)) == []
     older = replace(before, division=None)
     assert changes(older, now, str(began)).lines == []
+
+
+def test_a_run_with_a_removed_control_is_refused(began, train_data, parse_args):
+    flags = f"{slice_flags(train_data)} --workers 0"
+    now = record_of(vars(parse_args(flags)), 1)
+    before = replace(now, options=now.options | {"superclip_placebo": "detached-head"})
+    (line,) = changes(before, now, str(began)).refused
+    assert line.startswith("--superclip-placebo detached-head was removed: finish this run with ")
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(

@@ -23,6 +23,7 @@ from support.training_runs import error_of, execute, run_ranks, superclip_train
 from torch.distributed.fsdp import fully_shard
 
 import openclip_superclip as superclip
+from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.starting_weights import start_of_towers
 from openclip_superclip.method.finite_weights import is_finite_on_all_ranks
 
@@ -187,9 +188,13 @@ def test_each_tower_has_a_start(tiny_model, tmp_path):
         ("ViT-B-32", "openai", False): "openai",
         (hugging_face, "weights.pt", False): "weights.pt",
     }
-    assert {row: start_of_towers(*row[:2], pretrained_image=row[2]) for row in starts} == starts
+    found = {
+        row: start_of_towers(read_architecture(row[0]), row[1], pretrained_image=row[2])
+        for row in starts
+    }
+    assert found == starts
     write_weights(timm)
-    found = start_of_towers(timm, None, pretrained_image=False)
+    found = start_of_towers(read_architecture(timm), None, pretrained_image=False)
     assert found == f"{tmp_path}/timm/pytorch_model.bin"
 
 

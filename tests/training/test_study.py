@@ -16,7 +16,7 @@ from support.data import write_shards
 from support.models import assert_equal, without_head
 from support.slurm_cluster import wait_until
 from support.tiny_run import weights, write_recipe
-from support.training_runs import call, execute, fork, in_forks, processes_in
+from support.training_runs import call, fork, in_forks, processes_in
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.trainer_files import RECORD
@@ -120,16 +120,6 @@ def test_seeds_are_paired_so_exactly_that_a_head_alone_trains_clips_own_towers(s
     values = [one["values"] for one in differences if one["arm"] == "head alone"]
     assert not any(map(any, values))
     assert alone["statistics.document_frequency"].equal(ours["statistics.document_frequency"])
-
-
-def test_a_report_reads_what_the_runs_of_a_study_leave(studied, tmp_path):
-    folder, out = studied[0], tmp_path / "out"
-    execute(f"report {run(folder, 'superclip')} --out {out}")
-    (row,) = read_rows(out / "runs.csv")
-    fields = ("run", "state", "note", "method", "samples", "batch", "seed", "lr")
-    values = ["superclip_seed0", "finished", "", "SuperCLIP", "192", "16", "0", "0.001"]
-    assert [row[name] for name in fields] == values
-    assert 0 <= float(row["image_to_text_R@1 (training's own)"]) <= 100
 
 
 def test_a_second_call_trains_nothing_and_prints_the_same(studied, study_here):

@@ -148,7 +148,7 @@ REFUSED = {  # changes to the authors' file, or flags, and the error message
     "incomplete checkpoint of SuperCLIP's authors: it lacks": {"text_decoder.ln_mlp.weight": None},
     "num_samples contains NaN or infinity": {"num_samples": torch.full((1, 1), float("nan"))},
     "document_frequency contains 1,622,016; expected 0 to": {"cap_fq": torch.full((1, 300), 99.0)},
-    "OpenCLIP has no 'no-such-model'": "--model no-such-model",
+    "OpenCLIP has no model 'no-such-model'": "--model no-such-model",
     "--model: nowhere.json cannot be read": "--model nowhere.json",
 }
 

@@ -14,17 +14,21 @@ from open_clip.model import CLIP
 from support import cases, input_error, parametrize, read_json, succeed, table, write_json
 from support.models import (
     MODELS,
+    as_rank_1,
     assert_equal,
     copy_model,
     without_head,
     write_model,
     write_vocabulary,
+    write_weights,
 )
 from support.training_runs import execute
 
 import openclip_superclip as superclip
+from openclip_superclip import hooks
+from openclip_superclip.checkpoints import architecture
 from openclip_superclip.checkpoints.architecture import architecture_of, read_architecture
-from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS
+from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS, read_configuration
 from openclip_superclip.checkpoints.trainer_files import options_to_keep
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
 from openclip_superclip.openclip.parsed_options import Training
@@ -116,6 +120,25 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args):
     assert parse_args(flags).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 
 
+def test_a_command_line_reads_the_configuration_of_each_model_once(
+    csv_data, parse_args, tmp_path, monkeypatch
+):
+    teacher = write_model(tmp_path / "teacher")
+    write_weights(teacher)
+    names = []
+
+    def read(model, *args):
+        names.append(model)
+        return read_configuration(model, *args)
+
+    monkeypatch.setattr(architecture, "read_configuration", read)
+    model = write_model(tmp_path / "model")
+    flags = f"--model {model} --distill-model {teacher} --distill-pretrained {teacher}"
+    args = parse_args(f"--superclip {flags} --train-data {csv_data} --name run --batch-size 4")
+    hooks.model_kwargs(as_rank_1(args))
+    assert names == [model, teacher]
+
+
 @parametrize("has_head", [False, True], ids=["CLIP", "SuperCLIP"])
 @parametrize("is_checkpoint", [False, True], ids=["weights", "training on several ranks"])
 def test_a_file_brings_its_weights_and_counts_and_a_head_that_it_lacks_stays_fresh(
@@ -159,7 +182,9 @@ def test_the_supervisor_imports_no_openclip():
 
 def test_the_factorys_names_are_put_back_after_an_error_and_after_two_threads_at_once(tiny_model):
     before = open_clip.factory.CLIP
-    with pytest.raises(RuntimeError, match="not-a-model"):
+    with pytest.raises(
+        superclip.InputError, match="model_name: OpenCLIP has no model 'not-a-model'"
+    ):
         superclip.create_model_and_transforms("not-a-model")
     with pytest.raises(TypeError):
         create(no_such_argument=1)

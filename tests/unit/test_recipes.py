@@ -7,7 +7,7 @@ import open_clip
 from support import ROOT, cases, input_error, markdown_cells, parametrize, read_json, table
 from support.training_runs import execute, failure
 
-from openclip_superclip.checkpoints.model_configurations import register_model
+from openclip_superclip.checkpoints.model_configurations import register_small_models
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.flags import Config, config_from
 from openclip_superclip.openclip.train import check_command
@@ -67,7 +67,7 @@ def test_fine_tuning_starts_from_weights_that_openclip_knows():
     assert {(recipe.model, recipe.flags["pretrained"]) for recipe in tuned} <= set(
         open_clip.list_pretrained()
     )
-    register_model("ViT-B-16")
+    register_small_models()
     ours = {"local-dir:demo/model"}
     assert {recipe.model for recipe in RECIPES.values()} - ours <= set(open_clip.list_models())
 

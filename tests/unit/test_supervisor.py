@@ -15,7 +15,9 @@ from support.tiny_run import write_recipe
 from support.training_runs import call
 
 from openclip_superclip.__main__ import main
+from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
+from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.openclip import checks
@@ -55,7 +57,7 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     )
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
-    assert checked == {FIELD: asdict(record_of(options, world_size=1))}
+    assert checked == {FIELD: asdict(record_of(options, 1, read_architecture(options["model"])))}
 
 
 # the start is 17.1-1
@@ -89,7 +91,7 @@ def test_a_finished_run_of_other_data_is_refused(folder):
 def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
     def long_check(run, command):
         wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
-        return {}
+        return DataCheck("data")
 
     def failing_ranks(start, each_second):
         each_second()

@@ -58,7 +58,7 @@ def test_data_that_cannot_be_trained_on_is_refused(train_data, reason, csv_data,
     assert reason in refusal(flags, arguments(train_data, csv_data, folder))
 
 
-def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
+def test_200_images_spread_over_a_table_are_decoded_and_the_bad_rows_are_listed(
     tmp_path, parse_args, refusal, monkeypatch
 ):
     paths = [tmp_path / f"{number}.jpg" for number in range(400)]
@@ -68,15 +68,18 @@ def test_every_image_of_a_table_is_decoded_and_the_bad_rows_are_listed(
     table = tmp_path / "table.csv"
     table.write_text("".join(f"{path}\ta cat\n" for path in ("filepath", *paths)))
     flags = f"--superclip --train-data {table} --batch-size 4 --csv-caption-key 'a cat'"
+    damaged = paths[0].read_bytes()[:300]
+    paths[399].write_bytes(damaged)  # every second row is decoded
     assert parse_args(flags)
-    paths[-1].write_bytes(paths[0].read_bytes()[:300])
-    (tmp_path / "399.jpg").rename(tmp_path / "398.jpg")
+    paths[398].write_bytes(damaged)
+    paths[396].unlink()
     message = refusal(flags)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert parse_args(flags, f"--val-data {table}")  # only one rank decodes
+    assert "2 of 200 images" in message
     assert f"row 399 names {paths[398]}: no readable image" in message
-    assert f"row 400 names {paths[399]}: no such file" in message
+    assert f"row 397 names {paths[396]}: no such file" in message
 
 
 @parametrize("data", ["{table}", "{wds} --train-num-samples 64"], ids=["table", "shards"])
