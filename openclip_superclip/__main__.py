@@ -36,12 +36,12 @@ GROUPS = {
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
     },
     "scores": {
-        "evaluate": "evaluate checkpoints, and show runs beside each other",
+        "evaluate": "evaluate checkpoints, and compare runs",
         "words": "show the words that the class head finds in images, and where",
     },
     "installation": {
         "patch": "patch OpenCLIP so that its own training command accepts these flags",
-        "doctor": "print versions, devices, extras, disk and SLURM, for an issue",
+        "doctor": "print versions, devices, extras, disk and SLURM for an issue",
     },
 }
 

@@ -170,16 +170,16 @@ class DataConfig:
         None,
         "split each pass over the shards of a WebDataset into K epochs with a checkpoint each, "
         "which a resumed run continues exactly. --train-num-samples is then the size of one "
-        "slice, and --epochs K times the number of passes. Works without --superclip, too",
+        "slice, and --epochs K times the number of passes. Also works without --superclip",
         type=int,
         metavar="K",
     )
     val_fraction: float | None = _flag(
         "--val-fraction",
         None,
-        "split this fraction of the pairs of the table --train-data off for validation: no image "
+        "hold out this fraction of the pairs of the table --train-data for validation: no image "
         "and no caption is on both sides, and every run with the same --logs has the same split. "
-        "Works without --superclip, too",
+        "Also works without --superclip",
         type=float,
         metavar="FRACTION",
     )

@@ -11,7 +11,7 @@ COMMANDS = {
     "join": "write an OpenCLIP configuration with timm_model_name and hf_model_name",
     "recipes": "superclip plan lists the recipes, and superclip plan NAME --yaml prints one",
     "rehearse": "use superclip run --rehearse, or superclip submit --rehearse",
-    "report": "superclip evaluate RUN… shows runs beside each other and beside the paper",
+    "report": "superclip evaluate RUN… compares runs with each other and with the paper",
     "shards": "examples/table_to_shards.py converts a table; img2dataset downloads one",
 }
 

@@ -1,5 +1,5 @@
-"""superclip evaluate: scores of runs and models beside each other and beside the paper's, by
-CLIP_benchmark."""
+"""superclip evaluate: compares the scores of runs and models, measured by CLIP_benchmark, with
+each other and with the paper's."""
 
 import argparse
 import math
@@ -107,9 +107,9 @@ def _evaluate(options: argparse.Namespace, arguments: list[str], command: str) -
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         "evaluate",
-        "Shows the scores of runs and models beside each other and beside the paper's. --data "
+        "Compares the scores of runs and models with each other and with the paper's. --data "
         "evaluates them first, with LAION's CLIP_benchmark on local data sets: WebDataset "
-        "folders in its layout, or roots of its built-in data sets. It only downloads the weights "
+        "folders in its layout, or roots of its built-in data sets. It downloads only the weights "
         "of MODEL:TAG and hf-hub:REPO.",
         "logs/clip logs/superclip --data DIR",
     )
@@ -146,7 +146,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         parser,
         "--out",
         "folder of scores.json, scores.csv and scores.png, and of the results of models outside "
-        "of a run (default: %(default)s); those of runs are in RUN/evaluation, and all are reused",
+        "a run (default: %(default)s); those of runs are in RUN/evaluation, and all are reused",
         default=Path("evaluation"),
     )
     add("--device", "device of the models (default: cuda if there is a GPU)")
@@ -157,12 +157,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
-    add_switch(parser, "--every", "the folders of runs stand for all of their checkpoints")
+    add_switch(parser, "--every", "evaluate all checkpoints of each run, not only the last one")
     add_number(
         parser,
         "--probe-lr",
         0.1,
-        "learning rate of the linear probe: AdamW on frozen, normalised features",
+        "learning rate of the linear probe: AdamW on frozen, normalized features",
     )
     add_number(parser, "--probe-epochs", 10, "passes of the linear probe")
     options = parser.parse_args(argv)

@@ -19,15 +19,15 @@ def main(argv: list[str]) -> int:
     add = parser.option
     add(
         "checkpoint",
-        "the folder of a run, a checkpoint of a run, a file of weights, also of SuperCLIP's "
-        "authors, a model folder, or OpenCLIP's MODEL:TAG",
+        "the folder of a run, a checkpoint of a run, a file of weights (SuperCLIP's authors' "
+        "included), a model folder, or OpenCLIP's MODEL:TAG",
         type=Path,
     )
     add_switch(
         parser,
         "--best",
-        "of the folder of a run, the checkpoint with the best validation scores (default: the "
-        "last one)",
+        "for the folder of a run: export the checkpoint with the best validation scores (default: "
+        "the last one)",
     )
     add_output(parser)
     add(
@@ -51,13 +51,13 @@ def main(argv: list[str]) -> int:
     add_count(
         parser,
         "--global-batch",
-        "of a checkpoint of SuperCLIP's authors, captions per step over all GPUs, to convert its "
-        "running means to counts (default: 16384, that of the released runs)",
+        "for a checkpoint of SuperCLIP's authors: captions per step over all GPUs, to convert its "
+        "running means to counts (default: 16384, as in the released runs)",
     )
     add(
         "--hub",
         "the repository on the Hugging Face hub to which you will upload the folder: "
-        "OpenCLIP then opens it as hf-hub:OWNER/NAME, also if the model has its own tokenizer",
+        "OpenCLIP then opens it as hf-hub:OWNER/NAME, even if the model has its own tokenizer",
         metavar="OWNER/NAME",
     )
     options = parser.parse_args(argv)

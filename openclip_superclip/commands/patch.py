@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         "  check   print one of these states and exit with its code:\n"
         + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
         + "  revert  restore the exact bytes of the release\n\n"
-        f"Exit code {ERROR}: an error, explained in one line, which says if files were changed.\n\n"
+        f"Exit code {ERROR}: an error, explained in one line that says whether files changed.\n\n"
         "example: superclip patch apply",
     )
     parser.add_argument("action", choices=("apply", "check", "revert"))

@@ -54,7 +54,7 @@ def _parser() -> Parser:
         "plan",
         "Prints the plan of a run: OpenCLIP's command, batch, steps, slices, "
         "FLOPs, hours, memory and checkpoints. With --data, it also checks the data. Without a "
-        "recipe, it lists the recipes; words filter the list. ≈: read off a figure.",
+        "recipe, it lists the recipes; words filter the list. ≈ marks values read off a figure.",
         "datacomp1b/superclip_vit-b-16_512m_bs16k --nodes 4 --gpus-per-node 8",
     )
     parser.option(
@@ -74,7 +74,7 @@ def _parser() -> Parser:
     )
     parser.option(
         "--gpu",
-        "type of the GPUs, for the hours (default: %(default)s)",
+        "GPU type, to estimate the hours (default: %(default)s)",
         choices=GPU_TFLOPS,
         default="A100",
     )

@@ -151,7 +151,7 @@ def add_run_options(parser: Parser, *, here: bool) -> None:
 
 def add_dry_run(parser: ArgumentParser) -> None:
     """Adds --dry-run."""
-    add_switch(parser, "--dry-run", "print the plan; read no data, write nothing")
+    add_switch(parser, "--dry-run", "print the plan; read no data and write nothing")
 
 
 def print_plan(run: Run) -> None:
@@ -285,7 +285,7 @@ def add_slurm_options(parser: ArgumentParser, default_gpus: int = GPUS_PER_NODE)
     add = parser.add_argument
     add_count(parser, "--nodes", "nodes of a run (default: 1)")
     add_gpus_per_node(parser, default_gpus)
-    add("--gpu-type", metavar="TYPE", help="SLURM's name of the GPUs, such as a100")
+    add("--gpu-type", metavar="TYPE", help="SLURM's name for the GPUs, such as a100")
     for name in NAMED:
         add(f"--{name}", help=f"sbatch's --{name}")
     add_count(parser, "--cpus-per-node", "CPUs per node, for shared nodes (default: whole nodes)")
@@ -333,7 +333,7 @@ def slurm_request(options: Namespace) -> SlurmRequest:
         )
     if ":" in (options.gpu_type or ""):
         raise InputError(
-            f"--gpu-type is '{options.gpu_type}'; expected only SLURM's name of the GPUs, such as "
+            f"--gpu-type is '{options.gpu_type}'; expected only SLURM's name for the GPUs, such as "
             "a100; --gpus-per-node is their number"
         )
     setup = Path(options.setup).expanduser() if options.setup else None

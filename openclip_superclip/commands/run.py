@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         "Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this "
         "machine or, under srun with one task per node, of all nodes of the job. To resume a run, "
         "give its folder instead of a recipe. With --rehearse, it trains for a few minutes with "
-        "the batch, precision, data and ranks of the whole run, stops as at SLURM's SIGUSR1, "
+        "the batch, precision, data and ranks of the whole run, stops as if SLURM sent SIGUSR1, "
         "resumes, compares the result with uninterrupted training, and prints the hours of the "
         "whole run, its bottleneck and what to change.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",

@@ -165,7 +165,7 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add(
         "--val-fraction",
-        "without --val-data: the fraction of a table's pairs that is split off for it, so that no "
+        "without --val-data: the fraction of a table's pairs held out for validation, so that no "
         f"image and no caption is on both sides (default: {VAL_FRACTION})",
         type=float,
         metavar="FRACTION",

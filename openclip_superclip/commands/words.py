@@ -85,13 +85,13 @@ def _only_draws(options: Namespace) -> bool:
 def _parse(argv: list[str]) -> Namespace:
     parser = Parser(
         "words",
-        "Lists the words that the class head finds in images, of those in its training captions. "
-        "The score of a word is its probability: the head was trained to predict the words of the "
-        "caption, weighted by IDF.",
+        "Lists the words that the class head finds in images, among the words of its training "
+        "captions. The score of a word is its probability: the head was trained to predict the "
+        "words of the caption, weighted by IDF.",
         "images/ --model logs/superclip --heatmap",
     )
     add = parser.option
-    add("images", "files, and folders of them", nargs="+", type=Path, metavar="IMAGE")
+    add("images", "image files, or folders of them", nargs="+", type=Path, metavar="IMAGE")
     add(
         "--model",
         "a model with a class head: the folder of a run, a training checkpoint, or a folder "
