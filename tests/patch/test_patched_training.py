@@ -123,7 +123,7 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
         (superclip_train, released["3.3.0"]),
     ):
         copy = shutil.copytree(tree, tmp_path / train.__name__)
-        for folder in EXAMPLES.iterdir():
+        for folder in filter(Path.is_dir, EXAMPLES.iterdir()):
             install_plugin(copy, folder.name, f"from {folder.name} import *\n")
             shutil.copytree(folder, copy, dirs_exist_ok=True)
         found.append(losses(train, copy, flags))

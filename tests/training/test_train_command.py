@@ -137,7 +137,10 @@ def test_a_signal_ends_the_training_with_one_line(signum, short_run, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 128 + signum
-    assert lines[-1] == f"superclip train: stopped by {signum.name}"
+    assert lines[-1] == (
+        f"superclip train: stopped by {signum.name}; --resume latest continues after its last "
+        "checkpoint, if there is one"
+    )
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
 
 
