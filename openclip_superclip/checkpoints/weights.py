@@ -302,7 +302,7 @@ def _is_compressed(file: Path) -> bool:
         return any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
 
 
-# Opens an archive as OpenCLIP does: without what is no weight.
+# OpenCLIP leaves out the entries of an archive that are not weights.
 CONVERSION = (
     "import open_clip.factory, sys, torch; "
     "torch.save(open_clip.factory.load_state_dict(sys.argv[1], weights_only=False), sys.argv[2])"

@@ -12,12 +12,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support import parametrize
+from support import ROOT, parametrize
 from support.openclip_trees import (
     HOOKS,
     PIP,
     RELEASES,
-    ROOT,
     copy,
     each_release,
     held,

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from . import ROOT
 from .training_runs import shell_words
 
-PATCH = ROOT / "patches/open_clip-3.patch"
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
 HOOKS = "open_clip/hooks.py"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]

@@ -79,7 +79,7 @@ def losses_and_gradients(
 
 def rounding_bounds(leaves, tokens, idf, upstream):
     """The largest errors of float32's losses and gradients by features,
-    weight and bias, whatever the order in which a processor sums.
+    weight and bias, for any order of summation.
 
     To first order: each result is a sum, and its error is that of the
     summation (`rounding`) and that of the summed terms.

@@ -95,7 +95,8 @@ def test_the_vocabulary_spells_every_caption_with_clips_own_tokens(tmp_path):
     write_model(tmp_path)
     ours = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     clips = open_clip.SimpleTokenizer()
-    for text in (text for scene in scenes(300) for text in scene.captions.values()):
+    captions = [text for scene in scenes(300) for text in scene.captions.values()]
+    for text in captions:
         tokens = [ours.decoder[token] for token in ours.encode(text)]
         assert tokens == [clips.decoder[token] for token in clips.encode(text)]
         assert len(tokens) + 2 <= ours.context_length
