@@ -31,12 +31,12 @@ def make_folder(options: argparse.Namespace) -> None:
     try:
         started[:] = [options]
         if launched()[0] == 0:
+            _make_and_lock(folder, is_named=options.name is not None)
             if options.name and options.resume != "latest" and (folder / "out.log").exists():
                 raise InputError(
                     f"--name: {folder} contains a run: --resume latest continues it; or give "
                     "another name"
                 )
-            _make_and_lock(folder, is_named=options.name is not None)
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))

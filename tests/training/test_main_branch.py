@@ -14,9 +14,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support import cases, succeed, table
+from support import ROOT, cases, succeed, table
 from support.data import SHARD_SIZE, write_imagenet, write_shards
-from support.openclip_trees import ROOT, held, openclip_train
+from support.openclip_trees import held, openclip_train
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
     WHOLE_PICTURES,

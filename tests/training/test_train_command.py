@@ -24,6 +24,7 @@ from support.training_runs import (
 from torch.distributed.run import main as torchrun
 
 from openclip_superclip.flags import Config, options_of
+from openclip_superclip.openclip import start
 
 
 @cases("flags, reason", refusals("train"))
@@ -73,7 +74,13 @@ def test_the_loser_of_two_equal_names_leaves_the_winners_folder(short_run, tmp_p
     barrier = context.Barrier(2)
 
     def train():
-        barrier.wait()
+        make_folder = start.make_folder
+
+        def at_once(options):
+            barrier.wait()
+            make_folder(options)
+
+        start.make_folder = at_once
         return superclip_train(short_run, "--superclip")
 
     both = [fork(train, tmp_path / f"{name}.txt", tmp_path, {}) for name in ("one", "two")]
