@@ -225,8 +225,8 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     assert read_recipe("run/recipe.yaml").lr == 1e-4
     write_json(Path("run/state.json"), {"state": "finished"})
     assert "run is finished: give --out another folder" in failure(other)
-    Path("rehearsal/uninterrupted").mkdir(parents=True)
-    write_json(Path("rehearsal/uninterrupted/run.json"), {"attempts": [{"job": "16"}]})
+    Path("rehearsal/whole").mkdir(parents=True)
+    write_json(Path("rehearsal/whole/run.json"), {"attempts": [{"job": "16"}]})
     error = failure(f"submit {recipe} --gpus-per-node 1 --out rehearsal --rehearse")
     assert "--out: rehearsal contains a rehearsal" in error
 
