@@ -40,13 +40,39 @@ RECORDED = re.compile(
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
+# of the fields that are read from state.json and run.json; another type counts as missing
+TYPES = {
+    "state": str,
+    "heartbeat": str,
+    "expected_end": str,
+    "samples_per_second": int | float,
+    "job": str,
+    "error": str,
+    "refused": dict,
+    **dict.fromkeys(("step", "steps", "epoch", "slices"), int),
+    "attempts": list,
+    "changes": list,
+    "data_check": dict,
+}
+
+
+def read_fields(file: Path) -> dict:
+    """Returns the JSON object in a file of a run's folder, without fields of a wrong type; {} if it
+    is missing or broken."""
+    return {
+        name: value
+        for name, value in json_or_empty(file).items()
+        if value is None or isinstance(value, TYPES.get(name, object))
+    }
+
+
 def current_state(run: Path) -> dict:
     """Returns the content of state.json in a run's folder, {} if there is none.
 
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    state = json_or_empty(run / "state.json")
+    state = read_fields(run / "state.json")
     problem = why_gone(run) if state.get("state") == RUNNING else None
     if problem is None:
         return state
@@ -82,7 +108,7 @@ class RunFolder:
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return json_or_empty(self.state_file)
+        return read_fields(self.state_file)
 
     @property
     def is_finished(self) -> bool:
@@ -90,7 +116,7 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return json_or_empty(self.path / RECORD)
+        return read_fields(self.path / RECORD)
 
     @property
     def epoch(self) -> int:
@@ -100,7 +126,8 @@ class RunFolder:
     @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
-        return self.record().get("attempts", [])
+        attempts = self.record().get("attempts") or []
+        return [attempt for attempt in attempts if isinstance(attempt, dict)]
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
@@ -142,8 +169,8 @@ class RunFolder:
                 )
         if not self.is_finished:
             return
-        tables = (self.record().get("data_check") or {}).get("tables", {})
-        for path, digest in tables.items():
+        tables = (self.record().get("data_check") or {}).get("tables")
+        for path, digest in tables.items() if isinstance(tables, dict) else ():
             if os.path.exists(path) and content_digest(Path(path)) != digest:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
@@ -178,7 +205,7 @@ class RunFolder:
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
-        return json_or_empty(self.path / "submitted.json").get("job")
+        return read_fields(self.path / "submitted.json").get("job")
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""

@@ -21,8 +21,8 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
     this = placement.restarts, placement.step
     return run.settings.accept_changes and not any(
         attempt.get("accepts")
-        and attempt["job"] == placement.job
-        and (attempt["restarts"], attempt["step"]) != this
+        and attempt.get("job") == placement.job
+        and (attempt.get("restarts"), attempt.get("step")) != this
         for attempt in folder.attempts
     )
 
@@ -43,7 +43,7 @@ def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
         found.check(folder.path, "--accept-changes")
     for line in found.lines:
         to_stderr(f"superclip run: the run has changed since its start: {line}")
-    earlier = folder.record().get("changes", [])
+    earlier = folder.record().get("changes") or []
     record, noted = continued(before, now, found, earlier, start=len(folder.attempts))
     return {FIELD: asdict(record), "changes": noted}
 
