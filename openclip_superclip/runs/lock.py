@@ -70,7 +70,8 @@ def _owner(path: Path) -> dict:
     owner = json_or_empty(path)
     is_owner = owner.keys() >= {"job", "restarts", "host", "pid", "since"}
     are_numbers = all(isinstance(owner.get(name), int) for name in ("restarts", "pid"))
-    return owner if is_owner and are_numbers else {}
+    is_job = isinstance(owner.get("job"), str | None)
+    return owner if is_owner and are_numbers and is_job else {}
 
 
 def killed_owner(path: Path) -> dict:
