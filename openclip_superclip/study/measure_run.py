@@ -29,7 +29,7 @@ def measured(run: StudyRun) -> dict:
     if measures == "validation":
         best = best_epoch(run.folder)
         record |= {"best_epoch": best.epoch if best else None, "epochs": last_epoch}
-    file = run.folder / f"{measures}-{run.split}.json"
+    file = run.folder / f"{measures}-test.json"
     earlier = json_or_empty(file)
     is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
     record["measures"] = (earlier.get("measures") if is_same else None) or _measure(run, weights)
@@ -51,7 +51,7 @@ def _last_checkpoint(run: StudyRun) -> tuple[int, Path]:
 
 def _measure(run: StudyRun, weights: Path) -> Measures:
     if run.configured.study.is_of_scenes:
-        return measure(open_trained(weights, run.recipe.model), run.split)
+        return measure(open_trained(weights, run.recipe.model))
     return validation_scores(run.folder)
 
 

@@ -11,12 +11,11 @@ from ..plans.run import Run
 from ..runs.lock import lock
 from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .configuration import ConfiguredStudy
-from .runs import StudyRuns, check_plans, unfinished
+from .runs import check_plans, runs_of, unfinished
 from .study_run import StudyRun
-from .training import tune, write_data
+from .training import write_data
 
 # the names of the jobs
-TRIALS = "trials"
 RUNS = "runs"
 REPORT = "report"
 REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports
@@ -25,11 +24,7 @@ REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last jo
 @dataclass(frozen=True, kw_only=True)
 class StudySubmission:
     """What is left of a study as jobs: an array that trains its runs, and a job that measures them
-    and reports.
-
-    If learning rates are tuned, the array trains the trials first, and the next call submits the
-    runs.
-    """
+    and reports."""
 
     configured: ConfiguredStudy
     request: SlurmRequest
@@ -41,13 +36,11 @@ class StudySubmission:
     def dry_run(self) -> str:
         """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
         nothing."""
-        study_runs = StudyRuns(self.configured)
-        trials = unfinished(study_runs.trials())
-        runs = trials or unfinished(study_runs.of_results())
+        runs = unfinished(runs_of(self.configured))
         check_plans(map(self._described, runs), reads_data=False)
-        jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
-        if not trials:
-            jobs.append(self._report())
+        jobs = [self._report()]
+        if runs:
+            jobs.insert(0, self._array(runs))
         lines = []
         dependency = ""
         for job in jobs:
@@ -73,17 +66,13 @@ class StudySubmission:
 
     def _submit(self, queue: Collection[str]) -> str:
         """Submits what is not in SLURM's queue and returns a summary."""
-        study_runs = StudyRuns(self.configured)
         out = self.configured.out
-        trials = unfinished(study_runs.trials())
-        if not trials:
-            tune(self.configured, jobs=0)
-        runs = trials or unfinished(study_runs.of_results())
+        runs = unfinished(runs_of(self.configured))
         submitted = {run.folder: run.run_folder.submitted_job() for run in runs}
         queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
         runs = [run for run in runs if submitted[run.folder] not in queue]
         report_job = json_or_empty(out / REPORT_JOB).get("job")
-        if not runs and (trials or report_job in queue):
+        if not runs and report_job in queue:
             return (
                 f"nothing was submitted: what is left of {out} is in the queue, as "
                 "squeue --me shows"
@@ -93,34 +82,27 @@ class StudySubmission:
         jobs = sorted(queued)
         summary = []
         if runs:
-            name = TRIALS if trials else RUNS
-            number = self._submit_runs(self._array(name, runs), runs)
+            number = self._submit_runs(runs)
             jobs.append(number)
             each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-            summary.append(f"job {number} trains {len(runs)} {name}, {each}")
-        if trials:
-            summary.append(
-                "When they are finished, the same command tunes the learning rates and submits "
-                "the runs."
-            )
-        else:
-            number = self._report().submit(f"afterany:{':'.join(jobs)}" if jobs else "")
-            jobs.append(number)
-            write_json(out / REPORT_JOB, {"job": number})
-            summary.append(f"job {number} measures, and writes {out}/study.md")
+            summary.append(f"job {number} trains {len(runs)} runs, {each}")
+        number = self._report().submit(f"afterany:{':'.join(jobs)}" if jobs else "")
+        jobs.append(number)
+        write_json(out / REPORT_JOB, {"job": number})
+        summary.append(f"job {number} measures, and writes {out}/study.md")
         status = f"  superclip status {shlex.quote(str(self.configured.runs_in))}"
         return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
 
-    def _submit_runs(self, job: SlurmJob, runs: Sequence[StudyRun]) -> str:
+    def _submit_runs(self, runs: Sequence[StudyRun]) -> str:
         """Submits the array that trains runs and returns its number."""
         for run in runs:
             run.run_folder.write(self._described(run))
-        number = job.submit()
+        number = self._array(runs).submit()
         for task, run in enumerate(runs):
             run.run_folder.note_submission(f"{number}_{task}")
         return number
 
-    def _array(self, name: str, runs: Sequence[StudyRun]) -> SlurmJob:
+    def _array(self, runs: Sequence[StudyRun]) -> SlurmJob:
         """Returns the array of jobs that trains runs."""
         out = self.configured.out
         array = f"0-{len(runs) - 1}"
@@ -129,7 +111,7 @@ class StudySubmission:
         folders = [run.folder for run in runs]
         command = ["run", *self.configured.streams()]
         return self.request.training(
-            out / f"{name}.sh", f"{out.name}-{name}", folders, command, array
+            out / f"{RUNS}.sh", f"{out.name}-{RUNS}", folders, command, array
         )
 
     def _report(self) -> SlurmJob:

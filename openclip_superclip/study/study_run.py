@@ -1,13 +1,12 @@
 """One run of a study: its recipe, its folder and its training by `superclip run`."""
 
 import os
-import re
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ..data.tables import is_table
 from ..errors import InputError
 from ..files import json_or_empty, write_json
 from ..plans.plan import make_run
-from ..plans.recipe import WORDS, Recipe
+from ..plans.recipe import Recipe
 from ..plans.run import Run
 from ..runs.child_processes import last_line, start_process
 from ..runs.folder import RunFolder
@@ -23,7 +22,6 @@ from ..runs.slurm import find_placement
 from .configuration import ConfiguredStudy
 
 CPU_SECONDS = "cpu_seconds.json"
-UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
 # `superclip`, which ends by SIGTERM with its parent
 SUPERCLIP = (
     "import sys; from openclip_superclip.environment import end_with_parent; "
@@ -43,7 +41,6 @@ class StudyRun:
     set: dict[str, str]  # fields of the recipe with their values
     recipe: Recipe
     folder: Path
-    split: str = "test"  # of the scenes that measure it; "tune" for trials
 
     def described(self, **machines) -> Run:
         """Returns the run as `make_run` makes it, on this machine unless others are given."""
@@ -147,33 +144,3 @@ def run_superclip(
             process.terminate()
             process.wait()
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
-
-
-def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:
-    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its
-    seed.
-
-    `is_common` has the fields that a study sets for all runs: whether this run has that value,
-    which is left out.
-    """
-    theirs = named_fields(common)
-    ours = {key: None for key in theirs if key.startswith("flags.")} | named_fields(recipe)
-    parts = [recipe.method]
-    for key, value in ours.items():
-        if not is_common.get(key, key in theirs and value == theirs[key]):
-            text = re.sub(r"[^\w.-]|_", "-", str(value)).lower()
-            parts.append(f"{key.rpartition('.')[2]}-{text}")
-    return "_".join([*parts, f"seed{recipe.seed}"])
-
-
-def named_fields(recipe: Recipe) -> dict[str, object]:
-    """Returns the fields that a run's name can contain, those of mappings as KEY.FIELD."""
-    fields = {}
-    for key, value in recipe.as_dict().items():
-        if key in UNNAMED:
-            continue
-        if isinstance(value, dict):
-            fields |= {f"{key}.{field}": inner for field, inner in value.items()}
-        else:
-            fields[key] = value
-    return fields

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from support import ROOT, read_json, read_rows, write_program
-from support.data import write_shards
+from support.data import write_scenes, write_shards
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import ON_CPUS, attempts, submit, wait_until, write_setup
 from support.tiny_run import SLICES, outcome, state
 from support.training_runs import fork
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = pytest.mark.slurm
@@ -197,9 +196,9 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
 
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
-    write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
+    write_scenes(work / "scenes", 20)
     sbatch = f"sbatch --parsable --gpus-per-node=0 --cpus-per-task=1 {SLURM}/evaluate.sbatch"
-    options = "--data scenes --datasets demo_objects --device cpu --workers 0".split()
+    options = "--data scenes --datasets objects --device cpu --workers 0".split()
     job = cluster.call(sbatch, undisturbed, *options, cwd=work).strip()
     cluster.complete(job, work / f"evaluate-{job}.out")
     (result,) = map(read_json, (undisturbed / "evaluation").glob("*.json"))

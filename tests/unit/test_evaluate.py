@@ -17,14 +17,13 @@ from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import cases, parametrize, read_json, refusals, succeed, table, write_json
-from support.data import MakesFolder, write_colours, write_tar
+from support.data import MakesFolder, write_colours, write_scenes, write_tar
 from support.evaluation import errors, evaluate, num_reused, records
 from support.models import random_weights
 from support.training_runs import execute, run_ranks
 from webdataset import autodecode
 
 from openclip_superclip import create_model_and_transforms
-from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.evaluation.features import EvaluationSettings, Features
 from openclip_superclip.evaluation.local_datasets import find_dataset
 from openclip_superclip.evaluation.metrics import linear_probe_metrics
@@ -39,10 +38,10 @@ def data(tmp_path_factory):
     """The demo's scenes under the names of two of the paper's data sets,
     and the colours under their own."""
     folder = tmp_path_factory.mktemp("data")
-    written = write_evaluation_data(folder / "scenes", NUM_SCENES, num_probe_scenes=10)
+    write_scenes(folder / "scenes", NUM_SCENES)
     (folder / "sets/wds").mkdir(parents=True)
-    (folder / "sets/imagenet1k").symlink_to(written["demo_objects"])
-    (folder / "sets/wds/flickr30k").symlink_to(written["demo_scenes"])
+    (folder / "sets/imagenet1k").symlink_to(folder / "scenes/objects")
+    (folder / "sets/wds/flickr30k").symlink_to(folder / "scenes/groups")
     write_colours(folder / "sets/own/colours", ("test", "train"))
     return folder / "sets"
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @cases("command, file", table("shards_and_tables: foreign outputs"))
 def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
     place = folder / file
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     if file.endswith(".safetensors"):
         save_file(random_weights(f"local-dir:{folder}/model"), place)
     else:
