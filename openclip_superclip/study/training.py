@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
@@ -101,7 +102,11 @@ def _train_and_measure(
 
 def show_progress(bar: tqdm, trained: int) -> None:
     """Shows how many samples are trained; a resumed run repeats those after its checkpoint, which
-    must not make the speed negative."""
+    must not make the speed negative. The speed does not count the seconds before the first step."""
+    if bar.n == bar.initial < trained:
+        bar.initial = trained
+        bar.n = trained
+        bar.start_t = time.time()
     bar.initial = min(bar.initial, trained)
     bar.update(trained - bar.n)
 
