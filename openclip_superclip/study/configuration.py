@@ -49,19 +49,6 @@ class ConfiguredStudy:
         """The folder of the runs."""
         return self.out / "runs"
 
-    def arguments(self) -> list[str]:
-        """Returns the arguments of `superclip` that configure the same study again, without the
-        settings of its runs."""
-        options = self.options
-        arguments = ["study", options.study, "--out", str(self.out)]
-        for name in ("device", "seeds", "data", "val_data"):
-            value = getattr(options, name)
-            if value is not None:
-                arguments += [f"--{name.replace('_', '-')}", str(value)]
-        for name, value in options.set.items():
-            arguments += ["--set", f"{name}={value}"]
-        return arguments
-
     def streams(self) -> list[str]:
         """Returns the options of `superclip run` with the command's URLs and commands."""
         options = []

@@ -100,7 +100,7 @@ class StudyResults:
 
     def sentences(self) -> list[str]:
         """Returns which differences are above or below zero, for each comparison in each cell;
-        then notes on scores near chance and best epochs."""
+        then a note on scores near chance."""
         study = self.study
         sentences = []
         for arm, baseline in study.pairs:
@@ -109,7 +109,7 @@ class StudyResults:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
                 differences = self.differences(arm, baseline, cell)
                 sentences.append(f"{name}{at_cell}: {_sides_of_zero(differences)}.")
-        return [*sentences, *self._near_chance(), *self._best_epochs()]
+        return [*sentences, *self._near_chance()]
 
     def _near_chance(self) -> list[str]:
         """Returns a warning if no arm is clearly better than guessing in the primary measure."""
@@ -125,28 +125,6 @@ class StudyResults:
             f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near "
             "chance do not compare the methods. Train longer, on more data, or from released "
             "weights (--set flags.pretrained=…)."
-        ]
-
-    def _best_epochs(self) -> list[str]:
-        """Returns a sentence on the epochs with the best validation scores, if the runs of all
-        arms have such scores."""
-        parts = []
-        for arm in self.study.arms:
-            records = [
-                record
-                for record in self.records
-                if record["arm"] == arm and record.get("best_epoch")
-            ]
-            if not records:
-                return []
-            epochs = [record["best_epoch"] for record in records]
-            median = statistics.median_low(epochs)
-            last = max(record["epochs"] for record in records)
-            parts.append(f"{arm} {median} of {last} ({min(epochs)} to {max(epochs)})")
-        return [
-            f"Best epoch on the validation data, the median over the runs: {', '.join(parts)}. "
-            "superclip export RUN --best --out FOLDER exports it; the scores above are those of "
-            "the last epoch."
         ]
 
     def comparisons(self) -> list[dict]:

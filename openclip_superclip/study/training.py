@@ -20,10 +20,9 @@ from ..rendering import progress_bar
 from ..runs.lock import lock
 from ..runs.slurm import find_placement
 from .configuration import ConfiguredStudy
-from .measure_run import measured
 from .runs import check_data, check_finished, runs_of
 from .study_results import StudyResults, check_measures
-from .study_run import StudyRun
+from .study_run import StudyRun, measured
 
 
 def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:

@@ -25,12 +25,11 @@ from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.study.configuration import DEMO, StudyOptions, configure
-from openclip_superclip.study.measure_run import measured
 from openclip_superclip.study.paired_differences import PairedDifference
 from openclip_superclip.study.runs import runs_of
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults, check_measures
-from openclip_superclip.study.study_run import StudyRun
+from openclip_superclip.study.study_run import StudyRun, measured
 from openclip_superclip.study.training import run_study, write_results
 
 
@@ -182,12 +181,12 @@ def measure(folder):
 @parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr(
-        "openclip_superclip.study.measure_run._measure", lambda *_: {"zero_shot": 41.5}
+        "openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5}
     )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == read_json(trained / "demo-test.json")
-    monkeypatch.setattr("openclip_superclip.study.measure_run._measure", None)
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", None)
     assert measure(trained) == first
     write_json(trained / "state.json", {"state": "finished", "epoch": 2})
     with input_error(r"is finished but lacks its last checkpoint"):
