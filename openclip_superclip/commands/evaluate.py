@@ -9,7 +9,7 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder, write_bytes, write_json, write_text
+from ..files import check_results, make_folder, write_with_record
 from .shared_options import add_folder, add_number, from_options
 
 FILES = ("scores.json", "scores.csv", "scores.png")
@@ -49,9 +49,8 @@ def main(argv: list[str]) -> int:
         missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
         raise InputError(f"there are no scores ({missing})")
     make_folder(out)
-    write_json(out / FILES[0], table.record(command))
-    write_text(out / FILES[1], table.csv())
-    write_bytes(out / FILES[2], draw_scores(table))
+    files = {FILES[1]: table.csv().encode(errors="replace"), FILES[2]: draw_scores(table)}
+    write_with_record(out / FILES[0], table.record(command), files)
     to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
     return 1 if failures else 0
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..checkpoints.resume_record import versions_of_run
 from ..demo.data import write_training_data
 from ..environment import keep_freed_memory, processor
-from ..files import make_folder, write_bytes, write_json, write_text
+from ..files import make_folder, write_with_record
 from ..plans.run import Run
 from ..rendering import progress_bar
 from ..runs.lock import lock
@@ -102,9 +102,7 @@ def _train_and_measure(
 def show_progress(bar: tqdm, trained: int) -> None:
     """Shows how many samples are trained; a resumed run repeats those after its checkpoint, which
     must not make the speed negative. The speed does not count the seconds before the first step."""
-    if bar.n == bar.initial < trained:
-        bar.initial = trained
-        bar.n = trained
+    if bar.n == bar.initial < trained:  # the first ones
         bar.start_t = time.time()
     bar.initial = min(bar.initial, trained)
     bar.update(trained - bar.n)
@@ -145,6 +143,6 @@ def write_results(results: StudyResults, configured: ConfiguredStudy) -> None:
         "differences": results.comparisons(),
         "runs": results.records,
     }
-    write_json(out / "study.json", content)
-    write_text(out / "study.md", results.tables() + "\n")
-    write_bytes(out / "study.png", draw_study(results))
+    tables = f"{results.tables()}\n".encode(errors="replace")
+    files = {"study.md": tables, "study.png": draw_study(results)}
+    write_with_record(out / "study.json", content, files)
