@@ -41,9 +41,10 @@ def runs_of(configured: ConfiguredStudy) -> list[StudyRun]:
             "rename one"
         )
     refuse(
-        f"{folder} is not a run of this study: {ADVICE}"
+        f"{folder} is not a run of this study: {ADVICE}, or finish a study that an earlier "
+        "version has begun with that version"
         for folder in sorted(configured.runs_in.glob("*"))
-        if folder.is_dir() and _without_seed(folder.name) not in names
+        if Run.is_in(folder) and _without_seed(folder.name) not in names
     )
     for run in runs:
         _check_folder(run)
