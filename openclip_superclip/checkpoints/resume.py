@@ -100,6 +100,7 @@ def check_kind(
     with_head: bool,
     with_ddp: bool | None,
     has_tasks: bool | None,
+    reads_values: bool = True,
 ) -> None:
     """Raises InputError if a run of this kind cannot resume from `file`.
 
@@ -109,12 +110,13 @@ def check_kind(
         with_ddp: whether the run uses torch.distributed; None for a single process, which can
             resume from both kinds.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+        reads_values: whether to check with --superclip that all weights are finite.
     """
     from .weights import check_values, read_checkpoint
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)
-        if with_head:
+        if with_head and reads_values:
             check_values(checkpoint.weights, file)
     except InputError as error:
         if with_head:

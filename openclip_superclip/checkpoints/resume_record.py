@@ -17,7 +17,7 @@ from ..data.tar_shards import expand, is_remote
 from ..environment import current_time, versions
 from ..errors import InputError
 from ..files import content_digest, file_identity, json_or_empty, read_json, write_json
-from ..flags import config_from, is_idf_file, options_of
+from ..flags import is_idf_file
 from ..option_table import effect_of
 from .trainer_files import RECORD, read_options
 
@@ -73,9 +73,6 @@ class ResumeRecord:
 def record_of(options: dict, world_size: int, model: "Architecture") -> ResumeRecord:
     """Returns the record of a run, given OpenCLIP's parsed options (including the model's
     defaults)."""
-    config = config_from(options)
-    if config is not None:
-        options = options | options_of(config)
     return replace(
         _record(options | {"world_size": world_size}),
         versions=versions_of_run(),

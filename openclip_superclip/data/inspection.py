@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, listed, reason, refuse
 from ..files import read_json
 from .caption_text import caption_member, has_long_caption, text_of
 from .data_check import BadFile, DataCheck
@@ -57,11 +57,10 @@ def inspect_shard(
     *,
     until_found: bool = False,
     caption: str = "txt",
-    num_images: int = NUM_DECODED,
 ) -> DataCheck:
     """Reads a local shard, given the keys of the long and the short caption.
 
-    It decodes the first `num_images` images and, if none of them can be read, the next until one
+    It decodes the first NUM_DECODED images and, if none of them can be read, the next until one
     can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
     check = DataCheck(shard)
@@ -80,7 +79,7 @@ def inspect_shard(
                 image = next(sample[name] for name in IMAGES if name in sample)
                 unreadable, ignored = check_image(image)
                 check.count_image(_undecodable(sample) or unreadable, ignored)
-                if check.num_decoded >= num_images and check.num_unreadable < check.num_decoded:
+                if check.num_decoded >= NUM_DECODED and check.num_unreadable < check.num_decoded:
                     wanted.difference_update(IMAGES)  # the next samples have no images
             elif until_found and captions[-1] and (check.num_long or not long_key):
                 break
@@ -123,7 +122,7 @@ def inspect(
     full: bool = False,
     caption: str = "txt",
     most: int | None = None,
-    num_images: int = NUM_DECODED,
+    reads: bool = True,
 ) -> DataCheck:
     """Returns what the shards of a pattern contain; URLs and pipes are not inspected.
 
@@ -136,11 +135,13 @@ def inspect(
             the last one and, if these are broken, of a few more.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
-        num_images: the number of images to decode in each inspected shard.
+        reads: whether to look for shards and read them, and not only their names and sizes.json.
     """
     shards = expand(pattern, flag)
-    check = DataCheck(pattern, flag, num_shards=len(shards), num_checked=len(shards))
-    if any(map(is_remote, shards)):
+    check = DataCheck(pattern, flag, num_shards=len(shards), num_checked=len(shards), shards=shards)
+    check.listed = listed_samples(shards, flag)
+    check.num_listed = sum(check.listed.get(shard, 0) for shard in shards) or None
+    if not reads or any(map(is_remote, shards)):
         return check
     for source in pattern.split("::"):
         check_any_exists(expand(source, flag), flag)
@@ -156,7 +157,6 @@ def inspect(
         long_key=long_caption,
         until_found=not full,
         caption=caption,
-        num_images=num_images,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
     parts = _read_some(read, readable, long_caption)
@@ -237,16 +237,6 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
     return numbers
 
 
-def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json of the only
-    folder."""
-    num_folders = len({Path(shard).parent for shard in shards})
-    numbers = listed_samples(shards, "--train-data")
-    if num_folders > 1 or not all(shard in numbers for shard in shards):
-        return None
-    return sum(numbers[shard] for shard in shards)
-
-
 def check_shards(
     pattern: str,
     split: Split,
@@ -260,13 +250,12 @@ def check_shards(
     With `full` all shards are read; otherwise only the first and the last. The recipe assumes
     `expected` samples.
     """
-    split.check()
+    refuse(split.problems())
     check = inspect(pattern, split.flag, long_caption, full=full)
-    shards = expand(pattern, split.flag)
-    in_json = listed_samples(shards, split.flag)
+    shards = check.shards
+    in_json = check.listed
     if all(shard in in_json for shard in shards):
         _check_slice(split, sum(in_json[shard] for shard in shards))
-    check.num_listed = sum(in_json.get(shard, 0) for shard in shards) or None
     num_remote = sum(map(is_remote, shards))
     if num_remote:
         check.warnings.append(

@@ -18,7 +18,7 @@ from ..checkpoints.architecture import (
 )
 from ..checkpoints.model_configurations import holds_text_tower
 from ..checkpoints.weights import file_of_weights
-from ..data.frequencies import read_frequencies
+from ..data.frequencies import Frequencies, read_frequencies
 from ..errors import InputError, listed
 from ..flags import Config, config_from, is_idf_file
 from ..method.idf import special_token_ids
@@ -56,7 +56,13 @@ def create_model_and_transforms(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
     tokenizer = architecture.tokenizer("model_name", cache_dir)
-    options = model_options(model_name, pretrained, config, tokenizer, cache_dir=cache_dir)
+    frequencies = None
+    if is_idf_file(idf):
+        frequencies = read_frequencies(idf)
+        frequencies.check(tokenizer, idf)
+    options = model_options(
+        model_name, pretrained, config, tokenizer, cache_dir=cache_dir, frequencies=frequencies
+    )
     superclip = options["superclip"]
     if not kwargs.get("load_weights", True) and superclip["load"] is None:
         superclip["stored_head"] = None
@@ -74,25 +80,21 @@ def model_options(
     *,
     separate_words: bool = False,
     cache_dir: str | None,
+    frequencies: Frequencies | None,
     **options,
 ) -> dict:
     """Returns arguments of OpenCLIP's factory for the loading of weights, and `superclip` with
-    the options of the head, `options` included.
+    the options of the head, `options` included; `frequencies` are those of --superclip-idf FILE.
 
     The tokenizer determines which ids are not words and, with `separate_words`, the length of the
     text tower's tokens.
     """
     loading, load = starting_weights.how_to_load(model_name, pretrained)
-    frequencies = None
-    if is_idf_file(config.idf):
-        of_file = read_frequencies(config.idf)
-        of_file.check(tokenizer, config.idf)
-        frequencies = of_file.document_frequency, of_file.num_captions
     superclip = options | {
         "idf": config.idf,
         "head_warmup": config.head_warmup,
         "head_input": config.head_input,
-        "frequencies": frequencies,
+        "frequencies": frequencies and (frequencies.document_frequency, frequencies.num_captions),
         "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,

@@ -6,6 +6,7 @@ from ..checkpoints.resume import resumed_checkpoint
 from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
 from ..checkpoints.trainer_files import checkpoints
 from ..errors import InputError, to_stderr
+from ..openclip.checks import check_start_of_run
 from ..openclip.train import check_command
 from ..plans.cost import counts_of
 from ..plans.run import Run
@@ -32,10 +33,11 @@ def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     from ..checkpoints.architecture import read_architecture
 
     resumed = resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-    options = vars(check_command(run.openclip_arguments()))
-    model = read_architecture(options["model"], options["pretrained"] or "")
-    now = record_of(options, run.world_size, model)
+    options = check_command(run.openclip_arguments())
+    model = read_architecture(options.model, options.pretrained or "")
+    now = record_of(vars(options), run.world_size, model)
     if not folder.epoch:  # nothing was trained yet
+        check_start_of_run(options)  # its ranks do not read the weights once more
         return {FIELD: asdict(now)}
     before = read_record(folder.path)
     found = changes(before, now, resumed.file)
