@@ -1,17 +1,14 @@
 """What is wrong with a training: of its options, its data, its models and the checkpoint that it
 resumes from, each with a suggestion."""
 
-import functools
 import math
-import re
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.model_configurations import is_file, register_small_models
-from ..checkpoints.resume import check_kind
-from ..checkpoints.resume_record import NAME, changes, read_record
+from ..checkpoints.resume import NAME, changes, check_kind, read_record
 from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT
 from ..data.slices import Split, more_than_a_slice
@@ -47,7 +44,9 @@ def problems(training: Training) -> Iterator[str]:
     if not training.only_options:
         _register_models(training)  # from here on, OpenCLIP's models are imported
     if is_trained:
-        _check_models(training)
+        from ..checkpoints.starting_weights import check_models
+
+        check_models(training)
     _check_frequencies(training)
     is_left_to_openclip = resumed.damaged and not training.is_ours
     if resumed.file is not None and not is_left_to_openclip:
@@ -160,50 +159,6 @@ def _register_models(training: Training) -> None:
         training.model  # noqa: B018 - reading registers it
 
 
-def _check_models(training: Training) -> None:
-    """Raises InputError for models, or weights, that do not exist or cannot be trained with."""
-    from ..checkpoints.starting_weights import check_start, is_unchecked
-    from .factory import check_models
-
-    options = training.options
-    if training.config is not None:
-        check_models(training)
-    if training.reads_contents:
-        check_start(options, None if is_unchecked(options) else training.model)
-
-
-def check_start_of_run(options: Namespace) -> None:
-    """Raises InputError for a model or weights with which a run cannot start; the runs of a study
-    are checked once."""
-    names = (
-        "model",
-        "pretrained",
-        "siglip",
-        "force_custom_text",
-        "force_image_size",
-        "force_context_length",
-        "use_naflex",  # of OpenCLIP 4
-    )
-    values = {name: getattr(options, name, None) for name in names}
-    size = values["force_image_size"]
-    values["force_image_size"] = tuple(size) if isinstance(size, list) else size
-    _check_start(**values)
-
-
-@functools.cache
-def _check_start(**values) -> None:
-    from ..checkpoints.architecture import read_architecture
-    from ..checkpoints.starting_weights import check_start, is_unchecked
-    from . import factory
-
-    options = Namespace(**values)
-    # a file may exist only on nodes
-    is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
-    if is_tag and options.model in factory.open_clip.list_models():
-        factory.check_tag(options.model, options.pretrained, "--pretrained")
-    check_start(options, None if is_unchecked(options) else read_architecture(options.model))
-
-
 def _check_frequencies(training: Training) -> None:
     """Raises InputError if the file of --superclip-idf counts other tokens or captions than the
     class loss reads."""
@@ -255,4 +210,4 @@ def _check_resume(training: Training, file: str) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    changes(read_record(folder), training.resume_record(), file).check(folder, accept)
+    changes(read_record(folder), training.resume_record()).check(folder, accept)

@@ -12,7 +12,6 @@ from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import check_table, detect_columns, is_table
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least
-from ..openclip.checks import check_start_of_run
 from ..openclip.start import long_warmup
 from ..openclip.train import check_command
 from .model_size import model_size
@@ -76,6 +75,8 @@ def make_run(
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     options = check_command(run.openclip_arguments())
     if _has_unknown_start(recipe):
+        from ..checkpoints.starting_weights import check_start_of_run
+
         check_start_of_run(options)
     return run
 
