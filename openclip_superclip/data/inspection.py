@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
@@ -28,8 +28,8 @@ from .tar_shards import (
 )
 from .workers import work_on
 
-NUM_MORE = 3  # shards to try before all are assumed to be broken
-NUM_DECODED = 100  # images of a shard
+NUM_READ = 5  # shards of which the beginnings are read before training starts
+NUM_DECODED = 40  # images of a shard
 NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 # of the number of samples: downloads of the same data set at different times differ
@@ -131,8 +131,7 @@ def inspect(
 
     Args:
         long_caption: the key of the long caption; "" if it is not used.
-        full: read all shards, with a process per core, instead of the beginnings of the first and
-            the last one and, if these are broken, of a few more.
+        full: read all shards, with a process per core, instead of the beginnings of a few.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
         reads: whether to look for shards and read them, and not only their names and sizes.json.
@@ -159,10 +158,8 @@ def inspect(
         caption=caption,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
-    parts = _read_some(read, readable, long_caption)
-    if full:
-        parts = work_on(read, readable, os.cpu_count() or 1, "--check")
-    for part in parts:
+    chosen = readable if full else _sample(readable)
+    for part in work_on(read, chosen, os.cpu_count() or 1 if full else 1, "--check"):
         check.add(part)
     first = check.parts[0]
     if len(check.bad) == len(check.parts):
@@ -183,18 +180,12 @@ def inspect(
     return check
 
 
-def _read_some(read: Callable, shards: list[str], long_caption: str) -> Iterator[DataCheck]:
-    """Yields the checks of the first and the last shard and, if these are broken or lack the long
-    caption, of a few more."""
-    others = shards[1:-1]
-    more = others[:: max(1, len(others) // NUM_MORE)][:NUM_MORE]
-    is_enough = False
-    for number, shard in enumerate([*dict.fromkeys([shards[0], shards[-1]]), *more]):
-        if number > 1 and is_enough:
-            return
-        check = read(shard)
-        is_enough |= check.num_long > 0 or not (check.bad or long_caption)
-        yield check
+def _sample(shards: list[str]) -> list[str]:
+    """Returns at most NUM_READ shards, evenly spaced, with the first and the last one."""
+    last = len(shards) - 1
+    return [
+        shards[place] for place in sorted({last * n // (NUM_READ - 1) for n in range(NUM_READ)})
+    ]
 
 
 def _shard_warnings(check: DataCheck, long_caption: str) -> Iterator[str]:
@@ -247,7 +238,7 @@ def check_shards(
 ) -> DataCheck:
     """Returns what the shards of --data contain; InputError if training could not start.
 
-    With `full` all shards are read; otherwise only the first and the last. The recipe assumes
+    With `full` all shards are read; otherwise only a few. The recipe assumes
     `expected` samples.
     """
     refuse(split.problems())

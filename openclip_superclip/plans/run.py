@@ -238,7 +238,7 @@ class Run:
         """Returns what a check finds in the data; InputError if training could not start.
 
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
-        the first and the last shard or, of a table, up to 200 images.
+        a few shards or, of a table, up to 200 images.
         """
         config = self.recipe.config
         if self.is_table:
