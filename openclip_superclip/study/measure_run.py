@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch, validation_scores
-from ..checkpoints.resume_record import versions_of_run
+from ..checkpoints.resume import versions_of_run
 from ..checkpoints.trainer_files import checkpoints
 from ..checkpoints.weights import read_checkpoint
 from ..demo.measures import Measures, OpenedModel, measure
