@@ -9,7 +9,7 @@ from ..checkpoints.trainer_files import RECORD
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
 from ..data.tar_shards import expand
-from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
+from ..errors import InputError, Parser, at_least, refuse, to_stderr, to_stdout
 from ..extras import require
 from ..files import is_own
 from ..flags import DataConfig
@@ -86,13 +86,14 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     if not options.only:
         table = check_table(options.data, columns, "--data")
         if len(table.bad) > configured.options.settings.unreadable_max * table.num_checked:
-            table.refuse_bad()
+            refuse(table.bad_images())
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")
+    split.write("--out")
     files = "" if options.dry_run else f": {split.train}, {split.val}"
     to_stderr(
-        f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
-        f"validation{files}"
+        f"superclip: {split.record['num_train']:,} pairs for training and "
+        f"{split.record['num_val']:,} for validation{files}"
     )
     return split
 

@@ -138,7 +138,8 @@ def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
     df = tmp_path / "df.safetensors"
     execute(f"frequencies {tmp_path}/other.csv --tokenizer-of {model} --out {df}")
     for flags in (f"--name with --superclip-idf {df}", "--name without"):
-        run_train(run, flags, cwd=tmp_path)
+        output = run_train(run, flags, cwd=tmp_path).output
+        assert "the weights contain a class head and the counts of 64 captions" in output
     weights = open_with_head(tmp_path / "logs/with").token_weights
     assert torch.equal(weights, expected_weights(tmp_path))
     opened = open_with_head(tmp_path / "logs/without")
