@@ -3,17 +3,16 @@
 import logging
 from pathlib import Path
 
-from .checkpoints.resume_record import record_of, write_record
-from .data.images import decode_no_code
+from .checkpoints.resume import write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
-from .errors import InputError, one_line
-from .flags import add_options, config_from
+from .errors import InputError, one_line, refuse
+from .flags import add_options
 from .hooks import hookimpl
 from .openclip import current
-from .openclip.checks import check_command_line
-from .openclip.parsed_options import Training
-from .openclip.start import begin, log_start, prepare
+from .openclip.checks import problems
+from .openclip.parsed_options import Training, read
+from .openclip.start import begin, log_start
 
 
 class Plugin:
@@ -31,13 +30,10 @@ class Plugin:
         try:
             # with a handler that this adds, OpenCLIP would log each line twice
             with replaced(logging.root, handlers=logging.root.handlers[:]):
-                self.training = Training(args)
-                prepare(self.training)
-                warnings, num_steps = check_command_line(self.training)
+                self.training = read(args)
+                refuse(problems(self.training))
                 if not self.training.only_options:
-                    if self.training.is_ours:
-                        decode_no_code()
-                    begin(self.training, warnings, num_steps)
+                    begin(self.training)
         except InputError as error:
             raise SystemExit(f"error: {one_line(error)}") from None
 
@@ -57,6 +53,7 @@ class Plugin:
             training.tokenizer,
             separate_words=training.separates_words,
             cache_dir=args.cache_dir,
+            frequencies=training.frequencies,
             accum_freq=args.accum_freq,
         )
 
@@ -74,7 +71,7 @@ class Plugin:
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args, model):
         loss = yield
-        config = config_from(vars(args))
+        config = self.training.config
         if config is None:
             return loss
         from open_clip import create_loss
@@ -95,7 +92,7 @@ class Plugin:
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
         training = self.training
-        if training.config is None or training.in_run:
+        if training.config is None or training.in_run is not None:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
@@ -115,7 +112,7 @@ class Plugin:
             return None
         from .data.captions import CaptionTokens
 
-        table = training.is_table
+        table = training.kind == "table"
         return CaptionTokens(
             training.config,
             tokenizer,
@@ -135,11 +132,9 @@ class Plugin:
         if slices is None:
             return None
         # OpenCLIP has named the run, and made its folder
-        if args.rank == 0 and args.name is not None:
-            options = training.options_with_defaults()
-            now = record_of(options, args.world_size, training.model)
+        if args.rank == 0 and args.name is not None and training.in_run is None:
             run_folder = Path(args.logs, args.name)
-            for line in write_record(run_folder, now, args.resume):
+            for line in write_record(run_folder, training.resume_record(), args.resume):
                 logging.warning(f"the run has changed since its start: {line}")
         order = DataOrder(
             slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()

@@ -114,12 +114,12 @@ def _slices(run: Run, cost: dict) -> str:
         advice = f"; shorter ones lose less{shorter_slices(run, slow)}"
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps, {_duration(cost['slice_hours'])}: the most that an "
+        f"{run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
         f"interruption loses{advice}"
     )
 
 
-def _duration(hours: list[float]) -> str:
+def duration(hours: list[float]) -> str:
     """Returns a range of hours as hours or, if they are few, minutes."""
     fast, slow = hours
     unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
@@ -177,7 +177,7 @@ def command_text(run: Run) -> str:
 
 def _compute(run: Run, cost: dict) -> str:
     fast, slow = cost["hours_range"]
-    text = f"{cost['flops']:.2e} FLOPs; {_duration(cost['hours_range'])}"
+    text = f"{cost['flops']:.2e} FLOPs; {duration(cost['hours_range'])}"
     if run.device == "cuda":
         at_most = "" if fast == slow else "at most "
         text += f", {at_most}{significant(cost['gpu_hours'], 2)} GPU-hours"
@@ -217,8 +217,9 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
         return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
     facts = []
     if run.is_table:
-        number = "all" if check.full else "up to 10,000"
-        facts.append(f"a table of {check.num_samples:,} pairs; {number} images were checked")
+        facts.append(
+            f"a table of {check.num_samples:,} pairs; {check.num_checked:,} images were checked"
+        )
     elif check.num_found is not None:
         size = bytes_text(check.num_bytes)
         facts.append(f"{check.num_found:,} of {check.num_shards:,} shards exist, {size}")
@@ -226,7 +227,7 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
             facts.append(f"{check.num_samples:,} samples counted")
         if check.num_listed:
             facts.append(f"{check.num_listed:,} samples by sizes.json")
-        facts.append("all were read" if check.full else "the first and the last were opened")
+        facts.append("all were read" if check.full else "a few were opened")
     if check.num_repeated:
         facts.append(f"{check.num_repeated:,} of {check.num_samples:,} captions repeat another one")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]

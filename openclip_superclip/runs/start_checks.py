@@ -2,8 +2,14 @@
 
 from dataclasses import asdict
 
-from ..checkpoints.resume import resumed_checkpoint
-from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
+from ..checkpoints.resume import (
+    FIELD,
+    changes,
+    continued,
+    read_record,
+    record_of,
+    resumed_checkpoint,
+)
 from ..checkpoints.trainer_files import checkpoints
 from ..errors import InputError, to_stderr
 from ..openclip.train import check_command
@@ -30,15 +36,17 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
     from ..checkpoints.architecture import read_architecture
+    from ..checkpoints.starting_weights import check_start_of_run
 
-    resumed = resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-    options = vars(check_command(run.openclip_arguments()))
-    model = read_architecture(options["model"], options["pretrained"] or "")
-    now = record_of(options, run.world_size, model)
+    resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
+    options = check_command(run.openclip_arguments())
+    model = read_architecture(options.model, options.pretrained or "")
+    now = record_of(vars(options), run.world_size, model)
     if not folder.epoch:  # nothing was trained yet
+        check_start_of_run(options)  # its ranks do not read the weights once more
         return {FIELD: asdict(now)}
     before = read_record(folder.path)
-    found = changes(before, now, resumed.file)
+    found = changes(before, now)
     if not accepts:
         found.check(folder.path, "--accept-changes")
     for line in found.lines:

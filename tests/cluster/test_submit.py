@@ -64,13 +64,6 @@ def test_the_commands_of_a_study_are(at_root):
         "--gpu-type a100 --set flags.imagenet-val=/imagenet/val --out 'runs/figure 4' --dry-run"
     )
     assert filled(execute(study)) == golden("study")
-    settings = "--stall-minutes 9 --unreadable-max 0.5 --accept-changes"
-    study = "study one_batch --slurm --dry-run --seeds 2 --cpus-per-node 1"
-    printed = execute(f"{study} {settings}")
-    submits = printed.partition("\n\n")[0].replace("runs/studies/one_batch/", "")
-    # the runs follow once the trials are finished
-    assert submits == "trials=$(sbatch --parsable trials.sh)"
-    assert re.search(r"^#SBATCH --array=0-\d+$", printed, flags=re.MULTILINE)
 
 
 def test_the_kept_script_submits_what_was_submitted(recipe, tmp_path, monkeypatch):
