@@ -3,24 +3,31 @@
 import logging
 from pathlib import Path
 
-from .checkpoints.resume_record import record_of, write_record
-from .data.images import decode_no_code
+from .checkpoints.resume import write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
-from .errors import InputError, one_line
-from .flags import add_options, config_from
+from .errors import InputError, one_line, refuse
+from .flags import Config, add_options
 from .hooks import hookimpl
 from .openclip import current
-from .openclip.checks import check_command_line
-from .openclip.parsed_options import Training
-from .openclip.start import begin, log_start, prepare
+from .openclip.checks import problems
+from .openclip.parsed_options import Training, read
+from .openclip.start import begin, log_start
 
 
 class Plugin:
-    """The hooks of a process, which trains by the command line that it has checked last."""
+    """The hooks of a process, which trains by the command line that it has checked last.
+
+    Without one they change nothing: other programs call OpenCLIP's functions, too.
+    """
 
     def __init__(self):
         self.training: Training | None = None
+
+    @property
+    def config(self) -> Config | None:
+        """The options of the class loss; None without --superclip."""
+        return None if self.training is None else self.training.config
 
     @hookimpl
     def open_clip_add_options(self, parser):
@@ -31,23 +38,20 @@ class Plugin:
         try:
             # with a handler that this adds, OpenCLIP would log each line twice
             with replaced(logging.root, handlers=logging.root.handlers[:]):
-                self.training = Training(args)
-                prepare(self.training)
-                warnings, num_steps = check_command_line(self.training)
+                self.training = read(args)
+                refuse(problems(self.training))
                 if not self.training.only_options:
-                    if self.training.is_ours:
-                        decode_no_code()
-                    begin(self.training, warnings, num_steps)
+                    begin(self.training)
         except InputError as error:
             raise SystemExit(f"error: {one_line(error)}") from None
 
     @hookimpl
     def open_clip_model_kwargs(self, args):
-        training = self.training
-        if training.config is None:
+        if self.config is None:
             return None
         from .openclip.factory import model_options
 
+        training = self.training
         if args.rank == 0:
             log_start(training)
         return model_options(
@@ -57,6 +61,7 @@ class Plugin:
             training.tokenizer,
             separate_words=training.separates_words,
             cache_dir=args.cache_dir,
+            frequencies=training.frequencies,
             accum_freq=args.accum_freq,
         )
 
@@ -74,8 +79,7 @@ class Plugin:
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args, model):
         loss = yield
-        config = config_from(vars(args))
-        if config is None:
+        if self.config is None:
             return loss
         from open_clip import create_loss
 
@@ -90,12 +94,11 @@ class Plugin:
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         is_whole = args.siglip or args.local_loss or args.gather_with_grad
         gradient_scale = 1.0 if is_whole else 1 / args.world_size
-        return SuperCLIPLoss(loss or create_loss(args), config.weight, gradient_scale)
+        return SuperCLIPLoss(loss or create_loss(args), self.config.weight, gradient_scale)
 
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
-        training = self.training
-        if training.config is None or training.in_run:
+        if self.config is None or self.training.in_run is not None:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
@@ -108,14 +111,14 @@ class Plugin:
 
     @hookimpl
     def open_clip_caption_tokens(self, args, tokenizer, shared_epoch):
-        training = self.training
-        if training.config is None or not args.train_data or args.dataset_type == "synthetic":
+        if self.config is None or not args.train_data or args.dataset_type == "synthetic":
             return None
+        training = self.training
         if training.config.captions == "short" and not training.separates_words:
             return None
         from .data.captions import CaptionTokens
 
-        table = training.is_table
+        table = training.kind == "table"
         return CaptionTokens(
             training.config,
             tokenizer,
@@ -131,15 +134,13 @@ class Plugin:
     @hookimpl
     def open_clip_data_order(self, args, shared_epoch):
         training = self.training
-        slices = training.data_config.slices
-        if slices is None:
+        if training is None or training.data_config.slices is None:
             return None
+        slices = training.data_config.slices
         # OpenCLIP has named the run, and made its folder
-        if args.rank == 0 and args.name is not None:
-            options = training.options_with_defaults()
-            now = record_of(options, args.world_size, training.model)
+        if args.rank == 0 and args.name is not None and training.in_run is None:
             run_folder = Path(args.logs, args.name)
-            for line in write_record(run_folder, now, args.resume):
+            for line in write_record(run_folder, training.resume_record(), args.resume):
                 logging.warning(f"the run has changed since its start: {line}")
         order = DataOrder(
             slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()

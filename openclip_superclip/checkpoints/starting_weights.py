@@ -4,6 +4,7 @@ one."""
 import functools
 import logging
 import os
+import re
 import warnings
 from argparse import Namespace
 from contextlib import suppress
@@ -14,15 +15,24 @@ import open_clip
 import torch
 from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
+from open_clip.model import CLIPTextCfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
-from ..errors import InputError, as_input_error
+from ..errors import InputError, as_input_error, listed
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
-from .architecture import Architecture, check_image_size
-from .weights import Weights, check_is_no_program, check_values, read_checkpoint, read_head
+from .architecture import Architecture, check_image_size, read_architecture
+from .model_configurations import holds_text_tower
+from .weights import (
+    Weights,
+    check_is_no_program,
+    check_values,
+    file_of_weights,
+    read_checkpoint,
+    read_head,
+)
 
 
 def released_file(released: str, flag: str, cache_dir: str | None = None) -> str:
@@ -116,6 +126,140 @@ def _starting_file(model: str, pretrained: str | None) -> str | None:
     return file if file and os.path.isfile(file) else None
 
 
+def check_models(training) -> None:
+    """Raises InputError for models, or weights, that do not exist or cannot be trained with.
+
+    `training` is a `openclip.parsed_options.Training`. The weights of models on a hub are checked
+    when they are loaded.
+    """
+    options = training.options
+    if training.config is not None:
+        _check_model(training)
+        if options.distill_model is not None:
+            _check_distils(training.model, options.model, "--model")
+            _check_teacher(training)
+        _check_text_tower(training)
+    if training.reads_contents:
+        _check_start(options, None if is_unchecked(options) else training.model)
+
+
+def _check_model(training) -> None:
+    options = training.options
+    pretrained = options.pretrained
+    model = training.model.name
+    _check_place(training.model, "--model")
+    _check_tag(model, pretrained, "--pretrained")
+    check_pretrained(model, pretrained)
+    if pretrained and ":" not in model and not os.path.isfile(pretrained):
+        released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
+    if not model.startswith("hf-hub:"):
+        training.start_of_towers  # noqa: B018 - InputError if an option would be ignored
+
+
+def _check_distils(architecture: Architecture, model: str, flag: str) -> None:
+    if {"multimodal_cfg", "init_logit_bias"} & architecture.model_cfg.keys():
+        raise InputError(
+            f"{flag}: {model} is a CoCa or SigLIP model, whose outputs OpenCLIP's distillation "
+            "does not accept: expected a CLIP model"
+        )
+
+
+def _check_teacher(training) -> None:
+    model = training.options.distill_model
+    pretrained = training.options.distill_pretrained
+    _check_place(training.teacher, "--distill-model")
+    _check_tag(training.teacher.name, pretrained, "--distill-pretrained")
+    _check_distils(training.teacher, model, "--distill-model")
+    schema, location = parse_model_name(model)
+    if schema != "local-dir" or pretrained is None:
+        return
+    if pretrained not in (model, location):
+        raise InputError(
+            f"--distill-pretrained {pretrained} has no effect: OpenCLIP uses the weights in "
+            f"{location}"
+        )
+    file_of_weights(Path(location))
+
+
+def _check_tag(model: str, pretrained: str | None, flag: str) -> None:
+    """Raises InputError for a --pretrained that is neither a file nor weights that OpenCLIP has for
+    the model."""
+    if ":" in model or not pretrained or os.path.isfile(pretrained):
+        return
+    if not open_clip.get_pretrained_cfg(model, pretrained):
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise InputError(
+            f"{flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for "
+            f"{model}: expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
+        )
+
+
+def _check_place(architecture: Architecture, flag: str) -> None:
+    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that
+    it was written to."""
+    schema, location = parse_model_name(architecture.name)
+    folder = Path(location)
+    if schema != "local-dir" or not holds_text_tower(folder, architecture.model_cfg):
+        return
+    written_to = open_clip.get_model_config(architecture.name)["text_cfg"]["hf_model_name"]
+    if Path(written_to).resolve() != folder.resolve():
+        raise InputError(
+            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write "
+            f"it again with superclip export {folder} --out FOLDER, or change hf_model_name in "
+            "its open_clip_config.json"
+        )
+
+
+def _check_text_tower(training) -> None:
+    """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's
+    vocabulary."""
+    options = training.options
+    model = training.model.name
+    text_cfg = training.model.model_cfg["text_cfg"]
+    if "hf_model_name" in text_cfg:
+        return
+    if options.lock_text and not options.lock_text_freeze_layer_norm:
+        raise InputError(
+            f"--lock-text cannot lock {model} without --lock-text-freeze-layer-norm: add it"
+        )
+    largest = int(training.tokenizer([""]).max())
+    vocab_size = text_cfg.get("vocab_size", CLIPTextCfg.vocab_size)
+    if largest >= vocab_size:
+        raise InputError(
+            f"--model: the tokenizer of {model} gives every caption token id {largest}, and "
+            f"its text_cfg has vocab_size {vocab_size}: expected at least {largest + 1}, or "
+            "another tokenizer"
+        )
+
+
+def check_start_of_run(options: Namespace) -> None:
+    """Raises InputError for a model or weights with which a run cannot start; the runs of a study
+    are checked once."""
+    names = (
+        "model",
+        "pretrained",
+        "siglip",
+        "force_custom_text",
+        "force_image_size",
+        "force_context_length",
+        "use_naflex",  # of OpenCLIP 4
+    )
+    values = {name: getattr(options, name, None) for name in names}
+    size = values["force_image_size"]
+    values["force_image_size"] = tuple(size) if isinstance(size, list) else size
+    _check_values_of_start(**values)
+
+
+@functools.cache
+def _check_values_of_start(**values) -> None:
+    options = Namespace(**values)
+    # a file may exist only on nodes
+    is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
+    if is_tag and options.model in open_clip.list_models():
+        _check_tag(options.model, options.pretrained, "--pretrained")
+    _check_start(options, None if is_unchecked(options) else read_architecture(options.model))
+
+
 def is_unchecked(options: Namespace) -> bool:
     """Returns whether the model of a training is not checked: it is on a hub or only on the nodes,
     or takes images of any shape."""
@@ -126,7 +270,7 @@ def is_unchecked(options: Namespace) -> bool:
     return schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False)
 
 
-def check_start(options: Namespace, architecture: Architecture | None) -> None:
+def _check_start(options: Namespace, architecture: Architecture | None) -> None:
     """Raises InputError if the weights that a run starts from cannot be read, contain NaN or
     infinity or are of another model, if OpenCLIP would train the model by another model's loss, or
     if the image tower cannot take images of its size.

@@ -65,7 +65,7 @@ def _parser() -> Parser:
     add_switch(
         parser,
         "--check",
-        "read all shards or images, not only the first and the last; exit code 1 if one is bad",
+        "read all shards or images, not only some; exit code 1 if one is bad",
     )
     parser.option(
         "--gpu",

@@ -1,5 +1,6 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -8,9 +9,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
-from ..files import json_or_empty
 from ..rendering import markdown_table
-from ..runs.folder import RUNNING, RunFolder, current_state
+from ..runs.folder import (
+    RUNNING,
+    RunFolder,
+    current_state,
+    read_fields,
+)
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 from .shared_options import add_switch
 
@@ -94,7 +99,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
     """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
-    submitted = json_or_empty(run / "submitted.json").get("job")
+    submitted = read_fields(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
     is_damaged = not values and (run / "state.json").exists()
@@ -105,13 +110,13 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     end = running.get("expected_end")
     progress = ""
     if values.get("steps"):
-        percent = 100 * values.get("step", 0) / values["steps"]
+        percent = 100 * (values.get("step") or 0) / values["steps"]
         progress = f"{percent:.0f} %, {values.get('epoch', 0)} of {values.get('slices')} slices"
     row = [
         state,
         progress,
         f"{speed:,.0f}" if speed else "",
-        f"{datetime.fromisoformat(end).astimezone():%Y-%m-%d %H:%M}" if end else "",
+        _local_time(end),
         f"{job.name} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}"
         if job
         else "",
@@ -119,7 +124,8 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     if is_damaged:
         return row, "state.json cannot be read; superclip run resumes from the last checkpoint"
     if refused := values.get("refused"):
-        return row, f"the start at {refused['since']} was refused: {refused['error']}"
+        since = refused.get("since")
+        return row, f"the start at {since} was refused: {refused.get('error')}"
     if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):
         return (
             row,
@@ -127,3 +133,10 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
             f"{run}/slurm-*.out",
         )
     return row, values.get("error") or ""
+
+
+def _local_time(text: str | None) -> str:
+    """Returns a recorded time by the clock of this machine; "" for another text."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    return ""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ..checkpoints.trainer_files import RECORD
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
-from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
+from ..data.tar_shards import expand
+from ..errors import InputError, Parser, at_least, refuse, to_stderr, to_stdout
 from ..extras import require
 from ..files import is_own
 from ..flags import DataConfig
@@ -85,13 +86,14 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     if not options.only:
         table = check_table(options.data, columns, "--data")
         if len(table.bad) > configured.options.settings.unreadable_max * table.num_checked:
-            table.refuse_bad()
+            refuse(table.bad_images())
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")
+    split.write("--out")
     files = "" if options.dry_run else f": {split.train}, {split.val}"
     to_stderr(
-        f"superclip: {split.num_train:,} pairs for training and {split.num_val:,} for "
-        f"validation{files}"
+        f"superclip: {split.record['num_train']:,} pairs for training and "
+        f"{split.record['num_val']:,} for validation{files}"
     )
     return split
 
@@ -99,6 +101,8 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
 def _splits(options: Namespace) -> bool:
     """Returns whether the command splits --data; InputError for --val-fraction where it does
     not."""
+    if options.data and not is_table(options.data):
+        expand(options.data, "--data")  # InputError for a folder
     has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
@@ -114,12 +118,13 @@ def _splits(options: Namespace) -> bool:
 
 def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..study.runs import StudyRuns, check_arms, summary
+    from ..study.runs import check_arms, check_data, runs_of, summary
     from ..study.training import run_study
 
-    runs = StudyRuns(configured)
+    study = configured.study
+    runs = runs_of(configured)
     if not options.only:
-        check_arms(runs)
+        check_arms(study, runs)
     if options.slurm:
         from ..study.study_on_slurm import StudySubmission
 
@@ -129,14 +134,20 @@ def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
         return 0
     from ..runs.signals import stopped_by_signals
 
+    jobs = options.jobs or 1
     if options.dry_run:
-        to_stdout(summary(runs))
+        check_data(study, runs)
+        to_stdout(summary(study, runs, jobs))
         return 0
+    if options.only:
+        jobs = 0
+    else:
+        to_stderr(f"superclip: {summary(study, runs, jobs)}")
     with stopped_by_signals():
-        results = run_study(configured, 0 if options.only else options.jobs or 1)
+        results = run_study(configured, jobs)
     to_stdout(
-        f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.csv, study.json, and "
-        "the folders of the runs"
+        f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.json, and the "
+        "folders of the runs"
     )
     return 0
 
@@ -159,8 +170,7 @@ def _parse(argv: list[str]) -> Namespace:
     shared.add_data_options(parser, "the study's")
     add(
         "--val-data",
-        "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
-        "the demo's scenes",
+        "shards or a .csv for OpenCLIP's retrieval metrics",
         metavar="DATA",
     )
     add(
@@ -171,11 +181,6 @@ def _parse(argv: list[str]) -> Namespace:
         metavar="FRACTION",
     )
     add_folder(parser, "--out", "folder of runs and results (default: runs/studies/NAME)")
-    add_folder(
-        parser,
-        "--runs",
-        "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
-    )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")

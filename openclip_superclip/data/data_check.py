@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..errors import InputError, listed
+from ..errors import listed
 
 NUM_SHOWN = 5  # bad rows that an error names
 # counts of the samples that were read
@@ -19,6 +19,7 @@ COUNTS = (
     "num_decoded",
     "num_unreadable",
 )
+NOT_RECORDED = ("shards", "listed", "parts", "members", "image_problem")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class DataCheck:
     num_found: int | None = None  # of these; None for URLs and pipes, and for tables
     num_bytes: int | None = None
     num_checked: int = 0  # shards, or a table's images, of which some may be `bad`
+    shards: list[str] = field(default_factory=list)
+    listed: dict[str, int] = field(default_factory=dict)  # samples of shards, by sizes.json
     bad: list[BadFile] = field(default_factory=list)
     num_samples: int = 0  # rows, or samples with image and caption
-    num_listed: int | None = None  # samples, by sizes.json
+    num_listed: int | None = None  # the sum of `listed`
     num_trained: int = 0  # rows of a table that training uses
     num_incomplete: int = 0  # samples of shards without an image or a caption
     num_empty: int = 0  # captions
@@ -66,6 +69,13 @@ class DataCheck:
     parts: list["DataCheck"] = field(default_factory=list)
     members: dict[str, None] = field(default_factory=dict)
     image_problem: str = ""
+
+    @property
+    def total_samples(self) -> int | None:
+        """The number of samples if OpenCLIP finds it, in the sizes.json of the only folder."""
+        folders = {os.path.dirname(shard) for shard in self.shards}
+        is_listed = all(shard in self.listed for shard in self.shards)
+        return self.num_listed if len(folders) == 1 and is_listed else None
 
     def add(self, part: "DataCheck") -> None:
         """Adds the contents of a shard."""
@@ -100,14 +110,13 @@ class DataCheck:
             f"be read: {rows}"
         )
 
-    def refuse_bad(self) -> list[str]:
-        """Returns the warnings; InputError if an image of a table is missing or damaged."""
+    def bad_images(self) -> Iterator[str]:
+        """Yields an error if an image of a table is missing or damaged."""
         if self.bad and self.num_found is None:
-            raise InputError(
+            yield (
                 f"{self.bad_text()}; paths are relative to {os.getcwd()}; correct these rows, or "
                 "leave them out"
             )
-        return self.warnings
 
     def content_warnings(self, effect_of_empty: str) -> Iterator[str]:
         """Yields warnings on captions and on images, given how training reads empty captions."""
@@ -135,6 +144,6 @@ class DataCheck:
     def as_json(self) -> dict:
         """Returns what run.json records."""
         values = {**vars(self), "bad": [vars(file) for file in self.bad]}
-        for name in ("parts", "members", "image_problem"):
+        for name in NOT_RECORDED:
             del values[name]
         return values

@@ -10,8 +10,9 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm.contrib.concurrent import thread_map
 
@@ -21,8 +22,13 @@ from .caption_text import text_of
 from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SPLIT = "split-"  # begins the name of a folder with the parts of a table
 RECORD = "split.json"  # in it
+TRAIN = "train.csv"
+VAL = "val.csv"
 
 
 def image_digests(paths: Sequence[str]) -> list[str]:
@@ -107,26 +113,50 @@ def _groups(images: Sequence[str], captions: Sequence[str]) -> list[str]:
     return [names[groups["image", image]] for image in images]
 
 
-@dataclass(frozen=True)
+@dataclass
 class TableSplit:
-    """The two tables of a split."""
+    """The two tables of a split, which `write` writes into a folder."""
 
     folder: Path
-    num_train: int
-    num_val: int
-    is_new: bool  # whether this call has written it
-    new_parents: tuple[Path, ...] = ()  # of the folder, inner ones first
+    record: dict  # the content of split.json
+    parts: dict[str, "pd.DataFrame"] = field(default_factory=dict)  # by name; {} if they are there
+    is_new: bool = False  # whether `write` has written them
+    new_parents: tuple[Path, ...] = ()  # of the folder, which `write` has made, inner ones first
 
     @property
     def train(self) -> str:
-        return str(self.folder / "train.csv")
+        return str(self.folder / TRAIN)
 
     @property
     def val(self) -> str:
-        return str(self.folder / "val.csv")
+        return str(self.folder / VAL)
+
+    def write(self, out_flag: str) -> None:
+        """Writes both tables and split.json, unless they are there; several processes may do so
+        at once."""
+        if not self.parts or (self.folder / RECORD).exists():
+            return
+        parent = self.folder.parent
+        self.new_parents = tuple(each for each in (parent, *parent.parents) if not each.exists())
+        self.is_new = True
+        make_folder(parent, out_flag)
+        try:
+            with whole_output(self.folder, overwrite=False) as part:
+                part.mkdir()
+                for name, rows in self.parts.items():
+                    rows.to_csv(
+                        part / name,
+                        sep=self.record["columns"]["separator"],
+                        index=False,
+                        lineterminator="\r\n",  # a cell with either of them is quoted
+                    )
+                write_json(part / RECORD, self.record)
+        except OSError:
+            if not (self.folder / RECORD).exists():  # another process was not faster
+                raise
 
     def remove(self) -> None:
-        """Removes the tables if this call has written them."""
+        """Removes the tables if `write` has written them."""
         if self.is_new:
             shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # one contains something else
@@ -137,14 +167,13 @@ class TableSplit:
 def split_table(
     table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
 ) -> TableSplit:
-    """Writes a folder split-ID in `parent` with train.csv, val.csv and split.json, unless it is
-    there.
+    """Returns the split of a table: the one in a folder split-ID of `parent`, or a new one to be
+    written there.
 
     ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
-    validation, so that the same call finds the same tables. Several processes may write them at
-    once.
+    validation, so that the same call finds the same tables.
 
-    Raises InputError, naming --val-fraction, `data_flag` or `out_flag`, before anything is written.
+    Raises InputError, naming --val-fraction, `data_flag` or `out_flag`.
     """
     if not is_table(table) or is_remote(table):
         raise InputError(
@@ -161,34 +190,16 @@ def split_table(
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
     folder = parent / f"{SPLIT}{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / RECORD).exists():
-        record = read_json(folder / RECORD, out_flag, f"remove {folder}")
-        return TableSplit(folder, record["num_train"], record["num_val"], is_new=False)
+        return TableSplit(folder, read_json(folder / RECORD, out_flag, f"remove {folder}"))
     images = image_digests(list(map(str, rows[columns.image])))
     captions = list(map(text_of, rows[columns.caption]))
     val = rows[held_out(images, captions, fraction, "--val-fraction")]
     train = rows.drop(val.index)
-    new_parents = tuple(each for each in (parent, *parent.parents) if not each.exists())
-    split = TableSplit(folder, len(train), len(val), is_new=True, new_parents=new_parents)
-    make_folder(parent, out_flag)
     record = {
         "table": os.path.abspath(table),
         "fraction": fraction,
         "columns": columns._asdict(),
-        "num_train": split.num_train,
-        "num_val": split.num_val,
+        "num_train": len(train),
+        "num_val": len(val),
     }
-    try:
-        with whole_output(folder, overwrite=False) as part:
-            part.mkdir()
-            for name, side in {"train.csv": train, "val.csv": val}.items():
-                side.to_csv(
-                    part / name,
-                    sep=columns.separator,
-                    index=False,
-                    lineterminator="\r\n",  # a cell with either of them is quoted
-                )
-            write_json(part / RECORD, record)
-    except OSError:
-        if not (folder / RECORD).exists():  # another process was not faster
-            raise
-    return split
+    return TableSplit(folder, record, {TRAIN: train, VAL: val})

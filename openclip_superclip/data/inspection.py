@@ -4,12 +4,12 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, listed, reason, refuse
 from ..files import read_json
 from .caption_text import caption_member, has_long_caption, text_of
 from .data_check import BadFile, DataCheck
@@ -28,8 +28,8 @@ from .tar_shards import (
 )
 from .workers import work_on
 
-NUM_MORE = 3  # shards to try before all are assumed to be broken
-NUM_DECODED = 100  # images of a shard
+NUM_READ = 5  # shards of which the beginnings are read before training starts
+NUM_DECODED = 40  # images of a shard
 NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 # of the number of samples: downloads of the same data set at different times differ
@@ -57,11 +57,10 @@ def inspect_shard(
     *,
     until_found: bool = False,
     caption: str = "txt",
-    num_images: int = NUM_DECODED,
 ) -> DataCheck:
     """Reads a local shard, given the keys of the long and the short caption.
 
-    It decodes the first `num_images` images and, if none of them can be read, the next until one
+    It decodes the first NUM_DECODED images and, if none of them can be read, the next until one
     can. With `until_found` it stops after these, once a caption and a long caption have been read.
     """
     check = DataCheck(shard)
@@ -80,7 +79,7 @@ def inspect_shard(
                 image = next(sample[name] for name in IMAGES if name in sample)
                 unreadable, ignored = check_image(image)
                 check.count_image(_undecodable(sample) or unreadable, ignored)
-                if check.num_decoded >= num_images and check.num_unreadable < check.num_decoded:
+                if check.num_decoded >= NUM_DECODED and check.num_unreadable < check.num_decoded:
                     wanted.difference_update(IMAGES)  # the next samples have no images
             elif until_found and captions[-1] and (check.num_long or not long_key):
                 break
@@ -123,7 +122,7 @@ def inspect(
     full: bool = False,
     caption: str = "txt",
     most: int | None = None,
-    num_images: int = NUM_DECODED,
+    reads: bool = True,
 ) -> DataCheck:
     """Returns what the shards of a pattern contain; URLs and pipes are not inspected.
 
@@ -132,15 +131,16 @@ def inspect(
 
     Args:
         long_caption: the key of the long caption; "" if it is not used.
-        full: read all shards, with a process per core, instead of the beginnings of the first and
-            the last one and, if these are broken, of a few more.
+        full: read all shards, with a process per core, instead of the beginnings of a few.
         caption: the extension of the short caption.
         most: the number of shards to look for; by default all.
-        num_images: the number of images to decode in each inspected shard.
+        reads: whether to look for shards and read them, and not only their names and sizes.json.
     """
     shards = expand(pattern, flag)
-    check = DataCheck(pattern, flag, num_shards=len(shards), num_checked=len(shards))
-    if any(map(is_remote, shards)):
+    check = DataCheck(pattern, flag, num_shards=len(shards), num_checked=len(shards), shards=shards)
+    check.listed = listed_samples(shards, flag)
+    check.num_listed = sum(check.listed.get(shard, 0) for shard in shards) or None
+    if not reads or any(map(is_remote, shards)):
         return check
     for source in pattern.split("::"):
         check_any_exists(expand(source, flag), flag)
@@ -156,13 +156,10 @@ def inspect(
         long_key=long_caption,
         until_found=not full,
         caption=caption,
-        num_images=num_images,
     )
     readable = list(existing) or [next(filter(os.path.exists, shards))]
-    parts = _read_some(read, readable, long_caption)
-    if full:
-        parts = work_on(read, readable, os.cpu_count() or 1, "--check")
-    for part in parts:
+    chosen = readable if full else _sample(readable)
+    for part in work_on(read, chosen, os.cpu_count() or 1 if full else 1, "--check"):
         check.add(part)
     first = check.parts[0]
     if len(check.bad) == len(check.parts):
@@ -183,18 +180,12 @@ def inspect(
     return check
 
 
-def _read_some(read: Callable, shards: list[str], long_caption: str) -> Iterator[DataCheck]:
-    """Yields the checks of the first and the last shard and, if these are broken or lack the long
-    caption, of a few more."""
-    others = shards[1:-1]
-    more = others[:: max(1, len(others) // NUM_MORE)][:NUM_MORE]
-    is_enough = False
-    for number, shard in enumerate([*dict.fromkeys([shards[0], shards[-1]]), *more]):
-        if number > 1 and is_enough:
-            return
-        check = read(shard)
-        is_enough |= check.num_long > 0 or not (check.bad or long_caption)
-        yield check
+def _sample(shards: list[str]) -> list[str]:
+    """Returns at most NUM_READ shards, evenly spaced, with the first and the last one."""
+    last = len(shards) - 1
+    return [
+        shards[place] for place in sorted({last * n // (NUM_READ - 1) for n in range(NUM_READ)})
+    ]
 
 
 def _shard_warnings(check: DataCheck, long_caption: str) -> Iterator[str]:
@@ -237,16 +228,6 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
     return numbers
 
 
-def total_samples(shards: list[str]) -> int | None:
-    """Returns the total number of samples if OpenCLIP finds it, in the sizes.json of the only
-    folder."""
-    num_folders = len({Path(shard).parent for shard in shards})
-    numbers = listed_samples(shards, "--train-data")
-    if num_folders > 1 or not all(shard in numbers for shard in shards):
-        return None
-    return sum(numbers[shard] for shard in shards)
-
-
 def check_shards(
     pattern: str,
     split: Split,
@@ -257,16 +238,15 @@ def check_shards(
 ) -> DataCheck:
     """Returns what the shards of --data contain; InputError if training could not start.
 
-    With `full` all shards are read; otherwise only the first and the last. The recipe assumes
+    With `full` all shards are read; otherwise only a few. The recipe assumes
     `expected` samples.
     """
-    split.check()
+    refuse(split.problems())
     check = inspect(pattern, split.flag, long_caption, full=full)
-    shards = expand(pattern, split.flag)
-    in_json = listed_samples(shards, split.flag)
+    shards = check.shards
+    in_json = check.listed
     if all(shard in in_json for shard in shards):
         _check_slice(split, sum(in_json[shard] for shard in shards))
-    check.num_listed = sum(in_json.get(shard, 0) for shard in shards) or None
     num_remote = sum(map(is_remote, shards))
     if num_remote:
         check.warnings.append(

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tqdm.contrib.concurrent import thread_map
@@ -48,25 +48,12 @@ class Columns(NamedTuple):
         return {"sep": self.separator, "engine": "python" if is_pattern else "c"}
 
 
-def kind(data: str, dataset_type: str = "auto", flag: str = "") -> str:
-    """Returns how OpenCLIP reads data: "table", "shards" or "synthetic".
-
-    If neither the name nor the type decides, returns "" or, given the `flag` of the data, raises
-    InputError.
-    """
-    if flag and dataset_type == "webdataset" and data.endswith((".csv", ".tsv")):
-        raise InputError(
-            f"{flag}: {data} is a table, and --dataset-type is webdataset: give --dataset-type auto"
-        )
+def kind(data: str, dataset_type: str = "auto") -> str:
+    """Returns how OpenCLIP reads data: "table", "shards" or "synthetic"; "" if neither the name nor
+    the type decides."""
     kinds = {"csv": "table", "tsv": "table", "tar": "shards", "webdataset": "shards"}
-    if dataset_type != "auto":
-        return kinds.get(dataset_type, dataset_type)
-    data_kind = kinds.get(str(data).rpartition(".")[2], "")
-    if flag and not data_kind:
-        raise InputError(
-            f"{flag}: {data} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
-        )
-    return data_kind
+    name = data.rpartition(".")[2] if dataset_type == "auto" else dataset_type
+    return kinds.get(name, "" if dataset_type == "auto" else name)
 
 
 def is_table(data: str | None, dataset_type: str = "auto") -> bool:
@@ -158,56 +145,33 @@ def check_table(
     flag: str,
     *,
     config: Config = SHORT,
-    batch_size: int = 1,
-    world_size: int = 1,
-    accum_freq: int = 1,
     max_decoded: int | None = MAX_DECODED,
+    rows: Iterable | None = None,
 ) -> DataCheck:
     """Returns what the table at `path` contains, with warnings; nothing for a URL, which is not
     checked.
 
-    Raises InputError, naming `flag`, for missing columns or captions, or fewer rows than one step
-    needs. Missing and damaged images are warnings; `refuse_bad` makes them an error.
+    At most `max_decoded` images, evenly spaced, are decoded; None decodes all. `rows` are data
+    frames of a table that is not written yet.
+
+    Raises InputError, naming `flag`, for missing columns or captions, and if OpenCLIP could not
+    read the table correctly. Missing and damaged images are warnings; `bad_images` makes them an
+    error.
     """
-    if is_remote(path):
-        return DataCheck(path, flag)
-    table = read_table(path, columns, config, flag, max_decoded)
-    if table.bad:
-        table.warnings.append(f"{table.bad_text()}; such rows are skipped")
-    if table.num_empty == table.num_samples:
-        raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
-    needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
-    if table.num_trained < needed:
-        raise InputError(
-            f"{flag}: {path}: training reads {table.num_trained:,} of {table.num_samples:,} rows, "
-            f"too few for --batch-size {batch_size:,} with --accum-freq {accum_freq} on "
-            f"{world_size} rank(s); expected {needed:,} rows or a smaller batch"
-        )
-    table.warnings += table.content_warnings(
-        "the text tower reads the word 'nan', as in stock OpenCLIP, and the class loss no word"
-    )
-    return table
-
-
-def read_table(
-    path: str, columns: Columns, config: Config, flag: str, max_decoded: int | None = 0
-) -> DataCheck:
-    """Returns what a whole table contains; InputError if OpenCLIP could not read it correctly.
-
-    At most `max_decoded` images, evenly spaced, are decoded; None decodes all.
-    """
-    long_key = config.long_caption_key
     table = DataCheck(path, flag, full=max_decoded is None)
+    if is_remote(path):
+        return table
+    long_key = config.long_caption_key
     images = []
-    for rows in chunks_of(path, columns, flag):
-        names = list(rows)
-        table.count_captions(map(text_of, rows[columns.caption]))
+    for chunk in rows or chunks_of(path, columns, flag):
+        names = list(chunk)
+        table.count_captions(map(text_of, chunk[columns.caption]))
         if long_key:
             table.num_long += sum(
-                has_long_caption(row, long_key) for row in rows.to_dict("records")
+                has_long_caption(row, long_key) for row in chunk.to_dict("records")
             )
         if max_decoded != 0:
-            images += map(str, rows[columns.image])
+            images += map(str, chunk[columns.image])
     if not table.num_samples:
         raise InputError(f"{flag}: {path} holds no row below its header")
     if long_key and not table.num_long:
@@ -215,7 +179,20 @@ def read_table(
             f"--superclip-long-caption: no row of {path} holds '{config.long_caption}'; its "
             f"columns are {listed(names)}"
         )
+    if table.num_empty == table.num_samples:
+        raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
     table.num_trained = table.num_long if config.missing_long == "skip" else table.num_samples
+    _check_images(table, images, max_decoded)
+    if table.bad:
+        table.warnings.append(f"{table.bad_text()}; such rows are skipped")
+    table.warnings += table.content_warnings(
+        "the text tower reads the word 'nan', as in stock OpenCLIP, and the class loss no word"
+    )
+    return table
+
+
+def _check_images(table: DataCheck, images: list[str], max_decoded: int | None) -> None:
+    """Decodes images of a table, and adds what is found."""
     stride = math.ceil(len(images) / max_decoded) if max_decoded else 1
     chosen = images[::stride]
     table.num_checked = len(chosen)
@@ -225,7 +202,20 @@ def read_table(
         table.count_image(problem, ignored)
         if problem:
             table.bad.append(BadFile(chosen[index], problem, row=index * stride + 1))
-    return table
+
+
+def too_few_rows(
+    table: DataCheck, batch_size: int, world_size: int, accum_freq: int = 1
+) -> Iterator[str]:
+    """Yields an error if a table has fewer rows than one step of training needs."""
+    needed = world_size * (batch_size * accum_freq - 1) + 1  # ranks share the rows, rounded up
+    if table.num_samples and table.num_trained < needed:  # those of a URL are unknown
+        yield (
+            f"{table.flag}: {table.data}: training reads {table.num_trained:,} of "
+            f"{table.num_samples:,} rows, too few for --batch-size {batch_size:,} with "
+            f"--accum-freq {accum_freq} on {world_size} rank(s); expected {needed:,} rows or a "
+            "smaller batch"
+        )
 
 
 def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None) -> Iterator:

@@ -26,8 +26,7 @@ from ..data.tar_shards import StrictTarInfo
 from ..environment import replaced
 from ..errors import InputError, reason
 from ..files import check_regular
-from . import current
-from .parsed_options import Training
+from . import current, output_folder
 
 
 def with_plugins_data(get_dataset_fn):
@@ -43,7 +42,7 @@ def _get_dataset(get_dataset, *given, **options):
     args = call.arguments["args"]
     tokenizer = call.arguments["tokenizer"]
     is_train = call.arguments["is_train"]
-    is_ours = Training(args).is_ours
+    is_ours = args in output_folder.started
     shared_epoch = open_clip_train.data.SharedEpoch(call.arguments["epoch"])
     hook = hooks.plugin_manager().hook
     order = None

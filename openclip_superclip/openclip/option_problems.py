@@ -8,6 +8,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from ..data.tables import kind
+from ..data.tar_shards import is_remote
 from ..flags import Config, DataConfig
 from . import current
 from .parsed_options import Training
@@ -17,7 +19,7 @@ LOGGERS = ("wandb", "tensorboard", "trackio")  # the last in OpenCLIP 4
 SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeroshot_dataset")
 
 
-def problems(training: Training) -> Iterator[str]:
+def option_problems(training: Training) -> Iterator[str]:
     """Yields what is wrong with the options of a training, each with a suggestion.
 
     OpenCLIP 3 has no options for audio, JSON or NaFlex.
@@ -188,7 +190,7 @@ def _problems_with_optimizer(options: Namespace) -> Iterator[str]:
 
 
 def data_problems(options: Namespace) -> Iterator[str]:
-    """Yields why there is no data to train or evaluate on."""
+    """Yields why there is no data to train or evaluate on, without opening it."""
     is_synthetic = options.dataset_type.startswith("synthetic")
     if not is_synthetic and not any(vars(options).get(name) for name in SOURCES):
         yield "--train-data is missing: expected a table or a pattern of shards to train on"
@@ -204,26 +206,45 @@ def data_problems(options: Namespace) -> Iterator[str]:
         yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
 
 
-def training_data_problems(training: Training, kind: str) -> Iterator[str]:
-    """Yields why training cannot read data of this kind."""
+def _problems_with_kind(flag: str, path: str, dataset_type: str) -> Iterator[str]:
+    if not path or dataset_type == "synthetic":
+        return
+    if dataset_type == "webdataset" and path.endswith((".csv", ".tsv")):
+        yield (
+            f"{flag}: {path} is a table, and --dataset-type is webdataset: give --dataset-type auto"
+        )
+    data_kind = kind(path, dataset_type)
+    if not data_kind:
+        yield f"{flag}: {path} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
+    if data_kind == "table" and not is_remote(path) and not os.path.exists(path):
+        yield f"{flag}: there is no file {path}"
+
+
+def training_data_problems(training: Training) -> Iterator[str]:
+    """Yields why training or validation cannot read data of their kind, without opening them."""
     options = training.options
     data = training.data_config
+    is_table = training.kind == "table"
+    for flag, path in (("--train-data", options.train_data), ("--val-data", options.val_data)):
+        yield from _problems_with_kind(flag, path or "", options.dataset_type)
+    if not options.train_data and training.kind != "synthetic":
+        return
     if data.val_fraction is not None and options.val_data:
         yield (
             "--val-fraction splits validation data off a table, and --val-data is "
             f"{options.val_data}: leave one of them out"
         )
-    if data.val_fraction is not None and kind != "table":
+    if data.val_fraction is not None and not is_table:
         yield (
             "--val-fraction splits a table of images and captions, and --train-data is "
             f"{options.train_data}: expected a .csv or .tsv, or --val-data"
         )
-    if options.train_num_samples is None and kind == "synthetic":
+    if options.train_num_samples is None and training.kind == "synthetic":
         yield (
             "--train-num-samples is not given; expected the number of images of --dataset-type "
             "synthetic"
         )
-    if data.slices is not None and kind != "shards":
+    if data.slices is not None and training.kind != "shards":
         yield (
             "--superclip-slices cuts the shards of a WebDataset, and --dataset-type is "
             f"{options.dataset_type}: expected webdataset and a pattern of .tar files, or leave "

@@ -1,17 +1,29 @@
-"""The parsed command line of a training, read once; the checks take this object instead of
-OpenCLIP's args."""
+"""The parsed command line of a training, read once: checks, the start and the hooks take this
+object instead of OpenCLIP's args."""
 
 import os
 from argparse import Namespace
 from functools import cached_property
+from pathlib import Path
 
+from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.resume import Resumed, resumed_checkpoint
-from ..data.tables import Columns, is_table, read_table
-from ..flags import Config, DataConfig, config_from, given_options
+from ..data.data_check import DataCheck
+from ..data.held_out import TRAIN, TableSplit, split_table
+from ..data.inspection import NUM_LOOKED_FOR, inspect
+from ..data.slices import batches_of_shards, batches_of_table
+from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
+from ..data.tar_shards import IMAGES, is_remote
+from ..errors import to_stderr
+from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
 
 
 class Training:
-    """A training as OpenCLIP's parsed arguments describe it."""
+    """A training as OpenCLIP's parsed arguments describe it.
+
+    Files are read when something of them is first asked for, and once: a value that is wrong by
+    itself is reported before OpenCLIP's models are imported. InputError for what cannot be read.
+    """
 
     def __init__(self, args: Namespace):
         self.options = args
@@ -19,7 +31,19 @@ class Training:
         self.data_config = DataConfig(**given_options(DataConfig, vars(args)))
         # without the model and the data
         self.only_options: bool = getattr(args, "only_options", False)
-        self.num_steps = 0  # of the run, once its data is checked; 0 if unknown
+        # on a rank of `superclip run`: what its first node has found in the data
+        self.in_run: dict | None = getattr(args, "in_run", None)
+        has_data = args.train_data or args.dataset_type == "synthetic"
+        self.kind = kind(args.train_data or "", args.dataset_type) if has_data else ""
+        self.columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+
+    @cached_property
+    def rank(self) -> int:
+        return launched()[0]
+
+    @cached_property
+    def world_size(self) -> int:
+        return launched()[1]
 
     @property
     def is_ours(self) -> bool:
@@ -28,19 +52,10 @@ class Training:
         return self.config is not None or data.slices is not None or data.val_fraction is not None
 
     @property
-    def is_table(self) -> bool:
-        return is_table(self.options.train_data, self.options.dataset_type)
-
-    @property
-    def in_run(self) -> bool:
-        """Whether this is a rank of `superclip run`, which has checked the data, and checks the
-        weights of each epoch."""
-        return getattr(self.options, "in_run", False)
-
-    @property
-    def decodes_images(self) -> bool:
-        """Whether the checks decode images: on one rank, and not again in superclip run."""
-        return launched()[0] == 0 and not self.in_run
+    def reads_contents(self) -> bool:
+        """Whether this process decodes images and reads the values of weights: one rank does, and
+        not again in superclip run."""
+        return self.rank == 0 and self.in_run is None
 
     @property
     def is_naflex(self) -> bool:
@@ -53,28 +68,103 @@ class Training:
         return 1 if self.is_naflex else self.options.accum_freq
 
     @property
-    def columns(self) -> Columns:
-        return Columns(
-            self.options.csv_separator, self.options.csv_img_key, self.options.csv_caption_key
+    def caption_member(self) -> str:
+        """The extension of a caption in shards."""
+        return getattr(self.options, "text_key", None) or "txt"  # of OpenCLIP 4
+
+    @cached_property
+    def data(self) -> DataCheck:
+        """What --train-data contains; on a rank of `superclip run`, what its record says."""
+        data = self.options.train_data or ""
+        return self._check(data, "--train-data", self.kind, self.config or Config())
+
+    @cached_property
+    def val_data(self) -> DataCheck:
+        """What --val-data contains."""
+        data = self.options.val_data or ""
+        return self._check(data, "--val-data", kind(data, self.options.dataset_type), Config())
+
+    def _check(self, data: str, flag: str, data_kind: str, config: Config) -> DataCheck:
+        """Returns what data contain; nothing of URLs, of data that `superclip run` has checked, and
+        of shards with other images, several captions or JSON, which OpenCLIP 4 reads."""
+        if not data or self.in_run is not None:
+            return DataCheck(data, flag, **(self.in_run or {}))
+        if data_kind == "table":
+            most = MAX_DECODED if self.reads_contents else 0
+            return check_table(data, self.columns, flag, config=config, max_decoded=most)
+        if data_kind != "shards":
+            return DataCheck(data, flag)
+        images = getattr(self.options, "image_key", None)
+        is_usual = images in (None, ";".join(IMAGES)) and ";" not in self.caption_member
+        return inspect(
+            data,
+            flag,
+            config.long_caption_key,
+            caption=self.caption_member,
+            most=NUM_LOOKED_FOR,
+            reads=is_usual and not getattr(self.options, "json_text_key", None),
         )
 
     @cached_property
+    def split(self) -> TableSplit | None:
+        """The parts of the table of --train-data, not written yet; None without --val-fraction."""
+        fraction = self.data_config.val_fraction
+        if fraction is None:
+            return None
+        return split_table(
+            self.options.train_data,
+            self.columns,
+            fraction,
+            Path(self.options.logs),
+            "--train-data",
+            "--logs",
+        )
+
+    @cached_property
+    def trained_data(self) -> DataCheck:
+        """What the part of --train-data contains that is trained on."""
+        split = self.split
+        if split is None:
+            return self.data
+        return check_table(
+            split.train,
+            self.columns,
+            "--train-data",
+            config=self.config or Config(),
+            max_decoded=0,
+            rows=[split.parts[TRAIN]] if split.parts else None,
+        )
+
+    @property
     def has_empty_captions(self) -> bool:
         """Whether the training data is a table in which captions are missing, which OpenCLIP reads
-        as the word 'nan'; the check of the data sets it."""
-        if not self.is_table:
-            return False
-        table = read_table(self.options.train_data, self.columns, Config(), "--train-data")
-        return table.num_empty > 0
+        as the word 'nan'."""
+        return self.kind == "table" and self.trained_data.num_empty > 0
 
-    def options_with_defaults(self) -> dict:
-        """Returns OpenCLIP's options with its defaults of lr, betas and eps for the model."""
-        from open_clip_train.params import get_default_params
+    @property
+    def num_batches(self) -> int:
+        """The batches of a rank in an epoch; 0 if they are unknown."""
+        options = self.options
+        if self.kind == "table":
+            num_rows = self.trained_data.num_trained
+            return batches_of_table(num_rows, options.batch_size, self.world_size)
+        num_samples = options.train_num_samples or self.data.total_samples or 0
+        return batches_of_shards(num_samples, options.batch_size, self.world_size, options.workers)
 
-        options = vars(self.options)
-        defaults = get_default_params(self.options.model)
-        missing = {name: value for name, value in defaults.items() if options[name] is None}
-        return options | missing
+    @property
+    def num_steps(self) -> int:
+        """The steps of the run; 0 if they are unknown or have no schedule."""
+        options = self.options
+        has_steps = self.is_ours and self.kind in ("table", "shards")
+        if not has_steps or self.is_naflex or options.skip_scheduler:
+            return 0
+        return self.num_batches // self.accum_freq * options.epochs
+
+    @property
+    def separates_words(self) -> bool:
+        """Whether each loss has its own tokens: of another caption, or none for a missing
+        caption."""
+        return self.config.captions == "dual" or self.has_empty_captions
 
     @cached_property
     def leaves_head_out(self) -> bool:
@@ -114,16 +204,6 @@ class Training:
             return False
         return is_using_distributed() or None
 
-    @property
-    def has_logs(self) -> bool:
-        return (self.options.logs or "none").lower() != "none"
-
-    @property
-    def separates_words(self) -> bool:
-        """Whether each loss has its own tokens: of another caption, or none for a missing
-        caption."""
-        return self.config.captions == "dual" or self.has_empty_captions
-
     @cached_property
     def model(self):
         """The Architecture of --model."""
@@ -149,6 +229,15 @@ class Training:
         return model.tokenizer(cache_dir=options.cache_dir)
 
     @cached_property
+    def frequencies(self):
+        """The Frequencies in the file of --superclip-idf; None without one."""
+        if self.config is None or not is_idf_file(self.config.idf):
+            return None
+        from ..data.frequencies import read_frequencies
+
+        return read_frequencies(self.config.idf)
+
+    @cached_property
     def start_of_towers(self) -> str:
         """Where the towers' weights come from; InputError if OpenCLIP would ignore an option."""
         from ..checkpoints.starting_weights import start_of_towers
@@ -160,6 +249,58 @@ class Training:
             options.cache_dir,
             pretrained_image=options.pretrained_image,
         )
+
+    def resume_record(self):
+        """Returns the ResumeRecord of a run that starts now."""
+        from open_clip_train.params import get_default_params
+
+        from ..checkpoints.resume import record_of
+
+        options = vars(self.options)
+        defaults = get_default_params(self.options.model)
+        missing = {name: value for name, value in defaults.items() if options[name] is None}
+        return record_of(options | missing, self.world_size, self.model)
+
+
+def read(args: Namespace) -> Training:
+    """Returns the training that parsed arguments describe, and completes them: with OpenCLIP's name
+    of the model, the columns of a table and the defaults of the class loss."""
+    training = Training(args)
+    if training.is_ours:
+        args.model = openclip_name(args.model)  # get_tokenizer does not accept ViT-B/16
+    if training.config is not None:
+        vars(args).update(options_of(training.config))  # OpenCLIP records them in params.txt
+        if "muon" in args.opt.lower():
+            _leave_head_to_fallback(args)
+    is_read = not training.only_options and training.in_run is None
+    if training.kind == "table" and is_read and not is_remote(args.train_data):
+        _find_columns(training)
+    return training
+
+
+def _leave_head_to_fallback(options: Namespace) -> None:
+    """Makes Muon train the head's weight with its fallback optimizer: its rows are words, and must
+    not be orthogonalised."""
+    if hasattr(options, "opt_fallback_list"):  # of OpenCLIP 4
+        names = options.opt_fallback_list or (options.opt_kwargs or {}).get("fallback_list") or []
+        options.opt_fallback_list = [*names, "class_head.*"]
+
+
+def _find_columns(training: Training) -> None:
+    """Sets the options for the columns of a table that still have OpenCLIP's defaults: without a
+    flag of ours, only if OpenCLIP would end with a KeyError."""
+    options = training.options
+    given = training.columns
+    if not training.is_ours and has_columns(options.train_data, given):
+        return
+    chosen = [
+        None if value == default else value for value, default in zip(given, Columns(), strict=True)
+    ]
+    columns = detect_columns(options.train_data, *chosen, "--train-data")
+    if columns != given and training.rank == 0:
+        to_stderr(f"superclip: {options.train_data}: {columns.description}")
+    training.columns = columns
+    options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
 
 
 def launched() -> tuple[int, int]:

@@ -8,10 +8,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 
 from ..data.slices import batches_of_shards, batches_of_table
-from ..data.tables import detect_columns, is_table, read_table
+from ..data.tables import check_table, detect_columns, is_table
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least
-from ..openclip.checks import check_start_of_run, long_warmup
+from ..openclip.start import long_warmup
 from ..openclip.train import check_command
 from .cost import known_counts
 from .recipe import COLUMN_FLAGS, Recipe
@@ -73,6 +73,8 @@ def make_run(
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     options = check_command(run.openclip_arguments())
     if known_counts(recipe) is None:  # the check imports OpenCLIP's models
+        from ..checkpoints.starting_weights import check_start_of_run
+
         check_start_of_run(options)
     return run
 
@@ -173,7 +175,8 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]
     columns = detect_columns(path, *given, "--data")
-    rows = read_table(path, columns, recipe.config, "--data").num_trained
+    table = check_table(path, columns, "--data", config=recipe.config, max_decoded=0)
+    rows = table.num_trained
     if rows < recipe.global_batch_size:
         raise InputError(
             f"--data: {path} has {rows:,} row(s), fewer than one global batch; expected at least "

@@ -161,8 +161,9 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
         return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
     facts = []
     if run.is_table:
-        number = "all" if check.full else "up to 10,000"
-        facts.append(f"a table of {check.num_samples:,} pairs; {number} images were checked")
+        facts.append(
+            f"a table of {check.num_samples:,} pairs; {check.num_checked:,} images were checked"
+        )
     elif check.num_found is not None:
         size = bytes_text(check.num_bytes)
         facts.append(f"{check.num_found:,} of {check.num_shards:,} shards exist, {size}")
@@ -170,7 +171,7 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
             facts.append(f"{check.num_samples:,} samples counted")
         if check.num_listed:
             facts.append(f"{check.num_listed:,} samples by sizes.json")
-        facts.append("all were read" if check.full else "the first and the last were opened")
+        facts.append("all were read" if check.full else "a few were opened")
     if check.num_repeated:
         facts.append(f"{check.num_repeated:,} of {check.num_samples:,} captions repeat another one")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]

@@ -14,9 +14,9 @@ from ..checkpoints.trainer_files import RECORD
 from ..data.data_check import DataCheck
 from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
 from ..data.slices import Split, equal_sizes
-from ..data.tables import MAX_DECODED, check_table, is_table
+from ..data.tables import MAX_DECODED, check_table, is_table, too_few_rows
 from ..data.tar_shards import expand, is_streamed
-from ..errors import InputError, reason
+from ..errors import InputError, reason, refuse
 from ..files import content_digest, json_or_empty, read_json
 from ..removed import without_removed
 from .recipe import SAME_FLAGS, VAL_DATA, Recipe
@@ -93,6 +93,12 @@ class Run:
     gpu_batch_max: int | None = None
     settings: Settings = DEFAULTS
 
+    def __post_init__(self):
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if field_.type in (int, str) and not isinstance(value, field_.type):
+                raise TypeError(f"{field_.name} is {value!r}")
+
     @staticmethod
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other
@@ -105,9 +111,9 @@ class Run:
         content = read_json(file, advice=advice)
         try:
             return Run.of_json(content.get("run", content), str(file))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{file} is of another version of this package ({reason(error)}): {advice}"
+                f"{file} is damaged, or of another version ({reason(error)}): {advice}"
             ) from error
 
     @staticmethod
@@ -231,14 +237,14 @@ class Run:
         if self.is_table:
             return []
         split = self._split()
-        split.check()
+        refuse(split.problems())
         return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, *, full: bool = False) -> DataCheck:
         """Returns what a check finds in the data; InputError if training could not start.
 
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
-        the first and the last shard or, of a table, up to 200 images.
+        a few shards or, of a table, up to 200 images.
         """
         config = self.recipe.config
         if self.is_table:
@@ -247,10 +253,9 @@ class Run:
                 self.recipe.columns,
                 "--data",
                 config=config,
-                batch_size=self.batch_size,
-                world_size=self.world_size,
                 max_decoded=None if full else MAX_DECODED,
             )
+            refuse(too_few_rows(check, self.batch_size, self.world_size))
         else:
             check = check_shards(
                 self.data,
@@ -273,7 +278,9 @@ class Run:
         on it."""
         val_data = self.recipe.val_data
         if is_table(val_data):
-            return check_table(val_data, self.recipe.columns, "--val-data").refuse_bad()
+            check = check_table(val_data, self.recipe.columns, "--val-data")
+            refuse(check.bad_images())
+            return check.warnings
         if not val_data:
             return []
         return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings

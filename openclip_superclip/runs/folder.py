@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
-from ..checkpoints.resume_record import NAME, changed_data, versions_of_run
+from ..checkpoints.resume import NAME, changed_data, versions_of_run
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..environment import current_time
 from ..errors import InputError
@@ -39,13 +39,39 @@ HEARTBEAT = 10  # seconds between two heartbeats of a run
 STALE = 120
 
 
+# of the fields that are read from state.json and run.json; another type counts as missing
+TYPES = {
+    "state": str,
+    "heartbeat": str,
+    "expected_end": str,
+    "samples_per_second": int | float,
+    "job": str,
+    "error": str,
+    "refused": dict,
+    **dict.fromkeys(("step", "steps", "epoch", "slices"), int),
+    "attempts": list,
+    "changes": list,
+    "data_check": dict,
+}
+
+
+def read_fields(file: Path) -> dict:
+    """Returns the JSON object in a file of a run's folder, without fields of a wrong type; {} if it
+    is missing or broken."""
+    return {
+        name: value
+        for name, value in json_or_empty(file).items()
+        if value is None or isinstance(value, TYPES.get(name, object))
+    }
+
+
 def current_state(run: Path) -> dict:
     """Returns the content of state.json in a run's folder, {} if there is none.
 
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    state = json_or_empty(run / "state.json")
+    state = read_fields(run / "state.json")
     problem = why_gone(run) if state.get("state") == RUNNING else None
     if problem is None:
         return state
@@ -91,7 +117,7 @@ class RunFolder:
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return json_or_empty(self.state_file)
+        return read_fields(self.state_file)
 
     @property
     def is_finished(self) -> bool:
@@ -99,7 +125,7 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return json_or_empty(self.path / RECORD)
+        return read_fields(self.path / RECORD)
 
     @property
     def epoch(self) -> int:
@@ -109,7 +135,8 @@ class RunFolder:
     @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
-        return self.record().get("attempts", [])
+        attempts = self.record().get("attempts") or []
+        return [attempt for attempt in attempts if isinstance(attempt, dict)]
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
@@ -151,8 +178,8 @@ class RunFolder:
                 )
         if not self.is_finished:
             return
-        tables = (self.record().get("data_check") or {}).get("tables", {})
-        for path, digest in tables.items():
+        tables = (self.record().get("data_check") or {}).get("tables")
+        for path, digest in tables.items() if isinstance(tables, dict) else ():
             if os.path.exists(path) and content_digest(Path(path)) != digest:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
@@ -187,7 +214,7 @@ class RunFolder:
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
-        return json_or_empty(self.path / "submitted.json").get("job")
+        return read_fields(self.path / "submitted.json").get("job")
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""

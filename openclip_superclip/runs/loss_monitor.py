@@ -9,6 +9,8 @@ import re
 
 import torch
 
+from ..checkpoints.trainer_files import RECORD
+from ..files import read_json
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum
 from ..method.finite_weights import is_finite_on_all_ranks
@@ -91,7 +93,9 @@ class RankMonitor:
 
     @hookimpl(tryfirst=True)
     def open_clip_check_options(self, args):
-        args.in_run = True  # which has checked the images, with --unreadable-max
+        # what the first node has found in the data, with --unreadable-max
+        check = read_json(self.logs.parents[1] / RECORD)["data_check"]
+        args.in_run = {name: check[name] for name in ("num_samples", "num_trained", "num_empty")}
 
     @hookimpl(wrapper=True)
     def open_clip_data_order(self, args, shared_epoch):

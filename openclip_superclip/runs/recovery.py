@@ -221,7 +221,7 @@ def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
     last = attempts[-1] if attempts else None
     for attempt in reversed(attempts):
         same_job = last.get("job") and attempt.get("job") == last["job"]
-        requeued = same_job and attempt["restarts"] != last["restarts"]
+        requeued = same_job and attempt.get("restarts") != last.get("restarts")
         counts = attempt is last or attempt.get("again") or requeued
         if attempt.get("epoch_before") != progress or not counts:
             break

@@ -3,8 +3,14 @@
 import shutil
 from dataclasses import asdict
 
-from ..checkpoints.resume import resumed_checkpoint
-from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
+from ..checkpoints.resume import (
+    FIELD,
+    changes,
+    continued,
+    read_record,
+    record_of,
+    resumed_checkpoint,
+)
 from ..checkpoints.trainer_files import checkpoints
 from ..errors import InputError, to_stderr
 from ..openclip.train import check_command
@@ -22,8 +28,8 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
     this = placement.restarts, placement.step
     return run.settings.accept_changes and not any(
         attempt.get("accepts")
-        and attempt["job"] == placement.job
-        and (attempt["restarts"], attempt["step"]) != this
+        and attempt.get("job") == placement.job
+        and (attempt.get("restarts"), attempt.get("step")) != this
         for attempt in folder.attempts
     )
 
@@ -31,20 +37,22 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
     from ..checkpoints.architecture import read_architecture
+    from ..checkpoints.starting_weights import check_start_of_run
 
-    resumed = resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
-    options = vars(check_command(run.openclip_arguments()))
-    model = read_architecture(options["model"], options["pretrained"] or "")
-    now = record_of(options, run.world_size, model)
+    resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
+    options = check_command(run.openclip_arguments())
+    model = read_architecture(options.model, options.pretrained or "")
+    now = record_of(vars(options), run.world_size, model)
     if not folder.epoch:  # nothing was trained yet
+        check_start_of_run(options)  # its ranks do not read the weights once more
         return {FIELD: asdict(now)}
     before = read_record(folder.path)
-    found = changes(before, now, resumed.file)
+    found = changes(before, now)
     if not accepts:
         found.check(folder.path, "--accept-changes")
     for line in found.lines:
         to_stderr(f"superclip run: the run has changed since its start: {line}")
-    earlier = folder.record().get("changes", [])
+    earlier = folder.record().get("changes") or []
     record, noted = continued(before, now, found, earlier, start=len(folder.attempts))
     return {FIELD: asdict(record), "changes": noted}
 

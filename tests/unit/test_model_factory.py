@@ -31,7 +31,7 @@ from openclip_superclip.checkpoints.architecture import architecture_of, read_ar
 from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS, read_configuration
 from openclip_superclip.checkpoints.trainer_files import options_to_keep
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
-from openclip_superclip.openclip.parsed_options import Training
+from openclip_superclip.openclip.parsed_options import read
 
 NAME = "superclip-tiny"
 
@@ -116,7 +116,7 @@ def test_a_slash_in_a_models_name_is_a_dash(csv_data, parse_args):
     flags = f"--model ViT-Ti/16-96 --train-data {csv_data}"
     for only_options in (True, False):
         args = parse_args(flags, "--superclip", only_options=only_options)
-        assert (args.model, Training(args).tokenizer.context_length) == ("ViT-Ti-16-96", 32)
+        assert (args.model, read(args).tokenizer.context_length) == ("ViT-Ti-16-96", 32)
     assert parse_args(flags).model == "ViT-Ti/16-96"  # stock OpenCLIP's
 
 

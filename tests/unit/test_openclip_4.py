@@ -7,9 +7,10 @@ import torch
 from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
-from openclip_superclip.openclip.checks import check_command_line, check_data
+from openclip_superclip.errors import refuse
+from openclip_superclip.openclip.checks import problems
 from openclip_superclip.openclip.option_problems import data_problems
-from openclip_superclip.openclip.parsed_options import Training
+from openclip_superclip.openclip.parsed_options import read
 from openclip_superclip.plugin import Plugin
 
 # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the
@@ -30,7 +31,7 @@ def test_flags_that_do_not_work_with_openclip_4_are_refused(
     if slices is not None:
         args.superclip_slices = slices
     with input_error(f"^[^\n]*{reason}[^\n]*$"):
-        check_command_line(Training(args))
+        refuse(problems(read(args)))
 
 
 @parametrize("options", [{"dataset_type": "synthetic-audio"}, {"audio_zeroshot_dataset": "esc50"}])
@@ -51,9 +52,9 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
         given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0
     )
     with input_error("--train-num-samples is not given"):
-        check_data(Training(args))
+        refuse(problems(read(args)))
     args.naflex_num_train_image_tokens = 1000
-    check_data(Training(args))
+    refuse(problems(read(args)))
 
 
 @cases("options, expected", table("losses: muon"))

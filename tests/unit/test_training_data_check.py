@@ -11,8 +11,8 @@ from support import cases, parametrize, read_json, refusals, write_json
 from support.data import IMAGE, write_shards, write_tar
 from support.models import VOCAB_SIZE, write_model
 
-from openclip_superclip.openclip.checks import check_command_line
-from openclip_superclip.openclip.parsed_options import Training
+from openclip_superclip.openclip.checks import problems
+from openclip_superclip.openclip.parsed_options import read
 from openclip_superclip.openclip.train import train
 
 COMMA = "--csv-separator , --batch-size 1"
@@ -144,7 +144,8 @@ def test_the_check_of_a_command_line_changes_nothing(csv_data, parse_args, tmp_p
     flags = f"--train-data {csv_data} --batch-size 16 --epochs 2 --superclip --warmup 5"
     args = parse_args(flags, "--model ViT-Ti-16-96", only_options=True)
     args.only_options = False
+    training = read(args)
     before = dict(vars(args))
-    assert check_command_line(Training(args)) == ([], 8)
+    assert (list(problems(training)), training.num_steps) == ([], 8)
     assert vars(args) == before
     assert not list(tmp_path.iterdir())
