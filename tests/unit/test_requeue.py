@@ -24,7 +24,9 @@ def is_ours(tmp_path):
         )
         write_program(tmp_path / "sleep", "kill -9 $PPID")  # it waits
         script = (shipped_folder("slurm") / "train.sbatch").read_text()
-        functions = script[script.index("# Returns whether this") : script.index("# Prints the nodes")]
+        functions = script[
+            script.index("# Returns whether this") : script.index("# Prints the nodes")
+        ]
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_PARTITION": "gpu"}
         command = f"job=17 code={code} SLURM_RESTART_COUNT=1\n{functions}\nis_ours"
         done = subprocess.run(["bash", "-c", command], env=environment, check=False)
