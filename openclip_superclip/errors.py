@@ -41,8 +41,13 @@ def explained(message: str, parser: argparse.ArgumentParser) -> str:
         if ".tar" in message:
             return f"{message}: put a pattern with braces in quotes, '{{0..9}}.tar', for the shell"
         flags = re.findall(r"--[\w-]+", parser.format_usage())
+        fields = getattr(parser, "recipe_fields", ())  # that --set takes
         for unknown in re.findall(r"(?<!\S)--[\w-]+", message):
-            near += difflib.get_close_matches(unknown, flags, n=1)
+            field = unknown.removeprefix("--").replace("-", "_")
+            if field in fields:
+                near.append(f"--set {field}=VALUE")
+            else:
+                near += difflib.get_close_matches(unknown, flags, n=1)
     meant = f"; did you mean {' and '.join(near)}?" if near else ""
     return f"{message}{meant} ({parser.prog} --help lists every flag)"
 

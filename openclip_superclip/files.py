@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -270,14 +270,37 @@ def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
     """Raises InputError, naming --out, if a folder contains files of these names that the same
     command has not written.
 
-    The files are its own if the first of them, which is written first, contains the text `mark`.
+    The first of them, which is written first, is its own if it contains the text `mark`, the others
+    if they are as it records them, or if an earlier version wrote it, which recorded none.
     """
-    found = [name for name in names if (folder / name).exists()]
-    if found and not is_own(folder / names[0], mark):
+    foreign = [name for name in names if (folder / name).exists()]
+    if is_own(folder / names[0], mark):
+        recorded = json_or_empty(folder / names[0]).get("files", {})
+        foreign = [
+            name
+            for name in foreign
+            if name in recorded and content_digest(folder / name) not in recorded[name]
+        ]
+    if foreign:
         raise InputError(
-            f"--out: {folder} contains {found[0]}, which this command did not write; give "
+            f"--out: {folder} contains {foreign[0]}, which this command did not write; give "
             "another name"
         )
+
+
+def write_with_record(record_file: Path, record: dict, files: Mapping[str, bytes]) -> None:
+    """Writes a record, which also contains the digests of files, and then the files beside it.
+
+    The digests of earlier files stay, for a call that is killed before it has replaced them.
+    """
+    earlier = json_or_empty(record_file).get("files", {})
+    digests = {
+        name: [hashlib.sha256(content).hexdigest(), *earlier.get(name, [])[:1]]
+        for name, content in files.items()
+    }
+    write_json(record_file, record | {"files": digests})
+    for name, content in files.items():
+        write_bytes(record_file.with_name(name), content)
 
 
 def file_identity(path: Path) -> str | None:

@@ -32,6 +32,9 @@ FLAGS = {
     "--dense-epochs": _DENSE,
     "--alpha": "superclip average --weights takes the weight of each checkpoint",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
+    "--runs": "the runs of a study are in OUT/runs",
+    "--write-evaluation": "superclip evaluate RUN… shows the demo's own scores",
+    "--every": "give the checkpoints, RUN/checkpoints/*.pt",
 }
 
 FIELDS = {  # of recipes, and of run.json
@@ -39,6 +42,11 @@ FIELDS = {  # of recipes, and of run.json
     "superclip.word_course": FLAGS["--superclip-word-course"],
     "patience": _BEST,
     "stage": _SETUP,
+}
+
+STUDY_FIELDS = {  # of a study's file
+    "choose": "set lr in the arms, or compare all arms at several rates: cells: {lr: [5e-4, 1e-3]}",
+    "first_seed": "seeds begin at 0",
 }
 
 

@@ -1,9 +1,10 @@
-"""Renders templates of pages, tables, figures and numbers as text."""
+"""Renders templates of pages, tables, figures, progress and numbers as text."""
 
 import base64
 import csv
 import io
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from tqdm import tqdm
 
 from .errors import IN_TEXT, printable
 
@@ -128,6 +130,12 @@ def _harmless(cell: object) -> object:
     except ValueError:
         return f"'{cell}"
     return cell
+
+
+def progress_bar(title: str, total: int, **options) -> tqdm:
+    """Returns a bar on stderr: without a terminal, a line every ten seconds."""
+    seconds = 0.5 if sys.stderr.isatty() else 10
+    return tqdm(desc=title, total=total, mininterval=seconds, miniters=0, **options)
 
 
 def bytes_text(number: int) -> str:

@@ -15,31 +15,33 @@ CONTROL = "#4f6d7a"
 
 def draw_cases(rows: list[tuple[Case, Comparison]], file: Path) -> None:
     """Draws the difference of each case with its 95 % interval, under the titles of the groups."""
-    figure, axes = plt.subplots(figsize=(9, 0.36 * len(rows) + 2.2), layout="constrained")
-    place, places, names = 0, [], []
+    figure, axes = plt.subplots(figsize=(5, 0.4 * len(rows) + 2.5), layout="constrained")
+    place = 0.0
+    text = {
+        "transform": axes.get_yaxis_transform(),
+        "va": "center",
+        "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
+    }
     for group, members in groupby(rows, key=lambda row: row[0].group):
-        places.append(place)
-        names.append(group)
+        axes.text(0, place, group, weight="bold", **text)
+        place += 1
         for case, comparison in members:
-            place += 1
             colour = COLOURS[comparison.verdict]
             if group == CONTROLS:
                 colour = CONTROL
+            name = f"{case.text}  (n = {comparison.n})"
+            axes.text(0, place, name, fontsize=9, **text)
+            place += 0.6
             axes.plot(comparison.interval, [place, place], color=colour, linewidth=2.5)
             axes.plot(comparison.mean, place, "o", color=colour)
-            places.append(place)
-            names.append(f"{case.text}  (n = {comparison.n})")
-        place += 1.3
+            place += 0.9
+        place += 0.5
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(places, names)
-    for label in axes.get_yticklabels():
-        if label.get_text() in {case.group for case, _ in rows}:
-            label.set_weight("bold")
-    axes.set_ylim(place - 0.3, -0.8)
-    axes.set_xlabel("difference from training without the class loss, points (95 % interval)")
+    axes.set_yticks([])
+    axes.set_ylim(place - 0.8, -0.8)
+    axes.set_xlabel("difference from training without the class loss,\npoints (95 % interval)")
     axes.grid(axis="x", alpha=0.4)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
     drawn = [*COLOURS.items(), ("control", CONTROL)]
     drawn = [(name, colour) for name, colour in drawn if name != "loss"]
     handles = [plt.Line2D([], [], color=colour, marker="o") for _, colour in drawn]

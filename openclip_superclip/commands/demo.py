@@ -4,28 +4,27 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from ..errors import InputError, Parser, at_least, no_effect, to_stdout
+from ..errors import Parser, at_least, no_effect, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder
+from ..files import make_folder
 from ..runs.signals import stopped_by_signals
-from ..study.configuration import MARK, RESULTS, StudyOptions, configure
-from ..study.training import run_study
-from .shared_options import add_count, add_folder, add_number, add_switch
+from .shared_options import add_count, add_number, add_switch
 
 
 def main(argv: list[str]) -> int:
     """Trains, measures, prints the table, and writes the figures, study.* and the runs; returns
     the exit code."""
     options = _parse(argv)
-    if options.write_evaluation:
-        to_stdout(_write_evaluation(options))
-        return 0
+    to_stderr("superclip demo: loading PyTorch and OpenCLIP, which takes a few seconds")
     if options.data_only:
         to_stdout(_write_training_data(options))
         return 0
     require("superclip demo", "report")
+    from ..study.configuration import StudyOptions, configure
+    from ..study.runs import runs_of, summary
+    from ..study.training import run_study
+
     out = options.out
-    check_results(out, RESULTS, MARK)
     study_options = StudyOptions(
         study="demo",
         device="cpu",
@@ -35,12 +34,15 @@ def main(argv: list[str]) -> int:
         scenes=out,
         command=shlex.join(["superclip", "demo", *argv]),
     )
+    configured = configure(study_options)
+    text = summary(configured.study, runs_of(configured), options.jobs)
+    to_stderr(f"superclip {text}")
     with stopped_by_signals():
-        results = run_study(configure(study_options), options.jobs)
+        results = run_study(configured, options.jobs)
     to_stdout(f"\n{results.tables()}")
     if results.study.seeds == 1:
         to_stdout("\nOne seed is only a test: superclip demo trains four.")
-    to_stdout(f"\nMore in {out}: study.png, study.csv, study.json and runs/")
+    to_stdout(f"\nMore in {out}: study.png, study.json and runs/")
     return 0
 
 
@@ -70,11 +72,6 @@ def _parse(argv: list[str]) -> Namespace:
         type=Path,
         default=Path("demo"),
     )
-    add_folder(
-        parser,
-        "--write-evaluation",
-        "only write the held-out scenes, as data sets for superclip evaluate",
-    )
     add_switch(parser, "--data-only", "only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)
     at_least(options, seeds=1, samples=32, jobs=1)  # a batch of the demo's recipe
@@ -88,20 +85,3 @@ def _write_training_data(options: Namespace) -> str:
     no_effect(options, "--data-only", "seeds", "samples")
     make_folder(options.out)
     return " and ".join(write_training_data(options.out))
-
-
-def _write_evaluation(options: Namespace) -> str:
-    """Writes the held-out scenes as data sets, and returns the command that uses them."""
-    from ..demo.data import EVALUATION_DATA, write_evaluation_data
-
-    no_effect(options, "--write-evaluation", "data_only", "seeds", "samples")
-    folder = options.write_evaluation
-    for name in EVALUATION_DATA:
-        if (folder / name).exists():
-            raise InputError(
-                f"--write-evaluation: {folder / name} exists: remove it or give another folder"
-            )
-    make_folder(folder, "--write-evaluation")
-    names = " ".join(write_evaluation_data(folder))
-    evaluate = f"superclip evaluate CHECKPOINT --data {shlex.quote(str(folder))} --datasets"
-    return f"{evaluate} {names} --suite zeroshot,retrieval,probe"

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder, write_bytes, write_json, write_text
-from .shared_options import add_folder, add_number, add_switch, from_options
+from ..files import check_results, make_folder, write_with_record
+from .shared_options import add_folder, add_number, from_options
 
 FILES = ("scores.json", "scores.csv", "scores.png")
 MARK = '"command": "superclip evaluate'
@@ -26,7 +26,6 @@ def main(argv: list[str]) -> int:
         no_effect(options, "no --data", "suite", "datasets", "model", "device", "precision")
     else:
         require("superclip evaluate --data", "eval")
-    from ..checkpoints.trainer_files import checkpoints
     from ..evaluation.model_scores import find_scores
     from ..evaluation.score_figure import draw_scores
     from ..evaluation.score_table import ScoreTable
@@ -34,16 +33,6 @@ def main(argv: list[str]) -> int:
     out = options.out
     check_results(out, FILES, MARK)
     arguments = list(dict.fromkeys(options.models))
-    if options.every:
-        runs = arguments
-        arguments = []
-        for run in runs:
-            files = checkpoints(Path(run, "checkpoints"))
-            if not files:
-                raise InputError(
-                    f"--every: {run} has no checkpoints/epoch_N.pt; expected the folder of a run"
-                )
-            arguments += map(str, files.values())
     command = shlex.join(["superclip", "evaluate", *argv])
     failures = [] if options.data is None else _evaluate(options, arguments, command)
     rows = [find_scores(argument, out) for argument in arguments]
@@ -60,9 +49,8 @@ def main(argv: list[str]) -> int:
         missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
         raise InputError(f"there are no scores ({missing})")
     make_folder(out)
-    write_json(out / FILES[0], table.record(command))
-    write_text(out / FILES[1], table.csv())
-    write_bytes(out / FILES[2], draw_scores(table))
+    files = {FILES[1]: table.csv().encode(errors="replace"), FILES[2]: draw_scores(table)}
+    write_with_record(out / FILES[0], table.record(command), files)
     to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
     return 1 if failures else 0
 
@@ -84,19 +72,13 @@ def _evaluate(options: argparse.Namespace, arguments: list[str], command: str) -
     chosen, absent = select_datasets(options.data, suites, options.datasets)
     evaluation = Evaluation(chosen, settings, options.out, command)
     models = []
-    failures = []
     for argument in arguments:
-        try:
-            is_run = Path(argument, "checkpoints").is_dir()
-            checkpoint = str(checkpoint_of(Path(argument))) if is_run else argument
-            models.append(find_model(checkpoint, options.model))
-        except InputError as error:
-            if not options.every:
-                raise
-            failures.append(str(error))
-    if models and not any(model.uses_option for model in models):
+        is_run = Path(argument, "checkpoints").is_dir()
+        checkpoint = str(checkpoint_of(Path(argument))) if is_run else argument
+        models.append(find_model(checkpoint, options.model))
+    if not any(model.uses_option for model in models):
         no_effect(options, "exported folders and released models", "model")
-    failures += evaluation.run(models)
+    failures = list(evaluation.run(models))
     if evaluation.num_reused:
         to_stderr(f"reused results: {evaluation.num_reused}")
     if absent:
@@ -157,7 +139,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_number(parser, "--batch-size", 64, "images per batch")
     add_number(parser, "--workers", 4, "processes that read data")
-    add_switch(parser, "--every", "evaluate all checkpoints of each run, not only the last one")
     add_number(
         parser,
         "--probe-lr",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.trainer_files import RECORD
 from ..data.held_out import TableSplit, split_table
 from ..data.tables import check_table, is_table
+from ..data.tar_shards import expand
 from ..errors import InputError, Parser, at_least, refuse, to_stderr, to_stdout
 from ..extras import require
 from ..files import is_own
@@ -100,6 +101,8 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
 def _splits(options: Namespace) -> bool:
     """Returns whether the command splits --data; InputError for --val-fraction where it does
     not."""
+    if options.data and not is_table(options.data):
+        expand(options.data, "--data")  # InputError for a folder
     has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation
@@ -115,12 +118,13 @@ def _splits(options: Namespace) -> bool:
 
 def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..study.runs import StudyRuns, check_arms, summary
+    from ..study.runs import check_arms, check_data, runs_of, summary
     from ..study.training import run_study
 
-    runs = StudyRuns(configured)
+    study = configured.study
+    runs = runs_of(configured)
     if not options.only:
-        check_arms(runs)
+        check_arms(study, runs)
     if options.slurm:
         from ..study.study_on_slurm import StudySubmission
 
@@ -130,14 +134,20 @@ def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
         return 0
     from ..runs.signals import stopped_by_signals
 
+    jobs = options.jobs or 1
     if options.dry_run:
-        to_stdout(summary(runs))
+        check_data(study, runs)
+        to_stdout(summary(study, runs, jobs))
         return 0
+    if options.only:
+        jobs = 0
+    else:
+        to_stderr(f"superclip: {summary(study, runs, jobs)}")
     with stopped_by_signals():
-        results = run_study(configured, 0 if options.only else options.jobs or 1)
+        results = run_study(configured, jobs)
     to_stdout(
-        f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.csv, study.json, and "
-        "the folders of the runs"
+        f"\n{results.tables()}\n\nMore in {configured.out}: study.png, study.json, and the "
+        "folders of the runs"
     )
     return 0
 
@@ -160,8 +170,7 @@ def _parse(argv: list[str]) -> Namespace:
     shared.add_data_options(parser, "the study's")
     add(
         "--val-data",
-        "shards or a .csv for OpenCLIP's retrieval metrics, which replace the measures of "
-        "the demo's scenes",
+        "shards or a .csv for OpenCLIP's retrieval metrics",
         metavar="DATA",
     )
     add(
@@ -172,11 +181,6 @@ def _parse(argv: list[str]) -> Namespace:
         metavar="FRACTION",
     )
     add_folder(parser, "--out", "folder of runs and results (default: runs/studies/NAME)")
-    add_folder(
-        parser,
-        "--runs",
-        "folder of the runs; studies of one recipe can share it (default: OUT/runs)",
-    )
     add("--only", "only evaluate and report finished runs", choices=("report",))
     shared.add_settings(parser, *shared.RUN_SETTINGS)
     slurm = parser.add_argument_group("on SLURM")

@@ -1,22 +1,12 @@
-"""Writes the small model, the training shards and the evaluation data of the demo."""
+"""Writes the small model and the training shards of the demo."""
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from webdataset import TarWriter
-
-from ..files import check_results, whole_file, write_bytes, write_text
-from .scenes import (
-    IMAGE_SIZE,
-    NAMES,
-    Scene,
-    different_scenes,
-    numbered,
-    scenes,
-    write_shards,
-)
+from ..files import check_results, write_bytes, write_text
+from .scenes import IMAGE_SIZE, NAMES, check_shards, write_shards
 
 CONTEXT = 18  # tokens: enough for four names of two words, separated by commas
 NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes at the end of a word, start and end tokens
@@ -24,14 +14,16 @@ NUM_TOKENS_WITHOUT_MERGES = 2 * 256 + 2  # bytes, bytes at the end of a word, st
 RESNET = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 12, "head_width": 32}
 # ten slices of two shards, divisible by batch sizes of 16 to 256
 NUM_SHARDS = 20
+SCENES = "data/scenes"  # the folder of the shards, in the demo's folder
 SHARD_SIZE = 1024
 
 
 def write_training_data(folder: Path) -> tuple[str, str]:
     """Writes the model and the shards, unless they exist, and returns the values of --model and
     --train-data."""
+    check_shards(folder / SCENES)
     write_model(folder / "model")
-    write_shards(folder / "data/scenes", NUM_SHARDS * SHARD_SIZE, SHARD_SIZE)
+    write_shards(folder / SCENES, NUM_SHARDS * SHARD_SIZE, SHARD_SIZE)
     return model_of(folder), shards_of(folder)
 
 
@@ -42,7 +34,7 @@ def model_of(folder: Path) -> str:
 
 def shards_of(folder: Path) -> str:
     """Returns the pattern of the shards in the demo's folder."""
-    return f"{folder / 'data/scenes'}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
+    return f"{folder / SCENES}/{{000000..{NUM_SHARDS - 1:06d}}}.tar"
 
 
 def write_model(folder: Path) -> None:
@@ -88,50 +80,3 @@ def needed_merges(names: Iterable[str]) -> list[tuple[str, str]]:
         needed |= merges
         parts = set().union(*merges)
     return sorted(needed, key=tokenizer.bpe_ranks.get)
-
-
-EVALUATION_DATA = ("demo_objects", "demo_scenes")  # folders of `write_evaluation_data`
-
-
-def write_evaluation_data(
-    folder: Path, num_scenes: int = 1000, num_probe_scenes: int = 2000
-) -> dict[str, Path]:
-    """Writes two data sets in CLIP_benchmark's WebDataset layout, and returns their folders by
-    name.
-
-    demo_objects: scenes of one object, labelled with the index of its name; splits `test` and
-        `train` (linear probe).
-    demo_scenes: scenes of at least two objects, all different, with long captions, for retrieval.
-
-    The test scenes are the same as in the demo.
-    """
-    objects, groups = (folder / name for name in EVALUATION_DATA)
-    _write_split(objects, "test", scenes(num_scenes, split="test", num_objects=(1,)), num_scenes)
-    _write_split(objects, "train", scenes(num_probe_scenes, num_objects=(1,)), num_probe_scenes)
-    write_text(objects / "classnames.txt", "\n".join(NAMES) + "\n")
-    write_text(objects / "zeroshot_classification_templates.txt", "{c}\n")  # plain names
-    _write_split(groups, "test", different_scenes(num_scenes, 0, "test"), num_scenes)
-    write_text(groups / "dataset_type.txt", "retrieval\n")
-    return dict(zip(EVALUATION_DATA, (objects, groups), strict=True))
-
-
-def _write_split(data_set: Path, split: str, shown: Iterable[Scene], num_scenes: int) -> None:
-    """Writes scenes as a split of one shard."""
-    folder = data_set / split
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "nshards.txt", "1\n")
-    with whole_file(folder / "0.tar") as file, TarWriter(file, mtime=0) as tar:
-        for sample in _samples(numbered(shown, num_scenes, data_set.name)):
-            tar.write(sample)
-
-
-def _samples(shown: Iterable[tuple[int, Scene]]) -> Iterator[dict]:
-    """Yields samples of scenes: of one object with the index of its name, of several with the
-    long caption."""
-    for index, scene in shown:
-        sample = {"__key__": f"{index:06d}", "png": scene.image}
-        if len(scene.objects) == 1:
-            sample["cls"] = NAMES.index(scene.objects[0])
-        else:
-            sample["txt"] = scene.captions["long"]
-        yield sample

@@ -18,10 +18,8 @@ OpenedModel = tuple[nn.Module, Callable, Callable]
 Measures = dict[str, float]  # by name, in percent
 
 
-def measure(
-    opened: OpenedModel, split: str, num_scenes: int = 1000, num_probe_scenes: int = 2000
-) -> Measures:
-    """Returns the measures of a model on scenes of a split, in percent.
+def measure(opened: OpenedModel, num_scenes: int = 1000, num_probe_scenes: int = 2000) -> Measures:
+    """Returns the measures of a model on the scenes for the test, in percent.
 
     zero_shot: top-1 accuracy on scenes with one object, over all names.
     image_to_text_R@1, text_to_image_R@1: retrieval of long captions, for different scenes with at
@@ -31,8 +29,8 @@ def measure(
         training scenes.
     """
     model, preprocess, tokenizer = opened
-    singles = list(scenes(num_scenes, split=split, num_objects=(1,)))
-    groups = different_scenes(num_scenes, 0, split)
+    singles = list(scenes(num_scenes, split="test", num_objects=(1,)))
+    groups = different_scenes(num_scenes)
     probe_scenes = list(scenes(num_probe_scenes))
     with torch.inference_mode():
         classifier = name_classifier(model, tokenizer)  # [D, N]

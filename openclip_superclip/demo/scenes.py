@@ -6,23 +6,24 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from ..errors import InputError
 from ..files import read_json, whole_file, write_text
+from ..rendering import progress_bar
 
 TILES = Path(__file__).parent / "tiles"
 DESIGNERS = ("google", "twitter")
-SPLITS = ("train", "tune", "test")
+SPLITS = ("train", "tune", "test")  # "tune": of earlier studies, which tuned learning rates on it
 VERSION = 1  # of the scenes: increase it if the same seed gives different bytes
+RECORD = "dataset.json"  # beside shards, written first: what they contain
 IMAGE_SIZE = 64
 QUADRANT = 32
 CORNERS = ((0, 0), (QUADRANT, 0), (0, QUADRANT), (QUADRANT, QUADRANT))
@@ -125,13 +126,13 @@ def scenes(
     return (make_scene(seed, index, split, num_objects) for index in range(num))
 
 
-def different_scenes(num: int, seed: int, split: str) -> list[Scene]:
-    """Returns the first `num` scenes of a split with at least two objects, and with different
+def different_scenes(num: int) -> list[Scene]:
+    """Returns the first `num` scenes for the test with at least two objects, and with different
     sets of objects and different long captions."""
     chosen = []
     seen = set()
     for index in itertools.count():
-        scene = make_scene(seed, index, split, range(2, 5))
+        scene = make_scene(0, index, "test", range(2, 5))
         keys = {frozenset(scene.objects), scene.captions["long"]}
         if seen.isdisjoint(keys):
             seen |= keys
@@ -145,8 +146,9 @@ def write_shards(folder: Path, num_samples: int, samples_per_shard: int, seed: i
 
     A sample contains `png`, `txt` and `long.txt` (the long caption), `short.txt`, and `json`
     (objects and captions). The same arguments give the same bytes. Raises InputError if the
-    folder contains another data set.
+    folder contains something else.
     """
+    check_shards(folder)
     dataset = {
         "num_samples": num_samples,
         "seed": seed,
@@ -156,23 +158,36 @@ def write_shards(folder: Path, num_samples: int, samples_per_shard: int, seed: i
         "split": "train",
         "version": VERSION,
     }
-    record = folder / "dataset.json"  # written last: if it exists, all shards do
-    if record.exists():
-        if read_json(record, flag="--out", advice="remove it") != dataset:
-            raise InputError(f"{folder} contains another data set: remove it or use another folder")
+    record = folder / RECORD
+    if record.exists() and read_json(record, flag="--out", advice="remove it") != dataset:
+        raise InputError(f"{folder} contains another data set: remove it or use another folder")
+    missing = {}  # the indices of scenes, by file
+    for shard in range(math.ceil(num_samples / samples_per_shard)):
+        file = folder / f"{shard:06d}.tar"
+        if not file.exists():
+            first = shard * samples_per_shard
+            missing[file] = range(first, min(first + samples_per_shard, num_samples))
+    if not missing:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    remaining = numbered(scenes(num_samples, seed), num_samples, f"scenes for {folder}")
-    for shard in range(math.ceil(num_samples / samples_per_shard)):
-        with whole_file(folder / f"{shard:06d}.tar") as file, TarWriter(file, mtime=0) as writer:
-            for index, scene in itertools.islice(remaining, samples_per_shard):
-                writer.write({"__key__": f"{index:09d}", **_sample(scene)})
     write_text(record, json.dumps(dataset))
+    total = sum(map(len, missing.values()))
+    with progress_bar(f"drawing scenes into {folder}", total, unit=" scenes") as bar:
+        for file, indices in missing.items():
+            with whole_file(file) as opened, TarWriter(opened, mtime=0) as writer:
+                for index in indices:
+                    scene = make_scene(seed, index, "train")
+                    writer.write({"__key__": f"{index:09d}", **_sample(scene)})
+                    bar.update()
 
 
-def numbered(shown: Iterable[Scene], total: int, title: str) -> Iterator[tuple[int, Scene]]:
-    """Iterates over scenes and their numbers under a bar."""
-    return enumerate(tqdm(shown, title, total, unit=" scenes", disable=None))
+def check_shards(folder: Path) -> None:
+    """Raises InputError if a folder contains shards that `write_shards` has not written."""
+    foreign = sorted(folder.glob("*.tar"))
+    if foreign and not (folder / RECORD).exists():
+        raise InputError(
+            f"--out: {foreign[0]} was not written by this command: remove it or give another folder"
+        )
 
 
 def _sample(scene: Scene) -> dict:

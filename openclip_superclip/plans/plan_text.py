@@ -114,12 +114,12 @@ def _slices(run: Run, cost: dict) -> str:
         advice = f"; shorter ones lose less{shorter_slices(run, slow)}"
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps, {_duration(cost['slice_hours'])}: the most that an "
+        f"{run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
         f"interruption loses{advice}"
     )
 
 
-def _duration(hours: list[float]) -> str:
+def duration(hours: list[float]) -> str:
     """Returns a range of hours as hours or, if they are few, minutes."""
     fast, slow = hours
     unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
@@ -177,7 +177,7 @@ def command_text(run: Run) -> str:
 
 def _compute(run: Run, cost: dict) -> str:
     fast, slow = cost["hours_range"]
-    text = f"{cost['flops']:.2e} FLOPs; {_duration(cost['hours_range'])}"
+    text = f"{cost['flops']:.2e} FLOPs; {duration(cost['hours_range'])}"
     if run.device == "cuda":
         at_most = "" if fast == slow else "at most "
         text += f", {at_most}{significant(cost['gpu_hours'], 2)} GPU-hours"

@@ -1,5 +1,4 @@
-"""SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in, or
-one command."""
+"""SLURM: the node of this process, the queue, and job scripts: slurm/train.sbatch filled in."""
 
 import os
 import re
@@ -193,20 +192,16 @@ class SlurmJob:
     file: Path
     text: str
 
-    def command(self, dependency: str = "") -> list[str]:
-        """Returns the sbatch command, which prints the job's number.
+    def command(self) -> list[str]:
+        """Returns the sbatch command, which prints the job's number."""
+        return ["sbatch", "--parsable", str(self.file)]
 
-        With sbatch's --dependency, such as afterok:17, jobs that can never start are cancelled.
-        """
-        waits = [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"] if dependency else []
-        return ["sbatch", "--parsable", *waits, str(self.file)]
-
-    def submit(self, dependency: str = "") -> str:
+    def submit(self) -> str:
         """Writes the script, submits the job and returns its number; InputError if that fails."""
         write_text(self.file, self.text)
         environment = {name: value for name, value in os.environ.items() if not OF_JOB.match(name)}
         try:
-            done = _call(*self.command(dependency), env=environment)
+            done = _call(*self.command(), env=environment)
         except OSError as error:
             reason = "was not found here"
             if shutil.which("sbatch", mode=os.F_OK):
@@ -275,21 +270,6 @@ class SlurmRequest:
             before, _, rest = text.partition(f"# <{mark}>\n")
             text = "\n".join([before.rstrip("\n"), *filling, rest.partition(f"# </{mark}>\n")[2]])
         return SlurmJob(file, text)
-
-    def command(self, file: Path, name: str, arguments: Sequence[str]) -> SlurmJob:
-        """Returns a job that runs `superclip ARGUMENTS` once: on a CPU, with a GPU if the
-        partition has GPUs."""
-        own = {"cpus-per-task": "1", "requeue": "", "open-mode": "append"}
-        lines = [
-            "#!/bin/bash",
-            *replace(self, nodes=1, gpus_per_node=1)._directives(file, name, own),
-            *self._setup(file),
-            'eval "container=(${SUPERCLIP_CONTAINER:-})"',
-            'exec srun --nodes=1 --ntasks=1 --cpus-per-task=1 --export=ALL "${container[@]}" '
-            '"${superclip[@]}" ' + shlex.join(arguments),
-        ]
-        _check_lines(lines)
-        return SlurmJob(file, "\n".join(lines) + "\n")
 
     def _directives(self, file: Path, name: str, own: Mapping[str, str]) -> list[str]:
         """Returns the lines with the sbatch options of a job: the common ones, its own, and the

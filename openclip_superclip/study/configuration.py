@@ -14,7 +14,7 @@ from ..plans.recipe import VAL_DATA
 from ..plans.run import DEFAULTS, Settings
 from .study_file import Study, problems, read_study
 
-RESULTS = ("study.json", "study.csv", "study.md", "study.png")  # the first one has the mark
+RESULTS = ("study.json", "study.md", "study.png")  # the first one has the mark
 MARK = '"primary": '
 DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
 
@@ -28,8 +28,7 @@ class StudyOptions:
     out: Path | None = None  # runs/studies/NAME
     seeds: int | None = None  # the study's
     data: str | None = None  # shards or a table instead of the recipe's
-    val_data: str | None = None  # the measures become OpenCLIP's own
-    runs: Path | None = None  # OUT/runs
+    val_data: str | None = None
     set: Mapping[str, str] = field(default_factory=dict)  # fields of the recipe with their values
     scenes: Path = DEMO  # the folder for the demo's model and scenes
     settings: Settings = DEFAULTS  # of every `superclip run`
@@ -42,22 +41,13 @@ class ConfiguredStudy:
 
     study: Study
     out: Path
-    runs_in: Path  # the folder of the runs, which studies of one recipe may share
     data: str | None  # of the runs, instead of the recipe's
     options: StudyOptions
 
-    def arguments(self) -> list[str]:
-        """Returns the arguments of `superclip` that configure the same study again, without the
-        settings of its runs."""
-        options = self.options
-        arguments = ["study", options.study, "--out", str(self.out)]
-        for name in ("device", "seeds", "data", "val_data", "runs"):
-            value = getattr(options, name)
-            if value is not None:
-                arguments += [f"--{name.replace('_', '-')}", str(value)]
-        for name, value in options.set.items():
-            arguments += ["--set", f"{name}={value}"]
-        return arguments
+    @property
+    def runs_in(self) -> Path:
+        """The folder of the runs."""
+        return self.out / "runs"
 
     def streams(self) -> list[str]:
         """Returns the options of `superclip run` with the command's URLs and commands."""
@@ -76,13 +66,18 @@ def configure(options: StudyOptions) -> ConfiguredStudy:
     study = read_study(options.study)
     out = options.out or Path("runs/studies", study.name)
     check_results(out, RESULTS, MARK)
+    if study.is_of_scenes and (options.data or options.val_data):
+        raise InputError(
+            f"--data: {study.name} trains and evaluates on the demo's scenes; superclip study "
+            "own_data takes your own data"
+        )
     study = _with_options(study, options)
-    _check_measures(study, options.data)
+    _check_measures(study)
     data = options.data
     if options.scenes != DEMO:
         study = replace(study, overrides=study.overrides | {"model": model_of(options.scenes)})
         data = shards_of(options.scenes)
-    return ConfiguredStudy(study, out, options.runs or out / "runs", data, options)
+    return ConfiguredStudy(study, out, data, options)
 
 
 def _with_options(study: Study, options: StudyOptions) -> Study:
@@ -90,8 +85,6 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
     if options.seeds is not None:
         study = replace(study, seeds=options.seeds)
         refuse(f"--seeds: {problem}" for problem in problems(study))
-    if options.val_data is not None and study.is_of_scenes:
-        study = replace(study, measures="validation", primary="image_to_text_R@1", choose={})
     study = replace(study, overrides=dict(options.set))
     study.check_overrides()
     study.check_recipes()
@@ -103,14 +96,9 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
     return replace(study, overrides=overrides)
 
 
-def _check_measures(study: Study, data: str | None) -> None:
+def _check_measures(study: Study) -> None:
     """Raises InputError if the runs could not be measured."""
     if study.is_of_scenes:
-        if data:
-            raise InputError(
-                "--data requires --val-data: this study would otherwise evaluate on the demo's "
-                "scenes"
-            )
         return
     flag = "val-data"
     option = "--val-data SHARDS (or a .csv)"

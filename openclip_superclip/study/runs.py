@@ -1,100 +1,88 @@
 """Which runs a study has, and what is left of them to train."""
 
 import itertools
+import os
+import re
 from collections.abc import Iterable, Sequence
 
 from ..checkpoints.starting_weights import is_unchecked
-from ..errors import InputError, listed
+from ..errors import InputError, listed, refuse
 from ..method.model import trains_only_head
 from ..openclip.factory import model_without_values
 from ..openclip.train import check_command
+from ..plans.cost import estimate_cost
+from ..plans.model_size import model_size
+from ..plans.plan_text import duration
 from ..plans.recipe_files import read_recipe
 from ..plans.run import Run
 from ..runs.unreadable import accepted_data
 from .configuration import ConfiguredStudy
-from .learning_rates import rate_of, read_rates, tuned_arms
-from .study_run import StudyRun, named_fields, run_name
+from .study_file import Study
+from .study_run import StudyRun
+
+ADVICE = "give --out another folder"
 
 
-class StudyRuns:
-    """The runs of a study, and the trials that tune its learning rates.
+def runs_of(configured: ConfiguredStudy) -> list[StudyRun]:
+    """Returns the runs of a study: seeds outermost, so that the finished ones are always a study of
+    fewer seeds.
 
-    A run's folder is named after the fields in which its recipe differs from the study's, so that
-    studies of one recipe share runs. InputError for a folder that has, or would have, another run.
+    InputError for a folder of another run.
     """
-
-    def __init__(self, configured: ConfiguredStudy):
-        self.configured = configured
-        self._fields: dict[str, dict] = {}  # of the recipes, by the name of the run
-
-    def of_results(self) -> list[StudyRun]:
-        """Returns the runs with the learning rates that have been tuned so far: seeds outermost,
-        so that the finished ones are always a study of fewer seeds."""
-        study = self.configured.study
-        rates = read_rates(study, self.configured.out)
-        return [
-            self._run(arm, cell, seed, rate_of(study, arm, cell, rates))
-            for seed, cell, arm in itertools.product(
-                study.result_seeds, study.cell_values, study.arms
-            )
-        ]
-
-    def trials(self) -> list[StudyRun]:
-        """Returns the runs that tune the learning rates."""
-        study = self.configured.study
-        return [
-            self._run(arm, cell, seed, str(rate), "tune")
-            for seed, cell, arm, rate in itertools.product(
-                study.tuning_seeds, study.cell_values, tuned_arms(study), study.choose.get("lr", [])
-            )
-        ]
-
-    def _run(self, arm: str, cell, seed: int, rate: str | None, split: str = "test") -> StudyRun:
-        study = self.configured.study
-        own_seed = {"seed": str(seed)}
-        settings = study.settings(arm, cell) | own_seed
-        if rate:
-            settings["lr"] = rate
-        recipe = read_recipe(study.recipe, settings)
-        common = read_recipe(study.recipe, study.overrides | own_seed)
-        is_common = {name: settings[name] == value for name, value in study.fields_of_all.items()}
-        name = run_name(recipe, common, is_common)
-        folder = self.configured.runs_in / name
-        run = StudyRun(self.configured, arm, cell, seed, settings, recipe, folder, split)
-        fields = named_fields(recipe)
-        if name not in self._fields:
-            self._fields[name] = fields
-            self._check_folder(run)
-        elif self._fields[name] != fields:
-            raise InputError(
-                f"arms: {arm} and another arm would share the folder {name}, but their recipes "
-                "differ: rename the file, or change the value"
-            )
-        return run
-
-    def _check_folder(self, run: StudyRun) -> None:
-        """Raises InputError if the run's folder contains a run with other settings, data or
-        device."""
-        folder = run.run_folder
-        advice = "give --runs another folder"
-        if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
-            raise InputError(
-                f"{folder.path} contains checkpoints of something else than a run of a study: "
-                f"{advice}"
-            )
-        folder.check_recipe(run.recipe, advice)
-        device = self.configured.options.device
-        folder.check_data(advice, self.configured.data or run.recipe.shards, device)
+    study = configured.study
+    runs = [
+        _run(configured, arm, cell, seed)
+        for seed, cell, arm in itertools.product(range(study.seeds), study.cell_values, study.arms)
+    ]
+    names = {_without_seed(run.folder.name) for run in runs}
+    if len(names) < len(study.cell_values) * len(study.arms):
+        raise InputError(
+            f"{study.name}: two of its arms or cells would share a folder of {', '.join(names)}: "
+            "rename one"
+        )
+    refuse(
+        f"{folder} is not a run of this study: {ADVICE}"
+        for folder in sorted(configured.runs_in.glob("*"))
+        if folder.is_dir() and _without_seed(folder.name) not in names
+    )
+    for run in runs:
+        _check_folder(run)
+    return runs
 
 
-def by_folder(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Returns the runs, those that share a folder once."""
-    return list({run.folder: run for run in runs}.values())
+def _run(configured: ConfiguredStudy, arm: str, cell: object, seed: int) -> StudyRun:
+    study = configured.study
+    settings = study.settings(arm, cell) | {"seed": str(seed)}
+    recipe = read_recipe(study.recipe, settings)
+    parts = [arm]
+    if cell is not None:
+        parts.append(f"{study.cell_field.rpartition('.')[2]}-{cell}")
+    parts = [re.sub(r"[^\w.-]+", "-", part)[:60].lower() for part in parts]
+    folder = configured.runs_in / f"{'_'.join(parts)}_seed{seed}"
+    return StudyRun(configured, arm, cell, seed, settings, recipe, folder)
+
+
+def _without_seed(name: str) -> str:
+    """Returns the name of a run's folder without its seed."""
+    return name.rpartition("_seed")[0]
+
+
+def _check_folder(run: StudyRun) -> None:
+    """Raises InputError if the run's folder contains a run with other settings, data or device."""
+    folder = run.run_folder
+    if folder.checkpoints.exists() and not (folder.path / "recipe.yaml").exists():
+        raise InputError(
+            f"{folder.path} contains checkpoints of something else than a run of a study: {ADVICE}"
+        )
+    folder.check_recipe(run.recipe, ADVICE)
+    configured = run.configured
+    data = configured.data or run.recipe.shards
+    folder.check_data(ADVICE, data, configured.options.device)
 
 
 def unfinished(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Returns the runs that are not finished, equal ones once."""
-    return [run for run in by_folder(runs) if not run.is_finished]
+    """Returns the runs that are not finished."""
+    return [run for run in runs if not run.is_finished]
 
 
 def check_finished(runs: Sequence[StudyRun]) -> None:
@@ -103,7 +91,7 @@ def check_finished(runs: Sequence[StudyRun]) -> None:
     if left:
         names = [f"{run.folder.name} ({run.state.get('state', 'not started')})" for run in left]
         raise InputError(
-            f"{len(left)} of {len(by_folder(runs))} runs in {left[0].folder.parent} are not "
+            f"{len(left)} of {len(runs)} runs in {left[0].folder.parent} are not "
             f"finished: {listed(names, 3)}; the command that trains the study, or submits it "
             "to SLURM, continues them"
         )
@@ -121,20 +109,16 @@ def check_plans(plans: Iterable[Run], *, reads_data: bool) -> None:
         accepted_data(plan, "study", reads_data=reads_data)
 
 
-def check_data(runs: StudyRuns) -> None:
+def check_data(study: Study, runs: Sequence[StudyRun]) -> None:
     """Prints the warnings of what is left to train and of its data; InputError if that could not
     be read. The demo's scenes are written later."""
-    left = unfinished([*runs.trials(), *runs.of_results()])
-    is_of_scenes = runs.configured.study.is_of_scenes
-    check_plans([run.described() for run in left], reads_data=not is_of_scenes)
+    check_plans([run.described() for run in unfinished(runs)], reads_data=not study.is_of_scenes)
 
 
-def check_arms(runs: StudyRuns) -> None:
+def check_arms(study: Study, runs: Sequence[StudyRun]) -> None:
     """Raises InputError for an arm whose class loss would train only its head."""
-    study = runs.configured.study
-    for run in runs.of_results():
-        is_first = run.seed == study.first_seed
-        if study.is_of_scenes or not (is_first and run.recipe.method.startswith("super")):
+    for run in runs:
+        if study.is_of_scenes or run.seed or not run.recipe.method.startswith("super"):
             continue
         options = check_command(run.described().openclip_arguments())
         if not is_unchecked(options) and trains_only_head(model_without_values(options)):
@@ -145,18 +129,17 @@ def check_arms(runs: StudyRuns) -> None:
             )
 
 
-def summary(runs: StudyRuns) -> str:
-    """Returns how many runs a study trains and how many samples, without training or writing
-    anything."""
-    check_data(runs)
-    study = runs.configured.study
-    lines = [f"{study.name}: {study.question}"]
-    for kind, group in (("trials", runs.trials()), ("runs", runs.of_results())):
-        if group:
-            left = unfinished(group)
-            samples = sum(run.recipe.samples for run in left)
-            lines.append(
-                f"{kind}: {len(by_folder(group))}, of which {len(left)} are left to train: "
-                f"{samples:,} samples"
-            )
-    return "\n".join(lines)
+def summary(study: Study, runs: Sequence[StudyRun], jobs: int) -> str:
+    """Returns how many runs are left to train and how many samples and, of your own data on a CPU,
+    how long that takes with so many runs at a time."""
+    left = unfinished(runs)
+    samples = sum(run.recipe.samples for run in left)
+    text = f"{study.name}: {len(left)} of {len(runs)} runs are left to train, {samples:,} samples"
+    plans = [run.described() for run in left]
+    is_known = not study.is_of_scenes and all(model_size(plan.recipe) for plan in plans)
+    if not left or plans[0].device != "cpu" or not is_known:
+        return text
+    cores = os.cpu_count() or 1  # of the estimate; a run uses one
+    ranges = [estimate_cost(plan)["hours_range"] for plan in plans]
+    hours = [sum(ends) * cores / min(jobs, cores) for ends in zip(*ranges, strict=True)]
+    return f"{text}: {duration(hours)} with --jobs {jobs}"

@@ -2,9 +2,8 @@
 before the first run."""
 
 import dataclasses
+import difflib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
 from itertools import permutations, product
 from pathlib import Path
@@ -14,11 +13,9 @@ from ..errors import InputError, refuse
 from ..files import shipped_folder
 from ..plans.recipe import KINDS, Recipe
 from ..plans.recipe_files import read_recipe, read_yaml, refuse_streamed_validation
+from ..removed import STUDY_FIELDS
 
-# the first seed of the trials that tune learning rates: the seeds of results are below it
-TUNING_SEEDS = 1000
-# in an arm: the arm from which it inherits the fields, including the tuned learning rate
-LIKE = "like"
+MAX_SEEDS = 1000
 OF_SCENES = ("zero_shot", "image_to_text_R@1", "text_to_image_R@1", "tagging", "linear_probe")
 MEASURES = {  # by what measures a run: its measures
     "demo": OF_SCENES,  # on the demo's held-out scenes
@@ -37,14 +34,11 @@ class Study:
     recipe: str  # a file or a shipped name; what all runs have in common
     arms: dict[str, dict]  # by name: fields of the recipe with their values, as --set takes them
     seeds: int  # how many, the same for every arm
-    first_seed: int = 0
     measures: str = "demo"  # one of MEASURES
     # fields of the recipe with their values, of every run
     set: dict = dataclasses.field(default_factory=dict)
     # one field: its values, or a mapping of more fields for each value
     cells: dict[str, list | dict] = dataclasses.field(default_factory=dict)
-    # lr: values; seeds: the number of trials of each
-    choose: dict = dataclasses.field(default_factory=dict)
     compare: list = dataclasses.field(default_factory=list)  # [arm, baseline], several
     name: str = ""  # of the file
     # fields of every run that the command sets, instead of those of `set`
@@ -70,14 +64,6 @@ class Study:
         """The values of the cells' field; [None] without cells."""
         return list(self.cells[self.cell_field]) if self.cells else [None]
 
-    @property
-    def result_seeds(self) -> range:
-        return range(self.first_seed, self.first_seed + self.seeds)
-
-    @property
-    def tuning_seeds(self) -> range:
-        return range(TUNING_SEEDS, TUNING_SEEDS + self.choose.get("seeds", 0))
-
     def fields_of_cell(self, cell) -> dict[str, str]:
         """Returns the fields that a cell sets; {} without cells."""
         if cell is None:
@@ -92,28 +78,13 @@ class Study:
         return as_texts(self.set) | self.overrides
 
     def settings(self, arm: str, cell=None) -> dict[str, str]:
-        """Returns the values of --set for the runs of an arm in a cell.
-
-        An arm that is like another has that one's fields in the cell first. Samples in percent are
-        whole steps, rounded up.
-        """
-        own = as_texts(self.arms[arm])
-        if LIKE in own:
-            settings = self.settings(own.pop(LIKE), cell)
-        else:
-            settings = self.fields_of_all | self.fields_of_cell(cell)
-        percent = re.fullmatch(r"(\d*\.?\d+) ?%", own.get("samples", ""))
-        if percent:
-            recipe = read_recipe(self.recipe, settings)
-            steps = recipe.samples * float(percent[1]) / 100 / recipe.global_batch_size
-            own["samples"] = str(math.ceil(round(steps, 6)) * recipe.global_batch_size)
-        return settings | own
+        """Returns the values of --set for the runs of an arm in a cell."""
+        return self.fields_of_all | self.fields_of_cell(cell) | as_texts(self.arms[arm])
 
     @property
     def first_settings(self) -> dict[str, str]:
         """The values of --set for the first arm's run of the first seed in the first cell."""
-        settings = self.settings(next(iter(self.arms)), self.cell_values[0])
-        return settings | {"seed": f"{self.first_seed}"}
+        return self.settings(next(iter(self.arms)), self.cell_values[0]) | {"seed": "0"}
 
     @property
     def first_recipe(self) -> Recipe:
@@ -121,15 +92,11 @@ class Study:
         return read_recipe(self.recipe, self.first_settings)
 
     def check_overrides(self) -> None:
-        """Raises InputError for a field of --set in which the study's runs differ, or that it
-        tunes."""
-        varied = {"seed"}
-        if self.choose:
-            varied.add("lr")
-        for fields in (*self.arms.values(), *map(self.fields_of_cell, self.cell_values)):
-            varied |= {name for name, value in fields.items() if not str(value).endswith("%")}
+        """Raises InputError for a field of --set in which the study's runs differ."""
+        varied = {"seed"}.union(*self.arms.values())
+        varied = varied.union(*map(self.fields_of_cell, self.cell_values))
         refuse(
-            f"--set {field}: the study varies or tunes this field; change it in the study's file"
+            f"--set {field}: the study varies this field; change it in the study's file"
             for field in self.overrides
             if field in varied
         )
@@ -181,28 +148,12 @@ def problems(study: Study) -> Iterator[str]:
     measures = MEASURES[study.measures]
     if study.primary not in measures:
         yield f"primary is {study.primary!r}; expected one of {', '.join(measures)}"
-    if not 0 <= study.first_seed < study.first_seed + study.seeds <= TUNING_SEEDS:
-        yield (
-            f"first_seed is {study.first_seed!r} and seeds is {study.seeds!r}; expected seeds from "
-            f"0 to {TUNING_SEEDS - 1}"
-        )
+    if not 1 <= study.seeds <= MAX_SEEDS:
+        yield f"seeds is {study.seeds!r}; expected a number from 1 to {MAX_SEEDS}"
     if study.cells and not _are_cells(study.cells):
         yield (
             f"cells is {study.cells!r}; expected one field and its different values, or a "
             "mapping of more fields for each value"
-        )
-    rates = study.choose.get("lr")
-    num_trials = study.choose.get("seeds")
-    if study.choose and not (
-        study.choose.keys() == {"lr", "seeds"}
-        and isinstance(rates, list)
-        and rates
-        and type(num_trials) is int
-        and num_trials > 0
-    ):
-        yield (
-            f"choose is {study.choose!r}; expected lr: a list of rates, and seeds: the number of "
-            "trials of each"
         )
 
 
@@ -215,10 +166,6 @@ def _problems_with_arms(study: Study) -> Iterator[str]:
             f"arms is {study.arms!r}; expected two or more, each a name and a mapping of a "
             "recipe's fields"
         )
-    others = [arm for arm, fields in study.arms.items() if LIKE not in fields]
-    for arm, fields in study.arms.items():
-        if LIKE in fields and fields[LIKE] not in others:
-            yield f"arm '{arm}': `like` names an arm that does not exist or has `like` itself"
     pairs = list(map(list, permutations(study.arms, 2)))
     if any(pair not in pairs for pair in study.compare):
         yield f"compare is {study.compare!r}; expected pairs [arm, baseline] of the arms"
@@ -246,12 +193,19 @@ def read_study(path_or_name: str) -> Study:
     if not path.is_file():
         shipped = {file.stem: file for file in study_files()}
         if path_or_name not in shipped:
+            near = difflib.get_close_matches(path_or_name, shipped, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
             raise InputError(
-                f"there is no file or study '{path_or_name}'; expected a file, or one of "
+                f"there is no file or study '{path_or_name}'; {meant}expected a file, or one of "
                 f"{', '.join(shipped)}"
             )
         path = shipped[path_or_name]
     values = read_yaml(path, f"of {', '.join(REQUIRED)}")
+    refuse(
+        f"{path}: the field {name} was removed: {STUDY_FIELDS[name]}"
+        for name in values
+        if name in STUDY_FIELDS
+    )
     refuse(
         f"{path}: there is no field '{name}'; a study's fields are {', '.join(FIELDS)}"
         for name in values

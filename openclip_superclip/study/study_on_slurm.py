@@ -1,35 +1,26 @@
-"""A study on SLURM: an array that trains its runs, and a job that waits for them, measures and
-reports."""
+"""A study on SLURM: an array of jobs that trains its runs."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..files import json_or_empty, make_folder, write_json
+from ..files import make_folder
 from ..plans.run import Run
 from ..runs.lock import lock
 from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .configuration import ConfiguredStudy
-from .runs import StudyRuns, check_plans, unfinished
+from .runs import check_plans, runs_of, unfinished
 from .study_run import StudyRun
-from .training import tune, write_data
+from .training import write_data
 
-# the names of the jobs
-TRIALS = "trials"
-RUNS = "runs"
-REPORT = "report"
-REPORT_JOB = "report_job.json"  # in a study's folder: the number of the last job that reports
+# how to measure the runs
+REPORT = "the same command with --only report, without the options of SLURM, writes study.md"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySubmission:
-    """What is left of a study as jobs: an array that trains its runs, and a job that measures them
-    and reports.
-
-    If learning rates are tuned, the array trains the trials first, and the next call submits the
-    runs.
-    """
+    """What is left of a study as an array of jobs that trains its runs."""
 
     configured: ConfiguredStudy
     request: SlurmRequest
@@ -39,26 +30,18 @@ class StudySubmission:
     skip_data_check: bool
 
     def dry_run(self) -> str:
-        """Returns the sbatch commands and the scripts of the jobs; reads no shards, and writes
+        """Returns the sbatch command and the script of the array; reads no shards, and writes
         nothing."""
-        study_runs = StudyRuns(self.configured)
-        trials = unfinished(study_runs.trials())
-        runs = trials or unfinished(study_runs.of_results())
+        runs = unfinished(runs_of(self.configured))
+        if not runs:
+            return self._nothing("finished")
         check_plans(map(self._described, runs), reads_data=False)
-        jobs = [self._array(TRIALS if trials else RUNS, runs)] if runs else []
-        if not trials:
-            jobs.append(self._report())
-        lines = []
-        dependency = ""
-        for job in jobs:
-            *sbatch, file = job.command(dependency)
-            lines.append(f"{job.file.stem}=$({' '.join(sbatch)} {shlex.quote(file)})")
-            dependency = f"afterany:${{{RUNS}%%;*}}"
-        scripts = "\n".join(f"# {job.file}\n{job.text}" for job in jobs)
-        return "\n".join([*lines, "", scripts]).removesuffix("\n")
+        job = self._array(runs)
+        return f"{shlex.join(job.command())}\n\n# {job.file}\n{job.text}".removesuffix("\n")
 
     def submit(self) -> str:
-        """Submits the jobs and returns a summary; InputError if a run could not be trained."""
+        """Submits what is not in SLURM's queue and returns a summary; InputError if a run could not
+        be trained."""
         out = self.configured.out
         queue = my_jobs()
         if queue is None:
@@ -69,58 +52,33 @@ class StudySubmission:
         make_folder(out)
         with lock(out / "submitting", find_placement()):
             write_data(self.configured)
-            return self._submit(queue)
+            left = unfinished(runs_of(self.configured))
+            runs = [run for run in left if run.run_folder.submitted_job() not in queue]
+            if not runs:
+                return self._nothing("in the queue" if left else "finished")
+            check_plans(map(self._described, runs), reads_data=not self.skip_data_check)
+            self.request.keep_setup(out)
+            number = self._submit_runs(runs)
+        request = self.request
+        return (
+            f"job {number} trains {len(runs)} runs, {request.nodes} × {request.gpus_per_node} "
+            f"processes each\nWhen all are finished, {REPORT}\n"
+            f"  superclip status {shlex.quote(str(self.configured.runs_in))}\n  scancel {number}"
+        )
 
-    def _submit(self, queue: Collection[str]) -> str:
-        """Submits what is not in SLURM's queue and returns a summary."""
-        study_runs = StudyRuns(self.configured)
-        out = self.configured.out
-        trials = unfinished(study_runs.trials())
-        if not trials:
-            tune(self.configured, jobs=0)
-        runs = trials or unfinished(study_runs.of_results())
-        submitted = {run.folder: run.run_folder.submitted_job() for run in runs}
-        queued = {job.partition("_")[0] for job in submitted.values() if job in queue}
-        runs = [run for run in runs if submitted[run.folder] not in queue]
-        report_job = json_or_empty(out / REPORT_JOB).get("job")
-        if not runs and (trials or report_job in queue):
-            return (
-                f"nothing was submitted: what is left of {out} is in the queue, as "
-                "squeue --me shows"
-            )
-        check_plans(map(self._described, runs), reads_data=not self.skip_data_check)
-        self.request.keep_setup(out)
-        jobs = sorted(queued)
-        summary = []
-        if runs:
-            name = TRIALS if trials else RUNS
-            number = self._submit_runs(self._array(name, runs), runs)
-            jobs.append(number)
-            each = f"{self.request.nodes} × {self.request.gpus_per_node} processes each"
-            summary.append(f"job {number} trains {len(runs)} {name}, {each}")
-        if trials:
-            summary.append(
-                "When they are finished, the same command tunes the learning rates and submits "
-                "the runs."
-            )
-        else:
-            number = self._report().submit(f"afterany:{':'.join(jobs)}" if jobs else "")
-            jobs.append(number)
-            write_json(out / REPORT_JOB, {"job": number})
-            summary.append(f"job {number} measures, and writes {out}/study.md")
-        status = f"  superclip status {shlex.quote(str(self.configured.runs_in))}"
-        return "\n".join([*summary, status, f"  scancel {' '.join(jobs)}"])
+    def _nothing(self, state: str) -> str:
+        return f"nothing to submit: what was left of {self.configured.out} is {state}; {REPORT}"
 
-    def _submit_runs(self, job: SlurmJob, runs: Sequence[StudyRun]) -> str:
+    def _submit_runs(self, runs: Sequence[StudyRun]) -> str:
         """Submits the array that trains runs and returns its number."""
         for run in runs:
             run.run_folder.write(self._described(run))
-        number = job.submit()
+        number = self._array(runs).submit()
         for task, run in enumerate(runs):
             run.run_folder.note_submission(f"{number}_{task}")
         return number
 
-    def _array(self, name: str, runs: Sequence[StudyRun]) -> SlurmJob:
+    def _array(self, runs: Sequence[StudyRun]) -> SlurmJob:
         """Returns the array of jobs that trains runs."""
         out = self.configured.out
         array = f"0-{len(runs) - 1}"
@@ -128,15 +86,7 @@ class StudySubmission:
             array += f"%{self.jobs}"
         folders = [run.folder for run in runs]
         command = ["run", *self.configured.streams()]
-        return self.request.training(
-            out / f"{name}.sh", f"{out.name}-{name}", folders, command, array
-        )
-
-    def _report(self) -> SlurmJob:
-        """Returns the job that measures the runs and reports."""
-        out = self.configured.out
-        arguments = [*self.configured.arguments(), "--only", "report"]
-        return self.request.command(out / f"{REPORT}.sh", f"{out.name}-{REPORT}", arguments)
+        return self.request.training(out / "runs.sh", f"{out.name}-runs", folders, command, array)
 
     def _described(self, run: StudyRun) -> Run:
         return run.described(

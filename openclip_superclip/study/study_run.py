@@ -1,29 +1,33 @@
-"""One run of a study: its recipe, its folder and its training by `superclip run`."""
+"""One run of a study: its recipe, its folder, its training by `superclip run`, and its measures."""
 
 import os
-import re
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.best_epoch import validation_scores
+from ..checkpoints.resume import versions_of_run
+from ..checkpoints.trainer_files import checkpoints
+from ..checkpoints.weights import read_checkpoint
 from ..data.tables import is_table
+from ..demo.measures import Measures, OpenedModel, measure
 from ..errors import InputError
-from ..files import json_or_empty, write_json
+from ..files import content_digest, json_or_empty, write_json
 from ..plans.plan import make_run
-from ..plans.recipe import WORDS, Recipe
+from ..plans.recipe import Recipe
 from ..plans.run import Run
 from ..runs.child_processes import last_line, start_process
 from ..runs.folder import RunFolder
 from ..runs.slurm import find_placement
+from ..words.open_checkpoint import open_checkpoint
 from .configuration import ConfiguredStudy
 
 CPU_SECONDS = "cpu_seconds.json"
-UNNAMED = ("method", "seed", *WORDS)  # a run's name has them elsewhere, or not at all
 # `superclip`, which ends by SIGTERM with its parent
 SUPERCLIP = (
     "import sys; from openclip_superclip.environment import end_with_parent; "
@@ -43,7 +47,6 @@ class StudyRun:
     set: dict[str, str]  # fields of the recipe with their values
     recipe: Recipe
     folder: Path
-    split: str = "test"  # of the scenes that measure it; "tune" for trials
 
     def described(self, **machines) -> Run:
         """Returns the run as `make_run` makes it, on this machine unless others are given."""
@@ -149,31 +152,47 @@ def run_superclip(
     return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
-def run_name(recipe: Recipe, common: Recipe, is_common: Mapping[str, bool]) -> str:
-    """Returns the name of a run's folder: its method, the fields that differ from `common`, and its
-    seed.
+def measured(run: StudyRun) -> dict:
+    """Returns the digest of a trained run's weights, its CPU seconds and its measures.
 
-    `is_common` has the fields that a study sets for all runs: whether this run has that value,
-    which is left out.
+    It is measured now, unless the same versions have measured the same weights.
     """
-    theirs = named_fields(common)
-    ours = {key: None for key in theirs if key.startswith("flags.")} | named_fields(recipe)
-    parts = [recipe.method]
-    for key, value in ours.items():
-        if not is_common.get(key, key in theirs and value == theirs[key]):
-            text = re.sub(r"[^\w.-]|_", "-", str(value)).lower()
-            parts.append(f"{key.rpartition('.')[2]}-{text}")
-    return "_".join([*parts, f"seed{recipe.seed}"])
+    weights = _last_checkpoint(run)
+    measures = run.configured.study.measures
+    record = {
+        "run": run.folder.name,
+        "checkpoint": content_digest(weights)[:16],
+        "cpu_seconds": run.cpu_seconds,
+        "versions": versions_of_run(),
+    }
+    file = run.folder / f"{measures}-test.json"
+    earlier = json_or_empty(file)
+    is_same = all(earlier.get(name) == record[name] for name in ("checkpoint", "versions"))
+    record["measures"] = (earlier.get("measures") if is_same else None) or _measure(run, weights)
+    write_json(file, record)
+    return record
 
 
-def named_fields(recipe: Recipe) -> dict[str, object]:
-    """Returns the fields that a run's name can contain, those of mappings as KEY.FIELD."""
-    fields = {}
-    for key, value in recipe.as_dict().items():
-        if key in UNNAMED:
-            continue
-        if isinstance(value, dict):
-            fields |= {f"{key}.{field}": inner for field, inner in value.items()}
-        else:
-            fields[key] = value
-    return fields
+def _last_checkpoint(run: StudyRun) -> Path:
+    """Returns the checkpoint of the last epoch; InputError if it is missing."""
+    by_epoch = checkpoints(run.folder / "checkpoints")
+    epoch = run.state.get("epoch") or max(by_epoch, default=None)
+    if epoch not in by_epoch:
+        raise InputError(
+            f"{run.folder} is finished but lacks its last checkpoint: remove it, to train the run "
+            "again"
+        )
+    return by_epoch[epoch]
+
+
+def _measure(run: StudyRun, weights: Path) -> Measures:
+    if run.configured.study.is_of_scenes:
+        return measure(open_trained(weights, run.recipe.model))
+    return validation_scores(run.folder)
+
+
+def open_trained(weights: Path, model: str) -> OpenedModel:
+    """Returns (model in evaluation mode, preprocess, tokenizer) of a checkpoint; `model` is the
+    run's --model."""
+    opened = open_checkpoint(read_checkpoint(weights), model)
+    return opened.model, opened.preprocess(), opened.tokenizer

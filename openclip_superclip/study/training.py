@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
@@ -13,18 +14,15 @@ from tqdm import tqdm
 from ..checkpoints.resume import versions_of_run
 from ..demo.data import write_training_data
 from ..environment import keep_freed_memory, processor
-from ..files import make_folder, write_bytes, write_json, write_text
+from ..files import make_folder, write_with_record
 from ..plans.run import Run
+from ..rendering import progress_bar
 from ..runs.lock import lock
 from ..runs.slurm import find_placement
 from .configuration import ConfiguredStudy
-from .learning_rates import Rates, write_best_rates
-from .measure_run import measured
-from .runs import StudyRuns, by_folder, check_data, check_finished
+from .runs import check_data, check_finished, runs_of
 from .study_results import StudyResults, check_measures
-from .study_run import StudyRun
-
-SECONDS_BETWEEN_LINES = 10  # of the progress bar, without a terminal
+from .study_run import StudyRun, measured
 
 
 def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:
@@ -33,25 +31,18 @@ def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:
 
     `jobs` is the number of runs at a time; 0 trains nothing: InputError if a run is not finished.
     """
-    runs = StudyRuns(configured)
+    runs = runs_of(configured)
     if jobs:
-        check_data(runs)
+        check_data(configured.study, runs)
     else:
-        check_finished(runs.trials() or runs.of_results())
+        check_finished(runs)
     make_folder(configured.out)
-    make_folder(configured.runs_in, "--runs")
-    placement = find_placement()
-    folder = configured.runs_in.resolve()
-    with (  # other studies may share the folder of the runs
-        lock(configured.out / "lock", placement),
-        lock(folder.with_name(f"{folder.name}.lock"), placement, configured.runs_in, "--runs"),
-    ):
+    with lock(configured.out / "lock", find_placement()):
         write_data(configured)
-        rates = tune(configured, jobs)
         # checks the runs' folders again: another study may have written there since
-        runs = StudyRuns(configured).of_results()
+        runs = runs_of(configured)
         results = StudyResults(configured.study, records(configured, runs, jobs))
-        write_results(results, rates, configured)
+        write_results(results, configured)
     return results
 
 
@@ -63,21 +54,9 @@ def write_data(configured: ConfiguredStudy) -> None:
         write_training_data(configured.options.scenes)
 
 
-def tune(configured: ConfiguredStudy, jobs: int) -> Rates:
-    """Returns the best learning rates, after training and measuring the trials; {} if none is
-    tuned."""
-    trials = StudyRuns(configured).trials()
-    if not trials:
-        return {}
-    return write_best_rates(configured.study, records(configured, trials, jobs), configured.out)
-
-
 def records(configured: ConfiguredStudy, runs: Sequence[StudyRun], jobs: int) -> list[dict]:
-    """Trains runs, `jobs` at a time, and measures them; equal ones once. If `jobs` is 0, all must
-    be finished."""
-    if not jobs:
-        check_finished(runs)
-    results = _train_and_measure(configured, by_folder(runs), jobs)
+    """Trains runs, `jobs` at a time, and measures them; without `jobs`, all are finished."""
+    results = _train_and_measure(configured, runs, jobs)
     found = [
         {"arm": run.arm, "cell": run.cell, "seed": run.seed, "set": run.set}
         | results[run.folder.name]
@@ -122,28 +101,28 @@ def _train_and_measure(
 
 def show_progress(bar: tqdm, trained: int) -> None:
     """Shows how many samples are trained; a resumed run repeats those after its checkpoint, which
-    must not make the speed negative."""
+    must not make the speed negative. The speed does not count the seconds before the first step."""
+    if bar.n == bar.initial < trained:  # the first ones
+        bar.start_t = time.time()
     bar.initial = min(bar.initial, trained)
     bar.update(trained - bar.n)
 
 
 def _bar(name: str, runs: Sequence[StudyRun]) -> tqdm:
     """Returns a bar over the samples of runs, with the remaining time at their mean speed."""
-    return tqdm(
-        desc=name,
-        total=sum(run.recipe.samples for run in runs),
+    return progress_bar(
+        name,
+        sum(run.recipe.samples for run in runs),
         initial=sum(run.samples_trained for run in runs),
         unit_scale=True,
         smoothing=0,
-        miniters=0,
-        mininterval=0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} samples, "
         "{elapsed}<{remaining}",
     )
 
 
-def write_results(results: StudyResults, rates: Rates, configured: ConfiguredStudy) -> None:
-    """Writes study.json, study.csv (a row for each run), study.md and study.png."""
+def write_results(results: StudyResults, configured: ConfiguredStudy) -> None:
+    """Writes study.json, study.md and study.png."""
     from .figures import draw_study
 
     study = results.study
@@ -161,11 +140,9 @@ def write_results(results: StudyResults, rates: Rates, configured: ConfiguredStu
         "versions": versions_of_run(),
         "processor": processor(),
         "cpus": os.cpu_count(),
-        "chosen": rates,
-        **results.comparisons(),
+        "differences": results.comparisons(),
         "runs": results.records,
     }
-    write_json(out / "study.json", content)
-    write_text(out / "study.csv", results.csv())
-    write_text(out / "study.md", results.tables() + "\n")
-    write_bytes(out / "study.png", draw_study(results))
+    tables = f"{results.tables()}\n".encode(errors="replace")
+    files = {"study.md": tables, "study.png": draw_study(results)}
+    write_with_record(out / "study.json", content, files)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from ..data.captions import vocabulary
 from ..errors import InputError, listed, reason
 from ..method.idf import special_token_ids
-from .token_texts import token_texts
 
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
 CHUNK = 4096  # words tokenized at once
@@ -36,15 +36,13 @@ def _lexicon(ids: dict[str, list[int]], vocab_size: int) -> Lexicon:
 def open_lexicon(tokenizer: Callable, vocab_size: int) -> Lexicon:
     """Returns the words that are single tokens of the tokenizer, about 32,000 for CLIP's
     vocabulary."""
-    ids = {
-        text.lower(): [id]
-        for id, text in enumerate(token_texts(tokenizer, vocab_size))
-        if text.isalpha() and len(text) >= SHORTEST_WORD
-    }
-    if not isinstance(tokenizer, SimpleTokenizer):  # whose texts mark parts of words
-        spelled = zip(ids, _spell(list(ids), tokenizer, vocab_size), strict=True)
-        ids = {word: row for word, row in spelled if len(row) == 1}
-    return _lexicon(ids, vocab_size)
+    decode = getattr(tokenizer, "tokenizer", tokenizer).decode
+    ids = sorted(id for id in vocabulary(tokenizer).values() if id < vocab_size)
+    texts = dict.fromkeys(decode([id]).strip().lower() for id in ids)
+    words = [text for text in texts if text.isalpha() and len(text) >= SHORTEST_WORD]
+    # the text of a token that only continues words has other tokens
+    spelled = zip(words, _spell(words, tokenizer, vocab_size), strict=True)
+    return _lexicon({word: row for word, row in spelled if len(row) == 1}, vocab_size)
 
 
 def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:

@@ -5,16 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import ROOT, read_json, read_rows, write_program
-from support.data import write_shards
+from support import ROOT, read_json, write_program
+from support.data import write_scenes, write_shards
 from support.plugins import write_disturbed_loss, write_failing_plugin
 from support.slurm_cluster import ON_CPUS, attempts, submit, wait_until, write_setup
 from support.tiny_run import SLICES, outcome, state
 from support.training_runs import fork
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.data import write_evaluation_data
-from openclip_superclip.plans.recipe_files import read_recipe
 
 pytestmark = pytest.mark.slurm
 
@@ -30,9 +28,6 @@ arms:
     method: clip
   SuperCLIP:
     lr: 0.001
-choose:
-  lr: [0.001, 0.0001]
-  seeds: 1
 """
 ON_ONE_CPU = "--nodes 1 --gpus-per-node 1 --device cpu --set 'samples=1 passes'"
 
@@ -133,50 +128,35 @@ def test_of_two_submissions_at_one_moment_one_is_refused(cluster, work, recipe):
         cluster.call("scontrol update partition=gpu state=UP")
 
 
-def test_a_study_tunes_trains_and_reports_and_goes_on_where_a_part_of_it_is_done(
-    cluster, work, recipe
-):
+def test_a_study_is_submitted_once_and_reports_when_its_runs_are_finished(cluster, work, recipe):
     (work / "which.yaml").write_text(STUDY.format(recipe=recipe))
     validation = write_shards(work / "val", 2)
     out = work / "the study"
     study = (
         f"superclip study which.yaml --out 'the study' --val-data '{validation}' "
-        "--set samples=192 --set global_batch_size=16 --set flags.val-num-samples=32 "
-        "--slurm --device cpu --cpus-per-node 1 --sbatch mem=1000"
+        "--set samples=192 --set global_batch_size=16 --set flags.val-num-samples=32 --device cpu"
     )
-
-    def found(pattern, printed):
-        return re.findall(pattern, printed, flags=re.MULTILINE)
-
+    on_slurm = f"{study} --slurm --cpus-per-node 1 --sbatch mem=1000"
     # jobs wait, so that none has ended yet
     cluster.call("scontrol update partition=gpu state=DOWN")
-    (trials,) = found(r"^job (\d+) trains 2 trials", cluster.call(study, cwd=work))
-    assert "nothing was submitted" in cluster.call(study, cwd=work)
+    (runs,) = re.findall(r"^job (\d+) trains 2 runs", cluster.call(on_slurm, cwd=work))
+    assert "nothing to submit: what was left of the study is in the queue" in cluster.call(
+        on_slurm, cwd=work
+    )
     table = cluster.call("superclip status 'the study'", cwd=work)
-    assert len(found(rf"^\| the study/runs/.* {trials}_[01] PENDING", table)) == 2
+    queued = re.findall(rf"^\| the study/runs/.* {runs}_[01] PENDING", table, flags=re.MULTILINE)
+    assert len(queued) == 2
     cluster.call("scontrol update partition=gpu state=UP")
-    wait_until(lambda: len([*out.glob("runs/*/state.json")]) == 2, 300, "both trials")
+    wait_until(lambda: len([*out.glob("runs/*/state.json")]) == 2, 300, "both runs")
     # its SLURM_JOB_ID is the number of the array
-    cluster.call(f"scancel --signal=USR1 --batch {trials}_1")
+    cluster.call(f"scancel --signal=USR1 --batch {runs}_1")
     for task in (0, 1):
-        ended = cluster.wait(f"{trials}_{task}")
+        ended = cluster.wait(f"{runs}_{task}")
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", str(task))
-    printed = cluster.call(study, cwd=work)
-    (report,) = found(r"^job (\d+) measures", printed)
-    assert "trains 2 runs" in printed
-    cluster.complete(report, out / f"slurm-{report}.out")
-    rows = read_rows(out / "study.csv")
-    assert [row["arm"] for row in rows] == ["CLIP", "SuperCLIP"]
-    chosen = read_json(out / "chosen.json")
-    (clip,) = out.glob("runs/clip*_seed0")
-    assert read_recipe(f"{clip}/recipe.yaml").lr == float(chosen["CLIP"]["None"])
-
-    (out / "study.csv").unlink()
-    printed = cluster.call(study, cwd=work)
-    (report,) = found(r"^job (\d+) measures", printed)
-    assert " trains " not in printed
-    cluster.complete(report, out / f"slurm-{report}.out")
-    assert read_rows(out / "study.csv") == rows
+    assert "what was left of the study is finished" in cluster.call(on_slurm, cwd=work)
+    cluster.call(f"{study} --only report", cwd=work)
+    arms = [run["arm"] for run in read_json(out / "study.json")["runs"]]
+    assert arms == ["CLIP", "SuperCLIP"]
 
 
 def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
@@ -197,9 +177,9 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
 
 
 def test_the_evaluation_script_measures_the_last_checkpoint(cluster, work, undisturbed):
-    write_evaluation_data(work / "scenes", 20, num_probe_scenes=10)
+    write_scenes(work / "scenes", 20)
     sbatch = f"sbatch --parsable --gpus-per-node=0 --cpus-per-task=1 {SLURM}/evaluate.sbatch"
-    options = "--data scenes --datasets demo_objects --device cpu --workers 0".split()
+    options = "--data scenes --datasets objects --device cpu --workers 0".split()
     job = cluster.call(sbatch, undisturbed, *options, cwd=work).strip()
     cluster.complete(job, work / f"evaluate-{job}.out")
     (result,) = map(read_json, (undisturbed / "evaluation").glob("*.json"))

@@ -33,10 +33,13 @@ def test_a_page_shows_every_flag_of_superclip_with_its_default_and_no_other():
 
 
 def test_readmes_hours_are_what_plan_computes():
-    rows = re.findall(r"`superclip run (\S+/\S+)` \| (.*?) h \(computed\)", README)
+    rows = re.findall(
+        r"(\d) × A100 \| `superclip run (\S+/\S+)` \| (.*?) (h|min) \(computed\)", README
+    )
     assert len(rows) == 2
-    for recipe, hours in rows:
-        assert f" {hours} hours, " in " ".join(execute(f"plan {recipe}").split())
+    for gpus, recipe, time, unit in rows:
+        planned = " ".join(execute(f"plan {recipe} --gpus-per-node {gpus}").split())
+        assert f" {time} {'hours' if unit == 'h' else 'minutes'}, " in planned
 
 
 def test_the_python_snippet_runs(tiny_model):

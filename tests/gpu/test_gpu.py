@@ -82,9 +82,8 @@ def test_features_are_nearly_those_of_the_cpu():
         assert F.cosine_similarity(features.cpu(), exact).min() >= 0.999
 
 
-def make_step(batch, *, compiled=False):
-    """A function that makes one step in bfloat16 on random images and captions, and returns the
-    losses."""
+def make_step(batch):
+    """A function that makes one step in bfloat16 on random images and captions."""
     torch.manual_seed(0)
     model, _, _ = superclip.create_model_and_transforms(
         MODEL, precision="amp_bf16", device="cuda", output_dict=True
@@ -95,28 +94,14 @@ def make_step(batch, *, compiled=False):
     texts = torch.randint(1, 1000, (batch, model.context_length), device="cuda")
     texts[:, 20:] = 0
 
-    def forward():
-        return loss(**model(images, texts), output_dict=True)
-
-    if compiled:
-        forward = torch.compile(forward, fullgraph=True)
-
     def step():
         optimizer.zero_grad()
         with autocast("amp_bf16", "cuda")():
-            losses = forward()
+            losses = loss(**model(images, texts), output_dict=True)
         sum(losses.values()).backward()
         optimizer.step()
-        return losses
 
     return step
-
-
-@parametrize("compiled", [False, True])
-def test_the_class_loss_of_one_batch_falls(compiled):
-    step = make_step(64, compiled=compiled)
-    losses = [step()["class_loss"].item() for _ in range(6)]
-    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
 
 
 def test_no_step_waits_for_the_gpu():

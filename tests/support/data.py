@@ -11,6 +11,8 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from openclip_superclip.demo.scenes import NAMES, different_scenes, scenes
+
 from . import WORDS
 
 NUM_SHARDS, SHARD_SIZE = 16, 16
@@ -79,6 +81,30 @@ def write_colours(folder, splits=("test",)):
     (folder / "classnames.txt").write_text("\n".join(CLASSES))
     (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
     return folder
+
+
+def write_scenes(folder, num_scenes, num_probe_scenes=10):
+    """Writes demo scenes as two data sets in CLIP_benchmark's layout: `objects`,
+    each with the index of its name, and `groups`, each with its caption."""
+    singles = {"test": num_scenes, "train": num_probe_scenes}
+    shown = {
+        f"objects/{split}": [
+            {"png": scene.image, "cls": NAMES.index(scene.objects[0])}
+            for scene in scenes(number, split=split, num_objects=(1,))
+        ]
+        for split, number in singles.items()
+    }
+    shown["groups/test"] = [
+        {"png": scene.image, "txt": scene.captions["long"]}
+        for scene in different_scenes(num_scenes)
+    ]
+    for split, samples in shown.items():
+        (folder / split).mkdir(parents=True)
+        write_tar(folder / split / "0.tar", samples)
+        (folder / split / "nshards.txt").write_text("1\n")
+    (folder / "objects/classnames.txt").write_text("\n".join(NAMES))
+    (folder / "objects/zeroshot_classification_templates.txt").write_text("{c}\n")
+    (folder / "groups/dataset_type.txt").write_text("retrieval\n")
 
 
 def write_imagenet(csv_data, folder):

@@ -236,7 +236,9 @@ def write_tokenizer(folder, list_of_words=LIST_OF_WORDS, mark=""):
     }
     words = {word: index for index, word in enumerate(list_of_words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = splits[mark], tokenizers.decoders.ByteLevel()
+    tokenizer.pre_tokenizer = splits[mark]
+    decoders = tokenizers.decoders
+    tokenizer.decoder = decoders.Metaspace() if mark == "▁" else decoders.ByteLevel()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(
         *((end, words[end]) for end in ("[SEP]", "[CLS]"))
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .training_runs import shell_words
+from .training_runs import execute, shell_words
 
 RELEASES = ["3.0.0", "3.1.0", "3.2.0", "3.3.0"]
 HOOKS = "open_clip/hooks.py"
@@ -33,6 +33,19 @@ def held(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def patched_source(checkout, folder):
+    """Patches a copy of a checkout's OpenCLIP, which can be reverted, and
+    returns it."""
+    source = folder / "src"
+    shutil.copytree(checkout / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+    before = held(source)
+    execute(f"patch apply --source {source}")
+    execute(f"patch revert --source {source}")
+    assert held(source) == before
+    execute(f"patch apply --source {source}")
+    return source
 
 
 def metadata(release):

@@ -24,7 +24,6 @@ import webdataset
 
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
-from openclip_superclip.demo.data import write_evaluation_data
 from openclip_superclip.demo.measures import measure
 from openclip_superclip.environment import end_with_parent
 from openclip_superclip.runs.child_processes import free_port
@@ -334,20 +333,15 @@ def in_forks():
     takes five seconds to import OpenCLIP.
 
     A study trains its runs one after the other, because only a process of
-    one thread can fork safely. The demo measures and writes 50 scenes of
-    each kind instead of up to 3,000.
+    one thread can fork safely. The demo measures 50 scenes of each kind
+    instead of up to 2,000.
     """
     forked = types.SimpleNamespace(**vars(subprocess) | {"Popen": fork_python})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("openclip_superclip.runs.child_processes.subprocess", forked)
         patch.setattr("openclip_superclip.study.training.ThreadPoolExecutor", AtOnce)
         patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread
-        for function in (measure, write_evaluation_data):
-            few = (
-                min(value, 50) if isinstance(value, int) else value
-                for value in function.__defaults__
-            )
-            patch.setattr(function, "__defaults__", tuple(few))
+        patch.setattr(measure, "__defaults__", (50, 50))
         yield
 
 

@@ -42,7 +42,7 @@ def test_evaluate_shows_the_demos_own_scores(demo, tmp_path):
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):
     stopped = (
-        "openclip_superclip.commands.demo.run_study",
+        "openclip_superclip.study.training.run_study",
         lambda *_: signal.raise_signal(signal.SIGTERM),
     )
     monkeypatch.setattr(*stopped)

@@ -75,43 +75,27 @@ ACCUMULATED = [
 ]
 
 
-def accumulated_and_whole(flags, batch_size, world_size, folder):
-    """The runs of rank 0 with half the batch size and --accum-freq 2, and
-    without."""
-    size = batch_size // world_size
-    parts = f"--name parts --batch-size {size // 2} --accum-freq 2"
-    flags = f"{flags} --precision fp32 --superclip {WHOLE_PICTURES}"
-    return [
-        run_train(flags, more, world_size=world_size, cwd=folder)
-        for more in (parts, f"--name whole --batch-size {size}")
-    ]
-
-
 @parametrize("flags, world_size", [*((flags, 2) for flags in ACCUMULATED), ("", 1)])
 def test_accumulated_batches_train_as_one_that_is_as_large(
     flags, world_size, small_model, short_run, tmp_path
 ):
-    flags = f"{short_run} --model {small_model} --eps 1e-5 {flags}"
-    parts, whole = accumulated_and_whole(flags, 16, world_size, tmp_path)
+    # one step of plain gradient descent: Adam would hide the size of the gradients
+    flags = f"{short_run} --model {small_model} --opt timm/sgd --wd 0 --lr 1 {flags}"
+    flags = f"{flags} --precision fp32 --superclip {WHOLE_PICTURES} --batch-size"
+    ranks = {"world_size": world_size, "cwd": tmp_path}
+    parts = run_train(flags, 32 // world_size, "--accum-freq 2 --name parts", **ranks)
+    whole = run_train(flags, 64 // world_size, "--name whole", **ranks)
     for name in ("Contrastive_loss", "Class_loss", "Loss"):
-        assert len(whole.values(name)) == 4
+        assert len(whole.values(name)) == 1
         # printed with five digits
         assert parts.values(name) == pytest.approx(whole.values(name), rel=1e-4)
-    parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
-    assert_close(parts, whole, rtol=0, atol=2e-5)  # of steps of 1e-3
-    assert torch.equal(
-        parts["statistics.document_frequency"], whole["statistics.document_frequency"]
-    )
-
-
-@parametrize("flags", ACCUMULATED[:2])
-def test_accumulated_gradients_are_as_large_as_one_batchs(flags, small_model, short_run, tmp_path):
-    flags = f"{short_run} --model {small_model} --opt timm/sgd --wd 0 --lr 1 {flags}"
-    accumulated_and_whole(flags, 64, 2, tmp_path)  # one step of plain gradient descent
     parts, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("parts", "whole"))
     for weights in (parts, whole):  # OpenCLIP adds their gradient up once a part
         weights.pop("logit_scale"), weights.pop("logit_bias", None)
     assert_close(parts, whole, rtol=1e-5, atol=5e-6)
+    assert torch.equal(
+        parts["statistics.document_frequency"], whole["statistics.document_frequency"]
+    )
 
 
 # Resumed and unbroken

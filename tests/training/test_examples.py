@@ -149,8 +149,9 @@ def test_the_sub_caption_loss_is_the_mean_contrastive_loss_over_sub_captions(con
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with both plugins."""
-    return pip_install(tmp_path_factory.mktemp("site-packages"), *NAMES)
+    """A folder with these plugins, and with that of adapters."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    return pip_install(folder, *NAMES, "open_clip_lora")
 
 
 PLUGINS = table("training: example plugins")  # at their size, no two of 64 hashes are equal

@@ -22,7 +22,6 @@ from openclip_superclip.data.frequencies import read_frequencies
 from openclip_superclip.method.idf import idf
 from openclip_superclip.words.lexicon import open_lexicon
 from openclip_superclip.words.open_checkpoint import open_with_head
-from openclip_superclip.words.token_texts import token_texts
 
 TRAIN = (
     "--csv-separator , --csv-img-key image --csv-caption-key caption --batch-size 32 --epochs 1 "
@@ -139,7 +138,8 @@ def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
     df = tmp_path / "df.safetensors"
     execute(f"frequencies {tmp_path}/other.csv --tokenizer-of {model} --out {df}")
     for flags in (f"--name with --superclip-idf {df}", "--name without"):
-        run_train(run, flags, cwd=tmp_path)
+        output = run_train(run, flags, cwd=tmp_path).output
+        assert "the weights contain a class head and the counts of 64 captions" in output
     weights = open_with_head(tmp_path / "logs/with").token_weights
     assert torch.equal(weights, expected_weights(tmp_path))
     opened = open_with_head(tmp_path / "logs/without")
@@ -149,19 +149,16 @@ def test_a_run_continues_with_the_counts_of_its_own_file(work, tmp_path):
 # The words of an export
 
 
-def test_the_tokens_of_clip_have_the_same_texts_in_each_kind_of_tokenizer(tmp_path):
+def test_the_words_of_clip_are_the_same_in_each_kind_of_tokenizer(tmp_path):
     stock = SimpleTokenizer()
     save_tokenizer(as_hugging_face(stock), tmp_path / "exported")
     merges = [merge for merge in stock.bpe_ranks if len(merge) == 2]
     CLIPTokenizer(vocab=stock.encoder, merges=merges).save_pretrained(tmp_path / "transformers")
-    texts = token_texts(stock, 49408)
-    assert [texts[id] for id in stock.encode("teal café")] == ["teal", "café"]
-    assert texts[0] == "!-" and texts[49406] == "<start_of_text>"
     words = open_lexicon(stock, 9000).words  # of the most frequent tokens
+    assert {"teal", "café"} <= {*open_lexicon(stock, 49408).words}
     options = {"context_length": 77, "clean": "lower"}
     for name in ("exported", "transformers"):
         tokenizer = HFTokenizer(str(tmp_path / name), strip_sep_token=name == "exported", **options)
-        assert token_texts(tokenizer, 49408) == texts
         assert open_lexicon(tokenizer, 9000).words == words
         assert (tokenizer_identity(tokenizer) == tokenizer_identity(stock)) == (name == "exported")
 

@@ -5,7 +5,6 @@ import argparse
 import functools
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import torch
 from support import ROOT, cases, succeed, table
 from support.data import SHARD_SIZE, write_imagenet, write_shards
-from support.openclip_trees import held, openclip_train
+from support.openclip_trees import openclip_train, patched_source
 from support.tiny_run import state, write_recipe
 from support.training_runs import (
     WHOLE_PICTURES,
@@ -239,18 +238,8 @@ def test_plugins_get_the_caption_that_openclips_flags_name_and_no_empty_one(flag
 @pytest.fixture(scope="module")
 def patched(tmp_path_factory):
     """The checkout, patched."""
-    tree = tmp_path_factory.mktemp("patched") / "src"
-    shutil.copytree(
-        Path(os.environ["OPENCLIP_SOURCE"]) / "src",
-        tree,
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
-    before = held(tree)
-    execute(f"patch apply --source {tree.parent}")
-    execute(f"patch revert --source {tree.parent}")
-    assert held(tree) == before
-    execute(f"patch apply --source {tree.parent}")
-    return tree
+    checkout = Path(os.environ["OPENCLIP_SOURCE"])
+    return patched_source(checkout, tmp_path_factory.mktemp("patched"))
 
 
 @cases("flags", table("training: patched main"))

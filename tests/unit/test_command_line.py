@@ -130,6 +130,15 @@ def test_the_bar_of_a_resumed_study_shows_no_negative_time():
     assert "-" not in bar.format_meter(**bar.format_dict).partition("<")[2]
 
 
+def test_the_remaining_time_of_a_study_does_not_count_the_seconds_before_the_first_step():
+    bar = tqdm(total=100, smoothing=0, file=io.StringIO())
+    bar.start_t -= 1000
+    for trained in (10, 20):
+        show_progress(bar, trained)
+        bar.start_t -= 10
+    assert "[00:20<01:2" in bar.format_meter(**bar.format_dict)
+
+
 def test_doctor_prints_ten_lines():
     lines = dict(line.split(":", 1) for line in execute("doctor").splitlines())
     assert len(lines) == 10

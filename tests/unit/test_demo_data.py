@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from support import input_error
 from torch import nn
 
 from openclip_superclip.demo import scenes as drawn
@@ -58,7 +59,7 @@ def test_no_set_of_objects_is_in_two_splits():
         drawn.split_of(list(objects)) == split for split in drawn.SPLITS for objects in held[split]
     )
     assert len(frozenset().union(*held.values())) == sum(len(sets) for sets in held.values())
-    groups = different_scenes(300, seed=0, split="test")  # for retrieval: all different
+    groups = different_scenes(300)  # for retrieval: all different
     assert len({frozenset(scene.objects) for scene in groups}) == 300
     assert min(len(scene.objects) for scene in groups) == 2
 
@@ -71,21 +72,34 @@ def test_shards_of_one_seed_are_the_same_bytes_and_are_not_written_again(tmp_pat
     assert not set(contents(tmp_path / "a").values()) & set(contents(tmp_path / "c").values())
     monkeypatch.setattr(drawn, "make_scene", None)
     drawn.write_shards(tmp_path / "c", 30, 20, seed=1)
-    with pytest.raises(ValueError, match="another data set"):
+    with input_error("another data set"):
         drawn.write_shards(tmp_path / "c", 30, 20, seed=2)
 
 
+def test_a_stopped_drawing_resumes_and_foreign_shards_are_kept(tmp_path):
+    drawn.write_shards(tmp_path / "a", 30, samples_per_shard=20)
+    drawn.write_shards(tmp_path / "b", 30, samples_per_shard=20)
+    (tmp_path / "a/000001.tar").unlink()  # as if stopped before it
+    drawn.write_shards(tmp_path / "a", 30, samples_per_shard=20)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    (tmp_path / "b/dataset.json").unlink()
+    before = contents(tmp_path / "b")
+    with input_error("b/000000.tar was not written by this command"):
+        drawn.write_shards(tmp_path / "b", 30, samples_per_shard=20)
+    assert contents(tmp_path / "b") == before
+
+
 def test_a_model_that_finds_the_objects_measures_100_and_one_that_finds_none_chance():
-    singles = list(scenes(50, split="tune", num_objects=(1,)))
+    singles = list(scenes(50, split="test", num_objects=(1,)))
     training = list(scenes(1000))
-    held_out = [*singles, *different_scenes(50, 0, "tune")]
+    held_out = [*singles, *different_scenes(50)]
     captions = {scene.image.tobytes(): scene.captions["long"] for scene in (*held_out, *training)}
     same = captions | {scene.image.tobytes(): NAMES[0] for scene in held_out}
     found = {}
     for name, known in {"objects": captions, "none": same}.items():
         oracle = Oracle(known)
         opened = (oracle, oracle.preprocess, oracle.tokenizer)
-        found[name] = measure(opened, "tune", num_scenes=50, num_probe_scenes=1000)
+        found[name] = measure(opened, num_scenes=50, num_probe_scenes=1000)
     assert tuple(found["objects"]) == OF_SCENES
     assert list(found["objects"].values()) == pytest.approx([100] * len(OF_SCENES))
     assert max(found["none"].values()) < 15

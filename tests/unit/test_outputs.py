@@ -10,14 +10,14 @@ import sys
 
 import pytest
 from safetensors.torch import save_file
-from support import cases, parametrize, table
+from support import cases, input_error, parametrize, table, write_json
 from support.data import squares
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 
 from openclip_superclip.checkpoints.weights import save_weights
-from openclip_superclip.files import whole_output
+from openclip_superclip.files import check_results, whole_output, write_with_record
 from openclip_superclip.runs.slurm import SlurmRequest
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 @cases("command, file", table("shards_and_tables: foreign outputs"))
 def test_a_file_that_the_command_has_not_written_is_not_replaced(command, file, folder, refused):
     place = folder / file
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     if file.endswith(".safetensors"):
         save_file(random_weights(f"local-dir:{folder}/model"), place)
     else:
@@ -92,6 +92,25 @@ def test_an_export_with_a_changed_or_an_added_file_is_not_replaced(name, outputs
     command, out = REPLACING["export"]
     assert re.search("was changed|not written", failure(f"{command} {out} --overwrite"))
     assert place.read_bytes() == before
+
+
+def test_a_file_beside_its_own_record_is_replaced_unless_it_was_changed(tmp_path):
+    names = ("scores.json", "scores.csv")
+
+    def write(text):
+        check_results(tmp_path, names, "mine")
+        write_with_record(tmp_path / "scores.json", {"command": "mine"}, {"scores.csv": text})
+
+    write(b"first")
+    write(b"second")
+    (tmp_path / "scores.csv").write_text("first")  # as if killed before it was replaced
+    write(b"third")
+    (tmp_path / "scores.csv").write_text("a person's")
+    with input_error("contains scores.csv, which this command did not write"):
+        write(b"fourth")
+    assert (tmp_path / "scores.csv").read_text() == "a person's"
+    write_json(tmp_path / "scores.json", {"command": "mine"})  # of an earlier version
+    write(b"fifth")
 
 
 def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):

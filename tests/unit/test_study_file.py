@@ -14,7 +14,6 @@ from support import (
     input_error,
     parametrize,
     read_json,
-    read_rows,
     refusals,
     table,
     write_json,
@@ -26,14 +25,12 @@ from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.study.configuration import DEMO, StudyOptions, configure
-from openclip_superclip.study.learning_rates import read_rates
-from openclip_superclip.study.measure_run import measured
 from openclip_superclip.study.paired_differences import PairedDifference
-from openclip_superclip.study.runs import StudyRuns
+from openclip_superclip.study.runs import runs_of
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
-from openclip_superclip.study.study_results import StudyResults
-from openclip_superclip.study.study_run import StudyRun
-from openclip_superclip.study.training import run_study, tune, write_results
+from openclip_superclip.study.study_results import StudyResults, check_measures
+from openclip_superclip.study.study_run import StudyRun, measured
+from openclip_superclip.study.training import run_study, write_results
 
 
 def write_study(folder, **values):
@@ -68,12 +65,11 @@ def test_the_batch_size_study_trains_the_shipped_recipes():
             }
 
 
-def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(tmp_path):
+def test_a_run_has_the_fields_of_the_study_its_cell_and_its_arm(tmp_path):
     cells = {"global_batch_size": {16: {"warmup": 256}, 32: {}}}
     everywhere = {"wd": 0.1, "flags.grad-checkpointing": True, "flags.pretrained": None}
-    study = read_study(
-        write_study(tmp_path, cells=cells, set=everywhere, choose=None, compare=None)
-    )
+    study_file = write_study(tmp_path, cells=cells, set=everywhere, compare=None)
+    study = read_study(study_file)
     texts = {"wd": "0.1", "flags.grad-checkpointing": "true", "flags.pretrained": "null"}
     assert study.cell_values == [16, 32]
     assert study.settings("SuperCLIP", 16) == {**texts, "global_batch_size": "16", "warmup": "256"}
@@ -84,19 +80,15 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_the_arm_that_it_is_like(
         "samples": "45056",
     }
     assert study.pairs == [("SuperCLIP", "CLIP"), ("CLIP longer", "CLIP")]
+    names = {run.folder.name for run in runs_of(configured(study_file, out=tmp_path / "out"))}
+    assert "clip-longer_global_batch_size-32_seed0" in names
+    assert len(names) == 18
 
 
-@cases("study", YAML(typ="safe").load(DATA / "studies_and_folders.yaml"))
-def test_only_equal_runs_of_a_study_share_a_folder_whose_name_says_what_differs(study, tmp_path):
-    fields = study["fields"]
-    if "choose" in fields:
-        write_json(tmp_path / "chosen.json", {"A": {"None": "1e-3"}})
-    set_ = {"samples": study["samples"]} if "samples" in study else {}
-    study_runs = StudyRuns(
-        configured(write_study(tmp_path, seeds=1, **fields), out=tmp_path, set=set_)
-    )
-    names = [run.folder.name for run in study_runs.of_results()]
-    assert names == [f"{name}_seed0" for name in study["folders"].split()]
+def test_a_folder_that_is_no_run_of_the_study_is_refused(tmp_path):
+    (tmp_path / "runs/clip_lr-0.001_seed0").mkdir(parents=True)
+    with input_error("clip_lr-0.001_seed0 is not a run of this study: give --out another folder"):
+        runs_of(configured("demo", out=tmp_path))
 
 
 @cases("message, fields", YAML(typ="safe").load(DATA / "refused_studies.yaml"))
@@ -115,7 +107,6 @@ def test_wrong_arguments_are_refused_in_one_line_and_nothing_is_written(
 
 # Differences
 
-CELLS = [16, 32, 64]
 A_AND_B = {"A": {"method": "clip"}, "B": {}}
 
 
@@ -153,61 +144,21 @@ def records(**scores):
     ]
 
 
-def test_the_best_rate_of_the_trials_is_chosen_and_no_score_is_nan(tmp_path, monkeypatch):
-    def measured(run):
-        assert run.split == "tune"
-        score = -abs(float(run.set["lr"]) - 1e-3)
-        return {"run": run.folder.name, "measures": {"zero_shot": score}}
-
-    monkeypatch.setattr(StudyRun, "is_finished", True)
-    monkeypatch.setattr("openclip_superclip.study.training.measured", measured)
-    one_batch = configured("one_batch", out=tmp_path)
-    best = {"CLIP": {"None": "0.001"}, "SuperCLIP": {"None": "0.001"}}
-    assert tune(one_batch, jobs=0) == read_rates(one_batch.study, tmp_path) == best
-    monkeypatch.setattr(
-        "openclip_superclip.study.training.measured",
-        lambda run: {"run": run.folder.name, "measures": {"zero_shot": float("nan")}},
-    )
-    with input_error("_seed1000 was measured without a finite zero_shot: "):
-        tune(one_batch, jobs=0)
-
-
 def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_written_as_numbers(
     tmp_path,
 ):
     study = configured(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
     results = StudyResults(study.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
     assert results.differences("B", "A", None)["zero_shot"] == (3, 2, 4)
-    write_results(results, {}, study)
-    rows = read_rows(tmp_path / "study.csv")
-    assert [float(row["zero_shot"]) for row in rows] == [74, 62, 53, 70, 60, 50]
+    write_results(results, study)
+    (compared, *_) = read_json(tmp_path / "study.json")["differences"]
+    assert (compared["measure"], compared["values"]) == ("zero_shot", [3, 2, 4])
 
 
-def test_results_over_cells_have_mean_and_slope_by_paired_seeds(tmp_path):
-    found = [
-        record | {"cell": cell}
-        for place, cell in enumerate(CELLS)
-        for record in records(A=[50, 60, 70], B=[50.5 + place, 59 + place, 70.25 + 2 * place])
-    ]
-    results = StudyResults(
-        read_study(write_study(tmp_path, arms=A_AND_B, cells={"global_batch_size": CELLS})), found
-    )
-    over = results.over_cells("B", "A")
-    # of 0.5, 1.5, 2.5; of -1, 0, 1; of 0.25, 2.25, 4.25
-    assert over["mean"]["zero_shot"] == pytest.approx([1.5, 0.0, 2.25])
-    assert over["per doubling"]["zero_shot"] == pytest.approx([1, 1, 2])
-    assert (
-        "| zero shot (primary) | +1.2 [-1.6, +4.1] | +1.3 [-0.1, +2.8] |"
-        in results.tables().splitlines()
-    )
-    assert (
-        "B − A, per doubling over global_batch_size: not significant in zero shot, probe."
-        in results.sentences()
-    )
-    names = read_study(
-        write_study(tmp_path, arms=A_AND_B, cells={"superclip.idf": ["online", "off"]})
-    )
-    assert list(StudyResults(names, found).over_cells("B", "A")) == ["mean"]
+def test_a_run_without_a_finite_primary_score_is_refused():
+    found = records(A=[50, float("nan")])
+    with input_error("A_seed1 was measured without a finite zero_shot: "):
+        check_measures(read_study("demo"), found)
 
 
 @pytest.fixture
@@ -230,12 +181,12 @@ def measure(folder):
 @parametrize("damage", ["", "[]"])
 def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, trained, monkeypatch):
     monkeypatch.setattr(
-        "openclip_superclip.study.measure_run._measure", lambda *_: {"zero_shot": 41.5}
+        "openclip_superclip.study.study_run._measure", lambda *_: {"zero_shot": 41.5}
     )
     first = measure(trained)
     (trained / "demo-test.json").write_text(damage)
     assert measure(trained) == first == read_json(trained / "demo-test.json")
-    monkeypatch.setattr("openclip_superclip.study.measure_run._measure", None)
+    monkeypatch.setattr("openclip_superclip.study.study_run._measure", None)
     assert measure(trained) == first
     write_json(trained / "state.json", {"state": "finished", "epoch": 2})
     with input_error(r"is finished but lacks its last checkpoint"):
@@ -256,7 +207,7 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
 
 
 def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
-    for seed in (100, 101):
+    for seed in (0, 1):
         (tmp_path / f"{seed}.csv").write_text("image,caption\na.png,a cat\nb.png,a dog\n")
     tables = f"{tmp_path}/{{seed}}.csv"
     study = write_study(
@@ -272,17 +223,16 @@ def test_a_study_trains_and_validates_on_the_tables_of_its_own_seeds(tmp_path):
         measures="validation",
         primary="image_to_text_R@1",
         seeds=2,
-        first_seed=100,
     )
     assert {
         (run.recipe.shards, run.recipe.flags["val-data"], run.recipe.samples)
-        for run in StudyRuns(configured(study, out=tmp_path / "out")).of_results()
-    } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (100, 101)}
+        for run in runs_of(configured(study, out=tmp_path / "out"))
+    } == {(f"{tmp_path}/{seed}.csv",) * 2 + (4,) for seed in (0, 1)}
 
 
 def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp_path, monkeypatch):
     demo = configured("demo", out=tmp_path / "out", seeds=1)
-    run, *_ = StudyRuns(demo).of_results()
+    run, *_ = runs_of(demo)
     other = dataclasses.replace(run.described(), data="elsewhere/{000..001}.tar")
 
     @contextlib.contextmanager
@@ -294,7 +244,7 @@ def test_a_run_that_another_study_writes_before_the_lock_is_taken_is_refused(tmp
     monkeypatch.setattr(f"{training}.lock", waiting_lock)
     monkeypatch.setattr(f"{training}.write_data", lambda _: None)
     monkeypatch.setattr(StudyRun, "train", None)
-    with input_error("give --runs another folder"):
+    with input_error("give --out another folder"):
         run_study(demo, 1)
 
 

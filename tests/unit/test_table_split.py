@@ -1,6 +1,7 @@
 """One table is enough: a study and a training split validation pairs off
 it, and find its columns."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -119,7 +120,7 @@ def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     printed = execute(small_study("pairs.csv", "--dry-run"))
-    assert "runs: 4, of which 4 are left to train" in printed
+    assert "own_data: 4 of 4 runs are left to train" in printed
     assert "pairs for training and 6 for validation" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -132,7 +133,7 @@ def test_a_study_of_two_pairs_is_planned_with_a_batch_of_one(tmp_path, monkeypat
     planned = execute(
         "study own_data --data two.csv --seeds 2 --device cpu --set global_batch_size=1 --dry-run"
     )
-    assert "runs: 4, of which 4 are left to train" in planned
+    assert re.search(r"4 of 4 runs are left to train, 120 samples: .* with --jobs 1$", planned)
     assert sorted(path.name for path in tmp_path.glob("*")) == ["images", "pairs.csv", "two.csv"]
 
 
@@ -148,7 +149,7 @@ def test_a_study_refuses_a_table_that_it_cannot_split_and_writes_nothing(
     rows = [f"{tmp_path}/images/{2 * index}.png,the same" for index in range(20)]
     (tmp_path / "one_caption.csv").write_text("\n".join(["image,caption", *rows]))
     (tmp_path / "one_row.csv").write_text(f"image,caption\n{rows[0]}")
-    (tmp_path / "taken/clip_seed0/checkpoints").mkdir(parents=True)
+    (tmp_path / "taken/runs/clip_seed0/checkpoints").mkdir(parents=True)
     assert problem in refused(tmp_path, small_study("pairs.csv", options))
 
 

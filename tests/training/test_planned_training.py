@@ -1,39 +1,14 @@
-"""OpenCLIP trains with what other commands write: a file of frequencies, an
-import, a plan."""
+"""OpenCLIP trains what `superclip plan` has computed."""
 
 import pytest
 import torch
-from support import read_json, write_json
 from support.data import write_shards
-from support.models import AUTHORS_CONFIG, VOCAB_SIZE, altered_authors, write_vocabulary
-from support.training_runs import execute, run_train
+from support.training_runs import run_train
 
 from openclip_superclip.demo.data import write_model as write_demo_model
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
-
-
-def test_the_authors_weights_train_on_through_the_command_line(short_run, tmp_path):
-    """A model of the authors' layout with a vocabulary that has a
-    tokenizer, so that captions fit it."""
-    config = read_json(AUTHORS_CONFIG)
-    vocabulary = {"bpe_path": str(write_vocabulary(tmp_path))}
-    config["text_cfg"] |= {"vocab_size": VOCAB_SIZE, "tokenizer_kwargs": vocabulary}
-    write_json(tmp_path / "authors.json", config)
-    big = {"text.token_embedding.weight": 48, "text_decoder.text_projection.weight": 64}
-    changes = {name: torch.randn(VOCAB_SIZE, width) * 0.02 for name, width in big.items()}
-    changes |= {
-        "text_decoder.text_projection.bias": torch.zeros(VOCAB_SIZE),
-        "cap_fq": torch.ones(1, VOCAB_SIZE),
-    }
-    file = altered_authors(tmp_path, **changes)
-    out = tmp_path / "out"
-    execute(
-        f"export {file} --model {tmp_path}/authors.json --out {out} --with-head --global-batch 10"
-    )
-    training = run_train(short_run, f"--superclip --model local-dir:{out}", cwd=tmp_path)
-    assert "the weights contain a class head and the counts of 500 captions" in training.output
 
 
 def test_openclip_runs_the_steps_that_were_planned_and_writes_checkpoints_of_the_planned_size(
