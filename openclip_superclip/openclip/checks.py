@@ -17,15 +17,21 @@ from ..environment import check_horovod
 from ..errors import at_least
 from ..extras import require
 from . import current
-from .option_problems import LOGGERS, data_problems, option_problems, training_data_problems
+from .option_problems import (
+    LOGGERS,
+    data_problems,
+    model_file_problems,
+    option_problems,
+    training_data_problems,
+)
 from .parsed_options import Training
 
 
 def problems(training: Training) -> Iterator[str]:
     """Yields why a command cannot train, each with a suggestion, first what its values alone show.
 
-    Changes nothing. Without a flag of ours, only --resume is checked: it is refused if OpenCLIP
-    would fail, or for a run in slices.
+    Changes nothing. Without a flag of ours, only the columns of a table and --resume are checked:
+    it is refused if OpenCLIP would fail, or for a run in slices.
     """
     options = training.options
     if getattr(options, "horovod", False) and not training.only_options:
@@ -37,8 +43,10 @@ def problems(training: Training) -> Iterator[str]:
     if is_trained:
         yield from data_problems(options)
         yield from training_data_problems(training)
+        yield from model_file_problems(options)
         _check_packages(options)
     resumed = training.resumed
+    training.columns  # noqa: B018 - InputError if a table has no such columns
     if is_trained and training.in_run is None:
         yield from _problems_with_data(training)
     if not training.only_options:

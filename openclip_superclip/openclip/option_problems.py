@@ -8,8 +8,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from ..checkpoints.model_configurations import is_file
 from ..data.tables import kind
-from ..data.tar_shards import is_remote
+from ..data.tar_shards import check_any_exists, expand, is_remote
 from ..flags import Config, DataConfig
 from . import current
 from .parsed_options import Training
@@ -206,6 +207,16 @@ def data_problems(options: Namespace) -> Iterator[str]:
         yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
 
 
+def model_file_problems(options: Namespace) -> Iterator[str]:
+    """Yields an error if the file or folder of --model or --distill-model is missing."""
+    models = {"--model": options.model, "--distill-model": options.distill_model or ""}
+    for flag, model in models.items():
+        folder = model.removeprefix("local-dir:")
+        file = os.path.join(folder, "open_clip_config.json") if folder != model else model
+        if (folder != model or is_file(model)) and not os.path.exists(file):
+            yield f"{flag}: {file} cannot be read: there is no such file"
+
+
 def _problems_with_kind(flag: str, path: str, dataset_type: str) -> Iterator[str]:
     if not path or dataset_type == "synthetic":
         return
@@ -218,6 +229,8 @@ def _problems_with_kind(flag: str, path: str, dataset_type: str) -> Iterator[str
         yield f"{flag}: {path} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
     if data_kind == "table" and not is_remote(path) and not os.path.exists(path):
         yield f"{flag}: there is no file {path}"
+    if data_kind == "shards":
+        check_any_exists(expand(path, flag), flag)
 
 
 def training_data_problems(training: Training) -> Iterator[str]:

@@ -14,7 +14,6 @@ from ..data.inspection import NUM_LOOKED_FOR, inspect
 from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
-from ..errors import to_stderr
 from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
 
 
@@ -35,7 +34,7 @@ class Training:
         self.in_run: dict | None = getattr(args, "in_run", None)
         has_data = args.train_data or args.dataset_type == "synthetic"
         self.kind = kind(args.train_data or "", args.dataset_type) if has_data else ""
-        self.columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+        self.given_columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
 
     @cached_property
     def rank(self) -> int:
@@ -71,6 +70,24 @@ class Training:
     def caption_member(self) -> str:
         """The extension of a caption in shards."""
         return getattr(self.options, "text_key", None) or "txt"  # of OpenCLIP 4
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The columns of the table of --train-data: those that the options name, detected if they
+        have OpenCLIP's defaults; without a flag of ours, only if OpenCLIP would end with a
+        KeyError."""
+        given = self.given_columns
+        data = self.options.train_data
+        is_known = self.only_options or self.in_run is not None
+        if is_known or self.kind != "table" or is_remote(data):
+            return given
+        if not self.is_ours and has_columns(data, given):
+            return given
+        chosen = [
+            None if value == default else value
+            for value, default in zip(given, Columns(), strict=True)
+        ]
+        return detect_columns(data, *chosen, "--train-data")
 
     @cached_property
     def data(self) -> DataCheck:
@@ -264,7 +281,7 @@ class Training:
 
 def read(args: Namespace) -> Training:
     """Returns the training that parsed arguments describe, and completes them: with OpenCLIP's name
-    of the model, the columns of a table and the defaults of the class loss."""
+    of the model and the defaults of the class loss."""
     training = Training(args)
     if training.is_ours:
         args.model = openclip_name(args.model)  # get_tokenizer does not accept ViT-B/16
@@ -272,9 +289,6 @@ def read(args: Namespace) -> Training:
         vars(args).update(options_of(training.config))  # OpenCLIP records them in params.txt
         if "muon" in args.opt.lower():
             _leave_head_to_fallback(args)
-    is_read = not training.only_options and training.in_run is None
-    if training.kind == "table" and is_read and not is_remote(args.train_data):
-        _find_columns(training)
     return training
 
 
@@ -284,23 +298,6 @@ def _leave_head_to_fallback(options: Namespace) -> None:
     if hasattr(options, "opt_fallback_list"):  # of OpenCLIP 4
         names = options.opt_fallback_list or (options.opt_kwargs or {}).get("fallback_list") or []
         options.opt_fallback_list = [*names, "class_head.*"]
-
-
-def _find_columns(training: Training) -> None:
-    """Sets the options for the columns of a table that still have OpenCLIP's defaults: without a
-    flag of ours, only if OpenCLIP would end with a KeyError."""
-    options = training.options
-    given = training.columns
-    if not training.is_ours and has_columns(options.train_data, given):
-        return
-    chosen = [
-        None if value == default else value for value, default in zip(given, Columns(), strict=True)
-    ]
-    columns = detect_columns(options.train_data, *chosen, "--train-data")
-    if columns != given and training.rank == 0:
-        to_stderr(f"superclip: {options.train_data}: {columns.description}")
-    training.columns = columns
-    options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
 
 
 def launched() -> tuple[int, int]:

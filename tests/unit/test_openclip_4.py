@@ -40,7 +40,7 @@ def test_audio_is_data_too(options, parse_args):
     assert list(data_problems(args)) == []
 
 
-def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
+def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args, tmp_path):
     args = parse_args("--dataset-type synthetic")
     given = {
         "dataset_type": "webdataset",
@@ -51,6 +51,7 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
     vars(args).update(
         given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0
     )
+    (tmp_path / "0.tar").touch()
     with input_error("--train-num-samples is not given"):
         refuse(problems(read(args)))
     args.naflex_num_train_image_tokens = 1000
