@@ -270,7 +270,7 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model"):
-        return _digest_of_files(value, _configuration) or value
+        return configuration_digest(value) or value
     return value
 
 
@@ -283,6 +283,12 @@ def _digest_of_files(model: str, describe: Callable[[str], object]) -> str | Non
         content = json.dumps(describe(model))
         return DIGEST + hashlib.sha256(content.encode()).hexdigest()
     return None
+
+
+def configuration_digest(model: str) -> str | None:
+    """Returns a digest of the configuration in the user's files of a model, None for OpenCLIP's
+    models."""
+    return _digest_of_files(model, _configuration)
 
 
 def _configuration(model: str) -> dict:
