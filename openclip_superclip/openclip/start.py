@@ -22,10 +22,10 @@ def begin(training: Training) -> None:
         training.resumed.set_damaged_aside()
         for warning in _warnings(training):
             to_stderr(f"superclip: {warning}")
-    if training.split is not None:
-        training.split.write("--logs")
-        options.train_data = training.split.train
-        options.val_data = training.split.val
+    if training.table_split is not None:
+        training.table_split.write("--logs")
+        options.train_data = training.table_split.train
+        options.val_data = training.table_split.val
     _fix_ranks(training)
     if training.is_ours:
         decode_no_code()

@@ -6,12 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from support import GOLDEN, cases, parametrize, refusals, succeed, table, write_json, write_program
+from support.hub import serving
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 
@@ -132,34 +131,20 @@ def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch):
 
 
 def test_released_weights_are_fetched_before_the_job_is_submitted(tmp_path):
-    asked = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            asked.append(self.path)
-            self.send_error(404)
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_):
-            pass
-
     write_program(tmp_path / "sbatch", "echo 17")
     command = (
         f"{sys.executable} -m openclip_superclip submit "
         "finetune/superclip_vit-b-16_51.2m_bs4k --out run --skip-data-check"
     )
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
-        threading.Thread(target=hub.serve_forever, daemon=True).start()
+    with serving(tmp_path / "hub") as hub:  # which has nothing
         variables = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_ENDPOINT": hub.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(tmp_path),
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
         }
         done = succeed(command.split(), cwd=tmp_path, env=variables)
-        hub.shutdown()
-    assert any("CLIP-ViT-B-16" in path for path in asked)
+    assert any("CLIP-ViT-B-16" in path for path in hub.requests)
     assert re.search(
         "superclip submit: pretrained is ViT-B-16:.*, which cannot be downloaded .*; the job needs",
         done.stderr,

@@ -7,6 +7,7 @@ import torch
 from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
+from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.errors import refuse
 from openclip_superclip.openclip.checks import problems
 from openclip_superclip.openclip.option_problems import data_problems
@@ -75,6 +76,7 @@ def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(
     torch.save({"epoch": 1, "state_dict": {"module.logit_scale": torch.zeros(())}, **content}, file)
     other_ddp = None if with_ddp is None else True
     options = {"model": "ViT-B-32", "with_head": False}
-    check_kind(str(file), with_ddp=other_ddp, has_tasks=bool(content), **options)
+    checkpoint = read_checkpoint(file)
+    check_kind(checkpoint, with_ddp=other_ddp, has_tasks=bool(content), **options)
     with input_error(f"^--resume: [^\n]*epoch_1.pt is {reason}[^\n]*--pretrained [^\n]*$"):
-        check_kind(str(file), with_ddp=with_ddp, has_tasks=has_tasks, **options)
+        check_kind(checkpoint, with_ddp=with_ddp, has_tasks=has_tasks, **options)
