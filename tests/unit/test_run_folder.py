@@ -277,7 +277,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert begun.ranks == range(8, 16)
     for content in ("{", "{}", json.dumps({"run": run.as_json() | {"cards": 8}})):
         (tmp_path / "run.json").write_text(content)
-        with input_error(r"run.json (cannot be read|is of an.*) \(.*\): give superclip"):
+        with input_error(r"run.json (cannot be read|is damaged.*) \(.*\): give superclip"):
             Run.open(tmp_path)
 
 
