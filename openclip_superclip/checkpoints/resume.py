@@ -34,6 +34,7 @@ from .trainer_files import (
 
 if TYPE_CHECKING:  # it imports torch
     from .architecture import Architecture
+    from .weights import Checkpoint
 
 NAME = "began_with.json"  # in the folder of a run of `superclip train`
 FIELD = "began_with"  # the same in run.json, which `superclip run` alone writes
@@ -69,6 +70,11 @@ class Resumed(NamedTuple):
 
     file: str | None
     damaged: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict:
+        """The options of the run that saved the checkpoint; {} if they are unknown."""
+        return read_options(Path(self.file).parent.parent)
 
     def set_damaged_aside(self) -> None:
         """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the
@@ -139,36 +145,43 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
     return Resumed(newest, damaged)
 
 
-def check_kind(
-    file: str,
-    model: str,
-    *,
-    with_head: bool,
-    with_ddp: bool | None,
-    has_tasks: bool | None,
-    reads_values: bool = True,
-) -> None:
-    """Raises InputError if a run of this kind cannot resume from `file`.
-
-    Without --superclip, unreadable files are left to OpenCLIP.
+def read_resumed(file: str, *, has_head: bool, reads_values: bool) -> "Checkpoint | None":
+    """Reads the checkpoint that a run resumes from. Without --superclip, returns None for an
+    unreadable file, which is left to OpenCLIP.
 
     Args:
-        with_ddp: whether the run uses torch.distributed; None for a single process, which can
-            resume from both kinds.
-        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+        has_head: whether the run has --superclip.
         reads_values: whether to check with --superclip that all weights are finite.
     """
     from .weights import check_values, read_checkpoint
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)
-        if with_head and reads_values:
+        if has_head and reads_values:
             check_values(checkpoint.weights, file)
     except InputError as error:
-        if with_head:
+        if has_head:
             raise InputError(f"--resume: {error}") from error
-        return
-    has_head = bool(checkpoint.head())
+        return None
+    return checkpoint
+
+
+def check_kind(
+    checkpoint: "Checkpoint",
+    model: str,
+    *,
+    with_head: bool,
+    with_ddp: bool | None,
+    has_tasks: bool | None,
+) -> None:
+    """Raises InputError if a run of this kind cannot resume from `checkpoint`.
+
+    Args:
+        with_ddp: whether the run uses torch.distributed; None for a single process, which can
+            resume from both kinds.
+        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+    """
+    has_head = checkpoint.has_head
     if with_head and not has_head:
         kind = "without --superclip"
     elif has_head and not with_head:
@@ -188,6 +201,7 @@ def check_kind(
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
     instead = None if with_head else model_for_pretrained(model)
+    file = checkpoint.path
     start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
     raise InputError(
         f"--resume: {file} is of a run {kind}; to start from its weights, give {start}"
@@ -272,7 +286,7 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model"):
-        return _digest_of_files(value, _configuration) or value
+        return configuration_digest(value) or value
     return value
 
 
@@ -285,6 +299,12 @@ def _digest_of_files(model: str, describe: Callable[[str], object]) -> str | Non
         content = json.dumps(describe(model))
         return DIGEST + hashlib.sha256(content.encode()).hexdigest()
     return None
+
+
+def configuration_digest(model: str) -> str | None:
+    """Returns a digest of the configuration in the user's files of a model, None for OpenCLIP's
+    models."""
+    return _digest_of_files(model, _configuration)
 
 
 def _configuration(model: str) -> dict:

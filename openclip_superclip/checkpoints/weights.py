@@ -158,6 +158,10 @@ class Checkpoint:
         head = self.head()
         return {name: tensor for name, tensor in self.weights.items() if name not in head}
 
+    @property
+    def has_head(self) -> bool:
+        return bool(self.head())
+
     def head(self) -> Weights:
         """Returns the class head and the token statistics; empty for a plain model."""
         return head_of(self.weights)

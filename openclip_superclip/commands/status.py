@@ -11,15 +11,11 @@ from pathlib import Path
 from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..rendering import markdown_table
 from ..runs.folder import (
-    FAILED,
-    FINISHED,
-    PREEMPTED,
     RUNNING,
     RunFolder,
     current_state,
     read_fields,
 )
-from ..runs.recovery import LOST
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 from .shared_options import add_switch
 
@@ -27,7 +23,6 @@ FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of 
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 DEFAULT = Path("runs")
 DAMAGED = "damaged"
-STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -45,9 +40,6 @@ def main(argv: list[str]) -> int:
         nargs="*",
         type=Path,
         metavar="RUN",
-    )
-    parser.option(
-        "--state", "show only runs in this state; may be repeated", action="append", choices=STATES
     )
     add_switch(
         parser,
@@ -79,8 +71,6 @@ def main(argv: list[str]) -> int:
         if options.stop_after_slice and row[0] == RUNNING:
             RunFolder(run).stop_file.touch()
             note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
-        if options.state and row[0] not in options.state:
-            continue
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
     total = (
