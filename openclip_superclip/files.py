@@ -235,6 +235,8 @@ def _problems_with_output(
 ) -> Iterator[str]:
     if not folder and out.suffix in (".npz", ".npy"):
         yield "would be read by OpenCLIP as weights of big_vision"
+    if os.path.islink(os.path.realpath(out)):
+        yield "is a link that leads to itself"
     if not os.path.exists(out):
         return
     if not overwrite:

@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
-import math
 import os
+import sys
 from collections.abc import Iterator
 
 from .errors import InputError, refuse
@@ -109,7 +109,7 @@ class Config:
             if choices and value not in choices:
                 flag = field.metadata["flag"]
                 yield f"{flag} is '{value}'; expected one of {', '.join(choices)}"
-        if not 0 <= self.weight < math.inf:
+        if not 0 <= self.weight <= sys.float_info.max:
             yield f"--superclip-weight is {self.weight}; expected a finite number, 0 or more"
         if is_idf_file(self.idf) and not os.path.isfile(self.idf):
             yield (

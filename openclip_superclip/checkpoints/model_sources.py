@@ -95,6 +95,9 @@ def _type_problems(model_cfg: dict) -> Iterator[str]:
             name = model_cfg[tower].get(field) or ""
             if not isinstance(name, str) or "\0" in name or len(name) > 1000:
                 yield f"its {field} is not a name"
+    size = model_cfg["text_cfg"].get("vocab_size", 0)
+    if not isinstance(size, int):
+        yield f"its vocab_size is {size!r}; expected a number"
     for tower, field in OPTIONS.items():
         options = model_cfg[tower].get(field) or {}
         if not isinstance(options, dict) or not all(map(_has_numbers, options.values())):

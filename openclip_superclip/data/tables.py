@@ -22,6 +22,7 @@ SEPARATORS = ",\t;|"  # of which the most frequent one in the header is taken
 NAMES = (("filepath", "title"), ("image", "caption"))
 NUM_LOOKED_AT = 20  # first lines of a table, to find its columns
 ROWS_AT_ONCE = 10_000
+MAX_HEADER = 100_000  # characters; more columns would take minutes
 MAX_DECODED = 200  # images, spread over a table, that are decoded before training
 SHORT = Config()  # reads no long caption
 
@@ -248,6 +249,13 @@ def _readable(path: str, flag: str) -> Iterator[None]:
     if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for ever
         raise InputError(f"{flag}: {path} is not a regular file; expected a table")
     try:
+        with open(path, encoding="latin-1") as file:
+            is_long = len(file.readline(MAX_HEADER)) == MAX_HEADER
+        if is_long:
+            raise InputError(
+                f"{flag}: the first line of {path} is longer than {MAX_HEADER:,} characters; "
+                "expected the names of its columns"
+            )
         yield
     except InputError:
         raise

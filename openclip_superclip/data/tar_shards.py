@@ -38,21 +38,27 @@ def why_broken(error: Exception) -> str:
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """A member's header; a broken or missing one raises ReadError.
+    """A member's header; a broken or missing one raises ReadError, and a sparse one, which may
+    stand for more than the disk holds.
 
-    tarfile takes these for the end of the file, which blocks of zeros should mark.
+    tarfile takes broken ones for the end of the file, which blocks of zeros should mark.
     """
 
     @classmethod
     def fromtarfile(cls, tar):
         try:
-            return super().fromtarfile(tar)
+            member = super().fromtarfile(tar)
+        except ValueError as error:  # for a number of a sparse member
+            raise tarfile.ReadError(str(error)) from error
         except NO_MEMBER as error:
             if tar.offset == 0:  # for which tarfile has an error
                 raise
             raise tarfile.ReadError(
                 f"there is no valid tar member and no end marker at byte {tar.offset:,}"
             ) from error
+        if member.issparse():
+            raise tarfile.ReadError(f"{member.name} is sparse")
+        return member
 
 
 def expand(pattern: str, flag: str = "--data") -> list[str]:

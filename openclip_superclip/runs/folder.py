@@ -111,6 +111,8 @@ class RunFolder:
             raise InputError(f"--out is {path}; expected a path without *, ? and brackets")
         # OpenCLIP needs its name
         self.path = path if path.name not in ("", "..") else path.resolve()
+        if not self.path.name:
+            raise InputError(f"--out is {path}; expected the name of a folder")
         self.checkpoints = self.path / "checkpoints"
         self.state_file = self.path / "state.json"
         self.stop_file = self.path / "stop_after_slice"  # asks a run to end after its slice

@@ -2,8 +2,10 @@
 numbers."""
 
 import re
+from itertools import pairwise
 
 import open_clip
+from ruamel.yaml import YAML
 from support import ROOT, cases, input_error, markdown_cells, parametrize, read_json, table
 from support.training_runs import execute, failure
 
@@ -188,6 +190,37 @@ def test_a_file_of_brackets_is_one_line(brackets, tmp_path):
     with input_error(r"deep\.yaml is not a readable YAML file"):
         read_recipe(f"{tmp_path}/deep.yaml")
     assert read_recipe(DEMO, {"shards": "[" * brackets}).shards == "[" * brackets
+
+
+ODD_YAML = {
+    "merged again and again": (
+        "a: &a {x: 1}\n"
+        + "".join(f"{x}: &{x} {{<<: [*{y}, *{y}]}}\n" for y, x in pairwise("abcd")),
+        r"found \*a: write out what it stands for in line 2",
+    ),
+    "repeated": ("flags: {a: &a [1, 1], b: [*a, *a]}", r"found \*a: .* in line 1"),
+    "in itself": ("chosen: &a {b: *a}", r"found \*a: "),
+    "a number of many digits": ("seed: " + "1" * 5000, "is not a readable YAML file: Exceeds"),
+    "more passes than numbers": (f"samples: '{'9' * 400} passes'", "samples is inf; expected an"),
+    "a weight of many digits": (f"superclip: {{weight: 1{'0' * 400}}}", "superclip-weight is 1000"),
+    "names of the paper's scores": (
+        "paper: {source: x, read_off: false, values: {1: 2}}",
+        "paper is .*; expected source, read_off and values, by name",
+    ),
+}
+
+
+@cases("change, error", ODD_YAML)
+def test_odd_yaml_is_refused_in_one_line(change, error, tmp_path):
+    field = change.partition(":")[0]
+    values = YAML(typ="safe").load(RECIPES[DEMO].text)
+    values.pop(field, None)
+    with open(tmp_path / "odd.yaml", "w") as file:
+        YAML().dump(values, file)
+    text = (tmp_path / "odd.yaml").read_text()
+    (tmp_path / "odd.yaml").write_text(f"{change}\n{text}")
+    with input_error(rf"^{tmp_path}/odd\.yaml[^\n]*{error}[^\n]*$"):
+        read_recipe(f"{tmp_path}/odd.yaml")
 
 
 def listed(words=""):

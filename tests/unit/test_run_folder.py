@@ -11,14 +11,21 @@ import sys
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 import torch
 from support import cases, input_error, parametrize, read_json, table, write_json, write_program
 from support.tiny_run import write_recipe
 
+import openclip_superclip as superclip
 from openclip_superclip.checkpoints import trainer_files
-from openclip_superclip.checkpoints.resume import resumed_checkpoint
+from openclip_superclip.checkpoints.resume import (
+    check_kind,
+    read_record,
+    read_resumed,
+    resumed_checkpoint,
+)
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines
@@ -388,3 +395,44 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
     clock[0] += 30
     assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
     assert not Progress(plan, tmp_path / "before the first step").has_stalled(0.1)
+
+
+@parametrize("field, value", {"data": 5, "batch_size": "x", "recipe": 3, "settings": []}.items())
+def test_a_run_with_a_field_of_another_type_is_refused_in_one_line(field, value, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write(run_of(tmp_path))
+    content = read_json(folder.path / "run.json")
+    content["run"][field] = value
+    write_json(folder.path / "run.json", content)
+    with input_error(r"run\.json is damaged, or of another version .*: give superclip run the"):
+        Run.open(folder.path)
+
+
+@parametrize("content", [5, {"options": {}, "global_batch_size": 1, "shards": [], "versions": {}}])
+def test_a_damaged_record_of_the_start_is_named(content, tmp_path):
+    write_json(tmp_path / "run.json", {"began_with": content})
+    with input_error(f"{tmp_path}: the record of the run's start is damaged"):
+        read_record(tmp_path)
+
+
+def test_the_root_is_no_folder_of_a_run():
+    with input_error("--out is /; expected the name of a folder"):
+        RunFolder(Path("/"))
+
+
+@parametrize(
+    "entries",
+    [
+        {},
+        {"epoch": 1},
+        {"epoch": 1, "optimizer": [1]},
+        {"epoch": "x", "optimizer": {"param_groups": []}},
+        {"epoch": -1, "optimizer": {"param_groups": []}},
+    ],
+)
+def test_a_checkpoint_without_epoch_or_optimizer_is_not_resumed(entries, small_model, tmp_path):
+    weights = superclip.create_model_and_transforms(small_model)[0].state_dict()
+    torch.save({"state_dict": weights, **entries}, tmp_path / "odd.pt")
+    checkpoint = read_resumed(f"{tmp_path}/odd.pt", has_head=True, reads_values=True)
+    with input_error("odd.pt is of a run whose epoch or optimizer is missing or damaged"):
+        check_kind(checkpoint, small_model, with_head=True, with_ddp=None, has_tasks=None)

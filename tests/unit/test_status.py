@@ -108,3 +108,34 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     ]
     errors = re.findall("error: (.*):", capsys.readouterr().err)
     assert errors == ["runs/studies contains no run", "nowhere is not a folder"]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("state", ["running"]),
+        ("steps", "many"),
+        ("step", "x"),
+        ("job", [1]),
+        ("error", 5),
+        ("error", [1]),
+        ("refused", "x"),
+        ("refused", {"x": 1}),
+        ("samples_per_second", "x"),
+        ("expected_end", 5),
+        ("expected_end", "soon"),
+        ("expected_end", "0001-01-01T00:00:00"),
+    ],
+)
+def test_fields_of_other_types_are_left_out(field, value, tmp_path):
+    values = {"state": "running", "heartbeat": ago(1), field: value}
+    write_run(tmp_path / "run", **values)
+    assert "1 runs: 1 " in execute(f"status {tmp_path}/run")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"job": [5], "pid": "x"}'])
+def test_a_damaged_lock_or_submission_is_none(content, tmp_path):
+    write_run(tmp_path / "run", state="running", heartbeat=ago(1))
+    for name in ("lock", "submitted.json"):
+        (tmp_path / "run" / name).write_text(content)
+    assert "1 runs: 1 running" in execute(f"status {tmp_path}/run")

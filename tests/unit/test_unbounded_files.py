@@ -6,12 +6,15 @@ import io
 import os
 import shutil
 import signal
+import tarfile
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from support import cases, input_error, parametrize, read_json, write_json
+from support.data import IMAGE
 from support.models import random_weights, write_model
 from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
@@ -93,6 +96,36 @@ def compress(name):
     Path(name).write_bytes(packed.getvalue())
 
 
+def write_sparse(name, headers):
+    """Writes a shard whose second member is a sparse file."""
+    with tarfile.open(name, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+        member = tarfile.TarInfo("a.png")
+        member.size = len(IMAGE)
+        member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.minor": "0", **headers}
+        tar.addfile(member, io.BytesIO(IMAGE))
+
+
+def write_odd(name, **attributes):
+    """Writes weights with attributes, which may have the names of methods."""
+    weights = OrderedDict(torch.load("model/pytorch_model.bin"))
+    vars(weights).update({f"{attribute}?": value for attribute, value in attributes.items()})
+    torch.save(weights, name)
+    plain = {}
+    with zipfile.ZipFile(name) as archive:
+        for member in archive.namelist():
+            plain[member] = archive.read(member)
+    with zipfile.ZipFile(name, "w") as archive:
+        for member, content in plain.items():
+            for attribute in attributes:  # a text with its length in front
+                marked = f"{attribute}?".encode()
+                content = content.replace(
+                    len(marked).to_bytes(4, "little") + marked,
+                    len(attribute).to_bytes(4, "little") + attribute.encode(),
+                )
+            archive.writestr(member, content)
+
+
 EXPORT = "export model --out out"
 EXPORT_RUN = "export run/checkpoints/epoch_1.pt --out out"
 COUNT = "frequencies pairs.csv --tokenizer-of local-dir:model --out counts.safetensors"
@@ -144,6 +177,58 @@ def test_what_never_ends_or_holds_no_number_is_refused_in_one_line(command, dama
     assert error in line and line.count("\n") == 1
     assert "model" in line or "run" in line
     assert not list(folder.glob("out*"))
+
+
+ODD = {
+    "a vocabulary's size": (
+        EXPORT,
+        lambda: configure("text_cfg", vocab_size="x"),
+        "its vocab_size is 'x'; expected a number",
+    ),
+    "a header of a table": (
+        COUNT,
+        lambda: Path("pairs.csv").write_text(f"{Path('pairs.csv').read_text()[:13]}{',c' * 10**5}"),
+        "the first line of pairs.csv is longer than 100,000 characters",
+    ),
+    "a sparse member": (
+        COUNT.replace("pairs.csv", "sparse.tar"),
+        lambda: write_sparse("sparse.tar", {"GNU.sparse.size": f"{10**14}"}),
+        "a.png is sparse",
+    ),
+    "a damaged sparse member": (
+        COUNT.replace("pairs.csv", "sparse.tar"),
+        lambda: write_sparse("sparse.tar", {"GNU.sparse.major": "1"}),
+        "broken tar file",
+    ),
+    "a link to itself": (
+        EXPORT.replace("--out out", "--out loop"),
+        lambda: link("loop", "loop"),
+        "loop is a link that leads to itself",
+    ),
+    "a name": (f"export {'x' * 300} --out out", lambda: None, "x cannot be used (File name too"),
+    "a model's name in weights": (
+        "export odd.pt --out out",
+        lambda: write_odd("odd.pt", superclip_options={"model": "local-dir:" + "x" * 5000}),
+        "the model of odd.pt is not recorded",
+    ),
+    "a tensor as an option": (
+        "export odd.pt --out out",
+        lambda: write_odd("odd.pt", superclip_options={"model": torch.zeros(3)}),
+        "the model of odd.pt is not recorded",
+    ),
+    "an attribute that hides a method": (
+        "export odd.pt --out out",
+        lambda: write_odd("odd.pt", items=5),
+        "--model is missing: the model of odd.pt",
+    ),
+}
+
+
+@cases("command, damage, error", ODD)
+def test_what_cannot_be_used_is_named_in_one_line(command, damage, error, folder):
+    damage()
+    line = failure(command)
+    assert error in line and line.startswith("error: ") and line.count("\n") == 1
 
 
 def test_the_folders_without_a_fault_are_opened(folder):
