@@ -140,7 +140,7 @@ class Plugin:
         # OpenCLIP has named the run, and made its folder
         if args.rank == 0 and args.name is not None and training.in_run is None:
             run_folder = Path(args.logs, args.name)
-            for line in write_record(run_folder, training.resume_record(), args.resume):
+            for line in write_record(run_folder, training.resume_record, args.resume):
                 logging.warning(f"the run has changed since its start: {line}")
         order = DataOrder(
             slices, args.seed, args.rank, args.batch_size, shared_epoch, current().shuffle_sizes()

@@ -10,6 +10,7 @@ import open_clip
 import torch
 from open_clip import factory
 from open_clip.constants import HF_CONFIG_NAME
+from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import merge_preprocess_dict
 from open_clip.utils import to_2tuple
@@ -23,6 +24,7 @@ from ..method.head_input import head_width, patch_tokens
 from ..method.idf import TokenStatistics, special_token_ids
 from .model_configurations import (
     check_preprocessing,
+    holds_text_tower,
     is_file,
     openclip_name,
     read_configuration,
@@ -128,9 +130,26 @@ def trained_architecture(
     """
     name = openclip_name(model)
     architecture = _read(name, tag or "", flag, cache_dir)
+    _check_place(architecture, flag)
     if is_file(model):
         register_file(name, architecture.model_cfg, architecture.preprocess_cfg, flag)
     return architecture
+
+
+def _check_place(architecture: Architecture, flag: str) -> None:
+    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that
+    it was written to."""
+    schema, location = parse_model_name(architecture.name)
+    folder = Path(location)
+    if schema != "local-dir" or not holds_text_tower(folder, architecture.model_cfg):
+        return
+    written_to = open_clip.get_model_config(architecture.name)["text_cfg"]["hf_model_name"]
+    if Path(written_to).resolve() != folder.resolve():
+        raise InputError(
+            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write "
+            f"it again with superclip export {folder} --out FOLDER, or change hf_model_name in "
+            "its open_clip_config.json"
+        )
 
 
 def _read(name: str, tag: str, flag: str, cache_dir: str | None) -> Architecture:

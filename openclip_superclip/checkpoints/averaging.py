@@ -48,7 +48,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
     """
     check_out(out, sources, COMMAND, overwrite=overwrite)
     checkpoints = [read_checkpoint(released_file(source, "CHECKPOINT")) for source in sources]
-    with_head = [checkpoint for checkpoint in checkpoints if checkpoint.head()] or checkpoints
+    with_head = [checkpoint for checkpoint in checkpoints if checkpoint.has_head] or checkpoints
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, checkpoint.path)
         _check_fit(checkpoint, with_head[0])
@@ -70,7 +70,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
 
 def _check_fit(left: Checkpoint, right: Checkpoint) -> None:
     """Raises InputError unless two checkpoints are of one model; `left` may lack a class head."""
-    expected = right.weights if left.head() else right.without_head()
+    expected = right.weights if left.has_head else right.without_head()
     check_match(left.weights, expected, left.path, right.path)
     others = _facts(right, expected)
     for name, fact in _facts(left, left.weights).items():

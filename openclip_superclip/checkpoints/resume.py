@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
 from ..environment import current_time, versions
-from ..errors import InputError, to_stderr
+from ..errors import InputError, as_input_error, to_stderr
 from ..files import content_digest, file_identity, json_or_empty, read_json, write_json
 from ..flags import is_idf_file
 from ..option_table import effect_of
@@ -34,6 +34,7 @@ from .trainer_files import (
 
 if TYPE_CHECKING:  # it imports torch
     from .architecture import Architecture
+    from .weights import Checkpoint
 
 NAME = "began_with.json"  # in the folder of a run of `superclip train`
 FIELD = "began_with"  # the same in run.json, which `superclip run` alone writes
@@ -69,6 +70,11 @@ class Resumed(NamedTuple):
 
     file: str | None
     damaged: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict:
+        """The options of the run that saved the checkpoint; {} if they are unknown."""
+        return read_options(Path(self.file).parent.parent)
 
     def set_damaged_aside(self) -> None:
         """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the
@@ -139,36 +145,43 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
     return Resumed(newest, damaged)
 
 
-def check_kind(
-    file: str,
-    model: str,
-    *,
-    with_head: bool,
-    with_ddp: bool | None,
-    has_tasks: bool | None,
-    reads_values: bool = True,
-) -> None:
-    """Raises InputError if a run of this kind cannot resume from `file`.
-
-    Without --superclip, unreadable files are left to OpenCLIP.
+def read_resumed(file: str, *, has_head: bool, reads_values: bool) -> "Checkpoint | None":
+    """Reads the checkpoint that a run resumes from. Without --superclip, returns None for an
+    unreadable file, which is left to OpenCLIP.
 
     Args:
-        with_ddp: whether the run uses torch.distributed; None for a single process, which can
-            resume from both kinds.
-        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+        has_head: whether the run has --superclip.
         reads_values: whether to check with --superclip that all weights are finite.
     """
     from .weights import check_values, read_checkpoint
 
     try:
         checkpoint = read_checkpoint(file, checksums=False)
-        if with_head and reads_values:
+        if has_head and reads_values:
             check_values(checkpoint.weights, file)
     except InputError as error:
-        if with_head:
+        if has_head:
             raise InputError(f"--resume: {error}") from error
-        return
-    has_head = bool(checkpoint.head())
+        return None
+    return checkpoint
+
+
+def check_kind(
+    checkpoint: "Checkpoint",
+    model: str,
+    *,
+    with_head: bool,
+    with_ddp: bool | None,
+    has_tasks: bool | None,
+) -> None:
+    """Raises InputError if a run of this kind cannot resume from `checkpoint`.
+
+    Args:
+        with_ddp: whether the run uses torch.distributed; None for a single process, which can
+            resume from both kinds.
+        has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
+    """
+    has_head = checkpoint.has_head
     if with_head and not has_head:
         kind = "without --superclip"
     elif has_head and not with_head:
@@ -182,10 +195,13 @@ def check_kind(
     elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
         ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
         kind = f"of {ranks}, with other names of the weights: resume it with those"
+    elif with_head and not checkpoint.can_resume:
+        kind = "whose epoch or optimizer is missing or damaged"
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
     instead = None if with_head else model_for_pretrained(model)
+    file = checkpoint.path
     start = f"--pretrained {file}{f' --model {instead}' if instead else ''} and a new --name"
     raise InputError(
         f"--resume: {file} is of a run {kind}; to start from its weights, give {start}"
@@ -351,9 +367,12 @@ def _digest_of_ends(file: Path) -> str:
 def read_record(folder: Path) -> ResumeRecord | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
     content = json_or_empty(folder / RECORD).get(FIELD) or json_or_empty(folder / NAME)
-    if {"options", "global_batch_size", "shards", "versions"} <= content.keys():
-        names = ResumeRecord.__dataclass_fields__.keys() & content.keys()
-        return ResumeRecord(**{name: content[name] for name in names})
+    with as_input_error(f"{folder}: the record of the run's start is damaged"):
+        if {"options", "global_batch_size", "shards", "versions"} <= content.keys():
+            names = ResumeRecord.__dataclass_fields__.keys() & content.keys()
+            record = ResumeRecord(**{name: content[name] for name in names})
+            changes(record, record, None)  # raises for values of other types
+            return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None
 

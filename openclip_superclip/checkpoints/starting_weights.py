@@ -24,7 +24,6 @@ from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, as_input_error, listed
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import Architecture, check_image_size, read_architecture
-from .model_configurations import holds_text_tower
 from .weights import (
     Weights,
     check_is_no_program,
@@ -147,7 +146,6 @@ def _check_model(training) -> None:
     options = training.options
     pretrained = options.pretrained
     model = training.model.name
-    _check_place(training.model, "--model")
     _check_tag(model, pretrained, "--pretrained")
     check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
@@ -167,7 +165,6 @@ def _check_distils(architecture: Architecture, model: str, flag: str) -> None:
 def _check_teacher(training) -> None:
     model = training.options.distill_model
     pretrained = training.options.distill_pretrained
-    _check_place(training.teacher, "--distill-model")
     _check_tag(training.teacher.name, pretrained, "--distill-pretrained")
     _check_distils(training.teacher, model, "--distill-model")
     schema, location = parse_model_name(model)
@@ -191,22 +188,6 @@ def _check_tag(model: str, pretrained: str | None, flag: str) -> None:
         raise InputError(
             f"{flag} is '{pretrained}', which is neither a file nor weights that OpenCLIP has for "
             f"{model}: expected a file, or one of its tags: {listed(tags, 30) or 'it has none'}"
-        )
-
-
-def _check_place(architecture: Architecture, flag: str) -> None:
-    """Raises InputError for a moved folder: OpenCLIP opens its text tower only at the place that
-    it was written to."""
-    schema, location = parse_model_name(architecture.name)
-    folder = Path(location)
-    if schema != "local-dir" or not holds_text_tower(folder, architecture.model_cfg):
-        return
-    written_to = open_clip.get_model_config(architecture.name)["text_cfg"]["hf_model_name"]
-    if Path(written_to).resolve() != folder.resolve():
-        raise InputError(
-            f"{flag}: {folder} was written as {written_to} and has been moved or copied; write "
-            f"it again with superclip export {folder} --out FOLDER, or change hf_model_name in "
-            "its open_clip_config.json"
         )
 
 
@@ -378,6 +359,6 @@ def starts_with_head(model: str | None, pretrained: str | None) -> bool:
     schema, location = parse_model_name(model) if model else (None, None)
     source = location if schema == "local-dir" else pretrained
     try:
-        return bool(source and read_checkpoint(source, checksums=False).head())
+        return bool(source and read_checkpoint(source, checksums=False).has_head)
     except InputError:  # a tag, or OpenCLIP reports the error
         return False

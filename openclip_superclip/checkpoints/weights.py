@@ -147,6 +147,8 @@ class Checkpoint:
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     of_tasks: bool = False
+    # unless it has the trainer's entries, but an epoch or optimizer that training cannot continue
+    can_resume: bool = True
     # options of the run by attribute name of the parsed command line, from the file itself or else
     # from the run's folder; {} if they are unknown
     options: dict = field(default_factory=dict)
@@ -155,6 +157,10 @@ class Checkpoint:
         """Returns the weights of the OpenCLIP model."""
         head = self.head()
         return {name: tensor for name, tensor in self.weights.items() if name not in head}
+
+    @property
+    def has_head(self) -> bool:
+        return bool(self.head())
 
     def head(self) -> Weights:
         """Returns the class head and the token statistics; empty for a plain model."""
@@ -207,8 +213,17 @@ def read_checkpoint(
         epoch=content.get("epoch"),
         of_ddp=all(name.startswith("module.") for name in state),
         of_tasks="global_step" in content,
+        can_resume="state_dict" not in content or _can_resume(content),
         options=options or options_of_run(Path(path)),
     )
+
+
+def _can_resume(content: dict) -> bool:
+    """Returns whether training can continue with the entries of the trainer's checkpoint."""
+    epoch = content.get("epoch")
+    optimizer = content.get("optimizer")
+    has_groups = isinstance(optimizer, dict) and isinstance(optimizer.get("param_groups"), list)
+    return isinstance(epoch, int) and epoch >= 0 and has_groups
 
 
 def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:

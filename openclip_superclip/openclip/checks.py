@@ -3,42 +3,29 @@ resumes from, each with a suggestion."""
 
 import math
 import shlex
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.model_configurations import is_file, register_small_models
 from ..checkpoints.resume import NAME, changes, check_kind, read_record
-from ..checkpoints.trainer_files import read_options
 from ..data.held_out import SPLIT
 from ..data.slices import Split, more_than_a_slice
 from ..data.tables import too_few_rows
-from ..environment import check_horovod
-from ..errors import at_least
-from ..extras import require
 from . import current
-from .option_problems import LOGGERS, data_problems, option_problems, training_data_problems
+from .option_problems import option_problems
 from .parsed_options import Training
 
 
 def problems(training: Training) -> Iterator[str]:
     """Yields why a command cannot train, each with a suggestion, first what its values alone show.
 
-    Changes nothing. Without a flag of ours, only --resume is checked: it is refused if OpenCLIP
-    would fail, or for a run in slices.
+    Changes nothing. Without a flag of ours, only the columns of a table and --resume are checked:
+    it is refused if OpenCLIP would fail, or for a run in slices.
     """
-    options = training.options
-    if getattr(options, "horovod", False) and not training.only_options:
-        check_horovod()
     yield from option_problems(training)
-    if training.is_ours:
-        _check_numbers(options)
     is_trained = training.is_ours and not training.only_options
-    if is_trained:
-        yield from data_problems(options)
-        yield from training_data_problems(training)
-        _check_packages(options)
-    resumed = training.resumed
+    training.resumed  # noqa: B018 - InputError if there is no such file
+    training.columns  # noqa: B018 - InputError if a table has no such columns
     if is_trained and training.in_run is None:
         yield from _problems_with_data(training)
     if not training.only_options:
@@ -48,23 +35,7 @@ def problems(training: Training) -> Iterator[str]:
 
         check_models(training)
     _check_frequencies(training)
-    is_left_to_openclip = resumed.damaged and not training.is_ours
-    if resumed.file is not None and not is_left_to_openclip:
-        _check_resume(training, resumed.file)
-
-
-def _check_numbers(options: Namespace) -> None:
-    at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
-    at_least(options, train_num_samples=1, lr=0, log_every_n_steps=1, force_patch_dropout=0)
-    at_least(options, beta1=0, beta2=0, eps=0, wd=0, grad_clip_norm=0, seed=0)
-    at_least(options, lock_image_unlocked_groups=0, lock_text_unlocked_layers=0)
-
-
-def _check_packages(options: Namespace) -> None:
-    loggers = options.report_to.replace("all", "wandb,tensorboard")
-    require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
-    if options.use_bnb_linear:
-        require(f"--use-bnb-linear {options.use_bnb_linear}", "", "bitsandbytes")
+    _check_resume(training)
 
 
 def _problems_with_data(training: Training) -> Iterator[str]:
@@ -141,14 +112,15 @@ def _problems_with_slice(training: Training, slices: int, total: int | None) -> 
 
 def _problems_with_earlier_split(training: Training) -> Iterator[str]:
     """Yields an error if the checkpoint of --resume was trained on another split."""
-    file = training.resumed.file
-    if training.split is None or file is None:
+    resumed = training.resumed
+    if training.table_split is None or resumed.file is None:
         return
-    earlier = Path(str(read_options(Path(file).parent.parent).get("train_data")))
-    if earlier.parent.name.startswith(SPLIT) and earlier.parent.name != training.split.folder.name:
+    earlier = Path(str(resumed.options.get("train_data")))
+    split = earlier.parent.name
+    if split.startswith(SPLIT) and split != training.table_split.folder.name:
         yield (
-            f"--resume: the table or --val-fraction has changed since {file} was trained, so "
-            f"it may have seen the new pairs for validation; expected --train-data {earlier} "
+            f"--resume: the table or --val-fraction has changed since {resumed.file} was trained, "
+            f"so it may have seen the new pairs for validation; expected --train-data {earlier} "
             f"--val-data {earlier.with_name('val.csv')} instead of --val-fraction"
         )
 
@@ -182,24 +154,26 @@ def _check_frequencies(training: Training) -> None:
         )
 
 
-def _check_resume(training: Training, file: str) -> None:
+def _check_resume(training: Training) -> None:
     """Raises InputError if the checkpoint of --resume does not fit.
 
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in
     slices, with other options than at its beginning, which `superclip run` has compared already.
     """
+    if training.resumed.file is None or (training.resumed.damaged and not training.is_ours):
+        return
     options = training.options
     data = training.data_config
-    has_tasks = current().HAS_TASKS
-    check_kind(
-        file,
-        options.model,
-        with_head=training.config is not None,
-        with_ddp=None if has_tasks else training.with_ddp,
-        has_tasks=has_tasks if training.is_ours else None,
-        reads_values=training.reads_contents,
-    )
-    folder = Path(file).parent.parent
+    if training.checkpoint is not None:
+        has_tasks = current().HAS_TASKS
+        check_kind(
+            training.checkpoint,
+            options.model,
+            with_head=training.config is not None,
+            with_ddp=None if has_tasks else training.with_ddp,
+            has_tasks=has_tasks if training.is_ours else None,
+        )
+    folder = Path(training.resumed.file).parent.parent
     is_recorded = data.slices is not None or (folder / NAME).exists()
     is_compared = training.in_run is not None or data.accept_changes
     if not options.train_data or not is_recorded or is_compared:
@@ -210,4 +184,4 @@ def _check_resume(training: Training, file: str) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    changes(read_record(folder), training.resume_record()).check(folder, accept)
+    changes(read_record(folder), training.resume_record).check(folder, accept)

@@ -8,8 +8,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from ..data.tables import kind
-from ..data.tar_shards import is_remote
+from ..checkpoints.model_configurations import is_file
+from ..data.tar_shards import check_any_exists, expand, is_remote
+from ..environment import check_horovod
+from ..errors import at_least
+from ..extras import require
 from ..flags import Config, DataConfig
 from . import current
 from .parsed_options import Training
@@ -20,12 +23,18 @@ SOURCES = ("train_data", "val_data", "imagenet_val", "imagenet_v2", "audio_zeros
 
 
 def option_problems(training: Training) -> Iterator[str]:
-    """Yields what is wrong with the options of a training, each with a suggestion.
+    """Yields what is wrong with the options of a training by their values alone, each with a
+    suggestion.
 
     OpenCLIP 3 has no options for audio, JSON or NaFlex.
     """
     options = training.options
-    if getattr(options, "horovod", False) and (training.is_ours or training.only_options):
+    has_horovod = getattr(options, "horovod", False)
+    if training.is_ours:
+        _check_numbers(options)
+    if has_horovod and not training.only_options:
+        check_horovod()
+    if has_horovod and (training.is_ours or training.only_options):
         yield from _problems_with_horovod(options)
     if training.config is not None:
         yield from _problems_with_head(options, training.config)
@@ -34,6 +43,25 @@ def option_problems(training: Training) -> Iterator[str]:
         yield from _problems_with_numbers(options)
         yield from _problems_with_loss(options)
         yield from _problems_with_optimizer(options)
+    if training.is_ours and not training.only_options:
+        yield from data_problems(options)
+        _check_packages(options)
+        yield from _problems_with_model_files(options)
+        yield from _problems_with_training_data(training)
+
+
+def _check_numbers(options: Namespace) -> None:
+    at_least(options, batch_size=1, accum_freq=1, epochs=1, workers=0, warmup=0)
+    at_least(options, train_num_samples=1, lr=0, log_every_n_steps=1, force_patch_dropout=0)
+    at_least(options, beta1=0, beta2=0, eps=0, wd=0, grad_clip_norm=0, seed=0)
+    at_least(options, lock_image_unlocked_groups=0, lock_text_unlocked_layers=0)
+
+
+def _check_packages(options: Namespace) -> None:
+    loggers = options.report_to.replace("all", "wandb,tensorboard")
+    require(f"--report-to {options.report_to}", "", *(name for name in LOGGERS if name in loggers))
+    if options.use_bnb_linear:
+        require(f"--use-bnb-linear {options.use_bnb_linear}", "", "bitsandbytes")
 
 
 def _problems_with_horovod(options: Namespace) -> Iterator[str]:
@@ -206,27 +234,41 @@ def data_problems(options: Namespace) -> Iterator[str]:
         yield f"--imagenet-val: {classes} contains no folders; expected one for each class"
 
 
-def _problems_with_kind(flag: str, path: str, dataset_type: str) -> Iterator[str]:
+def _problems_with_model_files(options: Namespace) -> Iterator[str]:
+    """Yields an error if the file or folder of --model or --distill-model is missing."""
+    models = {"--model": options.model, "--distill-model": options.distill_model or ""}
+    for flag, model in models.items():
+        folder = model.removeprefix("local-dir:")
+        file = os.path.join(folder, "open_clip_config.json") if folder != model else model
+        if (folder != model or is_file(model)) and not os.path.exists(file):
+            yield f"{flag}: {file} cannot be read: there is no such file"
+
+
+def _problems_with_kind(flag: str, path: str, data_kind: str, dataset_type: str) -> Iterator[str]:
     if not path or dataset_type == "synthetic":
         return
     if dataset_type == "webdataset" and path.endswith((".csv", ".tsv")):
         yield (
             f"{flag}: {path} is a table, and --dataset-type is webdataset: give --dataset-type auto"
         )
-    data_kind = kind(path, dataset_type)
     if not data_kind:
         yield f"{flag}: {path} does not end in .tar, .csv or .tsv: set its type with --dataset-type"
     if data_kind == "table" and not is_remote(path) and not os.path.exists(path):
         yield f"{flag}: there is no file {path}"
+    if data_kind == "shards":
+        check_any_exists(expand(path, flag), flag)
 
 
-def training_data_problems(training: Training) -> Iterator[str]:
+def _problems_with_training_data(training: Training) -> Iterator[str]:
     """Yields why training or validation cannot read data of their kind, without opening them."""
     options = training.options
     data = training.data_config
     is_table = training.kind == "table"
-    for flag, path in (("--train-data", options.train_data), ("--val-data", options.val_data)):
-        yield from _problems_with_kind(flag, path or "", options.dataset_type)
+    for flag, path, data_kind in (
+        ("--train-data", options.train_data, training.kind),
+        ("--val-data", options.val_data, training.val_kind),
+    ):
+        yield from _problems_with_kind(flag, path or "", data_kind, options.dataset_type)
     if not options.train_data and training.kind != "synthetic":
         return
     if data.val_fraction is not None and options.val_data:

@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name
-from ..checkpoints.resume import Resumed, resumed_checkpoint
+from ..checkpoints.resume import Resumed, read_resumed, resumed_checkpoint
 from ..data.data_check import DataCheck
 from ..data.held_out import TRAIN, TableSplit, split_table
 from ..data.inspection import NUM_LOOKED_FOR, inspect
 from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
-from ..errors import to_stderr
 from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
 
 
@@ -35,7 +34,8 @@ class Training:
         self.in_run: dict | None = getattr(args, "in_run", None)
         has_data = args.train_data or args.dataset_type == "synthetic"
         self.kind = kind(args.train_data or "", args.dataset_type) if has_data else ""
-        self.columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
+        self.val_kind = kind(args.val_data, args.dataset_type) if args.val_data else ""
+        self.given_columns = Columns(args.csv_separator, args.csv_img_key, args.csv_caption_key)
 
     @cached_property
     def rank(self) -> int:
@@ -73,6 +73,24 @@ class Training:
         return getattr(self.options, "text_key", None) or "txt"  # of OpenCLIP 4
 
     @cached_property
+    def columns(self) -> Columns:
+        """The columns of the table of --train-data: those that the options name, detected if they
+        have OpenCLIP's defaults; without a flag of ours, only if OpenCLIP would end with a
+        KeyError."""
+        given = self.given_columns
+        data = self.options.train_data
+        is_known = self.only_options or self.in_run is not None
+        if is_known or self.kind != "table" or is_remote(data):
+            return given
+        if not self.is_ours and has_columns(data, given):
+            return given
+        chosen = [
+            None if value == default else value
+            for value, default in zip(given, Columns(), strict=True)
+        ]
+        return detect_columns(data, *chosen, "--train-data")
+
+    @cached_property
     def data(self) -> DataCheck:
         """What --train-data contains; on a rank of `superclip run`, what its record says."""
         data = self.options.train_data or ""
@@ -82,7 +100,7 @@ class Training:
     def val_data(self) -> DataCheck:
         """What --val-data contains."""
         data = self.options.val_data or ""
-        return self._check(data, "--val-data", kind(data, self.options.dataset_type), Config())
+        return self._check(data, "--val-data", self.val_kind, Config())
 
     def _check(self, data: str, flag: str, data_kind: str, config: Config) -> DataCheck:
         """Returns what data contain; nothing of URLs, of data that `superclip run` has checked, and
@@ -106,7 +124,7 @@ class Training:
         )
 
     @cached_property
-    def split(self) -> TableSplit | None:
+    def table_split(self) -> TableSplit | None:
         """The parts of the table of --train-data, not written yet; None without --val-fraction."""
         fraction = self.data_config.val_fraction
         if fraction is None:
@@ -123,7 +141,7 @@ class Training:
     @cached_property
     def trained_data(self) -> DataCheck:
         """What the part of --train-data contains that is trained on."""
-        split = self.split
+        split = self.table_split
         if split is None:
             return self.data
         return check_table(
@@ -194,6 +212,17 @@ class Training:
             is_ours=self.is_ours,
         )
 
+    @cached_property
+    def checkpoint(self):
+        """The Checkpoint of --resume; None without one, and if OpenCLIP has to report that it
+        cannot be read."""
+        resumed = self.resumed
+        is_left_to_openclip = bool(resumed.damaged) and not self.is_ours
+        if resumed.file is None or is_left_to_openclip:
+            return None
+        has_head = self.config is not None
+        return read_resumed(resumed.file, has_head=has_head, reads_values=self.reads_contents)
+
     @property
     def with_ddp(self) -> bool | None:
         """Whether names in OpenCLIP 3's checkpoints begin with `module.`; None for a single
@@ -250,8 +279,9 @@ class Training:
             pretrained_image=options.pretrained_image,
         )
 
+    @cached_property
     def resume_record(self):
-        """Returns the ResumeRecord of a run that starts now."""
+        """The ResumeRecord of a run that starts now."""
         from open_clip_train.params import get_default_params
 
         from ..checkpoints.resume import record_of
@@ -264,43 +294,17 @@ class Training:
 
 def read(args: Namespace) -> Training:
     """Returns the training that parsed arguments describe, and completes them: with OpenCLIP's name
-    of the model, the columns of a table and the defaults of the class loss."""
+    of the model and the defaults of the class loss."""
     training = Training(args)
     if training.is_ours:
         args.model = openclip_name(args.model)  # get_tokenizer does not accept ViT-B/16
     if training.config is not None:
         vars(args).update(options_of(training.config))  # OpenCLIP records them in params.txt
-        if "muon" in args.opt.lower():
-            _leave_head_to_fallback(args)
-    is_read = not training.only_options and training.in_run is None
-    if training.kind == "table" and is_read and not is_remote(args.train_data):
-        _find_columns(training)
+        if "muon" in args.opt.lower() and hasattr(args, "opt_fallback_list"):  # of OpenCLIP 4
+            # the rows of the head's weight are words, and must not be orthogonalised
+            names = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
+            args.opt_fallback_list = [*names, "class_head.*"]
     return training
-
-
-def _leave_head_to_fallback(options: Namespace) -> None:
-    """Makes Muon train the head's weight with its fallback optimizer: its rows are words, and must
-    not be orthogonalised."""
-    if hasattr(options, "opt_fallback_list"):  # of OpenCLIP 4
-        names = options.opt_fallback_list or (options.opt_kwargs or {}).get("fallback_list") or []
-        options.opt_fallback_list = [*names, "class_head.*"]
-
-
-def _find_columns(training: Training) -> None:
-    """Sets the options for the columns of a table that still have OpenCLIP's defaults: without a
-    flag of ours, only if OpenCLIP would end with a KeyError."""
-    options = training.options
-    given = training.columns
-    if not training.is_ours and has_columns(options.train_data, given):
-        return
-    chosen = [
-        None if value == default else value for value, default in zip(given, Columns(), strict=True)
-    ]
-    columns = detect_columns(options.train_data, *chosen, "--train-data")
-    if columns != given and training.rank == 0:
-        to_stderr(f"superclip: {options.train_data}: {columns.description}")
-    training.columns = columns
-    options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
 
 
 def launched() -> tuple[int, int]:

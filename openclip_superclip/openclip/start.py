@@ -11,17 +11,21 @@ from .parsed_options import Training
 
 
 def begin(training: Training) -> None:
-    """Prints warnings and creates what a checked run needs: its split, its folder, its start method
-    for processes; InputError if a file cannot be written."""
+    """Prints warnings, names the columns of a table, and creates what a checked run needs: its
+    split, its folder, its start method for processes; InputError if a file cannot be written."""
     options = training.options
+    columns = training.columns
+    options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
+    if columns != training.given_columns and training.rank == 0:
+        to_stderr(f"superclip: {options.train_data}: {columns.description}")
     if training.rank == 0 and training.is_ours:
         training.resumed.set_damaged_aside()
         for warning in _warnings(training):
             to_stderr(f"superclip: {warning}")
-    if training.split is not None:
-        training.split.write("--logs")
-        options.train_data = training.split.train
-        options.val_data = training.split.val
+    if training.table_split is not None:
+        training.table_split.write("--logs")
+        options.train_data = training.table_split.train
+        options.val_data = training.table_split.val
     _fix_ranks(training)
     if training.is_ours:
         decode_no_code()

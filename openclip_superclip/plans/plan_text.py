@@ -73,12 +73,12 @@ def _steps(run: Run) -> str:
 def _slices(run: Run, cost: dict) -> str:
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps, {_duration(cost['slice_hours'])}: the most that an "
+        f"{run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
         "interruption loses"
     )
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
     """Returns hours as hours or, if they are few, minutes."""
     if hours >= 2:
         return f"{significant(hours, 2)} hours"
@@ -124,7 +124,7 @@ def command_text(run: Run) -> str:
 
 
 def _compute(run: Run, cost: dict) -> str:
-    text = f"{cost['flops']:.2e} FLOPs; {_duration(cost['hours'])}"
+    text = f"{cost['flops']:.2e} FLOPs; {duration(cost['hours'])}"
     if run.device == "cuda":
         text += f", {significant(cost['gpu_hours'], 2)} GPU-hours"
     if cost["samples_per_second"]:

@@ -55,7 +55,7 @@ def open_with_head(
     Raises InputError if it has no class head."""
     device = check_device(device)
     checkpoint = read_model(path)
-    if not checkpoint.head():
+    if not checkpoint.has_head:
         raise InputError(f"--model: {path} has no class head, which predicts words: {NO_HEAD}")
     return open_checkpoint(checkpoint, architecture, device)
 
@@ -74,7 +74,7 @@ def open_checkpoint(
     fitted, weights = fit(recorded, checkpoint.weights)
     tokenizer = recorded.tokenizer()
     head_options = {}
-    if checkpoint.head():
+    if checkpoint.has_head:
         counts_of_file = fixed_idf(checkpoint, tokenizer)  # in the order of `frequencies`
         weights = weights | counts_of_file
         counts_special = options.get("superclip_special_tokens")

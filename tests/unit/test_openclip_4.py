@@ -7,6 +7,7 @@ import torch
 from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
+from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.errors import refuse
 from openclip_superclip.openclip.checks import problems
 from openclip_superclip.openclip.option_problems import data_problems
@@ -40,7 +41,7 @@ def test_audio_is_data_too(options, parse_args):
     assert list(data_problems(args)) == []
 
 
-def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
+def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args, tmp_path):
     args = parse_args("--dataset-type synthetic")
     given = {
         "dataset_type": "webdataset",
@@ -51,6 +52,7 @@ def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args):
     vars(args).update(
         given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0
     )
+    (tmp_path / "0.tar").touch()
     with input_error("--train-num-samples is not given"):
         refuse(problems(read(args)))
     args.naflex_num_train_image_tokens = 1000
@@ -74,6 +76,7 @@ def test_a_checkpoint_of_another_kind_of_run_is_not_resumed(
     torch.save({"epoch": 1, "state_dict": {"module.logit_scale": torch.zeros(())}, **content}, file)
     other_ddp = None if with_ddp is None else True
     options = {"model": "ViT-B-32", "with_head": False}
-    check_kind(str(file), with_ddp=other_ddp, has_tasks=bool(content), **options)
+    checkpoint = read_checkpoint(file)
+    check_kind(checkpoint, with_ddp=other_ddp, has_tasks=bool(content), **options)
     with input_error(f"^--resume: [^\n]*epoch_1.pt is {reason}[^\n]*--pretrained [^\n]*$"):
-        check_kind(str(file), with_ddp=with_ddp, has_tasks=has_tasks, **options)
+        check_kind(checkpoint, with_ddp=with_ddp, has_tasks=has_tasks, **options)

@@ -53,9 +53,9 @@ def test_the_plan_of_the_released_run_on_four_nodes_matches_a_calculation_by_han
     ours = plan()
     assert (ours.world_size, ours.batch_size, ours.accum_freq) == (32, 512, 1)  # 16,384 / 32
     assert (ours.steps, ours.samples) == (31_250, 512_000_000)  # 512 M / 16,384
-    # 512 M × 60 / 1.3 G = 23.6, and 25 divides 31,250
-    assert (ours.recipe.slices, ours.num_slices, ours.slice_steps) == (60, 25, 1250)
-    assert ours.slice_samples == 20_480_000
+    # 512 M × 300 / 1.3 G = 118.2, and 125 divides 31,250
+    assert (ours.recipe.slices, ours.num_slices, ours.slice_steps) == (300, 125, 250)
+    assert ours.slice_samples == 4_096_000
     assert ours.warnings == []
 
 
@@ -92,9 +92,9 @@ def test_the_steps_of_a_slice_are_openclips(
 
 def test_steps_that_openclip_rounds_up_and_a_long_warm_up_are_warned_of():
     ours = plan(workers=4)
-    assert ours.steps == 25 * 1252  # 4 workers give as many batches each
+    assert ours.steps == 125 * 252  # 4 workers give as many batches each
     assert ours.warnings == [
-        "OpenCLIP will run 31,300 steps (512,819,200 samples) instead of the recipe's 31,250 "
+        "OpenCLIP will run 31,500 steps (516,096,000 samples) instead of the recipe's 31,250 "
         "(512,000,000)"
     ]
     (warning,) = plan(set_={"samples": "4096000"}).warnings
@@ -112,7 +112,7 @@ def test_as_few_slices_are_trained_as_hold_the_samples(set_, num_slices, slice_s
 @parametrize(
     "name, kept",
     [
-        # the two newest, the one that is being written, and four of every fifth of 25
+        # the two newest, the one that is being written, and four of every fifth of 125
         (RELEASED, 7),
         ("datacomp1b/clip_vit-l-16_12.8b_bs16k", 13),  # and the ends of 10 passes
     ],
@@ -139,7 +139,7 @@ def test_flops_are_three_forward_passes_and_one_more_for_checkpointing_and_for_a
         == pytest.approx(512e6 / 64_000 / 3600)
         == pytest.approx(measured["gpu_hours"] / 32)
     )
-    assert measured["slice_hours"] == pytest.approx(20.48e6 / 64_000 / 3600)
+    assert measured["slice_hours"] == pytest.approx(4.096e6 / 64_000 / 3600)
 
 
 def test_the_model_is_counted_with_the_flags_that_change_it_and_without_reading_weights(tmp_path):

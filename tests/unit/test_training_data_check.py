@@ -4,6 +4,8 @@ before anything is loaded or written."""
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -123,6 +125,31 @@ def test_the_number_of_samples_must_be_given_or_lie_beside_the_shards_and_fill_a
     for number in (65, 72):
         expected = f"samples is {number}; expected .* 4 slices, 64 of 256"
         assert re.search(expected, refusal(flags, number))
+
+
+MISSING = [
+    "--train-data nowhere.csv",
+    "--val-data nowhere.csv",
+    "--val-data nowhere.tar",
+    "--model nowhere.json",
+    "--model local-dir:nowhere",
+    "--resume nowhere.pt",
+]
+
+
+@parametrize("flags", MISSING)
+def test_a_missing_file_is_named_before_torch_is_imported(flags, csv_data, tmp_path):
+    code = (
+        "import atexit, sys; from openclip_superclip.__main__ import main; "
+        "atexit.register(lambda: print('torch' in sys.modules)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = f"train --superclip --train-data {csv_data} {flags}".split()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "False\n", 1)
+    flag = flags.split()[0]
+    assert done.stderr.startswith(f"error: {flag}: ") and "nowhere" in done.stderr
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
