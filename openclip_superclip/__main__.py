@@ -54,8 +54,8 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an InputError or a full disk is printed in one
-    line and is 1."""
+    """Runs a command and returns its exit code; an InputError, a full disk and a file that cannot
+    be opened are printed in one line, and are 1."""
     try:
         try:
             return _run(argv)
@@ -67,10 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         if not any(event & select.POLLERR for _, event in output.poll(0)):
             raise
     except Exception as error:
-        if not is_full(error):
+        file = getattr(error, "filename", None)
+        if is_full(error):
+            problem = f"cannot be written ({why_full(error)})"
+        elif file:
+            problem = f"cannot be used ({error.strerror})"
+        else:
             raise
-        file = getattr(error, "filename", None) or "the output"
-        to_stderr(f"error: {printable(str(file))} cannot be written ({why_full(error)})")
+        to_stderr(f"error: {printable(str(file or 'the output'))} {problem}")
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as
     # `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,7 +109,7 @@ class Config:
             if choices and value not in choices:
                 flag = field.metadata["flag"]
                 yield f"{flag} is '{value}'; expected one of {', '.join(choices)}"
-        if not (math.isfinite(self.weight) and self.weight >= 0):
+        if not 0 <= self.weight < math.inf:
             yield f"--superclip-weight is {self.weight}; expected a finite number, 0 or more"
         if is_idf_file(self.idf) and not os.path.isfile(self.idf):
             yield (

@@ -7,7 +7,7 @@ from .checkpoints.resume import write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
 from .errors import InputError, one_line, refuse
-from .flags import add_options
+from .flags import Config, add_options
 from .hooks import hookimpl
 from .openclip import current
 from .openclip.checks import problems
@@ -16,10 +16,18 @@ from .openclip.start import begin, log_start
 
 
 class Plugin:
-    """The hooks of a process, which trains by the command line that it has checked last."""
+    """The hooks of a process, which trains by the command line that it has checked last.
+
+    Without one they change nothing: other programs call OpenCLIP's functions, too.
+    """
 
     def __init__(self):
         self.training: Training | None = None
+
+    @property
+    def config(self) -> Config | None:
+        """The options of the class loss; None without --superclip."""
+        return None if self.training is None else self.training.config
 
     @hookimpl
     def open_clip_add_options(self, parser):
@@ -39,11 +47,11 @@ class Plugin:
 
     @hookimpl
     def open_clip_model_kwargs(self, args):
-        training = self.training
-        if training.config is None:
+        if self.config is None:
             return None
         from .openclip.factory import model_options
 
+        training = self.training
         if args.rank == 0:
             log_start(training)
         return model_options(
@@ -71,8 +79,7 @@ class Plugin:
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args, model):
         loss = yield
-        config = self.training.config
-        if config is None:
+        if self.config is None:
             return loss
         from open_clip import create_loss
 
@@ -87,12 +94,11 @@ class Plugin:
         # SigLIP exchanges features with gradients; a local loss keeps the scale of its rows.
         is_whole = args.siglip or args.local_loss or args.gather_with_grad
         gradient_scale = 1.0 if is_whole else 1 / args.world_size
-        return SuperCLIPLoss(loss or create_loss(args), config.weight, gradient_scale)
+        return SuperCLIPLoss(loss or create_loss(args), self.config.weight, gradient_scale)
 
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
-        training = self.training
-        if training.config is None or training.in_run is not None:
+        if self.config is None or self.training.in_run is not None:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
@@ -105,9 +111,9 @@ class Plugin:
 
     @hookimpl
     def open_clip_caption_tokens(self, args, tokenizer, shared_epoch):
-        training = self.training
-        if training.config is None or not args.train_data or args.dataset_type == "synthetic":
+        if self.config is None or not args.train_data or args.dataset_type == "synthetic":
             return None
+        training = self.training
         if training.config.captions == "short" and not training.separates_words:
             return None
         from .data.captions import CaptionTokens
@@ -128,9 +134,9 @@ class Plugin:
     @hookimpl
     def open_clip_data_order(self, args, shared_epoch):
         training = self.training
-        slices = training.data_config.slices
-        if slices is None:
+        if training is None or training.data_config.slices is None:
             return None
+        slices = training.data_config.slices
         # OpenCLIP has named the run, and made its folder
         if args.rank == 0 and args.name is not None and training.in_run is None:
             run_folder = Path(args.logs, args.name)

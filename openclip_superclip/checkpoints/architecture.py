@@ -95,7 +95,7 @@ class Architecture(NamedTuple):
         size = options.get("force_image_size")
         if size is not None:
             model_cfg["vision_cfg"]["image_size"] = (
-                size[0] if isinstance(size, list) and len(size) == 1 else size
+                size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
             )
         if options.get("force_context_length") is not None:
             model_cfg["text_cfg"]["context_length"] = options["force_context_length"]

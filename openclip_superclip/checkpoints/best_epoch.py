@@ -34,16 +34,17 @@ class BestEpoch:
 
 
 def validation_rows(run: Path) -> list[dict]:
-    """Returns the lines of OpenCLIP's results.jsonl in a run's folder; {} for a line that was
-    cut."""
+    """Returns the numbers in each line of OpenCLIP's results.jsonl in a run's folder; {} for a line
+    that was cut."""
     file = run / "checkpoints" / "results.jsonl"
     rows = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
             # a crash may have cut an object before this one
-            rows.append(json.loads("{" + line.rpartition("{")[2]))
+            row = json.loads("{" + line.rpartition("{")[2])
         except ValueError:
-            rows.append({})
+            row = {}
+        rows.append({name: value for name, value in row.items() if isinstance(value, int | float)})
     return rows
 
 
@@ -88,6 +89,8 @@ def best_epoch(run: Path) -> BestEpoch | None:
 
 def best_checkpoint(run: Path) -> Path:
     """Returns the checkpoint of a run's best epoch; InputError if there is none."""
+    if not run.is_dir():
+        raise InputError(f"--best: there is no folder {run}; expected the folder of a run")
     best = best_epoch(run)
     if best is None:
         raise InputError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..data.tables import is_table
 from ..data.tar_shards import expand, is_remote
 from ..environment import current_time, versions
-from ..errors import InputError, to_stderr
+from ..errors import InputError, as_input_error, to_stderr
 from ..files import content_digest, file_identity, json_or_empty, read_json, write_json
 from ..flags import is_idf_file
 from ..option_table import effect_of
@@ -195,6 +195,8 @@ def check_kind(
     elif with_ddp is not None and checkpoint.of_ddp != with_ddp:
         ranks = "torchrun's ranks" if checkpoint.of_ddp else "one process or Horovod's ranks"
         kind = f"of {ranks}, with other names of the weights: resume it with those"
+    elif with_head and not checkpoint.can_resume:
+        kind = "whose epoch or optimizer is missing or damaged"
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.
@@ -284,7 +286,7 @@ def _content(name: str, value):
     if is_file and os.path.isfile(value):
         return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
     if name in ("model", "distill_model"):
-        return _digest_of_files(value, _configuration) or value
+        return configuration_digest(value) or value
     return value
 
 
@@ -297,6 +299,12 @@ def _digest_of_files(model: str, describe: Callable[[str], object]) -> str | Non
         content = json.dumps(describe(model))
         return DIGEST + hashlib.sha256(content.encode()).hexdigest()
     return None
+
+
+def configuration_digest(model: str) -> str | None:
+    """Returns a digest of the configuration in the user's files of a model, None for OpenCLIP's
+    models."""
+    return _digest_of_files(model, _configuration)
 
 
 def _configuration(model: str) -> dict:
@@ -359,9 +367,12 @@ def _digest_of_ends(file: Path) -> str:
 def read_record(folder: Path) -> ResumeRecord | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None."""
     content = json_or_empty(folder / RECORD).get(FIELD) or json_or_empty(folder / NAME)
-    if {"options", "global_batch_size", "shards", "versions"} <= content.keys():
-        names = ResumeRecord.__dataclass_fields__.keys() & content.keys()
-        return ResumeRecord(**{name: content[name] for name in names})
+    with as_input_error(f"{folder}: the record of the run's start is damaged"):
+        if {"options", "global_batch_size", "shards", "versions"} <= content.keys():
+            names = ResumeRecord.__dataclass_fields__.keys() & content.keys()
+            record = ResumeRecord(**{name: content[name] for name in names})
+            changes(record, record, None)  # raises for values of other types
+            return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None
 

@@ -14,6 +14,7 @@ from ..flags import is_idf_file
 from ..option_table import Effect, effect_of
 
 LATEST = "epoch_latest.pt"  # the checkpoint of --save-most-recent
+MAX_OPTION = 4096  # characters of an option, as of a path
 RECORD = "run.json"  # of `superclip run`, in the folder of a run
 
 
@@ -61,7 +62,7 @@ def read_options(run: Path) -> dict:
     params = run / "params.txt"
     lines = read_whole(params).decode(errors="replace").splitlines() if params.is_file() else []
     parts = (line.partition(": ") for line in lines)
-    return {name: _value(text) for name, separator, text in parts if separator}
+    return usable_options({name: _value(text) for name, separator, text in parts if separator})
 
 
 def _value(text: str) -> object:
@@ -69,6 +70,19 @@ def _value(text: str) -> object:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # a plain string
         return text
+
+
+def usable_options(options: object) -> dict:
+    """Returns those of a file's options that a command line can give: no tensors, and no texts that
+    cannot be a path; {} for anything else than a mapping."""
+    if not isinstance(options, dict):
+        return {}
+    return {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, bool | int | float | str | list | tuple | dict | None)
+        and not (isinstance(value, str) and ("\0" in value or len(value) > MAX_OPTION))
+    }
 
 
 def _training_folder(checkpoint) -> Path:

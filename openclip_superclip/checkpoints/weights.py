@@ -25,7 +25,14 @@ from ..method.head import (
 )
 from ..method.idf import FixedIDF
 from . import HEAD_NAME, WEIGHTS_NAMES
-from .trainer_files import idf_file, is_damaged, is_whole, options_of_run, own_checkpoints
+from .trainer_files import (
+    idf_file,
+    is_damaged,
+    is_whole,
+    options_of_run,
+    own_checkpoints,
+    usable_options,
+)
 
 # more than any run can see; the sum of a thousand such counts still fits in int64
 MAX_CAPTIONS = 2**53
@@ -140,6 +147,8 @@ class Checkpoint:
     of_ddp: bool = False  # its names begin with `module.`: the run used torch.distributed
     # written by OpenCLIP 4, with other parameter groups of the optimizer than OpenCLIP 3
     of_tasks: bool = False
+    # unless it has the trainer's entries, but an epoch or optimizer that training cannot continue
+    can_resume: bool = True
     # options of the run by attribute name of the parsed command line, from the file itself or else
     # from the run's folder; {} if they are unknown
     options: dict = field(default_factory=dict)
@@ -173,7 +182,7 @@ def read_checkpoint(
     """
     file = file_of_weights(Path(path))
     content, options = _load(file, checksums=checksums)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = _plain(content.get("state_dict", content)) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
@@ -204,8 +213,17 @@ def read_checkpoint(
         epoch=content.get("epoch"),
         of_ddp=all(name.startswith("module.") for name in state),
         of_tasks="global_step" in content,
+        can_resume="state_dict" not in content or _can_resume(content),
         options=options or options_of_run(Path(path)),
     )
+
+
+def _can_resume(content: dict) -> bool:
+    """Returns whether training can continue with the entries of the trainer's checkpoint."""
+    epoch = content.get("epoch")
+    optimizer = content.get("optimizer")
+    has_groups = isinstance(optimizer, dict) and isinstance(optimizer.get("param_groups"), list)
+    return isinstance(epoch, int) and epoch >= 0 and has_groups
 
 
 def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:
@@ -293,11 +311,17 @@ def _load(file: Path, *, checksums: bool = True) -> tuple[object, dict]:
                 options = json.loads((opened.metadata() or {}).get(OPTIONS, "{}"))
             content = load_file(file)
         else:  # the format before torch 1.6, no zip file, does not support mmap
-            content = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
-            options = getattr(content, OPTIONS, {})
+            loaded = torch.load(file, map_location="cpu", mmap=is_zip, weights_only=True)
+            options = getattr(loaded, OPTIONS, {})
+            content = _plain(loaded)
     except Exception as error:  # corrupt files can raise anything
         raise InputError(f"{file} cannot be read: {_problem(error)}") from error
-    return content, options if isinstance(options, dict) else {}
+    return content, usable_options(options)
+
+
+def _plain(content: object) -> object:
+    """Returns a mapping as a dict: the attributes of torch's may hide its methods."""
+    return dict(dict.items(content)) if isinstance(content, dict) else content
 
 
 def _is_compressed(file: Path) -> bool:

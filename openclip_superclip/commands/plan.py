@@ -2,17 +2,12 @@
 starts, on one screen."""
 
 import argparse
-import json
-from pathlib import Path
 
 from ..errors import InputError, Parser, to_stdout
-from ..files import read_json
-from ..plans.cost import estimate_cost
-from ..plans.plan_text import plan_text, plan_values
+from ..plans.cost import estimate_cost, long_slice
+from ..plans.plan_text import plan_text
 from ..plans.recipe import METHODS, Recipe
 from ..plans.recipe_files import is_recipe, read_recipe, shipped_recipes
-from ..plans.run import Run
-from ..runs.rehearsal import setup_of, whole_hours
 from .recipe_options import (
     add_gpus_per_node,
     add_plan_options,
@@ -78,17 +73,12 @@ def _parser() -> Parser:
         choices=GPU_TFLOPS,
         default="A100",
     )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument(
+    parser.option(
         "--samples-per-second",
+        "measured throughput of all GPUs together",
         type=float,
         metavar="S",
-        help="measured throughput of all GPUs together",
     )
-    speed.add_argument(
-        "--rehearsal", metavar="FILE", help="take the throughput from a rehearsal.json"
-    )
-    add_switch(parser, "--json", "print JSON")
     return parser
 
 
@@ -102,42 +92,11 @@ def _plan(options: argparse.Namespace) -> int:
     warnings = run.check_shards()
     if not reads_data:
         run.warnings.extend(warnings)
-    rehearsed = None
-    if options.rehearsal:
-        rehearsed = read_rehearsal(options.rehearsal, run)
-        speed = rehearsed["samples_per_second"]["median"]
     cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
+    run.warnings.extend(long_slice(run, cost["slice_hours"]))
     check = run.check_data(full=options.check) if reads_data else None
-    if options.json:
-        others = {"cost": cost, "rehearsal": rehearsed, "data_check": check and check.as_json()}
-        to_stdout(json.dumps(plan_values(run) | others, indent=1))
-    else:
-        to_stdout(plan_text(run, cost, check, rehearsed))
+    to_stdout(plan_text(run, cost, check))
     return 1 if options.check and check.bad else 0
-
-
-def read_rehearsal(file: str, run: Run) -> dict:
-    """Returns the content of a rehearsal.json, with the hours of `run`.
-
-    Raises InputError if the file is invalid, or measured with another model, precision, batch,
-    device or machines.
-    """
-    summary = read_json(Path(file), flag="--rehearsal")
-    try:
-        seconds = summary["checkpoint"]["seconds"]
-        summary["hours"] = whole_hours(run, summary["samples_per_second"], seconds)
-        for name, here in setup_of(run).items():
-            there = summary[name]
-            if there != here:
-                raise InputError(
-                    f"--rehearsal: {file} was measured with {name} {there}, not {here}: give the "
-                    "options of the rehearsal, or rehearse again"
-                )
-    except (TypeError, KeyError, ZeroDivisionError):
-        raise InputError(
-            f"--rehearsal: {file} is not a rehearsal.json of superclip run --rehearse"
-        ) from None
-    return summary
 
 
 def _list_of(words: list[str]) -> str:

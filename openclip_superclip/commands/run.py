@@ -3,7 +3,6 @@ all nodes of the job."""
 
 import argparse
 import os
-import shlex
 import signal
 
 from ..environment import check_horovod
@@ -33,16 +32,16 @@ def main(argv: list[str]) -> int:
         "Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this "
         "machine or, under srun with one task per node, of all nodes of the job. To resume a run, "
         "give its folder instead of a recipe. With --rehearse, it trains for a few minutes with "
-        "the batch, precision, data and ranks of the whole run, stops as if SLURM sent SIGUSR1, "
-        "resumes, compares the result with uninterrupted training, and prints the hours of the "
-        "whole run, its bottleneck and what to change.",
+        "the batch, precision, data and ranks of the whole run, resumes from its checkpoint, "
+        "compares the result with uninterrupted training, and prints the hours of the whole run, "
+        "its bottleneck and what to change.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
     add_count(
         parser,
         "--steps",
-        "with --rehearse: steps of each of two slices, which are trained twice (default: "
+        "with --rehearse: steps of each of two slices; the second one is trained twice (default: "
         f"{REHEARSED_STEPS})",
     )
     options = parser.parse_args(argv)
@@ -96,17 +95,17 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
     Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted
     one.
     """
-    from ..runs.rehearsal import Rehearsal, other_training, rehearsed_run, report, report_text
+    from ..runs import rehearsal
     from ..runs.unreadable import refuse_bad_files
 
     folder = run_folder.path
     check_results(folder, ["rehearsal.json"], '"samples_per_second"')
-    rehearsal = Rehearsal(rehearsed_run(run, steps), placement, folder)
+    rehearsed = rehearsal.Rehearsal(rehearsal.rehearsed_run(run, steps), placement, folder)
     if placement.node == 0:
-        rehearsal.check_folder()
+        rehearsed.check_folder()
         refuse_bad_files(run, run.check_data())
     try:
-        code = rehearsal.train()
+        code = rehearsed.train()
     except Stopped as stop:
         if placement.node:
             return 1
@@ -115,18 +114,20 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
         return 1 if stop.before_time_is_up else stop.exit_code
     if code or placement.node:
         return code
-    summary = report(run, rehearsal)
-    rehearsal.remove_checkpoints()
+    summary = rehearsal.report(run, rehearsed)
+    rehearsed.remove_checkpoints()
     write_json(folder / "rehearsal.json", summary)
     machines = f"--nodes {run.nodes} --gpus-per-node {run.gpus_per_node} --device {run.device}"
     machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"
-    file = shlex.quote(f"{folder}/rehearsal.json")
-    plan = f"superclip plan RECIPE {machines} --rehearsal {file}"
-    to_stdout(f"\n{report_text(summary)}\n\n{plan} uses this estimate")
-    if other := other_training(summary):
+    speed = f"--samples-per-second {summary['samples_per_second']:g}"
+    to_stdout(
+        f"\n{rehearsal.report_text(summary, run.world_size)}\n\n"
+        f"superclip plan RECIPE {machines} {speed} uses this speed"
+    )
+    if rehearsal.is_other_training(summary):
         to_stderr(
             "superclip run --rehearse: the resumed training differs from the uninterrupted one: "
-            f"{other}"
+            f"{rehearsal.resumed_text(summary)}"
         )
         return 1
     return 0

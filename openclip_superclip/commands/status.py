@@ -1,5 +1,6 @@
 """superclip status: progress of runs, from their folders and SLURM's queue."""
 
+import contextlib
 import os
 import shutil
 from collections import Counter
@@ -8,10 +9,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
-from ..files import json_or_empty
 from ..rendering import markdown_table
-from ..runs.folder import FAILED, FINISHED, PREEMPTED, RUNNING, RunFolder, current_state
-from ..runs.recovery import LOST
+from ..runs.folder import (
+    RUNNING,
+    RunFolder,
+    current_state,
+    read_fields,
+)
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 from .shared_options import add_switch
 
@@ -19,7 +23,6 @@ FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of 
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 DEFAULT = Path("runs")
 DAMAGED = "damaged"
-STATES = (RUNNING, PREEMPTED, FINISHED, FAILED, LOST, DAMAGED, "submitted", "not started")
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -37,9 +40,6 @@ def main(argv: list[str]) -> int:
         nargs="*",
         type=Path,
         metavar="RUN",
-    )
-    parser.option(
-        "--state", "show only runs in this state; may be repeated", action="append", choices=STATES
     )
     add_switch(
         parser,
@@ -71,8 +71,6 @@ def main(argv: list[str]) -> int:
         if options.stop_after_slice and row[0] == RUNNING:
             RunFolder(run).stop_file.touch()
             note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
-        if options.state and row[0] not in options.state:
-            continue
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
     total = (
@@ -101,7 +99,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
     """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
-    submitted = json_or_empty(run / "submitted.json").get("job")
+    submitted = read_fields(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
     is_damaged = not values and (run / "state.json").exists()
@@ -112,13 +110,13 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     end = running.get("expected_end")
     progress = ""
     if values.get("steps"):
-        percent = 100 * values.get("step", 0) / values["steps"]
+        percent = 100 * (values.get("step") or 0) / values["steps"]
         progress = f"{percent:.0f} %, {values.get('epoch', 0)} of {values.get('slices')} slices"
     row = [
         state,
         progress,
         f"{speed:,.0f}" if speed else "",
-        f"{datetime.fromisoformat(end).astimezone():%Y-%m-%d %H:%M}" if end else "",
+        _local_time(end),
         f"{job.name} {job.state}{f' ({job.reason})' if job.reason not in ('', 'None') else ''}"
         if job
         else "",
@@ -126,7 +124,8 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     if is_damaged:
         return row, "state.json cannot be read; superclip run resumes from the last checkpoint"
     if refused := values.get("refused"):
-        return row, f"the start at {refused['since']} was refused: {refused['error']}"
+        since = refused.get("since")
+        return row, f"the start at {since} was refused: {refused.get('error')}"
     if not values and submitted and not job and shutil.which("squeue") and not has_job(submitted):
         return (
             row,
@@ -134,3 +133,10 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
             f"{run}/slurm-*.out",
         )
     return row, values.get("error") or ""
+
+
+def _local_time(text: str | None) -> str:
+    """Returns a recorded time by the clock of this machine; "" for another text."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    return ""

@@ -1,12 +1,12 @@
 """superclip submit: trains a recipe as a SLURM job."""
 
+import math
 import os
 import shlex
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
-from ..plans.cost import estimate_cost, shorter_slices
+from ..plans.cost import estimate_cost, long_slice
 from ..plans.run import Run
-from ..rendering import significant
 from ..runs.folder import RunFolder
 from ..runs.lock import lock
 from ..runs.slurm import TIME, Placement, SlurmRequest, minutes_of
@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
         from ..runs.rehearsal import Rehearsal, rehearsed_run
 
         Rehearsal(rehearsed_run(run, steps=1), Placement(), folder.path).check_folder()
-    elif warning := _long_slice(run, request):
-        run.warnings.append(warning)
+    else:
+        hours = estimate_cost(run)["slice_hours"]
+        run.warnings.extend(long_slice(run, hours, _hours_of_job(request)))
     command = ["run", *(["--rehearse"] if options.rehearse else []), *run.streams()]
     job = request.training(folder.path / "job.sh", folder.path.name, [folder.path], command)
     if options.dry_run:
@@ -97,16 +98,8 @@ def _fetch_pretrained(run: Run) -> None:
         to_stderr(f"superclip submit: {error}; the job needs them in its cache")
 
 
-def _long_slice(run: Run, request: SlurmRequest) -> str:
-    """Returns a warning if a slice may take longer than the job's time limit, after which it is
-    lost, else ""."""
+def _hours_of_job(request: SlurmRequest) -> float:
+    """Returns the hours of a job's time limit, at the end of which a slice is lost; infinity
+    without one."""
     limit = os.environ.get("SBATCH_TIMELIMIT") or request.sbatch.get("time", TIME)
-    hours = estimate_cost(run)["slice_hours"][1]
-    allowed = minutes_of(limit)
-    if run.device == "cpu" or not allowed or 60 * hours < allowed:  # 0 is no limit, too
-        return ""
-    return (
-        f"a slice takes up to {significant(hours, 2)} hours at the speed of OpenCLIP's published "
-        f"runs on A100, and --time is {limit}: a job that ends before a slice does trains nothing; "
-        f"give more --time or nodes, or shorter slices{shorter_slices(run, hours)}"
-    )
+    return (minutes_of(limit) or math.inf) / 60

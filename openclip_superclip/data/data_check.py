@@ -137,7 +137,7 @@ class DataCheck:
             )
 
     def as_json(self) -> dict:
-        """Returns what `plan --json` prints and run.json records."""
+        """Returns what run.json records."""
         values = {**vars(self), "bad": [vars(file) for file in self.bad]}
         for name in NOT_RECORDED:
             del values[name]

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError, listed, reason, refuse
 from ..files import read_json
-from .caption_text import caption_member, has_long_caption, text_of
+from .caption_text import caption_member, has_long_caption, parsed_json, text_of
 from .data_check import BadFile, DataCheck
 from .images import check_image
 from .slices import Split, equal_sizes, more_than_a_slice
@@ -36,7 +35,7 @@ NUM_THREADS = 32  # that query file sizes, for network file systems
 TOLERANCE = 0.02
 # by extension, as webdataset decodes members
 DECODERS = dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int)
-DECODERS |= dict.fromkeys(("json", "jsn"), json.loads)
+DECODERS |= dict.fromkeys(("json", "jsn"), parsed_json)
 
 
 def _undecodable(sample: dict) -> str:

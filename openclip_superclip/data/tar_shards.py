@@ -24,6 +24,10 @@ NO_MEMBER = (tarfile.EmptyHeaderError, tarfile.InvalidHeaderError, tarfile.Trunc
 
 NO_FILE = "no such file"
 
+MAX_SHARDS = 10**6  # that data may name
+MAX_NESTED = 20  # braces in braces
+INNER_BRACES = re.compile(r"\{([^{}]*)\}")
+
 
 def why_broken(error: Exception) -> str:
     """Returns why a shard cannot be read, from one of the BROKEN exceptions."""
@@ -58,8 +62,8 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
         names = _names(pattern)
     except ValueError as error:
         raise InputError(
-            f"{flag}: {pattern} has unbalanced braces ({reason(error)}); expected a pattern "
-            "such as 'x/{00000..00041}.tar', in quotes"
+            f"{flag}: {reason(error)}; expected a pattern such as 'x/{{00000..00041}}.tar', in "
+            "quotes"
         ) from None
     first = names[0]
     if not is_remote(first) and (os.path.isdir(first) or "*" in first):
@@ -71,7 +75,42 @@ def expand(pattern: str, flag: str = "--data") -> list[str]:
 
 
 def _names(pattern: str) -> list[str]:
-    return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
+    """Returns the names of a pattern; ValueError for unbalanced braces and too many names."""
+    parts = pattern.split("::")
+    if sum(map(_num_names, parts)) > MAX_SHARDS:
+        raise ValueError(f"{pattern} names more than {MAX_SHARDS:,} shards")
+    return [name for part in parts for name in braceexpand.braceexpand(part)]
+
+
+def _num_names(pattern: str) -> int:
+    """Returns the number of names of a pattern with balanced braces, without expanding it, up to
+    MAX_SHARDS + 1."""
+    text = re.sub(r"\\.|[<>]", "", pattern)  # escaped characters; < and > enclose numbers below
+    for _ in range(MAX_NESTED):
+        text = INNER_BRACES.sub(_num_of_braces, text)
+    if INNER_BRACES.search(text):
+        raise ValueError(f"{pattern[:100]}… has more than {MAX_NESTED} braces in braces")
+    return _product(text)
+
+
+def _num_of_braces(braces: re.Match) -> str:
+    """Returns <N> for braces without braces inside that stand for N names."""
+    if match := braceexpand.int_range_re.match(braces[1]):
+        start, end, step = (int(number or 1) for number in match.groups())
+        number = abs(end - start) // (step or 1) + 1
+    elif match := braceexpand.char_range_re.match(braces[1]):
+        number = len(braceexpand.make_char_range(*match.groups()))
+    else:
+        number = sum(map(_product, braces[1].split(",")))
+    return f"<{min(number, MAX_SHARDS + 1)}>"
+
+
+def _product(text: str) -> int:
+    """Returns the product of the numbers in <N>, up to MAX_SHARDS + 1."""
+    product = 1
+    for number in re.findall(r"<(\d+)>", text):
+        product = min(product * int(number), MAX_SHARDS + 1)
+    return product
 
 
 def check_any_exists(shards: Sequence[str], flag: str) -> None:

@@ -3,46 +3,60 @@
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoints.model_configurations import openclip_name
+from ..checkpoints.resume import configuration_digest
 from ..errors import InputError
+from ..files import read_json
 from ..openclip.train import check_command
-from .model_size import FLOAT, ModelSize, model_size
+from ..option_table import effect_of
+from ..rendering import significant
+from .recipe import Recipe
 from .run import Run
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..checkpoints.weights import Weights
+
 # OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
 # backward pass is two, gradient checkpointing one), and the samples per second of each A100 of 40
-# GB, of the slowest and the fastest run.
+# GB in the slowest run.
 # From OpenCLIP's README (LAION-400M) and the table of trained models of
 # huggingface.co/laion/scaling-laws-openclip.
 PUBLISHED = {
-    "ViT-B-32": (7.4, 3, 412, 850),
-    "ViT-B-16": (20.5, 3, 310, 396),
-    "ViT-L-14": (87.7, 4, 66, 79),
+    "ViT-B-32": (7.4, 3, 412),
+    "ViT-B-16": (20.5, 3, 310),
+    "ViT-L-14": (87.7, 4, 66),
 }
 A100_TFLOPS = 312.0  # in bfloat16
-OTHER_GPU = 0.5  # the slowest utilization of a GPU of which no run is published, times the A100's
+OTHER_GPU = 0.5  # the utilization of a GPU of which no run is published, times the A100's
+CORE_GFLOPS = 20  # of a CPU core: the slower of the demo's model and ViT-Ti-16-96, on an AMD EPYC
 SLICE_HOURS = 0.5  # of the slices that a plan advises
-CORE_GFLOPS = (20, 60)  # of a CPU core: the demo's model and ViT-Ti-16-96, measured on an AMD EPYC
+SLICE_HOURS_MAX = 1.0  # of slices without a warning
+WEIGHTS = (".safetensors", ".bin", ".pth")  # that OpenCLIP finds in a folder
+# The counts of the shipped recipes' models, which are counted without torch;
+# tests/support/model_counts.py writes them.
+COUNTS = Path(__file__).with_name("model_counts.json")
+FLOAT_WEIGHTS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")  # precisions with float32 weights
 
 
-def utilization(forward_gmacs: float, gpu_tflops: float) -> tuple[float, float]:
-    """Returns the range of a GPU's utilization in published runs of the model that is nearest in
+def utilization(forward_gmacs: float, gpu_tflops: float) -> float:
+    """Returns a GPU's utilization in the slowest published run of the model that is nearest in
     size."""
-    gmacs, passes, slow, fast = min(
+    gmacs, passes, speed = min(
         PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs))
     )
-    low, high = (2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12) for speed in (slow, fast))
-    return (low if gpu_tflops == A100_TFLOPS else OTHER_GPU * low), high
+    fraction = 2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12)
+    return fraction if gpu_tflops == A100_TFLOPS else OTHER_GPU * fraction
 
 
 def estimate_cost(
     run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None
 ) -> dict:
-    """Returns the plan's costs, for JSON; `hours` and `gpu_hours` are upper ends of their ranges.
+    """Returns the plan's costs, for JSON.
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward
     pass is two forward ones, gradient checkpointing and accumulation are one more each, of the
@@ -51,46 +65,46 @@ def estimate_cost(
     measured throughput of all GPUs together.
     """
     counts = counts_of(run)
-    gmacs = counts.pop("forward_gmacs")
+    gmacs = counts["forward_gmacs"]
     towers = gmacs["vision"] + gmacs["text"]
     passes = 3 + bool(run.recipe.flags.get("grad-checkpointing")) + (run.accum_freq > 1)
     flops_per_sample = 2e9 * (towers * passes + 3 * gmacs["head"])
     flops = flops_per_sample * run.samples
     kept_patches = 1 - (run.recipe.flags.get("force-patch-dropout") or 0)
     # a model with patch dropout is compared with published runs by its size with all patches
-    fractions = utilization(gmacs["vision"] / kept_patches + gmacs["text"], gpu_tflops)
+    fraction = utilization(gmacs["vision"] / kept_patches + gmacs["text"], gpu_tflops)
     if samples_per_second:
-        speeds = [flops_per_sample * samples_per_second]
+        speed = flops_per_sample * samples_per_second
     elif run.device == "cpu":
-        speeds = [speed * 1e9 * (os.cpu_count() or 1) for speed in CORE_GFLOPS]
+        speed = CORE_GFLOPS * 1e9 * (os.cpu_count() or 1)
     else:
-        speeds = [gpu_tflops * 1e12 * fraction * run.world_size for fraction in fractions]
-    fast = flops / speeds[-1] / 3600
-    slow = flops / speeds[0] / 3600
+        speed = gpu_tflops * 1e12 * fraction * run.world_size
+    hours = flops / speed / 3600
     return {
-        "forward_gmacs": gmacs,
+        **counts,
         "flops_per_sample": flops_per_sample,
         "flops": flops,
-        "utilization": fractions,
+        "utilization": fraction,
         "gpu_tflops": gpu_tflops,
-        "gpu_hours": slow * run.world_size,
-        "hours": slow,
-        "hours_range": [fast, slow],
+        "gpu_hours": hours * run.world_size,
+        "hours": hours,
         "samples_per_second": samples_per_second,
-        "slice_hours": [fast / run.num_slices, slow / run.num_slices],
-        **counts,
+        "slice_hours": hours / run.num_slices,
         "disk_bytes": run.max_checkpoints * counts["checkpoint_bytes"],
     }
 
 
-def shorter_slices(run: Run, hours: float) -> str:
-    """Returns the option, in parentheses, with which a slice of so many hours takes at most half an
-    hour; "" for a table, whose slices are passes."""
-    if run.is_table:
-        return ""
+def long_slice(run: Run, hours: float, hours_of_job: float = math.inf) -> list[str]:
+    """Returns a warning if a slice of so many hours loses much to an interruption or does not fit
+    in a job, with the option that brings it to half an hour; the slices of a table are passes."""
+    if run.is_table or run.device == "cpu" or hours <= min(SLICE_HOURS_MAX, hours_of_job):
+        return []
     number = math.ceil(run.num_slices * hours / SLICE_HOURS)  # of the whole run
     slices = math.ceil(number * run.recipe.data_samples / run.recipe.samples)
-    return f" (--set slices={slices})"
+    return [
+        f"a slice takes {significant(hours, 2)} hours, which an interruption or the end of a job "
+        f"loses: --set slices={slices} brings it to half an hour"
+    ]
 
 
 def counts_of(run: Run) -> dict:
@@ -98,52 +112,57 @@ def counts_of(run: Run) -> dict:
     of the demo that is missing."""
     if run.recipe.model == "local-dir:demo/model" and not os.path.isdir("demo/model"):
         raise InputError("model: there is no demo/model; superclip demo --data-only writes it")
-    size = model_size(run.recipe)
-    return _count(run) if size is None else _counts_of_size(size)
+    return known_counts(run.recipe) or count(run)
 
 
-def _counts_of_size(size: ModelSize) -> dict:
-    whole = size.vision + size.text + size.head + size.scale
-    weights = FLOAT * whole.parameters
-    towers = {"vision": size.vision, "text": size.text, "head": size.head}
+def known_counts(recipe: Recipe) -> dict | None:
+    """Returns the counts of a shipped recipe's model, head and starting weights, without importing
+    OpenCLIP, which takes seconds; None for others."""
+    model = counted_model(recipe)
+    for row in read_json(COUNTS)["models"]:
+        if row["model"] == model:
+            return row["counts"]
+    return None
+
+
+def counted_model(recipe: Recipe) -> dict:
+    """Returns what the counts of a recipe depend on, and the weights from which it starts."""
+    name = openclip_name(recipe.model)
+    folder = Path(name.removeprefix("local-dir:"))
+    flags = {
+        flag: value
+        for flag, value in sorted(recipe.flags.items())
+        if effect_of(flag.replace("-", "_")).changes_weights
+    }
     return {
-        "forward_gmacs": {name: tower.products / 1e9 for name, tower in towers.items()},
-        "parameters": whole.parameters,
-        "head_parameters": size.head.parameters,
-        "checkpoint_bytes": 3 * weights + whole.saved_bytes,
-        "memory_bytes": {
-            "weights": weights + whole.saved_bytes + whole.unsaved_bytes,
-            "gradients": weights,
-            "optimizer": 2 * weights,
-            "head": 4 * FLOAT * size.head.parameters,
-        },
+        "name": configuration_digest(name) or name,
+        "weights": sorted(file.name for file in folder.glob("*") if file.suffix in WEIGHTS),
+        "precision": "float32" if recipe.precision in FLOAT_WEIGHTS else recipe.precision,
+        "head": recipe.config.head_input if recipe.superclip is not None else None,
+        "flags": flags,
     }
 
 
-def _count(run: Run) -> dict:
-    """Returns the same as `_counts_of_size`, from the model itself."""
+def count(run: Run) -> dict:
+    """Returns the counts of the model that OpenCLIP builds, without values."""
     from ..openclip.factory import model_without_values
-    from .flops import count_gmacs
 
     model = model_without_values(check_command(run.openclip_arguments()))
     parameters = dict(model.named_parameters())
     head = {name: tensor for name, tensor in parameters.items() if name.startswith("class_head.")}
+    num_bytes = memory_bytes(model, head)
+    saved = sum(tensor.nbytes for tensor in model.state_dict().values())
+    moments = 2 * sum(tensor.nbytes for tensor in parameters.values())  # AdamW's, of each weight
     return {
         "forward_gmacs": count_gmacs(model, head),
         "parameters": sum(tensor.numel() for tensor in parameters.values()),
         "head_parameters": sum(tensor.numel() for tensor in head.values()),
-        "checkpoint_bytes": checkpoint_bytes(model),
-        "memory_bytes": memory_bytes(model, head),
+        "checkpoint_bytes": saved + moments,
+        "memory_bytes": num_bytes,
     }
 
 
-def checkpoint_bytes(model: "nn.Module") -> int:
-    """Returns the bytes of a checkpoint: the weights, AdamW's two moments of each, and counts."""
-    parameters = sum(tensor.nbytes for tensor in model.parameters())
-    return 2 * parameters + sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def memory_bytes(model: "nn.Module", head: dict) -> dict[str, int]:
+def memory_bytes(model: "nn.Module", head: "Weights") -> dict[str, int]:
     """Returns the bytes that a training needs beside activations: of the weights and buffers, of
     the gradients and AdamW's two moments of what is trained, and of all that belongs to the head's
     parameters."""
@@ -158,3 +177,35 @@ def memory_bytes(model: "nn.Module", head: dict) -> dict[str, int]:
         "optimizer": 2 * trained,
         "head": sum(tensor.nbytes for tensor in head.values()) + 3 * gradients(head.values()),
     }
+
+
+def count_gmacs(model: "nn.Module", head: "Weights") -> dict[str, float]:
+    """Returns GMACs of one pair through `vision`, `text` and `head`, forward, of an OpenCLIP model
+    on "meta".
+
+    `head` are the class head's tensors by name, empty without one. Of a Hugging Face text tower,
+    only the linear layers are counted: transformers cannot run it on "meta".
+    """
+    import torch
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.utils import to_2tuple
+    from torch.utils.flop_counter import FlopCounterMode
+
+    num_pairs = 2  # BatchNorm refuses one image whose last feature map is a single patch
+    image = torch.empty(num_pairs, 3, *to_2tuple(model.visual.image_size), device="meta")
+    text = torch.zeros(num_pairs, model.context_length, dtype=torch.long, device="meta")
+    counters = {tower: FlopCounterMode(display=False) for tower in ("vision", "text")}
+    with counters["vision"]:
+        model.encode_image(image)
+    text_tower = getattr(model, "text", None)
+    with counters["text"]:
+        if isinstance(text_tower, HFTextEncoder):
+            for layer in text_tower.transformer.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    layer(torch.empty(text.numel(), layer.in_features, device="meta"))
+        else:
+            model.encode_text(text)
+    gmacs = {}
+    for tower, counter in counters.items():
+        gmacs[tower] = counter.get_total_flops() / 2e9 / num_pairs
+    return gmacs | {"head": head["class_head.weight"].numel() / 1e9 if head else 0.0}

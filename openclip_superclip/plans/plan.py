@@ -6,7 +6,6 @@ import math
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import check_table, detect_columns, is_table
@@ -14,14 +13,13 @@ from ..data.tar_shards import is_streamed
 from ..errors import InputError, at_least
 from ..openclip.start import long_warmup
 from ..openclip.train import check_command
-from .model_size import model_size
+from .cost import known_counts
 from .recipe import COLUMN_FLAGS, Recipe
-from .recipe_files import read_recipe, shipped_recipes
+from .recipe_files import read_recipe
 from .run import DEFAULTS, Run, Settings
 
 # maximum ratio of the run's steps to the recipe's; beyond it, the run is a different one
 MAX_ROUNDING = 1.5
-WEIGHTS = (".safetensors", ".bin", ".pth")  # that OpenCLIP finds in a folder
 
 
 def make_run(
@@ -74,7 +72,7 @@ def make_run(
     run.warnings.extend(_rounding(run))
     run.warnings.extend(long_warmup(recipe.warmup, run.steps, "--set warmup=N"))
     options = check_command(run.openclip_arguments())
-    if _has_unknown_start(recipe):
+    if known_counts(recipe) is None:  # the check imports OpenCLIP's models
         from ..checkpoints.starting_weights import check_start_of_run
 
         check_start_of_run(options)
@@ -92,22 +90,6 @@ def data_of(recipe: Recipe, data: str | None) -> str:
             f"give it yourself, --data {shlex.quote(recipe.shards)}"
         )
     return recipe.shards
-
-
-def _has_unknown_start(recipe: Recipe) -> bool:
-    """Returns whether OpenCLIP must check a run's model and weights, which takes seconds: not
-    those of a model whose size is known, without weights or with those of a shipped recipe."""
-    if model_size(recipe) is None or "coca" in recipe.model.lower():
-        return True
-    pretrained = recipe.flags.get("pretrained")
-    if recipe.model.startswith("local-dir:"):
-        files = Path(recipe.model.removeprefix("local-dir:")).iterdir()
-        return pretrained is not None or any(file.suffix in WEIGHTS for file in files)
-    shipped = (
-        (values["model"], values["flags"].get("pretrained"))
-        for values in shipped_recipes().values()
-    )
-    return pretrained is not None and (recipe.model, pretrained) not in shipped
 
 
 def split(

@@ -1,4 +1,4 @@
-"""The text of a plan, and its values as JSON."""
+"""The text of a plan."""
 
 import os
 import re
@@ -7,48 +7,12 @@ import textwrap
 
 from ..data.data_check import DataCheck
 from ..rendering import bytes_text, significant
-from .cost import A100_TFLOPS, CORE_GFLOPS, shorter_slices
+from .cost import A100_TFLOPS, CORE_GFLOPS
 from .recipe import METHODS, Recipe
 from .run import Run
 
-MAX_BAD = 10  # bad shards or images to print
-OF_RUN = (  # its values that --json prints
-    "data",
-    "device",
-    "nodes",
-    "gpus_per_node",
-    "world_size",
-    "global_batch_size",
-    "batch_size",
-    "accum_freq",
-    "workers",
-    "samples",
-    "steps",
-    "slice_samples",
-    "slice_steps",
-    "warnings",
-)
 
-
-def plan_values(run: Run) -> dict:
-    """Returns the plan for JSON."""
-    recipe = run.recipe
-    return {
-        "recipe": recipe.name,
-        "method": recipe.method,
-        "model": recipe.model,
-        **{name: getattr(run, name) for name in OF_RUN},
-        "recipe_samples": recipe.samples,
-        "slices": recipe.slices,
-        "epochs": run.num_slices,
-        "passes": run.num_slices / recipe.slices,
-        "command": run.openclip_arguments(),
-    }
-
-
-def plan_text(
-    run: Run, cost: dict, check: DataCheck | None = None, rehearsed: dict | None = None
-) -> str:
+def plan_text(run: Run, cost: dict, check: DataCheck | None = None) -> str:
     """Returns all information on a plan; `check` is None if the data was not read."""
     recipe = run.recipe
     rows = [
@@ -59,7 +23,6 @@ def plan_text(
         ("compute", _compute(run, cost)),
         ("model", _model(cost)),
         ("memory", _memory(cost["memory_bytes"])),
-        *([("rehearsed", _rehearsed(rehearsed))] if rehearsed else []),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
         *_data(run, check),
@@ -108,39 +71,24 @@ def _steps(run: Run) -> str:
 
 
 def _slices(run: Run, cost: dict) -> str:
-    slow = cost["slice_hours"][1]
-    advice = ""
-    if slow > 1:
-        advice = f"; shorter ones lose less{shorter_slices(run, slow)}"
     return (
         f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
         f"{run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
-        f"interruption loses{advice}"
+        "interruption loses"
     )
 
 
-def duration(hours: list[float]) -> str:
-    """Returns a range of hours as hours or, if they are few, minutes."""
-    fast, slow = hours
-    unit, factor = ("hours", 1) if slow >= 2 else ("minutes", 60)
-    numbers = dict.fromkeys(significant(number * factor, 2) for number in (fast, slow))
-    return f"{' to '.join(numbers)} {unit}"
+def duration(hours: float) -> str:
+    """Returns hours as hours or, if they are few, minutes."""
+    if hours >= 2:
+        return f"{significant(hours, 2)} hours"
+    return f"{significant(60 * hours, 2)} minutes"
 
 
 def _model(cost: dict) -> str:
     text = f"{cost['parameters']:,} parameters"
     in_head = cost["head_parameters"]
     return f"{text}, {in_head:,} of them in the class head" if in_head else text
-
-
-def _rehearsed(rehearsed: dict) -> str:
-    hours = rehearsed["hours"]
-    memory = rehearsed["memory"]
-    return (
-        f"{significant(hours['low'])} to {significant(hours['high'])} hours with checkpoints, "
-        f"without validation; peak memory of a {memory['of']} {bytes_text(memory['peak'])}; "
-        f"bottleneck: {rehearsed['limit']}"
-    )
 
 
 def _checkpoints(run: Run, cost: dict) -> str:
@@ -176,26 +124,22 @@ def command_text(run: Run) -> str:
 
 
 def _compute(run: Run, cost: dict) -> str:
-    fast, slow = cost["hours_range"]
-    text = f"{cost['flops']:.2e} FLOPs; {duration(cost['hours_range'])}"
+    text = f"{cost['flops']:.2e} FLOPs; {duration(cost['hours'])}"
     if run.device == "cuda":
-        at_most = "" if fast == slow else "at most "
-        text += f", {at_most}{significant(cost['gpu_hours'], 2)} GPU-hours"
+        text += f", {significant(cost['gpu_hours'], 2)} GPU-hours"
     if cost["samples_per_second"]:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":
-        low, high = CORE_GFLOPS
         return (
-            f"{text} on this machine's {os.cpu_count()} cores at {low} to {high} GFLOPS, as "
-            "measured in two small models; superclip run --rehearse measures it"
+            f"{text} on this machine's {os.cpu_count()} cores at {CORE_GFLOPS} GFLOPS, as in the "
+            "slower of two small models; superclip run --rehearse measures it"
         )
-    low, high = cost["utilization"]
     slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
-    halved = ", the slow end halved because no run on this GPU is published"
+    halved = ", halved because no run on this GPU is published"
     return (
-        f"{text} at {low:.0%} to {high:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
-        "in OpenCLIP's published runs "
-        f"on A100{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip run --rehearse "
+        f"{text} at {cost['utilization']:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
+        "in the slowest of OpenCLIP's published runs on A100"
+        f"{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip run --rehearse "
         "measures it"
     )
 
@@ -231,7 +175,4 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in check.warnings]
     kind = "image" if run.is_table else "shard"
-    rows += [(f"bad {kind}", f"{file.file}: {file.problem}") for file in check.bad[:MAX_BAD]]
-    if len(check.bad) > MAX_BAD:
-        rows.append(("", f"and {len(check.bad) - MAX_BAD:,} more, which --json lists"))
-    return rows
+    return rows + [(f"bad {kind}", f"{file.file}: {file.problem}") for file in check.bad]

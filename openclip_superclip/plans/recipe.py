@@ -240,9 +240,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _problems_with_class_loss(recipe)
     paper = recipe.paper
     if paper and not (
-        paper.keys() == {"source", "read_off", "values"} and isinstance(paper["values"], dict)
+        paper.keys() == {"source", "read_off", "values"}
+        and isinstance(paper["values"], dict)
+        and all(isinstance(name, str) for name in paper["values"])
     ):
-        yield f"paper is {paper}; expected source, read_off and values, a mapping"
+        yield f"paper is {paper}; expected source, read_off and values, by name"
 
 
 def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
@@ -319,8 +321,8 @@ def _with_samples(values: dict, file: str) -> dict:
                 f"{file}: samples is {samples!r}; expected a number, or passes: '20 passes'"
             )
         return values
-    data_samples = _typed("data_samples", values["data_samples"], file)
-    return values | {"samples": round(float(passes[1]) * data_samples)}
+    number = float(passes[1]) * _typed("data_samples", values["data_samples"], file)
+    return values | {"samples": round(number) if number < math.inf else number}
 
 
 def _typed(field: str, value, file: str):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.events import AliasEvent
 
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, reason
@@ -134,14 +136,32 @@ def _merged(below: dict, above: dict) -> dict:
 def read_yaml(file: Path, what: str) -> dict:
     """Returns the mapping in a YAML file; InputError, with the line, for other contents."""
     try:
-        values = YAML(typ="safe", pure=True).load(read_whole(file, MAX_YAML).decode())
-    except (YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+        values = _safe_yaml(read_whole(file, MAX_YAML).decode())
+    except (YAMLError, OSError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # of most, but not all of these errors
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)
         raise InputError(f"{file} is not a readable YAML file: {problem}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: expected a YAML mapping, {what}")
     return values
+
+
+class _NoAliases(Composer):
+    """Refuses aliases: a few lines of them can stand for more than a machine can hold."""
+
+    def compose_node(self, parent, index):
+        if self.parser.check_event(AliasEvent):
+            event = self.parser.peek_event()
+            problem = f"found *{event.anchor}: write out what it stands for"
+            raise ComposerError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _safe_yaml(text: str) -> object:
+    """Returns the content of YAML without Python's tags and without aliases."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _NoAliases
+    return yaml.load(text)
 
 
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
@@ -207,6 +227,6 @@ def _parsed(field: dataclasses.Field, value: str):
     if field.type is str:
         return value
     try:
-        return YAML(typ="safe", pure=True).load(value)
-    except (YAMLError, RecursionError):
+        return _safe_yaml(value)
+    except (YAMLError, ValueError, RecursionError):
         return value

@@ -93,6 +93,12 @@ class Run:
     gpu_batch_max: int | None = None
     settings: Settings = DEFAULTS
 
+    def __post_init__(self):
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if field_.type in (int, str) and not isinstance(value, field_.type):
+                raise TypeError(f"{field_.name} is {value!r}")
+
     @staticmethod
     def open(folder: Path) -> "Run":
         """Returns the run of a folder; InputError if its description cannot be read or has other
@@ -105,9 +111,9 @@ class Run:
         content = read_json(file, advice=advice)
         try:
             return Run.of_json(content.get("run", content), str(file))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{file} is of another version of this package ({reason(error)}): {advice}"
+                f"{file} is damaged, or of another version ({reason(error)}): {advice}"
             ) from error
 
     @staticmethod

@@ -18,11 +18,6 @@ from .signals import Stopped
 
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
 OUTPUT_END = 4096  # characters of a rank's output that show why it ended
-FLIGHT_RECORDER = {  # of NCCL: the last collectives of each rank, written if one of them times out
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
-    "TORCH_FR_BUFFER_SIZE": "2000",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Start:
     node: int
     master_addr: str
     master_port: int
-    measures: bool  # whether the ranks measure time and memory, for a rehearsal
+    measures: bool  # whether the ranks measure their memory, for a rehearsal
     launcher: int = field(default_factory=os.getpid)  # the process with which the ranks end
 
     @property
@@ -104,8 +99,6 @@ def _start_rank(start: Start, rank: int) -> subprocess.Popen:
     output goes into a file."""
     environment = {
         **({"OMP_NUM_THREADS": "1"} if start.run.gpus_per_node > 1 else {}),  # as torchrun does
-        **FLIGHT_RECORDER,
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{start.logs}/nccl_trace_",
         **os.environ,
         "RANK": str(rank),
         "WORLD_SIZE": str(start.run.world_size),

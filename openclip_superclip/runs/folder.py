@@ -4,6 +4,8 @@ its state."""
 import os
 import re
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
@@ -24,9 +26,7 @@ from ..files import (
 )
 from ..plans.recipe import WORDS, Recipe
 from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
-from ..rendering import bytes_text
-from .lock import lock
-from .node_loss import why_gone
+from .lock import killed_owner, lock
 from .recovery import ENDS, LOST, Decision
 from .slurm import SETUP, Placement, has_job, hosts
 
@@ -34,10 +34,35 @@ RUNNING = "running"
 PREEMPTED = "preempted"
 FINISHED = "finished"
 FAILED = "failed"
-RECORDED = re.compile(
-    r"(CUDA|NCCL|SLURM|OMP|TORCH|PYTORCH|GLOO|FI|UCX|HOROVOD|MASTER)_|HF_HUB_OFFLINE$"
-)
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|JWT|CREDENTIAL|AUTH", re.IGNORECASE)
+HEARTBEAT = 10  # seconds between two heartbeats of a run
+# seconds without a heartbeat after which a run is lost: network file systems can lag by a minute
+STALE = 120
+
+
+# of the fields that are read from state.json and run.json; another type counts as missing
+TYPES = {
+    "state": str,
+    "heartbeat": str,
+    "expected_end": str,
+    "samples_per_second": int | float,
+    "job": str,
+    "error": str,
+    "refused": dict,
+    **dict.fromkeys(("step", "steps", "epoch", "slices"), int),
+    "attempts": list,
+    "changes": list,
+    "data_check": dict,
+}
+
+
+def read_fields(file: Path) -> dict:
+    """Returns the JSON object in a file of a run's folder, without fields of a wrong type; {} if it
+    is missing or broken."""
+    return {
+        name: value
+        for name, value in json_or_empty(file).items()
+        if value is None or isinstance(value, TYPES.get(name, object))
+    }
 
 
 def current_state(run: Path) -> dict:
@@ -46,7 +71,7 @@ def current_state(run: Path) -> dict:
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    state = json_or_empty(run / "state.json")
+    state = read_fields(run / "state.json")
     problem = why_gone(run) if state.get("state") == RUNNING else None
     if problem is None:
         return state
@@ -54,13 +79,23 @@ def current_state(run: Path) -> dict:
     return {**state, "state": LOST, "error": f"{problem}: {last}"}
 
 
-def recorded_environment() -> dict[str, str]:
-    """Returns the variables that influence a run, without secrets."""
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if RECORDED.match(name) and not SECRET.search(name)
-    }
+def why_gone(run: Path) -> str | None:
+    """Returns why the process that trains into a folder is gone, None if it may be alive."""
+    if owner := killed_owner(run / "lock"):
+        return f"process {owner.get('pid')} on {owner['host']} is gone"
+    return "no heartbeat" if _age(run / "state.json") > STALE else None
+
+
+def _age(file: Path) -> float:
+    """Returns the seconds since a file was written, by the clock of its file system, which may
+    differ from this machine's."""
+    try:
+        with tempfile.TemporaryFile(dir=file.parent) as new:
+            new.write(b"now")
+            new.flush()
+            return os.fstat(new.fileno()).st_mtime - file.stat().st_mtime
+    except OSError:  # a folder of another user, or a full disk
+        return time.time() - file.stat().st_mtime
 
 
 class RunFolder:
@@ -82,7 +117,7 @@ class RunFolder:
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return json_or_empty(self.state_file)
+        return read_fields(self.state_file)
 
     @property
     def is_finished(self) -> bool:
@@ -90,7 +125,7 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return json_or_empty(self.path / RECORD)
+        return read_fields(self.path / RECORD)
 
     @property
     def epoch(self) -> int:
@@ -100,7 +135,8 @@ class RunFolder:
     @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
-        return self.record().get("attempts", [])
+        attempts = self.record().get("attempts") or []
+        return [attempt for attempt in attempts if isinstance(attempt, dict)]
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
@@ -142,8 +178,8 @@ class RunFolder:
                 )
         if not self.is_finished:
             return
-        tables = (self.record().get("data_check") or {}).get("tables", {})
-        for path, digest in tables.items():
+        tables = (self.record().get("data_check") or {}).get("tables")
+        for path, digest in tables.items() if isinstance(tables, dict) else ():
             if os.path.exists(path) and content_digest(Path(path)) != digest:
                 raise InputError(
                     f"{path} has changed since {self.path} was trained on it: {advice}"
@@ -178,7 +214,7 @@ class RunFolder:
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
-        return json_or_empty(self.path / "submitted.json").get("job")
+        return read_fields(self.path / "submitted.json").get("job")
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
@@ -209,7 +245,6 @@ class RunFolder:
             cwd=os.getcwd(),
             data_check=None,
             versions=versions_of_run(),
-            environment=recorded_environment(),
             attempts=[*attempts, attempt],
             **values,
         )
@@ -283,16 +318,3 @@ class RunFolder:
         for epoch in complete[:-NUM_KEPT]:
             if not run.keeps(epoch) and (best is None or epoch != best.epoch):
                 saved[epoch].unlink()
-
-
-def check_room(where: str, folder: Path, needed: int, needs: str, advice: str) -> None:
-    """Raises InputError, with the free and the needed bytes, if a folder's disk is too small;
-    quotas are not read.
-
-    `where` begins the message, with the flag that names the disk, and `needs` is what needs it.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{where} has {bytes_text(free)} free, and {needs} {bytes_text(needed)}: {advice}"
-        )

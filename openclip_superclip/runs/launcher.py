@@ -17,18 +17,19 @@ from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
 from ..errors import InputError, to_stderr, to_stdout
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
-from .folder import FAILED, FINISHED, PREEMPTED, RunFolder
+from .folder import FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
 from .lock import lock
-from .node_loss import HEARTBEAT, PATIENCE, cause
 from .progress import AddedLines, Progress
 from .recovery import (
     CONNECTION,
     DATA,
     ENDS,
     HARDWARE,
+    PATIENCE,
     REQUEUE,
     Decision,
     Failure,
+    cause,
     decide,
     first_failure,
     new_files,

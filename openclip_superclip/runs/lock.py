@@ -65,10 +65,19 @@ def _take_flock(file: BinaryIO, path: Path) -> bool | None:
     return is_free
 
 
+def _owner(path: Path) -> dict:
+    """Returns the owner in a lock's file; {} if the file is missing or damaged."""
+    owner = json_or_empty(path)
+    is_owner = owner.keys() >= {"job", "restarts", "host", "pid", "since"}
+    are_numbers = all(isinstance(owner.get(name), int) for name in ("restarts", "pid"))
+    is_job = isinstance(owner.get("job"), str | None)
+    return owner if is_owner and are_numbers and is_job else {}
+
+
 def killed_owner(path: Path) -> dict:
     """Returns the owner in a lock's file if it is a process of this machine that has ended, else
     {}."""
-    owner = json_or_empty(path)
+    owner = _owner(path)
     is_killed = owner.get("host") == socket.gethostname() and not is_running(owner.get("pid"))
     return owner if is_killed else {}
 
@@ -86,10 +95,10 @@ def _created(path: Path, owner: dict) -> bool:
 
 def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     """Returns whether this process, and no other one, has replaced a dead owner."""
-    other = json_or_empty(path)
+    other = _owner(path)
     if not other:  # it is being written, or was damaged
         time.sleep(1)
-        other = json_or_empty(path)
+        other = _owner(path)
     if not path.exists():  # it was released
         return _created(path, owner)
     if _is_alive(other, owner, has_flock=has_flock):
@@ -100,7 +109,7 @@ def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     except FileExistsError:
         return False
     try:
-        if json_or_empty(path) != other:
+        if _owner(path) != other:
             return False
         write_json(path, owner)
         return True
@@ -123,7 +132,7 @@ def _is_alive(other: dict, owner: dict, *, has_flock: bool) -> bool:
 
 
 def _refusal(path: Path, folder: Path | None, flag: str) -> InputError:
-    owner = json_or_empty(path)
+    owner = _owner(path)
     who = "a new process"
     if owner:
         job = f"job {owner['job']}, " if owner["job"] else ""

@@ -14,7 +14,7 @@ STACKS = 5  # seconds in which ranks without progress write their stacks
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
 STEP = re.compile(
-    r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) .*Data \(t\): ([\d.]+) .*, ([\d.e+-]+)/s, "
+    r"^(\S+) \|.* Train Epoch: (\d+) \[\s*(\d+)/(\d+) .*Data \(t\): ([\d.]+) .*, ([\d.e+-]+)/s, "
     r".*\bLoss: \S+ \([^)]*\)\s*$"  # the total, which OpenCLIP writes last
 )
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
@@ -89,8 +89,8 @@ class AddedLines:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns a dict per logged step: samples seen, samples per epoch, losses, data time, samples
-    per second.
+    """Returns a dict per logged step: time, samples seen, samples per epoch, losses, data time,
+    samples per second.
 
     If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are
     ignored.
@@ -100,14 +100,15 @@ def read_log(log: Path) -> list[dict]:
         step = STEP.search(line)
         if not step:
             continue
-        epoch, seen, of_epoch = map(int, step.groups()[:3])
-        data_seconds, speed = map(float, step.groups()[3:])
+        epoch, seen, of_epoch = map(int, step.groups()[1:4])
+        data_seconds, speed = map(float, step.groups()[4:])
         samples = epoch * of_epoch + seen
         while points and points[-1]["samples"] >= samples:
             points.pop()
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append(
             {
+                "time": datetime.strptime(step[1], "%Y-%m-%d,%H:%M:%S"),
                 "samples": samples,
                 **losses,
                 "epoch_samples": of_epoch,

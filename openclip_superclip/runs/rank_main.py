@@ -7,10 +7,9 @@ import faulthandler
 import importlib
 import os
 import sys
-import time
 import traceback
 
-from ..environment import end_with_parent, keep_freed_memory, peak_of_process, replaced
+from ..environment import end_with_parent, keep_freed_memory, peak_of_process
 from ..errors import InputError, reason, to_stderr
 from ..files import write_json
 from .child_processes import Start, last_line
@@ -66,37 +65,15 @@ def _train(start: Start, rank: int) -> None:
     register_plugin(monitor)
     try:
         with monitor.listing_unreadable():
-            code = measured(start, rank) if start.measures else train(start.arguments)
+            code = train(start.arguments)
     except SystemExit as exit:
         code = exit.code
         if isinstance(code, str):
             to_stderr(code)
     if code:
         raise InputError(last_line(start.logs / f"rank_{rank}.log"))
-
-
-def measured(start: Start, rank: int) -> int:
-    """Trains and returns the exit code; writes the measures of a rehearsal into a file if it is
-    0."""
-    import torch
-
-    from ..openclip.train import train
-
-    save = torch.save
-    saved = []
-
-    def timed_save(content, file, *args, **kwargs):
-        began = time.perf_counter()
-        save(content, file, *args, **kwargs)
-        if isinstance(file, str | os.PathLike):
-            saved.append({"seconds": time.perf_counter() - began, "bytes": os.path.getsize(file)})
-
-    with replaced(torch, save=timed_save):
-        code = train(start.arguments)
-    if not code:
-        measures = {"memory": _peak_memory(), "checkpoints": saved}
-        write_json(start.logs / f"rank_{rank}.measures.json", measures)
-    return code
+    if start.measures:
+        write_json(start.logs / f"rank_{rank}.measures.json", _peak_memory())
 
 
 def _peak_memory() -> dict:

@@ -17,6 +17,7 @@ from .slurm import this_host
 MAX_STARTS = 3  # in a row without a new slice, after which a run has failed
 PREEMPTED_BY = "stopped by SIGTERM"  # the error of a preempted start
 PREEMPTIONS = 10  # that count as one start
+PATIENCE = 20  # seconds for which the node that closed a connection may report why
 RESTART_SECONDS = 180  # with less time left in the job, it is requeued instead of started again
 
 # Kinds of failures. The user must fix those of the first three.
@@ -141,6 +142,36 @@ def first_failure(failures: Sequence[Failure]) -> Failure | None:
     return None
 
 
+def cause(
+    logs: Path,
+    here: Sequence[Failure],
+    nodes: Sequence[str],
+    patience: float = PATIENCE,
+    *,
+    is_stopped: bool = False,
+) -> Failure | None:
+    """Returns the failure that caused the others, None if there is none; waits up to `patience`
+    seconds for other nodes to report it.
+
+    If only connections were closed, or a signal has stopped this node, the nodes that have
+    reported neither a failure nor a signal are lost. `here` are this node's failures, which it may
+    not have been able to write; `nodes` are the names of all nodes.
+    """
+    deadline = time.monotonic() + (patience if len(nodes) > 1 else 0)
+    while True:
+        known = [*failures(logs), *here]
+        failure = first_failure(known)
+        silent = sorted({*nodes} - {failure.host for failure in known})
+        is_known = failure is not None and failure.kind != CONNECTION
+        if is_known or (is_stopped and not silent) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    if silent and not is_known and (failure or is_stopped):
+        message = f"lost contact with {', '.join(silent)}"
+        return Failure("", message, kind=LOST, host=silent[0])
+    return failure
+
+
 RESTART = "restart"  # the ranks start again on the same machines
 REQUEUE = "requeue"  # SLURM starts the job again
 
@@ -190,7 +221,7 @@ def starts_without_slice(attempts: Sequence[Mapping], progress: int) -> int:
     last = attempts[-1] if attempts else None
     for attempt in reversed(attempts):
         same_job = last.get("job") and attempt.get("job") == last["job"]
-        requeued = same_job and attempt["restarts"] != last["restarts"]
+        requeued = same_job and attempt.get("restarts") != last.get("restarts")
         counts = attempt is last or attempt.get("again") or requeued
         if attempt.get("epoch_before") != progress or not counts:
             break

@@ -1,5 +1,6 @@
 """What the first node checks before a start trains into the run's folder."""
 
+import shutil
 from dataclasses import asdict
 
 from ..checkpoints.resume import (
@@ -16,7 +17,7 @@ from ..openclip.train import check_command
 from ..plans.cost import counts_of
 from ..plans.run import Run
 from ..rendering import bytes_text
-from .folder import RunFolder, check_room
+from .folder import RunFolder
 from .recovery import MAX_STARTS, PREEMPTIONS, starts_without_slice
 from .slurm import Placement
 
@@ -27,8 +28,8 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
     this = placement.restarts, placement.step
     return run.settings.accept_changes and not any(
         attempt.get("accepts")
-        and attempt["job"] == placement.job
-        and (attempt["restarts"], attempt["step"]) != this
+        and attempt.get("job") == placement.job
+        and (attempt.get("restarts"), attempt.get("step")) != this
         for attempt in folder.attempts
     )
 
@@ -51,7 +52,7 @@ def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
         found.check(folder.path, "--accept-changes")
     for line in found.lines:
         to_stderr(f"superclip run: the run has changed since its start: {line}")
-    earlier = folder.record().get("changes", [])
+    earlier = folder.record().get("changes") or []
     record, noted = continued(before, now, found, earlier, start=len(folder.attempts))
     return {FIELD: asdict(record), "changes": noted}
 
@@ -71,10 +72,10 @@ def check_can_save(run: Run, folder: RunFolder) -> None:
     num_more = max(1, run.max_checkpoints - len(saved))
     largest = max((path.stat().st_size for path in saved.values()), default=0)
     size = largest or counts_of(run)["checkpoint_bytes"]
-    check_room(
-        f"--out: the disk of {folder.path}",
-        folder.path,
-        num_more * size,
-        f"{num_more} more checkpoints of {bytes_text(size)} need",
-        "free some space, or give --out another folder",
-    )
+    free = shutil.disk_usage(folder.path).free  # quotas are not read
+    if free < num_more * size:
+        raise InputError(
+            f"--out: the disk of {folder.path} has {bytes_text(free)} free, and {num_more} more "
+            f"checkpoints of {bytes_text(size)} need {bytes_text(num_more * size)}: free some "
+            "space, or give --out another folder"
+        )

@@ -10,8 +10,7 @@ from ..errors import InputError, listed, refuse
 from ..method.model import trains_only_head
 from ..openclip.factory import model_without_values
 from ..openclip.train import check_command
-from ..plans.cost import estimate_cost
-from ..plans.model_size import model_size
+from ..plans.cost import estimate_cost, known_counts
 from ..plans.plan_text import duration
 from ..plans.recipe_files import read_recipe
 from ..plans.run import Run
@@ -41,9 +40,10 @@ def runs_of(configured: ConfiguredStudy) -> list[StudyRun]:
             "rename one"
         )
     refuse(
-        f"{folder} is not a run of this study: {ADVICE}"
+        f"{folder} is not a run of this study: {ADVICE}, or finish a study that an earlier "
+        "version has begun with that version"
         for folder in sorted(configured.runs_in.glob("*"))
-        if folder.is_dir() and _without_seed(folder.name) not in names
+        if Run.is_in(folder) and _without_seed(folder.name) not in names
     )
     for run in runs:
         _check_folder(run)
@@ -136,10 +136,9 @@ def summary(study: Study, runs: Sequence[StudyRun], jobs: int) -> str:
     samples = sum(run.recipe.samples for run in left)
     text = f"{study.name}: {len(left)} of {len(runs)} runs are left to train, {samples:,} samples"
     plans = [run.described() for run in left]
-    is_known = not study.is_of_scenes and all(model_size(plan.recipe) for plan in plans)
+    is_known = not study.is_of_scenes and all(known_counts(plan.recipe) for plan in plans)
     if not left or plans[0].device != "cpu" or not is_known:
         return text
     cores = os.cpu_count() or 1  # of the estimate; a run uses one
-    ranges = [estimate_cost(plan)["hours_range"] for plan in plans]
-    hours = [sum(ends) * cores / min(jobs, cores) for ends in zip(*ranges, strict=True)]
+    hours = sum(estimate_cost(plan)["hours"] for plan in plans) * cores / min(jobs, cores)
     return f"{text}: {duration(hours)} with --jobs {jobs}"

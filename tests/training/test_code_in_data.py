@@ -102,11 +102,14 @@ def test_postscript_in_a_table_and_in_imagenet_starts_nothing(short_run, ghostsc
 
 @parametrize("workers", [0, 1])
 @parametrize("in_shards", [True, False])
-def test_postscript_starts_nothing_in_an_evaluation(in_shards, workers, ghostscript, tmp_path):
+def test_code_in_a_data_set_does_not_run_in_an_evaluation(
+    in_shards, workers, members, ghostscript, tmp_path
+):
     name = "colours" if in_shards else "imagenet_sketch"
     if in_shards:
         colours = write_colours(tmp_path / "data/colours")
-        write_tar(colours / "test/1.tar", [{"jpg": EPS, "cls": 1}])
+        samples = [{"cls": 1, **members[kind]} for kind in ("pyd", "pickle", "jpg")]
+        write_tar(colours / "test/1.tar", samples)
         (colours / "test/nshards.txt").write_text("2\n")
     else:
         (tmp_path / "data/imagenet_sketch/n01443537").mkdir(parents=True)

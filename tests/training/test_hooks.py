@@ -19,6 +19,7 @@ from support.training_runs import completed, load, train_with
 
 from openclip_superclip import SuperCLIP, hooks
 from openclip_superclip.openclip import hook_calls
+from openclip_superclip.plugin import Plugin
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
 
@@ -241,6 +242,19 @@ def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_aroun
     register("c", open_clip_create_loss=lambda args: "c's")
     register("d", wrapper=True, open_clip_create_loss=adding("d's"))
     assert create_loss(**call) == "d's + b's + c's"
+
+
+def test_the_plugin_changes_nothing_where_no_command_line_was_checked():
+    plugin, args = Plugin(), argparse.Namespace(train_data="pairs.csv", rank=0)
+    assert plugin.open_clip_model_kwargs(args) is None
+    assert plugin.open_clip_caption_tokens(args, tokenizer=None, shared_epoch=None) is None
+    assert plugin.open_clip_data_order(args, shared_epoch=None) is None
+    plugin.open_clip_epoch_end(model=None, epoch=0)
+    creating = plugin.open_clip_create_loss(args, model=None)
+    next(creating)
+    with pytest.raises(StopIteration) as returned:
+        creating.send("OpenCLIP's")
+    assert returned.value.value == "OpenCLIP's"
 
 
 BROKEN = {

@@ -3,29 +3,24 @@ and bad models and data sets are named."""
 
 import inspect
 import json
-import pickle
 import re
 import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import cases, parametrize, read_json, refusals, succeed, table, write_json
-from support.data import MakesFolder, write_colours, write_scenes, write_tar
+from support.data import write_colours, write_scenes, write_tar
 from support.evaluation import errors, evaluate, num_reused, records
 from support.models import random_weights
 from support.training_runs import execute, run_ranks
-from webdataset import autodecode
 
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.evaluation.features import EvaluationSettings, Features
-from openclip_superclip.evaluation.local_datasets import find_dataset
 from openclip_superclip.evaluation.metrics import linear_probe_metrics
 from openclip_superclip.evaluation.model_scores import find_scores
 from openclip_superclip.evaluation.models import find_model
@@ -155,28 +150,6 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     ours, num_outcomes = linear_probe_metrics(train, test, settings)
     assert [ours["lp_acc1"], ours["lp_acc5"]] == [theirs["lp_acc1"], theirs["lp_acc5"]]
     assert num_outcomes == {"lp_acc1": 30}
-
-
-def read_by_clip_benchmark(folder):
-    return build_dataset(
-        "wds/colours", root=str(folder / "colours"), transform=np.asarray, split="test"
-    )
-
-
-def read_by_us(folder):
-    return find_dataset(folder, "colours").build(np.asarray, "test", "zeroshot_classification")
-
-
-@parametrize("read", [read_by_clip_benchmark, read_by_us])
-def test_a_pickle_in_a_shard_is_loaded_by_clip_benchmark_and_not_by_us(read, tmp_path, monkeypatch):
-    # as before a training with our flags in this process
-    monkeypatch.setattr(autodecode, "default_pre_handlers", [autodecode.gzfilter])
-    colours = write_colours(tmp_path / "colours")
-    code = pickle.dumps(MakesFolder(tmp_path / "ran"))
-    sample = {"png": Image.new("RGB", (8, 8)), "cls": 2, "meta.pickle": code}
-    write_tar(colours / "test/0.tar", [sample])
-    assert [label for _, label in read(tmp_path)] == [2]
-    assert (tmp_path / "ran").exists() == (read == read_by_clip_benchmark)
 
 
 def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_side(

@@ -4,11 +4,11 @@ ranks, and the table of decisions."""
 from support import cases, table
 
 from openclip_superclip.errors import InputError
-from openclip_superclip.runs.node_loss import cause
 from openclip_superclip.runs.recovery import (
     STOPPED,
     Decision,
     Failure,
+    cause,
     decide,
     exit_failure,
     failures,

@@ -197,7 +197,7 @@ def test_the_demos_scores_count_and_damaged_results_and_those_of_other_models_do
     write_json(averaged / "demo-test.json", {"measures": {"zero_shot": 41.5, "probe": None}})
     assert values(averaged) == {"demo zero shot": 41.5}
     early = find_scores(str(recipe_run(tmp_path / "early", CLIP, imagenet(1, 2), epoch=5)), run)
-    assert early.problems == ["its scores are those of epoch 5 of 25"]
+    assert early.problems == ["its scores are those of epoch 5 of 125"]
 
 
 @cases("lines, scores", table("runs: results that were cut"))

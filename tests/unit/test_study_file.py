@@ -19,6 +19,7 @@ from support import (
     write_json,
 )
 
+from openclip_superclip.checkpoints.trainer_files import RECORD
 from openclip_superclip.demo.data import model_of, shards_of
 from openclip_superclip.plans.recipe import WORDS
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -86,7 +87,10 @@ def test_a_run_has_the_fields_of_the_study_its_cell_and_its_arm(tmp_path):
 
 
 def test_a_folder_that_is_no_run_of_the_study_is_refused(tmp_path):
-    (tmp_path / "runs/clip_lr-0.001_seed0").mkdir(parents=True)
+    folder = tmp_path / "runs/clip_lr-0.001_seed0"
+    folder.mkdir(parents=True)
+    runs_of(configured("demo", out=tmp_path))
+    write_json(folder / RECORD, {"run": {}})
     with input_error("clip_lr-0.001_seed0 is not a run of this study: give --out another folder"):
         runs_of(configured("demo", out=tmp_path))
 

@@ -2,7 +2,6 @@
 cannot be trained is refused at once."""
 
 import functools
-import json
 import multiprocessing
 import os
 import re
@@ -71,12 +70,9 @@ def test_a_plan_trains_whole_passes_without_the_last_partial_batch(
 def test_the_columns_are_named_as_openclip_names_them(folder):
     columns = "--csv-separator '\t' --csv-img-key path --csv-caption-key text"
     data = f"--data {folder}/tabs.csv {columns}"
-    shown = json.loads(execute(f"plan {OWN} {data} --device cpu --json --check"))
-    assert (shown["data_check"]["num_samples"], [*shown["data_check"]["tables"]]) == (
-        NUM_ROWS,
-        [f"{folder}/tabs.csv"],
-    )
-    assert shown["command"][shown["command"].index("--csv-separator") + 1] == "\t"
+    printed = execute(f"plan {OWN} {data} --device cpu --check")
+    assert f"a table of {NUM_ROWS} pairs; all images were checked" in " ".join(printed.split())
+    assert "--csv-separator '\t' --csv-img-key path" in printed
 
 
 @cases("data, set_, reason", table("shards_and_tables: refused tables"))

@@ -1,0 +1,58 @@
+"""Who requeues a job whose step has ended: SLURM, or the job's script."""
+
+import os
+import subprocess
+
+import pytest
+from support import parametrize, write_program
+
+from openclip_superclip.files import shipped_folder
+
+BEGUN, PREEMPTED = "2026-01-01T10:00:00", "2026-01-01T11:00:00"
+
+
+@pytest.fixture
+def is_ours(tmp_path):
+    """Whether the script would start or requeue the job, after an exit code
+    and what SLURM then answers; None if it waits."""
+
+    def answer(code, job, mode):
+        write_program(
+            tmp_path / "scontrol",
+            f'[ $2 = partition ] && echo "   GraceTime=60 PreemptMode={mode} ReqResv=NO" && exit\n'
+            f'echo "JobId=17"\nprintf "   %s \\n" {job}',
+        )
+        write_program(tmp_path / "sleep", "kill -9 $PPID")  # it waits
+        script = (shipped_folder("slurm") / "train.sbatch").read_text()
+        functions = script[
+            script.index("# Returns whether this") : script.index("# Prints the nodes")
+        ]
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_PARTITION": "gpu"}
+        command = f"job=17 code={code} SLURM_RESTART_COUNT=1\n{functions}\nis_ours"
+        done = subprocess.run(["bash", "-c", command], env=environment, check=False)
+        return {0: True, 1: False}.get(done.returncode)
+
+    return answer
+
+
+@parametrize(
+    "code, state, restarts, since, mode, expected",
+    [
+        (143, "RUNNING", 1, "None", "REQUEUE", True),  # a node is drained, or scancel --signal=TERM
+        (143, "RUNNING", 1, PREEMPTED, "REQUEUE", None),  # in the grace time
+        (143, "RUNNING", 1, "2026-01-01T09:00:00", "REQUEUE", True),  # of an earlier start
+        (143, "RUNNING", 1, PREEMPTED, "CANCEL", True),
+        (143, "COMPLETING", 1, PREEMPTED, "REQUEUE", False),  # SLURM has requeued it
+        (143, "RUNNING", 2, "None", "REQUEUE", False),
+        (75, "RUNNING", 1, PREEMPTED, "REQUEUE", True),  # its time is nearly up
+        (1, "CANCELLED", 1, "None", "OFF", False),
+    ],
+)
+def test_a_job_that_slurm_requeues_is_not_requeued_by_its_script(
+    code, state, restarts, since, mode, expected, is_ours
+):
+    job = (
+        f'"JobState={state}" "Restarts={restarts}" "StartTime={BEGUN}" '
+        f'"PreemptEligibleTime={BEGUN} PreemptTime={since}"'
+    )
+    assert is_ours(code, job, mode) is expected
