@@ -371,7 +371,7 @@ def read_record(folder: Path) -> ResumeRecord | None:
         if {"options", "global_batch_size", "shards", "versions"} <= content.keys():
             names = ResumeRecord.__dataclass_fields__.keys() & content.keys()
             record = ResumeRecord(**{name: content[name] for name in names})
-            changes(record, record, None)  # raises for values of other types
+            changes(record, record)  # raises for values of other types
             return record
     options = read_options(folder)
     return _record(options) if isinstance(options.get("train_data"), str) else None

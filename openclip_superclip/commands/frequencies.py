@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         member = options.text_key or "txt"
         counter = CaptionCounter(config, tokenizer, options.seed, columns, member)
         make_folder(options.out.parent)
-        frequencies, unreadable = counter.count(shards, options.workers, options.unreadable_max)
+        frequencies, unreadable = counter.count(shards, options.workers)
     except InputError as error:  # which names the flags of training
         raise InputError(str(error).replace("--superclip-", "--")) from error
     frequencies.write(options.out)
@@ -99,15 +99,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_number(parser, "--seed", 0, "seed of mixed:P")
     add_number(parser, "--workers", 1, "processes that count shards")
-    add_number(
-        parser,
-        "--unreadable-max",
-        0.0,
-        "fail if a larger fraction of the shards is missing or broken",
-        metavar="FRACTION",
-    )
     add_output(parser, "the file to write", "file of counts")
     options = parser.parse_args(argv)
-    at_least(options, workers=1, context=3, unreadable_max=0)
+    at_least(options, workers=1, context=3)
     check_out(options.out, [Path(options.data)], COMMAND, overwrite=options.overwrite)
     return options

@@ -3,7 +3,7 @@ cannot read."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import listed
@@ -14,7 +14,6 @@ COUNTS = (
     "num_samples",
     "num_incomplete",
     "num_empty",
-    "num_repeated",
     "num_long",
     "num_decoded",
     "num_unreadable",
@@ -57,7 +56,6 @@ class DataCheck:
     num_trained: int = 0  # rows of a table that training uses
     num_incomplete: int = 0  # samples of shards without an image or a caption
     num_empty: int = 0  # captions
-    num_repeated: int = 0  # captions of another sample of the shard, or of 10,000 rows
     num_long: int = 0  # samples with a long caption
     num_decoded: int = 0  # images
     num_unreadable: int = 0  # of these
@@ -85,13 +83,10 @@ class DataCheck:
         self.bad += part.bad
         self.parts.append(part)
 
-    def count_captions(self, captions: Iterable[str]) -> None:
+    def count_captions(self, captions: list[str]) -> None:
         """Counts samples by their captions."""
-        numbers = Counter(captions)
-        num_empty = numbers.pop("", 0)
-        self.num_samples += numbers.total() + num_empty
-        self.num_empty += num_empty
-        self.num_repeated += numbers.total() - len(numbers)
+        self.num_samples += len(captions)
+        self.num_empty += captions.count("")
 
     def count_image(self, problem: str, ignored: str) -> None:
         """Counts a decoded image, given what `check_image` returns."""

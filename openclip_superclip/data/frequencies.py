@@ -25,6 +25,7 @@ from .tar_shards import BROKEN, check_any_exists, is_remote, is_trained, read_me
 from .workers import work_on
 
 BATCH = 1024  # captions tokenized at a time
+MAX_UNREADABLE = 0.01  # fraction of the shards, as in training
 COMMAND = "superclip frequencies"  # which the file contains
 ABOUT = "about"  # the entry of the file's metadata with all other facts
 
@@ -232,12 +233,10 @@ class CaptionCounter:
             if is_trained(sample, self.member):
                 yield sample
 
-    def count(
-        self, shards: list[str], workers: int, unreadable_max: float
-    ) -> tuple[Frequencies, dict[str, str]]:
+    def count(self, shards: list[str], workers: int) -> tuple[Frequencies, dict[str, str]]:
         """Returns the counts of all shards, and why some are missing or were not read to their end.
 
-        Raises InputError if these are more than the fraction `unreadable_max`, as soon as possible.
+        Raises InputError if these are more than the fraction MAX_UNREADABLE, as soon as possible.
         """
         check_any_exists(shards, "DATA")
         problems = {
@@ -245,7 +244,7 @@ class CaptionCounter:
             for shard in shards
             if not (is_remote(shard) or os.path.exists(shard))
         }
-        _check_readable(problems, len(shards), unreadable_max)
+        _check_readable(problems, len(shards))
         document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
         num_captions = 0
         counted = work_on(self.count_shard, shards, workers, "--workers")
@@ -254,7 +253,7 @@ class CaptionCounter:
             num_captions += counts.num_captions
             if counts.problem:
                 problems[shard] = counts.problem
-                _check_readable(problems, len(shards), unreadable_max)
+                _check_readable(problems, len(shards))
         num_samples, num_missing = self.reader.counts.so_far()
         if num_missing and num_missing == num_samples:
             raise InputError(
@@ -275,12 +274,12 @@ class CaptionCounter:
         return frequencies, problems
 
 
-def _check_readable(problems: dict[str, str], num_shards: int, unreadable_max: float) -> None:
-    """Raises InputError if more than the fraction `unreadable_max` of the shards have problems."""
-    if len(problems) > unreadable_max * num_shards:
+def _check_readable(problems: dict[str, str], num_shards: int) -> None:
+    """Raises InputError if more than the fraction MAX_UNREADABLE of the shards have problems."""
+    if len(problems) > MAX_UNREADABLE * num_shards:
         raise InputError(
-            f"DATA: {unreadable_text(problems, num_shards)}; --unreadable-max, here "
-            f"{unreadable_max:g}, allows a larger fraction of them"
+            f"DATA: {unreadable_text(problems, num_shards)}; expected at most "
+            f"{MAX_UNREADABLE:.0%} of the shards: repair them, or leave them out of the pattern"
         )
 
 

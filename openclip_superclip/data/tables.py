@@ -166,7 +166,7 @@ def check_table(
     images = []
     for chunk in rows or chunks_of(path, columns, flag):
         names = list(chunk)
-        table.count_captions(map(text_of, chunk[columns.caption]))
+        table.count_captions([text_of(caption) for caption in chunk[columns.caption]])
         if long_key:
             table.num_long += sum(
                 has_long_caption(row, long_key) for row in chunk.to_dict("records")

@@ -172,8 +172,6 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
         if check.num_listed:
             facts.append(f"{check.num_listed:,} samples by sizes.json")
         facts.append("all were read" if check.full else "a few were opened")
-    if check.num_repeated:
-        facts.append(f"{check.num_repeated:,} of {check.num_samples:,} captions repeat another one")
     rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
     rows += [("warning", warning) for warning in check.warnings]
     kind = "image" if run.is_table else "shard"

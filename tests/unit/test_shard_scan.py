@@ -180,9 +180,9 @@ def test_samples_are_counted_if_sizes_json_lists_every_shard(tmp_path):
         assert inspect(f"{tmp_path}/{names}", "--data", reads=False).total_samples == total
 
 
-def test_missing_empty_and_repeated_captions_are_summarised_as_those_of_a_table(tmp_path, capsys):
+def test_missing_and_empty_captions_are_summarised_as_those_of_a_table(tmp_path):
     (tmp_path / "0.png").write_bytes(IMAGE)
-    captions = ["a cat", "a cat", "", *(f"dog {number}" for number in range(13))]
+    captions = ["a cat", "a dog", "", *(f"dog {number}" for number in range(13))]
     rows = "".join(f'{tmp_path}/0.png,"{caption}"\n' for caption in captions)
     (tmp_path / "pairs.csv").write_text(f"image,caption\n{rows}")
     samples = [{"png": IMAGE, "txt": caption} for caption in captions]
@@ -190,11 +190,7 @@ def test_missing_empty_and_repeated_captions_are_summarised_as_those_of_a_table(
     of_table = check_table(f"{tmp_path}/pairs.csv", Columns(",", "image", "caption"), "--data")
     of_shard = inspect(f"{tmp_path}/0.tar", "--data", full=True)
     for checked in (of_table, of_shard):
-        assert (checked.num_samples, checked.num_empty, checked.num_repeated) == (16, 1, 1)
+        assert (checked.num_samples, checked.num_empty) == (16, 1)
         assert "1 of the 16 captions that were read in " in checked.warnings[-1]
     assert of_shard.num_incomplete == 2
     assert "2 of the 18 samples that were read have no image or no caption" in of_shard.warnings[0]
-    sizes = "--set samples=16 --set data_samples=16 --set slices=1 --set model=ViT-Ti-16-96"
-    machine = "--workers 1 --gpus-per-node 1"
-    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} {machine} --data {tmp_path}/0.tar"
-    assert "1 of 16 captions repeat another one" in " ".join(execute(plan).split())
