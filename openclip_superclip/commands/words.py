@@ -128,7 +128,7 @@ def _tagger(options: Namespace) -> "Tagger":
     if opened.model.class_head.reads == "pooled" and options.heatmap:
         raise InputError(
             f"--heatmap: the class head of {options.model} reads the pooled vector, not "
-            "patches: leave the flag out, or train with --superclip-head-input both or patches"
+            "patches: leave the flag out, or train with --superclip-head-input patches"
         )
     chosen = None
     if options.words is not None:
