@@ -1,40 +1,19 @@
-"""Renders templates of pages, tables, figures, progress and numbers as text."""
+"""Renders tables, figures, progress and numbers as text."""
 
-import base64
-import csv
 import io
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from tqdm import tqdm
 
-from .errors import IN_TEXT, printable
+from .errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
-
-
-def html_template(module: str, **filters: Callable) -> Template:
-    """Returns the template beside a module's file, of the same name, which escapes all values and
-    raises an error for undefined names."""
-    file = Path(module).with_suffix(".html")
-    environment = Environment(
-        loader=FileSystemLoader(file.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(file.name)
 
 
 STYLE = {  # of all figures
@@ -78,19 +57,6 @@ def png(figure: "Figure", **options) -> bytes:
     return file.getvalue()
 
 
-def data_url(image: "bytes | Image", longest: int | None = None) -> str:
-    """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest`
-    pixels."""
-    if isinstance(image, bytes):
-        return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-    if longest:
-        image = image.copy()
-        image.thumbnail((longest, longest))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table; cells may contain vertical bars and line breaks."""
     lines = []
@@ -105,31 +71,6 @@ def markdown_text(value: object) -> str:
     """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
     line = printable(" ".join(str(value).split()))
     return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", line)
-
-
-def csv_text(rows: Iterable[Iterable]) -> str:
-    """Returns rows, starting with the header, as CSV; None is an empty cell.
-
-    No text is a spreadsheet's formula, and control characters are escapes.
-    """
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(map(_harmless, row) for row in rows)
-    return file.getvalue()
-
-
-def _harmless(cell: object) -> object:
-    """Returns a cell without control characters, with an apostrophe before what a spreadsheet
-    would compute."""
-    if not isinstance(cell, str):
-        return cell
-    cell = printable(cell.replace("\r", " "), IN_TEXT)  # csv does not quote \r
-    if not cell.lstrip().startswith(("=", "+", "-", "@")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def progress_bar(title: str, total: int, **options) -> tqdm:

@@ -1,8 +1,6 @@
 """A head that reads the pooled vector: recorded in checkpoints, and respected
 wherever the head is used."""
 
-import json
-
 import pytest
 from support.training_runs import error_of, execute, failure, load, run_train, superclip_train
 
@@ -42,10 +40,8 @@ def test_words_and_export_read_what_the_head_reads(run, csv_data, tmp_path):
     picture, exported = next(csv_data.parent.glob("*.png")), tmp_path / "exported"
     checkpoint = run / "checkpoints/epoch_1.pt"
     execute(f"export {checkpoint} --out {exported} --with-head")
-    found = [
-        json.loads(execute(f"words {picture} --model {model} --words cat,dog,red --json"))["words"]
-        for model in (checkpoint, exported)
-    ]
+    command = f"words {picture} --words cat,dog,red --model"
+    found = [execute(f"{command} {model}") for model in (checkpoint, exported)]
     assert found[0] == found[1]
     assert "--heatmap: the class head of" in failure(
         f"words {picture} --model {exported} --heatmap --out {tmp_path}/words"
