@@ -1,19 +1,39 @@
-"""Renders tables, figures, progress and numbers as text."""
+"""Renders templates of pages, tables, figures, progress and numbers as text."""
 
+import base64
 import io
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from tqdm import tqdm
 
 from .errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+
+def html_template(module: str, **filters: Callable) -> Template:
+    """Returns the template beside a module's file, of the same name, which escapes all values and
+    raises an error for undefined names."""
+    file = Path(module).with_suffix(".html")
+    environment = Environment(
+        loader=FileSystemLoader(file.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(file.name)
 
 
 STYLE = {  # of all figures
@@ -55,6 +75,19 @@ def png(figure: "Figure", **options) -> bytes:
         figure.savefig(file, dpi=110, format="png", **options)
     pyplot().close(figure)
     return file.getvalue()
+
+
+def data_url(image: "bytes | Image", longest: int | None = None) -> str:
+    """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest`
+    pixels."""
+    if isinstance(image, bytes):
+        return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    if longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,7 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, Parser, at_least, listed, to_stdout
+from tqdm import tqdm
+
+from ..errors import IN_TEXT, InputError, Parser, at_least, listed, printable, to_stdout
 from ..extras import require
 from ..files import check_out, whole_output, write_record
 from .shared_options import add_count, add_model_options, add_switch
@@ -16,14 +18,14 @@ SKIPPED = 3  # exit code if some images could not be read
 
 
 def main(argv: list[str]) -> int:
-    """Prints the words of each image, and writes them to the folder of --out. Returns the exit
-    code, which is SKIPPED if some images could not be read."""
+    """Prints the words of each image, or writes them to a folder. Returns the exit code, which is
+    SKIPPED if some images could not be read."""
     from ..words.tag_images import COMMAND, find_images
 
     options = _parse(argv)
     paths = find_images(options.images)
     out = options.out
-    if out is None and options.heatmap:
+    if out is None and (options.heatmap or any(path.is_dir() for path in options.images)):
         out = Path("words")
     if out is not None:
         check_out(out, paths, COMMAND, overwrite=options.overwrite, folder=True)
@@ -46,23 +48,33 @@ def _tag(
     folder: Path | None = None,
     out: Path | None = None,
 ) -> int:
-    """Prints the words of each image, and writes them to `folder`, which will be `out`, if one is
-    given; returns the exit code."""
-    from ..words.tag_images import tag_images, write_lines
+    """Prints the words of each image, or writes them to `folder`, which will be `out`; returns the
+    exit code."""
+    from ..words.tag_images import tag_images, write_folder
 
     tagged = tag_images(paths, tagger, folder if options.heatmap else None, out)
-    if folder is not None:
-        tagged = write_lines(folder / "words.jsonl", tagged)
+    writes_page = folder is not None and not _only_draws(options)
+    if writes_page:
+        written = write_folder(folder, tagged, options.model)
+        tagged = tqdm(written, total=len(paths), unit=" images", disable=None)
     num_skipped = 0
     for image in tagged:
         num_skipped += image.words is None
-        to_stdout(image.table())
+        if not writes_page or image.words is None:
+            tqdm.write(printable(image.table(), IN_TEXT))
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
-    if folder is not None:
-        num_tagged = len(paths) - num_skipped
-        to_stdout(f"{num_tagged:,} images, {num_skipped:,} skipped: {out}/words.jsonl")
+    if writes_page:
+        to_stdout(
+            f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, "
+            f"{out}/words.jsonl"
+        )
     return SKIPPED if num_skipped else 0
+
+
+def _only_draws(options: Namespace) -> bool:
+    """Returns whether only heat maps are written, of single images."""
+    return options.out is None and not any(path.is_dir() for path in options.images)
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -90,8 +102,8 @@ def _parse(argv: list[str]) -> Namespace:
     add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
     add(
         "--out",
-        "folder for words.jsonl, a line of JSON per image, and heat maps (default: words with "
-        "--heatmap; otherwise nothing is written)",
+        "folder for index.html, words.jsonl and heat maps (default: words, for folders and "
+        "heat maps; otherwise nothing is written)",
         type=Path,
     )
     add_switch(parser, "--overwrite", "replace an existing folder")

@@ -1,4 +1,4 @@
-"""Tags many images and writes tables, JSON Lines and heat maps."""
+"""Tags many images and writes tables, JSON Lines, heat maps and a page."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from ..data.images import read_image, trained_and_ignored
 from ..errors import InputError
-from ..files import whole_file
-from ..rendering import markdown_table
+from ..files import whole_file, write_text
+from ..rendering import data_url, html_template, markdown_table
 from .heat_map import draw_heat_map
 from .tagger import SeenWord, Tagger
 
@@ -28,7 +28,9 @@ SUFFIXES = (
 )
 HEAT_MAP = ".words.png"  # suffix of heat map files
 COMMAND = "superclip words"
+MAX_SHOWN = 200  # images on the page
 NUM_LETTERS = 50  # of an image's name in that of its heat map: 255 bytes are allowed
+THUMBNAIL = 240  # pixels
 
 
 def find_images(arguments: Iterable[Path]) -> list[Path]:
@@ -76,6 +78,7 @@ class TaggedImage(NamedTuple):
     words: list[SeenWord] | None  # None if the image could not be read
     reason: str
     heatmap: Path | None = None
+    thumbnail: str = ""  # a data: URL
     ignored: str = ""  # what the model does not see, as in training
 
     def record(self) -> dict:
@@ -129,12 +132,23 @@ def tag_images(
             taken.add(name)
             heatmap = out / f"{name}{HEAT_MAP}"
             draw_heat_map(heatmaps / heatmap.name, image, words, tagger.opened.model)
-        yield TaggedImage(path, words, "", heatmap, ignored)
+        yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
-def write_lines(file: Path, tagged: Iterable[TaggedImage]) -> Iterator[TaggedImage]:
-    """Writes a line of JSON for each image, and yields the images."""
-    with whole_file(file) as lines:
-        for image in tagged:
+def write_folder(folder: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
+    """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
+    shown = []
+    with whole_file(folder / "words.jsonl") as lines:
+        for num_images, image in enumerate(tagged, 1):
             lines.write(f"{json.dumps(image.record())}\n".encode())
+            if num_images <= MAX_SHOWN:
+                shown.append(image)
             yield image
+    page = html_template(__file__, data_url=data_url).render(
+        folder=folder,
+        num_images=num_images,
+        model=str(model),
+        images=shown,
+        thumbnail=THUMBNAIL,
+    )
+    write_text(folder / "index.html", page)

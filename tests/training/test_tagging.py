@@ -1,7 +1,9 @@
 """`superclip words`: scores and locations of words, the output folder, and
 errors."""
 
+import html
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +124,9 @@ def test_the_words_of_a_hugging_face_tokenizer_are_its_whole_tokens_after_a_spac
 # Output files
 
 
-def test_a_folder_gives_json_lines(folder, squares_export, tmp_path, capsys):
+def test_a_folder_gives_a_self_contained_page_and_json_lines(
+    folder, squares_export, tmp_path, capsys
+):
     (folder / "text.jpg").write_text("no image")
     out = tmp_path / "out"
     assert call(f"words {folder} --model {squares_export} --out {out}") == 3
@@ -137,7 +141,10 @@ def test_a_folder_gives_json_lines(folder, squares_export, tmp_path, capsys):
     assert [{word["word"] for word in record["words"]} for record in records[:2]] == 2 * [
         {"red", "green", "blue", "low"}
     ]
-    assert sorted(os.listdir(out)) == ["superclip.json", "words.jsonl"]
+    assert sorted(os.listdir(out)) == ["index.html", "superclip.json", "words.jsonl"]
+    page = (out / "index.html").read_text()
+    assert "a <b> & 'c'.jpg" in html.unescape(page) and "<b>a" not in page
+    assert not re.search(r"https?:|<script|<link|@import", page)
 
 
 def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
@@ -160,6 +167,7 @@ def test_a_heat_map_is_bright_at_its_word_and_a_second_call_does_not_tag_it(
         for word, panel in zip(record["words"], panels[1:], strict=True):
             top, bottom = np.array_split(panel.sum(axis=2), 2)
             assert (top.mean() > bottom.mean() + 30) == (word["word"] == "red")
+    assert (out / "index.html").read_text().count("data:image/png;base64,") == 3
 
 
 # Errors

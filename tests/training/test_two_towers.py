@@ -40,7 +40,7 @@ def test_training_starts_from_both_towers_and_the_export_opens_in_stock_openclip
 def test_words_and_evaluate_open_the_run(trained, tmp_path, monkeypatch):
     checkpoint = trained / "logs/run/checkpoints/epoch_1.pt"
     execute(f"words {trained}/images --model {checkpoint} --out {tmp_path}/words")
-    assert (tmp_path / "words/words.jsonl").exists()
+    assert (tmp_path / "words/index.html").exists()
     write_colours(tmp_path / "data/colours")
     monkeypatch.chdir(tmp_path)
     assert evaluate(f"{checkpoint} {trained}/start --data data --datasets wds/colours") == 0
