@@ -9,10 +9,10 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder, write_json
+from ..files import check_results, make_folder, write_with_record
 from .shared_options import add_folder, add_number, from_options
 
-FILE = "scores.json"
+FILES = ("scores.json", "scores.png")
 MARK = '"command": "superclip evaluate'
 SUITES = "zeroshot,retrieval"
 
@@ -21,16 +21,17 @@ def main(argv: list[str]) -> int:
     """Evaluates with --data, prints the table, writes it to --out, and returns the exit code: 1
     if something failed."""
     options = _parse(argv)
-    require("superclip evaluate", "report", "scipy")
+    require("superclip evaluate", "report")
     if options.data is None:
         no_effect(options, "no --data", "suite", "datasets", "model", "device", "precision")
     else:
         require("superclip evaluate --data", "eval")
     from ..evaluation.model_scores import find_scores
+    from ..evaluation.score_figure import draw_scores
     from ..evaluation.score_table import ScoreTable
 
     out = options.out
-    check_results(out, [FILE], MARK)
+    check_results(out, FILES, MARK)
     arguments = list(dict.fromkeys(options.models))
     command = shlex.join(["superclip", "evaluate", *argv])
     failures = [] if options.data is None else _evaluate(options, arguments, command)
@@ -48,8 +49,8 @@ def main(argv: list[str]) -> int:
         missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
         raise InputError(f"there are no scores ({missing})")
     make_folder(out)
-    write_json(out / FILE, table.record(command))
-    to_stdout(f"{table.text()}\n\nMore in {out / FILE}")
+    write_with_record(out / FILES[0], table.record(command), {FILES[1]: draw_scores(table)})
+    to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
     return 1 if failures else 0
 
 
@@ -125,7 +126,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_folder(
         parser,
         "--out",
-        "folder of scores.json and of the results of models outside a run (default: "
+        "folder of scores.json, scores.png and of the results of models outside a run (default: "
         "%(default)s); those of runs are in RUN/evaluation, and all are reused",
         default=Path("evaluation"),
     )

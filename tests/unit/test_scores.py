@@ -88,7 +88,7 @@ def test_runs_are_beside_each_other_and_the_paper_and_a_missing_run_is_shown_as_
     ):
         assert line in printed.splitlines(), line
     assert "not comparable" not in printed
-    assert os.listdir(out) == ["scores.json"]
+    assert sorted(os.listdir(out)) == ["scores.json", "scores.png"]
     record = read_json(out / "scores.json")
     assert record["rows"][0]["scores"]["imagenet_linear_probe"]["value"] == 70.0
     execute("evaluate", runs[0], "--out", out)  # replaces its own files
