@@ -199,6 +199,9 @@ def shipped_folder(name: str) -> Path:
 
 # in folders that may be replaced: the command that has written them, and the digest of each file
 WRITTEN = "superclip.json"
+# ends of messages on what may not be replaced
+REMOVE = "remove it yourself, or"
+UNRECORDED = f"or by version 0.2, which kept no record; {REMOVE}"
 
 
 def is_own(file: Path, mark: str) -> bool:
@@ -227,29 +230,29 @@ def check_out(
     a folder that is an input.
     """
     for problem in _problems_with_output(out, inputs, command, overwrite=overwrite, folder=folder):
-        raise InputError(f"--out: {out} {problem}; give another name")
+        raise InputError(f"--out: {out} {problem} give another name")
 
 
 def _problems_with_output(
     out: Path, inputs: Iterable[Path], command: str, *, overwrite: bool, folder: bool
 ) -> Iterator[str]:
     if not folder and out.suffix in (".npz", ".npy"):
-        yield "would be read by OpenCLIP as weights of big_vision"
+        yield "would be read by OpenCLIP as weights of big_vision;"
     if os.path.islink(os.path.realpath(out)):
-        yield "is a link that leads to itself"
+        yield "is a link that leads to itself;"
     if not os.path.exists(out):
         return
     if not overwrite:
-        yield "exists, and --overwrite is not given"
+        yield "exists, and --overwrite is not given;"
     target = Path(os.path.realpath(out))
     for path in inputs:
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
-            yield f"is, contains or is in {path}, which is an input"
+            yield f"is, contains or is in {path}, which is an input;"
     if folder and target.is_dir():
         yield from _foreign_files(target, command)
     elif folder or not is_own(target, command):
-        yield "was not written by this command"
+        yield f"was not written by this command, {UNRECORDED}"
 
 
 def _foreign_files(folder: Path, command: str) -> Iterator[str]:
@@ -257,15 +260,15 @@ def _foreign_files(folder: Path, command: str) -> Iterator[str]:
     changed since."""
     record = json_or_empty(folder / WRITTEN)
     if record.get("command") != command and any(folder.iterdir()):
-        yield "was not written by this command"
+        yield f"was not written by this command, {UNRECORDED}"
     digests = record.get("files", {})
     for entry in sorted(folder.iterdir()):
         if entry.name == WRITTEN:
             continue
         if entry.name not in digests or not entry.is_file():
-            yield f"contains {entry.name}, which was not written by this command"
+            yield f"contains {entry.name}, which was not written by this command; {REMOVE}"
         if content_digest(entry) != digests[entry.name]:
-            yield f"contains {entry.name}, which was changed after this command had written it"
+            yield f"contains {entry.name}, which was changed after this command wrote it; {REMOVE}"
 
 
 def check_results(folder: Path, names: Sequence[str], mark: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from .errors import InputError, refuse
 
-HEAD_INPUTS = ("patches", "pooled", "both")
+HEAD_INPUTS = ("patches", "pooled")
 
 
 def _flag(flag: str, default, help: str, choices: tuple[str, ...] = (), **argparse_options):
@@ -52,8 +52,8 @@ class Config:
     head_input: str = _flag(
         "--superclip-head-input",
         "patches",
-        "what the class head reads: the mean patch token, the pooled vector before the "
-        "projection, or their sum",
+        "what the class head reads: the mean patch token, or the pooled vector before the "
+        "projection",
         HEAD_INPUTS,
     )
     captions: str = _flag(

@@ -31,7 +31,8 @@ FLAGS = {
     "--dense-lr": _DENSE,
     "--dense-epochs": _DENSE,
     "--alpha": "superclip average --weights takes the weight of each checkpoint",
-    "--json": "superclip plan prints text; the values of a started run are in its run.json",
+    "--json": "a started run's run.json has the values of its plan; superclip words --out DIR "
+    "writes words.jsonl",
     "--rehearsal": "give the rehearsal's speed, --samples-per-second S",
     "--state": "the table of superclip status has a column for grep",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",

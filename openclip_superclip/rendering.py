@@ -1,7 +1,6 @@
 """Renders templates of pages, tables, figures, progress and numbers as text."""
 
 import base64
-import csv
 import io
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from tqdm import tqdm
 
-from .errors import IN_TEXT, printable
+from .errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,31 +104,6 @@ def markdown_text(value: object) -> str:
     """Returns a value as one line of Markdown that shows it as it is, without links or HTML."""
     line = printable(" ".join(str(value).split()))
     return re.sub(r"[\\`*<>#]|\](?=\()", r"\\\g<0>", line)
-
-
-def csv_text(rows: Iterable[Iterable]) -> str:
-    """Returns rows, starting with the header, as CSV; None is an empty cell.
-
-    No text is a spreadsheet's formula, and control characters are escapes.
-    """
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(map(_harmless, row) for row in rows)
-    return file.getvalue()
-
-
-def _harmless(cell: object) -> object:
-    """Returns a cell without control characters, with an apostrophe before what a spreadsheet
-    would compute."""
-    if not isinstance(cell, str):
-        return cell
-    cell = printable(cell.replace("\r", " "), IN_TEXT)  # csv does not quote \r
-    if not cell.lstrip().startswith(("=", "+", "-", "@")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
 
 
 def progress_bar(title: str, total: int, **options) -> tqdm:

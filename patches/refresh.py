@@ -16,11 +16,11 @@ PATCHES = Path(__file__).parent
 HOOKS = PATCHES.parent / "openclip_superclip/hooks.py"
 
 
-def added(path: str, content: bytes) -> str:
-    """Returns the git diff that adds the file `path`."""
-    lines = content.decode().splitlines()
+def added(path: str, file: Path) -> str:
+    """Returns the git diff that adds a file as `path`."""
+    lines = file.read_text().splitlines()
     return (
-        f"diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NO_FILE}..{blob_id(content)}\n"
+        f"diff --git a/{path} b/{path}\nnew file mode 100644\nindex {NO_FILE}..{blob_id(file)}\n"
         f"--- /dev/null\n+++ b/{path}\n@@ -0,0 +1,{len(lines)} @@\n"
         + "".join(f"+{line}\n" for line in lines)
     )
@@ -29,7 +29,7 @@ def added(path: str, content: bytes) -> str:
 def refreshed(patch: str) -> str:
     """Returns `patch` with its diff of hooks.py replaced."""
     diffs = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
-    hooks = added("open_clip/hooks.py", HOOKS.read_bytes())
+    hooks = added("open_clip/hooks.py", HOOKS)
     return "".join(
         hooks if diff.startswith("diff --git a/open_clip/hooks.py ") else diff for diff in diffs
     )

@@ -7,14 +7,13 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from ..errors import InputError
 from ..files import check_out, whole_output
-from ..method.head import NUM_CAPTIONS, head_input_of
+from ..method.head import NUM_CAPTIONS
 from .architecture import architecture_of
 from .hugging_face import TOWERS
 from .starting_weights import released_file
 from .trainer_files import options_to_keep
 from .weights import (
     Checkpoint,
-    Weights,
     check_match,
     check_values,
     read_checkpoint,
@@ -72,8 +71,8 @@ def _check_fit(left: Checkpoint, right: Checkpoint) -> None:
     """Raises InputError unless two checkpoints are of one model; `left` may lack a class head."""
     expected = right.weights if left.has_head else right.without_head()
     check_match(left.weights, expected, left.path, right.path)
-    others = _facts(right, expected)
-    for name, fact in _facts(left, left.weights).items():
+    others = _facts(right)
+    for name, fact in _facts(left).items():
         if fact != others.get(name, fact):
             raise InputError(
                 f"{left.path} does not match {right.path}: its {name} is {fact}, expected "
@@ -81,10 +80,10 @@ def _check_fit(left: Checkpoint, right: Checkpoint) -> None:
             )
 
 
-def _facts(checkpoint: Checkpoint, weights: Weights) -> dict:
-    """Returns what the names and shapes of weights do not show; only the head's input if the
-    model is unknown."""
-    facts = {"class head's input": head_input_of(weights)}
+def _facts(checkpoint: Checkpoint) -> dict:
+    """Returns what the names and shapes of weights do not show, nothing if the model is
+    unknown."""
+    facts = {}
     with contextlib.suppress(InputError):
         architecture = architecture_of(checkpoint)
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)

@@ -9,10 +9,10 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder, write_with_record
+from ..files import check_results, make_folder, write_json
 from .shared_options import add_folder, add_number, from_options
 
-FILES = ("scores.json", "scores.csv", "scores.png")
+FILE = "scores.json"
 MARK = '"command": "superclip evaluate'
 SUITES = "zeroshot,retrieval"
 
@@ -21,17 +21,16 @@ def main(argv: list[str]) -> int:
     """Evaluates with --data, prints the table, writes it to --out, and returns the exit code: 1
     if something failed."""
     options = _parse(argv)
-    require("superclip evaluate", "report")
+    require("superclip evaluate", "report", "scipy")
     if options.data is None:
         no_effect(options, "no --data", "suite", "datasets", "model", "device", "precision")
     else:
         require("superclip evaluate --data", "eval")
     from ..evaluation.model_scores import find_scores
-    from ..evaluation.score_figure import draw_scores
     from ..evaluation.score_table import ScoreTable
 
     out = options.out
-    check_results(out, FILES, MARK)
+    check_results(out, [FILE], MARK)
     arguments = list(dict.fromkeys(options.models))
     command = shlex.join(["superclip", "evaluate", *argv])
     failures = [] if options.data is None else _evaluate(options, arguments, command)
@@ -49,9 +48,8 @@ def main(argv: list[str]) -> int:
         missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
         raise InputError(f"there are no scores ({missing})")
     make_folder(out)
-    files = {FILES[1]: table.csv().encode(errors="replace"), FILES[2]: draw_scores(table)}
-    write_with_record(out / FILES[0], table.record(command), files)
-    to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
+    write_json(out / FILE, table.record(command))
+    to_stdout(f"{table.text()}\n\nMore in {out / FILE}")
     return 1 if failures else 0
 
 
@@ -127,8 +125,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_folder(
         parser,
         "--out",
-        "folder of scores.json, scores.csv and scores.png, and of the results of models outside "
-        "a run (default: %(default)s); those of runs are in RUN/evaluation, and all are reused",
+        "folder of scores.json and of the results of models outside a run (default: "
+        "%(default)s); those of runs are in RUN/evaluation, and all are reused",
         default=Path("evaluation"),
     )
     add("--device", "device of the models (default: cuda if there is a GPU)")

@@ -10,9 +10,9 @@ from ..openclip.disk_patch import Installation, find_installation
 
 EXIT_CODES = {disk_patch.PATCHED: 0, disk_patch.NOT_PATCHED: 1, disk_patch.MODIFIED: 4}
 ERROR = 2  # argparse's own
-RESULTS = {  # of the actions, if files were changed and if none was
-    "apply": ("applied", "already applied"),
-    "revert": ("reverted", "not patched, nothing to revert"),
+ACTIONS = {  # their state, and their results if files were changed and if none was
+    "apply": (disk_patch.PATCHED, "applied", "already applied"),
+    "revert": (disk_patch.NOT_PATCHED, "reverted", "not patched, nothing to revert"),
 }
 
 
@@ -43,14 +43,14 @@ def main(argv: list[str]) -> int:
         openclip = find_installation(options.source)
         if options.action == "check":
             return _check(openclip)
-        done = getattr(disk_patch, options.action)(openclip)
+        state, changed, unchanged = ACTIONS[options.action]
+        done = disk_patch.change(openclip, state)
     except InputError as error:
         to_stderr(f"error: {one_line(error)}")
         return ERROR
     except OSError as error:  # in reading, or in writing copies
         to_stderr(f"error: {one_line(error)}; nothing was changed")
         return ERROR
-    changed, unchanged = RESULTS[options.action]
     to_stdout(f"{openclip}: {changed if done else unchanged}")
     for path, what in done.items():
         to_stdout(f"  {what} {path}")
@@ -58,11 +58,15 @@ def main(argv: list[str]) -> int:
 
 
 def _check(openclip: Installation) -> int:
-    status = disk_patch.Status(openclip)
-    to_stdout(f"{status.state}: {openclip}")
-    if status.state == disk_patch.MODIFIED:
-        for path, state in status.files.items():
-            to_stdout(f"  {path}: {state}")
-        if not status.unknown:
+    files = openclip.states()
+    states = {*files.values()}
+    state = disk_patch.MODIFIED
+    if states in ({disk_patch.PATCHED}, {disk_patch.NOT_PATCHED}):
+        (state,) = states
+    to_stdout(f"{state}: {openclip}")
+    if state == disk_patch.MODIFIED:
+        for path, state_of_file in files.items():
+            to_stdout(f"  {path}: {state_of_file}")
+        if states == {disk_patch.PATCHED, disk_patch.NOT_PATCHED}:
             to_stdout("An apply or a revert was interrupted: run either of them again.")
-    return EXIT_CODES[status.state]
+    return EXIT_CODES[state]

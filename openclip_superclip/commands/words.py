@@ -1,13 +1,12 @@
 """superclip words: lists the words that a class head finds in images."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from ..errors import IN_TEXT, InputError, Parser, at_least, printable, to_stderr, to_stdout
+from ..errors import IN_TEXT, InputError, Parser, at_least, listed, printable, to_stdout
 from ..extras import require
 from ..files import check_out, whole_output, write_record
 from .shared_options import add_count, add_model_options, add_switch
@@ -53,23 +52,19 @@ def _tag(
     exit code."""
     from ..words.tag_images import tag_images, write_folder
 
-    show = to_stderr if options.json else to_stdout
-    show(tagger.note)
     tagged = tag_images(paths, tagger, folder if options.heatmap else None, out)
     writes_page = folder is not None and not _only_draws(options)
     if writes_page:
-        written = write_folder(folder, tagged, options.model, tagger.note)
+        written = write_folder(folder, tagged, options.model)
         tagged = tqdm(written, total=len(paths), unit=" images", disable=None)
     num_skipped = 0
     for image in tagged:
         num_skipped += image.words is None
-        if options.json:
-            tqdm.write(json.dumps(image.record()))
-        elif not writes_page or image.words is None:
+        if not writes_page or image.words is None:
             tqdm.write(printable(image.table(), IN_TEXT))
     if num_skipped == len(paths):
         raise InputError(f"none of the {len(paths):,} images could be read")
-    if writes_page and not options.json:
+    if writes_page:
         to_stdout(
             f"{len(paths) - num_skipped:,} images, {num_skipped:,} skipped: {out}/index.html, "
             f"{out}/words.jsonl"
@@ -105,7 +100,6 @@ def _parse(argv: list[str]) -> Namespace:
         parser, "--top", "the N most likely words of an image (default: 10, or all of --words)"
     )
     add_switch(parser, "--heatmap", "draw a heat map of each word, one PNG per image in --out")
-    add_switch(parser, "--json", "print one line of JSON per image instead of tables")
     add(
         "--out",
         "folder for index.html, words.jsonl and heat maps (default: words, for folders and "
@@ -128,9 +122,14 @@ def _tagger(options: Namespace) -> "Tagger":
     if opened.model.class_head.reads == "pooled" and options.heatmap:
         raise InputError(
             f"--heatmap: the class head of {options.model} reads the pooled vector, not "
-            "patches: leave the flag out, or train with --superclip-head-input both or patches"
+            "patches: leave the flag out, or train with --superclip-head-input patches"
         )
     chosen = None
     if options.words is not None:
         chosen = chosen_lexicon(options.words, opened.tokenizer, len(opened.token_weights))
-    return Tagger(opened, chosen, options.top)
+    tagger = Tagger(opened, chosen, options.top)
+    if chosen is not None:
+        unseen = [word for word in chosen.words if word not in tagger.lexicon.words]
+        if unseen:
+            to_stdout(f"left out, because no training caption contains them: {listed(unseen)}")
+    return tagger

@@ -14,7 +14,7 @@ from .features import EvaluationSettings, Features, encode
 from .local_datasets import LocalDataset
 from .metrics import Measured, evaluate
 from .models import EvaluatedModel, OpenedModel, open_model
-from .result_files import PACKAGES, ResultFile, record_file
+from .result_files import PACKAGES, ResultFile, record_file, source_of
 
 
 @dataclass
@@ -76,16 +76,11 @@ class Evaluation:
     def _result_file(
         self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str
     ) -> ResultFile:
-        source = model.argument
-        source_id = None
-        if model.path:
-            # relative to the results, so that both can be moved together
-            source = os.path.relpath(model.path, folder.resolve())
-            source_id = file_identity(model.path)
+        source = source_of(model.argument, folder)
         facts = {
             "model": model.name,
             "source": source,
-            "source_id": source_id,
+            "source_id": file_identity(model.path) if model.path else None,
             "dataset": dataset.name,
             "task": task,
             "epoch": model.epoch,

@@ -14,7 +14,6 @@ from ..errors import InputError, printable
 from .local_datasets import LocalDataset
 
 SEED = 0  # CLIP_benchmark's default
-RECALL_K = [1, 5]
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,7 @@ class EvaluationSettings:
         """Returns the settings on which the metrics of a task depend."""
         # amp is bfloat16 on a CPU, and float16 on a GPU
         settings = {"precision": self.precision, "device": self.device}
-        if task == "zeroshot_retrieval":
-            settings["recall_k"] = RECALL_K
-        elif task == "linear_probe":
+        if task == "linear_probe":
             settings |= {
                 "batch_size": self.batch_size,
                 "lr": self.probe_lr,

@@ -1,6 +1,7 @@
 """The scores that exist of a run or a model, and how it was trained and evaluated."""
 
 import math
+import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,9 @@ from scipy.stats import binomtest
 from ..checkpoints.best_epoch import validation_scores
 from ..checkpoints.trainer_files import checkpoints, newest, read_options
 from ..files import content_digest, json_or_empty
-from ..option_table import EFFECTS
 from ..plans.run import Run
 from ..runs.folder import FINISHED, current_state
-from .result_files import is_of, is_of_run, read_results
-from .suites import RETRIEVAL, THE_38
+from .result_files import read_results, run_of, source_of
 
 # the first part of a recipe's keys under `paper`, by CLIP_benchmark's data set
 PAPER_KEYS = {
@@ -30,14 +29,7 @@ ENDS = {  # of keys, by CLIP_benchmark's measure
     "lp_acc1": "linear_probe",
     "image_retrieval_recall@1": "text_to_image_r1",
     "text_retrieval_recall@1": "image_to_text_r1",
-    "image_retrieval_recall@5": "text_to_image_r5",
-    "text_retrieval_recall@5": "image_to_text_r5",
 }
-TASKS = ("zeroshot_classification", "zeroshot_retrieval", "linear_probe")
-ORDER = [*THE_38, *RETRIEVAL]
-METHOD = ("superclip", "siglip", "force_patch_dropout")  # options that select what is compared
-# that data or samples are another makes scores incomparable; the other settings explain them
-DECISIVE = ("model", "data", "samples")
 
 
 class Score(NamedTuple):
@@ -60,7 +52,7 @@ class ModelScores:
     scores: dict[str, Score] = field(default_factory=dict)  # by the paper's key if it has one
     epoch: int | None = None
     results: list[dict] = field(default_factory=list)  # of CLIP_benchmark
-    training: dict[str, object] = field(default_factory=dict)  # settings, {} if unknown
+    training: dict[str, object] = field(default_factory=dict)  # model, data and samples, if known
     problems: list[str] = field(default_factory=list)  # what is missing
     run: Run | None = None  # of `superclip run`
 
@@ -69,23 +61,19 @@ def find_scores(argument: str, out: Path) -> ModelScores:
     """Returns the scores of a run (of its last epoch with results), a file, a folder or a released
     model. Results are in RUN/evaluation and in `out`."""
     path = Path(argument)
-    run = _run_of(path)
+    run = run_of(path)
     is_run = run == path
     found = ModelScores(argument)
-    folders = {out.resolve(): out}
+    folders = [out.resolve()]
     if run:
         name = run.resolve().name
         found.name = name if is_run else f"{name}/{path.stem}"
-        folders[(run / "evaluation").resolve()] = run / "evaluation"
-    results = [result for folder in folders.values() for result in read_results(folder)]
+        folders.append((run / "evaluation").resolve())
+    for folder in dict.fromkeys(folders):
+        found.results += _of_run(run, folder) if is_run else _of_model(argument, folder)
+    found.epoch = max((result.get("epoch") or 0 for result in found.results), default=0) or None
     if is_run:
-        of_epochs = [result for result in results if is_of_run(result, run) and result.get("epoch")]
-        found.epoch = max((result["epoch"] for result in of_epochs), default=None)
-        found.results = [result for result in of_epochs if result["epoch"] == found.epoch]
-    else:
-        found.results = [result for result in results if is_of(result, argument)]
-        found.epoch = next((result.get("epoch") for result in found.results), None)
-    found.results.sort(key=_table_order)
+        found.results = [result for result in found.results if result["epoch"] == found.epoch]
     found.scores = _of_results(found.results)
     if run:
         _add_run(found, run, is_run=is_run)
@@ -98,19 +86,27 @@ def find_scores(argument: str, out: Path) -> ModelScores:
     return found
 
 
-def _run_of(path: Path) -> Path | None:
-    """Returns the folder of a run if the path is one, or a checkpoint in it."""
-    if any((path / name).exists() for name in ("checkpoints", "params.txt", "run.json")):
-        return path
-    folder = path.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+def _of_run(run: Path, folder: Path) -> list[dict]:
+    """Returns the results in a folder that are of the checkpoints of a run's epochs."""
+    checkpoints_of_run = os.path.relpath((run / "checkpoints").resolve(), folder)
+    return [
+        result
+        for result in read_results(folder)
+        if os.path.dirname(result["source"]) == checkpoints_of_run and result.get("epoch")
+    ]
+
+
+def _of_model(argument: str, folder: Path) -> list[dict]:
+    """Returns the results in a folder that are of a file, a folder or a released model."""
+    source = source_of(argument, folder)
+    return [result for result in read_results(folder) if result["source"] == source]
 
 
 def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:
     """Adds what the run records itself: scores, settings and what it has not finished."""
     options = read_options(run)
     found.run = Run.find(run)
-    found.training = _settings(options, found.run)
+    found.training = _trained_on(options, found.run)
     if found.epoch or is_run:
         for name, value in validation_scores(run, found.epoch).items():
             if _is_number(value):
@@ -133,38 +129,19 @@ def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:
         found.problems.append(f"its scores are those of epoch {found.epoch} of {epochs}")
 
 
-def _settings(options: dict, planned: Run | None) -> dict[str, object]:
-    """Returns what determines a run's scores, by name: the options in params.txt and, of
-    `superclip run`, the recipe's data and samples."""
-    settings = {name: value for name, value in options.items() if _is_compared(name, options)}
-    if options:
-        settings["data"] = options.get("train_data")
-        settings["samples"] = (options.get("train_num_samples") or 0) * (options.get("epochs") or 0)
-        sizes = (options.get(name) or 1 for name in ("batch_size", "world_size", "accum_freq"))
-        settings["batch size"] = math.prod(sizes)
+def _trained_on(options: dict, planned: Run | None) -> dict[str, object]:
+    """Returns the model, the data and the number of samples of a run: those of its recipe, or of
+    the options in params.txt."""
     if planned:
         recipe = planned.recipe
-        settings |= {"model": recipe.model, "data": recipe.data, "samples": recipe.samples}
-        settings["batch size"] = recipe.global_batch_size
-        settings["shards"] = "the recipe's" if planned.data == recipe.shards else planned.data
-    return settings
-
-
-def _is_compared(name: str, options: dict) -> bool:
-    effect = EFFECTS.get(name)
-    if effect is None or not effect.changes_scores or name in METHOD:
-        return False
-    if name in ("epochs", "train_num_samples"):  # part of the samples
-        return False
-    return bool(options.get("superclip")) or not name.startswith("superclip_")
-
-
-def _table_order(record: dict) -> tuple:
-    """Returns what sorts results by task, in the order of the suites' lists, then by name."""
-    task = record.get("task")
-    dataset = str(record.get("dataset"))
-    in_tasks = TASKS.index(task) if task in TASKS else len(TASKS)
-    return in_tasks, ORDER.index(dataset) if dataset in ORDER else len(ORDER), dataset
+        return {"model": recipe.model, "data": recipe.data, "samples": recipe.samples}
+    if not options:
+        return {}
+    return {
+        "model": options.get("model"),
+        "data": options.get("train_data"),
+        "samples": (options.get("train_num_samples") or 0) * (options.get("epochs") or 0),
+    }
 
 
 def _of_results(results: list[dict]) -> dict[str, Score]:
@@ -215,26 +192,16 @@ def paper_scores(found: list[ModelScores]) -> list[ModelScores]:
 
 
 def differences(first: ModelScores, other: ModelScores) -> str:
-    """Returns in one line what makes the scores of two models incomparable, or explains their
-    difference; "" for nothing."""
-    shared = [name for name in first.training if name in other.training]
-    changed = [name for name in shared if first.training[name] != other.training[name]]
+    """Returns in one line what makes the scores of two models incomparable, "" for nothing: another
+    model, other training data or samples, or another evaluation."""
     parts = [
-        f"{name.replace('_', ' ')} {other.training[name]}, not {first.training[name]}"
-        for name in changed
+        f"{name} {other.training[name]}, not {value}"
+        for name, value in first.training.items()
+        if other.training.get(name, value) != value
     ]
     evaluated = {(record["dataset"], record["task"]): record for record in first.results}
     for record in other.results:
-        same = evaluated.get((record["dataset"], record["task"]))
-        facts = {"settings": "settings", "data_files": "data", "versions": "versions"}
-        if same:
-            names = [text for key, text in facts.items() if record.get(key) != same.get(key)]
-            if names:
-                parts.append(
-                    f"{record['dataset']} ({record['task']}) with other {' and '.join(names)}"
-                )
-    if not parts:
-        return ""
-    is_decisive = any(name in DECISIVE for name in changed)
-    relation = "is not comparable with" if is_decisive else "differs from"
-    return f"{other.name} {relation} {first.name}: {'; '.join(parts)}"
+        same = evaluated.get((record["dataset"], record["task"]), record)
+        if any(record.get(name) != same.get(name) for name in ("settings", "data_files")):
+            parts.append(f"{record['dataset']} ({record['task']}) with other data or settings")
+    return f"{other.name} is not comparable with {first.name}: {'; '.join(parts)}" if parts else ""

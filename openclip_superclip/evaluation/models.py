@@ -17,6 +17,7 @@ from ..checkpoints.weights import Weights, check_match, file_of_weights, read_ch
 from ..errors import InputError
 from ..files import content_digest
 from .preprocessing import preprocessing
+from .result_files import run_of
 
 
 class EvaluatedModel(NamedTuple):
@@ -70,13 +71,12 @@ def _local_model(argument: str, path: Path, model: str | None) -> EvaluatedModel
     check_match(weights, architecture.build().state_dict(), path, recorded.name)
     inputs = [content_digest(file_of_weights(path)), architecture.model_cfg]
     identity = json.dumps([*inputs, architecture.preprocess_cfg], sort_keys=True)
-    folder = path.parent if path.parent.name else path.absolute().parent
-    run = folder.parent if folder.name == "checkpoints" else None
+    run = run_of(path)
     return EvaluatedModel(
         name=f"{run.resolve().name}/{path.stem}" if run else argument,
         argument=argument,
         weights_id=hashlib.sha256(identity.encode()).hexdigest(),
-        path=folder.resolve() / path.name,
+        path=path,
         epoch=checkpoint.epoch,
         run=run,
         uses_option=not is_openclip,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,26 @@ PACKAGES = (
     "pillow",
     "transformers",
 )
+
+
+def run_of(path: Path) -> Path | None:
+    """Returns the folder of a run if the path is one, or a checkpoint in it."""
+    if any((path / name).exists() for name in ("checkpoints", "params.txt", "run.json")):
+        return path
+    folder = path.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def source_of(argument: str, folder: Path) -> str:
+    """Returns what the results in a folder call a model: the path of its file, which may be a link,
+    or the name of a released model.
+
+    The path is relative to the results, so that both can be moved together.
+    """
+    path = Path(argument.removeprefix("local-dir:"))
+    if not path.exists():
+        return argument
+    return os.path.relpath(path.absolute().parent.resolve() / path.name, folder.resolve())
 
 
 def record_file(folder: Path, model: str, dataset: str, task: str, source: str) -> Path:
@@ -55,37 +76,14 @@ class ResultFile:
 
 def read_results(folder: Path) -> list[dict]:
     """Returns the results in a folder, except for damaged files and results of a checkpoint that
-    was trained again since; `file` is the path of what was evaluated."""
+    was trained again since."""
     records = []
     for file in sorted(folder.glob("*.json")):
         record = json_or_empty(file)
-        if not isinstance(record.get("metrics"), dict):
+        is_result = isinstance(record.get("metrics"), dict)
+        if not is_result or not isinstance(record.get("source"), str):
             continue
         evaluated = record.get("source_id")
-        weights = folder / str(record.get("source"))
-        if evaluated is None or file_identity(weights) in (None, evaluated):
-            records.append(record | {"file": weights})
+        if evaluated is None or file_identity(folder / record["source"]) in (None, evaluated):
+            records.append(record)
     return records
-
-
-def is_of(record: dict, argument: str) -> bool:
-    """Returns whether a result is of a file, folder or released model."""
-    path = Path(argument.removeprefix("local-dir:"))
-    if path.exists():
-        return _without_link(record["file"]) == _without_link(path)
-    return record.get("source") == argument
-
-
-def is_of_run(record: dict, run: Path) -> bool:
-    """Returns whether a result is of a checkpoint in a run's folder, which may be a link."""
-    folder = (run / "checkpoints").resolve()
-    weights = record["file"]
-    return record.get("source") is None or folder in (
-        weights.parent.resolve(),
-        weights.resolve().parent,
-    )
-
-
-def _without_link(path: Path) -> Path:
-    """Returns the absolute path of a file, which may itself be a link."""
-    return path.parent.resolve() / path.name

@@ -1,9 +1,9 @@
-"""The table of scores: a row per run or model and a column per measure, as text, CSV and JSON."""
+"""The table of scores: a row per run or model and a column per measure, as text and JSON."""
 
 from dataclasses import dataclass
 
 from ..environment import versions
-from ..rendering import csv_text, markdown_table
+from ..rendering import markdown_table
 from .model_scores import PAPER_KEYS, ModelScores, Score, differences, paper_scores
 from .result_files import PACKAGES
 from .suites import THE_38
@@ -57,19 +57,11 @@ class ScoreTable:
         return "\n".join([markdown_table(cells[0], cells[1:]), "", *lines]).rstrip()
 
     def differences(self) -> list[str]:
-        """Returns a line for each row that was trained or evaluated differently than the first."""
+        """Returns a line for each row that is not comparable with the first."""
         first, *others = self.rows
         trained = next((row for row in self.rows if row.training), first)
         lines = [differences(trained, row) for row in others if row is not trained]
         return [line for line in lines if line]
-
-    def csv(self) -> str:
-        """Returns a row for each run, with a column for each score."""
-        rows = [["name", "epoch", *self.measures]]
-        for row in self.rows:
-            values = [row.scores[key].value if key in row.scores else None for key in self.measures]
-            rows.append([row.name, row.epoch, *values])
-        return csv_text(rows)
 
     def record(self, command: str) -> dict:
         """Returns what scores.json contains."""
@@ -80,10 +72,7 @@ class ScoreTable:
                 "scores": {key: score._asdict() for key, score in row.scores.items()},
                 "training": row.training,
                 "problems": row.problems,
-                "results": [
-                    {key: value for key, value in result.items() if key != "file"}
-                    for result in row.results
-                ],
+                "results": row.results,
             }
             for row in self.rows
         ]

@@ -66,16 +66,13 @@ def head_input_of(weights: dict[str, Tensor], prefix: str = "") -> str:
     recorded = weights.get(f"{prefix}class_head.input")
     if recorded is None:
         return "patches"
-    if (
-        recorded.numel() != 1
-        or recorded.is_floating_point()
-        or not 0 < int(recorded) < len(HEAD_INPUTS)
-    ):
+    if recorded.numel() != 1 or recorded.is_floating_point() or int(recorded) != 1:
         raise InputError(
-            f"the weights' class_head.input is {recorded.tolist()}; expected 1 or 2: the file "
-            "is damaged, or a later version of openclip-superclip wrote it"
+            f"the weights' class_head.input is {recorded.tolist()}; expected 1, the pooled "
+            "vector: the file is damaged, or another version of openclip-superclip wrote it "
+            "(version 0.2 wrote 2, the sum of both inputs)"
         )
-    return HEAD_INPUTS[int(recorded)]
+    return "pooled"
 
 
 # Names in the checkpoints of models with a class head, which OpenCLIP's models lack.

@@ -78,12 +78,6 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
             "vector before the projection: leave the flag out, or use a ViT with pool_type tok or "
             "avg"
         )
-    if head_input == "both" and width != tokens.width:
-        raise InputError(
-            f"--superclip-head-input both adds the pooled vector, of width {width}, to the "
-            f"mean patch token, of width {tokens.width}, which differ in this model: give "
-            "patches or pooled"
-        )
     return width
 
 
@@ -110,8 +104,7 @@ def head_input_map(
     if head_input == "patches":
         return patch_map(visual, tokens, image)
     _, _, pooled = encode_image(visual, tokens, image, "pooled")
-    pooled = pooled[:, :, None, None]
-    return pooled if head_input == "pooled" else pooled + patch_map(visual, tokens, image).float()
+    return pooled[:, :, None, None]
 
 
 class Reading:
@@ -158,13 +151,13 @@ def encode_image(
     Every branch computes the features last: FSDP gathers the tower's weights when their gradient
     enters the tower, and autograd starts with the latest results.
     """
-    reads_pooled = head_input != "patches"
+    reads_pooled = head_input == "pooled"
     if isinstance(visual, VisionTransformer) and (reads_pooled or visual.output_tokens):
         return _read_vit(visual, tokens, image, head_input)
     if isinstance(image, dict):  # of OpenCLIP 4's NaFlex
         return _read_naflex(visual, image, head_input)
     if isinstance(visual, TimmModel) and reads_pooled:
-        return _read_timm(visual, tokens, image, head_input)
+        return _read_timm(visual, image)
     output = visual.forward_intermediates(
         image, indices=1, normalize_intermediates=tokens.has_final_norm, output_fmt=tokens.layout
     )
@@ -179,23 +172,20 @@ def _read_vit(
     )
     patches = output["image_intermediates"][-1]  # [B, N, W]
     every_token = torch.cat([output["image_intermediates_prefix"][-1], patches], dim=1)
-    patch_mean = _mean(visual.ln_post(patches) if tokens.has_final_norm else patches, "NLC")
     pooled, pooled_tokens = visual._pool(every_token)
-    vector = _head_input(head_input, pooled, patch_mean)
+    if head_input == "pooled":
+        vector = _vector(pooled)
+    else:
+        vector = _mean(visual.ln_post(patches) if tokens.has_final_norm else patches, "NLC")
     return pooled if visual.proj is None else pooled @ visual.proj, pooled_tokens, vector
 
 
-def _read_timm(
-    visual, tokens: PatchTokens, image: Tensor, head_input: str
-) -> tuple[Tensor, None, Tensor]:
+def _read_timm(visual, image: Tensor) -> tuple[Tensor, None, Tensor]:
     trunk = visual.trunk
-    final, (patches,) = trunk.forward_intermediates(
-        image, indices=1, norm=tokens.has_final_norm, output_fmt=tokens.layout
-    )
-    patch_mean = _mean(patches, tokens.layout)
+    final = trunk.forward_features(image)
     pooled = trunk.forward_head(final, pre_logits=True)
     features = visual.head(trunk.forward_head(final) if trunk.num_classes else pooled)
-    return features, None, _head_input(head_input, pooled, patch_mean)
+    return features, None, _vector(pooled)
 
 
 def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Tensor]:
@@ -214,15 +204,12 @@ def _read_naflex(visual, image: dict, head_input: str) -> tuple[Tensor, None, Te
     features = visual.head(
         trunk.forward_head(tokens, patch_valid=valid) if trunk.num_classes else pooled
     )
-    return features, None, _head_input(head_input, pooled, patch_mean)
+    return features, None, _vector(pooled) if head_input == "pooled" else patch_mean
 
 
-def _head_input(head_input: str, pooled: Tensor, patch_mean: Tensor) -> Tensor:
-    """Returns the head's input, float32 [B, W]; some poolers return one query, [B, 1, W]."""
-    if head_input == "patches":
-        return patch_mean
-    pooled = pooled.reshape(len(pooled), -1).float()
-    return pooled if head_input == "pooled" else pooled + patch_mean
+def _vector(pooled: Tensor) -> Tensor:
+    """Returns the pooled vector, float32 [B, W]; some poolers return one query, [B, 1, W]."""
+    return pooled.reshape(len(pooled), -1).float()
 
 
 def _mean(patches: Tensor, layout: str) -> Tensor:

@@ -133,7 +133,7 @@ class _WithClassHead:
     def _log_head(self, head_input: str) -> None:
         patches = f"the mean of {self.patch_tokens.description}"
         pooled = "the pooled vector before the projection"
-        read = {"patches": patches, "pooled": pooled, "both": f"the sum of {pooled} and {patches}"}
+        read = {"patches": patches, "pooled": pooled}
         head = sum(parameter.numel() for parameter in self.class_head.parameters())
         all_parameters = sum(parameter.numel() for parameter in self.parameters())
         vocab_size, width = self.class_head.weight.shape

@@ -5,14 +5,11 @@ each file before and after. These ids determine the state of every file, so that
 can be completed or reverted without a journal.
 """
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +21,54 @@ NOT_PATCHED = "not patched"
 PATCHED = "patched"
 MODIFIED = "modified"
 NO_FILE = "0" * 40  # git's id of a missing file
-PROGRAMS = {"git": ["apply", "--whitespace=nowarn"], "patch": ["-p1", "-F0", "-s"]}
-Contents = dict[str, bytes | None]  # of files by path; None is no file
+PROGRAMS = {"git": ["apply", "--whitespace=nowarn"], "patch": ["-p1", "-F0", "-s", "-E"]}
+STAGED = "superclip-patch.part"  # the folder of changed files until they are moved
+
+
+class FilePatch(NamedTuple):
+    """The diff of a file, and git's blob id of the patched file by that of each release's file."""
+
+    diff: str
+    ids: dict[str, str]
+
+    def state(self, file: Path) -> str:
+        """Returns whether a file is patched."""
+        blob = blob_id(file)
+        if blob in self.ids:
+            return NOT_PATCHED
+        if blob in self.ids.values():
+            return PATCHED
+        return "missing" if blob == NO_FILE else "edited, or of another version"
+
+
+def blob_id(file: Path) -> str:
+    """Returns git's blob id of a file."""
+    if not file.exists():
+        return NO_FILE
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def patches() -> dict[str, dict[str, FilePatch]]:
+    """Returns the patches of each release of OpenCLIP by path, from the files in patches/.
+
+    The first lines of a file list its releases, and the blob ids that differ from those in its
+    diffs:
+
+        releases 3.2.0 3.3.0
+        open_clip_train/main.py BEFORE..AFTER
+    """
+    known = {}
+    for file in shipped_folder("patches").glob("*.patch"):
+        about, *diffs = re.split(r"(?m)^(?=diff --git )", file.read_text("utf-8"))
+        by_path = {}
+        for diff in diffs:
+            path = re.match(r"diff --git a/(\S+)", diff)[1]
+            ids = re.findall(rf"(?m)^(?:index|{path}) (\w+)\.\.(\w+)", about + diff)
+            by_path[path] = FilePatch(diff, dict(ids))
+        for release in re.search(r"(?m)^releases (.+)", about)[1].split():
+            known[release] = by_path
+    return dict(sorted(known.items()))
 
 
 class Installation(NamedTuple):
@@ -34,21 +77,20 @@ class Installation(NamedTuple):
 
     root: Path
     version: str
+    patches: dict[str, FilePatch]
 
     def __str__(self) -> str:
         return f"open_clip_torch {self.version} in {self.root}"
 
-    def read(self, path: str) -> bytes | None:
-        return read(self.root / path)
-
-
-def read(file: Path) -> bytes | None:
-    """Returns the content of a file, None if there is none."""
-    return file.read_bytes() if file.exists() else None
+    def states(self) -> dict[str, str]:
+        """Returns the state of each file that the patch changes."""
+        return {path: patch.state(self.root / path) for path, patch in self.patches.items()}
 
 
 def find_installation(source: Path | None) -> Installation:
-    """Returns the OpenCLIP in `source` or, by default, the installed one, without importing it."""
+    """Returns the OpenCLIP in `source` or, by default, the installed one, without importing it.
+
+    Raises InputError if there is none, or no patch for it."""
     if source is None:
         root = package_folder().parent
     else:
@@ -65,166 +107,80 @@ def find_installation(source: Path | None) -> Installation:
     version = re.search(r"__version__ = ['\"](.+)['\"]", text)
     if version is None:
         raise InputError(f"{version_file} does not contain the version of OpenCLIP: reinstall it")
-    return Installation(root.absolute(), version[1])
+    known = patches()
+    openclip = Installation(root.absolute(), version[1], known.get(version[1], {}))
+    if not openclip.patches:
+        raise InputError(f"there is no patch for {openclip}; there is one for {', '.join(known)}")
+    return openclip
 
 
-class FilePatch(NamedTuple):
-    """The diff of a file, and its blob ids without and with it."""
+def change(openclip: Installation, state: str) -> dict[str, str]:
+    """Applies the patch, or reverts it: brings every file into this state.
 
-    diff: str
-    before: str
-    after: str
-
-    def state(self, content: bytes | None) -> str:
-        """Returns whether a file of this content is patched."""
-        states = {NO_FILE: "missing", self.after: PATCHED, self.before: NOT_PATCHED}
-        return states.get(blob_id(content), "edited, or of another version")
-
-
-def patches() -> dict[str, dict[str, FilePatch]]:
-    """Returns the patches of each release of OpenCLIP by path, from the files in patches/.
-
-    The first lines of a file list its releases, and the blob ids that differ from those in its
-    diffs:
-
-        release 3.3.0
-        release 3.2.0
-          open_clip_train/main.py BEFORE..AFTER
+    Returns what was done to each file. RECORD is changed first, so that pip removes the added file.
+    That file comes last: without open_clip/hooks.py, a patched file refuses to run. To revert, the
+    order is reversed. Raises InputError if a file is neither the release's nor the patched one.
     """
-    known = {}
-    for file in shipped_folder("patches").glob("*.patch"):
-        about, *diffs = re.split(r"(?m)^(?=diff --git )", file.read_text("utf-8"))
-        paths = [re.match(r"diff --git a/(\S+)", diff)[1] for diff in diffs]
-        ids = [re.search(r"(?m)^index (\w+\.\.\w+)", diff)[1] for diff in diffs]
-        for block in about.split("\nrelease ")[1:]:
-            release, *others = block.split("\n")
-            own_ids = dict(zip(paths, ids, strict=True))
-            own_ids |= dict(line.split() for line in others if line.strip())
-            known[release] = {
-                path: FilePatch(diff, *own_ids[path].split(".."))
-                for path, diff in zip(paths, diffs, strict=True)
-            }
-    return dict(sorted(known.items()))
-
-
-def blob_id(content: bytes | None) -> str:
-    """Returns git's blob id of `content`."""
-    if content is None:
-        return NO_FILE
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-class Status:
-    """The state of an OpenCLIP, and of each file that the patch changes."""
-
-    def __init__(self, openclip: Installation):
-        known = patches()
-        if openclip.version not in known:
-            raise InputError(
-                f"there is no patch for {openclip}; there is one for {', '.join(known)}"
-            )
-        self.patches = known[openclip.version]
-        self.contents = {path: openclip.read(path) for path in self.patches}
-        self.files = {
-            path: self.patches[path].state(content) for path, content in self.contents.items()
-        }
-        self.unknown = [
-            path for path, state in self.files.items() if state not in (PATCHED, NOT_PATCHED)
-        ]
-        states = {*self.files.values()}
-        self.state = states.pop() if len(states) == 1 and not self.unknown else MODIFIED
-
-
-def apply(openclip: Installation) -> dict[str, str]:
-    """Applies the patch. Returns what was done to each file, nothing if it was already applied."""
-    return _write(openclip, _contents(openclip, patched=True))
-
-
-def revert(openclip: Installation) -> dict[str, str]:
-    """Restores the release's files.
-
-    Returns what was done to each file, nothing if there was no patch."""
-    contents = _contents(openclip, patched=False)
-    done = _write(openclip, dict(reversed(contents.items())))
-    for path, content in contents.items():
-        if content is None:
-            folder = (openclip.root / path).parent
-            for cached in folder.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
-                with contextlib.suppress(OSError):
-                    cached.unlink()
-    return done
-
-
-def _contents(openclip: Installation, *, patched: bool) -> Contents:
-    """Returns each file's content with or without the patch, in the order in which to apply it.
-
-    RECORD comes first, so that pip removes the added file. That file comes last: without
-    open_clip/hooks.py, a patched file refuses to run. Raises InputError if a file is neither the
-    release's nor the patched one.
-    """
-    status = Status(openclip)
-    if status.unknown:
-        files = ", ".join(f"{path} ({status.files[path]})" for path in status.unknown)
+    states = openclip.states()
+    unknown = [
+        f"{path} ({found})" for path, found in states.items() if found not in (PATCHED, NOT_PATCHED)
+    ]
+    if unknown:
         raise InputError(
-            f"{openclip}: {files}; expected the release's file or the patched one; nothing was "
-            "changed. Undo the edit, reinstall with pip install --force-reinstall --no-deps "
-            f"open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
+            f"{openclip}: {', '.join(unknown)}; expected the release's file or the patched one; "
+            "nothing was changed. Undo the edit, reinstall with pip install --force-reinstall "
+            f"--no-deps open_clip_torch=={openclip.version}, or, in a checkout, git checkout "
             f"v{openclip.version}"
         )
-    added = [path for path, patch in status.patches.items() if patch.before == NO_FILE]
-    contents = {}
-    record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
-    record_content = openclip.read(record)
-    if record_content is not None:
-        contents[record] = _record(record_content, added, patched=patched)
-    contents |= {path: status.contents[path] for path in status.patches if path not in added}
-    contents |= {path: status.contents[path] for path in added}
-    state = PATCHED if patched else NOT_PATCHED
-    others = [path for path in status.patches if status.files[path] != state]
-    return contents | changed(
-        {path: status.contents[path] for path in others}, status.patches, reverse=not patched
+    added = [path for path, patch in openclip.patches.items() if NO_FILE in patch.ids]
+    paths = sorted(
+        (path for path, found in states.items() if found != state), key=lambda path: path in added
     )
+    record = f"open_clip_torch-{openclip.version}.dist-info/RECORD"  # not in a checkout
+    staged = openclip.root.resolve() / STAGED
+    shutil.rmtree(staged, ignore_errors=True)  # of a killed run
+    try:
+        if paths:
+            _stage(openclip, paths, state, staged)
+        if (openclip.root / record).exists():
+            content = (openclip.root / record).read_bytes()
+            changed = _record(content, added, patched=state == PATCHED)
+            if changed != content:
+                (staged / record).parent.mkdir(parents=True)
+                (staged / record).write_bytes(changed)
+                paths.insert(0, record)
+        return _move(paths if state == PATCHED else paths[::-1], staged, openclip.root)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
-def changed(contents: Contents, patches: Mapping[str, FilePatch], *, reverse: bool) -> Contents:
-    """Returns the contents of files with their patches or, with `reverse`, without them.
-
-    Raises InputError if there is neither git nor patch.
-    """
-    ids = {path: patches[path].before if reverse else patches[path].after for path in contents}
-    result = {path: None for path in contents if ids[path] == NO_FILE}
-    others = [path for path in contents if path not in result]
-    if not others:
-        return result
+def _stage(openclip: Installation, paths: list[str], state: str, staged: Path) -> None:
+    """Writes files in another state to a folder; InputError if there is neither git nor patch."""
     program = next(filter(shutil.which, PROGRAMS), None)
     if program is None:
         raise InputError(
             "superclip patch calls git or patch, and neither is on PATH: install one of them; "
             "nothing was changed"
         )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        for path in others:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            if contents[path] is not None:
-                (folder / path).write_bytes(contents[path])
-        run = subprocess.run(
-            [program, *PROGRAMS[program], *(["-R"] if reverse else [])],
-            input="".join(patches[path].diff for path in others).encode(),
-            cwd=folder,
-            # no settings of git's, and no repository around the folder
-            env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(folder.parent)},
-            capture_output=True,
-            check=False,
-        )
-        result |= {path: read(folder / path) for path in others}
-    if any(blob_id(content) != ids[path] for path, content in result.items()):
+    for path in paths:
+        (staged / path).parent.mkdir(parents=True, exist_ok=True)
+        if (openclip.root / path).exists():
+            shutil.copyfile(openclip.root / path, staged / path)
+    run = subprocess.run(
+        [program, *PROGRAMS[program], *(["-R"] if state == NOT_PATCHED else [])],
+        input="".join(openclip.patches[path].diff for path in paths).encode(),
+        cwd=staged,
+        # no settings of git's, and no repository around the folder
+        env={"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(staged.parent)},
+        capture_output=True,
+        check=False,
+    )
+    if any(openclip.patches[path].state(staged / path) != state for path in paths):
         output = " ".join(run.stderr.decode(errors="replace").split())
         raise InputError(f"{program} cannot apply the patch: {output}; nothing was changed")
-    return result
 
 
-def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
+def _record(record: bytes, paths: list[str], *, patched: bool) -> bytes:
     """Returns a wheel's RECORD with or without lines for `paths`; with them, pip uninstalls these
     files too."""
     lines = record.splitlines(keepends=True)
@@ -235,34 +191,26 @@ def _record(record: bytes, paths: Collection[str], *, patched: bool) -> bytes:
     return b"".join(path.encode() + b",," + end for path in paths) + rest
 
 
-def _write(openclip: Installation, contents: Contents) -> dict[str, str]:
-    """Writes `contents` (None: no file), and returns what was done to each file; InputError if
-    one is not writable."""
-    new = {path: text for path, text in contents.items() if text != openclip.read(path)}
-    files = {path: openclip.root / path for path in contents}
-    parts = {path: file.with_name(f"{file.name}.superclip-part") for path, file in files.items()}
+def _move(paths: list[str], staged: Path, root: Path) -> dict[str, str]:
+    """Moves files from one folder to another, and removes those that are missing; returns what was
+    done to each file, InputError if one is not writable."""
     done = {}
-    try:
-        for path, content in new.items():
-            if content is not None:
-                parts[path].write_bytes(content)
-                exists = files[path].exists()
-                like = files[path] if exists else openclip.root / "open_clip/__init__.py"
-                shutil.copymode(like, parts[path])
-        for path, content in new.items():
-            if content is None:
-                files[path].unlink()
-                done[path] = "removed"
+    for path in paths:
+        file = root / path
+        try:
+            if (staged / path).exists():
+                exists = file.exists()
+                shutil.copymode(file if exists else root / "open_clip/__init__.py", staged / path)
+                os.replace(staged / path, file)
+                done[path] = "changed" if exists else "added"
             else:
-                action = "changed" if files[path].exists() else "added"
-                os.replace(parts[path], files[path])
-                done[path] = action
-    except OSError as error:
-        so_far = "nothing was changed"
-        if done:
-            so_far = f"changed so far: {', '.join(done)}; run this again, or undo it"
-        raise InputError(f"cannot write {files[path]}: {error.strerror}; {so_far}") from None
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)  # including those of a killed run
+                for cached in file.parent.glob(f"__pycache__/{file.stem}.*.pyc"):
+                    cached.unlink()
+                file.unlink()
+                done[path] = "removed"
+        except OSError as error:
+            so_far = "nothing was changed"
+            if done:
+                so_far = f"changed so far: {', '.join(done)}; run this again, or undo it"
+            raise InputError(f"cannot write {file}: {error.strerror}; {so_far}") from None
     return done

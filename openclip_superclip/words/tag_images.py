@@ -135,11 +135,8 @@ def tag_images(
         yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
 
 
-def write_folder(
-    folder: Path, tagged: Iterable[TaggedImage], model: Path, note: str
-) -> Iterator[TaggedImage]:
-    """Writes words.jsonl and index.html, a page of the first images with a note on their words, and
-    yields the images."""
+def write_folder(folder: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
+    """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
     shown = []
     with whole_file(folder / "words.jsonl") as lines:
         for num_images, image in enumerate(tagged, 1):
@@ -152,7 +149,6 @@ def write_folder(
         num_images=num_images,
         model=str(model),
         images=shown,
-        note=note,
         thumbnail=THUMBNAIL,
     )
     write_text(folder / "index.html", page)

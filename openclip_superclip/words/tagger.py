@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError, listed
+from ..errors import InputError
 from ..method.head_input import head_input_map
 from .lexicon import Lexicon, WordProbabilities, open_lexicon, seen_words
 from .open_checkpoint import OpenedCheckpoint
@@ -27,8 +27,8 @@ class Tagger:
     """Tags images with the `top` words of those chosen, by default all of them.
 
     If none are chosen, these are all words that are single tokens of the model's vocabulary, and
-    the best 10 of them. Words that no training caption can have contained are left out, by the
-    checkpoint's counts of tokens; `note` says so.
+    the best 10 of them. Words that no training caption can have contained, by the checkpoint's
+    counts of tokens, are left out.
     """
 
     def __init__(
@@ -37,19 +37,10 @@ class Tagger:
         weights = opened.token_weights.cpu()
         words = chosen or open_lexicon(opened.tokenizer, len(weights))
         statistics = opened.model.statistics
-        self.note = "The checkpoint counts no training captions: words may be in none of them."
         if statistics.num_captions:
-            of_vocabulary = words
-            words = seen_words(of_vocabulary, statistics.document_frequency.cpu())
-            self.note = (
-                f"{len(words.words):,} of {len(of_vocabulary.words):,} words can be shown: all of "
-                f"their tokens are in the {statistics.num_captions.item():,} captions of training."
-            )
-            if chosen and len(words.words) < len(chosen.words):
-                unseen = [word for word in chosen.words if word not in words.words]
-                self.note += f" Left out: {listed(unseen)}."
+            words = seen_words(words, statistics.document_frequency.cpu())
         if not words.words:
-            raise InputError(f"--words: none can be shown. {self.note}")
+            raise InputError("--words: no training caption contains any of them")
         self.opened = opened
         self.lexicon = words
         most = len(words.words)

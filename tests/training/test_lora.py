@@ -11,13 +11,11 @@ import torch
 from support import cases, parametrize, refusals, table
 from support.models import assert_equal, random_weights
 from support.plugins import EXAMPLES, pip_install
-from support.tiny_run import SLICES, write_recipe
 from support.training_runs import (
     assert_resumes,
     call,
     completed,
     error_of,
-    in_forks,
     load,
     run_superclip,
     train_with,
@@ -135,32 +133,6 @@ def test_every_adapter_and_the_projections_are_trained_and_nothing_else_of_the_t
     assert without_gradient == []
 
 
-@parametrize("towers", ["image", "text"])
-def test_one_tower_can_have_adapters(towers, models, lora_args):
-    model = adapted(lora_args(models["vit"], towers))
-    adapters = [name for name, _ in model.named_parameters() if "lora_" in name]
-    assert len(adapters) == 16
-    assert all(name.startswith("visual.") == (towers == "image") for name in adapters)
-    assert model.visual.proj.requires_grad
-    assert model.text_projection.requires_grad
-
-
-@parametrize("name", ["vit", "timm-vit", "hf-text"])
-def test_gradient_checkpointing_gives_the_same_gradients(name, models, lora_args):
-    gradients = []
-    for checkpointing in (False, True):
-        model = adapted(lora_args(models[name]), seed=1).train()
-        if checkpointing:
-            model.set_grad_checkpointing()
-        torch.manual_seed(0)  # of dropout
-        image, text, *_ = model(*batch(model))
-        (image.sum() + text.sum()).backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for parameter, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][parameter], gradient)
-
-
 def test_the_base_weights_and_batch_norm_statistics_do_not_change_in_training(models, lora_args):
     model = adapted(lora_args(models["timm-resnet"], "text"), seed=1)
     before = copy.deepcopy(model.state_dict())
@@ -212,18 +184,6 @@ def test_adapters_train_with_other_options_of_openclip(more, train, flags, tmp_p
     trained = {name: weight for name, weight in saved.items() if "lora_B" in name}
     assert len(trained) == 16
     assert all(weight.abs().max() > 0 for weight in trained.values())
-
-
-def test_superclip_run_takes_the_rank_from_a_recipe(train, tmp_path):
-    recipe = write_recipe(tmp_path, passes=1, flags={"lora": 2, "log-every-n-steps": 1})
-    command = f"run {recipe} --device cpu --out run".split()
-    (plugin,) = train.args
-    with in_forks():
-        code = run_superclip(command, tmp_path / "printed", tmp_path, PYTHONPATH=str(plugin))
-    assert code == 0, (tmp_path / "printed").read_text()[-3000:]
-    saved = load(tmp_path / "run", SLICES)["state_dict"]
-    ranks = {len(weight) for name, weight in saved.items() if "lora_A" in name}
-    assert ranks == {2}
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ CONFIGURATIONS = {
         "frequencies": FREQUENCIES,
         "idf": "file",
         "head_warmup": 8,
-        "head_input": "both",
+        "head_input": "pooled",
     },
 }
 

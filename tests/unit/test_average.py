@@ -37,9 +37,9 @@ def files(tmp_path_factory):
     for name, other in scales.items():
         old = {"text.transformer.embeddings.position_ids": scale, "logit_scale": other}
         torch.save(state | old, folder / f"{name}.pt")
-    for name, reads in {"pooled": 1, "both": 2}.items():
-        torch.save(state | {"class_head.input": torch.tensor(reads)}, folder / f"{name}.pt")
-        options = {"model": model, "force_quick_gelu": reads == 2}
+    torch.save(state | {"class_head.input": torch.tensor(1)}, folder / "pooled.pt")
+    for name in ("plain", "quick"):
+        options = {"model": model, "force_quick_gelu": name == "quick"}
         save_weights(state, folder / f"of_{name}.pt", options)
     save_file(random_weights(model), folder / "plain.safetensors")
     return folder

@@ -64,7 +64,7 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
         " try: main(argv)\n except SystemExit as exit: assert not exit.code\n"
         "for extra in extras[:3]: del sys.modules[extra]\n"
         "import openclip_superclip.commands.demo, openclip_superclip.commands.study\n"
-        "import openclip_superclip.study.figures, openclip_superclip.evaluation.score_figure"
+        "import openclip_superclip.study.figures, openclip_superclip.evaluation.score_table"
     )
     done = call(sys.executable, "-c", program)
     assert (done.returncode, done.stderr.count("error: ")) == (0, 1), done.stderr

@@ -82,7 +82,7 @@ def test_the_scores_are_those_of_clip_benchmarks_own_command_line(evaluated, run
     command = (
         f"{Path(sys.executable).with_name('clip_benchmark')} eval --pretrained_model "
         f"local-dir:{runs}/export, --dataset wds/imagenet1k wds/flickr30k --dataset_root "
-        f"{tmp_path}/root/{{dataset}} --no_amp --recall_k 1 5 --num_workers 0 --output "
+        f"{tmp_path}/root/{{dataset}} --no_amp --recall_k 1 --num_workers 0 --output "
         f"{tmp_path}/{{dataset}}.json"
     )
     succeed(command.split(), timeout=300)
@@ -148,7 +148,7 @@ def test_the_probe_is_clip_benchmarks_own_to_the_last_digit(amp, tmp_path):
     precision = "amp" if amp else "fp32"
     settings = EvaluationSettings("cpu", precision, 8, 0, 0.1, 2)
     ours, num_outcomes = linear_probe_metrics(train, test, settings)
-    assert [ours["lp_acc1"], ours["lp_acc5"]] == [theirs["lp_acc1"], theirs["lp_acc5"]]
+    assert ours["lp_acc1"] == theirs["lp_acc1"]
     assert num_outcomes == {"lp_acc1": 30}
 
 
@@ -168,7 +168,8 @@ def test_checkpoints_with_and_without_a_head_and_an_export_are_compared_side_by_
             ours["metrics"] == records(folder / "evaluation")["../export", dataset, task]["metrics"]
         )
         assert ours["metrics"] != clip["clip/epoch_1", dataset, task]["metrics"]
-    assert "| % | clip/epoch_1 | superclip/epoch_1 | ../export |" in printed
+    rows = [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")]
+    assert rows == ["| %", "| clip/epoch_1", "| superclip/epoch_1", "| ../export"]
     (line,) = [line for line in printed.splitlines() if line.startswith("not evaluated: ")]
     assert "mscoco_captions (retrieval: not found)" in line
 

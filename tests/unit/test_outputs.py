@@ -84,6 +84,14 @@ def test_a_command_replaces_its_own_output_only_with_overwrite_and_no_other_comm
         assert "--out: " in failure(f"{command} {other} --overwrite")
 
 
+def test_an_output_without_a_record_is_left_to_the_user(outputs):
+    command, out = REPLACING["export"]
+    (outputs / out / "superclip.json").unlink()
+    assert "version 0.2, which kept no record; remove it yourself, or give another name" in failure(
+        f"{command} {out} --overwrite"
+    )
+
+
 @parametrize("name", ["README.md", "open_clip_model.safetensors", "superclip.json", "notes.txt"])
 def test_an_export_with_a_changed_or_an_added_file_is_not_replaced(name, outputs):
     place = outputs / "exported" / name

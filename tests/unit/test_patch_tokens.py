@@ -27,7 +27,7 @@ POOLER = {"attn_pooler_queries": 5, "attn_pooler_heads": 2}
 SQUARE = {"width": 32, "head_width": 16}
 TOWERS = read_json(DATA / "vision_towers.json")
 EVERY_NATIVE = cases("vision_cfg", TOWERS["native"])
-EVERY_INPUT = parametrize("head_input", ["patches", "pooled", "both"])
+EVERY_INPUT = parametrize("head_input", ["patches", "pooled"])
 
 
 def tower(vision_cfg):
@@ -60,10 +60,6 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
 ):
     visual = native_tower(vision_cfg).train(training)
     tokens = patch_tokens(visual)
-    if head_input == "both" and vision_cfg.get("attentional_pool") is True:
-        with input_error("of width 32, to the mean patch token, of width 64, which differ"):
-            head_width(visual, tokens, head_input)
-        return
     features, _, vector = same_dropout(encode_image, visual, tokens, images(visual), head_input)
     own = same_dropout(visual, images(visual))
     own = own[0] if visual.output_tokens else own
@@ -72,12 +68,6 @@ def test_image_features_of_a_native_vit_are_its_own_to_the_last_bit(
     assert vector.dtype == torch.float32
     if head_input == "pooled":
         assert_close(vector @ visual.proj, own.reshape(3, -1))
-    elif head_input == "both":
-        parts = (
-            same_dropout(encode_image, visual, tokens, images(visual), one)[2]
-            for one in ("pooled", "patches")
-        )
-        assert torch.equal(vector, sum(parts))
 
 
 @EVERY_NATIVE
@@ -106,12 +96,8 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     visual = tower(other["vision_cfg"]).eval()
     tokens = patch_tokens(visual)
     assert tokens.width == width
-    has_none = pooled == "none"
-    if (head_input != "patches" and has_none) or (head_input == "both" and pooled != width):
-        error = f"of width {pooled}, to the mean patch token, of width {width}"
-        if has_none:
-            error = "has no pooled vector"
-        with input_error(f"^--superclip-head-input {head_input}.*{error}"):
+    if head_input == "pooled" and pooled == "none":
+        with input_error("^--superclip-head-input pooled.*has no pooled vector"):
             head_width(visual, tokens, head_input)
         return
     image = torch.randn(2, 3, size, size)
@@ -122,8 +108,6 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     if head_input == "patches":
         assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
     else:
-        if head_input == "both":
-            vector = vector - encode_image(visual, tokens, image)[2]
         assert_close(visual.head(vector), features, rtol=1e-4, atol=1e-5)
 
 

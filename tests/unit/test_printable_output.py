@@ -1,8 +1,6 @@
 """Names and texts from files reach neither the terminal as control
-characters nor a spreadsheet as formulas."""
+characters."""
 
-import csv
-import io
 import unicodedata
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from support.training_runs import call
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.errors import InputError, one_line, printable
-from openclip_superclip.rendering import csv_text, markdown_text
+from openclip_superclip.rendering import markdown_text
 
 # A colour, a window's title, a byte that begins a sequence in Latin-1, a
 # return to the line's start, a reversed text.
@@ -95,24 +93,9 @@ def test_an_error_of_several_lines_is_one_line_and_that_of_a_worker_has_no_trace
     assert one_line(InputError(worker)) == "row 3"
 
 
-@parametrize("cell", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "-"])
-def test_a_csv_file_has_no_cell_that_a_spreadsheet_computes(cell):
-    (read,) = csv.reader(io.StringIO(csv_text([[cell, f"a{cell}"]]), newline=""))
-    shown = cell.replace("\r", " ")
-    assert read == [f"'{shown}", f"a{shown}"]
-
-
-@parametrize("cell", ["-0.5", "+1.50", "-inf", "-1e-3", -2, -0.25, "−3", "a-b", ""])
-def test_numbers_and_other_texts_in_a_csv_file_are_unchanged(cell):
-    assert csv_text([[cell, 1]]) == f"{cell},1\n"
-
-
 def test_markdown_shows_html_and_links_as_text():
     assert markdown_text("<img src=x> [a](b)\n# c *d*") == r"\<img src=x\> [a\](b) \# c \*d\*"
 
 
 def test_control_characters_of_names_are_escapes_in_files_that_a_terminal_may_show():
-    assert (
-        csv_text([["\x1b]0;title\x07red", "two\nlines"]]) == '\\x1b]0;title\\x07red,"two\nlines"\n'
-    )
     assert markdown_text("\x1b[31mred\u202e") == r"\\x1b[31mred\\u202e"

@@ -6,7 +6,7 @@ import os
 import pytest
 from clip_benchmark.datasets.builder import dataset_collection
 from scipy.stats import binomtest
-from support import cases, read_json, read_rows, table, write_json
+from support import cases, read_json, table, write_json
 from support.training_runs import execute
 
 from openclip_superclip.evaluation.model_scores import differences, find_scores
@@ -75,22 +75,20 @@ def test_runs_are_beside_each_other_and_the_paper_and_a_missing_run_is_shown_as_
     out = tmp_path / "out"
     printed = execute("evaluate", *runs, tmp_path / "nowhere", "--out", out)
     for line in (
-        "| % | imagenet zero shot | imagenet linear probe |",
-        "| clip | 49.5 | 70.0 |",
-        "| ours | 54.0 | 75.0 |",
+        "| % | imagenet linear probe | imagenet zero shot |",
+        "| clip | 70.0 | 49.5 |",
+        "| ours | 75.0 | 54.0 |",
         "| failed | – | – |",
-        f"| the paper, {CLIP[11:]} | 49.0 | 70.1 |",
-        f"| the paper, {SUPERCLIP[11:]} | 54.7 | 74.6 |",
+        f"| the paper, {CLIP[11:]} | 70.1 | 49.0 |",
+        f"| the paper, {SUPERCLIP[11:]} | 74.6 | 54.7 |",
         f"the paper, {CLIP[11:]}: from Figure 4, read off ±0.05",
         "failed: the run is failed (rank 3: no memory)",
         "failed: no results; --data DIR evaluates it",
         f"{tmp_path}/nowhere: there is no such run, file or folder",
     ):
         assert line in printed.splitlines(), line
-    assert "ours differs" not in printed  # by the method and the seed alone
-    assert sorted(os.listdir(out)) == ["scores.csv", "scores.json", "scores.png"]
-    rows = read_rows(out / "scores.csv")
-    assert (rows[1]["name"], float(rows[1]["imagenet_zero_shot"])) == ("ours", 54.0)
+    assert "not comparable" not in printed
+    assert os.listdir(out) == ["scores.json"]
     record = read_json(out / "scores.json")
     assert record["rows"][0]["scores"]["imagenet_linear_probe"]["value"] == 70.0
     execute("evaluate", runs[0], "--out", out)  # replaces its own files
@@ -137,36 +135,23 @@ def test_the_papers_average_is_of_all_its_38_data_sets_and_otherwise_of_the_shar
     assert part.scores["average of 37 of the 38"] == whole.scores["average of 37 of the 38"]
 
 
-def test_a_runs_name_is_text_in_every_file(tmp_path):
-    name = "=<img src=x onerror=alert(1)> [a](b)"
-    run = recipe_run(tmp_path / name, CLIP, imagenet(49.5, 70.0))
-    execute("evaluate", run, "--out", tmp_path / "out")
-    assert read_rows(tmp_path / "out/scores.csv")[0]["name"] == f"'{name}"
-
-
 # Which runs are comparable
 
 
-def test_other_data_or_samples_are_not_comparable_and_other_settings_are_named(tmp_path):
-    clip = {"superclip": False, "superclip_weight": 1.0}
-    runs = {
-        "clip": openclip_run(tmp_path / "clip", **clip),
-        "ours": openclip_run(tmp_path / "ours", superclip=True, superclip_weight=2.0, seed=1),
-        "weight": openclip_run(tmp_path / "weight", superclip=True, superclip_weight=1.0),
-        "slow": openclip_run(tmp_path / "slow", lr=0.0005, batch_size=4, **clip),
-        "other": openclip_run(tmp_path / "other", train_data="cc12m", **clip),
-        "long": openclip_run(tmp_path / "long", train_num_samples=128, **clip),
-    }
-    found = {name: find_scores(str(run), tmp_path) for name, run in runs.items()}
-    lines = [differences(found["clip"], found[name]) for name in ("ours", "slow", "other", "long")]
-    assert lines == [
-        "",
-        "slow differs from clip: lr 0.0005, not 0.001; batch size 4, not 8",
-        "other is not comparable with clip: data cc12m, not cc3m",
-        "long is not comparable with clip: samples 256, not 128",
-    ]
-    line = differences(found["ours"], found["weight"])
-    assert line == "weight differs from ours: superclip weight 1.0, not 2.0"
+def test_another_model_other_data_or_samples_are_not_comparable(tmp_path):
+    clip = find_scores(str(openclip_run(tmp_path / "clip")), tmp_path)
+
+    def line(name, **options):
+        run = openclip_run(tmp_path / name, **options)
+        return differences(clip, find_scores(str(run), tmp_path))
+
+    assert line("ours", superclip=True, lr=0.0005, seed=1) == ""
+    assert line("small", model="ViT-S-16") == (
+        "small is not comparable with clip: model ViT-S-16, not ViT-B-32"
+    )
+    assert line("other", train_data="cc12m", train_num_samples=128) == (
+        "other is not comparable with clip: data cc12m, not cc3m; samples 256, not 128"
+    )
 
 
 def test_scores_that_were_measured_with_other_settings_or_data_are_named(tmp_path):
@@ -176,7 +161,7 @@ def test_scores_that_were_measured_with_other_settings_or_data_are_named(tmp_pat
         run = recipe_run(tmp_path / precision, CLIP, imagenet(50, 70), **facts)
         found.append(find_scores(str(run), tmp_path))
     line = differences(*found)
-    assert "imagenet1k (linear_probe) with other settings and data" in line
+    assert "imagenet1k (linear_probe) with other data or settings" in line
 
 
 # Which scores count

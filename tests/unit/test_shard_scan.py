@@ -11,7 +11,7 @@ from support import cases, input_error, parametrize, table, write_json
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.data.inspection import check_shards, inspect
+from openclip_superclip.data.inspection import check_shards, inspect, inspect_shard
 from openclip_superclip.data.slices import Split
 from openclip_superclip.data.tables import Columns, check_table
 
@@ -194,3 +194,9 @@ def test_missing_and_empty_captions_are_summarised_as_those_of_a_table(tmp_path)
         assert "1 of the 16 captions that were read in " in checked.warnings[-1]
     assert of_shard.num_incomplete == 2
     assert "2 of the 18 samples that were read have no image or no caption" in of_shard.warnings[0]
+
+
+def test_json_of_many_brackets_is_an_unreadable_sample(tmp_path):
+    write_tar(tmp_path / "0.tar", [{"png": IMAGE, "txt": "a cat", "json": b"[" * 10**5}])
+    problem = inspect_shard(f"{tmp_path}/0.tar", "json:long").bad[0].problem
+    assert "its .json cannot be decoded (too many nested brackets)" in problem

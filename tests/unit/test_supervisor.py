@@ -20,7 +20,7 @@ from openclip_superclip.checkpoints.resume import FIELD, read_record, record_of
 from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
-from openclip_superclip.openclip import checks
+from openclip_superclip.openclip import option_problems
 from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
@@ -51,7 +51,7 @@ def started(folder, **values):
 
 @parametrize("engine", ["torchrun", "horovod"])
 def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, monkeypatch):
-    monkeypatch.setattr(checks, "check_horovod", lambda: None)
+    monkeypatch.setattr(option_problems, "check_horovod", lambda: None)
     training = NodeTraining(
         replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder
     )
