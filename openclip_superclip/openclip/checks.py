@@ -164,10 +164,11 @@ def _check_resume(training: Training) -> None:
         return
     options = training.options
     data = training.data_config
-    if training.checkpoint is not None:
+    checkpoint = training.checkpoint
+    if checkpoint is not None:
         has_tasks = current().HAS_TASKS
         check_kind(
-            training.checkpoint,
+            checkpoint,
             options.model,
             with_head=training.config is not None,
             with_ddp=None if has_tasks else training.with_ddp,

@@ -212,9 +212,10 @@ class Training:
             is_ours=self.is_ours,
         )
 
-    @cached_property
+    @property
     def checkpoint(self):
-        """The Checkpoint of --resume; None without one, and if OpenCLIP has to report that it
+        """The Checkpoint of --resume, read at each access: its weights are a mapped file, which
+        may be deleted during training. None without one, and if OpenCLIP has to report that it
         cannot be read."""
         resumed = self.resumed
         is_left_to_openclip = bool(resumed.damaged) and not self.is_ours
