@@ -42,26 +42,14 @@ STYLE = {  # of all figures
     "axes.titlesize": 9,
     "grid.alpha": 0.3,
 }
-# for characters that matplotlib's own font lacks
-FONTS = (
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Noto Sans",
-    "Noto Sans Arabic",
-    "Noto Sans Devanagari",
-    "Noto Emoji",
-)
 
 
 def pyplot() -> ModuleType:
     """Returns matplotlib.pyplot with a backend that needs no display, and with STYLE."""
     import matplotlib
-    from matplotlib.font_manager import get_font_names
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update(STYLE)
-    installed = [font for font in FONTS if font in get_font_names()]
-    matplotlib.rcParams["font.family"] = ["sans-serif", *installed]
     import matplotlib.pyplot
 
     return matplotlib.pyplot

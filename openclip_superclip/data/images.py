@@ -105,11 +105,6 @@ def read_image(
         return None, f"no readable image ({reason(error)})"
 
 
-def trained_and_ignored(image: Image.Image) -> tuple[Image.Image, str]:
-    """Returns the pixels of an opened image that OpenCLIP trains on, and what it ignores."""
-    return image.convert("RGB"), ignored_property(image)
-
-
 def check_image(source: str | bytes) -> tuple[str, str]:
     """Decodes an image, given its path or content; a URL is no file, as in training.
 

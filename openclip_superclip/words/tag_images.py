@@ -1,12 +1,11 @@
 """Tags many images and writes tables, JSON Lines, heat maps and a page."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.images import read_image, trained_and_ignored
+from ..data.images import read_image
 from ..errors import InputError
 from ..files import whole_file, write_text
 from ..rendering import data_url, html_template, markdown_table
@@ -34,15 +33,20 @@ THUMBNAIL = 240  # pixels
 
 
 def find_images(arguments: Iterable[Path]) -> list[Path]:
-    """Returns the given files, and the images in the given folders sorted by name, without heat
-    maps.
+    """Returns the given files, and the images in and below the given folders sorted by name.
+
+    Heat maps are left out, and links to folders are not followed.
 
     Raises InputError for a path that does not exist and for a folder without images.
     """
     images = []
     for argument in arguments:
         if argument.is_dir():
-            inside = [path for path in _images_below(argument) if not path.name.endswith(HEAT_MAP)]
+            inside = [
+                path
+                for path in sorted(argument.rglob("*"))
+                if path.name.lower().endswith(SUFFIXES) and not path.name.endswith(HEAT_MAP)
+            ]
             if not inside:
                 raise InputError(
                     f"{argument} holds no images; expected {' '.join(SUFFIXES)} in it or below"
@@ -55,22 +59,6 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(images))
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """Returns the images in a folder and the folders below it; links are followed, each folder
-    is read once."""
-    images = []
-    read = set()
-    for path, subfolders, names in os.walk(folder, followlinks=True):
-        real_path = os.path.realpath(path)
-        if real_path in read:
-            subfolders.clear()  # they have been read, too
-            continue
-        read.add(real_path)
-        subfolders.sort()
-        images += [Path(path, name) for name in names if name.lower().endswith(SUFFIXES)]
-    return sorted(images)
-
-
 class TaggedImage(NamedTuple):
     """An image and its words, or the reason why it could not be read."""
 
@@ -79,7 +67,6 @@ class TaggedImage(NamedTuple):
     reason: str
     heatmap: Path | None = None
     thumbnail: str = ""  # a data: URL
-    ignored: str = ""  # what the model does not see, as in training
 
     def record(self) -> dict:
         """Returns the words or the error as a JSON-serializable dict."""
@@ -92,8 +79,6 @@ class TaggedImage(NamedTuple):
         record = {"image": str(self.path), "words": words}
         if self.heatmap:
             record["heatmap"] = str(self.heatmap)
-        if self.ignored:
-            record["ignored"] = self.ignored
         return record
 
     def table(self) -> str:
@@ -102,8 +87,6 @@ class TaggedImage(NamedTuple):
         if self.words is None:
             return f"{name} is skipped: {self.reason}"
         rows = [[word.word, f"{word.score:.1%}", f"{word.peak:.1%}"] for word in self.words]
-        if self.ignored:
-            name += f" ({self.ignored}, which the model does not see)"
         table = markdown_table(["word", "score", "at the best place"], rows)
         text = f"{name}\n\n{table}\n"
         return f"{text}{self.heatmap}\n" if self.heatmap else text
@@ -116,11 +99,10 @@ def tag_images(
     `out`, if one is given."""
     taken = set()
     for path in paths:
-        opened, reason = read_image(path, trained_and_ignored)
-        if opened is None:
+        image, reason = read_image(path, lambda opened: opened.convert("RGB"))
+        if image is None:
             yield TaggedImage(path, None, reason)
             continue
-        image, ignored = opened
         words = tagger.tag(image)
         heatmap = None
         if heatmaps and words:
@@ -132,7 +114,7 @@ def tag_images(
             taken.add(name)
             heatmap = out / f"{name}{HEAT_MAP}"
             draw_heat_map(heatmaps / heatmap.name, image, words, tagger.opened.model)
-        yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL), ignored)
+        yield TaggedImage(path, words, "", heatmap, data_url(image, THUMBNAIL))
 
 
 def write_folder(folder: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
