@@ -137,7 +137,7 @@ def transparent(tmp_path):
         CLEAR.save(tmp_path / f"{number}.png")
     file = table(tmp_path, *(tmp_path / f"{number}.png" for number in range(3)))
     rows = [row.split(",") for row in file.read_text().splitlines()[1:]]
-    samples = [{"png": Path(path).read_bytes(), "txt": caption} for path, caption in rows]
+    samples = [{"png": Path(path).read_bytes(), "txt": caption} for path, caption in reversed(rows)]
     write_tar(tmp_path / "0.tar", samples)
     return {"table": str(file), "shards": f"{tmp_path}/0.tar"}
 
