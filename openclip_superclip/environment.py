@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
-from pathlib import Path
 
 from .errors import InputError, reason
 from .files import shipped_folder
@@ -61,16 +60,6 @@ def versions(*names: str) -> dict[str, str]:
     return {
         name: platform.python_version() if name == "python" else version(name) for name in names
     }
-
-
-def processor() -> str:
-    """Returns the model name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(": ")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 def peak_of_process() -> int:

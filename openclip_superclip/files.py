@@ -199,9 +199,7 @@ def shipped_folder(name: str) -> Path:
 
 # in folders that may be replaced: the command that has written them, and the digest of each file
 WRITTEN = "superclip.json"
-# ends of messages on what may not be replaced
-REMOVE = "remove it yourself, or"
-UNRECORDED = f"or by version 0.2, which kept no record; {REMOVE}"
+UNRECORDED = "or by version 0.2, which kept no record; remove it yourself, or"
 
 
 def is_own(file: Path, mark: str) -> bool:
@@ -250,47 +248,38 @@ def _problems_with_output(
         if source.is_relative_to(target) or source == target.parent:
             yield f"is, contains or is in {path}, which is an input;"
     if folder and target.is_dir():
-        yield from _foreign_files(target, command)
+        check_results(out, [WRITTEN, *sorted({*os.listdir(out)} - {WRITTEN})], command)
     elif folder or not is_own(target, command):
         yield f"was not written by this command, {UNRECORDED}"
-
-
-def _foreign_files(folder: Path, command: str) -> Iterator[str]:
-    """Yields a problem for each file of a folder that a command has not written, or that has been
-    changed since."""
-    record = json_or_empty(folder / WRITTEN)
-    if record.get("command") != command and any(folder.iterdir()):
-        yield f"was not written by this command, {UNRECORDED}"
-    digests = record.get("files", {})
-    for entry in sorted(folder.iterdir()):
-        if entry.name == WRITTEN:
-            continue
-        if entry.name not in digests or not entry.is_file():
-            yield f"contains {entry.name}, which was not written by this command; {REMOVE}"
-        if content_digest(entry) != digests[entry.name]:
-            yield f"contains {entry.name}, which was changed after this command wrote it; {REMOVE}"
 
 
 def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
     """Raises InputError, naming --out, if a folder contains files of these names that the same
     command has not written.
 
-    The first of them, which is written first, is its own if it contains the text `mark`, the others
-    if they are as it records them, or if an earlier version wrote it, which recorded none.
+    The first of them, which is JSON, is its own if it contains the text `mark`; the others, if they
+    are as the first one records them, or if an earlier version wrote it, which recorded none.
     """
+    record, *others = names
+    content = json_or_empty(folder / record)
     foreign = [name for name in names if (folder / name).exists()]
-    if is_own(folder / names[0], mark):
-        recorded = json_or_empty(folder / names[0]).get("files", {})
+    if content and is_own(folder / record, mark):
+        digests = content.get("files")
         foreign = [
             name
             for name in foreign
-            if name in recorded and content_digest(folder / name) not in recorded[name]
+            if name in others and digests is not None and not _is_recorded(folder / name, digests)
         ]
     if foreign:
         raise InputError(
-            f"--out: {folder} contains {foreign[0]}, which this command did not write; give "
-            "another name"
+            f"--out: {folder} contains {foreign[0]}, which was not written by this command, "
+            f"{UNRECORDED} give another name"
         )
+
+
+def _is_recorded(file: Path, digests: dict) -> bool:
+    """Returns whether a file has its recorded content, one digest or one of several."""
+    return file.is_file() and content_digest(file) in digests.get(file.name, "")
 
 
 def write_with_record(record_file: Path, record: dict, files: Mapping[str, bytes]) -> None:
@@ -322,21 +311,17 @@ def file_identity(path: Path) -> str | None:
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
 
 
-def files_digest(paths: Iterable[str | Path]) -> str:
-    """Returns a digest of the names, sizes and modification times of files, and of the files in
-    folders."""
+def folder_digest(folder: Path) -> str:
+    """Returns a digest of the names, sizes and modification times of the files in a folder."""
     digest = hashlib.sha256()
-    for path in map(Path, paths):
-        inside = [
-            Path(folder, name)
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-        ]
-        for file in sorted(inside or [path]):
-            if file.exists():
-                state = file.stat()
-                name = os.path.relpath(file, path.parent)
-                digest.update(repr((name, state.st_size, state.st_mtime_ns)).encode())
+    paths = [
+        Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names
+    ]
+    for path in sorted(paths):
+        if path.exists():
+            state = path.stat()
+            name = os.path.relpath(path, folder)
+            digest.update(repr((name, state.st_size, state.st_mtime_ns)).encode())
     return digest.hexdigest()
 
 

@@ -38,6 +38,8 @@ FLAGS = {
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
     "--runs": "the runs of a study are in OUT/runs",
     "--write-evaluation": "superclip evaluate RUN… shows the demo's own scores",
+    "--global-batch": "leave it out: counts assume the released runs' batch, and IDF weights need "
+    "only their ratios",
     "--every": "give the checkpoints, RUN/checkpoints/*.pt",
 }
 

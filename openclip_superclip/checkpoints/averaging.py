@@ -21,19 +21,17 @@ from .weights import (
 )
 
 COMMAND = "superclip average"  # which the output contains
-# fields that change what OpenCLIP's own towers compute, but no tensor's name or shape
-OWN_TOWERS = {
+COMPUTE = {  # fields that change what a tower computes, but no tensor's name or shape
     "vision_cfg": (
         "head_width",
         "pool_type",
         "final_ln_after_pool",
         "attn_pooler_heads",
         "act_kwargs",
+        "timm_pool",
     ),
-    "text_cfg": ("heads", "pool_type", "no_causal_mask", "eos_id", "act_kwargs"),
+    "text_cfg": ("heads", "pool_type", "no_causal_mask", "eos_id", "act_kwargs", "hf_pooler_type"),
 }
-# of timm and transformers
-OTHER_TOWERS = {"timm_model_name": "timm_pool", "hf_model_name": "hf_pooler_type"}
 
 
 def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bool) -> None:
@@ -88,10 +86,10 @@ def _facts(checkpoint: Checkpoint) -> dict:
         architecture = architecture_of(checkpoint)
         preprocessing = merge_preprocess_dict(PreprocessCfg(), architecture.preprocess_cfg)
         facts["quick_gelu"] = architecture.model_cfg.get("quick_gelu", False)
-        for tower, names in OWN_TOWERS.items():
+        for tower, names in COMPUTE.items():
             values = {**vars(TOWERS[tower]()), **architecture.model_cfg[tower]}
-            other = [pooling for model, pooling in OTHER_TOWERS.items() if values.get(model)]
-            facts |= {f"{tower} {name}": values[name] for name in other or names}
-        facts |= {f"image {name}": list(preprocessing[name]) for name in ("mean", "std")}
-        facts |= {f"image {name}": preprocessing[name] for name in ("interpolation", "resize_mode")}
+            facts |= {f"{tower} {name}": values[name] for name in names}
+        for name in ("mean", "std", "interpolation", "resize_mode"):
+            value = preprocessing[name]
+            facts[f"image {name}"] = list(value) if isinstance(value, tuple) else value
     return facts

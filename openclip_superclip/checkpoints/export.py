@@ -19,7 +19,7 @@ from ..files import check_out, whole_output, write_record, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
-from .authors import RELEASED_BATCH, from_authors
+from .authors import from_authors
 from .hugging_face import as_hugging_face, save_tokenizer, write_clip_model
 from .weights import (
     Checkpoint,
@@ -113,32 +113,19 @@ def _write_tokenizer(folder: Path, architecture: Architecture, text_cfg: dict) -
         }
 
 
-def read_source(
-    file: Path, model: str | None, *, tag: str, global_batch: int | None
-) -> tuple[Checkpoint, str]:
-    """Returns the checkpoint to export, and a warning about it, "" for none.
+def read_source(file: Path, model: str | None, *, tag: str) -> Checkpoint:
+    """Returns the checkpoint to export.
 
-    `tag` is that of a file of `model`'s released weights, "" for other files. `global_batch` is the
-    number of captions per step of a run of the SuperCLIP authors' code.
+    `tag` is that of a file of `model`'s released weights, "" for other files.
     """
     checkpoint = read_checkpoint(file, of_authors=True)
     if is_of_authors(checkpoint.weights):
-        global_batch = global_batch or RELEASED_BATCH
-        weights, is_whole = from_authors(checkpoint.weights, global_batch, file)
-        warning = (
-            f"--global-batch {global_batch} does not give integer counts, which were rounded: the "
-            "run used another global batch size, or several"
-        )
-        return replace(checkpoint, weights=weights), "" if is_whole else warning
-    if global_batch is not None:
-        raise InputError(
-            f"--global-batch has no effect: {file} is not a checkpoint of SuperCLIP's authors"
-        )
+        return replace(checkpoint, weights=from_authors(checkpoint.weights, file))
     if tag:
         quick_gelu = open_clip.get_pretrained_cfg(model, tag).get("quick_gelu")
         of_tag = {"pretrained": tag, "force_quick_gelu": quick_gelu}
         checkpoint = replace(checkpoint, options=of_tag)
-    return checkpoint, ""
+    return checkpoint
 
 
 def export(

@@ -188,8 +188,7 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
         names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
         ours = CLIPTokenizer(
             vocab={names.get(token, token): index for token, index in tokenizer.encoder.items()},
-            # not the empty line at a file's end
-            merges=[merge for merge in tokenizer.bpe_ranks if len(merge) == 2],
+            merges=_merges(tokenizer),
             model_max_length=tokenizer.context_length,
         )
     else:
@@ -200,6 +199,11 @@ def _write_processor(folder: Path, architecture: Architecture, model: nn.Module)
     image_processor.save_pretrained(folder)
 
 
+def _merges(tokenizer: SimpleTokenizer) -> list[tuple[str, str]]:
+    """Returns the merges of a vocabulary, without the empty line at a file's end."""
+    return [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
+
+
 def as_hugging_face(tokenizer: SimpleTokenizer):
     """Returns a transformers tokenizer with the same ids, except that `save_tokenizer` sets that
     of padding to 0."""
@@ -207,9 +211,7 @@ def as_hugging_face(tokenizer: SimpleTokenizer):
     from transformers import PreTrainedTokenizerFast
 
     start, end = (tokenizer.decoder[id] for id in (tokenizer.sot_token_id, tokenizer.eot_token_id))
-    # skips the empty last line of the file
-    merges = [merge for merge in tokenizer.bpe_ranks if len(merge) == 2]
-    bpe = Tokenizer(models.BPE(tokenizer.encoder, merges, end_of_word_suffix="</w>"))
+    bpe = Tokenizer(models.BPE(tokenizer.encoder, _merges(tokenizer), end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),

@@ -115,24 +115,24 @@ def save_weights(weights: Weights, file: Path, options: dict | None = None) -> N
         # safetensors makes it readable for the owner only
         file.chmod(file.parent.stat().st_mode & 0o666)
     else:
-        # torch.save writes whole storages, which may be a memory-mapped file: each tensor gets its
-        # own.
-        state = OrderedDict(
-            (name, tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor)
-            for name, tensor in _untied(weights).items()
-        )
+        state = OrderedDict(_untied(weights))
         if options is not None:  # an attribute, like the _metadata of torch's state dicts
             setattr(state, OPTIONS, options)
         torch.save(state, file)
 
 
 def _untied(weights: Weights) -> Weights:
-    """Returns tied weights as separate copies, because safetensors rejects shared memory."""
+    """Returns copies of tied weights, because safetensors rejects shared memory, and of parts of
+    storages, such as a memory-mapped file: torch.save writes whole ones."""
     seen = set()
     untied = {}
     for name, tensor in weights.items():
-        tied = tensor.data_ptr() in seen and tensor.numel() > 0
-        untied[name] = tensor.clone() if tied else tensor.contiguous()
+        is_tied = tensor.data_ptr() in seen and tensor.numel() > 0
+        is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
+        if is_tied or is_part:
+            untied[name] = tensor.clone(memory_format=torch.contiguous_format)
+        else:
+            untied[name] = tensor.contiguous()
         seen.add(tensor.data_ptr())
     return untied
 

@@ -4,8 +4,8 @@ this package, with the class head if wanted."""
 from pathlib import Path
 
 from ..checkpoints import HEAD_NAME
-from ..errors import Parser, at_least, to_stderr, to_stdout
-from .shared_options import add_count, add_output, add_switch
+from ..errors import Parser, to_stdout
+from .shared_options import add_output, add_switch
 
 
 def main(argv: list[str]) -> int:
@@ -48,12 +48,6 @@ def main(argv: list[str]) -> int:
         f"keep the class head and the counts in {HEAD_NAME}: superclip words reads them, and "
         "superclip train --superclip continues to train them",
     )
-    add_count(
-        parser,
-        "--global-batch",
-        "for a checkpoint of SuperCLIP's authors: captions per step over all GPUs, to convert its "
-        "running means to counts (default: 16384, as in the released runs)",
-    )
     add(
         "--hub",
         "the repository on the Hugging Face hub to which you will upload the folder: "
@@ -61,7 +55,6 @@ def main(argv: list[str]) -> int:
         metavar="OWNER/NAME",
     )
     options = parser.parse_args(argv)
-    at_least(options, global_batch=1)
     from ..checkpoints.best_epoch import best_checkpoint
     from ..checkpoints.export import export, read_source
     from ..checkpoints.starting_weights import released_file
@@ -79,11 +72,8 @@ def main(argv: list[str]) -> int:
         file = Path(released_file(str(file), "CHECKPOINT"))
     if file.parent.parent == options.checkpoint:
         which = f", {file.name} of {options.checkpoint}"
-    checkpoint, warning = read_source(
-        file, options.model, tag=tag, global_batch=options.global_batch
-    )
     model, usage = export(
-        checkpoint,
+        read_source(file, options.model, tag=tag),
         options.out,
         model=options.model,
         format=options.format,
@@ -91,7 +81,5 @@ def main(argv: list[str]) -> int:
         overwrite=options.overwrite,
         hub=options.hub,
     )
-    if warning:
-        to_stderr(f"warning: {warning}")
     to_stdout(f"{options.out}: {model} as plain CLIP{which}\n{usage}")
     return 0

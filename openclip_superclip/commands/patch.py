@@ -1,7 +1,6 @@
 """superclip patch: applies or reverts a patch that makes OpenCLIP's training command accept the
 plugins' flags."""
 
-import argparse
 from pathlib import Path
 
 from ..errors import InputError, Parser, one_line, to_stderr, to_stdout
@@ -19,19 +18,19 @@ ACTIONS = {  # their state, and their results if files were changed and if none 
 def main(argv: list[str]) -> int:
     parser = Parser(
         "patch",
-        "Patches OpenCLIP so that python -m open_clip_train.main finds the "
-        "installed plugins and accepts\ntheir flags. There are patches for open_clip_torch "
-        f"{', '.join(disk_patch.patches())}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="actions:\n"
-        "  apply   apply the patch; atomic and idempotent\n"
-        "  check   print one of these states and exit with its code:\n"
-        + "".join(f"            {code}  {state}\n" for state, code in EXIT_CODES.items())
-        + "  revert  restore the exact bytes of the release\n\n"
-        f"Exit code {ERROR}: an error, explained in one line that says whether files changed.\n\n"
-        "example: superclip patch apply",
+        "Patches OpenCLIP so that python -m open_clip_train.main finds the installed plugins and "
+        "accepts their flags. There are patches for open_clip_torch "
+        f"{', '.join(disk_patch.patches())}. Exit code {ERROR} is an error, explained in one line "
+        "that says whether files changed.",
+        "apply",
     )
-    parser.add_argument("action", choices=("apply", "check", "revert"))
+    codes = ", ".join(f"{code} ({state})" for state, code in EXIT_CODES.items())
+    parser.option(
+        "action",
+        f"apply the patch, atomic and idempotent; check: exit with {codes}; revert to the exact "
+        "bytes of the release",
+        choices=("apply", "check", "revert"),
+    )
     parser.option(
         "--source",
         "a checkout or an unpacked wheel (default: the installed OpenCLIP)",

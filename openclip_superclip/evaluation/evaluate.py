@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..environment import versions
 from ..errors import one_line, printable
-from ..files import file_identity, files_digest, make_folder
+from ..files import file_identity, folder_digest, make_folder
 from .features import EvaluationSettings, Features, encode
 from .local_datasets import LocalDataset
 from .metrics import Measured, evaluate
@@ -33,7 +33,7 @@ class Evaluation:
     def __post_init__(self):
         self.num_reused = 0  # results
         # once: a data set can have a million files
-        self.digests = {dataset: files_digest([dataset.folder]) for dataset, _ in self.chosen}
+        self.digests = {dataset: folder_digest(dataset.folder) for dataset, _ in self.chosen}
 
     def run(self, models: list[EvaluatedModel]) -> Iterator[str]:
         """Evaluates all models on every data set; continues after errors, and yields each."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..checkpoints.resume import versions_of_run
 from ..demo.data import write_training_data
-from ..environment import keep_freed_memory, processor
+from ..environment import keep_freed_memory
 from ..files import make_folder, write_with_record
 from ..plans.run import Run
 from ..rendering import progress_bar
@@ -138,7 +138,6 @@ def write_results(results: StudyResults, configured: ConfiguredStudy) -> None:
         "settings": vars(trained.settings),
         "set": study.overrides,
         "versions": versions_of_run(),
-        "processor": processor(),
         "cpus": os.cpu_count(),
         "differences": results.comparisons(),
         "runs": results.records,

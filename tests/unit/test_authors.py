@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import openclip_superclip as superclip
 from openclip_superclip import SuperCLIPLoss, TokenStatistics, class_loss, plain_class_loss
-from openclip_superclip.checkpoints.authors import from_authors
+from openclip_superclip.checkpoints.authors import RELEASED_BATCH, from_authors
 from openclip_superclip.method.head_input import encode_image
 
 BOTH = parametrize("function", [class_loss, plain_class_loss])
@@ -86,7 +86,7 @@ def test_losses_and_counts_of_two_ranks_equal_the_authors(function, tmp_path):
 @torch.no_grad()
 def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_text, tmp_path):
     write_json(tmp_path / "m.json", read_json(AUTHORS_CONFIG) | {"custom_text": custom_text})
-    command = f"export {AUTHORS} --model {tmp_path}/m.json --with-head --global-batch 48 --out"
+    command = f"export {AUTHORS} --model {tmp_path}/m.json --with-head --out"
     execute(command, tmp_path / "out")
     model = superclip.create_model_and_transforms(f"local-dir:{tmp_path}/out")[0].eval()
     golden = load_file(GOLDEN / "reference_tiny.io.safetensors")
@@ -97,8 +97,8 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
     for name in ("image_features", "text_features", "logit_scale", "class_logits"):
         assert_close(outputs[name], golden[name], atol=1e-5, rtol=0)
     theirs = torch.load(AUTHORS, weights_only=True)["state_dict"]
-    assert model.statistics.num_captions == theirs["module.num_samples"].item() * 48
-    counts = (theirs["module.cap_fq"].flatten() * 48).round().long()
+    assert model.statistics.num_captions == theirs["module.num_samples"].item() * RELEASED_BATCH
+    counts = (theirs["module.cap_fq"].flatten() * RELEASED_BATCH).round().long()
     assert torch.equal(model.statistics.document_frequency, counts)
     trained = model.train()(golden["image"], golden["text"])
     for name in ("image_features", "text_features"):
@@ -109,34 +109,17 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
     assert_close(trained["class_losses"], losses, atol=1e-5, rtol=0)
 
 
-@parametrize("global_batch", [6, 16384, 10000])
-def test_float32_means_restore_every_count(global_batch):
+def test_float32_means_restore_every_count():
     """Running means over batches, computed like the authors', with a
     different frequency for each token."""
     torch.manual_seed(0)
-    counts = torch.randint(global_batch + 1, (50, 300))
-    means = (counts.float() / global_batch).double().sum(dim=0, keepdim=True)
+    counts = torch.randint(RELEASED_BATCH + 1, (50, 300))
+    means = (counts.float() / RELEASED_BATCH).double().sum(dim=0, keepdim=True)
     head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
     weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
-    ours, is_whole = from_authors(
-        weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, global_batch, "file"
-    )
-    assert is_whole
+    ours = from_authors(weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, "file")
     assert torch.equal(ours["statistics.document_frequency"], counts.sum(dim=0))
-    assert ours["statistics.num_captions"] == 50 * global_batch
-
-
-@parametrize("given, is_whole", [(48, True), (40, False)])
-def test_a_global_batch_that_gives_fractional_counts_is_reported(given, is_whole, tmp_path, capsys):
-    counts = torch.arange(300) % 47
-    file = altered_authors(
-        tmp_path,
-        cap_fq=(counts.float() / 48).double()[None],
-        num_samples=torch.ones(1, 1).double(),
-    )
-    execute(f"export {file} --model {AUTHORS_CONFIG} --global-batch {given} --out {tmp_path}/out")
-    warning = "warning: --global-batch 40 does not give"
-    assert (warning in capsys.readouterr().err) == (not is_whole)
+    assert ours["statistics.num_captions"] == 50 * RELEASED_BATCH
 
 
 REFUSED = {  # changes to the authors' file, or flags, and the error message
