@@ -34,6 +34,7 @@ FLAGS = {
     "--json": "a started run's run.json has the values of its plan; superclip words --out DIR "
     "writes words.jsonl",
     "--rehearsal": "give the rehearsal's speed, --samples-per-second S",
+    "--gpu": "the hours are those of A100s; give the rehearsal's speed, --samples-per-second S",
     "--state": "the table of superclip status has a column for grep",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
     "--runs": "the runs of a study are in OUT/runs",

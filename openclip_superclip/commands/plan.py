@@ -18,8 +18,6 @@ from .recipe_options import (
 )
 from .shared_options import add_number, add_switch
 
-# in bfloat16, dense; data sheets
-GPU_TFLOPS = {"RTX4090": 165, "A100": 312, "L40S": 362, "H100": 989, "H200": 989}
 HEAD = ("recipe", "method", "model", "data", "batch", "samples", "the paper's value")
 
 
@@ -68,14 +66,8 @@ def _parser() -> Parser:
         "read all shards or images, not only some; exit code 1 if one is bad",
     )
     parser.option(
-        "--gpu",
-        "GPU type, to estimate the hours (default: %(default)s)",
-        choices=GPU_TFLOPS,
-        default="A100",
-    )
-    parser.option(
         "--samples-per-second",
-        "measured throughput of all GPUs together",
+        "measured throughput of all GPUs together (default: an estimate for A100s)",
         type=float,
         metavar="S",
     )
@@ -92,7 +84,7 @@ def _plan(options: argparse.Namespace) -> int:
     warnings = run.check_shards()
     if not reads_data:
         run.warnings.extend(warnings)
-    cost = estimate_cost(run, GPU_TFLOPS[options.gpu], speed)
+    cost = estimate_cost(run, speed)
     run.warnings.extend(long_slice(run, cost["slice_hours"]))
     check = run.check_data(full=options.check) if reads_data else None
     to_stdout(plan_text(run, cost, check))

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         "give its folder instead of a recipe. With --rehearse, it trains for a few minutes with "
         "the batch, precision, data and ranks of the whole run, resumes from its checkpoint, "
         "compares the result with uninterrupted training, and prints the hours of the whole run, "
-        "its bottleneck and what to change.",
+        "the peak of memory and the time spent waiting for data.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)

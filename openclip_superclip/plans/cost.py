@@ -32,7 +32,6 @@ PUBLISHED = {
     "ViT-L-14": (87.7, 4, 66),
 }
 A100_TFLOPS = 312.0  # in bfloat16
-OTHER_GPU = 0.5  # the utilization of a GPU of which no run is published, times the A100's
 CORE_GFLOPS = 20  # of a CPU core: the slower of the demo's model and ViT-Ti-16-96, on an AMD EPYC
 SLICE_HOURS = 0.5  # of the slices that a plan advises
 SLICE_HOURS_MAX = 1.0  # of slices without a warning
@@ -43,26 +42,23 @@ COUNTS = Path(__file__).with_name("model_counts.json")
 FLOAT_WEIGHTS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")  # precisions with float32 weights
 
 
-def utilization(forward_gmacs: float, gpu_tflops: float) -> float:
-    """Returns a GPU's utilization in the slowest published run of the model that is nearest in
+def utilization(forward_gmacs: float) -> float:
+    """Returns an A100's utilization in the slowest published run of the model that is nearest in
     size."""
     gmacs, passes, speed = min(
         PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs))
     )
-    fraction = 2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12)
-    return fraction if gpu_tflops == A100_TFLOPS else OTHER_GPU * fraction
+    return 2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12)
 
 
-def estimate_cost(
-    run: Run, gpu_tflops: float = A100_TFLOPS, samples_per_second: float | None = None
-) -> dict:
+def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
     """Returns the plan's costs, for JSON.
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward
     pass is two forward ones, gradient checkpointing and accumulation are one more each, of the
     towers. The contrastive loss's own products, 0.12 % of these at ViT-B/16 and batch 32,768, and
-    the optimizer's are not counted. `gpu_tflops` is a GPU's peak, and `samples_per_second` the
-    measured throughput of all GPUs together.
+    the optimizer's are not counted. The hours are those of A100s, unless `samples_per_second`, the
+    measured throughput of all GPUs together, is given.
     """
     counts = counts_of(run)
     gmacs = counts["forward_gmacs"]
@@ -72,20 +68,19 @@ def estimate_cost(
     flops = flops_per_sample * run.samples
     kept_patches = 1 - (run.recipe.flags.get("force-patch-dropout") or 0)
     # a model with patch dropout is compared with published runs by its size with all patches
-    fraction = utilization(gmacs["vision"] / kept_patches + gmacs["text"], gpu_tflops)
+    fraction = utilization(gmacs["vision"] / kept_patches + gmacs["text"])
     if samples_per_second:
         speed = flops_per_sample * samples_per_second
     elif run.device == "cpu":
         speed = CORE_GFLOPS * 1e9 * (os.cpu_count() or 1)
     else:
-        speed = gpu_tflops * 1e12 * fraction * run.world_size
+        speed = A100_TFLOPS * 1e12 * fraction * run.world_size
     hours = flops / speed / 3600
     return {
         **counts,
         "flops_per_sample": flops_per_sample,
         "flops": flops,
         "utilization": fraction,
-        "gpu_tflops": gpu_tflops,
         "gpu_hours": hours * run.world_size,
         "hours": hours,
         "samples_per_second": samples_per_second,

@@ -135,12 +135,9 @@ def _compute(run: Run, cost: dict) -> str:
             "slower of two small models; superclip run --rehearse measures it"
         )
     slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
-    halved = ", halved because no run on this GPU is published"
     return (
-        f"{text} at {cost['utilization']:.0%} of {cost['gpu_tflops']:g} TFLOPS per GPU{slower}, as "
-        "in the slowest of OpenCLIP's published runs on A100"
-        f"{'' if cost['gpu_tflops'] == A100_TFLOPS else halved}; superclip run --rehearse "
-        "measures it"
+        f"{text} at {cost['utilization']:.0%} of {A100_TFLOPS:g} TFLOPS per GPU{slower}, as in the "
+        "slowest of OpenCLIP's published runs on A100; superclip run --rehearse measures it"
     )
 
 

@@ -22,8 +22,6 @@ SLICES = 2
 # folders in the rehearsal's
 WHOLE = "whole"
 RESUMED = "resumed"  # which trains the second slice again, from the checkpoint of the first
-MAX_WAITING = 0.1  # of the time: with more, the data is reported as the bottleneck
-LOW_MEMORY = 0.5  # of a GPU: below it, a larger batch per GPU is proposed
 
 
 @dataclass
@@ -131,24 +129,8 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         "checkpoint_bytes": (whole.checkpoints / "epoch_1.pt").stat().st_size,
         "seconds_between_slices": pause,
         "hours": (run.samples / speed + run.num_slices * pause) / 3600,
-        "bottleneck": _bottleneck(run, waiting or 0, memory),
         "resumed": _differences(rehearsal),
     }
-
-
-def _bottleneck(run: Run, waiting: float, memory: dict) -> str:
-    """Returns the bottleneck, and what to change."""
-    if waiting > MAX_WAITING:
-        return (
-            f"the data: {waiting:.0%} of the time is spent waiting for it; give more --workers "
-            f"than {run.workers} if there are CPUs for them, or faster storage"
-        )
-    if run.accum_freq > 1 and memory["total"] and memory["peak"] < LOW_MEMORY * memory["total"]:
-        return (
-            f"accumulation: {memory['peak'] / memory['total']:.0%} of a GPU's memory is used; "
-            f"try --gpu-batch-max {2 * run.batch_size}"
-        )
-    return "computing, not the data"
 
 
 def _differences(rehearsal: Rehearsal) -> dict:
@@ -196,7 +178,6 @@ def report_text(summary: dict, world_size: int) -> str:
         "resumed": resumed_text(summary),
         "whole run": f"{significant(summary['hours'], 2)} hours without validation, "
         f"{significant(summary['hours'] * world_size, 2)} {unit}-hours",
-        "bottleneck": summary["bottleneck"],
     }
     texts = [f"  {name:<12}{text}" for name, text in lines.items()]
     return "\n".join([f"rehearsal of {summary['recipe']}:", *texts])

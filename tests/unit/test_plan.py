@@ -181,8 +181,6 @@ def test_hours_are_those_of_openclips_slowest_published_run(name, published):
     )
     speed = ours.samples / estimate_cost(ours)["hours"] / 3600
     assert speed == pytest.approx(published, rel=0.01)
-    h100 = ours.samples / estimate_cost(ours, gpu_tflops=989)["hours"] / 3600
-    assert h100 == pytest.approx(speed / 2 * 989 / 312)
 
 
 @cases("nodes, gpus, launcher", table("plans: launchers"))
@@ -249,7 +247,7 @@ def test_runs_of_yfcc15m_with_other_batches_train_the_same_passes_and_slices():
 
 
 def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
-    text = execute(f"plan {RELEASED} --set samples=51.2e9 --gpu H100")
+    text = execute(f"plan {RELEASED} --set samples=51.2e9")
     assert re.search(r"FLOPs; [\d,]{5,} hours, [\d,]{5,} GPU-hours", " ".join(text.split()))
     assert "e+" not in text.partition("FLOPs")[2]
 

@@ -71,7 +71,9 @@ def test_the_columns_are_named_as_openclip_names_them(folder):
     columns = "--csv-separator '\t' --csv-img-key path --csv-caption-key text"
     data = f"--data {folder}/tabs.csv {columns}"
     printed = execute(f"plan {OWN} {data} --device cpu --check")
-    assert f"a table of {NUM_ROWS} pairs; {NUM_ROWS} images were checked" in " ".join(printed.split())
+    assert f"a table of {NUM_ROWS} pairs; {NUM_ROWS} images were checked" in " ".join(
+        printed.split()
+    )
     assert "--csv-separator '\t' --csv-img-key path" in printed
 
 
