@@ -41,12 +41,13 @@ def long(index):
 
 
 def write_table(folder, head, cells):
-    """Writes a table of so many rows, each with the same image; returns the
-    flags to train on it."""
-    (folder / "image.png").write_bytes(IMAGE)
-    (folder / "train.csv").write_text(
-        "\n".join([f"filepath,{head}", *(f"{folder}/image.png,{cell}" for cell in cells)])
-    )
+    """Writes a table of so many rows, each with a copy of an image; returns
+    the flags to train on it."""
+    rows = [f"filepath,{head}"]
+    for number, cell in enumerate(cells):
+        (folder / f"{number}.png").write_bytes(IMAGE)
+        rows.append(f"{folder}/{number}.png,{cell}")
+    (folder / "train.csv").write_text("\n".join(rows))
     return f"--dataset-type csv --csv-separator , --train-data {folder}/train.csv"
 
 
