@@ -199,7 +199,10 @@ def shipped_folder(name: str) -> Path:
 
 # in folders that may be replaced: the command that has written them, and the digest of each file
 WRITTEN = "superclip.json"
-UNRECORDED = "or by version 0.2, which kept no record; remove it yourself, or"
+FOREIGN = (
+    "was not written by this command, was changed since, or is from version 0.2, which kept no "
+    "record; remove it yourself, or"
+)
 
 
 def is_own(file: Path, mark: str) -> bool:
@@ -250,7 +253,7 @@ def _problems_with_output(
     if folder and target.is_dir():
         check_results(out, [WRITTEN, *sorted({*os.listdir(out)} - {WRITTEN})], command)
     elif folder or not is_own(target, command):
-        yield f"was not written by this command, {UNRECORDED}"
+        yield FOREIGN
 
 
 def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
@@ -258,11 +261,11 @@ def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
     command has not written.
 
     The first of them, which is JSON, is its own if it contains the text `mark`; the others, if they
-    are as the first one records them, or if an earlier version wrote it, which recorded none.
+    are as the first one records them, or if it records none.
     """
     record, *others = names
     content = json_or_empty(folder / record)
-    foreign = [name for name in names if (folder / name).exists()]
+    foreign = [name for name in names if os.path.lexists(folder / name)]
     if content and is_own(folder / record, mark):
         digests = content.get("files")
         foreign = [
@@ -272,8 +275,7 @@ def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
         ]
     if foreign:
         raise InputError(
-            f"--out: {folder} contains {foreign[0]}, which was not written by this command, "
-            f"{UNRECORDED} give another name"
+            f"--out: {folder} contains {foreign[0]}, which {FOREIGN} give another name"
         )
 
 
