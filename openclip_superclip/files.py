@@ -287,13 +287,14 @@ def _is_recorded(file: Path, digests: dict) -> bool:
 def write_with_record(record_file: Path, record: dict, files: Mapping[str, bytes]) -> None:
     """Writes a record, which also contains the digests of files, and then the files beside it.
 
-    The digests of earlier files stay, for a call that is killed before it has replaced them.
+    It contains those of the files to replace, too: a killed call may not have replaced them.
     """
-    earlier = json_or_empty(record_file).get("files", {})
-    digests = {
-        name: [hashlib.sha256(content).hexdigest(), *earlier.get(name, [])[:1]]
-        for name, content in files.items()
-    }
+    digests = {}
+    for name, content in files.items():
+        digests[name] = [hashlib.sha256(content).hexdigest()]
+        file = record_file.with_name(name)
+        if file.is_file():
+            digests[name].append(content_digest(file))
     write_json(record_file, record | {"files": digests})
     for name, content in files.items():
         write_bytes(record_file.with_name(name), content)

@@ -101,6 +101,12 @@ def test_an_export_with_a_changed_or_an_added_file_is_not_replaced(name, outputs
     assert place.read_bytes() == before
 
 
+def test_an_export_with_an_added_link_to_nothing_is_not_replaced(outputs):
+    (outputs / "exported" / "mine").symlink_to("nowhere")
+    command, out = REPLACING["export"]
+    assert "contains mine, which was not written" in failure(f"{command} {out} --overwrite")
+
+
 def test_a_file_beside_its_own_record_is_replaced_unless_it_was_changed(tmp_path):
     names = ("scores.json", "scores.csv")
 
@@ -110,14 +116,17 @@ def test_a_file_beside_its_own_record_is_replaced_unless_it_was_changed(tmp_path
 
     write(b"first")
     write(b"second")
-    (tmp_path / "scores.csv").write_text("first")  # as if killed before it was replaced
-    write(b"third")
+    for text in (b"third", b"fourth"):
+        before = (tmp_path / "scores.csv").read_bytes()
+        write(text)
+        (tmp_path / "scores.csv").write_bytes(before)  # as if killed before it was replaced
+    write(b"fifth")
     (tmp_path / "scores.csv").write_text("a person's")
     with input_error("contains scores.csv, which was not written by this command"):
-        write(b"fourth")
+        write(b"sixth")
     assert (tmp_path / "scores.csv").read_text() == "a person's"
     write_json(tmp_path / "scores.json", {"command": "mine"})  # of an earlier version
-    write(b"fifth")
+    write(b"seventh")
 
 
 def test_partial_outputs_of_killed_calls_are_removed_and_those_of_running_calls_are_kept(tmp_path):
