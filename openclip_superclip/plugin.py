@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from .checkpoints.resume import write_record
+from .checkpoints.resume_record import write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
 from .errors import InputError, one_line, refuse

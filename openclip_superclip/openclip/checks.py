@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.model_configurations import is_file, register_small_models
-from ..checkpoints.resume import NAME, changes, check_kind, read_record
+from ..checkpoints.resume import check_kind
+from ..checkpoints.resume_record import NAME, changes, read_record
 from ..data.held_out import SPLIT
 from ..data.slices import Split, more_than_a_slice
 from ..data.tables import too_few_rows

@@ -285,7 +285,7 @@ class Training:
         """The ResumeRecord of a run that starts now."""
         from open_clip_train.params import get_default_params
 
-        from ..checkpoints.resume import record_of
+        from ..checkpoints.resume_record import record_of
 
         options = vars(self.options)
         defaults = get_default_params(self.options.model)

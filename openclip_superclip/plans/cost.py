@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints.model_configurations import openclip_name
-from ..checkpoints.resume import configuration_digest
+from ..checkpoints.resume_record import configuration_digest
 from ..errors import InputError
 from ..files import read_json
 from ..openclip.train import check_command

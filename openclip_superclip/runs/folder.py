@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
-from ..checkpoints.resume import NAME, changed_data, versions_of_run
+from ..checkpoints.resume_record import NAME, changed_data, versions_of_run
 from ..checkpoints.trainer_files import RECORD, checkpoints, is_complete, newest
 from ..environment import current_time
 from ..errors import InputError

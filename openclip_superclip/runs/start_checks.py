@@ -3,14 +3,8 @@
 import shutil
 from dataclasses import asdict
 
-from ..checkpoints.resume import (
-    FIELD,
-    changes,
-    continued,
-    read_record,
-    record_of,
-    resumed_checkpoint,
-)
+from ..checkpoints.resume import resumed_checkpoint
+from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
 from ..checkpoints.trainer_files import checkpoints
 from ..errors import InputError, to_stderr
 from ..openclip.train import check_command

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.best_epoch import validation_scores
-from ..checkpoints.resume import versions_of_run
+from ..checkpoints.resume_record import versions_of_run
 from ..checkpoints.trainer_files import checkpoints
 from ..checkpoints.weights import read_checkpoint
 from ..data.tables import is_table

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 from tqdm import tqdm
 
-from ..checkpoints.resume import versions_of_run
+from ..checkpoints.resume_record import versions_of_run
 from ..demo.data import write_training_data
 from ..environment import keep_freed_memory
 from ..files import make_folder, write_with_record

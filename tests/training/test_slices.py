@@ -32,9 +32,9 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints import resume
+from openclip_superclip.checkpoints import resume_record
 from openclip_superclip.checkpoints.architecture import read_architecture
-from openclip_superclip.checkpoints.resume import changes, write_record
+from openclip_superclip.checkpoints.resume_record import changes, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.openclip import hook_calls
@@ -46,7 +46,7 @@ SLICES = 3
 def record_of(options, world_size):
     """Returns the record of a run with these options."""
     model = read_architecture(options["model"], options["pretrained"] or "")
-    return resume.record_of(options, world_size, model)
+    return resume_record.record_of(options, world_size, model)
 
 
 def write_shards(folder, sizes):

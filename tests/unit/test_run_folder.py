@@ -20,12 +20,8 @@ from support.tiny_run import write_recipe
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints import trainer_files
-from openclip_superclip.checkpoints.resume import (
-    check_kind,
-    read_record,
-    read_resumed,
-    resumed_checkpoint,
-)
+from openclip_superclip.checkpoints.resume import check_kind, read_resumed, resumed_checkpoint
+from openclip_superclip.checkpoints.resume_record import read_record
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines

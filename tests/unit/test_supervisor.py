@@ -16,7 +16,7 @@ from support.training_runs import call
 
 from openclip_superclip.__main__ import main
 from openclip_superclip.checkpoints.architecture import read_architecture
-from openclip_superclip.checkpoints.resume import FIELD, read_record, record_of
+from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
