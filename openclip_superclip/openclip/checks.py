@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.model_configurations import is_file, register_small_models
-from ..checkpoints.resume import check_kind
+from ..checkpoints.resume import check_kind, read_resumed
 from ..checkpoints.resume_record import NAME, changes, read_record
 from ..data.held_out import SPLIT
 from ..data.slices import Split, more_than_a_slice
@@ -161,21 +161,24 @@ def _check_resume(training: Training) -> None:
     A checkpoint does not fit with or without a class head, with other slices, or, for a run in
     slices, with other options than at its beginning, which `superclip run` has compared already.
     """
-    if training.resumed.file is None or (training.resumed.damaged and not training.is_ours):
+    file = training.resumed.file
+    if file is None or (training.resumed.damaged and not training.is_ours):
         return
     options = training.options
     data = training.data_config
-    checkpoint = training.checkpoint
+    has_head = training.config is not None
+    # not kept by the training: its weights are a mapped file, which may be deleted meanwhile
+    checkpoint = read_resumed(file, has_head=has_head, reads_values=training.reads_contents)
     if checkpoint is not None:
         has_tasks = current().HAS_TASKS
         check_kind(
             checkpoint,
             options.model,
-            with_head=training.config is not None,
+            with_head=has_head,
             with_ddp=None if has_tasks else training.with_ddp,
             has_tasks=has_tasks if training.is_ours else None,
         )
-    folder = Path(training.resumed.file).parent.parent
+    folder = Path(file).parent.parent
     is_recorded = data.slices is not None or (folder / NAME).exists()
     is_compared = training.in_run is not None or data.accept_changes
     if not options.train_data or not is_recorded or is_compared:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name
-from ..checkpoints.resume import Resumed, read_resumed, resumed_checkpoint
+from ..checkpoints.resume import Resumed, resumed_checkpoint
 from ..data.data_check import DataCheck
 from ..data.held_out import TRAIN, TableSplit, split_table
 from ..data.inspection import NUM_LOOKED_FOR, inspect
@@ -53,8 +53,8 @@ class Training:
 
     @property
     def reads_contents(self) -> bool:
-        """Whether this process decodes images and reads the values of weights: one rank does, and
-        not again in superclip run."""
+        """Whether this process decodes a table's images and reads the values of weights: one rank
+        does, and not again in superclip run."""
         return self.rank == 0 and self.in_run is None
 
     @property
@@ -211,18 +211,6 @@ class Training:
             save_most_recent=options.save_most_recent,
             is_ours=self.is_ours,
         )
-
-    @property
-    def checkpoint(self):
-        """The Checkpoint of --resume, read at each access: its weights are a mapped file, which
-        may be deleted during training. None without one, and if OpenCLIP has to report that it
-        cannot be read."""
-        resumed = self.resumed
-        is_left_to_openclip = bool(resumed.damaged) and not self.is_ours
-        if resumed.file is None or is_left_to_openclip:
-            return None
-        has_head = self.config is not None
-        return read_resumed(resumed.file, has_head=has_head, reads_values=self.reads_contents)
 
     @property
     def with_ddp(self) -> bool | None:
