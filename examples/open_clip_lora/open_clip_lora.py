@@ -1,6 +1,7 @@
 """An OpenCLIP plugin: fine-tuning with low-rank adapters in the towers (LoRA, arXiv 2106.09685)."""
 
 import zipfile
+from contextlib import suppress
 
 import pluggy
 import torch
@@ -51,7 +52,8 @@ def open_clip_check_options(args):
             raise SystemExit(f"error: --lora does not work with --{flag}: leave one of them out")
     from open_clip_lora_layers import layers_to_adapt
 
-    layers_to_adapt(args)
+    with suppress(Exception):  # of a model that OpenCLIP cannot create, which it reports
+        layers_to_adapt(args)
 
 
 @hookimpl

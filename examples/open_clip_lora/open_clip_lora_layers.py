@@ -48,11 +48,9 @@ def layers_to_adapt(args) -> list[str]:
     """Returns the names of the attention and linear layers of the towers of --lora-towers.
 
     Raises SystemExit for a tower without any. Nothing is loaded: the model has no weights, and only
-    the layers that it calls count. A model that OpenCLIP cannot create has none.
+    the layers that it calls count.
     """
     model = model_without_weights(args)
-    if model is None:
-        return []
     if not hasattr(model, "visual") or hasattr(model, "text_decoder"):
         raise SystemExit(f"error: --lora: {args.model} has more than an image and a text tower")
     layers = {}
@@ -69,8 +67,8 @@ def layers_to_adapt(args) -> list[str]:
     return [*layers.get("image", []), *layers.get("text", [])]
 
 
-def model_without_weights(args) -> nn.Module | None:
-    """Returns the model on the meta device; None if OpenCLIP cannot create it, which it reports."""
+def model_without_weights(args) -> nn.Module:
+    """Returns the model on the meta device."""
     names = ("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length")
     options = {name: getattr(args, name) for name in names}
     size = options["force_image_size"]
@@ -88,8 +86,6 @@ def model_without_weights(args) -> nn.Module | None:
                 cache_dir=args.cache_dir,
                 **options,
             )
-    except Exception:
-        return None
     finally:
         logging.root.setLevel(level)
 
