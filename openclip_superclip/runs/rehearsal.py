@@ -145,7 +145,8 @@ def _differences(rehearsal: Rehearsal) -> dict:
         {step["samples"]: step["loss"] for step in rehearsal.points(name)}
         for name in (WHOLE, RESUMED)
     )
-    second_slice = [samples for samples in first if samples > rehearsal.run.slice_samples]
+    middle = rehearsal.run.samples // SLICES
+    second_slice = [samples for samples in first if samples > middle]
     gaps = [abs(first[step] - again[step]) for step in second_slice if step in again]
     ours, theirs = (
         read_checkpoint(rehearsal.part(name).checkpoints / f"epoch_{SLICES}.pt").weights
