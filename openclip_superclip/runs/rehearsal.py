@@ -114,6 +114,7 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
     if run.accum_freq == 1:  # else OpenCLIP measures a part of it
         seconds = statistics.fmean(step["data_seconds"] for step in warm)
         waiting = min(1.0, seconds * speed / run.global_batch_size)
+    # for the checkpoint, and for validation if the run validates after its first slice
     pause = (steps[middle]["time"] - steps[middle - 1]["time"]).total_seconds()
     logs = whole.path / whole.attempts[-1]["ranks"]
     memory = max(
@@ -177,7 +178,7 @@ def report_text(summary: dict, world_size: int) -> str:
         "checkpoint": f"{bytes_text(summary['checkpoint_bytes'])}; "
         f"{summary['seconds_between_slices']:.0f} s between two slices",
         "resumed": resumed_text(summary),
-        "whole run": f"{significant(summary['hours'], 2)} hours without validation, "
+        "whole run": f"{significant(summary['hours'], 2)} hours, "
         f"{significant(summary['hours'] * world_size, 2)} {unit}-hours",
     }
     texts = [f"  {name:<12}{text}" for name, text in lines.items()]

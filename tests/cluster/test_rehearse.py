@@ -65,7 +65,7 @@ def test_it_measures_what_the_whole_run_will_take_and_a_plan_uses_it(rehearsed):
     assert 0 <= summary["waiting_for_data"] <= 1
     assert summary["memory"]["peak"] > 100e6 and summary["memory"]["of"] == "process"
     assert summary["checkpoint_bytes"] > 1e6
-    assert not list(rehearsed["out"].rglob("*.pt"))  # the checkpoints have told what they can
+    assert not list(rehearsed["out"].rglob("*.pt"))  # the report has read them
     advised = re.search(r"^superclip (plan RECIPE .*) uses this", printed, re.MULTILINE)
     plan = execute(advised[1].replace("RECIPE", str(rehearsed["recipe"])))
     assert f" at {float(f'{speed:g}'):,.10g} samples/s" in " ".join(plan.split())
