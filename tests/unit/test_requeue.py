@@ -41,6 +41,7 @@ def is_ours(tmp_path):
         (143, "RUNNING", 1, "None", "REQUEUE", True),  # a node is drained, or scancel --signal=TERM
         (143, "RUNNING", 1, PREEMPTED, "REQUEUE", None),  # in the grace time
         (143, "RUNNING", 1, "2026-01-01T09:00:00", "REQUEUE", True),  # of an earlier start
+        (143, "RUNNING", 1, PREEMPTED, "GANG,REQUEUE", None),
         (143, "RUNNING", 1, PREEMPTED, "CANCEL", True),
         (143, "COMPLETING", 1, PREEMPTED, "REQUEUE", False),  # SLURM has requeued it
         (143, "RUNNING", 2, "None", "REQUEUE", False),
