@@ -11,7 +11,7 @@ from ..errors import InputError, Parser, at_least, to_stdout
 from ..plans.cost import estimate_cost
 from ..plans.plan import make_run, settings_of_table
 from ..plans.plan_text import plan_text
-from ..plans.recipe import COLUMN_FLAGS, Recipe
+from ..plans.recipe import COLUMN_FLAGS, FIELDS, WORDS
 from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
@@ -110,7 +110,7 @@ def planned_run(
 
 def add_data_options(parser: Parser, default: str) -> None:
     """Adds options that override the data and the fields of a recipe."""
-    parser.recipe_fields = Recipe.__dataclass_fields__
+    parser.recipe_fields = FIELDS.keys() - {*WORDS, "flags", "superclip"}
     parser.option(
         "--data",
         "brace pattern of shards to train on, in quotes, or a .csv of images and captions "

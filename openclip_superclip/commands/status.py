@@ -10,19 +10,13 @@ from pathlib import Path
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..rendering import markdown_table
-from ..runs.folder import (
-    RUNNING,
-    RunFolder,
-    current_state,
-    read_fields,
-)
+from ..runs.folder import RUNNING, RunFolder, current_state, read_fields
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 from .shared_options import add_switch
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
 DEFAULT = Path("runs")
-DAMAGED = "damaged"
 HEADS = ["run", "state", "progress", "samples/s", "expected end", "SLURM"]
 
 
@@ -104,7 +98,7 @@ def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], st
     state = values.get("state") or ("submitted" if job else "not started")
     is_damaged = not values and (run / "state.json").exists()
     if is_damaged:
-        state = DAMAGED
+        state = "damaged"
     running = values if state == RUNNING else {}
     speed = running.get("samples_per_second")
     end = running.get("expected_end")

@@ -38,7 +38,7 @@ class BadFile:
 class DataCheck:
     """What a check finds in a table or a pattern of shards, or in one of the shards.
 
-    Unless it is full, a check reads only some of the shards or images. `plan` prints it as JSON.
+    Unless it is full, a check reads only some of the shards or images.
     """
 
     data: str

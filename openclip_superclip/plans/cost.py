@@ -52,7 +52,7 @@ def utilization(forward_gmacs: float) -> float:
 
 
 def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
-    """Returns the plan's costs, for JSON.
+    """Returns the costs of a run, by name.
 
     FLOPs are those of the towers and the head, two per multiplication with addition: the backward
     pass is two forward ones, gradient checkpointing and accumulation are one more each, of the
@@ -145,7 +145,6 @@ def count(run: Run) -> dict:
     model = model_without_values(check_command(run.openclip_arguments()))
     parameters = dict(model.named_parameters())
     head = {name: tensor for name, tensor in parameters.items() if name.startswith("class_head.")}
-    num_bytes = memory_bytes(model, head)
     saved = sum(tensor.nbytes for tensor in model.state_dict().values())
     moments = 2 * sum(tensor.nbytes for tensor in parameters.values())  # AdamW's, of each weight
     return {
@@ -153,7 +152,7 @@ def count(run: Run) -> dict:
         "parameters": sum(tensor.numel() for tensor in parameters.values()),
         "head_parameters": sum(tensor.numel() for tensor in head.values()),
         "checkpoint_bytes": saved + moments,
-        "memory_bytes": num_bytes,
+        "memory_bytes": memory_bytes(model, head),
     }
 
 

@@ -89,12 +89,7 @@ class AddedLines:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Returns a dict per logged step: time, samples seen, samples per epoch, losses, data time,
-    samples per second.
-
-    If a resumed run has repeated steps, only the last repetition is returned. Truncated lines are
-    ignored.
-    """
+    """Returns a dict per logged step: time, samples seen, losses, data time, samples per second."""
     points = []
     for line in log.read_text(errors="replace").splitlines():
         step = STEP.search(line)
@@ -102,16 +97,12 @@ def read_log(log: Path) -> list[dict]:
             continue
         epoch, seen, of_epoch = map(int, step.groups()[1:4])
         data_seconds, speed = map(float, step.groups()[4:])
-        samples = epoch * of_epoch + seen
-        while points and points[-1]["samples"] >= samples:
-            points.pop()
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append(
             {
                 "time": datetime.strptime(step[1], "%Y-%m-%d,%H:%M:%S"),
-                "samples": samples,
+                "samples": epoch * of_epoch + seen,
                 **losses,
-                "epoch_samples": of_epoch,
                 "data_seconds": data_seconds,
                 "samples_per_second": speed,
             }

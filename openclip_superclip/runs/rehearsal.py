@@ -114,6 +114,7 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
     if run.accum_freq == 1:  # else OpenCLIP measures a part of it
         seconds = statistics.fmean(step["data_seconds"] for step in warm)
         waiting = min(1.0, seconds * speed / run.global_batch_size)
+    # for the checkpoint, and for validation if the run validates after its first slice
     pause = (steps[middle]["time"] - steps[middle - 1]["time"]).total_seconds()
     logs = whole.path / whole.attempts[-1]["ranks"]
     memory = max(
@@ -145,7 +146,8 @@ def _differences(rehearsal: Rehearsal) -> dict:
         {step["samples"]: step["loss"] for step in rehearsal.points(name)}
         for name in (WHOLE, RESUMED)
     )
-    second_slice = [samples for samples in first if samples > rehearsal.run.slice_samples]
+    middle = rehearsal.run.samples // SLICES
+    second_slice = [samples for samples in first if samples > middle]
     gaps = [abs(first[step] - again[step]) for step in second_slice if step in again]
     ours, theirs = (
         read_checkpoint(rehearsal.part(name).checkpoints / f"epoch_{SLICES}.pt").weights
@@ -176,7 +178,7 @@ def report_text(summary: dict, world_size: int) -> str:
         "checkpoint": f"{bytes_text(summary['checkpoint_bytes'])}; "
         f"{summary['seconds_between_slices']:.0f} s between two slices",
         "resumed": resumed_text(summary),
-        "whole run": f"{significant(summary['hours'], 2)} hours without validation, "
+        "whole run": f"{significant(summary['hours'], 2)} hours, "
         f"{significant(summary['hours'] * world_size, 2)} {unit}-hours",
     }
     texts = [f"  {name:<12}{text}" for name, text in lines.items()]

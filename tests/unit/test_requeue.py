@@ -16,13 +16,13 @@ def is_ours(tmp_path):
     """Whether the script would start or requeue the job, after an exit code
     and what SLURM then answers; None if it waits."""
 
-    def answer(code, job, mode):
+    def answer(code, job, mode, sleep="kill -9 $PPID"):
         write_program(
             tmp_path / "scontrol",
             f'[ $2 = partition ] && echo "   GraceTime=60 PreemptMode={mode} ReqResv=NO" && exit\n'
             f'echo "JobId=17"\nprintf "   %s \\n" {job}',
         )
-        write_program(tmp_path / "sleep", "kill -9 $PPID")  # it waits
+        write_program(tmp_path / "sleep", sleep)
         script = (shipped_folder("slurm") / "train.sbatch").read_text()
         functions = script[
             script.index("# Returns whether this") : script.index("# Prints the nodes")
@@ -41,6 +41,7 @@ def is_ours(tmp_path):
         (143, "RUNNING", 1, "None", "REQUEUE", True),  # a node is drained, or scancel --signal=TERM
         (143, "RUNNING", 1, PREEMPTED, "REQUEUE", None),  # in the grace time
         (143, "RUNNING", 1, "2026-01-01T09:00:00", "REQUEUE", True),  # of an earlier start
+        (143, "RUNNING", 1, PREEMPTED, "GANG,REQUEUE", None),
         (143, "RUNNING", 1, PREEMPTED, "CANCEL", True),
         (143, "COMPLETING", 1, PREEMPTED, "REQUEUE", False),  # SLURM has requeued it
         (143, "RUNNING", 2, "None", "REQUEUE", False),
@@ -56,3 +57,11 @@ def test_a_job_that_slurm_requeues_is_not_requeued_by_its_script(
         f'"PreemptEligibleTime={BEGUN} PreemptTime={since}"'
     )
     assert is_ours(code, job, mode) is expected
+
+
+def test_a_preempted_job_that_slurm_does_not_requeue_is_requeued_after_15_minutes(
+    is_ours, tmp_path
+):
+    job = f'"JobState=RUNNING" "Restarts=1" "StartTime={BEGUN}" "PreemptTime={PREEMPTED}"'
+    assert is_ours(143, job, "REQUEUE", sleep=f"echo $1 >> '{tmp_path}/slept'")
+    assert sum(map(int, (tmp_path / "slept").read_text().split())) == 15 * 60
