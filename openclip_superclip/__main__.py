@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         file = getattr(error, "filename", None)
         if is_full(error):
             problem = f"cannot be written ({why_full(error)})"
-        elif file:
+        elif file and isinstance(error, OSError):
             problem = f"cannot be used ({error.strerror})"
         else:
             raise

@@ -40,9 +40,8 @@ VTAB_PLUS = [  # clip_benchmark.datasets.builder.dataset_collection["vtab+"]
     "vtab/svhn",
 ]
 # The data sets for classification in CLIP_benchmark's own list, benchmark/webdatasets.txt. The
-# paper does not name its
-# 38: its models' averages are within two points of what CLIP_benchmark publishes for these, and 6
-# to 11 off DataComp's.
+# paper does not name its 38: its models' averages are within two points of what CLIP_benchmark
+# publishes for these, and 6 to 11 off DataComp's.
 THE_38 = [*VTAB_PLUS, "imagenet-o", "vtab/dsprites_label_y_position"]
 SUITES = {  # task and default data sets
     "zeroshot": ("zeroshot_classification", THE_38),

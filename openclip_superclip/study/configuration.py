@@ -68,8 +68,8 @@ def configure(options: StudyOptions) -> ConfiguredStudy:
     check_results(out, RESULTS, MARK)
     if study.is_of_scenes and (options.data or options.val_data):
         raise InputError(
-            f"--data: {study.name} trains and evaluates on the demo's scenes; superclip study "
-            "own_data takes your own data"
+            f"--data, --val-data: {study.name} trains and evaluates on the demo's scenes; "
+            "superclip study own_data takes your own data"
         )
     study = _with_options(study, options)
     _check_measures(study)

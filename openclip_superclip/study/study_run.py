@@ -5,8 +5,7 @@ import shutil
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +103,8 @@ class StudyRun:
         exit_code, seconds = run_superclip(
             ["run", str(self.folder), *self.configured.streams()],
             output,
+            stop,
             one_thread=self.configured.options.device == "cpu",
-            is_to_stop=stop.is_set,
         )
         if earlier is not None:
             write_json(cpu_file, {"cpu_seconds": earlier + seconds})
@@ -123,7 +122,7 @@ class StudyRun:
 def run_superclip(
     arguments: Sequence[str],
     output: Path,
-    is_to_stop: Callable[[], bool],
+    stop: threading.Event,
     *,
     one_thread: bool = False,
 ) -> tuple[int, float]:
@@ -131,8 +130,7 @@ def run_superclip(
     own processes.
 
     It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
-    this process ends, or when `is_to_stop`, which is called twice a second, returns True. Its
-    output goes to the file `output`.
+    this process ends, or when `stop` is set. Its output goes to the file `output`.
     """
     threads = {"OMP_NUM_THREADS": "1"} if one_thread else {}
     code = SUPERCLIP.format(parent=os.getpid(), signal=signal.SIGTERM.value)
@@ -141,10 +139,11 @@ def run_superclip(
     ended = 0
     try:
         while not ended:
-            time.sleep(0.5)  # wait4, the only way to this child's CPU time, takes no timeout
-            if stops := is_to_stop():
+            is_stopped = stop.wait(0.5)
+            if is_stopped:
                 process.terminate()
-            ended, status, usage = os.wait4(process.pid, 0 if stops else os.WNOHANG)
+            # the only way to this child's CPU time, and it takes no timeout
+            ended, status, usage = os.wait4(process.pid, 0 if is_stopped else os.WNOHANG)
     finally:
         if not ended:
             process.terminate()

@@ -45,7 +45,9 @@ def find_images(arguments: Iterable[Path]) -> list[Path]:
             inside = [
                 path
                 for path in sorted(argument.rglob("*"))
-                if path.name.lower().endswith(SUFFIXES) and not path.name.endswith(HEAT_MAP)
+                if path.name.lower().endswith(SUFFIXES)
+                and not path.name.endswith(HEAT_MAP)
+                and not path.is_dir()
             ]
             if not inside:
                 raise InputError(

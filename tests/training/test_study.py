@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 
 import open_clip
 import pytest
@@ -184,7 +185,7 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
 
 
 def test_a_run_has_its_own_process_output_and_cpu_time(tmp_path):
-    code, seconds = run_superclip(["--version"], tmp_path / "output", lambda: False)
+    code, seconds = run_superclip(["--version"], tmp_path / "output", threading.Event())
     assert code == 0 and seconds > 0
     assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
 

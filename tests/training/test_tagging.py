@@ -128,6 +128,7 @@ def test_a_folder_gives_a_self_contained_page_and_json_lines(
     folder, squares_export, tmp_path, capsys
 ):
     (folder / "text.jpg").write_text("no image")
+    (folder / "folder.png").mkdir()
     out = tmp_path / "out"
     assert call(f"words {folder} --model {squares_export} --out {out}") == 3
     printed = capsys.readouterr().out

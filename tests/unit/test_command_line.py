@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from support import cases, input_error, parametrize, table
 from support.training_runs import execute
 from tqdm import tqdm
@@ -98,6 +99,15 @@ def test_a_full_disk_is_one_line():
         1,
         "error: the output cannot be written (No space left on device)\n",
     )
+
+
+def test_a_syntax_error_in_a_plugin_is_raised_with_its_line(monkeypatch):
+    def run(_):
+        compile("x = (", "plugin.py", "exec")
+
+    monkeypatch.setattr(__main__, "_run", run)
+    with pytest.raises(SyntaxError, match=r"plugin\.py, line 1"):
+        __main__.main([])
 
 
 def test_a_stopped_training_says_how_to_continue(monkeypatch, capsys):

@@ -199,7 +199,7 @@ def test_a_run_is_measured_once_and_again_if_its_measures_are_damaged(damage, tr
 
 @cases("after, reason", table("runs: failed runs"))
 def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained, monkeypatch):
-    def train(_, output, **__):
+    def train(_, output, *__, **___):
         output.write_text("as it may")
         write_json(trained / "state.json", after)
         return 1, 0.0
@@ -267,7 +267,9 @@ def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         train = "openclip_superclip.study.study_run.run_superclip"
-        monkeypatch.setattr(train, lambda _, output, **__: (output.write_text("as it may"), 0.0))
+        monkeypatch.setattr(
+            train, lambda _, output, *__, **___: (output.write_text("as it may"), 0.0)
+        )
     with held, input_error(trainer):
         study_run(trained, data="pairs.csv").train(threading.Event())
     assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)
