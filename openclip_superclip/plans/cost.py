@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
     from ..checkpoints.weights import Weights
 
-# OpenCLIP's published runs on LAION: the model's forward multiply-adds in 10^9, its passes (the
+# OpenCLIP's published runs on LAION, by the model's forward multiply-adds in 10^9: its passes (the
 # backward pass is two, gradient checkpointing one), and the samples per second of each A100 of 40
 # GB in the slowest run.
 # From OpenCLIP's README (LAION-400M) and the table of trained models of
 # huggingface.co/laion/scaling-laws-openclip.
 PUBLISHED = {
-    "ViT-B-32": (7.4, 3, 412),
-    "ViT-B-16": (20.5, 3, 310),
-    "ViT-L-14": (87.7, 4, 66),
+    7.4: (3, 412),  # ViT-B-32
+    20.5: (3, 310),  # ViT-B-16
+    87.7: (4, 66),  # ViT-L-14
 }
 A100_TFLOPS = 312.0  # in bfloat16
-CORE_GFLOPS = 20  # of a CPU core: the slower of the demo's model and ViT-Ti-16-96, on an AMD EPYC
+# of a core of an AMD EPYC, by the model's forward multiply-adds in 10^9: the demo's model and
+# ViT-Ti-16-96, trained on images that are quickly decoded
+CORE_GFLOPS = {0.012: 20, 0.165: 50}
 SLICE_HOURS = 0.5  # of the slices that a plan advises
 SLICE_HOURS_MAX = 1.0  # of slices without a warning
 WEIGHTS = (".safetensors", ".bin", ".pth")  # that OpenCLIP finds in a folder
@@ -45,10 +47,14 @@ FLOAT_WEIGHTS = ("fp32", "amp", "amp_bf16", "amp_bfloat16")  # precisions with f
 def utilization(forward_gmacs: float) -> float:
     """Returns an A100's utilization in the slowest published run of the model that is nearest in
     size."""
-    gmacs, passes, speed = min(
-        PUBLISHED.values(), key=lambda run: abs(math.log(run[0] / forward_gmacs))
-    )
+    gmacs = nearest(forward_gmacs, PUBLISHED)
+    passes, speed = PUBLISHED[gmacs]
     return 2e9 * gmacs * passes * speed / (A100_TFLOPS * 1e12)
+
+
+def nearest(size: float, sizes: Iterable[float]) -> float:
+    """Returns the size with the smallest ratio to the given one."""
+    return min(sizes, key=lambda other: abs(math.log(other / size)))
 
 
 def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
@@ -69,10 +75,11 @@ def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
     kept_patches = 1 - (run.recipe.flags.get("force-patch-dropout") or 0)
     # a model with patch dropout is compared with published runs by its size with all patches
     fraction = utilization(gmacs["vision"] / kept_patches + gmacs["text"])
+    core_gflops = CORE_GFLOPS[nearest(towers, CORE_GFLOPS)]
     if samples_per_second:
         speed = flops_per_sample * samples_per_second
     elif run.device == "cpu":
-        speed = CORE_GFLOPS * 1e9 * (os.cpu_count() or 1)
+        speed = core_gflops * 1e9 * (os.cpu_count() or 1)
     else:
         speed = A100_TFLOPS * 1e12 * fraction * run.world_size
     hours = flops / speed / 3600
@@ -81,6 +88,7 @@ def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
         "flops_per_sample": flops_per_sample,
         "flops": flops,
         "utilization": fraction,
+        "core_gflops": core_gflops,
         "gpu_hours": hours * run.world_size,
         "hours": hours,
         "samples_per_second": samples_per_second,

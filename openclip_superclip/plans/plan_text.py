@@ -7,7 +7,7 @@ import textwrap
 
 from ..data.data_check import DataCheck
 from ..rendering import bytes_text, significant
-from .cost import A100_TFLOPS, CORE_GFLOPS
+from .cost import A100_TFLOPS
 from .recipe import METHODS, Recipe
 from .run import Run
 
@@ -131,8 +131,8 @@ def _compute(run: Run, cost: dict) -> str:
         return f"{text} at {cost['samples_per_second']:,.10g} samples/s"
     if run.device == "cpu":
         return (
-            f"{text} on this machine's {os.cpu_count()} cores at {CORE_GFLOPS} GFLOPS, as in the "
-            "slower of two small models; superclip run --rehearse measures it"
+            f"{text} on this machine's {os.cpu_count()} cores at {cost['core_gflops']} GFLOPS, as "
+            "measured with a small model; superclip run --rehearse measures it"
         )
     slower = " in bfloat16 (this run's fp32 is slower)" if run.recipe.precision == "fp32" else ""
     return (
