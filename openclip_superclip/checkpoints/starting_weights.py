@@ -132,8 +132,10 @@ def check_models(training) -> None:
     when they are loaded.
     """
     options = training.options
+    _check_pretrained(training)
     if training.config is not None:
-        _check_model(training)
+        if not training.model.name.startswith("hf-hub:"):
+            training.start_of_towers  # noqa: B018 - InputError if an option would be ignored
         if options.distill_model is not None:
             _check_distils(training.model, options.model, "--model")
             _check_teacher(training)
@@ -142,7 +144,7 @@ def check_models(training) -> None:
         _check_start(options, None if is_unchecked(options) else training.model)
 
 
-def _check_model(training) -> None:
+def _check_pretrained(training) -> None:
     options = training.options
     pretrained = options.pretrained
     model = training.model.name
@@ -150,8 +152,6 @@ def _check_model(training) -> None:
     check_pretrained(model, pretrained)
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
-    if not model.startswith("hf-hub:"):
-        training.start_of_towers  # noqa: B018 - InputError if an option would be ignored
 
 
 def _check_distils(architecture: Architecture, model: str, flag: str) -> None:
