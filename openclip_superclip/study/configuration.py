@@ -101,7 +101,7 @@ def _check_measures(study: Study) -> None:
     if study.is_of_scenes:
         return
     flag = "val-data"
-    option = "--val-data SHARDS (or a .csv)"
+    option = "a table as --data, or with --val-data"
     if study.primary.startswith("imagenet"):
         flag = "imagenet-val"
         option = "--set flags.imagenet-val=FOLDER"
