@@ -65,3 +65,30 @@ def test_a_preempted_job_that_slurm_does_not_requeue_is_requeued_after_15_minute
     job = f'"JobState=RUNNING" "Restarts=1" "StartTime={BEGUN}" "PreemptTime={PREEMPTED}"'
     assert is_ours(143, job, "REQUEUE", sleep=f"echo $1 >> '{tmp_path}/slept'")
     assert sum(map(int, (tmp_path / "slept").read_text().split())) == 15 * 60
+
+
+@parametrize("failed", ["an earlier start", "this start"])
+def test_a_killed_start_is_requeued_unless_it_has_failed(failed, tmp_path):
+    run = tmp_path / "run"
+    state = f'printf \'\\n "state": "failed",\\n "since": "%s",\\n\' now >\'{run}/state.json\'\n'
+    write_program(tmp_path / "srun", f"{state if failed == 'this start' else ''}kill -TERM $$")
+    write_program(
+        tmp_path / "scontrol",
+        f"[ $2 = hostnames ] && echo localhost && exit\necho $1 >>'{tmp_path}/asked'\n"
+        'echo " JobState=RUNNING Restarts=0 "',
+    )
+    run.mkdir()
+    (run / "state.json").write_text('{\n "state": "failed",\n "since": "noon",\n}\n')
+    job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "here", "SLURM_JOB_PARTITION": "gpu"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NUM_NODES": "1", **job}
+    script = shipped_folder("slurm") / "train.sbatch"
+    done = subprocess.run(["bash", script, run], env=environment, check=False)
+    assert done.returncode == 143
+    assert (tmp_path / "asked").exists() == (failed == "an earlier start")
+
+
+def test_a_container_that_bash_cannot_read_ends_the_job(tmp_path):
+    write_program(tmp_path / "srun", "exit 0")
+    script = shipped_folder("slurm") / "train.sbatch"
+    environment = {"PATH": f"{tmp_path}:/bin", "SUPERCLIP_CONTAINER": "env A='b"}
+    assert subprocess.run(["bash", script, "demo"], env=environment, check=False).returncode == 1
