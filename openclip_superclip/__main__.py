@@ -146,7 +146,7 @@ def _raises_at_sigterm() -> Iterator[None]:
     A rank that waits for others would not handle the signal: it keeps the default action.
     """
     process = os.getpid()
-    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    is_rank = os.environ.get("WORLD_SIZE", "1") != "1"
 
     def stop(signum, _):
         if os.getpid() == process:

@@ -14,6 +14,7 @@ from ..data.inspection import NUM_LOOKED_FOR, inspect
 from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
+from ..errors import InputError
 from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
 
 
@@ -298,10 +299,20 @@ def read(args: Namespace) -> Training:
 
 def launched() -> tuple[int, int]:
     """Returns this process's rank and the number of ranks by the variables of horovodrun,
-    torchrun, srun or mpirun."""
+    torchrun, srun or mpirun; InputError if they contradict each other."""
     from open_clip_train.distributed import world_info_from_env
 
-    _, rank, world_size = world_info_from_env()
-    return int(os.environ.get("HOROVOD_RANK", rank)), int(
-        os.environ.get("HOROVOD_SIZE", world_size)
-    )
+    try:
+        _, rank, world_size = world_info_from_env()
+        rank = int(os.environ.get("HOROVOD_RANK", rank))
+        world_size = int(os.environ.get("HOROVOD_SIZE", world_size))
+    except ValueError as error:
+        raise InputError(f"the variables of torchrun, srun or mpirun: {error}") from error
+    if world_size == 1:  # WORLD_SIZE=1 in a step of SLURM: each process trains alone
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise InputError(
+            f"the variables of torchrun, srun or mpirun: rank {rank} of {world_size}; expected "
+            f"0 to {world_size - 1}"
+        )
+    return rank, world_size

@@ -106,6 +106,11 @@ def explained_errors() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if "using env:// rendezvous" in str(error):
+            raise InputError(
+                f"{reason(error)}: start ranks with torchrun, or unset WORLD_SIZE and, in a shell "
+                "of salloc, SLURM_NTASKS to train in this process"
+            ) from error
         if not output_folder.started:
             raise
         (args,) = output_folder.started

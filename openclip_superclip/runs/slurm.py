@@ -53,35 +53,44 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Returns the node of this process; InputError if srun does not start one process per node."""
-    job = environment.get("SLURM_JOB_ID")
-    if job is None:
+    """Returns the node of this process; InputError if srun does not start one process per node, or
+    for a variable without a number."""
+
+    def number(name: str, default: str = "") -> int:
+        text = environment.get(name) or default
+        if not text.isdecimal():
+            raise InputError(f"{name} is {text!r}; expected a number, as SLURM sets it")
+        return int(text)
+
+    # SLURM_JOB_ID of one task of an array is also the number of the whole array
+    job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID")
+    if not job:
         return Placement()
-    array = environment.get("SLURM_ARRAY_JOB_ID")
-    if array is not None:  # SLURM_JOB_ID of one task is also the number of the whole array
-        job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    if task := environment.get("SLURM_ARRAY_TASK_ID"):
+        job = f"{job}_{task}"
     placement = Placement(
         job=job,
-        restarts=int(environment.get("SLURM_RESTART_COUNT") or 0),
-        gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
+        restarts=number("SLURM_RESTART_COUNT", "0"),
+        gpus=number("SLURM_GPUS_ON_NODE", "0"),
     )
     step = environment.get("SLURM_STEP_ID", "")
     if not step.isdecimal() or int(step) >= FIRST_SPECIAL_STEP:
-        num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
+        num_nodes = number("SLURM_JOB_NUM_NODES", "1")
         if num_nodes > 1:
             raise InputError(
                 f"job {job} has {num_nodes} nodes, and this process would use one of them: "
                 "start it with srun --ntasks-per-node=1, as slurm/train.sbatch does"
             )
         return placement
-    num_nodes = int(environment["SLURM_STEP_NUM_NODES"])
-    num_tasks = int(environment["SLURM_STEP_NUM_TASKS"])
+    num_nodes = number("SLURM_STEP_NUM_NODES")
+    num_tasks = number("SLURM_STEP_NUM_TASKS")
     if num_tasks != num_nodes:
         raise InputError(
             f"srun starts {num_tasks} processes on {num_nodes} nodes; expected one per node "
             "(--ntasks-per-node=1), which starts a process for each GPU itself"
         )
-    if num_nodes > 1 and "MASTER_ADDR" not in environment:
+    master_addr = environment.get("MASTER_ADDR")
+    if num_nodes > 1 and not master_addr:
         raise InputError(
             "MASTER_ADDR is not set: expected the first node's name, as slurm/train.sbatch "
             "exports it"
@@ -89,10 +98,10 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
     return replace(
         placement,
         num_nodes=num_nodes,
-        node=int(environment["SLURM_NODEID"]),
+        node=number("SLURM_NODEID"),
         step=step,
-        master_addr=environment.get("MASTER_ADDR", "127.0.0.1"),
-        master_port=int(environment.get("MASTER_PORT", 29500)),
+        master_addr=master_addr or "127.0.0.1",
+        master_port=number("MASTER_PORT", "29500"),
     )
 
 
@@ -113,7 +122,7 @@ def minutes_of(time: str) -> float | None:
 def hosts() -> list[str]:
     """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login; without
     scontrol, which is missing in containers."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST", this_host())
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or this_host()
     pattern = re.sub(r"\[(.*?)\]", _braces, nodes)
     # the outer braces split the list at its commas; the empty last name makes it a list of two
     return [name for name in braceexpand(f"{{{pattern},}}") if name]
@@ -140,8 +149,8 @@ class QueuedJob(NamedTuple):
 
 def time_left() -> float | None:
     """Returns the seconds until the job's time limit, None without one."""
-    end = os.environ.get("SLURM_JOB_END_TIME")
-    return int(end) - time.time() if end else None
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return int(end) - time.time() if end.isdecimal() else None
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:

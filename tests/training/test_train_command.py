@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import cases, parametrize, refusals
+from support import cases, parametrize, refusals, table
 from support.models import MODELS, VOCAB_SIZE, write_model
 from support.training_runs import (
     completed,
@@ -25,6 +25,7 @@ from torch.distributed.run import main as torchrun
 
 from openclip_superclip.flags import Config, options_of
 from openclip_superclip.openclip import start
+from openclip_superclip.openclip.parsed_options import launched
 
 
 @cases("flags, reason", refusals("train"))
@@ -54,6 +55,22 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_log_is_kept(short_run
     assert "the weights are not finite after epoch 1, which is not saved: resume from" in error
     assert not [*tmp_path.glob("logs/run/checkpoints/*")]
     assert "Train Epoch" in (tmp_path / "logs/run/out.log").read_text()
+
+
+@cases("variables, said", table("runs: refused ranks"))
+def test_ranks_that_cannot_meet_are_one_line(variables, said, short_run, tmp_path):
+    def train(*flags):
+        os.environ.update(variables)
+        return superclip_train(*flags)
+
+    assert said in error_of(train, short_run, "--superclip", cwd=tmp_path)
+    assert not (tmp_path / "logs/run").exists()
+
+
+def test_a_task_of_slurm_that_trains_alone_is_rank_0(monkeypatch):
+    for name, value in {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == (0, 1)
 
 
 def test_a_run_that_openclip_refuses_leaves_nothing_behind_and_an_old_run_untouched(

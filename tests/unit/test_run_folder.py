@@ -38,7 +38,7 @@ from openclip_superclip.runs.folder import (
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.progress import Progress
 from openclip_superclip.runs.recovery import starts_without_slice
-from openclip_superclip.runs.slurm import Placement, find_placement, hosts
+from openclip_superclip.runs.slurm import Placement, find_placement, hosts, time_left
 from openclip_superclip.runs.unreadable import UnreadableData
 
 IN_A_STEP = dict(
@@ -68,6 +68,16 @@ def test_slurms_list_of_nodes_is_expanded(nodes, names, monkeypatch):
 def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
     with input_error(said):
         find_placement(environment)
+
+
+def test_an_empty_number_of_a_job_is_none():
+    assert find_placement({"SLURM_JOB_ID": "", "SLURM_RESTART_COUNT": "x"}) == Placement()
+
+
+@parametrize("end", ["", "x", "-1"])
+def test_a_job_whose_end_is_no_time_has_no_limit(end, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+    assert time_left() is None
 
 
 def ended_process():
