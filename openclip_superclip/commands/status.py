@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
         raise InputError("--stop-after-slice ends the given runs: expected RUN")
     given = options.runs
     queue = my_jobs() or {}
+    code = 0
     counts = Counter()
     rows = []
     notes = []
@@ -65,6 +66,9 @@ def main(argv: list[str]) -> int:
         if options.stop_after_slice and row[0] == RUNNING:
             RunFolder(run).stop_file.touch()
             note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
+        elif options.stop_after_slice and row[-1]:
+            code = 1
+            note = f"it does not run yet: scancel {row[-1].split()[0]} removes its job"
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
     total = (
@@ -72,7 +76,7 @@ def main(argv: list[str]) -> int:
         f"{', '.join(f'{number} {state}' for state, number in counts.most_common())}"
     )
     to_stdout("\n".join([markdown_table(HEADS, rows), *notes, total]))
-    return 0
+    return code
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:

@@ -110,6 +110,14 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert errors == ["runs/studies contains no run", "nowhere is not a folder"]
 
 
+def test_a_run_that_waits_for_slurm_cannot_be_stopped_after_a_slice(runs, capsys):
+    waits, fast = runs / "runs/studies", runs / "runs/fast"
+    assert call("status", waits, "--stop-after-slice") == 1
+    assert "it does not run yet: scancel 19_0 removes its job" in capsys.readouterr().out
+    assert call("status", fast, "--stop-after-slice") == 0
+    assert list(runs.rglob("stop_after_slice")) == [fast / "stop_after_slice"]
+
+
 @pytest.mark.parametrize(
     "field, value",
     [
