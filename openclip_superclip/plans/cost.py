@@ -99,14 +99,16 @@ def estimate_cost(run: Run, samples_per_second: float | None = None) -> dict:
 
 def long_slice(run: Run, hours: float, hours_of_job: float = math.inf) -> list[str]:
     """Returns a warning if a slice of so many hours loses much to an interruption or does not fit
-    in a job, with the option that brings it to half an hour; the slices of a table are passes."""
+    in a job, with the option that brings it to half an hour or half of the job; the slices of a
+    table are passes."""
     if run.is_table or run.device == "cpu" or hours <= min(SLICE_HOURS_MAX, hours_of_job):
         return []
-    number = math.ceil(run.num_slices * hours / SLICE_HOURS)  # of the whole run
+    shorter = min(SLICE_HOURS, hours_of_job / 2)
+    number = math.ceil(run.num_slices * hours / shorter)  # of the whole run
     slices = math.ceil(number * run.recipe.data_samples / run.recipe.samples)
     return [
         f"a slice takes {significant(hours, 2)} hours, which an interruption or the end of a job "
-        f"loses: --set slices={slices} brings it to half an hour"
+        f"loses: --set slices={slices} brings it to {significant(60 * shorter, 2)} minutes"
     ]
 
 

@@ -120,14 +120,16 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(time, minutes):
 
 
 def test_a_slice_that_takes_longer_than_the_job_is_a_warning(monkeypatch):
-    def warns(flags):
+    def advice(flags):
         printed = " ".join(execute(f"{SUBMIT_B16} --set slices=600 {flags}").split())
-        return bool(re.search(r"warning a slice takes 0\.61 hours, .*: --set slices=\d+", printed))
+        return re.findall(
+            r"a slice takes 0\.61 hours, .*: --set slices=(\d+) .* to (\S+ min)", printed
+        )
 
-    assert [warns(f"--time {time}") for time in ("30", "1:00:00", "0")] == [True, False, False]
-    assert not warns("")
+    assert advice("--time 30") == [("1559", "15 min")]
+    assert advice("--time 1:00:00") == advice("--time 0") == advice("") == []
     monkeypatch.setenv("SBATCH_TIMELIMIT", "30")  # which sbatch prefers
-    assert warns("--time 20:00:00")
+    assert advice("--time 20:00:00")
 
 
 def test_released_weights_are_fetched_before_the_job_is_submitted(tmp_path):
