@@ -15,6 +15,7 @@ from pathlib import Path
 from ..checkpoints.best_epoch import best_epoch
 from ..checkpoints.trainer_files import is_complete, is_whole, quarantine
 from ..errors import InputError, to_stderr, to_stdout
+from ..files import make_folder
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
@@ -165,6 +166,7 @@ class NodeTraining:
         """Trains, records the end, and returns the exit code; raises Stopped if a signal ends it
         that no failure preceded."""
         try:
+            make_folder(self.folder.checkpoints)
             check_can_save(self.run, self.folder)
             with self._beating():  # a check may take longer than STALE
                 check = accepted_data(self.run, "run")

@@ -105,6 +105,13 @@ def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
     assert folder.state()["error"] == f"rank 0 on {this_host()}: it has failed"
 
 
+def test_a_file_in_place_of_the_checkpoints_is_one_line(folder):
+    folder.checkpoints.touch()
+    with input_error(r"--out: .*/run/checkpoints cannot be written \(File exists\)"):
+        started(folder)
+    assert folder.state()["state"] == "failed"
+
+
 @parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
 def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
@@ -121,7 +128,6 @@ def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_r
         each_second()
         assert call(f"status {folder.path} --stop-after-slice") == 0
         each_second()  # no slice is saved yet
-        (folder.path / "checkpoints").mkdir()
         torch.save({"epoch": 1}, folder.path / "checkpoints/epoch_1.pt")
         each_second()
 
