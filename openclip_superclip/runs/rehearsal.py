@@ -1,9 +1,11 @@
 """Some minutes of a run on its own machines: two slices, the second one twice; an estimate of the
 whole run."""
 
+import math
 import shutil
 import statistics
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from ..data.slices import batches_of_shards
@@ -15,7 +17,7 @@ from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .folder import RunFolder
 from .launcher import NodeTraining
-from .progress import read_log
+from .progress import end_of_validation, read_log
 from .slurm import Placement
 
 SLICES = 2
@@ -116,6 +118,7 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         waiting = min(1.0, seconds * speed / run.global_batch_size)
     # for the checkpoint, and for validation if the run validates after its first slice
     pause = (steps[middle]["time"] - steps[middle - 1]["time"]).total_seconds()
+    rare = rare_validations(run, steps[-1]["time"], whole.path / "out.log")
     logs = whole.path / whole.attempts[-1]["ranks"]
     memory = max(
         (read_json(logs / f"rank_{rank}.measures.json") for rank in range(run.world_size)),
@@ -129,9 +132,23 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         "memory": memory,
         "checkpoint_bytes": (whole.checkpoints / "epoch_1.pt").stat().st_size,
         "seconds_between_slices": pause,
-        "hours": (run.samples / speed + run.num_slices * pause) / 3600,
+        "hours": (run.samples / speed + run.num_slices * pause + rare) / 3600,
         "resumed": _differences(rehearsal),
     }
+
+
+def rare_validations(run: Run, trained: datetime, log: Path) -> float:
+    """Returns the seconds of the whole run's validations that do not follow each slice, given when
+    the rehearsal's training ended: they follow its last slice."""
+    flags = run.recipe.flags
+    frequencies = [flags.get("val-frequency", 1)]
+    if flags.get("imagenet-val"):
+        frequencies.append(flags.get("zeroshot-frequency", 2))
+    rare = [frequency for frequency in frequencies if frequency > 1]
+    validated = end_of_validation(log)
+    if not rare or validated is None:
+        return 0.0
+    return math.ceil(run.num_slices / min(rare)) * (validated - trained).total_seconds()
 
 
 def _differences(rehearsal: Rehearsal) -> dict:
