@@ -69,16 +69,16 @@ class Rehearsal:
         return read_log(self.part(name).path / "out.log")
 
     def remove_checkpoints(self) -> None:
-        """Removes the checkpoints of both parts, after the report has read them."""
-        for name in (WHOLE, RESUMED):
-            shutil.rmtree(self.part(name).checkpoints, ignore_errors=True)
+        """Removes the checkpoints of both parts of all starts, after the report has read them."""
+        for restarts in range(self.placement.restarts + 1):
+            start = replace(self, placement=replace(self.placement, restarts=restarts))
+            for name in (WHOLE, RESUMED):
+                shutil.rmtree(start.part(name).checkpoints, ignore_errors=True)
 
     def _train(self, name: str, part: int) -> int:
         placement = self.placement
         if placement.num_nodes > 1:  # each part is a separate start of all nodes
-            placement = replace(
-                placement, step=f"{placement.step}-{part}", master_port=placement.master_port + part
-            )
+            placement = replace(placement, step=f"{placement.step}-{part}")
         return NodeTraining(self.run, placement, self.part(name), measures=True).train()
 
 

@@ -4,6 +4,7 @@ measure, and what a plan makes of it."""
 import re
 import signal
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from support import cases, read_json, table, write_json
@@ -14,7 +15,8 @@ from support.training_runs import execute, failure, run_superclip, shell_words
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.rendering import significant
-from openclip_superclip.runs.rehearsal import rare_validations
+from openclip_superclip.runs import rehearsal
+from openclip_superclip.runs.slurm import Placement
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
@@ -33,7 +35,8 @@ def rehearsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsal")
     recipe = write_recipe(folder, batch=4, workers=2, flags={"log-every-n-steps": 4})
     out = folder / "out"
-    (out / "whole").mkdir(parents=True)
+    (out / "whole/checkpoints").mkdir(parents=True)
+    (out / "whole/checkpoints/epoch_1.pt").touch()
     write_json(out / "whole/run.json", {"attempts": [{"job": "17"}]})
     job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
     # OpenCLIP rounds 11 steps up to 12, a multiple of the workers
@@ -85,7 +88,7 @@ def test_the_hours_include_validation_that_does_not_follow_each_slice(flags, sec
     run = make_run(read_recipe(str(write_recipe(tmp_path, flags=flags))), device="cpu")
     (tmp_path / "out.log").write_text("2026-01-02,03:04:12 | INFO | Eval Epoch: 2 val_loss: 1\n")
     trained = datetime(2026, 1, 2, 3, 4, 5)
-    assert rare_validations(run, trained, tmp_path / "out.log") == seconds
+    assert rehearsal.rare_validations(run, trained, tmp_path / "out.log") == seconds
 
 
 def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
@@ -102,6 +105,19 @@ def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
     other = r"the losses differ in 12 of 12 steps, by up to \S+\n"
     assert re.search(f"the resumed training differs from the uninterrupted one: {other}$", printed)
     assert re.search(f"resumed     {other}", printed)
+
+
+def test_both_parts_of_a_rehearsal_use_the_port_of_their_job(monkeypatch, tmp_path):
+    placements = []
+
+    def training(run, placement, folder, *, measures):
+        placements.append((placement.step, placement.master_port))
+        return SimpleNamespace(train=lambda: 0)
+
+    monkeypatch.setattr(rehearsal, "NodeTraining", training)
+    node = Placement(num_nodes=2, node=1, job="17", step="0", master_port=20017)
+    assert rehearsal.Rehearsal(None, node, tmp_path).train() == 0
+    assert placements == [("0-0", 20017), ("0-1", 20017)]  # the next one is the next job's
 
 
 @cases("environment", table("runs: starts that repeat a rehearsal"))
