@@ -18,7 +18,7 @@ from ..errors import InputError, to_stderr, to_stdout
 from ..files import make_folder
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
-from .folder import FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
+from .folder import AS_ASKED, FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
 from .lock import lock
 from .progress import AddedLines, Progress
 from .recovery import (
@@ -118,8 +118,11 @@ class NodeTraining:
                 failures[0].write(self.logs / f"node_{self.placement.node}.error.json")
         if not failures:
             return 0
+        failure = first_failure(failures)
+        if failure.kind == CONNECTION and self.folder.stop_file.exists():
+            return 0  # the first node ends the run as asked, or fails itself
         # the first node prints the traceback of the failure that caused the others
-        to_stderr(f"superclip run: {first_failure(failures).text}")
+        to_stderr(f"superclip run: {failure.text}")
         return 1
 
     def _run_ranks(self) -> list[Failure]:
@@ -173,7 +176,7 @@ class NodeTraining:
             self.folder.note(data_check=check.as_json())
             return self._end(self._train())
         except StopAsked:
-            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
+            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}{AS_ASKED}")
             to_stdout(f"superclip run: stopped as asked; superclip run {self.folder.path} resumes")
             return 0
         except Stopped as stop:

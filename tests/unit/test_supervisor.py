@@ -29,7 +29,7 @@ from openclip_superclip.runs import launcher, progress
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.recovery import ENDS, HARDWARE, LOSS, Failure
+from openclip_superclip.runs.recovery import CONNECTION, ENDS, HARDWARE, LOSS, USER, Failure
 from openclip_superclip.runs.signals import EXIT_REFUSED
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import accepts_changes, checked_start
@@ -139,6 +139,35 @@ def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_r
     assert not folder.attempts[-1]["again"]
     folder.start(Run.open(folder.path), Placement(), "local-1")
     assert not folder.stop_file.exists()
+
+
+@parametrize("kind, asked, code", [(CONNECTION, True, 0), (CONNECTION, False, 1), (USER, True, 1)])
+def test_another_node_does_not_fail_when_the_first_stops_as_asked(kind, asked, code, folder):
+    if asked:
+        folder.stop_file.touch()
+    node = Placement(num_nodes=2, node=1, job="17", step="0")
+    training = NodeTraining(Run.open(folder.path), node, folder)
+    training._run_ranks = lambda: [Failure("rank 1", "it has failed", kind=kind)]
+    assert training.train() == code
+
+
+@parametrize(
+    "earlier, later, stops",
+    [
+        (
+            Placement(job="17"),
+            Placement(job="17", step="0", restarts=1),
+            True,
+        ),  # SLURM has requeued it
+        (Placement(job="17"), Placement(job="18", step="0"), False),
+        (Placement(), Placement(), False),
+    ],
+)
+def test_a_request_to_stop_is_of_one_job(earlier, later, stops, folder):
+    folder.start(Run.open(folder.path), earlier, "local-0")
+    folder.stop_file.touch()
+    folder.start(Run.open(folder.path), later, "local-1")
+    assert folder.stop_file.exists() == stops
 
 
 def test_signals_are_ignored_while_a_failure_is_recorded(folder, monkeypatch):
