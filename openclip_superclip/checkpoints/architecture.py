@@ -13,7 +13,6 @@ from open_clip.constants import HF_CONFIG_NAME
 from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import merge_preprocess_dict
-from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..environment import FACTORY_LOCK, replaced
@@ -203,16 +202,6 @@ def architecture_of(
     source = f"{checkpoint.path} records a preprocessing (image_mean and the like)"
     check_preprocessing(architecture.preprocess_cfg, source)
     return architecture
-
-
-@torch.no_grad()
-def check_image_size(model: nn.Module, flag: str, name: str) -> None:
-    """Raises InputError, which names `flag` and the model's `name`, if the image tower of
-    OpenCLIP's `model` cannot take images of its size."""
-    size = model.visual.image_size
-    device = model.logit_scale.device
-    with as_input_error(f"{flag}: the image tower of {name} cannot take images of {size} px"):
-        model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device=device))
 
 
 def expected_head(

@@ -13,7 +13,7 @@ from ..files import read_json
 from .caption_text import caption_member, has_long_caption, parsed_json, text_of
 from .data_check import BadFile, DataCheck
 from .images import check_image
-from .slices import Split, equal_sizes, more_than_a_slice
+from .slices import Split, equal_sizes
 from .tar_shards import (
     BROKEN,
     IMAGES,
@@ -244,8 +244,12 @@ def check_shards(
     check = inspect(pattern, split.flag, long_caption, full=full)
     shards = check.shards
     in_json = check.listed
-    if all(shard in in_json for shard in shards):
-        _check_slice(split, sum(in_json[shard] for shard in shards))
+    if all(shard in in_json for shard in shards) and split.exceeds(check.num_listed):
+        raise InputError(
+            f"{split.flag}: sizes.json lists {check.num_listed:,} samples, too few for "
+            f"{split.slices} slices of {split.slice_samples:,}: --set "
+            f"data_samples={check.num_listed} plans with those"
+        )
     num_remote = sum(map(is_remote, shards))
     if num_remote:
         check.warnings.append(
@@ -268,13 +272,3 @@ def check_shards(
         [0 if shard in bad else sizes.get(shard, mean) for shard in shards]
     )
     return check
-
-
-def _check_slice(split: Split, num_samples: int) -> None:
-    """Raises InputError if the shards hold too few samples for the slices."""
-    global_batch_size = split.batch_size * split.world_size
-    if more_than_a_slice(split.slice_samples, num_samples, split.slices, global_batch_size):
-        raise InputError(
-            f"{split.flag}: sizes.json lists {num_samples:,} samples, too few for {split.slices} "
-            f"slices of {split.slice_samples:,}: --set data_samples={num_samples} plans with those"
-        )
