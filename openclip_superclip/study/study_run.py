@@ -128,8 +128,7 @@ def run_superclip(
             pass
     finally:
         process.terminate()
-        process.wait()
-    return process.returncode
+    return process.wait()
 
 
 def measured(run: StudyRun) -> dict:
