@@ -43,7 +43,7 @@ def create_model_and_transforms(
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
-    tokenizer = architecture.tokenizer("model_name", cache_dir)
+    tokenizer = architecture.tokenizer(cache_dir)
     frequencies = None
     if is_idf_file(idf):
         frequencies = read_frequencies(idf)

@@ -58,8 +58,8 @@ class Training:
 
     @property
     def reads_contents(self) -> bool:
-        """Whether this process decodes a table's images and reads the values of weights: one rank
-        does, and not again in superclip run."""
+        """Whether this process decodes images and reads the values of weights: one rank does, and
+        not again in superclip run."""
         return self.rank == 0 and self.in_run is None
 
     @property
@@ -119,13 +119,14 @@ class Training:
             return DataCheck(data, flag)
         images = getattr(self.options, "image_key", None)
         is_usual = images in (None, ";".join(IMAGES)) and ";" not in self.caption_member
+        is_usual = is_usual and not getattr(self.options, "json_text_key", None)
         return inspect(
             data,
             flag,
             config.long_caption_key,
             caption=self.caption_member,
             most=NUM_LOOKED_FOR,
-            reads=is_usual and not getattr(self.options, "json_text_key", None),
+            reads=is_usual and self.reads_contents,
         )
 
     @cached_property
@@ -309,7 +310,7 @@ class Training:
 
     @cached_property
     def tokenizer(self):
-        return self.changed_model.tokenizer(cache_dir=self.options.cache_dir)
+        return self.changed_model.tokenizer(self.options.cache_dir)
 
     @cached_property
     def frequencies(self):
