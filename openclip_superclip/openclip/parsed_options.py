@@ -12,9 +12,9 @@ from ..checkpoints.resume import Resumed, read_resumed, resumed_checkpoint
 from ..checkpoints.resume_record import NAME, Changes, changes, read_record, record_of
 from ..data.data_check import DataCheck
 from ..data.held_out import TRAIN, TableSplit, split_table
-from ..data.inspection import NUM_LOOKED_FOR, inspect
+from ..data.inspection import NUM_LOOKED_FOR, check_data
 from ..data.slices import Split, batches_of_shards, batches_of_table
-from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
+from ..data.tables import Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
 from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
 
@@ -112,18 +112,16 @@ class Training:
         of shards with other images, several captions or JSON, which OpenCLIP 4 reads."""
         if not data or self.in_run is not None:
             return DataCheck(data, flag, **(self.in_run or {}))
-        if data_kind == "table":
-            most = MAX_DECODED if self.reads_contents else 0
-            return check_table(data, self.columns, flag, config=config, max_decoded=most)
-        if data_kind != "shards":
-            return DataCheck(data, flag)
         images = getattr(self.options, "image_key", None)
         is_usual = images in (None, ";".join(IMAGES)) and ";" not in self.caption_member
         is_usual = is_usual and not getattr(self.options, "json_text_key", None)
-        return inspect(
+        return check_data(
             data,
             flag,
-            config.long_caption_key,
+            data_kind,
+            self.columns,
+            config,
+            decodes=self.reads_contents,
             caption=self.caption_member,
             most=NUM_LOOKED_FOR,
             reads=is_usual and self.reads_contents,
