@@ -122,20 +122,6 @@ def rounding_bounds(leaves, tokens, idf, upstream):
     ]
 
 
-class SumsOneByOne(SeesOperators):
-    """Replaces matrix products by ones that add up the products one after
-    another: no library's sums round more often."""
-
-    def observe(self, function, args, results):
-        if function not in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
-            return
-        left, right = args
-        total = torch.zeros_like(results[0])
-        for column, row in zip(left.T, right, strict=True):
-            total += column[:, None] * row
-        results[0].copy_(total)
-
-
 def assert_close(ours, expected, tolerance=1e-5):
     for ours_, expected_ in zip(ours, expected, strict=True):
         torch.testing.assert_close(
@@ -161,20 +147,6 @@ def test_both_losses_are_cross_entropy_with_soft_targets_made_from_sets(
     assert_within(losses_and_gradients(plain_class_loss, *arguments), exact, bounds)
     ours = losses_and_gradients(class_loss, *arguments, chunk_size=chunk_size)
     assert_within(ours, exact, bounds)
-    with SumsOneByOne():
-        ours = losses_and_gradients(class_loss, *arguments, chunk_size=chunk_size)
-    assert_within(ours, exact, bounds)
-
-
-@cases("batch, width, vocab, length, chunk_size", SIZES)
-def test_half_precision_exceeds_the_bounds_of_float32(batch, width, vocab, length, chunk_size):
-    arguments = problem(batch, width, vocab, length)
-    options = {"chunk_size": chunk_size, "autocast": torch.float16}
-    exact = losses_and_gradients(exact_class_loss, *arguments)
-    half = losses_and_gradients(class_loss, *arguments, **options)
-    bounds = rounding_bounds(*arguments, torch.ones_like)
-    for ours, exact_, bound in zip(half, exact, bounds, strict=True):
-        assert (ours - exact_).norm() > bound.norm()
 
 
 @cases("batch, width, vocab, length, chunk_size", SIZES)
@@ -231,14 +203,6 @@ def error_on_rare_words(function):
 
 def test_float16_keeps_the_gradients_of_rare_words_better_than_the_plain_loss():
     assert error_on_rare_words(class_loss) < error_on_rare_words(plain_class_loss) / 4
-
-
-def test_inputs_are_left_unchanged():
-    leaves, tokens, idf = problem()
-    inputs = [*leaves, tokens, idf]
-    before = [tensor.detach().clone() for tensor in inputs]
-    losses_and_gradients(class_loss, leaves, tokens, idf, upstream=UPSTREAM["of a mean"])
-    assert all(map(torch.equal, inputs, before))
 
 
 def test_the_order_the_repetition_and_the_integer_type_of_tokens_change_nothing():
@@ -356,16 +320,11 @@ def test_a_second_derivative_is_refused():
 # As an operator of torch
 
 
-def operator_arguments(dtype, needs_grad):
-    """What `class_loss` passes to the operator."""
-    leaves, tokens, idf = problem(dtype=dtype)
-    for leaf, needed in zip(leaves, needs_grad, strict=True):
-        leaf.requires_grad_(needed)
-    return *leaves, *loss.sparse_target(tokens, idf), 3, dtype, [*needs_grad]
-
-
 @parametrize("needs_grad", [(True, True, True), (False, True, False)], ids=str)
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_torch_finds_no_fault_with_the_operator(dtype, needs_grad):
-    arguments = operator_arguments(dtype, needs_grad)
+    leaves, tokens, idf = problem(dtype=dtype)
+    for leaf, needed in zip(leaves, needs_grad, strict=True):
+        leaf.requires_grad_(needed)
+    arguments = *leaves, *loss.sparse_target(tokens, idf), 3, dtype, [*needs_grad]
     torch.library.opcheck(torch.ops.superclip.class_loss, arguments, raise_exception=True)
