@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import threading
 
 import open_clip
 import pytest
@@ -24,7 +23,7 @@ from openclip_superclip.checkpoints.trainer_files import RECORD
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.study.study_run import open_trained, run_superclip
+from openclip_superclip.study.study_run import open_trained
 
 
 def study(folder, more=""):
@@ -174,12 +173,6 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
     assert stopped.exitcode == (-9 if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not processes_in(tmp_path / "out"), 120, "the runs")
     assert "Traceback" not in said
-
-
-def test_a_run_has_its_own_process_output_and_cpu_time(tmp_path):
-    code, seconds = run_superclip(["--version"], tmp_path / "output", threading.Event())
-    assert code == 0 and seconds > 0
-    assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
 
 
 def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_here):

@@ -17,7 +17,6 @@ from openclip_superclip.plans.cost import count_gmacs, estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.plan_text import command_text
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.runs.rehearsal import is_other_training, resumed_text
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
@@ -197,15 +196,6 @@ def test_the_printed_command_is_the_plans_for_a_shell(nodes, gpus, launcher):
 def test_files_and_packages_that_only_nodes_have_are_planned(flag):
     name, value = flag.split("=")
     assert value in plan(set_={f"flags.{name}": value}).openclip_arguments()
-
-
-@cases("device, is_other, said, resumed", table("plans: rehearsal reports"))
-def test_a_rehearsal_blames_the_kernels_of_a_gpu_for_differences_and_a_cpu_for_none(
-    device, is_other, said, resumed
-):
-    equal = {"missing": 0, "different": 0, "largest": 0, "equal_weights": True}
-    summary = {"device": device, "resumed": {"steps": 8} | equal | resumed}
-    assert (is_other_training(summary), resumed_text(summary)) == (is_other, said)
 
 
 @cases("arguments, reason", refusals("plan"))
