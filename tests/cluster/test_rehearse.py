@@ -13,6 +13,7 @@ from support.training_runs import execute, failure, run_superclip, shell_words
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.rendering import significant
+from openclip_superclip.runs.progress import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
@@ -45,6 +46,7 @@ def test_it_measures_what_the_whole_run_will_take_and_a_plan_uses_it(rehearsed):
     summary, printed = rehearsed["summary"], rehearsed["printed"]
     (attempt,) = read_json(rehearsed["out"] / "whole-1/run.json")["attempts"]
     assert (attempt["state"], attempt["epoch_after"]) == ("finished", 2)
+    assert len(read_log(rehearsed["out"] / "whole-1/out.log")) == 2 * 12
     run = make_run(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
     speed, pause = summary["samples_per_second"], summary["seconds_between_slices"]
     assert speed > 0 <= pause < 60
