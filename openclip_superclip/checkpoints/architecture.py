@@ -13,7 +13,6 @@ from open_clip.constants import HF_CONFIG_NAME
 from open_clip.factory import parse_model_name
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import merge_preprocess_dict
-from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..environment import FACTORY_LOCK, replaced
@@ -40,6 +39,7 @@ class Architecture(NamedTuple):
     name: str  # value of --model, by which OpenCLIP finds the tokenizer
     model_cfg: dict
     preprocess_cfg: dict
+    source: str = "--model"  # the flag or file that names it, for messages
 
     def build(self, device: str = "meta", **model_kwargs) -> nn.Module:
         """Returns OpenCLIP's model without the weights. Raises InputError if OpenCLIP cannot build
@@ -50,7 +50,7 @@ class Architecture(NamedTuple):
         logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
         with (
-            as_input_error(f"--model: OpenCLIP cannot build {self.name}"),
+            as_input_error(f"{self.source}: OpenCLIP cannot build {self.name}"),
             tempfile.TemporaryDirectory() as folder,
             torch.device(device),
         ):
@@ -63,17 +63,15 @@ class Architecture(NamedTuple):
                 **model_kwargs,
             )
 
-    def tokenizer(self, flag: str = "--model", cache_dir: str | None = None):
-        """Returns OpenCLIP's tokenizer for the model.
-
-        Raises InputError, naming `flag`, if it cannot be opened."""
+    def tokenizer(self, cache_dir: str | None = None):
+        """Returns OpenCLIP's tokenizer for the model; InputError if it cannot be opened."""
         context = self.model_cfg["text_cfg"].get("context_length")
         # files of a name may differ
         configurations = {**factory._MODEL_CONFIGS, self.name: self.model_cfg}
         with (
             FACTORY_LOCK,
             replaced(factory, _MODEL_CONFIGS=configurations),
-            as_input_error(f"{flag}: {self.name} has no tokenizer that OpenCLIP can open"),
+            as_input_error(f"{self.source}: {self.name} has no tokenizer that OpenCLIP can open"),
         ):
             tokenizer = open_clip.get_tokenizer(
                 self.name, context_length=context, cache_dir=cache_dir
@@ -155,7 +153,7 @@ def _check_place(architecture: Architecture, flag: str) -> None:
 def _read(name: str, tag: str, flag: str, cache_dir: str | None) -> Architecture:
     model_cfg, preprocess_cfg = read_configuration(name, flag, cache_dir)
     released = open_clip.get_pretrained_cfg(name, tag)  # empty for a file, folder or repository
-    return Architecture(name, model_cfg, merge_preprocess_dict(preprocess_cfg, released))
+    return Architecture(name, model_cfg, merge_preprocess_dict(preprocess_cfg, released), flag)
 
 
 def fit(architecture: Architecture, weights: Weights) -> tuple[Architecture, Weights]:
@@ -198,21 +196,12 @@ def architecture_of(
             problem = f"is not at {location}"
         if problem:
             raise InputError(f"{flag} is missing: the model of {checkpoint.path} {problem}")
+        flag = str(checkpoint.path)
     architecture = read_architecture(model, str(options.get("pretrained", "")), flag)
     architecture = architecture.with_options(options)
     source = f"{checkpoint.path} records a preprocessing (image_mean and the like)"
     check_preprocessing(architecture.preprocess_cfg, source)
     return architecture
-
-
-@torch.no_grad()
-def check_image_size(model: nn.Module, flag: str, name: str) -> None:
-    """Raises InputError, which names `flag` and the model's `name`, if the image tower of
-    OpenCLIP's `model` cannot take images of its size."""
-    size = model.visual.image_size
-    device = model.logit_scale.device
-    with as_input_error(f"{flag}: the image tower of {name} cannot take images of {size} px"):
-        model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device=device))
 
 
 def expected_head(

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,9 +29,14 @@ class Resumed(NamedTuple):
     damaged: tuple[str, ...] = ()
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the run that saved the checkpoint."""
+        return Path(self.file).parent.parent
+
+    @property
     def options(self) -> dict:
-        """The options of the run that saved the checkpoint; {} if they are unknown."""
-        return read_options(Path(self.file).parent.parent)
+        """The options of that run; {} if they are unknown."""
+        return read_options(self.run_folder)
 
     def set_damaged_aside(self) -> None:
         """Renames the damaged checkpoints, so that OpenCLIP's `--resume latest` selects the
@@ -102,8 +108,9 @@ def _latest(run_folder: str, *, save_most_recent: bool, is_ours: bool) -> Resume
 
 
 def read_resumed(file: str, *, has_head: bool, reads_values: bool) -> "Checkpoint | None":
-    """Reads the checkpoint that a run resumes from. Without --superclip, returns None for an
-    unreadable file, which is left to OpenCLIP.
+    """Reads the checkpoint that a run resumes from, without the values of its weights, whose file
+    may be deleted meanwhile. Without --superclip, returns None for an unreadable file, which is
+    left to OpenCLIP.
 
     Args:
         has_head: whether the run has --superclip.
@@ -119,7 +126,8 @@ def read_resumed(file: str, *, has_head: bool, reads_values: bool) -> "Checkpoin
         if has_head:
             raise InputError(f"--resume: {error}") from error
         return None
-    return checkpoint
+    weights = {name: tensor.to("meta") for name, tensor in checkpoint.weights.items()}
+    return replace(checkpoint, weights=weights)
 
 
 def check_kind(

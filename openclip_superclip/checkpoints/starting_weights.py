@@ -17,13 +17,14 @@ from open_clip import factory
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.model import CLIPTextCfg
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.utils import to_2tuple
 from torch import nn
 
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, as_input_error, listed
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
-from .architecture import Architecture, check_image_size, read_architecture
+from .architecture import Architecture, read_architecture
 from .weights import (
     Weights,
     check_is_no_program,
@@ -141,7 +142,7 @@ def check_models(training) -> None:
             _check_teacher(training)
         _check_text_tower(training)
     if training.reads_contents:
-        _check_start(options, None if is_unchecked(options) else training.model)
+        _check_start(options, None if is_unchecked(options) else training.plain_model)
 
 
 def _check_pretrained(training) -> None:
@@ -238,7 +239,10 @@ def _check_values_of_start(**values) -> None:
     is_tag = re.fullmatch(r"[\w-]+", options.pretrained or "")
     if is_tag and options.model in open_clip.list_models():
         _check_tag(options.model, options.pretrained, "--pretrained")
-    _check_start(options, None if is_unchecked(options) else read_architecture(options.model))
+    model = None
+    if not is_unchecked(options):
+        model = plain_model(read_architecture(options.model).with_options(values), options)
+    _check_start(options, model)
 
 
 def is_unchecked(options: Namespace) -> bool:
@@ -251,21 +255,20 @@ def is_unchecked(options: Namespace) -> bool:
     return schema == "hf-hub" or is_missing or getattr(options, "use_naflex", False)
 
 
-def _check_start(options: Namespace, architecture: Architecture | None) -> None:
+def _check_start(options: Namespace, plain: nn.Module | None) -> None:
     """Raises InputError if the weights that a run starts from cannot be read, contain NaN or
     infinity or are of another model, if OpenCLIP would train the model by another model's loss, or
     if the image tower cannot take images of its size.
 
-    `options` are those of training. Without an architecture, only the values are checked.
+    `options` are those of training. Without the model, only the values are checked.
     """
     model = options.model
     of_weights = "--pretrained" if options.pretrained else "--model"
     file = _starting_file(model, options.pretrained)
     if file is not None:
         _check_values_in(file, of_weights)
-    if architecture is None:
+    if plain is None:
         return
-    plain = _model_without_values(architecture, options)
     is_coca = hasattr(plain, "text_decoder")
     if is_coca != ("coca" in model.lower()):
         raise InputError(
@@ -273,7 +276,7 @@ def _check_start(options: Namespace, architecture: Architecture | None) -> None:
             "these by 'coca' in --model: rename its folder or file"
         )
     of_size = "--model" if options.force_image_size is None else "--force-image-size"
-    check_image_size(plain, of_size, model)
+    _check_image_size(plain, of_size, model)
     if file is not None and not file.endswith(".npz"):
         with (
             as_input_error(f"{of_weights}: {file} is not of {model}, or damaged"),
@@ -281,6 +284,15 @@ def _check_start(options: Namespace, architecture: Architecture | None) -> None:
         ):
             warnings.simplefilter("ignore")  # that no values are copied to the meta device
             _load(plain, file)
+
+
+@torch.no_grad()
+def _check_image_size(model: nn.Module, flag: str, name: str) -> None:
+    """Raises InputError, which names `flag` and the model's `name`, if the image tower of
+    OpenCLIP's `model` cannot take images of its size."""
+    size = model.visual.image_size
+    with as_input_error(f"{flag}: the image tower of {name} cannot take images of {size} px"):
+        model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device="meta"))
 
 
 def _check_values_in(file: str, flag: str) -> None:
@@ -300,14 +312,12 @@ def _check_values_in(file: str, flag: str) -> None:
         raise InputError(f"{flag}: {error}") from error
 
 
-def _model_without_values(architecture: Architecture, options: Namespace) -> nn.Module:
-    """Returns OpenCLIP's model of a training on the meta device."""
+def plain_model(architecture: Architecture, options: Namespace) -> nn.Module:
+    """Returns OpenCLIP's model of a training, without a class head, on the meta device."""
     bias = {"init_logit_bias": -10} if options.siglip else {}
     level = logging.root.level
     try:
-        return architecture.with_options(vars(options)).build(
-            force_custom_text=options.force_custom_text, **bias
-        )
+        return architecture.build(force_custom_text=options.force_custom_text, **bias)
     finally:
         logging.root.setLevel(level)
 

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # the forked workers must not inherit its thread pool
     model = read_architecture(options.tokenizer_of, flag="--tokenizer-of")
     model = model.with_options({"force_context_length": options.context})
-    tokenizer = model.tokenizer("--tokenizer-of")
+    tokenizer = model.tokenizer()
     columns = None
     shards = [options.data]
     chosen = (options.csv_separator, options.csv_img_key, options.csv_caption_key)

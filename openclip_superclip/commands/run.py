@@ -32,17 +32,15 @@ def main(argv: list[str]) -> int:
         "Trains a recipe into a folder, or resumes it. Starts a process for each GPU of this "
         "machine or, under srun with one task per node, of all nodes of the job. To resume a run, "
         "give its folder instead of a recipe. With --rehearse, it trains for a few minutes with "
-        "the batch, precision, data and ranks of the whole run, resumes from its checkpoint, "
-        "compares the result with uninterrupted training, and prints the hours of the whole run, "
-        "the peak of memory and the time spent waiting for data.",
+        "the batch, precision, data and ranks of the whole run, and prints the hours of the whole "
+        "run, the peak of memory and the time spent waiting for data.",
         "demo/superclip_demo-model_8k_bs64 --device cpu",
     )
     add_run_options(parser, here=True)
     add_count(
         parser,
         "--steps",
-        "with --rehearse: steps of each of two slices; the second one is trained twice (default: "
-        f"{REHEARSED_STEPS})",
+        f"with --rehearse: steps of each of two slices (default: {REHEARSED_STEPS})",
     )
     options = parser.parse_args(argv)
     at_least(options, nproc=1, steps=4)
@@ -90,11 +88,8 @@ def _run(options: argparse.Namespace, parser: Parser, placement: Placement) -> i
 
 
 def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int) -> int:
-    """Rehearses, prints an estimate of the whole run and writes rehearsal.json.
-
-    Returns the exit code, which is also 1 if the resumed training differs from the uninterrupted
-    one.
-    """
+    """Rehearses, prints an estimate of the whole run, writes rehearsal.json, and returns the exit
+    code."""
     from ..runs import rehearsal
     from ..runs.unreadable import refuse_bad_files
 
@@ -124,10 +119,4 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
         f"\n{rehearsal.report_text(summary, run.world_size)}\n\n"
         f"superclip plan RECIPE {machines} {speed} uses this speed"
     )
-    if rehearsal.is_other_training(summary):
-        to_stderr(
-            "superclip run --rehearse: the resumed training differs from the uninterrupted one: "
-            f"{rehearsal.resumed_text(summary)}"
-        )
-        return 1
     return 0

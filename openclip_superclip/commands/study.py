@@ -118,13 +118,11 @@ def _splits(options: Namespace) -> bool:
 
 def _run(configured: "ConfiguredStudy", options: Namespace) -> int:
     """Trains or submits the study, or prints what it would; returns the exit code."""
-    from ..study.runs import check_arms, check_data, runs_of, summary
+    from ..study.runs import check_data, runs_of, summary
     from ..study.training import run_study
 
     study = configured.study
     runs = runs_of(configured)
-    if not options.only:
-        check_arms(study, runs)
     if options.slurm:
         from ..study.study_on_slurm import StudySubmission
 

@@ -1,4 +1,5 @@
-"""Inspection of shards: existence, readability, contents, and whether they suffice for a run."""
+"""Checks of data before a run starts; of shards: existence, readability, contents, and whether they
+suffice for a run."""
 
 import functools
 import itertools
@@ -8,12 +9,14 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
-from ..errors import InputError, listed, reason, refuse
+from ..errors import InputError, listed, reason
 from ..files import read_json
+from ..flags import Config
 from .caption_text import caption_member, has_long_caption, parsed_json, text_of
 from .data_check import BadFile, DataCheck
 from .images import check_image
-from .slices import Split, equal_sizes, more_than_a_slice
+from .slices import Split, equal_sizes
+from .tables import MAX_DECODED, SHORT, Columns, check_table
 from .tar_shards import (
     BROKEN,
     IMAGES,
@@ -227,25 +230,44 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
     return numbers
 
 
-def check_shards(
-    pattern: str,
-    split: Split,
-    expected: int,
+def check_data(
+    data: str,
+    flag: str,
+    data_kind: str,
+    columns: Columns,
+    config: Config = SHORT,
     *,
     full: bool = False,
-    long_caption: str = "",
+    decodes: bool = True,
+    **of_shards,
 ) -> DataCheck:
-    """Returns what the shards of --data contain; InputError if training could not start.
+    """Returns what training or validation data of a kind contain, before a run starts: nothing but
+    its name if it is neither a table nor shards.
 
-    With `full` all shards are read; otherwise only a few. The recipe assumes
-    `expected` samples.
+    Args:
+        full: read all shards or images, instead of a few.
+        decodes: whether to decode images of a table.
+        of_shards: caption, most and reads, as for `inspect`.
     """
-    refuse(split.problems())
-    check = inspect(pattern, split.flag, long_caption, full=full)
+    if data_kind == "table":
+        most = MAX_DECODED if decodes else 0
+        return check_table(data, columns, flag, config=config, max_decoded=None if full else most)
+    if data_kind != "shards":
+        return DataCheck(data, flag)
+    return inspect(data, flag, config.long_caption_key, full=full, **of_shards)
+
+
+def check_samples(check: DataCheck, split: Split, expected: int) -> None:
+    """Adds warnings on the numbers of samples in shards, of which the recipe assumes `expected`;
+    InputError if its slices need more."""
     shards = check.shards
     in_json = check.listed
-    if all(shard in in_json for shard in shards):
-        _check_slice(split, sum(in_json[shard] for shard in shards))
+    if all(shard in in_json for shard in shards) and split.exceeds(check.num_listed):
+        raise InputError(
+            f"{split.flag}: sizes.json lists {check.num_listed:,} samples, too few for "
+            f"{split.slices} slices of {split.slice_samples:,}: --set "
+            f"data_samples={check.num_listed} plans with those"
+        )
     num_remote = sum(map(is_remote, shards))
     if num_remote:
         check.warnings.append(
@@ -267,14 +289,3 @@ def check_shards(
     check.warnings += split.check_sizes(
         [0 if shard in bad else sizes.get(shard, mean) for shard in shards]
     )
-    return check
-
-
-def _check_slice(split: Split, num_samples: int) -> None:
-    """Raises InputError if the shards hold too few samples for the slices."""
-    global_batch_size = split.batch_size * split.world_size
-    if more_than_a_slice(split.slice_samples, num_samples, split.slices, global_batch_size):
-        raise InputError(
-            f"{split.flag}: sizes.json lists {num_samples:,} samples, too few for {split.slices} "
-            f"slices of {split.slice_samples:,}: --set data_samples={num_samples} plans with those"
-        )

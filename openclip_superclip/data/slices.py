@@ -45,12 +45,6 @@ def batches_of_table(num_rows: int, batch_size: int, world_size: int) -> int:
     return math.ceil(num_rows / world_size) // batch_size
 
 
-def more_than_a_slice(num_samples: int, total: int, slices: int, global_batch_size: int) -> bool:
-    """Returns whether an epoch of this many samples, in full batches, is larger than a slice of
-    `total` samples."""
-    return -(-num_samples // global_batch_size) > -(-total // (slices * global_batch_size))
-
-
 class Reads(NamedTuple):
     """Numbers of samples that an epoch reads, over all ranks and workers.
 
@@ -99,6 +93,13 @@ class Split:
             f"{self.slices} × {self.world_size} × {self.workers}; expected "
             f"{self.slices * readers:,} or more, or {advice}"
         )
+
+    def exceeds(self, total: int) -> bool:
+        """Returns whether the samples of a slice, in full batches, are more than a slice of `total`
+        samples has."""
+        global_batch_size = self.batch_size * self.world_size
+        steps = math.ceil(self.slice_samples / global_batch_size)
+        return steps > math.ceil(total / (self.slices * global_batch_size))
 
     def reads(self, sizes: Sequence[int], seed: int = 0, epoch: int = 0) -> Reads:
         """Returns what `epoch` reads, given the shards' sizes; InputError if a worker's have

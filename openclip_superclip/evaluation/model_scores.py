@@ -10,8 +10,7 @@ from typing import NamedTuple
 from scipy.stats import binomtest
 
 from ..checkpoints.best_epoch import validation_scores
-from ..checkpoints.trainer_files import checkpoints, newest, read_options
-from ..files import content_digest, json_or_empty
+from ..checkpoints.trainer_files import read_options
 from ..plans.run import Run
 from ..runs.folder import FINISHED, current_state
 from .result_files import read_results, run_of, source_of
@@ -113,13 +112,6 @@ def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:
                 found.scores[f"{name} (training's own)"] = Score(value)
     if not is_run:
         return
-    weights = checkpoints(run / "checkpoints").get(newest(run / "checkpoints"))
-    demo = json_or_empty(run / "demo-test.json")
-    # else the checkpoint was trained again since
-    if demo and (weights is None or content_digest(weights)[:16] == demo.get("checkpoint")):
-        for name, value in demo.get("measures", {}).items():
-            if _is_number(value):
-                found.scores[f"demo {name.replace('_', ' ')}"] = Score(value)
     state = current_state(run)
     if state.get("state", FINISHED) != FINISHED:
         reason = f" ({state['error']})" if state.get("error") else ""

@@ -1,5 +1,6 @@
 """The table of scores: a row per run or model and a column per measure, as text and JSON."""
 
+import statistics
 from dataclasses import dataclass
 
 from ..environment import versions
@@ -27,19 +28,11 @@ class ScoreTable:
         self.measures = list(dict.fromkeys(key for row in self.rows for key in row.scores))
 
     def _add_average(self) -> None:
-        """Adds the average of the zero-shot scores on those of the 38 data sets that all rows with
-        such scores have, at least two."""
-        by_row = {id(row): _zero_shot(row) for row in self.rows}
-        scored = [row for row in self.rows if by_row[id(row)]]
-        shared = [name for name in THE_38 if all(name in by_row[id(row)] for row in scored)]
-        if not scored or len(shared) < 2:
-            return
-        name = f"average of {len(shared)} of the 38"
-        if len(shared) == len(THE_38):
-            name = "average_of_38"
-        for row in scored:
-            of_row = by_row[id(row)]
-            row.scores[name] = Score(sum(of_row[name] for name in shared) / len(shared))
+        """Adds the average of the zero-shot scores to rows with all of the 38 data sets."""
+        for row in self.rows:
+            scores = _zero_shot(row)
+            if len(scores) == len(THE_38):
+                row.scores["average_of_38"] = Score(statistics.mean(scores.values()))
 
     def text(self) -> str:
         """Returns the table in Markdown, transposed if that is narrower, and lines on what is

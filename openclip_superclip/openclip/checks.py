@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoints.model_configurations import is_file, register_small_models
-from ..checkpoints.resume import check_kind, read_resumed
-from ..checkpoints.resume_record import NAME, changes, read_record
+from ..checkpoints.resume import check_kind
 from ..data.held_out import SPLIT
-from ..data.slices import Split, more_than_a_slice
 from ..data.tables import too_few_rows
 from . import current
 from .option_problems import option_problems
@@ -62,49 +60,36 @@ def _problems_with_data(training: Training) -> Iterator[str]:
 def _problems_with_split(training: Training) -> Iterator[str]:
     """Yields why ranks and workers have too few shards, or an epoch no number of samples."""
     options = training.options
-    num_samples = options.train_num_samples
-    slices = training.data_config.slices
-    total = training.data.total_samples
     if not options.dataset_resampled:
-        yield from Split(
-            training.data.num_shards,
-            training.world_size,
-            options.workers,
-            slices or 1,
-            num_samples,
-            options.batch_size,
-            flag="--train-data",
-            slices_flag="--superclip-slices ",
-        ).problems()
+        yield from training.split.problems()
     batches = training.num_batches
     if 0 < batches < training.accum_freq:
         yield (
             f"--accum-freq is {training.accum_freq}, and a rank has {batches} batches in an epoch: "
             f"expected {batches} or less, or a larger --train-num-samples"
         )
-    if slices is not None:
-        yield from _problems_with_slice(training, slices, total)
+    if training.data_config.slices is not None:
+        yield from _problems_with_slice(training)
         return
     # --naflex-num-train-image-tokens sets the size of an epoch, too
     tokens = getattr(options, "naflex_num_train_image_tokens", None)
     by_tokens = training.is_naflex and tokens is not None
-    if num_samples is None and total is None and not by_tokens:
+    is_known = options.train_num_samples or training.data.total_samples is not None
+    if not is_known and not by_tokens:
         yield (
             "--train-num-samples is not given, and no sizes.json beside all of the shards "
             "lists them: expected the samples per epoch"
         )
 
 
-def _problems_with_slice(training: Training, slices: int, total: int | None) -> Iterator[str]:
-    """Yields an error unless --train-num-samples is the size of one slice of the `total`."""
+def _problems_with_slice(training: Training) -> Iterator[str]:
+    """Yields an error unless --train-num-samples is the size of one slice."""
     num_samples = training.options.train_num_samples
-    global_batch = training.options.batch_size * training.world_size
-    if num_samples is None:
-        given = "is not given"
-    elif total and more_than_a_slice(num_samples, total, slices, global_batch):
-        given = f"is {num_samples:,}"
-    else:
+    if num_samples is not None and not training.exceeds_slice:
         return
+    given = "is not given" if num_samples is None else f"is {num_samples:,}"
+    slices = training.data_config.slices
+    total = training.data.total_samples
     of_total = f", {math.ceil(total / slices):,} of {total:,}" if total else ""
     yield (
         f"--train-num-samples {given}; expected the samples of one of the {slices} slices{of_total}"
@@ -156,32 +141,20 @@ def _check_frequencies(training: Training) -> None:
 
 
 def _check_resume(training: Training) -> None:
-    """Raises InputError if the checkpoint of --resume does not fit.
-
-    A checkpoint does not fit with or without a class head, with other slices, or, for a run in
-    slices, with other options than at its beginning, which `superclip run` has compared already.
-    """
-    file = training.resumed.file
-    if file is None or (training.resumed.damaged and not training.is_ours):
-        return
-    options = training.options
+    """Raises InputError if the checkpoint of --resume does not fit: with or without a class head,
+    or of a run in slices with other options at its beginning."""
     data = training.data_config
-    has_head = training.config is not None
-    # not kept by the training: its weights are a mapped file, which may be deleted meanwhile
-    checkpoint = read_resumed(file, has_head=has_head, reads_values=training.reads_contents)
+    checkpoint = training.checkpoint
     if checkpoint is not None:
         has_tasks = current().HAS_TASKS
         check_kind(
             checkpoint,
-            options.model,
-            with_head=has_head,
+            training.options.model,
+            with_head=training.config is not None,
             with_ddp=None if has_tasks else training.with_ddp,
             has_tasks=has_tasks if training.is_ours else None,
         )
-    folder = Path(file).parent.parent
-    is_recorded = data.slices is not None or (folder / NAME).exists()
-    is_compared = training.in_run is not None or data.accept_changes
-    if not options.train_data or not is_recorded or is_compared:
+    if data.accept_changes or training.changes is None:
         return
     if training.kind == "table":
         accept = "--accept-changes to superclip run"
@@ -189,4 +162,4 @@ def _check_resume(training: Training) -> None:
         accept = "--superclip-slices and --superclip-accept-changes"
     else:
         accept = "--superclip-accept-changes"
-    changes(read_record(folder), training.resume_record).check(folder, accept)
+    training.changes.check(training.resumed.run_folder, accept)

@@ -34,8 +34,8 @@ def create_model_and_transforms(
         special_tokens: whether start, end and padding tokens count as words, as in the authors'
             code.
         head_warmup: number of captions during which the class loss trains only the head.
-        head_input: the head's input: "patches", their mean as in the paper; "pooled", the vector
-            before the projection; or "both", their sum.
+        head_input: the head's input: "patches", their mean as in the paper, or "pooled", the
+            vector before the projection.
     """
     cache_dir = kwargs.get("cache_dir")
     architecture = trained_architecture(model_name, pretrained, "model_name", cache_dir)
@@ -43,7 +43,7 @@ def create_model_and_transforms(
     config = Config(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
-    tokenizer = architecture.tokenizer("model_name", cache_dir)
+    tokenizer = architecture.tokenizer(cache_dir)
     frequencies = None
     if is_idf_file(idf):
         frequencies = read_frequencies(idf)

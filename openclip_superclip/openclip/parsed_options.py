@@ -5,17 +5,22 @@ import os
 from argparse import Namespace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoints.model_configurations import openclip_name
-from ..checkpoints.resume import Resumed, resumed_checkpoint
+from ..checkpoints.resume import Resumed, read_resumed, resumed_checkpoint
+from ..checkpoints.resume_record import NAME, Changes, changes, read_record, record_of
 from ..data.data_check import DataCheck
 from ..data.held_out import TRAIN, TableSplit, split_table
-from ..data.inspection import NUM_LOOKED_FOR, inspect
-from ..data.slices import batches_of_shards, batches_of_table
-from ..data.tables import MAX_DECODED, Columns, check_table, detect_columns, has_columns, kind
+from ..data.inspection import NUM_LOOKED_FOR, check_data
+from ..data.slices import Split, batches_of_shards, batches_of_table
+from ..data.tables import Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
 from ..errors import InputError
 from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
+
+if TYPE_CHECKING:  # it imports torch
+    from ..checkpoints.weights import Checkpoint
 
 
 class Training:
@@ -54,8 +59,8 @@ class Training:
 
     @property
     def reads_contents(self) -> bool:
-        """Whether this process decodes a table's images and reads the values of weights: one rank
-        does, and not again in superclip run."""
+        """Whether this process decodes images and reads the values of weights: one rank does, and
+        not again in superclip run."""
         return self.rank == 0 and self.in_run is None
 
     @property
@@ -108,20 +113,19 @@ class Training:
         of shards with other images, several captions or JSON, which OpenCLIP 4 reads."""
         if not data or self.in_run is not None:
             return DataCheck(data, flag, **(self.in_run or {}))
-        if data_kind == "table":
-            most = MAX_DECODED if self.reads_contents else 0
-            return check_table(data, self.columns, flag, config=config, max_decoded=most)
-        if data_kind != "shards":
-            return DataCheck(data, flag)
         images = getattr(self.options, "image_key", None)
         is_usual = images in (None, ";".join(IMAGES)) and ";" not in self.caption_member
-        return inspect(
+        is_usual = is_usual and not getattr(self.options, "json_text_key", None)
+        return check_data(
             data,
             flag,
-            config.long_caption_key,
+            data_kind,
+            self.columns,
+            config,
+            decodes=self.reads_contents,
             caption=self.caption_member,
             most=NUM_LOOKED_FOR,
-            reads=is_usual and not getattr(self.options, "json_text_key", None),
+            reads=is_usual and self.reads_contents,
         )
 
     @cached_property
@@ -138,6 +142,28 @@ class Training:
             "--train-data",
             "--logs",
         )
+
+    @cached_property
+    def split(self) -> Split:
+        """How the run splits its shards."""
+        options = self.options
+        return Split(
+            self.data.num_shards,
+            self.world_size,
+            options.workers,
+            self.data_config.slices or 1,
+            options.train_num_samples,
+            options.batch_size,
+            flag="--train-data",
+            slices_flag="--superclip-slices ",
+        )
+
+    @property
+    def exceeds_slice(self) -> bool:
+        """Whether --train-num-samples is more than a slice of the shards, if their number of
+        samples is known."""
+        total = self.data.total_samples
+        return bool(total) and self.split.exceeds(total)
 
     @cached_property
     def trained_data(self) -> DataCheck:
@@ -214,6 +240,34 @@ class Training:
         )
 
     @property
+    def is_left_to_openclip(self) -> bool:
+        """Whether nothing is resumed, or OpenCLIP reports that it cannot be."""
+        return self.resumed.file is None or bool(self.resumed.damaged and not self.is_ours)
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint | None":
+        """The checkpoint to resume from, without values; None if it is left to OpenCLIP."""
+        if self.is_left_to_openclip:
+            return None
+        return read_resumed(
+            self.resumed.file,
+            has_head=self.config is not None,
+            reads_values=self.reads_contents,
+        )
+
+    @cached_property
+    def changes(self) -> Changes | None:
+        """What has changed since the start of the run that is resumed; None unless it is in slices
+        or was recorded, and if `superclip run` has compared it already."""
+        is_compared = self.in_run is not None or not self.options.train_data
+        if self.is_left_to_openclip or is_compared:
+            return None
+        folder = self.resumed.run_folder
+        if self.data_config.slices is None and not (folder / NAME).exists():
+            return None
+        return changes(read_record(folder), self.resume_record)
+
+    @property
     def with_ddp(self) -> bool | None:
         """Whether names in OpenCLIP 3's checkpoints begin with `module.`; None for a single
         process, which resumes from both kinds."""
@@ -232,6 +286,18 @@ class Training:
         return trained_architecture(options.model, options.pretrained, "--model", options.cache_dir)
 
     @cached_property
+    def changed_model(self):
+        """The same after the changes that the options make."""
+        return self.model.with_options(vars(self.options))
+
+    @cached_property
+    def plain_model(self):
+        """OpenCLIP's model without a class head, on the meta device."""
+        from ..checkpoints.starting_weights import plain_model
+
+        return plain_model(self.changed_model, self.options)
+
+    @cached_property
     def teacher(self):
         """The Architecture of --distill-model."""
         from ..checkpoints.architecture import trained_architecture
@@ -243,9 +309,7 @@ class Training:
 
     @cached_property
     def tokenizer(self):
-        options = self.options
-        model = self.model.with_options({"force_context_length": options.force_context_length})
-        return model.tokenizer(cache_dir=options.cache_dir)
+        return self.changed_model.tokenizer(self.options.cache_dir)
 
     @cached_property
     def frequencies(self):
@@ -273,8 +337,6 @@ class Training:
     def resume_record(self):
         """The ResumeRecord of a run that starts now."""
         from open_clip_train.params import get_default_params
-
-        from ..checkpoints.resume_record import record_of
 
         options = vars(self.options)
         defaults = get_default_params(self.options.model)

@@ -12,9 +12,9 @@ from pathlib import Path
 from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.trainer_files import RECORD
 from ..data.data_check import DataCheck
-from ..data.inspection import NUM_LOOKED_FOR, check_shards, inspect
+from ..data.inspection import NUM_LOOKED_FOR, check_data, check_samples
 from ..data.slices import Split, equal_sizes
-from ..data.tables import MAX_DECODED, check_table, is_table, too_few_rows
+from ..data.tables import is_table, too_few_rows
 from ..data.tar_shards import expand, is_streamed
 from ..errors import InputError, reason, refuse
 from ..files import content_digest, json_or_empty, read_json
@@ -246,24 +246,15 @@ class Run:
         The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
         a few shards or, of a table, up to 200 images.
         """
-        config = self.recipe.config
+        recipe = self.recipe
+        data_kind = "table" if self.is_table else "shards"
+        if not self.is_table:
+            refuse(self._split().problems())
+        check = check_data(self.data, "--data", data_kind, recipe.columns, recipe.config, full=full)
         if self.is_table:
-            check = check_table(
-                self.data,
-                self.recipe.columns,
-                "--data",
-                config=config,
-                max_decoded=None if full else MAX_DECODED,
-            )
             refuse(too_few_rows(check, self.batch_size, self.world_size))
         else:
-            check = check_shards(
-                self.data,
-                self._split(),
-                self.recipe.data_samples,
-                full=full,
-                long_caption=config.long_caption_key,
-            )
+            check_samples(check, self._split(), recipe.data_samples)
         check.warnings += self.check_validation()
         tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
         check.tables = {path: content_digest(Path(path)) for path in tables}
@@ -277,13 +268,14 @@ class Run:
         """Returns warnings about the validation data; InputError if OpenCLIP could not evaluate
         on it."""
         val_data = self.recipe.val_data
-        if is_table(val_data):
-            check = check_table(val_data, self.recipe.columns, "--val-data")
-            refuse(check.bad_images())
-            return check.warnings
         if not val_data:
             return []
-        return inspect(val_data, "--val-data", most=NUM_LOOKED_FOR).warnings
+        data_kind = "table" if is_table(val_data) else "shards"
+        check = check_data(
+            val_data, "--val-data", data_kind, self.recipe.columns, most=NUM_LOOKED_FOR
+        )
+        refuse(check.bad_images())
+        return check.warnings
 
 
 def _argument(flag: str, value) -> list[str]:

@@ -5,11 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from ..checkpoints.starting_weights import is_unchecked
 from ..errors import InputError, listed, refuse
-from ..method.model import trains_only_head
-from ..openclip.factory import model_without_values
-from ..openclip.train import check_command
 from ..plans.cost import estimate_cost, known_counts
 from ..plans.plan_text import duration
 from ..plans.recipe_files import read_recipe
@@ -113,20 +109,6 @@ def check_data(study: Study, runs: Sequence[StudyRun]) -> None:
     """Prints the warnings of what is left to train and of its data; InputError if that could not
     be read. The demo's scenes are written later."""
     check_plans([run.described() for run in unfinished(runs)], reads_data=not study.is_of_scenes)
-
-
-def check_arms(study: Study, runs: Sequence[StudyRun]) -> None:
-    """Raises InputError for an arm whose class loss would train only its head."""
-    for run in runs:
-        if study.is_of_scenes or run.seed or not run.recipe.method.startswith("super"):
-            continue
-        options = check_command(run.described().openclip_arguments())
-        if not is_unchecked(options) and trains_only_head(model_without_values(options)):
-            raise InputError(
-                f"arm '{run.arm}': its image tower is frozen, so the class loss trains only "
-                "its head: its towers would be those of a training without the class loss; "
-                "train the image tower, too, or leave the arm out"
-            )
 
 
 def summary(study: Study, runs: Sequence[StudyRun], jobs: int) -> str:

@@ -2,7 +2,6 @@
 sentences on them."""
 
 import math
-import statistics
 from itertools import product
 
 from ..errors import InputError
@@ -47,9 +46,9 @@ class StudyResults:
         }
 
     def _scores(self, arm: str, cell, measure: str) -> dict[int, float]:
-        """Returns an arm's scores in a cell, or its "cpu_seconds", by seed."""
+        """Returns an arm's scores in a cell by seed."""
         return {
-            record["seed"]: (record | record["measures"])[measure]
+            record["seed"]: record["measures"][measure]
             for record in self.records
             if (record["arm"], record["cell"]) == (arm, cell)
         }
@@ -85,12 +84,6 @@ class StudyResults:
         for measure in self.measures:
             values = [str(column[measure]) for column in columns.values()]
             rows.append([self.title(measure), *values])
-        if all(record["cpu_seconds"] is not None for record in self.records):  # unknown for jobs
-            row = ["CPU seconds"]
-            for arm in study.arms:
-                seconds = self._scores(arm, cell, "cpu_seconds").values()
-                row.append(f"{statistics.median(seconds):.0f}")
-            rows.append(row + [""] * len(study.pairs))
         return markdown_table(["%", *columns], rows)
 
     def title(self, measure: str) -> str:

@@ -26,7 +26,6 @@ from ..runs.slurm import find_placement
 from ..words.open_checkpoint import open_checkpoint
 from .configuration import ConfiguredStudy
 
-CPU_SECONDS = "cpu_seconds.json"
 # `superclip`, which ends by SIGTERM with its parent
 SUPERCLIP = (
     "import sys; from openclip_superclip.environment import end_with_parent; "
@@ -76,13 +75,8 @@ class StudyRun:
         most = self.recipe.samples
         return most if self.is_finished else min(samples, most)
 
-    @property
-    def cpu_seconds(self) -> float | None:
-        """The CPU time of its training; None if a job trained it, or if the study was killed."""
-        return json_or_empty(self.folder / CPU_SECONDS).get("cpu_seconds")
-
     def train(self, stop: threading.Event) -> None:
-        """Trains it from its last checkpoint, unless it is finished, and adds up its CPU seconds.
+        """Trains it from its last checkpoint, unless it is finished.
 
         Raises InputError if it fails, with its last message, if `stop` ends it, and if it is
         trained elsewhere.
@@ -96,18 +90,12 @@ class StudyRun:
         self.run_folder.write(self.described())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
-        cpu_file = self.folder / CPU_SECONDS
-        of_first_start = None if self.run_folder.epoch else 0.0
-        earlier = json_or_empty(cpu_file).get("cpu_seconds", of_first_start)
-        write_json(cpu_file, {"cpu_seconds": None})  # unknown if this process is killed
-        exit_code, seconds = run_superclip(
+        exit_code = run_superclip(
             ["run", str(self.folder), *self.configured.streams()],
             output,
             stop,
             one_thread=self.configured.options.device == "cpu",
         )
-        if earlier is not None:
-            write_json(cpu_file, {"cpu_seconds": earlier + seconds})
         if stop.is_set():
             raise InputError(f"{self.folder.name} was stopped")
         if exit_code != 0:
@@ -125,9 +113,8 @@ def run_superclip(
     stop: threading.Event,
     *,
     one_thread: bool = False,
-) -> tuple[int, float]:
-    """Runs `superclip ARGUMENTS` and returns its exit code and CPU seconds, including those of its
-    own processes.
+) -> int:
+    """Runs `superclip ARGUMENTS` and returns its exit code.
 
     It runs in a session of its own, which signals of a terminal do not reach, and gets SIGTERM when
     this process ends, or when `stop` is set. Its output goes to the file `output`.
@@ -136,23 +123,16 @@ def run_superclip(
     code = SUPERCLIP.format(parent=os.getpid(), signal=signal.SIGTERM.value)
     command = [sys.executable, "-c", code, *arguments]
     process = start_process(command, {**os.environ, **threads}, output)
-    ended = 0
     try:
-        while not ended:
-            is_stopped = stop.wait(0.5)
-            if is_stopped:
-                process.terminate()
-            # the only way to this child's CPU time, and it takes no timeout
-            ended, status, usage = os.wait4(process.pid, 0 if is_stopped else os.WNOHANG)
+        while process.poll() is None and not stop.wait(0.5):
+            pass
     finally:
-        if not ended:
-            process.terminate()
-            process.wait()
-    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+        process.terminate()
+    return process.wait()
 
 
 def measured(run: StudyRun) -> dict:
-    """Returns the digest of a trained run's weights, its CPU seconds and its measures.
+    """Returns the digest of a trained run's weights, and its measures.
 
     It is measured now, unless the same versions have measured the same weights.
     """
@@ -161,7 +141,6 @@ def measured(run: StudyRun) -> dict:
     record = {
         "run": run.folder.name,
         "checkpoint": content_digest(weights)[:16],
-        "cpu_seconds": run.cpu_seconds,
         "versions": versions_of_run(),
     }
     file = run.folder / f"{measures}-test.json"

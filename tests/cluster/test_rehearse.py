@@ -1,10 +1,9 @@
-"""`superclip run --rehearse`: two ranks that train and resume, what they
-measure, and what a plan makes of it."""
+"""`superclip run --rehearse`: two ranks that train, what they measure, and
+what a plan makes of it."""
 
 import re
 import signal
 from datetime import datetime
-from types import SimpleNamespace
 
 import pytest
 from support import cases, read_json, table, write_json
@@ -15,8 +14,8 @@ from support.training_runs import execute, failure, run_superclip, shell_words
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.rendering import significant
-from openclip_superclip.runs import rehearsal
-from openclip_superclip.runs.slurm import Placement
+from openclip_superclip.runs.progress import read_log
+from openclip_superclip.runs.rehearsal import rare_validations
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
@@ -46,22 +45,11 @@ def rehearsed(tmp_path_factory):
     return {"recipe": recipe, "out": out, "printed": printed, "summary": summary}
 
 
-def test_a_rehearsal_resumes_and_repeats_every_loss(rehearsed):
-    for part, epoch in (("whole", 0), ("resumed", 1)):
-        (attempt,) = read_json(rehearsed["out"] / f"{part}-1/run.json")["attempts"]
-        assert (attempt["state"], attempt["epoch_before"]) == ("finished", epoch)
-    assert rehearsed["summary"]["resumed"] == {
-        "steps": 12,
-        "missing": 0,
-        "different": 0,
-        "largest": 0,
-        "equal_weights": True,
-    }
-    assert "with equal losses in all 12 steps and equal weights" in rehearsed["printed"]
-
-
 def test_it_measures_what_the_whole_run_will_take_and_a_plan_uses_it(rehearsed):
     summary, printed = rehearsed["summary"], rehearsed["printed"]
+    (attempt,) = read_json(rehearsed["out"] / "whole-1/run.json")["attempts"]
+    assert (attempt["state"], attempt["epoch_after"]) == ("finished", 2)
+    assert len(read_log(rehearsed["out"] / "whole-1/out.log")) == 2 * 12
     run = make_run(read_recipe(str(rehearsed["recipe"])), 1, 2, device="cpu")
     speed, pause = summary["samples_per_second"], summary["seconds_between_slices"]
     assert speed > 0 <= pause < 60
@@ -88,36 +76,7 @@ def test_the_hours_include_validation_that_does_not_follow_each_slice(flags, sec
     run = make_run(read_recipe(str(write_recipe(tmp_path, flags=flags))), device="cpu")
     (tmp_path / "out.log").write_text("2026-01-02,03:04:12 | INFO | Eval Epoch: 2 val_loss: 1\n")
     trained = datetime(2026, 1, 2, 3, 4, 5)
-    assert rehearsal.rare_validations(run, trained, tmp_path / "out.log") == seconds
-
-
-def test_a_rehearsal_fails_if_the_resumed_training_is_another(tmp_path):
-    doubled = (
-        "def changed(**features):\n"
-        "    factor = 2 if 'resumed' in args.name else 1\n"
-        "    return {name: factor * value for name, value in loss(**features).items()}\n"
-        "return changed\n"
-    )
-    plugin = write_plugin(tmp_path / "plugin", doubled)
-    flags = f"{write_recipe(tmp_path, batch=4)} --steps 12 --out {tmp_path}/out"
-    code, printed = rehearse(tmp_path, flags, PYTHONPATH=str(plugin))
-    assert code == 1
-    other = r"the losses differ in 12 of 12 steps, by up to \S+\n"
-    assert re.search(f"the resumed training differs from the uninterrupted one: {other}$", printed)
-    assert re.search(f"resumed     {other}", printed)
-
-
-def test_both_parts_of_a_rehearsal_use_the_port_of_their_job(monkeypatch, tmp_path):
-    placements = []
-
-    def training(run, placement, folder, *, measures):
-        placements.append((placement.step, placement.master_port))
-        return SimpleNamespace(train=lambda: 0)
-
-    monkeypatch.setattr(rehearsal, "NodeTraining", training)
-    node = Placement(num_nodes=2, node=1, job="17", step="0", master_port=20017)
-    assert rehearsal.Rehearsal(None, node, tmp_path).train() == 0
-    assert placements == [("0-0", 20017), ("0-1", 20017)]  # the next one is the next job's
+    assert rare_validations(run, trained, tmp_path / "out.log") == seconds
 
 
 @cases("environment", table("runs: starts that repeat a rehearsal"))

@@ -18,7 +18,8 @@ from openclip_superclip.commands.submit import minutes_of
 from openclip_superclip.files import shipped_folder
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run
-from openclip_superclip.runs.slurm import SlurmRequest
+from openclip_superclip.runs.lock import lock
+from openclip_superclip.runs.slurm import Placement, SlurmRequest
 
 SUBMIT_B16 = "submit datacomp1b/superclip_vit-b-16_512m_bs16k --gpus-per-node 4 --dry-run"
 
@@ -194,6 +195,8 @@ def test_a_run_is_not_submitted_twice_nor_once_it_is_finished(recipe, tmp_path, 
     assert "sbatch cannot be started here (Permission denied): submit" in failure(other)
     write_program(tmp_path / "sbatch", "echo 17")
     write_program(tmp_path / "squeue", "echo '17|PENDING|Priority'")
+    with lock(tmp_path / "run/submitting", Placement()):
+        assert "run belongs to another run" in failure(submit)
     execute(submit)  # a recipe that no job trains blocks nothing
     assert read_recipe("run/recipe.yaml").lr == 1e-3
     assert "job 17 already trains run" in failure(other)

@@ -7,7 +7,6 @@ import math
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from support import cases, parametrize
 from support.data import write_colours, write_shards
 from support.evaluation import records
@@ -66,20 +65,6 @@ def test_counts_and_idf_weights_are_those_of_the_cpu():
     for name, expected in on_cpu.state_dict().items():
         assert torch.equal(counts[name].cpu(), expected)
     torch.testing.assert_close(on_gpu.idf().cpu(), on_cpu.idf(), rtol=1e-6, atol=0)
-
-
-@torch.no_grad()
-def test_features_are_nearly_those_of_the_cpu():
-    torch.manual_seed(0)
-    model, _, _ = superclip.create_model_and_transforms(MODEL)
-    model.eval()
-    images = torch.randn(8, 3, 96, 96)
-    texts = torch.randint(1, 4000, (8, model.context_length))
-    expected = model.encode_image(images), model.encode_text(texts)
-    model.cuda()
-    computed = model.encode_image(images.cuda()), model.encode_text(texts.cuda())
-    for features, exact in zip(computed, expected, strict=True):
-        assert F.cosine_similarity(features.cpu(), exact).min() >= 0.999
 
 
 def make_step(batch):

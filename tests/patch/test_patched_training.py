@@ -2,15 +2,13 @@
 one, and stock without the flag."""
 
 import functools
-import os
 import pickle
 import shutil
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from support import cases, parametrize, succeed, table
+from support import cases, parametrize, table
 from support.data import IMAGE, MakesFolder, write_tar
 from support.openclip_trees import (
     each_release,
@@ -20,7 +18,7 @@ from support.openclip_trees import (
 )
 from support.openclip_trees import superclip_train_of as superclip_train
 from support.plugins import EXAMPLES, install_plugin
-from support.training_runs import Run, completed, error_of, in_one_order, shell_words
+from support.training_runs import completed, error_of, in_one_order, shell_words
 
 openclip_train_in_one_order = in_one_order(openclip_train)
 superclip_train_in_one_order = in_one_order(superclip_train)
@@ -129,14 +127,6 @@ def test_the_example_plugins_train_alike_on_a_patched_and_an_unpatched_openclip(
         found.append(losses(train, copy, flags))
     assert found[0] == found[1]
     assert all("Sub_caption_loss" in line and "Class_loss" in line for line in found[0])
-
-
-def test_openclips_own_command_trains_with_the_flag(patched, short_run, losses, tmp_path):
-    command = f"{sys.executable} -m open_clip_train.main {short_run} --batch-size 32 --superclip"
-    tree = patched["3.3.0"]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = succeed(command.split(), cwd=tmp_path, env=environment)
-    assert Run(0, done.stderr).losses() == losses(openclip_train, tree, "--superclip")
 
 
 def test_the_launcher_refuses_an_openclip_whose_patch_was_interrupted(patched, short_run, tmp_path):

@@ -358,7 +358,8 @@ def fork_python(command, stdout, env, **_):
         return main(command[command.index("-c") + 2 :])
 
     process = fork(run, stdout.name, Path.cwd(), env)
-    process.poll, process.wait = lambda: process.exitcode, process.join
+    process.poll = lambda: process.exitcode
+    process.wait = lambda *seconds: process.join(*seconds) or process.exitcode
     return process
 
 

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 from PIL import Image
 from support import read_json
-from support.training_runs import execute, run_superclip
+from support.training_runs import run_superclip
 
 from openclip_superclip.study.study_file import OF_SCENES
 
@@ -25,19 +25,6 @@ def test_it_prints_and_plots_the_difference_of_both_methods_and_warns_about_a_si
     picture = Image.open(demo / "study.png")
     assert picture.width < 800 < picture.width + picture.height
     assert np.asarray(picture.convert("L")).std() > 20  # not blank
-
-
-def test_evaluate_shows_the_demos_own_scores(demo, tmp_path):
-    runs = sorted((demo / "runs").iterdir())
-    printed = execute("evaluate", *runs, "--out", tmp_path)
-    rows = read_json(tmp_path / "scores.json")["rows"]
-    for run, row in zip(runs, rows, strict=True):
-        measured = read_json(run / "demo-test.json")["measures"]
-        scores = {name: score["value"] for name, score in row["scores"].items()}
-        assert [scores[f"demo {name.replace('_', ' ')}"] for name in measured] == [
-            *measured.values()
-        ]
-    assert "differs from" not in printed and "not comparable" not in printed
 
 
 def test_a_stopped_demo_exits_with_the_code_of_its_signal(tmp_path, monkeypatch):

@@ -231,7 +231,7 @@ def test_sub_captions_differ_from_epoch_to_epoch_and_not_from_run_to_run():
 # Scripts
 
 
-def test_the_shards_of_a_table_train_as_they_are(short_run, tmp_path, monkeypatch):
+def test_the_shards_of_a_table_hold_its_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = ["filepath,title", "missing.png,a cat", "text.png,a dog"]
     (tmp_path / "text.png").write_text("no image")
@@ -252,8 +252,3 @@ def test_the_shards_of_a_table_train_as_they_are(short_run, tmp_path, monkeypatc
     assert pairs["train"] + pairs["val"] == 2 * 96
     assert pairs["val"] % 2 == 0  # an image with two captions is on one side
     assert 20 < pairs["val"] < 60
-    last = len(sorted((tmp_path / "out/train").glob("*.tar"))) - 1
-    data = f"--train-data out/train/{{000000..{last:06}}}.tar --val-data out/val/000000.tar"
-    flags = "--superclip --dataset-type webdataset"
-    (run,) = completed(superclip_train, short_run, data, flags, cwd=tmp_path)
-    assert len(run.losses()) == -(-pairs["train"] // 16)  # rounded up

@@ -25,14 +25,12 @@ from support.models import (
 )
 from support.three_steps import results_of
 from support.training_runs import (
-    completed,
     error_of,
     execute,
     failure,
     load,
     run_ranks,
     run_train,
-    stock_train,
     superclip_train,
 )
 
@@ -237,18 +235,6 @@ def test_the_heads_warm_up_ends_at_the_same_step_on_all_ranks(tmp_path):
         return [reached(model, batch(*captions)) for _ in range(3)]
 
     assert results_of(warm_up, 2, tmp_path / "ranks") == [[[False], [False], [True]]] * 2
-
-
-WARM_UP = "--superclip --superclip-head-warmup"
-
-
-def test_in_the_heads_warm_up_the_contrastive_loss_trains_the_model_as_usual(small_run, tmp_path):
-    (stock,) = completed(stock_train, small_run, "--name stock", cwd=tmp_path)
-    run = run_train(small_run, f"{WARM_UP} 64", cwd=tmp_path)
-    assert run.values("Contrastive_loss") == stock.values("Contrastive_loss")
-    stock, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("stock", "run"))
-    assert_equal(without_head(whole), stock)
-    assert whole["class_head.bias"].any()
 
 
 # What a run resumes, starts from and refuses

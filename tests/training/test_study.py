@@ -6,13 +6,12 @@ import logging
 import os
 import shutil
 import signal
-import threading
 
 import open_clip
 import pytest
 import torch
 from ruamel.yaml import YAML
-from support import cases, parametrize, read_json, refusals, write_json
+from support import cases, parametrize, read_json, refusals
 from support.data import write_shards
 from support.models import assert_equal, without_head
 from support.slurm_cluster import wait_until
@@ -24,16 +23,13 @@ from openclip_superclip.checkpoints.trainer_files import RECORD
 from openclip_superclip.plans.run import Run
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.slurm import Placement
-from openclip_superclip.study.study_run import open_trained, run_superclip
-
-# more samples than any of these runs has, during which the class loss trains only its head
-HEAD_ALONE = {"superclip.head_warmup": 10**6}
+from openclip_superclip.study.study_run import open_trained
 
 
-def study(folder, more="", file="which.yaml"):
+def study(folder, more=""):
     """The exit code of a study in this process."""
     data = f"--val-data {write_shards(folder / 'val', 2)} --set flags.val-num-samples=32"
-    return call(f"study {file} --out out {data} {more}")
+    return call(f"study which.yaml --out out {data} {more}")
 
 
 @pytest.fixture
@@ -52,29 +48,24 @@ def study_here(monkeypatch, capsys):
     logging.getLogger().setLevel(level)
 
 
-def write_study(recipe, arms):
-    """Writes which.yaml beside a recipe."""
-    study = {
-        "question": "which?",
-        "primary": "image_to_text_R@1",
-        "measures": "validation",
-        "recipe": str(recipe),
-        "seeds": 1,
-        "arms": arms,
-    }
-    YAML().dump(study, recipe.with_name("which.yaml"))
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """The folder of a study of CLIP, SuperCLIP, and a class loss that trains only its head."""
     folder = tmp_path_factory.mktemp("study")
-    arms = {
-        "CLIP": {"method": "clip"},
-        "SuperCLIP": {},
-        "head alone": HEAD_ALONE,
+    study = {
+        "question": "which?",
+        "primary": "image_to_text_R@1",
+        "measures": "validation",
+        "recipe": str(write_recipe(folder, passes=1, slices=1)),
+        "seeds": 1,
+        "arms": {
+            "CLIP": {"method": "clip"},
+            "SuperCLIP": {},
+            # more samples than these runs have, during which the class loss trains only its head
+            "head alone": {"superclip.head_warmup": 10**6},
+        },
     }
-    write_study(write_recipe(folder, passes=1, slices=1), arms)
+    YAML().dump(study, folder / "which.yaml")
     return folder
 
 
@@ -184,37 +175,11 @@ def test_a_stopped_study_leaves_no_process_behind_and_says_how_to_resume(
     assert "Traceback" not in said
 
 
-def test_a_run_has_its_own_process_output_and_cpu_time(tmp_path):
-    code, seconds = run_superclip(["--version"], tmp_path / "output", threading.Event())
-    assert code == 0 and seconds > 0
-    assert (tmp_path / "output").read_text().startswith("openclip-superclip ")
-
-
 def test_a_run_that_fails_ends_the_study_by_name_with_its_error(studied, study_here):
     with in_forks():
         error = study_here(studied[0], "--set model=local-dir:nowhere --out elsewhere", code=1)
     assert error.startswith("error: ")
     assert "_seed0 failed" in error
-
-
-@pytest.mark.slow
-def test_seeds_are_paired_on_a_table_too_and_a_run_that_was_stopped_starts_again(
-    tmp_path, csv_data, study_here
-):
-    arms = {"CLIP": {"method": "clip"}, "head alone": HEAD_ALONE}
-    write_study(write_recipe(tmp_path, shards=str(csv_data), slices=1, samples="2 passes"), arms)
-    with in_forks():
-        study_here(tmp_path)
-    clip = run(tmp_path, "clip")
-    before = weights(clip, 2)
-    alone = weights(run(tmp_path, "head-alone"), 2)
-    assert_equal(without_head(alone), before)
-    # as if stopped after the first pass, whose order would come again
-    (clip / "checkpoints/epoch_2.pt").unlink()
-    write_json(clip / "state.json", {"state": "preempted", "epoch": 1})
-    with in_forks():
-        study_here(tmp_path)
-    assert_equal(weights(clip, 2), before)
 
 
 def test_the_models_of_a_study_are_opened_for_its_measures(tmp_path, tiny_model):

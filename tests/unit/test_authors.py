@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import openclip_superclip as superclip
 from openclip_superclip import SuperCLIPLoss, TokenStatistics, class_loss, plain_class_loss
-from openclip_superclip.checkpoints.authors import RELEASED_BATCH, from_authors
+from openclip_superclip.checkpoints.authors import RELEASED_BATCH
 from openclip_superclip.method.head_input import encode_image
 
 BOTH = parametrize("function", [class_loss, plain_class_loss])
@@ -107,19 +107,6 @@ def test_features_scale_class_logits_losses_and_counts_equal_the_authors(custom_
         plain_class_loss, golden["class_logits"], golden["text"], model.statistics.idf()
     )
     assert_close(trained["class_losses"], losses, atol=1e-5, rtol=0)
-
-
-def test_float32_means_restore_every_count():
-    """Running means over batches, computed like the authors', with a
-    different frequency for each token."""
-    torch.manual_seed(0)
-    counts = torch.randint(RELEASED_BATCH + 1, (50, 300))
-    means = (counts.float() / RELEASED_BATCH).double().sum(dim=0, keepdim=True)
-    head = ("ln_mlp.weight", "ln_mlp.bias", "text_projection.weight", "text_projection.bias")
-    weights = {f"text_decoder.{name}": torch.zeros(1) for name in head}
-    ours = from_authors(weights | {"cap_fq": means, "num_samples": torch.tensor([[50.0]])}, "file")
-    assert torch.equal(ours["statistics.document_frequency"], counts.sum(dim=0))
-    assert ours["statistics.num_captions"] == 50 * RELEASED_BATCH
 
 
 REFUSED = {  # changes to the authors' file, or flags, and the error message

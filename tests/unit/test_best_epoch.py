@@ -91,8 +91,3 @@ def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
     RunFolder(tmp_path).prune(Run.__new__(Run))
     kept = sorted(int(path.stem.partition("_")[2]) for path in tmp_path.glob("checkpoints/*.pt"))
     assert kept == [1, 2, *range(number - NUM_KEPT + 1, number + 1)]
-
-
-def test_scores_that_are_no_numbers_are_left_out(tmp_path):
-    rows = [{"epoch": "x", "image_to_text_R@1": "1"}, {"epoch": 2, "image_to_text_R@1": [1]}]
-    assert best_epoch(write_results(tmp_path, *rows)) is None

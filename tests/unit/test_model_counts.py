@@ -28,11 +28,9 @@ def test_options_that_leave_the_model_as_it_is_leave_its_counts_known(set_):
 @parametrize(
     "set_",
     [
-        {"model": "coca_ViT-B-32"},
         {"model": "local-dir:nowhere"},
         {"flags.pretrained": "openai"},
         {"flags.lock-image": "true"},
-        {"flags.force-image-size": "90"},
         {"precision": "pure_bf16"},
         {"superclip.head_input": "pooled", "method": "superclip"},
     ],

@@ -17,7 +17,6 @@ from openclip_superclip.plans.cost import count_gmacs, estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.plan_text import command_text
 from openclip_superclip.plans.recipe_files import read_recipe
-from openclip_superclip.runs.rehearsal import is_other_training, resumed_text
 
 RELEASED = "datacomp1b/superclip_vit-b-16_512m_bs16k"
 
@@ -199,15 +198,6 @@ def test_files_and_packages_that_only_nodes_have_are_planned(flag):
     assert value in plan(set_={f"flags.{name}": value}).openclip_arguments()
 
 
-@cases("device, is_other, said, resumed", table("plans: rehearsal reports"))
-def test_a_rehearsal_blames_the_kernels_of_a_gpu_for_differences_and_a_cpu_for_none(
-    device, is_other, said, resumed
-):
-    equal = {"missing": 0, "different": 0, "largest": 0, "equal_weights": True}
-    summary = {"device": device, "resumed": {"steps": 8} | equal | resumed}
-    assert (is_other_training(summary), resumed_text(summary)) == (is_other, said)
-
-
 @cases("arguments, reason", refusals("plan"))
 def test_impossible_plans_are_refused_in_one_line(arguments, reason, tmp_path, refused):
     assert reason in refused(tmp_path, f"plan {RELEASED} {arguments}")
@@ -237,19 +227,6 @@ def test_plan_and_submit_have_one_default_of_gpus():
 def test_if_every_checkpoint_is_kept_the_plan_says_so():
     text = plan_text("coco/clip_vit-b-16_20.48m_bs1k --set 'samples=4 passes'")
     assert "superclip run keeps all: at most" in text
-
-
-def test_runs_of_yfcc15m_with_other_batches_train_the_same_passes_and_slices():
-    runs = [plan(f"yfcc15m/clip_vit-b-16_256m_{batch}", nodes=1) for batch in ("bs1k", "bs4k")]
-    assert {(run.num_slices, run.recipe.slices, run.samples) for run in runs} == {
-        (100, 5, 256_000_000)
-    }
-
-
-def test_the_text_of_a_plan_has_no_exponents_but_those_of_flops():
-    text = execute(f"plan {RELEASED} --set samples=51.2e9")
-    assert re.search(r"FLOPs; [\d,]{5,} hours, [\d,]{5,} GPU-hours", " ".join(text.split()))
-    assert "e+" not in text.partition("FLOPs")[2]
 
 
 def test_a_plan_prints_the_exact_bytes_that_need_no_activations():

@@ -11,9 +11,10 @@ from support import cases, input_error, parametrize, table, write_json
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.data.inspection import check_shards, inspect, inspect_shard
+from openclip_superclip.data.inspection import check_samples, inspect, inspect_shard
 from openclip_superclip.data.slices import Split
 from openclip_superclip.data.tables import Columns, check_table
+from openclip_superclip.errors import refuse
 
 SAMPLES = NUM_SHARDS * SHARD_SIZE
 
@@ -33,7 +34,15 @@ def folder(whole, tmp_path):
 
 def check(folder, world_size=1, workers=1, expected=SAMPLES, sizes=(64, 16), **options):
     split = Split(NUM_SHARDS, world_size, workers, 4, *sizes)  # of a slice and of a batch
-    return check_shards(f"{folder}/{PATTERN}", split, expected, **options)
+    return check_pattern(f"{folder}/{PATTERN}", split, expected, **options)
+
+
+def check_pattern(pattern, split, expected, **options):
+    """The same check as `superclip run` makes."""
+    refuse(split.problems())
+    checked = inspect(pattern, "--data", **options)
+    check_samples(checked, split, expected)
+    return checked
 
 
 def problems(checked):
@@ -144,11 +153,11 @@ def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
 
 @parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
 def test_urls_and_pipes_are_reported_as_not_checked(pattern):
-    checked = check_shards(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True)
+    checked = check_pattern(pattern, Split(16, 1, 1, 4, 64, 16), SAMPLES, full=True)
     assert (checked.num_found, checked.full) == (None, False)
     assert "16 of 16 shards are URLs or pipes" in checked.warnings[0]
     with input_error("too few"):
-        check_shards(pattern, Split(16, 16, 2, 4, 64, 16), SAMPLES)
+        check_pattern(pattern, Split(16, 16, 2, 4, 64, 16), SAMPLES)
 
 
 def test_sizes_json_is_compared_with_the_recipe(folder):

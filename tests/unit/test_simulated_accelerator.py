@@ -23,7 +23,6 @@ from support.training_runs import Run
 from openclip_superclip import hooks
 from openclip_superclip.data.captions import tokenizer_identity
 from openclip_superclip.data.frequencies import Frequencies
-from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.openclip import current
 from openclip_superclip.openclip.hook_calls import parse_args, plugins_model_class
 
@@ -111,25 +110,25 @@ def create_models(args):
     return model, teacher
 
 
-def run_of(flags, mistake=None):
-    """The run of a process that trains twice, with one of MISTAKES."""
+def run_of(flags, *change):
+    """The run of a process that trains twice, on the device after a change."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["open_clip_train.main", "openclip_superclip.openclip.hook_calls", "timm", "pytest"]
     )
     output = Path("output.txt").resolve()
-    process = context.Process(target=_train, args=(flags, mistake, output))
+    process = context.Process(target=_train, args=(output, flags, *change))
     process.start()
     process.join(300)
     return Run(process.exitcode, output.read_text())
 
 
-def _train(flags, mistake, output):
+def _train(output, flags, *change):
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(output.parent)
-    sys.exit(train_twice(flags, *([] if mistake is None else [MISTAKES[mistake][0]])))
+    sys.exit(train_twice(flags, *change))
 
 
 @cases("model, flags", table("training: on an accelerator"))
@@ -142,55 +141,13 @@ def test_a_step_reads_nothing_back_and_every_gradient_arrives(
     assert run.returncode == 0, run.output[-3000:]
 
 
-def add_to_loss(make):
-    """Returns a change after which the loss adds `make(class losses)` to
-    them."""
-
-    def change():
-        forward = SuperCLIPLoss.forward
-
-        def changed(self, *, class_losses, **outputs):
-            return forward(self, class_losses=class_losses + make(class_losses), **outputs)
-
-        SuperCLIPLoss.forward = changed
-
-    return change
-
-
 def compare_upstream():
     """Makes the class loss compare its upstream gradients on the host."""
-    torch._assert_async = lambda is_uniform, message: is_uniform.item()
+    torch._assert_async = lambda is_uniform, message: is_uniform.cpu()
 
 
-def detach_class_losses():
-    forward = SuperCLIPLoss.forward
-
-    def changed(self, *, class_losses, **outputs):
-        return forward(self, class_losses=class_losses.detach(), **outputs)
-
-    SuperCLIPLoss.forward = changed
-
-
-MISTAKES = {  # what is put in on purpose: the change, and what the failure says
-    "a tensor on the wrong device": (add_to_loss(lambda losses: torch.ones(len(losses))), "ones"),
-    "an item": (add_to_loss(lambda losses: losses.mean().item()), "_local_scalar_dense"),
-    "a copy": (
-        add_to_loss(lambda losses: losses.cpu().to(losses.device)),
-        "copies a tensor to the host",
-    ),
-    "a comparison in the backward pass": (compare_upstream, "_local_scalar_dense|is_nonzero"),
-    "a gradient that does not arrive": (
-        detach_class_losses,
-        "AssertionError: class_head.weight got no gradient",
-    ),
-}
-
-
-@cases("mistake, _, message", MISTAKES)
-def test_mistakes_that_stall_or_fail_on_a_device_fail_here(
-    mistake, _, message, models, tmp_path, monkeypatch
-):
+def test_a_comparison_that_waits_for_the_device_fails_here(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = run_of(f"--model {models['vit']}", mistake)
+    run = run_of(f"--model {models['vit']}", compare_upstream)
     assert run.returncode == 1
-    assert any(part in run.output for part in message.split("|")), run.output[-3000:]
+    assert "copies a tensor to the host" in run.output

@@ -140,7 +140,6 @@ def records(**scores):
             "seed": seed,
             "run": f"{arm}_seed{seed}",
             "checkpoint": f"{arm}{seed}",
-            "cpu_seconds": 60.0 + seed,
             "measures": {"probe": 50.0 + seed, "zero_shot": score},
         }
         for arm, values in scores.items()
@@ -202,7 +201,7 @@ def test_a_study_says_why_the_last_start_of_a_run_failed(after, reason, trained,
     def train(_, output, *__, **___):
         output.write_text("as it may")
         write_json(trained / "state.json", after)
-        return 1, 0.0
+        return 1
 
     (trained / "state.json").write_text('{"error": "stopped"}')
     monkeypatch.setattr("openclip_superclip.study.study_run.run_superclip", train)
@@ -267,9 +266,7 @@ def test_a_study_does_not_start_a_run_that_is_trained_elsewhere(trainer, trained
         monkeypatch.setenv("SLURM_JOB_ID", "17")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         train = "openclip_superclip.study.study_run.run_superclip"
-        monkeypatch.setattr(
-            train, lambda _, output, *__, **___: (output.write_text("as it may"), 0.0)
-        )
+        monkeypatch.setattr(train, lambda _, output, *__, **___: output.write_text("as it may"))
     with held, input_error(trainer):
         study_run(trained, data="pairs.csv").train(threading.Event())
     assert (trained / "checkpoints/epoch_1.pt").exists() == ("failed" not in trainer)

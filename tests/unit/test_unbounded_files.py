@@ -211,6 +211,18 @@ ODD = {
         lambda: write_odd("odd.pt", superclip_options={"model": "local-dir:" + "x" * 5000}),
         "the model of odd.pt is not recorded",
     ),
+    "a recorded model that does not exist": (
+        "export odd.pt --out out",
+        lambda: write_odd("odd.pt", superclip_options={"model": "ViT-B-33"}),
+        "odd.pt: OpenCLIP has no model 'ViT-B-33'",
+    ),
+    "a recorded option that no model has": (
+        "export odd.pt --out out",
+        lambda: write_odd(
+            "odd.pt", superclip_options={"model": "ViT-Ti-16-96", "force_image_size": "large"}
+        ),
+        "odd.pt: OpenCLIP cannot build ViT-Ti-16-96",
+    ),
     "a tensor as an option": (
         "export odd.pt --out out",
         lambda: write_odd("odd.pt", superclip_options={"model": torch.zeros(3)}),
