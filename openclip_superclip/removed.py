@@ -38,7 +38,7 @@ FLAGS = {
     "--state": "the table of superclip status has a column for grep",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
     "--runs": "the runs of a study are in OUT/runs",
-    "--write-evaluation": "superclip evaluate RUN… shows the demo's own scores",
+    "--write-evaluation": "superclip demo prints its scores",
     "--global-batch": "leave it out: counts assume the released runs' batch, and IDF weights need "
     "only their ratios",
     "--every": "give the checkpoints, RUN/checkpoints/*.pt",

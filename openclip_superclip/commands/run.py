@@ -3,6 +3,7 @@ all nodes of the job."""
 
 import argparse
 import os
+import shutil
 import signal
 
 from ..environment import check_horovod
@@ -10,7 +11,7 @@ from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
 from ..files import check_results, write_json
 from ..plans.run import Run
 from ..runs.folder import RunFolder
-from ..runs.launcher import train
+from ..runs.launcher import NodeTraining, train
 from ..runs.recovery import USER, Failure
 from ..runs.signals import EXIT_REFUSED, Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
@@ -100,7 +101,7 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
         rehearsed.check_folder()
         refuse_bad_files(run, run.check_data())
     try:
-        code = rehearsed.train()
+        code = NodeTraining(rehearsed.run, placement, rehearsed.trained, measures=True).train()
     except Stopped as stop:
         if placement.node:
             return 1
@@ -110,7 +111,7 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
     if code or placement.node:
         return code
     summary = rehearsal.report(run, rehearsed)
-    rehearsed.remove_checkpoints()
+    shutil.rmtree(rehearsed.trained.checkpoints, ignore_errors=True)
     write_json(folder / "rehearsal.json", summary)
     machines = f"--nodes {run.nodes} --gpus-per-node {run.gpus_per_node} --device {run.device}"
     machines += f" --workers {run.workers} --gpu-batch-max {run.batch_size}"

@@ -166,13 +166,13 @@ class _WithClassHead:
         return outputs
 
     def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
-        """Locks the vision tower as OpenCLIP does; InputError if the class loss would train only
-        the head, or if OpenCLIP has removed activations of the tower."""
+        """Locks the vision tower as OpenCLIP does; InputError if it cannot, or if it has removed
+        activations of the tower."""
         lock = getattr(super(), "lock_image_tower", None)
-        if lock is None or isinstance(self.visual, ModifiedResNet):
+        if lock is None or (unlocked_groups and isinstance(self.visual, ModifiedResNet)):
             raise InputError(
-                "--lock-image: OpenCLIP cannot unlock part of this model's image tower, which "
-                "--superclip requires: leave out --lock-image or --superclip"
+                "--lock-image: OpenCLIP cannot lock this model's image tower, or unlock part of "
+                "it: leave out --lock-image or --lock-image-unlocked-groups"
             )
         before = dict(self.visual.named_modules())
         lock(unlocked_groups, *args, **kwargs)
@@ -183,11 +183,6 @@ class _WithClassHead:
                     f"--lock-image-freeze-bn-stats removes visual.{name} and other activations "
                     "inside layers of batch norm: leave it out"
                 )
-        if trains_only_head(self):
-            raise InputError(
-                f"--lock-image-unlocked-groups {unlocked_groups} leaves the class loss only "
-                "its own head to train: unlock more groups, or leave out --superclip"
-            )
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; `reading` receives the head's input."""

@@ -95,11 +95,6 @@ def _problems_with_head(options: Namespace, config: Config) -> Iterator[str]:
                 f"--{name} cannot save a model with the class head: leave it out; --torchcompile "
                 "works"
             )
-    if options.lock_image and options.lock_image_unlocked_groups == 0:
-        yield (
-            "--lock-image leaves only the class head to train by the class loss: leave out "
-            "--superclip, or unlock groups with --lock-image-unlocked-groups"
-        )
     if config.captions != "short" and options.dataset_type == "synthetic":
         yield (
             f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "

@@ -239,15 +239,11 @@ class Training:
             is_ours=self.is_ours,
         )
 
-    @property
-    def is_left_to_openclip(self) -> bool:
-        """Whether nothing is resumed, or OpenCLIP reports that it cannot be."""
-        return self.resumed.file is None or bool(self.resumed.damaged and not self.is_ours)
-
     @cached_property
     def checkpoint(self) -> "Checkpoint | None":
-        """The checkpoint to resume from, without values; None if it is left to OpenCLIP."""
-        if self.is_left_to_openclip:
+        """The checkpoint to resume from, without values; None if nothing is resumed, or OpenCLIP
+        reports that it cannot be."""
+        if self.resumed.file is None or (self.resumed.damaged and not self.is_ours):
             return None
         return read_resumed(
             self.resumed.file,
@@ -259,8 +255,7 @@ class Training:
     def changes(self) -> Changes | None:
         """What has changed since the start of the run that is resumed; None unless it is in slices
         or was recorded, and if `superclip run` has compared it already."""
-        is_compared = self.in_run is not None or not self.options.train_data
-        if self.is_left_to_openclip or is_compared:
+        if self.checkpoint is None or self.in_run is not None or not self.options.train_data:
             return None
         folder = self.resumed.run_folder
         if self.data_config.slices is None and not (folder / NAME).exists():
@@ -368,13 +363,10 @@ def launched() -> tuple[int, int]:
         _, rank, world_size = world_info_from_env()
         rank = int(os.environ.get("HOROVOD_RANK", rank))
         world_size = int(os.environ.get("HOROVOD_SIZE", world_size))
+        if world_size == 1:  # WORLD_SIZE=1 in a step of SLURM: each process trains alone
+            return 0, 1
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
+        return rank, world_size
     except ValueError as error:
         raise InputError(f"the variables of torchrun, srun or mpirun: {error}") from error
-    if world_size == 1:  # WORLD_SIZE=1 in a step of SLURM: each process trains alone
-        return 0, 1
-    if not 0 <= rank < world_size:
-        raise InputError(
-            f"the variables of torchrun, srun or mpirun: rank {rank} of {world_size}; expected "
-            f"0 to {world_size - 1}"
-        )
-    return rank, world_size

@@ -14,7 +14,7 @@ from ..checkpoints.trainer_files import RECORD
 from ..data.data_check import DataCheck
 from ..data.inspection import NUM_LOOKED_FOR, check_data, check_samples
 from ..data.slices import Split, equal_sizes
-from ..data.tables import is_table, too_few_rows
+from ..data.tables import is_table, kind, too_few_rows
 from ..data.tar_shards import expand, is_streamed
 from ..errors import InputError, reason, refuse
 from ..files import content_digest, json_or_empty, read_json
@@ -247,7 +247,7 @@ class Run:
         a few shards or, of a table, up to 200 images.
         """
         recipe = self.recipe
-        data_kind = "table" if self.is_table else "shards"
+        data_kind = kind(self.data) or "shards"
         if not self.is_table:
             refuse(self._split().problems())
         check = check_data(self.data, "--data", data_kind, recipe.columns, recipe.config, full=full)
@@ -270,7 +270,7 @@ class Run:
         val_data = self.recipe.val_data
         if not val_data:
             return []
-        data_kind = "table" if is_table(val_data) else "shards"
+        data_kind = kind(val_data) or "shards"
         check = check_data(
             val_data, "--val-data", data_kind, self.recipe.columns, most=NUM_LOOKED_FOR
         )

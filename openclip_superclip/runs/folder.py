@@ -30,7 +30,6 @@ from .lock import killed_owner, lock
 from .recovery import ENDS, LOST, Decision
 from .slurm import SETUP, Placement, has_job, hosts
 
-AS_ASKED = ", as asked"  # ends the error of a run that --stop-after-slice has stopped
 RUNNING = "running"
 PREEMPTED = "preempted"
 FINISHED = "finished"
@@ -252,9 +251,9 @@ class RunFolder:
             **values,
         )
         (self.path / NAME).unlink(missing_ok=True)  # run.json contains it now
-        last = attempts[-1] if attempts else {}
+        last = [{}, *attempts][-1]
         is_requeued = placement.step is not None and placement.job == last.get("job")
-        if not is_requeued or str(last.get("error")).endswith(AS_ASKED):
+        if not (is_requeued and last.get("again", True)):
             self.stop_file.unlink(missing_ok=True)  # asked of an earlier job
         self._write_state(
             RUNNING, restarts=len(attempts), job=placement.job, requeues=placement.restarts

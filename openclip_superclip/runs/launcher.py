@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from ..checkpoints.best_epoch import best_epoch
@@ -18,7 +17,7 @@ from ..errors import InputError, to_stderr, to_stdout
 from ..files import make_folder
 from ..plans.run import Run
 from .child_processes import Start, free_port, run_ranks
-from .folder import AS_ASKED, FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
+from .folder import FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
 from .lock import lock
 from .progress import AddedLines, Progress
 from .recovery import (
@@ -156,7 +155,7 @@ class NodeTraining:
                 folder.note_refusal(str(error))
                 raise
             for path in quarantine(folder.checkpoints, is_whole, "damaged"):
-                self._log(f"{path.stem} is damaged and was renamed to {path.name}")
+                to_stdout(f"superclip run: {path.stem} is damaged and was renamed to {path.name}")
             folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
             try:
                 return self._train_and_record()
@@ -176,7 +175,7 @@ class NodeTraining:
             self.folder.note(data_check=check.as_json())
             return self._end(self._train())
         except StopAsked:
-            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}{AS_ASKED}")
+            self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
             to_stdout(f"superclip run: stopped as asked; superclip run {self.folder.path} resumes")
             return 0
         except Stopped as stop:
@@ -312,10 +311,3 @@ class NodeTraining:
         if shutil.disk_usage(self.folder.path).free < FULL:
             self.full_disk = f" (the disk of {self.folder.path} is full)"
         quarantine(self.folder.checkpoints, is_complete, None)
-
-    def _log(self, text: str) -> None:
-        """Prints a line, and adds it to OpenCLIP's log."""
-        line = f"superclip run: {text}"
-        to_stdout(line)
-        with open(self.folder.path / "out.log", "a") as log:
-            log.write(f"{datetime.now():%Y-%m-%d,%H:%M:%S} | INFO | {line}\n")

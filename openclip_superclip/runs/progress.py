@@ -17,7 +17,6 @@ STEP = re.compile(
     r"^(\S+) \|.* Train Epoch: (\d+) \[\s*(\d+)/(\d+) .*Data \(t\): ([\d.]+) .*, ([\d.e+-]+)/s, "
     r".*\bLoss: \S+ \([^)]*\)\s*$"  # the total, which OpenCLIP writes last
 )
-VALIDATION = re.compile(r"^(\S+) \|.* Eval Epoch: ", re.MULTILINE)
 LOSS = re.compile(r"(\w*[Ll]oss): ([\d.e+-]+|nan|-?inf) \(")
 
 
@@ -101,7 +100,7 @@ def read_log(log: Path) -> list[dict]:
         losses = {name.lower(): float(value) for name, value in LOSS.findall(line)}
         points.append(
             {
-                "time": _time(step[1]),
+                "time": datetime.strptime(step[1], "%Y-%m-%d,%H:%M:%S"),
                 "samples": epoch * of_epoch + seen,
                 **losses,
                 "data_seconds": data_seconds,
@@ -109,13 +108,3 @@ def read_log(log: Path) -> list[dict]:
             }
         )
     return points
-
-
-def end_of_validation(log: Path) -> datetime | None:
-    """Returns when the last logged validation ended."""
-    ends = VALIDATION.findall(log.read_text(errors="replace"))
-    return _time(ends[-1]) if ends else None
-
-
-def _time(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%d,%H:%M:%S")

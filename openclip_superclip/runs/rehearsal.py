@@ -1,10 +1,7 @@
 """Some minutes of a run on its own machines: two short slices, and an estimate of the whole run."""
 
-import math
-import shutil
 import statistics
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from ..data.slices import batches_of_shards
@@ -15,11 +12,9 @@ from ..plans.recipe_files import with_settings
 from ..plans.run import Run
 from ..rendering import bytes_text, significant
 from .folder import RunFolder
-from .launcher import NodeTraining
-from .progress import end_of_validation, read_log
+from .progress import read_log
 from .slurm import Placement
 
-SLICES = 2
 TRAINED = "whole"  # the folder of the shortened run, in the rehearsal's
 
 
@@ -45,22 +40,11 @@ class Rehearsal:
                 "folder"
             )
 
-    def train(self) -> int:
-        """Trains both slices; returns the exit code, 0 if all went well."""
-        return NodeTraining(self.run, self.placement, self.trained, measures=True).train()
-
     @property
     def trained(self) -> RunFolder:
         """The folder of this start's run."""
-        return self._of_start(self.placement.restarts)
-
-    def _of_start(self, restarts: int) -> RunFolder:
+        restarts = self.placement.restarts
         return RunFolder(self.folder / (f"{TRAINED}-{restarts}" if restarts else TRAINED))
-
-    def remove_checkpoints(self) -> None:
-        """Removes the checkpoints of all starts, after the report has read them."""
-        for restarts in range(self.placement.restarts + 1):
-            shutil.rmtree(self._of_start(restarts).checkpoints, ignore_errors=True)
 
 
 def rehearsed_run(run: Run, steps: int) -> Run:
@@ -80,7 +64,7 @@ def rehearsed_run(run: Run, steps: int) -> Run:
         recipe=recipe,
         slice_samples=slice_samples,
         slice_steps=batches // run.accum_freq,
-        num_slices=SLICES,
+        num_slices=2,
         warnings=[],
     )
 
@@ -99,7 +83,6 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         waiting = min(1.0, seconds * speed / run.global_batch_size)
     # for the checkpoint, and for validation if the run validates after its first slice
     pause = (steps[middle]["time"] - steps[middle - 1]["time"]).total_seconds()
-    rare = rare_validations(run, steps[-1]["time"], trained.path / "out.log")
     logs = trained.path / trained.attempts[-1]["ranks"]
     memory = max(
         (read_json(logs / f"rank_{rank}.measures.json") for rank in range(run.world_size)),
@@ -113,22 +96,8 @@ def report(run: Run, rehearsal: Rehearsal) -> dict:
         "memory": memory,
         "checkpoint_bytes": (trained.checkpoints / "epoch_1.pt").stat().st_size,
         "seconds_between_slices": pause,
-        "hours": (run.samples / speed + run.num_slices * pause + rare) / 3600,
+        "hours": (run.samples / speed + run.num_slices * pause) / 3600,
     }
-
-
-def rare_validations(run: Run, trained: datetime, log: Path) -> float:
-    """Returns the seconds of the whole run's validations that do not follow each slice, given when
-    the rehearsal's training ended: they follow its last slice."""
-    flags = run.recipe.flags
-    frequencies = [flags.get("val-frequency", 1)]
-    if flags.get("imagenet-val"):
-        frequencies.append(flags.get("zeroshot-frequency", 2))
-    rare = [frequency for frequency in frequencies if frequency > 1]
-    validated = end_of_validation(log)
-    if not rare or validated is None:
-        return 0.0
-    return math.ceil(run.num_slices / min(rare)) * (validated - trained).total_seconds()
 
 
 def report_text(summary: dict, world_size: int) -> str:

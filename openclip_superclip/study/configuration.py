@@ -87,7 +87,7 @@ def _with_options(study: Study, options: StudyOptions) -> Study:
         refuse(f"--seeds: {problem}" for problem in problems(study))
     study = replace(study, overrides=dict(options.set))
     study.check_overrides()
-    study.check_recipes()
+    list(study.recipes())  # InputError if one is impossible
     overrides = study.overrides | settings_of_table(
         study.recipe, study.first_settings, options.data
     )

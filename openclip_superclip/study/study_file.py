@@ -101,11 +101,12 @@ class Study:
             if field in varied
         )
 
-    def check_recipes(self) -> None:
-        """Raises InputError, naming the arm, for an impossible recipe."""
+    def recipes(self) -> Iterator[Recipe]:
+        """Yields the recipe of each arm in each cell; InputError, naming the arm, for an
+        impossible one."""
         for arm, cell in product(self.arms, self.cell_values):
             try:
-                read_recipe(self.recipe, self.settings(arm, cell))
+                yield read_recipe(self.recipe, self.settings(arm, cell))
             except InputError as error:
                 of_cell = "" if cell is None else f", {self.cell_field} {cell}"
                 raise InputError(f"arm '{arm}'{of_cell}: {error}") from None
@@ -220,9 +221,8 @@ def read_study(path_or_name: str) -> Study:
     study = Study(**values, name=path.stem)
     refuse(f"{path}: {problem}" for problem in problems(study))
     try:
-        study.check_recipes()
-        for arm, cell in product(study.arms, study.cell_values):
-            refuse_streamed_validation(read_recipe(study.recipe, study.settings(arm, cell)))
+        for recipe in study.recipes():
+            refuse_streamed_validation(recipe)
     except InputError as error:
         raise InputError(f"{path}, {error}") from None
     return study

@@ -3,7 +3,6 @@ what a plan makes of it."""
 
 import re
 import signal
-from datetime import datetime
 
 import pytest
 from support import cases, read_json, table, write_json
@@ -15,7 +14,6 @@ from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.rendering import significant
 from openclip_superclip.runs.progress import read_log
-from openclip_superclip.runs.rehearsal import rare_validations
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
@@ -34,8 +32,7 @@ def rehearsed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsal")
     recipe = write_recipe(folder, batch=4, workers=2, flags={"log-every-n-steps": 4})
     out = folder / "out"
-    (out / "whole/checkpoints").mkdir(parents=True)
-    (out / "whole/checkpoints/epoch_1.pt").touch()
+    (out / "whole").mkdir(parents=True)
     write_json(out / "whole/run.json", {"attempts": [{"job": "17"}]})
     job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
     # OpenCLIP rounds 11 steps up to 12, a multiple of the workers
@@ -62,21 +59,6 @@ def test_it_measures_what_the_whole_run_will_take_and_a_plan_uses_it(rehearsed):
     advised = re.search(r"^superclip (plan RECIPE .*) uses this", printed, re.MULTILINE)
     plan = execute(advised[1].replace("RECIPE", str(rehearsed["recipe"])))
     assert f" at {float(f'{speed:g}'):,.10g} samples/s" in " ".join(plan.split())
-
-
-@pytest.mark.parametrize(
-    "flags, seconds",
-    [
-        ({"val-data": "val.tar"}, 0),  # after each slice: in the pause between two
-        ({"val-data": "val.tar", "val-frequency": 4}, 2 * 7),  # after slices 4 and 6
-        ({"imagenet-val": "val"}, 3 * 7),  # OpenCLIP's default is every second slice
-    ],
-)
-def test_the_hours_include_validation_that_does_not_follow_each_slice(flags, seconds, tmp_path):
-    run = make_run(read_recipe(str(write_recipe(tmp_path, flags=flags))), device="cpu")
-    (tmp_path / "out.log").write_text("2026-01-02,03:04:12 | INFO | Eval Epoch: 2 val_loss: 1\n")
-    trained = datetime(2026, 1, 2, 3, 4, 5)
-    assert rare_validations(run, trained, tmp_path / "out.log") == seconds
 
 
 @cases("environment", table("runs: starts that repeat a rehearsal"))

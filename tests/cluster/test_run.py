@@ -227,9 +227,8 @@ def test_after_all_that_the_weights_are_those_of_an_undisturbed_run(troubled, un
         assert not (run / file).exists()
     cut, log = troubled["cut"], (run / "out.log").read_text()
     assert (run / "checkpoints" / f"{cut}.damaged").exists()
-    assert f"{cut} is damaged and was renamed to {cut}.damaged" in log
     epoch = int(re.search(r"\d+", cut)[0])
-    assert f"checkpoints/epoch_{epoch - 1}.pt' (epoch {epoch - 1})" in log.rpartition(".damaged")[2]
+    assert f"checkpoints/epoch_{epoch - 1}.pt' (epoch {epoch - 1})" in log
     assert_equal_weights(run, undisturbed)
 
 

@@ -25,12 +25,14 @@ from support.models import (
 )
 from support.three_steps import results_of
 from support.training_runs import (
+    completed,
     error_of,
     execute,
     failure,
     load,
     run_ranks,
     run_train,
+    stock_train,
     superclip_train,
 )
 
@@ -235,6 +237,15 @@ def test_the_heads_warm_up_ends_at_the_same_step_on_all_ranks(tmp_path):
         return [reached(model, batch(*captions)) for _ in range(3)]
 
     assert results_of(warm_up, 2, tmp_path / "ranks") == [[[False], [False], [True]]] * 2
+
+
+def test_a_locked_image_tower_trains_as_in_stock_openclip_and_the_head_learns(small_run, tmp_path):
+    completed(stock_train, small_run, "--lock-image --name stock", cwd=tmp_path)
+    run = run_train(small_run, "--superclip --lock-image", cwd=tmp_path)
+    assert "the image tower is frozen, so the class loss trains only its head" in run.output
+    stock, whole = (load(tmp_path / "logs" / name)["state_dict"] for name in ("stock", "run"))
+    assert_equal(without_head(whole), stock)
+    assert whole["class_head.bias"].any()
 
 
 # What a run resumes, starts from and refuses
