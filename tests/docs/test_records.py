@@ -18,7 +18,7 @@ WITHOUT_CELLS = {  # studies without a swept field
     for file in STUDIES.rglob("study.csv")
     if not {"lr", "global_batch_size", "shards", "version"} & {*read_rows(file)[0]}
 }
-UNFINISHED = {"longer_fine_tuning"}
+UNFINISHED = {"longer_fine_tuning", "clip_art_fine_tuning"}
 RECORDS = sorted({path.parent for path in STUDIES.glob("**/README.md")} - {STUDIES})
 
 
