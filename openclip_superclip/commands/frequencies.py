@@ -52,9 +52,7 @@ def main(argv: list[str]) -> int:
     )
     _, num_missing = counter.reader.counts.so_far()
     if num_missing:
-        to_stdout(
-            f"{num_missing:,} samples have no long caption (--missing-long {config.missing_long})"
-        )
+        to_stdout(f"without a long caption: {num_missing:,} (--missing-long {config.missing_long})")
     if unreadable:
         to_stdout(unreadable_text(unreadable, len(shards)))
     return 0

@@ -71,10 +71,7 @@ def main(argv: list[str]) -> int:
             note = f"it does not run yet: scancel {row[-1].split()[0]} removes its job"
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
-    total = (
-        f"{len(found)} runs: "
-        f"{', '.join(f'{number} {state}' for state, number in counts.most_common())}"
-    )
+    total = f"runs: {', '.join(f'{number} {state}' for state, number in counts.most_common())}"
     to_stdout("\n".join([markdown_table(HEADS, rows), *notes, total]))
     return code
 

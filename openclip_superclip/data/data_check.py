@@ -117,14 +117,13 @@ class DataCheck:
         """Yields warnings on captions and on images, given how training reads empty captions."""
         if self.num_incomplete:
             yield (
-                f"{self.flag}: {self.num_incomplete:,} of the "
-                f"{self.num_samples + self.num_incomplete:,} samples that were read have no image "
-                "or no caption: training skips them"
+                f"{self.flag}: samples without an image or a caption: {self.num_incomplete:,} of "
+                f"{self.num_samples + self.num_incomplete:,}; training skips them"
             )
         if self.num_empty:
             yield (
-                f"{self.flag}: {self.num_empty:,} of the {self.num_samples:,} captions that were "
-                f"read in {self.data} are empty: {effect_of_empty}"
+                f"{self.flag}: empty captions in {self.data}: {self.num_empty:,} of "
+                f"{self.num_samples:,}; {effect_of_empty}"
             )
         if self.ignored:
             counts = ", ".join(

@@ -174,8 +174,8 @@ def inspect(
     check.bad += [BadFile(shard, NO_FILE) for shard, size in sizes.items() if size is None]
     if check.bad:
         check.warnings.append(
-            f"{flag}: {len(check.bad):,} of {len(sizes):,} shards are missing or broken, such as "
-            f"{check.bad[0].file}: training skips them"
+            f"{flag}: missing or broken shards: {len(check.bad):,} of {len(sizes):,}, such as "
+            f"{check.bad[0].file}; training skips them"
         )
     check.warnings += check.content_warnings("the class loss reads no word")
     check.warnings += _shard_warnings(check, long_caption if full else "")
@@ -204,8 +204,8 @@ def _shard_warnings(check: DataCheck, long_caption: str) -> Iterator[str]:
     num_missing = check.num_samples - check.num_long
     if long_caption and num_missing:
         yield (
-            f"{check.flag}: {num_missing:,} of {check.num_samples:,} samples have no long caption "
-            f"'{long_caption}'"
+            f"{check.flag}: samples without the long caption '{long_caption}': {num_missing:,} of "
+            f"{check.num_samples:,}"
         )
 
 

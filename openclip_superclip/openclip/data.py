@@ -138,7 +138,7 @@ class _Table(_Images):
         if hasattr(caption_tokens, "keeps"):
             self.kept = [row for row in self.kept if caption_tokens.keeps(self._row(row))]
             logging.info(
-                f"{len(table) - len(self.kept):,} of {len(table):,} rows are left out by a plugin"
+                f"rows left out by a plugin: {len(table) - len(self.kept):,} of {len(table):,}"
             )
 
     def _row(self, row: int) -> dict:

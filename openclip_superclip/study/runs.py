@@ -87,8 +87,8 @@ def check_finished(runs: Sequence[StudyRun]) -> None:
     if left:
         names = [f"{run.folder.name} ({run.state.get('state', 'not started')})" for run in left]
         raise InputError(
-            f"{len(left)} of {len(runs)} runs in {left[0].folder.parent} are not "
-            f"finished: {listed(names, 3)}; the command that trains the study, or submits it "
+            f"unfinished runs in {left[0].folder.parent}: {len(left)} of {len(runs)}, "
+            f"{listed(names, 3)}; the command that trains the study, or submits it "
             "to SLURM, continues them"
         )
 
@@ -116,7 +116,7 @@ def summary(study: Study, runs: Sequence[StudyRun], jobs: int) -> str:
     how long that takes with so many runs at a time."""
     left = unfinished(runs)
     samples = sum(run.recipe.samples for run in left)
-    text = f"{study.name}: {len(left)} of {len(runs)} runs are left to train, {samples:,} samples"
+    text = f"{study.name}: runs left to train: {len(left)} of {len(runs)}, {samples:,} samples"
     plans = [run.described() for run in left]
     is_known = not study.is_of_scenes and all(known_counts(plan.recipe) for plan in plans)
     if not left or plans[0].device != "cpu" or not is_known:

@@ -95,7 +95,7 @@ def test_missing_long_captions_are_counted_and_an_absent_key_is_refused(
     monkeypatch.setattr("openclip_superclip.data.captions.NUM_WITHOUT", 1)
     flags = f"{pattern} --tokenizer-of ViT-B-32 --captions long --workers 2 --long-caption"
     printed = execute(f"frequencies {flags} long.txt --out {tmp_path}/df")
-    assert "4 samples have no long caption (--missing-long use-short)" in printed
+    assert "without a long caption: 4 (--missing-long use-short)" in printed
     error = failure(f"frequencies {flags} other.txt --out {tmp_path}/x").splitlines()[-1]
     assert "error: --long-caption: no text at 'other.txt' in 100 samples" in error
     assert [path.name for path in tmp_path.iterdir()] == ["df"]
@@ -120,7 +120,7 @@ def test_a_table_is_counted_as_its_captions_are_in_shards(tmp_path):
     printed = execute(f"{command} --captions long --long-caption more")
     found = read_frequencies(out)
     assert by_word(found.document_frequency) == expected(1)[0] + Counter(["moon"])
-    assert "5 samples have no long caption (--missing-long use-short)" in printed
+    assert "without a long caption: 5 (--missing-long use-short)" in printed
 
 
 @parametrize("change", [lambda counts: counts + 10**6, torch.Tensor.float])

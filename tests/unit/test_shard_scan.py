@@ -67,7 +67,7 @@ def test_missing_shards_are_listed(folder):
         ("000000.tar", "000007.tar", "000008.tar"), "no such file"
     )
     assert checked.num_found == 13
-    assert "3 of 16 shards are missing or broken" in checked.warnings[0]
+    assert "missing or broken shards: 3 of 16," in checked.warnings[0]
 
 
 @parametrize("size", [0, 700])
@@ -132,7 +132,7 @@ def test_long_captions_are_looked_for_where_the_recipe_reads_them(place, sample,
     assert check(tmp_path, **numbers, long_caption=place).warnings == []
     write(tmp_path / "000015.tar", {"png": IMAGE, "txt": "a cat"})
     checked = check(tmp_path, **numbers, long_caption=place, full=True)
-    assert checked.warnings == [f"--data: 4 of 64 samples have no long caption '{place}'"]
+    assert checked.warnings == [f"--data: samples without the long caption '{place}': 4 of 64"]
     with input_error(r"no sample of .*000000\.tar holds the long caption 'other\.txt'"):
         check(tmp_path, long_caption="other.txt")
 
@@ -200,9 +200,9 @@ def test_missing_and_empty_captions_are_summarised_as_those_of_a_table(tmp_path)
     of_shard = inspect(f"{tmp_path}/0.tar", "--data", full=True)
     for checked in (of_table, of_shard):
         assert (checked.num_samples, checked.num_empty) == (16, 1)
-        assert "1 of the 16 captions that were read in " in checked.warnings[-1]
+        assert ": 1 of 16; " in checked.warnings[-1]
     assert of_shard.num_incomplete == 2
-    assert "2 of the 18 samples that were read have no image or no caption" in of_shard.warnings[0]
+    assert "samples without an image or a caption: 2 of 18" in of_shard.warnings[0]
 
 
 def test_json_of_many_brackets_is_an_unreadable_sample(tmp_path):

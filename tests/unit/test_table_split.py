@@ -120,7 +120,7 @@ def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     printed = execute(small_study("pairs.csv", "--dry-run"))
-    assert "own_data: 4 of 4 runs are left to train" in printed
+    assert "own_data: runs left to train: 4 of 4" in printed
     assert "pairs for training and 6 for validation" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -133,7 +133,7 @@ def test_a_study_of_two_pairs_is_planned_with_a_batch_of_one(tmp_path, monkeypat
     planned = execute(
         "study own_data --data two.csv --seeds 2 --device cpu --set global_batch_size=1 --dry-run"
     )
-    assert re.search(r"4 of 4 runs are left to train, 120 samples: .* with --jobs 1$", planned)
+    assert re.search(r"runs left to train: 4 of 4, 120 samples: .* with --jobs 1$", planned)
     assert sorted(path.name for path in tmp_path.glob("*")) == ["images", "pairs.csv", "two.csv"]
 
 
