@@ -1,7 +1,6 @@
 """Writes the pairs of a table as WebDataset shards for training and for validation.
 
-The table is a CSV with the columns filepath and title; pairs without a title or with an image that
-OpenCLIP does not read in shards are left out. No image is on both sides of the split.
+Left out are pairs without a title, or with an image that OpenCLIP does not read in shards.
 """
 
 import argparse
@@ -28,6 +27,8 @@ def main():
     options = parser.parse_args()
     with options.table.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
+    if not rows or not {"filepath", "title"} <= rows[0].keys():
+        parser.error(f"{options.table} has no rows with the columns filepath and title")
     random.Random(0).shuffle(rows)  # similar rows are often next to each other
     size = options.shard_size or min(10_000, max(16, len(rows) // 32))
     writers = {}
