@@ -1,7 +1,4 @@
-"""Writes the pairs of a table as WebDataset shards for training and for validation.
-
-Left out are pairs without a title, or with an image that OpenCLIP does not read in shards.
-"""
+"""Writes the pairs of a table as WebDataset shards for training and for validation."""
 
 import argparse
 import csv
