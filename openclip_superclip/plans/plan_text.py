@@ -53,11 +53,11 @@ def _paper(recipe: Recipe) -> str:
 
 
 def _batch(run: Run) -> str:
-    rank, ranks = ("GPU", "GPUs") if run.device == "cuda" else ("process", "processes")
+    rank = "GPU" if run.device == "cuda" else "process"
     accumulated = f" × {run.accum_freq} accumulated" if run.accum_freq > 1 else ""
     return (
         f"{run.global_batch_size:,} = {run.batch_size:,} per {rank}{accumulated} × "
-        f"{run.world_size} {ranks} ({run.nodes} × {run.gpus_per_node})"
+        f"{run.world_size} ({run.gpus_per_node} per node)"
     )
 
 

@@ -147,7 +147,7 @@ def test_the_plain_script_starts_a_process_for_each_gpu(cluster, work):
     output = work / f"slurm-{job}.out"
     cluster.complete(job, output)
     plan = " ".join(output.read_text().split())
-    assert "batch 16,384 = 512 per GPU × 4 accumulated × 8 GPUs (2 × 4) steps 31,250:" in plan
+    assert "batch 16,384 = 512 per GPU × 4 accumulated × 8 (4 per node) steps 31,250:" in plan
     assert "--batch-size 512 --accum-freq 4 " in plan
     assert f"--train-data '{shards}'" in plan
 

@@ -219,9 +219,9 @@ def test_a_plan_says_what_an_interruption_loses_and_how_it_would_lose_less(tmp_p
 def test_plan_and_submit_have_one_default_of_gpus():
     for command in ("plan", "submit --dry-run"):
         text = " ".join(execute(f"{command} {RELEASED}").split())
-        assert "batch 16,384 = 2,048 per GPU × 8 GPUs (1 × 8)" in text
+        assert "batch 16,384 = 2,048 per GPU × 8 (8 per node)" in text
     text = plan_text(f"{RELEASED} --device cpu --set global_batch_size=64")
-    assert "batch 64 = 64 per process × 1 processes (1 × 1)" in text
+    assert "batch 64 = 64 per process × 1 (1 per node)" in text
 
 
 def test_if_every_checkpoint_is_kept_the_plan_says_so():
