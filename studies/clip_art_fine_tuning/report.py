@@ -10,7 +10,7 @@ from pathlib import Path
 
 from train import HERE, MEASURES, SEEDS, is_complete  # longer_fine_tuning is on the path then
 
-from analyse import Effect, holm  # noqa: I001
+from analyse import Effect, check_equal, holm  # noqa: I001
 from run_study import ARMS, RATES, Run, study_runs
 
 PRIMARY = "mean R@1"
@@ -62,7 +62,9 @@ def main() -> None:
             f"{len(missing)} of {len(files)} runs are missing or incomplete: the study is "
             "unfinished and has no verdict"
         )
-    results = {run: json.loads(file.read_text())["measures"] for run, file in files.items()}
+    contents = {run: json.loads(file.read_text()) for run, file in files.items()}
+    check_equal(contents.values(), ("commit", "versions", "data"))
+    results = {run: content["measures"] for run, content in contents.items()}
     with open(options.csv, "w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["arm", "lr", "seed", *MEASURES])

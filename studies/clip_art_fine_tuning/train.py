@@ -10,12 +10,10 @@ import fcntl
 import json
 import math
 import os
-import re
 import resource
 import shutil
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from run_study import (  # noqa: E402
     Run,
     check_package,
     check_start,
+    commit,
     now,
     study_runs,
     write_text_whole,
@@ -38,7 +37,6 @@ BATCH = 64
 STEPS = 37  # of a pass: 2,379 training pairs, without the last, incomplete batch
 DATA = "fa7153c034b62d4a87a0637a483522c9e7c24ff7d5c70ff397640cf29637ee74"  # of prepare_data.py
 MEASURES = ("image_to_text_R@1", "text_to_image_R@1")
-GIT = threading.Lock()
 
 
 def is_complete(file: Path, run: Run) -> bool:
@@ -83,6 +81,8 @@ def train_and_measure(run: Run, results: Path) -> None:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     *_, last = (folder / "checkpoints/results.jsonl").read_text().splitlines()
     measured = json.loads(last)
+    if measured["epoch"] != int(arguments[arguments.index("--epochs") + 1]):
+        sys.exit("the last pass was not measured")
     result = {
         "seed": run.seed,
         "rate": run.rate,
@@ -102,22 +102,6 @@ def train_and_measure(run: Run, results: Path) -> None:
     shutil.rmtree(folder / "checkpoints")
 
 
-def commit(file: Path, results: Path) -> None:
-    """Commits a finished result and the number of finished runs in README.md."""
-    with GIT:
-        readme = HERE / "README.md"
-        runs = study_runs(SEEDS)
-        count = sum(is_complete(results / f"{run.name}.json", run) for run in runs)
-        text = re.sub(
-            rf"\d+ of {len(runs)} runs", f"{count} of {len(runs)} runs", readme.read_text()
-        )
-        write_text_whole(readme, text)
-        git = ["git", "-C", str(HERE)]
-        subprocess.call([*git, "add", "--", file, readme])
-        message = "studies: add finished runs of clip_art_fine_tuning"
-        subprocess.call([*git, "commit", "-q", "-m", message, "--", file, readme])
-
-
 def work_on(run: Run, options: argparse.Namespace) -> None:
     """Trains, measures and commits a run in a process of its own."""
     print(f"{now()} {run.name} starts", flush=True)
@@ -131,7 +115,13 @@ def work_on(run: Run, options: argparse.Namespace) -> None:
     good = code == 0 and is_complete(file, run)
     print(f"{now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
     if good and options.commit:
-        commit(file, options.results)
+
+        def count_complete() -> int:
+            return sum(
+                is_complete(options.results / f"{run.name}.json", run) for run in study_runs(SEEDS)
+            )
+
+        commit(file, HERE / "README.md", count_complete)
 
 
 def check_data(work: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +65,28 @@ class Effect:
         return (low > 0 or high < 0) and (self.corrected is None or self.corrected <= 0.05)
 
     @property
+    def is_small(self) -> bool:
+        low, high = self.interval
+        return -MATTERS < low and high < MATTERS
+
+    @property
     def verdict(self) -> str:
         low, high = self.interval
         if self.is_significant:
-            small = low > -MATTERS and high < MATTERS
-            return ("gain" if low > 0 else "loss") + (", too small to matter" if small else "")
-        return f"no gain (more than {high:+.1f} is excluded)" if high < MATTERS else "open"
+            small = ", too small to matter" if self.is_small else ""
+            return ("gain" if low > 0 else "loss") + small
+        return f"no gain (more than {high:+.2f} is excluded)" if high < MATTERS else "open"
 
     @property
     def row(self) -> str:
         low, high = self.interval
-        corrected = "" if self.corrected is None else f"{self.corrected:.3f}"
-        numbers = f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}] | {self.p:.3f} | {corrected}"
+        corrected = "" if self.corrected is None else p_text(self.corrected)
+        numbers = f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p_text(self.p)} | {corrected}"
         return f"| {self.name} | {numbers} | {self.verdict} |"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def holm(effects: list[Effect]) -> list[Effect]:
@@ -154,9 +164,11 @@ def words(results: Results) -> tuple[list[Effect], str, list[Effect]]:
     elif any(effect.is_significant and effect.interval[1] < 0 for effect in both):
         verdict = "loss"
     elif (least := min(effect.interval[1] for effect in both)) < MATTERS:
-        verdict = f"no gain (more than {least:+.1f} over one of both scores is excluded)"
+        verdict = f"no gain (more than {least:+.2f} over one of both scores is excluded)"
     else:
         verdict = "open"
+    if verdict in ("gain", "loss") and all(effect.is_small for effect in both):
+        verdict += ", too small to matter"
     return both, verdict, holm(others)
 
 
@@ -217,6 +229,14 @@ def report(results: Results) -> str:
     return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
 
 
+def check_equal(results: Iterable[dict], names: Iterable[str]) -> None:
+    """Ends the command unless all runs have the same values of the names."""
+    for name in names:
+        values = {json.dumps(result[name], sort_keys=True) for result in results}
+        if len(values) > 1:
+            sys.exit(f"the runs differ in {name}: {', '.join(sorted(values))}")
+
+
 def write_csv(results: Results, file: Path) -> None:
     """Writes one row for each run."""
     rows = []
@@ -249,6 +269,7 @@ def main() -> None:
             "unfinished and has no verdict"
         )
     results = {run: json.loads(file.read_text()) for run, file in files.items()}
+    check_equal(results.values(), ("commit", "versions", "samples", "steps"))
     write_csv(results, options.csv)
     print(report(results))
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -323,20 +324,19 @@ def check_start(work: Path) -> None:
         sys.exit(f"{file} has other weights than the study's: join the towers as in README.md")
 
 
-def commit(file: Path, results: Path) -> None:
-    """Commits a finished result and the number of finished runs in README.md."""
+def commit(file: Path, readme: Path, count_complete: Callable[[], int]) -> None:
+    """Commits a finished result and the number of finished runs in the study's README.md."""
     with GIT:
-        readme = HERE / "README.md"
-        count = sum(is_complete(results / f"{run.name}.json", run) for run in study_runs())
         old = readme.read_text()
-        new = re.sub(rf"\d+ of {TOTAL} runs", f"{count} of {TOTAL} runs", old)
+        new = re.sub(rf"\d+ of {TOTAL} runs", f"{count_complete()} of {TOTAL} runs", old)
         if new != old:
             write_text_whole(readme, new)
         paths = [str(file), str(readme)]
+        git = ["git", "-C", str(readme.parent)]
         for _ in range(10):
-            add = ["git", "-C", str(HERE), "add", "--", *paths]
-            message = "studies: add finished runs of longer_fine_tuning"
-            command = ["git", "-C", str(HERE), "commit", "-q", "-m", message, "--", *paths]
+            add = [*git, "add", "--", *paths]
+            message = f"studies: add finished runs of {readme.parent.name}"
+            command = [*git, "commit", "-q", "-m", message, "--", *paths]
             if not (subprocess.call(add) or subprocess.call(command)):
                 return
             time.sleep(30)
@@ -360,7 +360,13 @@ def work_on(run: Run, options: argparse.Namespace) -> None:
     good = exit_code == 0 and is_complete(file, run)
     print(f"{now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
     if good and options.commit:
-        commit(file, options.results)
+
+        def count_complete() -> int:
+            return sum(
+                is_complete(options.results / f"{run.name}.json", run) for run in study_runs()
+            )
+
+        commit(file, HERE / "README.md", count_complete)
 
 
 def main() -> None:
