@@ -301,10 +301,13 @@ def write_with_record(record_file: Path, record: dict, files: Mapping[str, bytes
 
 
 def file_identity(path: Path) -> str | None:
-    """Returns a digest of the checksums in a file that torch saved; None for a file without
-    checksums."""
+    """Returns a digest of the checksums in a file that torch saved, of the content of another file,
+    or of the record in a folder of ours; None if there is none."""
+    file = path / WRITTEN if path.is_dir() else path
     try:
-        with zipfile.ZipFile(path) as archive:
+        if not zipfile.is_zipfile(file):
+            return content_digest(file)
+        with zipfile.ZipFile(file) as archive:
             parts = [
                 (info.filename.partition("/")[2], info.CRC, info.file_size)
                 for info in archive.infolist()

@@ -102,7 +102,7 @@ class Plugin:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 
-        if not is_finite_on_all_ranks(model):
+        if not is_finite_on_all_ranks(model, self.training.options.device):
             raise InputError(
                 f"the weights are not finite after epoch {epoch + 1}, which is not saved: resume "
                 "from an earlier checkpoint with a lower --lr, a longer --warmup, --grad-clip-norm "

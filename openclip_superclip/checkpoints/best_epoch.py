@@ -10,11 +10,7 @@ from pathlib import Path
 from ..errors import InputError, listed
 from .trainer_files import checkpoints, is_complete
 
-MEASURES = {  # OpenCLIP's scores; the first measure that a run has selects its best epoch
-    "R@1": ("image_to_text_R@1", "text_to_image_R@1"),
-    "ImageNet accuracy": ("imagenet-zeroshot-val-top1",),
-}
-
+RETRIEVAL = ("image_to_text_R@1", "text_to_image_R@1")
 SCORE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -23,14 +19,10 @@ class BestEpoch:
     """The epoch with the highest validation score."""
 
     epoch: int
-    measure: str
     score: float  # percent
 
     def __str__(self) -> str:
-        return (
-            f"best epoch on the validation data: {self.epoch}, with {self.score:.1f} % "
-            f"{self.measure}"
-        )
+        return f"best epoch on the validation data: {self.epoch}, with {self.score:.1f} % R@1"
 
 
 def validation_rows(run: Path) -> list[dict]:
@@ -64,27 +56,24 @@ def validation_scores(run: Path, epoch: int | None = None) -> dict[str, float]:
 
 
 def best_epoch(run: Path) -> BestEpoch | None:
-    """Returns the epoch with the highest mean R@1 of both directions, without retrieval the highest
-    ImageNet accuracy.
-
-    Of equal epochs, the one with the lowest validation loss. None for a run that has measured
-    neither.
+    """Returns the epoch with the highest mean R@1 of both directions; of equal epochs, the one with
+    the lowest validation loss. None for a run without retrieval: OpenCLIP does not record the epoch
+    of ImageNet accuracy.
     """
     by_epoch = {}
     for row in validation_rows(run):
         if row.get("epoch"):  # 0 is before training
             by_epoch.setdefault(row["epoch"], {}).update(row)
-    for measure, names in MEASURES.items():
-        ranks = {}
-        for epoch, row in by_epoch.items():
-            values = [row[name] for name in names if math.isfinite(row.get(name, math.nan))]
-            if values:
-                loss = row.get("clip_val_loss", math.inf)
-                ranks[epoch] = (statistics.mean(values), -loss, -epoch)
-        if ranks:
-            best = max(ranks, key=ranks.get)
-            return BestEpoch(best, measure, 100 * ranks[best][0])
-    return None
+    ranks = {}
+    for epoch, row in by_epoch.items():
+        values = [row[name] for name in RETRIEVAL if math.isfinite(row.get(name, math.nan))]
+        if values:
+            loss = row.get("clip_val_loss", math.inf)
+            ranks[epoch] = (statistics.mean(values), -loss, -epoch)
+    if not ranks:
+        return None
+    best = max(ranks, key=ranks.get)
+    return BestEpoch(best, 100 * ranks[best][0])
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -94,8 +83,8 @@ def best_checkpoint(run: Path) -> Path:
     best = best_epoch(run)
     if best is None:
         raise InputError(
-            f"--best: {run} has no validation scores; expected the folder of a run that was "
-            "trained with --val-data or --val-fraction"
+            f"--best: {run} has no retrieval scores on validation data; expected the folder of a "
+            "run that was trained with --val-data or --val-fraction"
         )
     there = checkpoints(run / "checkpoints")
     file = there.get(best.epoch)

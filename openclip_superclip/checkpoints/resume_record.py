@@ -128,7 +128,7 @@ def _content(name: str, value):
         name == "superclip_idf" and is_idf_file(value)
     )
     if is_file and os.path.isfile(value):
-        return DIGEST + (file_identity(Path(value)) or content_digest(Path(value)))
+        return f"{DIGEST}{file_identity(Path(value))}"
     if name in ("model", "distill_model"):
         return configuration_digest(value) or value
     return value

@@ -193,11 +193,17 @@ def _check_tag(model: str, pretrained: str | None, flag: str) -> None:
 
 
 def _check_text_tower(training) -> None:
-    """Raises InputError for an unsupported --lock-text, or if the tokenizer exceeds the model's
-    vocabulary."""
+    """Raises InputError for an unsupported --lock-text, for tokens of various lengths if each loss
+    has its own, or if the tokenizer exceeds the model's vocabulary."""
     options = training.options
     model = training.model.name
     text_cfg = training.model.model_cfg["text_cfg"]
+    is_cut = getattr(options, "naflex_max_text_tokens", None)
+    if training.separates_words and (is_cut or text_cfg.get("variable_text")):
+        raise InputError(
+            "--superclip-captions dual, and rows without a caption, need captions of one length: "
+            "leave out --naflex-max-text-tokens, or choose a --model without variable_text"
+        )
     if "hf_model_name" in text_cfg:
         return
     if options.lock_text and not options.lock_text_freeze_layer_norm:
@@ -291,7 +297,9 @@ def _check_image_size(model: nn.Module, flag: str, name: str) -> None:
     """Raises InputError, which names `flag` and the model's `name`, if the image tower of
     OpenCLIP's `model` cannot take images of its size."""
     size = model.visual.image_size
-    with as_input_error(f"{flag}: the image tower of {name} cannot take images of {size} px"):
+    with as_input_error(
+        f"{flag}: the image tower of {name} cannot take images of {size} px; choose another --model"
+    ):
         model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device="meta"))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Frequencies:
         config: Config,
         context: int,
         what: str,
-        command: str,
+        command: list[str],
         *,
         is_table: bool,
         member: str,
@@ -92,14 +93,15 @@ class Frequencies:
         if not different:
             return
         if mode != "short":
-            command += f" --captions {mode} --long-caption {config.long_caption} {missing_long}"
+            command = [*command, "--captions", mode, "--long-caption", config.long_caption]
+            command += missing_long.split()
         if member != "txt":
-            command += f" --text-key {member}"
+            command = [*command, "--text-key", member]
         in_file = ", ".join(different)
         in_run = ", ".join(different.values())
         raise InputError(
             f"{what} counts '{in_file}', but the class loss reads '{in_run}': count these captions "
-            f"with {command} --context {context} --out FILE"
+            f"with {shlex.join(command)} --context {context} --out FILE"
         )
 
     def write(self, path: Path) -> None:

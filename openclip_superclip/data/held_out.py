@@ -70,8 +70,6 @@ def held_out(
     """
     if not any(captions):
         raise InputError(f"{flag} is {fraction}: no pair has a caption")
-    if not fraction:
-        return [False] * len(images)
     groups = _groups(images, captions)
     sizes = Counter(group for group, caption in zip(groups, captions, strict=True) if caption)
     num_pairs = sizes.total()
@@ -79,7 +77,7 @@ def held_out(
         raise InputError(
             f"{flag} is {fraction}: the {num_pairs:,} pairs with a caption cannot be split, "
             "because all of them share images or captions; expected different images and captions, "
-            f"or {flag} 0 and other data for validation"
+            "or --val-data instead"
         )
 
     def digest(group: str) -> bytes:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 
-from ..errors import InputError, listed, reason
+from ..errors import InputError, listed
 from ..files import read_json
 from ..flags import Config
-from .caption_text import caption_member, has_long_caption, parsed_json, text_of
+from .caption_text import caption_member, has_long_caption, text_of
 from .data_check import BadFile, DataCheck
 from .images import check_image
 from .slices import Split, equal_sizes
@@ -36,21 +36,6 @@ NUM_LOOKED_FOR = 1000  # shards, before training starts
 NUM_THREADS = 32  # that query file sizes, for network file systems
 # of the number of samples: downloads of the same data set at different times differ
 TOLERANCE = 0.02
-# by extension, as webdataset decodes members
-DECODERS = dict.fromkeys(("cls", "cls2", "index", "inx", "id"), int)
-DECODERS |= dict.fromkeys(("json", "jsn"), parsed_json)
-
-
-def _undecodable(sample: dict) -> str:
-    """Returns why webdataset, which decodes all members, skips a sample; "" if it does not."""
-    for extension, decode in DECODERS.items():
-        content = sample.get(extension)
-        try:
-            if content is not None:
-                decode(content)
-        except ValueError as error:
-            return f"its .{extension} cannot be decoded ({reason(error)})"
-    return ""
 
 
 def inspect_shard(
@@ -67,7 +52,7 @@ def inspect_shard(
     """
     check = DataCheck(shard)
     captions = []
-    wanted = {caption, caption_member(long_key), *IMAGES, *DECODERS}
+    wanted = {caption, caption_member(long_key), *IMAGES}
     problem = ""
     try:
         for sample in read_members(shard, wanted):
@@ -80,7 +65,7 @@ def inspect_shard(
             if wanted.issuperset(IMAGES):
                 image = next(sample[name] for name in IMAGES if name in sample)
                 unreadable, ignored = check_image(image)
-                check.count_image(_undecodable(sample) or unreadable, ignored)
+                check.count_image(unreadable, ignored)
                 if check.num_decoded >= NUM_DECODED and check.num_unreadable < check.num_decoded:
                     wanted.difference_update(IMAGES)  # the next samples have no images
             elif until_found and captions[-1] and (check.num_long or not long_key):

@@ -57,9 +57,9 @@ def kind(data: str, dataset_type: str = "auto") -> str:
     return kinds.get(name, "" if dataset_type == "auto" else name)
 
 
-def is_table(data: str | None, dataset_type: str = "auto") -> bool:
+def is_table(data: str | None) -> bool:
     """Returns whether OpenCLIP reads data as a table."""
-    return bool(data) and kind(data, dataset_type) == "table"
+    return bool(data) and kind(data, "auto") == "table"
 
 
 def detect_columns(

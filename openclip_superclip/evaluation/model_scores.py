@@ -88,17 +88,13 @@ def find_scores(argument: str, out: Path) -> ModelScores:
 def _of_run(run: Path, folder: Path) -> list[dict]:
     """Returns the results in a folder that are of the checkpoints of a run's epochs."""
     checkpoints_of_run = os.path.relpath((run / "checkpoints").resolve(), folder)
-    return [
-        result
-        for result in read_results(folder)
-        if os.path.dirname(result["source"]) == checkpoints_of_run and result.get("epoch")
-    ]
+    results = read_results(folder, lambda source: os.path.dirname(source) == checkpoints_of_run)
+    return [result for result in results if result.get("epoch")]
 
 
 def _of_model(argument: str, folder: Path) -> list[dict]:
     """Returns the results in a folder that are of a file, a folder or a released model."""
-    source = source_of(argument, folder)
-    return [result for result in read_results(folder) if result["source"] == source]
+    return read_results(folder, source_of(argument, folder).__eq__)
 
 
 def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:

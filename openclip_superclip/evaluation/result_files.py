@@ -1,10 +1,12 @@
 """The files of results: one per model, data set and task, reused while its inputs are unchanged."""
 
+import functools
 import hashlib
 import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +76,17 @@ class ResultFile:
         write_json(self.path, self.facts | measured | self.about)
 
 
-def read_results(folder: Path) -> list[dict]:
-    """Returns the results in a folder, except for damaged files and results of a checkpoint that
-    was trained again since."""
+def read_results(folder: Path, is_wanted: Callable[[str], bool]) -> list[dict]:
+    """Returns the results in a folder of the sources that are wanted, except for damaged files and
+    results of weights that were replaced since."""
+    identity = functools.cache(lambda source: file_identity(folder / source))
     records = []
     for file in sorted(folder.glob("*.json")):
         record = json_or_empty(file)
-        is_result = isinstance(record.get("metrics"), dict)
-        if not is_result or not isinstance(record.get("source"), str):
+        source = record.get("source")
+        is_result = isinstance(record.get("metrics"), dict) and isinstance(source, str)
+        if not is_result or not is_wanted(source):
             continue
-        evaluated = record.get("source_id")
-        if evaluated is None or file_identity(folder / record["source"]) in (None, evaluated):
+        if identity(source) in (None, record.get("source_id")):
             records.append(record)
     return records

@@ -25,13 +25,14 @@ def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, tensor in whole if not is_finite(tensor.detach())), None)
 
 
-def is_finite_on_all_ranks(model: nn.Module) -> bool:
+def is_finite_on_all_ranks(model: nn.Module, device: str) -> bool:
     """Returns whether the parameters and buffers that a checkpoint contains are finite.
 
-    Collective: each rank may have only a shard of them, and all return the same, so that none waits
-    for another one that has stopped.
+    `device` is that of the training: FSDP may keep weights on the CPU. Collective: each rank may
+    have only a shard of them, and all return the same, so that none waits for another one that has
+    stopped.
     """
     tensors = [tensor.detach() for tensor in model.state_dict().values()]
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
-    num_bad = torch.tensor(int(not all(map(is_finite, local))), device=tensors[0].device)
+    num_bad = torch.tensor(int(not all(map(is_finite, local))), device=device)
     return not distributed.begin_sum(num_bad, "superclip.non_finite")()

@@ -168,14 +168,13 @@ class _WithClassHead:
     def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
         """Locks the vision tower as OpenCLIP does; InputError if it cannot, or if it has removed
         activations of the tower."""
-        lock = getattr(super(), "lock_image_tower", None)
-        if lock is None or (unlocked_groups and isinstance(self.visual, ModifiedResNet)):
+        if unlocked_groups and isinstance(self.visual, ModifiedResNet):
             raise InputError(
-                "--lock-image: OpenCLIP cannot lock this model's image tower, or unlock part of "
-                "it: leave out --lock-image or --lock-image-unlocked-groups"
+                "--lock-image: OpenCLIP cannot unlock part of this model's image tower: leave out "
+                "--lock-image-unlocked-groups"
             )
         before = dict(self.visual.named_modules())
-        lock(unlocked_groups, *args, **kwargs)
+        super().lock_image_tower(unlocked_groups, *args, **kwargs)
         # freeze_batch_norm_2d replaces layers of timm that contain an activation
         for name in before.keys() - dict(self.visual.named_modules()).keys():
             if not isinstance(before[name], nn.Identity):

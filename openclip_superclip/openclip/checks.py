@@ -2,7 +2,6 @@
 resumes from, each with a suggestion."""
 
 import math
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def _problems_with_split(training: Training) -> Iterator[str]:
     if not is_known and not by_tokens:
         yield (
             "--train-num-samples is not given, and no sizes.json beside all of the shards "
-            "lists them: expected the samples per epoch"
+            "lists them (__len__ is not read): expected the samples per epoch"
         )
 
 
@@ -134,7 +133,7 @@ def _check_frequencies(training: Training) -> None:
             config,
             context,
             what,
-            shlex.join(command),
+            command,
             is_table=training.kind == "table",
             member=training.caption_member,
         )

@@ -176,6 +176,8 @@ def _problems_with_loss(options: Namespace) -> Iterator[str]:
             "--distill-model and --distill-pretrained: OpenCLIP does not distil without both of "
             "them: give both, or leave both out"
         )
+    if is_coca and (options.lock_image or options.lock_text):
+        yield "--lock-image, --lock-text: OpenCLIP cannot lock a tower of CoCa: leave them out"
     if has_teacher and options.accum_freq > 1:
         yield (
             "--distill-model: OpenCLIP cannot distil with --accum-freq, here "

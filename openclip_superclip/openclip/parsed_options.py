@@ -80,21 +80,22 @@ class Training:
 
     @cached_property
     def columns(self) -> Columns:
-        """The columns of the table of --train-data: those that the options name, detected if they
-        have OpenCLIP's defaults; without a flag of ours, only if OpenCLIP would end with a
-        KeyError."""
+        """The columns of the table of --train-data, or of --val-data alone: those that the options
+        name, detected if they have OpenCLIP's defaults and the table does not have those."""
         given = self.given_columns
-        data = self.options.train_data
+        flag, data, data_kind = "--train-data", self.options.train_data, self.kind
+        if not data:
+            flag, data, data_kind = "--val-data", self.options.val_data, self.val_kind
         is_known = self.only_options or self.in_run is not None
-        if is_known or self.kind != "table" or is_remote(data):
+        if is_known or data_kind != "table" or is_remote(data):
             return given
-        if not self.is_ours and has_columns(data, given):
+        if has_columns(data, given):
             return given
         chosen = [
             None if value == default else value
             for value, default in zip(given, Columns(), strict=True)
         ]
-        return detect_columns(data, *chosen, "--train-data")
+        return detect_columns(data, *chosen, flag)
 
     @cached_property
     def data(self) -> DataCheck:

@@ -17,7 +17,7 @@ def begin(training: Training) -> None:
     columns = training.columns
     options.csv_separator, options.csv_img_key, options.csv_caption_key = columns
     if columns != training.given_columns and training.rank == 0:
-        to_stderr(f"superclip: {options.train_data}: {columns.description}")
+        to_stderr(f"superclip: {options.train_data or options.val_data}: {columns.description}")
     if training.rank == 0 and training.is_ours:
         training.resumed.set_damaged_aside()
         for warning in _warnings(training):

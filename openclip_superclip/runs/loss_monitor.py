@@ -104,7 +104,7 @@ class RankMonitor:
 
     @hookimpl(tryfirst=True)
     def open_clip_epoch_end(self, model, epoch):
-        if not is_finite_on_all_ranks(model):  # also without --superclip
+        if not is_finite_on_all_ranks(model, self.device):  # also without --superclip
             raise NonFiniteLoss(f"the weights are not finite after slice {epoch + 1}")
 
     @hookimpl(wrapper=True)

@@ -136,10 +136,10 @@ def sharded_check():
     dist.init_process_group("gloo")
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
     fully_shard(model, mesh=dist.init_device_mesh("cpu", (2,)))
-    print(is_finite_on_all_ranks(model), flush=True)
+    print(is_finite_on_all_ranks(model, "cpu"), flush=True)
     if dist.get_rank() == 1:
         model[0].weight.to_local().data.fill_(math.nan)
-    print(is_finite_on_all_ranks(model), flush=True)
+    print(is_finite_on_all_ranks(model, "cpu"), flush=True)
     dist.destroy_process_group()
 
 

@@ -237,6 +237,13 @@ def test_the_checkpoints_of_a_run_are_measured_and_its_last_result_is_the_runs(
     assert not find_scores("epoch_10.pt", tmp_path).scores
     Path("epoch_2.pt").unlink()
     assert find_scores(str(run), tmp_path).epoch == 2
+    execute("export epoch_1.pt --out exported")
+    assert evaluate(f"exported {flags}") == 0
+    assert find_scores("exported", tmp_path).scores
+    content["state_dict"]["logit_scale"] += 1
+    torch.save(content, "epoch_10.pt")
+    execute("export epoch_10.pt --out exported --overwrite")
+    assert not find_scores("exported", tmp_path).scores
     Path("epoch_2.pt").symlink_to("/proc/self/mem")  # an input/output error
     assert evaluate(f"epoch_2.pt {flags}") == 1
     assert "error: epoch_2.pt cannot be read: " in capsys.readouterr().err

@@ -4,6 +4,7 @@ the errors of wrong files."""
 import csv
 import math
 import random
+import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -46,7 +47,8 @@ def folder(tmp_path_factory):
         samples = []
         for index in range(PER_SHARD):
             short, long = captions(shard, index)
-            sample = {"txt": short, "long.txt": long, "json": {"a": {"b": long}}, "png": IMAGE}
+            sample = {"txt": short, "long.txt": long, "json": {"a": {"b": long, "b c": long}}}
+            sample["png"] = IMAGE
             samples.append(sample | {"__key__": f"{shard}{index:03d}"})
         write_tar(folder / f"{shard}.tar", samples + odd)
     return folder
@@ -226,8 +228,8 @@ def test_a_file_that_counts_other_captions_than_the_class_loss_reads_is_refused(
     )
     names = ("captions", "long-caption", "long-context", "missing-long")
     flags = [f"--superclip-{name}" for name in names]
-    for pair in zip(flags, trained_with.split(), strict=False):
-        train += " " + " ".join(pair)
+    for pair in zip(flags, shlex.split(trained_with), strict=False):
+        train += f" {shlex.join(pair)}"
     if not error:
         assert parse_args(train).superclip_idf == str(file)
         return

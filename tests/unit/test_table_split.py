@@ -90,8 +90,10 @@ def test_a_table_whose_first_row_is_a_pair_is_refused(tmp_path, refusal):
 @parametrize("flag", ["", "--superclip"])
 def test_columns_are_found_without_our_flags_too(flag, tmp_path, parse_args, refusal, capsys):
     table = write_pairs(tmp_path, header="photo;words")
-    args = parse_args(f"{flag} --train-data {table} --batch-size 8")
-    assert (args.csv_separator, args.csv_img_key, args.csv_caption_key) == (";", "photo", "words")
+    for data in ("train", "val"):
+        args = parse_args(f"{flag} --{data}-data {table} --batch-size 8")
+        columns = (args.csv_separator, args.csv_img_key, args.csv_caption_key)
+        assert columns == (";", "photo", "words")
     assert "images in column 'photo', captions in 'words'" in capsys.readouterr().err
     (tmp_path / "three.csv").write_text("a,b,c\n1,2,3\n")
     message = refusal(f"{flag} --train-data {tmp_path}/three.csv --batch-size 8")
@@ -104,6 +106,13 @@ def test_without_our_flags_columns_that_openclip_finds_stay_as_they_are(tmp_path
         f"--train-data {tmp_path}/stock.csv --csv-separator , --csv-caption-key title"
     )
     assert (args.csv_img_key, args.csv_caption_key) == ("filepath", "title")
+    table = write_pairs(tmp_path, header="filepath,caption")
+    table.write_text("".join(f"image,{line}\n" for line in table.read_text().splitlines()))
+    args = parse_args(
+        f"--superclip --train-data {table} --batch-size 8 --csv-separator , --csv-img-key filepath "
+        "--csv-caption-key caption"
+    )
+    assert (args.csv_img_key, args.csv_caption_key) == ("filepath", "caption")
     args = parse_args(f"--train-data {tmp_path}/absent.csv")  # which OpenCLIP reports
     assert args.csv_separator == "\t"
 
