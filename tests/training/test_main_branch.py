@@ -171,12 +171,16 @@ def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, short_run
     assert torch.equal(*tokens)  # with the padding that the text tower knows
 
 
-def test_naflex_trains_and_its_model_exports(models, short_run, tmp_path):
+def test_naflex_trains_and_its_model_exports(models, short_run, tmp_path, refusal):
     shards = write_shards(tmp_path / "shards", 2)
     flags = (
         f"--train-data {shards} --dataset-type webdataset --train-num-samples {2 * SHARD_SIZE} "
         f"--model {models['vit']} --superclip --use-naflex --naflex-patch-sizes 8 "
         "--naflex-seq-lens 9 16 --naflex-max-tokens-per-batch 200"
+    )
+    dual = "--superclip-captions dual --superclip-long-caption txt --workers 0"
+    assert "leave out --naflex-max-text-tokens" in refusal(
+        flags, dual, "--naflex-max-text-tokens 8"
     )
     run = run_train(short_run, flags, cwd=tmp_path)
     assert run.values("Class_loss")
