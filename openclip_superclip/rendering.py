@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template
 from tqdm import tqdm
 
 from .errors import printable
@@ -23,17 +23,9 @@ if TYPE_CHECKING:
 def html_template(module: str, **filters: Callable) -> Template:
     """Returns the template beside a module's file, of the same name, which escapes all values and
     raises an error for undefined names."""
-    file = Path(module).with_suffix(".html")
-    environment = Environment(
-        loader=FileSystemLoader(file.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= filters
-    return environment.get_template(file.name)
+    return environment.from_string(Path(module).with_suffix(".html").read_text(encoding="utf-8"))
 
 
 STYLE = {  # of all figures
@@ -55,24 +47,23 @@ def pyplot() -> ModuleType:
     return matplotlib.pyplot
 
 
-def png(figure: "Figure", **options) -> bytes:
-    """Returns a figure as PNG, and closes it; the options are those of savefig."""
+def png(figure: "Figure") -> bytes:
+    """Returns a figure as PNG, and closes it."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
-        figure.savefig(file, dpi=110, format="png", **options)
+        figure.savefig(file, dpi=110, format="png", bbox_inches="tight")
     pyplot().close(figure)
     return file.getvalue()
 
 
-def data_url(image: "bytes | Image", longest: int | None = None) -> str:
+def data_url(image: "bytes | Image", longest: int = 0) -> str:
     """Returns a data: URL of a PNG's content, or of an image as JPEG, reduced to `longest`
     pixels."""
     if isinstance(image, bytes):
         return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-    if longest:
-        image = image.copy()
-        image.thumbnail((longest, longest))
+    image = image.copy()
+    image.thumbnail((longest, longest))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

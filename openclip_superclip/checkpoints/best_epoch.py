@@ -10,7 +10,6 @@ from pathlib import Path
 from ..errors import InputError, listed
 from .trainer_files import checkpoints, is_complete
 
-RETRIEVAL = ("image_to_text_R@1", "text_to_image_R@1")
 SCORE = re.compile(r"(image_to_text_R@1|text_to_image_R@1|imagenet.*-top1)$")
 
 
@@ -66,7 +65,8 @@ def best_epoch(run: Path) -> BestEpoch | None:
             by_epoch.setdefault(row["epoch"], {}).update(row)
     ranks = {}
     for epoch, row in by_epoch.items():
-        values = [row[name] for name in RETRIEVAL if math.isfinite(row.get(name, math.nan))]
+        both = (row.get(name, math.nan) for name in ("image_to_text_R@1", "text_to_image_R@1"))
+        values = list(filter(math.isfinite, both))
         if values:
             loss = row.get("clip_val_loss", math.inf)
             ranks[epoch] = (statistics.mean(values), -loss, -epoch)

@@ -198,8 +198,8 @@ def _check_text_tower(training) -> None:
     options = training.options
     model = training.model.name
     text_cfg = training.model.model_cfg["text_cfg"]
-    is_cut = getattr(options, "naflex_max_text_tokens", None)
-    if training.separates_words and (is_cut or text_cfg.get("variable_text")):
+    varies = getattr(options, "naflex_max_text_tokens", None) or text_cfg.get("variable_text")
+    if varies and training.separates_words:
         raise InputError(
             "--superclip-captions dual, and rows without a caption, need captions of one length: "
             "leave out --naflex-max-text-tokens, or choose a --model without variable_text"

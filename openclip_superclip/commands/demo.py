@@ -51,8 +51,7 @@ def _parse(argv: list[str]) -> Namespace:
         "demo",
         "Composes scenes of real drawings, trains CLIP and SuperCLIP on them with paired seeds "
         "(the same initial weights of the towers, the same order of the data, the same crops), "
-        "and prints the difference on held-out scenes with its 95 % interval. The same as "
-        "superclip study demo.",
+        "and prints the difference on held-out scenes with its 95 % interval.",
         "--quick",
     )
     seeds = parser.add_mutually_exclusive_group()

@@ -15,7 +15,7 @@ from ..plans.recipe import COLUMN_FLAGS, FIELDS, WORDS
 from ..plans.recipe_files import read_recipe
 from ..plans.run import DEFAULTS, Run, Settings
 from ..runs.folder import RunFolder
-from ..runs.slurm import Placement, SlurmRequest, minutes_of
+from ..runs.slurm import Placement, SlurmRequest, minutes_of, processes_here
 from .shared_options import add_columns, add_count, add_folder, add_switch, from_options
 
 RUN_SETTINGS = ("unreadable_max", "stall_minutes", "accept_changes")
@@ -55,21 +55,6 @@ def device_here() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def processes_here(placement: Placement, device: str) -> int:
-    """Returns the number of training processes here: one per GPU, or one on CPUs; InputError
-    without a GPU."""
-    if device == "cpu":
-        return 1
-    import torch
-
-    gpus = placement.gpus or torch.cuda.device_count()
-    if gpus == 0:
-        raise InputError(
-            "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
-        )
-    return gpus
 
 
 def add_recipe_options(parser: Parser, *, here: bool) -> None:
@@ -227,7 +212,7 @@ def _run_of_folder(
             raise InputError(
                 f"{flag}: the options of the run {folder} are in its run.json; leave {flag} out"
             )
-    if getattr(options, "accept_changes", False):
+    if options.accept_changes:
         settings = dataclasses.replace(run.settings, accept_changes=True)
         run = dataclasses.replace(run, settings=settings)
     here = run.gpus_per_node if run.device == "cpu" else processes_here(placement, run.device)

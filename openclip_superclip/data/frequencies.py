@@ -93,10 +93,10 @@ class Frequencies:
         if not different:
             return
         if mode != "short":
-            command = [*command, "--captions", mode, "--long-caption", config.long_caption]
+            command += ["--captions", mode, "--long-caption", config.long_caption]
             command += missing_long.split()
         if member != "txt":
-            command = [*command, "--text-key", member]
+            command += ["--text-key", member]
         in_file = ", ".join(different)
         in_run = ", ".join(different.values())
         raise InputError(

@@ -46,12 +46,7 @@ def _digest(path: str) -> str:
     return path
 
 
-def held_out(
-    images: Sequence[str],
-    captions: Sequence[str],
-    fraction: float,
-    flag: str,
-) -> list[bool]:
+def held_out(images: Sequence[str], captions: Sequence[str], fraction: float) -> list[bool]:
     """Returns for each pair whether it is held out for validation.
 
     Pairs that share an image or a caption, directly or through other pairs, form a group, and a
@@ -64,20 +59,19 @@ def held_out(
     Args:
         images: digests of the images, as `image_digests` returns them.
         captions: the captions; "" if missing.
-        flag: the option that sets `fraction`, for messages.
 
     Raises InputError if all pairs with a caption form one group.
     """
     if not any(captions):
-        raise InputError(f"{flag} is {fraction}: no pair has a caption")
+        raise InputError(f"--val-fraction is {fraction}: no pair has a caption")
     groups = _groups(images, captions)
     sizes = Counter(group for group, caption in zip(groups, captions, strict=True) if caption)
     num_pairs = sizes.total()
     if len(sizes) < 2:
         raise InputError(
-            f"{flag} is {fraction}: the {num_pairs:,} pairs with a caption cannot be split, "
-            "because all of them share images or captions; expected different images and captions, "
-            "or --val-data instead"
+            f"--val-fraction is {fraction}: the {num_pairs:,} pairs with a caption cannot be "
+            "split, because all of them share images or captions; expected different images and "
+            "captions, or --val-data instead"
         )
 
     def digest(group: str) -> bytes:
@@ -191,7 +185,7 @@ def split_table(
         return TableSplit(folder, read_json(folder / RECORD, out_flag, f"remove {folder}"))
     images = image_digests(list(map(str, rows[columns.image])))
     captions = list(map(text_of, rows[columns.caption]))
-    val = rows[held_out(images, captions, fraction, "--val-fraction")]
+    val = rows[held_out(images, captions, fraction)]
     train = rows.drop(val.index)
     record = {
         "table": os.path.abspath(table),

@@ -118,17 +118,19 @@ def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:
 
 
 def _trained_on(options: dict, planned: Run | None) -> dict[str, object]:
-    """Returns the model, the data and the number of samples of a run: those of its recipe, or of
+    """Returns the model, the data and the number of samples of a run: those of its plan, or of
     the options in params.txt."""
     if planned:
         recipe = planned.recipe
-        return {"model": recipe.model, "data": recipe.data, "samples": recipe.samples}
+        return {"model": recipe.model, "data": planned.data, "samples": recipe.samples}
     if not options:
         return {}
+    epochs = options.get("epochs") or 0
+    samples = options.get("train_num_samples")  # a table has none
     return {
         "model": options.get("model"),
         "data": options.get("train_data"),
-        "samples": (options.get("train_num_samples") or 0) * (options.get("epochs") or 0),
+        "samples": samples * epochs if samples else f"{epochs} passes",
     }
 
 

@@ -34,4 +34,4 @@ def draw_scores(table: ScoreTable) -> bytes:
         axes.grid(axis="x")
     if len(measures) < len(table.measures):
         figure.suptitle(f"the first {len(measures)} of {len(table.measures)} scores", fontsize=9)
-    return png(figure, bbox_inches="tight")
+    return png(figure)

@@ -81,18 +81,6 @@ def head_width(visual: nn.Module, tokens: PatchTokens, head_input: str) -> int:
     return width
 
 
-def patch_map(visual: nn.Module, tokens: PatchTokens, image: Tensor) -> Tensor:
-    """Returns the patch tokens as a feature map, [B, W, h, w]; their mean is `encode_image`'s."""
-    output = visual.forward_intermediates(
-        image,
-        indices=1,
-        normalize_intermediates=tokens.has_final_norm,
-        intermediates_only=True,
-        output_fmt="NCHW",
-    )
-    return output["image_intermediates"][-1]
-
-
 def head_input_map(
     visual: nn.Module, tokens: PatchTokens, image: Tensor, head_input: str
 ) -> Tensor:
@@ -101,10 +89,17 @@ def head_input_map(
 
     For "pooled" there is a single vector, h = w = 1.
     """
-    if head_input == "patches":
-        return patch_map(visual, tokens, image)
-    _, _, pooled = encode_image(visual, tokens, image, "pooled")
-    return pooled[:, :, None, None]
+    if head_input == "pooled":
+        _, _, pooled = encode_image(visual, tokens, image, "pooled")
+        return pooled[:, :, None, None]
+    output = visual.forward_intermediates(
+        image,
+        indices=1,
+        normalize_intermediates=tokens.has_final_norm,
+        intermediates_only=True,
+        output_fmt="NCHW",
+    )
+    return output["image_intermediates"][-1]
 
 
 class Reading:

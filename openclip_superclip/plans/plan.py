@@ -3,13 +3,14 @@
 import bisect
 import json
 import math
+import os
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 
 from ..data.slices import batches_of_shards, batches_of_table
-from ..data.tables import check_table, detect_columns, is_table
-from ..data.tar_shards import is_streamed
+from ..data.tables import check_table, detect_columns, is_table, kind
+from ..data.tar_shards import is_remote, is_streamed
 from ..errors import InputError, at_least
 from ..openclip.start import long_warmup
 from ..openclip.train import check_command
@@ -83,6 +84,9 @@ def data_of(recipe: Recipe, data: str | None) -> str:
     """Returns `data`, the value of --data, or without it the recipe's; InputError if the recipe's
     is a URL or a command."""
     if data is not None:
+        is_url = is_table(data) and is_remote(data)
+        if is_url or (os.path.isfile(data) and not kind(data)):
+            raise InputError(f"--data is {data}; expected a local .csv or .tsv, or a .tar")
         return data
     if is_streamed(recipe.shards):
         raise InputError(

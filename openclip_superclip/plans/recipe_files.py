@@ -222,11 +222,13 @@ def _set_class_loss(values: dict) -> None:
 
 
 def _parsed(field: dataclasses.Field, value: str):
-    """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or
-    "1.0"."""
+    """Returns the value parsed as YAML, or unchanged if the field or the value is text, such as a
+    path."""
     if field.type is str:
         return value
     try:
-        return _safe_yaml(value)
+        parsed = _safe_yaml(value)
     except (YAMLError, ValueError, RecursionError):
         return value
+    is_text = isinstance(parsed, dict) or (isinstance(parsed, str) and value[0] not in "'\"")
+    return value if is_text else parsed

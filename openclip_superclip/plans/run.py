@@ -15,7 +15,7 @@ from ..data.data_check import DataCheck
 from ..data.inspection import NUM_LOOKED_FOR, check_data, check_samples
 from ..data.slices import Split, equal_sizes
 from ..data.tables import is_table, kind, too_few_rows
-from ..data.tar_shards import expand, is_streamed
+from ..data.tar_shards import expand, is_remote, is_streamed
 from ..errors import InputError, reason, refuse
 from ..files import content_digest, json_or_empty, read_json
 from ..removed import without_removed
@@ -256,8 +256,11 @@ class Run:
         else:
             check_samples(check, self._split(), recipe.data_samples)
         check.warnings += self.check_validation()
-        tables = filter(is_table, (self.data, self.recipe.flags.get("val-data")))
-        check.tables = {path: content_digest(Path(path)) for path in tables}
+        check.tables = {
+            path: content_digest(Path(path))
+            for path in (self.data, self.recipe.flags.get("val-data"))
+            if is_table(path) and not is_remote(path)
+        }
         return check
 
     def _split(self) -> Split:

@@ -176,7 +176,10 @@ class NodeTraining:
             return self._end(self._train())
         except StopAsked:
             self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
-            to_stdout(f"superclip run: stopped as asked; superclip run {self.folder.path} resumes")
+            to_stdout(
+                "superclip run: stopped as asked; superclip run "
+                f"{shlex.quote(str(self.folder.path))} resumes"
+            )
             return 0
         except Stopped as stop:
             then = Decision(REQUEUE if stop.before_time_is_up else None)

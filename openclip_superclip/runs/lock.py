@@ -22,17 +22,15 @@ from .slurm import Placement, has_job
 
 
 @contextlib.contextmanager
-def lock(
-    path: Path, placement: Placement, folder: Path | None = None, flag: str = "--out"
-) -> Iterator[None]:
+def lock(path: Path, placement: Placement) -> Iterator[None]:
     """Holds the lock; raises InputError, naming the owner, if another one is alive.
 
     The file is created with O_EXCL, so that one of several processes gets it on every file system.
     A second file is locked with flock, which the kernel releases when the process ends; without
     flock, the owner's number is looked up. squeue shows whether an owner on another machine is
-    alive. `folder` is what is locked, by default the file's folder, and `flag` names it.
+    alive.
     """
-    make_folder(path.parent, flag)
+    make_folder(path.parent)
     owner = {
         "job": placement.job,
         "restarts": placement.restarts,
@@ -46,7 +44,7 @@ def lock(
             _created(path, owner) or _taken_over(path, owner, has_flock=bool(is_free))
         )
         if not is_ours:
-            raise _refusal(path, folder, flag)
+            raise _refusal(path)
         try:
             yield
         finally:
@@ -131,13 +129,13 @@ def _is_alive(other: dict, owner: dict, *, has_flock: bool) -> bool:
     return other["job"] is None or same_job or has_job(other["job"])
 
 
-def _refusal(path: Path, folder: Path | None, flag: str) -> InputError:
+def _refusal(path: Path) -> InputError:
     owner = _owner(path)
     who = "a new process"
     if owner:
         job = f"job {owner['job']}, " if owner["job"] else ""
         who = f"{job}process {owner['pid']} on {owner['host']} since {owner['since']}"
     return InputError(
-        f"{folder or path.parent} belongs to another run: {who}; wait for it, end it, or give "
-        f"{flag} another folder; if it has ended, remove {path}*"
+        f"{path.parent} belongs to another run: {who}; wait for it, end it, or give "
+        f"--out another folder; if it has ended, remove {path}*"
     )

@@ -314,3 +314,18 @@ class SlurmRequest:
             f"superclip=({shlex.quote(sys.executable)} -m openclip_superclip)",
             '[ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)',
         ]
+
+
+def processes_here(placement: Placement, device: str) -> int:
+    """Returns the number of training processes here: one per GPU, or one on CPUs; InputError
+    without a GPU."""
+    if device == "cpu":
+        return 1
+    import torch
+
+    gpus = placement.gpus or torch.cuda.device_count()
+    if gpus == 0:
+        raise InputError(
+            "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
+        )
+    return gpus

@@ -38,7 +38,7 @@ def draw_study(results: StudyResults) -> bytes:
                 differences,
                 [index + shift for index in range(len(places))],
                 [results.differences(arm, baseline, at.cell)[at.measure] for at in places],
-                ARM_COLOURS[(number + 1) % len(ARM_COLOURS)],
+                ARM_COLOURS[list(study.arms).index(arm) % len(ARM_COLOURS)],
                 label=f"{arm} − {baseline}",
             )
         differences.axhline(0, color="#999999", linewidth=1)
@@ -52,7 +52,7 @@ def draw_study(results: StudyResults) -> bytes:
     grid[1][0].set_ylabel("difference, points (bar: 95 % interval)", fontsize=9)
     for axes in grid[:, 0]:
         axes.legend(frameon=False, fontsize=8)
-    return png(figure, bbox_inches="tight")
+    return png(figure)
 
 
 def _columns(results: StudyResults) -> dict[str, list[Place]]:

@@ -108,7 +108,8 @@ def check_plans(plans: Iterable[Run], *, reads_data: bool) -> None:
 def check_data(study: Study, runs: Sequence[StudyRun]) -> None:
     """Prints the warnings of what is left to train and of its data; InputError if that could not
     be read. The demo's scenes are written later."""
-    check_plans([run.described() for run in unfinished(runs)], reads_data=not study.is_of_scenes)
+    plans = [run.described_here() for run in unfinished(runs)]
+    check_plans(plans, reads_data=not study.is_of_scenes)
 
 
 def summary(study: Study, runs: Sequence[StudyRun], jobs: int) -> str:

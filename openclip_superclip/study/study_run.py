@@ -22,7 +22,7 @@ from ..plans.recipe import Recipe
 from ..plans.run import Run
 from ..runs.child_processes import last_line, start_process
 from ..runs.folder import RunFolder
-from ..runs.slurm import find_placement
+from ..runs.slurm import find_placement, processes_here
 from ..words.open_checkpoint import open_checkpoint
 from .configuration import ConfiguredStudy
 
@@ -47,7 +47,7 @@ class StudyRun:
     folder: Path
 
     def described(self, **machines) -> Run:
-        """Returns the run as `make_run` makes it, on this machine unless others are given."""
+        """Returns the run as `make_run` makes it."""
         return make_run(
             self.recipe,
             data=self.configured.data,
@@ -55,6 +55,11 @@ class StudyRun:
             settings=self.configured.options.settings,
             **machines,
         )
+
+    def described_here(self) -> Run:
+        """Returns the run on this machine, of which it uses all GPUs."""
+        here = processes_here(find_placement(), self.configured.options.device)
+        return self.described(gpus_per_node=here)
 
     @property
     def run_folder(self) -> RunFolder:
@@ -87,7 +92,7 @@ class StudyRun:
         # OpenCLIP would resume in another order
         if is_table(self.configured.data or self.recipe.shards):
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.run_folder.write(self.described())
+        self.run_folder.write(self.described_here())
         state_before = self.state
         output = self.folder.with_name(f"{self.folder.name}.output")
         exit_code = run_superclip(

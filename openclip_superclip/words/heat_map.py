@@ -48,7 +48,7 @@ def draw_heat_map(
         peak = max(word.peak, FAINTEST * brightest, 1e-12)
         panel.imshow(_coloured(shown, (heat / peak).clip(0, 1)))
         panel.set_title(f"{word.word}\n{word.score:.1%}, at best {word.peak:.0%}", fontsize=10)
-    write_bytes(path, png(figure, bbox_inches="tight"))
+    write_bytes(path, png(figure))
 
 
 def _coloured(shown: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
+from openclip_superclip.commands import shared_options
 from openclip_superclip.flags import Config, DataConfig
 from openclip_superclip.openclip.output_folder import make_folder
 from openclip_superclip.study.training import show_progress
@@ -79,6 +80,11 @@ def test_without_the_extras_every_command_has_its_help_and_the_demo_names_what_t
 def test_unknown_commands_and_flags_are_named_in_one_line_with_exit_code_2(command, error):
     done = call(*SCRIPT, *command.split())
     assert (done.returncode, done.stderr) == (2, f"error: {error}\n")
+
+
+def test_the_home_folder_in_a_flag_that_a_shell_leaves_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert shared_options.path("~/runs") == tmp_path / "runs"
 
 
 @parametrize("argv", ["--help", "plan"])

@@ -9,12 +9,10 @@ from support import cases, input_error, table
 
 from openclip_superclip.data.held_out import held_out, image_digests
 
-FLAG = "--val-fraction"
-
 
 def split(pairs, fraction=0.2):
     images, captions = zip(*pairs, strict=True)
-    return held_out(images, captions, fraction, FLAG)
+    return held_out(images, captions, fraction)
 
 
 def test_no_image_and_no_caption_is_on_both_sides():

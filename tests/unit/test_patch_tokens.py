@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from openclip_superclip.method.head_input import (
     Reading,
     encode_image,
+    head_input_map,
     head_width,
     make_readable,
-    patch_map,
     patch_tokens,
 )
 from openclip_superclip.method.model import reaches_head
@@ -106,7 +106,7 @@ def test_image_features_of_other_towers_are_their_own_or_the_heads_input_is_refu
     assert vector.shape == (2, head_width(visual, tokens, head_input))
     assert vector.dtype == torch.float32
     if head_input == "patches":
-        assert_close(patch_map(visual, tokens, image).mean(dim=(2, 3)), vector)
+        assert_close(head_input_map(visual, tokens, image, "patches").mean(dim=(2, 3)), vector)
     else:
         assert_close(visual.head(vector), features, rtol=1e-4, atol=1e-5)
 
@@ -162,7 +162,8 @@ def test_features_and_pooled_tokens_of_coca_are_its_own_to_the_last_bit(vision_c
     assert torch.equal(pooled, own_pooled)
     # without dropout, as a map has none
     _, _, vector = encode_image(visual.eval(), reading.tokens, images(visual))
-    assert_close(patch_map(visual, reading.tokens, images(visual)).mean(dim=(2, 3)), vector)
+    patches = head_input_map(visual, reading.tokens, images(visual), "patches")
+    assert_close(patches.mean(dim=(2, 3)), vector)
     visual.train().output_tokens = False
     _, _, expected = same_dropout(encode_image, visual, reading.tokens, images(visual))
     assert torch.equal(reading.vector, expected)
@@ -228,7 +229,7 @@ def test_padding_of_a_naflex_image_enters_neither_the_features_nor_what_the_head
         assert_close(vector, expected_vector)
     assert vector.dtype == torch.float32
     if head_input == "patches":
-        assert_close(vector, patch_map(visual, tokens, image).mean(dim=(2, 3)))
+        assert_close(vector, head_input_map(visual, tokens, image, "patches").mean(dim=(2, 3)))
 
 
 def test_a_vit_without_pooling_is_refused_for_its_pool_type():

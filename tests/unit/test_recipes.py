@@ -161,8 +161,8 @@ def test_a_seed_may_have_its_own_training_and_validation_data():
     data = {"shards": "train-{seed}.csv", "flags.val-data": "test-{seed}.csv", "seed": "7"}
     recipe = read_recipe(DEMO, data)
     assert (recipe.shards, recipe.flags["val-data"]) == ("train-7.csv", "test-7.csv")
-    recipe = read_recipe(DEMO, {"flags.val-data": "{0..3}.tar"})
-    assert recipe.flags["val-data"] == "{0..3}.tar"
+    for text in ("{0..3}.tar", "my data #1/val.csv", "first try: again"):
+        assert read_recipe(DEMO, {"flags.val-data": text}).flags["val-data"] == text
 
 
 @cases("key, value, kept", table("plans: papers values"))

@@ -212,6 +212,6 @@ def test_a_refused_step_of_a_job_does_not_look_like_a_killed_one(monkeypatch, ca
 
 def test_a_lock_that_cannot_be_written_gives_one_error_line(tmp_path):
     (tmp_path / "file").touch()
-    held = lock(tmp_path / "file/runs.lock", Placement(), flag="--runs")
-    with input_error(r"--runs: .*/file cannot be written"), held:
+    held = lock(tmp_path / "file/runs.lock", Placement())
+    with input_error(r"--out: .*/file cannot be written"), held:
         pass

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from support import cases, input_error, parametrize, read_json_lines, refusals, table
-from support.training_runs import execute, run_train
+from support.training_runs import execute, failure, run_train
 
 from openclip_superclip.data.held_out import split_table
 from openclip_superclip.data.tables import Columns, detect_columns
@@ -131,6 +131,9 @@ def test_a_dry_run_of_a_study_splits_the_table_and_leaves_nothing(tmp_path, monk
     printed = execute(small_study("pairs.csv", "--dry-run"))
     assert "own_data: runs left to train: 4 of 4" in printed
     assert "pairs for training and 6 for validation" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)  # all of which a run uses
+    error = failure(small_study("pairs.csv", "--dry-run --device cuda"))
+    assert "a global batch of 8 does not divide among 3 GPUs" in error
     assert sorted(tmp_path.rglob("*")) == before
 
 
