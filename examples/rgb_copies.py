@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()
+OF_TABLES = {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"}
+FORMATS = tuple(OF_TABLES & Image.OPEN.keys())
 
 
 def rgb_copy(image):
@@ -40,9 +42,10 @@ def main():
     key = options.csv_img_key
     options.out.mkdir(parents=True)
     with options.table.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter=options.csv_separator))
+        reader = csv.DictReader(file, delimiter=options.csv_separator)
+        rows = list(reader)
     with (options.out / options.table.name).open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), delimiter=options.csv_separator)
+        table = csv.DictWriter(file, reader.fieldnames, delimiter=options.csv_separator)
         table.writeheader()
         for number, row in enumerate(rows, 1):
             try:
