@@ -305,15 +305,15 @@ def file_identity(path: Path) -> str | None:
     or of the record in a folder of ours; None if there is none."""
     file = path / WRITTEN if path.is_dir() else path
     try:
-        if not zipfile.is_zipfile(file):
-            return content_digest(file)
         with zipfile.ZipFile(file) as archive:
             parts = [
                 (info.filename.partition("/")[2], info.CRC, info.file_size)
                 for info in archive.infolist()
             ]
-    except (OSError, zipfile.BadZipFile):
+    except OSError:
         return None
+    except zipfile.BadZipFile:
+        return content_digest(file)
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
 
 

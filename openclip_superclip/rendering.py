@@ -62,8 +62,9 @@ def data_url(image: "bytes | Image", longest: int = 0) -> str:
     pixels."""
     if isinstance(image, bytes):
         return f"data:image/png;base64,{base64.b64encode(image).decode()}"
-    image = image.copy()
-    image.thumbnail((longest, longest))
+    if longest:
+        image = image.copy()
+        image.thumbnail((longest, longest))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

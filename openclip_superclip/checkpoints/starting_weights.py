@@ -298,7 +298,8 @@ def _check_image_size(model: nn.Module, flag: str, name: str) -> None:
     OpenCLIP's `model` cannot take images of its size."""
     size = model.visual.image_size
     with as_input_error(
-        f"{flag}: the image tower of {name} cannot take images of {size} px; choose another --model"
+        f"{flag}: the image tower of {name} cannot take images of {size} px; choose another size "
+        "or --model"
     ):
         model.encode_image(torch.zeros(2, 3, *to_2tuple(size), device="meta"))
 

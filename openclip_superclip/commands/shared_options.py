@@ -1,5 +1,6 @@
 """Options of several commands: outputs, models, the columns of a table."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def add_count(parser: ArgumentParser, flag: str, help: str) -> None:
 
 def path(text: str) -> Path:
     """Returns a path; a shell leaves the ~ of --out=~/x."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def add_folder(parser: ArgumentParser, flag: str, help: str, **options) -> None:

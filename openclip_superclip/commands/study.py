@@ -195,6 +195,6 @@ def _parse(argv: list[str]) -> Namespace:
     for name in OF_SLURM:
         if not options.slurm and getattr(options, name) not in (None, False):
             raise InputError(f"{shared.flag_of(name)} applies to SLURM's jobs: add --slurm")
-    if options.only and (options.slurm or options.jobs):
-        raise InputError("--only trains nothing: expected neither --slurm nor --jobs with it")
+    if options.only and (options.slurm or options.jobs or options.dry_run):
+        raise InputError("--only trains nothing: expected no --slurm, --jobs or --dry-run with it")
     return options

@@ -59,7 +59,7 @@ def kind(data: str, dataset_type: str = "auto") -> str:
 
 def is_table(data: str | None) -> bool:
     """Returns whether OpenCLIP reads data as a table."""
-    return bool(data) and kind(data, "auto") == "table"
+    return kind(data or "") == "table"
 
 
 def detect_columns(

@@ -48,8 +48,9 @@ class Evaluation:
 
     def _run_model(self, model: EvaluatedModel, folder: Path) -> Iterator[str]:
         planned = []
+        identity = file_identity(model.path) if model.path else None
         for dataset, task in self.chosen:
-            file = self._result_file(model, folder, dataset, task)
+            file = self._result_file(model, identity, folder, dataset, task)
             if file.is_current():
                 self.num_reused += 1
             else:
@@ -74,13 +75,18 @@ class Evaluation:
                 )
 
     def _result_file(
-        self, model: EvaluatedModel, folder: Path, dataset: LocalDataset, task: str
+        self,
+        model: EvaluatedModel,
+        identity: str | None,
+        folder: Path,
+        dataset: LocalDataset,
+        task: str,
     ) -> ResultFile:
         source = source_of(model.argument, folder)
         facts = {
             "model": model.name,
             "source": source,
-            "source_id": file_identity(model.path) if model.path else None,
+            "source_id": identity,
             "dataset": dataset.name,
             "task": task,
             "epoch": model.epoch,

@@ -118,11 +118,11 @@ def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:
 
 
 def _trained_on(options: dict, planned: Run | None) -> dict[str, object]:
-    """Returns the model, the data and the number of samples of a run: those of its plan, or of
+    """Returns the model, the data and the number of samples of a run: those of its recipe, or of
     the options in params.txt."""
     if planned:
         recipe = planned.recipe
-        return {"model": recipe.model, "data": planned.data, "samples": recipe.samples}
+        return {"model": recipe.model, "data": recipe.data, "samples": recipe.samples}
     if not options:
         return {}
     epochs = options.get("epochs") or 0

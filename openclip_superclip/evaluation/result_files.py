@@ -87,6 +87,7 @@ def read_results(folder: Path, is_wanted: Callable[[str], bool]) -> list[dict]:
         is_result = isinstance(record.get("metrics"), dict) and isinstance(source, str)
         if not is_result or not is_wanted(source):
             continue
-        if identity(source) in (None, record.get("source_id")):
+        evaluated = record.get("source_id")
+        if evaluated is None or identity(source) in (None, evaluated):
             records.append(record)
     return records

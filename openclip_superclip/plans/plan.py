@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import tarfile
 from argparse import Namespace
 from collections.abc import Mapping
 
@@ -84,9 +85,6 @@ def data_of(recipe: Recipe, data: str | None) -> str:
     """Returns `data`, the value of --data, or without it the recipe's; InputError if the recipe's
     is a URL or a command."""
     if data is not None:
-        is_url = is_table(data) and is_remote(data)
-        if is_url or (os.path.isfile(data) and not kind(data)):
-            raise InputError(f"--data is {data}; expected a local .csv or .tsv, or a .tar")
         return data
     if is_streamed(recipe.shards):
         raise InputError(
@@ -175,6 +173,9 @@ def settings_of_table(name: str, set_: Mapping[str, str], data: str | None) -> d
     """
     recipe = read_recipe(name, set_)
     path = data_of(recipe, data)
+    is_unknown = os.path.isfile(path) and not kind(path) and not tarfile.is_tarfile(path)
+    if is_unknown or (is_table(path) and is_remote(path)):
+        raise InputError(f"--data is {path}; expected a local .csv or .tsv, or shards")
     if not is_table(path):
         return {}
     given = [recipe.flags.get(flag) for flag in COLUMN_FLAGS]

@@ -231,4 +231,4 @@ def _parsed(field: dataclasses.Field, value: str):
     except (YAMLError, ValueError, RecursionError):
         return value
     is_text = isinstance(parsed, dict) or (isinstance(parsed, str) and value[0] not in "'\"")
-    return value if is_text else parsed
+    return value.strip() if is_text and field.name == "flags" else parsed

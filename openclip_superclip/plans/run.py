@@ -181,12 +181,7 @@ class Run:
     def max_checkpoints(self) -> int:
         """The maximum number of checkpoints at a time, including the one being written."""
         num_kept = NUM_KEPT + sum(map(self.keeps, range(1, self.num_slices + 1 - NUM_KEPT)))
-        return min(self.num_slices, num_kept + 1 + self.is_validated)
-
-    @property
-    def is_validated(self) -> bool:
-        """Whether OpenCLIP measures the run on validation data."""
-        return any(self.recipe.flags.get(flag) for flag in ("val-data", "imagenet-val"))
+        return min(self.num_slices, num_kept + 1 + bool(self.recipe.val_data))
 
     def keeps(self, epoch: int) -> bool:
         """Returns whether the checkpoint after this number of slices is kept permanently."""

@@ -325,7 +325,5 @@ def processes_here(placement: Placement, device: str) -> int:
 
     gpus = placement.gpus or torch.cuda.device_count()
     if gpus == 0:
-        raise InputError(
-            "no GPU was found here; expected one, or, with a recipe, --device cpu --nproc N"
-        )
+        raise InputError("no GPU was found here; expected one, or --device cpu")
     return gpus

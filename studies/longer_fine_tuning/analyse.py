@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,7 +229,7 @@ def report(results: Results) -> str:
     return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
 
 
-def check_equal(results: Iterable[dict], names: Iterable[str]) -> None:
+def check_equal(results: Collection[dict], names: Collection[str]) -> None:
     """Ends the command unless all runs have the same values of the names."""
     for name in names:
         values = {json.dumps(result[name], sort_keys=True) for result in results}

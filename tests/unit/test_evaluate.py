@@ -244,6 +244,9 @@ def test_the_checkpoints_of_a_run_are_measured_and_its_last_result_is_the_runs(
     torch.save(content, "epoch_10.pt")
     execute("export epoch_10.pt --out exported --overwrite")
     assert not find_scores("exported", tmp_path).scores
+    for file in (run / "evaluation").glob("*exported*.json"):
+        write_json(file, read_json(file) | {"source_id": None})  # of an earlier version
+    assert find_scores("exported", tmp_path).scores
     Path("epoch_2.pt").symlink_to("/proc/self/mem")  # an input/output error
     assert evaluate(f"epoch_2.pt {flags}") == 1
     assert "error: epoch_2.pt cannot be read: " in capsys.readouterr().err

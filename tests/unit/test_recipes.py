@@ -161,6 +161,7 @@ def test_a_seed_may_have_its_own_training_and_validation_data():
     data = {"shards": "train-{seed}.csv", "flags.val-data": "test-{seed}.csv", "seed": "7"}
     recipe = read_recipe(DEMO, data)
     assert (recipe.shards, recipe.flags["val-data"]) == ("train-7.csv", "test-7.csv")
+    assert read_recipe(DEMO, {"samples": " 2 passes # two"}).samples == 2 * recipe.data_samples
     for text in ("{0..3}.tar", "my data #1/val.csv", "first try: again"):
         assert read_recipe(DEMO, {"flags.val-data": text}).flags["val-data"] == text
 
