@@ -201,7 +201,7 @@ def _check_text_tower(training) -> None:
     varies = getattr(options, "naflex_max_text_tokens", None) or text_cfg.get("variable_text")
     if varies and training.separates_words:
         raise InputError(
-            "--superclip-captions dual, and rows without a caption, need captions of one length: "
+            "--superclip-captions dual, and rows without a caption, need tokens of one length: "
             "leave out --naflex-max-text-tokens, or choose a --model without variable_text"
         )
     if "hf_model_name" in text_cfg:

@@ -2,13 +2,12 @@
 
 import shlex
 from argparse import Namespace
-from pathlib import Path
 
 from ..errors import Parser, at_least, no_effect, to_stderr, to_stdout
 from ..extras import require
 from ..files import make_folder
 from ..runs.signals import stopped_by_signals
-from .shared_options import add_count, add_number, add_switch
+from .shared_options import add_count, add_number, add_switch, expanded_path
 
 
 def main(argv: list[str]) -> int:
@@ -68,8 +67,8 @@ def _parse(argv: list[str]) -> Namespace:
     parser.option(
         "--out",
         "folder for data, runs and results (default: %(default)s)",
-        type=Path,
-        default=Path("demo"),
+        type=expanded_path,
+        default="demo",
     )
     add_switch(parser, "--data-only", "only write the model and the shards of the demo's recipes")
     options = parser.parse_args(argv)

@@ -25,19 +25,19 @@ def add_count(parser: ArgumentParser, flag: str, help: str) -> None:
     parser.add_argument(flag, type=int, metavar="N", help=help)
 
 
-def path(text: str) -> Path:
+def expanded_path(text: str) -> Path:
     """Returns a path; a shell leaves the ~ of --out=~/x."""
     return Path(os.path.expanduser(text))
 
 
 def add_folder(parser: ArgumentParser, flag: str, help: str, **options) -> None:
     """Adds an option whose value is a folder."""
-    parser.add_argument(flag, help=help, type=path, metavar="DIR", **options)
+    parser.add_argument(flag, help=help, type=expanded_path, metavar="DIR", **options)
 
 
 def add_output(parser: Parser, help: str = "folder to write", replaced: str = "folder") -> None:
     """Adds --out and --overwrite."""
-    parser.option("--out", help, type=path, required=True)
+    parser.option("--out", help, type=expanded_path, required=True)
     add_switch(parser, "--overwrite", f"replace an existing {replaced}")
 
 

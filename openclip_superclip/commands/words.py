@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..errors import IN_TEXT, InputError, Parser, at_least, listed, printable, to_stdout
 from ..extras import require
 from ..files import check_out, whole_output, write_record
-from .shared_options import add_count, add_model_options, add_switch
+from .shared_options import add_count, add_model_options, add_switch, expanded_path
 
 if TYPE_CHECKING:
     from ..words.tagger import Tagger
@@ -91,7 +91,7 @@ def _parse(argv: list[str]) -> Namespace:
         "--model",
         "a model with a class head: the folder of a run, a training checkpoint, or a folder "
         "of superclip export --with-head",
-        type=Path,
+        type=expanded_path,
         required=True,
     )
     add_model_options(parser)
@@ -104,7 +104,7 @@ def _parse(argv: list[str]) -> Namespace:
         "--out",
         "folder for index.html, words.jsonl and heat maps (default: words, for folders and "
         "heat maps; otherwise nothing is written)",
-        type=Path,
+        type=expanded_path,
     )
     add_switch(parser, "--overwrite", "replace an existing folder")
     options = parser.parse_args(argv)

@@ -94,7 +94,8 @@ def _of_run(run: Path, folder: Path) -> list[dict]:
 
 def _of_model(argument: str, folder: Path) -> list[dict]:
     """Returns the results in a folder that are of a file, a folder or a released model."""
-    return read_results(folder, source_of(argument, folder).__eq__)
+    own = source_of(argument, folder)
+    return read_results(folder, lambda source: source == own)
 
 
 def _add_run(found: ModelScores, run: Path, *, is_run: bool) -> None:

@@ -85,9 +85,8 @@ def read_results(folder: Path, is_wanted: Callable[[str], bool]) -> list[dict]:
         record = json_or_empty(file)
         source = record.get("source")
         is_result = isinstance(record.get("metrics"), dict) and isinstance(source, str)
-        if not is_result or not is_wanted(source):
-            continue
-        evaluated = record.get("source_id")
-        if evaluated is None or identity(source) in (None, evaluated):
-            records.append(record)
+        if is_result and is_wanted(source):
+            evaluated = record.get("source_id")
+            if evaluated is None or identity(source) in (None, evaluated):
+                records.append(record)
     return records

@@ -77,7 +77,7 @@ def _problems_with_split(training: Training) -> Iterator[str]:
     if not is_known and not by_tokens:
         yield (
             "--train-num-samples is not given, and no sizes.json beside all of the shards "
-            "lists them (__len__ is not read): expected the samples per epoch"
+            "lists them (a file __len__ is not read): expected the samples per epoch"
         )
 
 

@@ -222,8 +222,8 @@ def _set_class_loss(values: dict) -> None:
 
 
 def _parsed(field: dataclasses.Field, value: str):
-    """Returns the value parsed as YAML, or unchanged if the field or the value is text, such as a
-    path."""
+    """Returns the value parsed as YAML, or unchanged if the field is text, such as a pattern or
+    "1.0", or if the value of one of OpenCLIP's flags is text, such as a path with ` #`."""
     if field.type is str:
         return value
     try:

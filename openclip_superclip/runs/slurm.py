@@ -324,6 +324,6 @@ def processes_here(placement: Placement, device: str) -> int:
     import torch
 
     gpus = placement.gpus or torch.cuda.device_count()
-    if gpus == 0:
+    if not gpus:
         raise InputError("no GPU was found here; expected one, or --device cpu")
     return gpus

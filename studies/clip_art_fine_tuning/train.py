@@ -50,6 +50,10 @@ def is_complete(file: Path, run: Run) -> bool:
         return False
 
 
+def num_complete(results: Path) -> int:
+    return sum(is_complete(results / f"{run.name}.json", run) for run in study_runs(SEEDS))
+
+
 def arguments_of(run: Run) -> list[str]:
     """Returns the arguments of `superclip train`, in the folder --work."""
     passes = 1 if run.seed == TRIAL else PASSES
@@ -115,13 +119,7 @@ def work_on(run: Run, options: argparse.Namespace) -> None:
     good = code == 0 and is_complete(file, run)
     print(f"{now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
     if good and options.commit:
-
-        def count_complete() -> int:
-            return sum(
-                is_complete(options.results / f"{run.name}.json", run) for run in study_runs(SEEDS)
-            )
-
-        commit(file, HERE / "README.md", count_complete)
+        commit(options.results, HERE / "README.md", num_complete)
 
 
 def check_data(work: Path) -> None:

@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,6 +95,10 @@ def is_complete(file: Path, run: Run) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def num_complete(results: Path) -> int:
+    return sum(is_complete(results / f"{run.name}.json", run) for run in study_runs())
 
 
 def now() -> str:
@@ -324,23 +327,17 @@ def check_start(work: Path) -> None:
         sys.exit(f"{file} has other weights than the study's: join the towers as in README.md")
 
 
-def commit(file: Path, readme: Path, count_complete: Callable[[], int]) -> None:
-    """Commits a finished result and the number of finished runs in the study's README.md."""
+def commit(results: Path, readme: Path, num_complete: Callable[[Path], int]) -> None:
+    """Commits the finished results and their number in the study's README.md; the next call
+    commits what one has failed to."""
     with GIT:
-        old = readme.read_text()
-        new = re.sub(rf"\d+ of {TOTAL} runs", f"{count_complete()} of {TOTAL} runs", old)
-        if new != old:
-            write_text_whole(readme, new)
-        paths = [str(file), str(readme)]
+        text = f"{num_complete(results)} of {TOTAL} runs"
+        write_text_whole(readme, re.sub(rf"\d+ of {TOTAL} runs", text, readme.read_text()))
         git = ["git", "-C", str(readme.parent)]
-        for _ in range(10):
-            add = [*git, "add", "--", *paths]
-            message = f"studies: add finished runs of {readme.parent.name}"
-            command = [*git, "commit", "-q", "-m", message, "--", *paths]
-            if not (subprocess.call(add) or subprocess.call(command)):
-                return
-            time.sleep(30)
-        print(f"{now()} {file.name} could not be committed", flush=True)
+        paths = ["--", str(readme), f"{results}/*.json"]
+        message = f"studies: add finished runs of {readme.parent.name}"
+        if subprocess.call([*git, "add", *paths]) == 0:
+            subprocess.call([*git, "commit", "-q", "-m", message, *paths])
 
 
 def work_on(run: Run, options: argparse.Namespace) -> None:
@@ -360,13 +357,7 @@ def work_on(run: Run, options: argparse.Namespace) -> None:
     good = exit_code == 0 and is_complete(file, run)
     print(f"{now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
     if good and options.commit:
-
-        def count_complete() -> int:
-            return sum(
-                is_complete(options.results / f"{run.name}.json", run) for run in study_runs()
-            )
-
-        commit(file, HERE / "README.md", count_complete)
+        commit(options.results, HERE / "README.md", num_complete)
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def test_unknown_commands_and_flags_are_named_in_one_line_with_exit_code_2(comma
 
 def test_the_home_folder_in_a_flag_that_a_shell_leaves_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert shared_options.path("~/runs") == tmp_path / "runs"
+    assert shared_options.expanded_path("~/runs") == tmp_path / "runs"
 
 
 @parametrize("argv", ["--help", "plan"])
