@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .method.model import SuperCustomTextCLIP as SuperCustomTextCLIP
     from .openclip.factory import create_model_and_transforms as create_model_and_transforms
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 _HOME = {
     "InputError": "errors",

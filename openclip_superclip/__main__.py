@@ -113,7 +113,7 @@ def _run(argv: list[str] | None) -> int:
         signum = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         resumes = ""
         if name == "train":
-            resumes = "; --resume latest continues after its last checkpoint, if there is one"
+            resumes = "; its --name with --resume latest continues it after its last checkpoint"
         to_stderr(f"superclip {name}: stopped by {signum.name}{resumes}")
         return 128 + signum
 

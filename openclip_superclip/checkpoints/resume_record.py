@@ -286,12 +286,6 @@ def _changed_options(before: ResumeRecord, now: ResumeRecord) -> list[str]:
         _line(f"--{name.replace('_', '-')}", earlier.get(name), now.options.get(name))
         for name in changed
     ]
-    placebo = earlier.get("superclip_placebo", "off")  # of version 0.2
-    if placebo != "off":
-        lines.append(
-            f"--superclip-placebo {placebo} was removed: finish this run with openclip-superclip "
-            f"{before.versions.get('openclip-superclip', '0.2')}"
-        )
     of_images = now.preprocessing or {}
     for name, was in (before.preprocessing or of_images).items():
         is_named = {f"image_{name}", "model", "pretrained"} & {*changed}  # by its own line

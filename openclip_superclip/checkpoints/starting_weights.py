@@ -25,6 +25,7 @@ from ..environment import FACTORY_LOCK, replaced
 from ..errors import InputError, as_input_error, listed
 from ..method.head import FRESH_HEAD, HEAD_PREFIXES
 from .architecture import Architecture, read_architecture
+from .model_configurations import model_for_pretrained
 from .weights import (
     Weights,
     check_is_no_program,
@@ -151,6 +152,11 @@ def _check_pretrained(training) -> None:
     model = training.model.name
     _check_tag(model, pretrained, "--pretrained")
     check_pretrained(model, pretrained)
+    instead = model_for_pretrained(model)
+    if pretrained and instead and training.config is None:
+        raise InputError(
+            f"--pretrained {pretrained} has no effect with --model {model}: use --model {instead}"
+        )
     if pretrained and ":" not in model and not os.path.isfile(pretrained):
         released_file(f"{model}:{pretrained}", "--pretrained", options.cache_dir)
 

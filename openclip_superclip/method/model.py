@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from ..errors import InputError, reason
+from ..errors import InputError, as_input_error, reason
 from . import distributed
 from .finite_weights import first_non_finite
 from .head import HEAD_PREFIXES, ClassHead, keep_fresh_head, vocabulary_size
@@ -144,15 +143,18 @@ class _WithClassHead:
             f"{width}; IDF {self.idf}"
         )
 
-    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor | None = None, text: Tensor | None = None, **others
+    ) -> dict[str, Tensor]:
         """Returns OpenCLIP's outputs; in training also `class_losses`, float32 [B]: the mean over
         ranks is the loss.
 
         With --accum-freq above 1, a run without gradients counts the captions, and the run with
-        gradients that follows returns the losses (`AccumulatedLosses`).
+        gradients that follows returns the losses (`AccumulatedLosses`). `others` are arguments of
+        CoCa's forward, which its `generate` passes.
         """
-        if not self.training or image is None or text is None:
-            return super().forward(image, text)
+        if others or not self.training or image is None or text is None:
+            return super().forward(image, text, **others)
         words = text
         if self.text_length is not None:  # two captions, one for each loss
             text, words = text[:, : self.text_length], text[:, self.text_length :]
@@ -168,13 +170,12 @@ class _WithClassHead:
     def lock_image_tower(self, unlocked_groups: int = 0, *args, **kwargs) -> None:
         """Locks the vision tower as OpenCLIP does; InputError if it cannot, or if it has removed
         activations of the tower."""
-        if unlocked_groups and isinstance(self.visual, ModifiedResNet):
-            raise InputError(
-                "--lock-image: OpenCLIP cannot unlock part of this model's image tower: leave out "
-                "--lock-image-unlocked-groups"
-            )
         before = dict(self.visual.named_modules())
-        super().lock_image_tower(unlocked_groups, *args, **kwargs)
+        with as_input_error(
+            "--lock-image: OpenCLIP cannot lock this image tower with "
+            f"--lock-image-unlocked-groups {unlocked_groups}"
+        ):
+            super().lock_image_tower(unlocked_groups, *args, **kwargs)
         # freeze_batch_norm_2d replaces layers of timm that contain an activation
         for name in before.keys() - dict(self.visual.named_modules()).keys():
             if not isinstance(before[name], nn.Identity):

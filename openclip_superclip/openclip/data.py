@@ -114,7 +114,7 @@ class _Images(CsvDataset):
                 raise
             except Exception as error:  # a broken file can raise any exception
                 if self.unreadable is None:
-                    raise
+                    raise InputError(f"{image} cannot be read ({reason(error)})") from error
                 self.unreadable.sample(OSError(f"{image}: {reason(error)}"))
         raise InputError("--train-data: no image of the table can be read")
 

@@ -43,7 +43,8 @@ def is_patched() -> bool:
     """Returns, without importing it, whether the installed OpenCLIP calls the hooks; InputError
     if only a part does."""
     folder = package_folder()
-    if (folder / "hooks.py").is_file():
+    file = folder / "hooks.py"
+    if file.is_file() and "plugin_manager" in file.read_text():
         return True
     for path in PATCHED_FILES:
         file = folder.parent / path

@@ -17,7 +17,7 @@ def with_plugins_task(create):
     def create_task(*args, **kwargs):
         call = openclip_3.arguments(create, args, kwargs)
         task = create(*args, **kwargs)
-        own = task.loss
+        own = getattr(task, "loss", None)  # GenLIP has none
         loss = openclip_3.plugins_loss(call["args"], call.get("model"), lambda: own)
         if loss is not own:
             del task.loss  # a plugin's loss need not be a module

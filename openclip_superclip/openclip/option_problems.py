@@ -127,6 +127,8 @@ def _problems_with_our_flags(options: Namespace, data: DataConfig) -> Iterator[s
             "--superclip-slices does not work with --use-naflex, which repeats its shards: leave "
             "out one of the two"
         )
+    if options.resume == "latest" and options.name is None:
+        yield "--resume latest needs --name, the name of the run"
     schedule = options.lr_scheduler
     if schedule == "const-cooldown" and options.epochs_cooldown is None:
         yield "--lr-scheduler const-cooldown needs --epochs-cooldown, a number of epochs or slices"

@@ -9,8 +9,6 @@ from ..rendering import markdown_table
 from .paired_differences import VERDICTS, PairedDifference, Spread
 from .study_file import Study
 
-NEAR_CHANCE = 3.0  # percent: below it a primary score is close to guessing among a hundred or more
-
 
 def check_measures(study: Study, records: list[dict]) -> None:
     """Raises InputError unless each record has finite numbers of the primary measure and of all
@@ -92,8 +90,7 @@ class StudyResults:
         return f"{name} (primary)" if measure == self.study.primary else name
 
     def sentences(self) -> list[str]:
-        """Returns which differences are above or below zero, for each comparison in each cell;
-        then a note on scores near chance."""
+        """Returns which differences are above or below zero, for each comparison in each cell."""
         study = self.study
         sentences = []
         for arm, baseline in study.pairs:
@@ -102,23 +99,7 @@ class StudyResults:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
                 differences = self.differences(arm, baseline, cell)
                 sentences.append(f"{name}{at_cell}: {_sides_of_zero(differences)}.")
-        return [*sentences, *self._near_chance()]
-
-    def _near_chance(self) -> list[str]:
-        """Returns a warning if no arm is clearly better than guessing in the primary measure."""
-        study = self.study
-        means = [
-            self.spread(arm, cell, study.primary).mean
-            for arm in study.arms
-            for cell in study.cell_values
-        ]
-        if max(means) >= NEAR_CHANCE:
-            return []
-        return [
-            f"No arm reaches {NEAR_CHANCE:g} % in {study.primary.replace('_', ' ')}: scores near "
-            "chance do not compare the methods. Train longer, on more data, or from released "
-            "weights (--set flags.pretrained=…)."
-        ]
+        return sentences
 
     def comparisons(self) -> list[dict]:
         """Returns the differences in each cell, as study.json contains them."""

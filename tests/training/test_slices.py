@@ -389,14 +389,6 @@ def test_other_workers_ranks_and_batch_sizes_are_noted_and_not_refused(
     assert changes(older, now).lines == []
 
 
-def test_a_run_with_a_removed_control_is_refused(began, train_data, parse_args):
-    flags = f"{slice_flags(train_data)} --workers 0"
-    now = record_of(vars(parse_args(flags)), 1)
-    before = replace(now, options=now.options | {"superclip_placebo": "detached-head"})
-    (line,) = changes(before, now).refused
-    assert line.startswith("--superclip-placebo detached-head was removed: finish this run with ")
-
-
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
     began, train_data, parse_args, refusal
 ):

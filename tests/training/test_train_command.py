@@ -162,8 +162,8 @@ def test_a_signal_ends_the_training_with_one_line(signum, short_run, tmp_path):
             process.kill()
     assert process.returncode == 128 + signum
     assert lines[-1] == (
-        f"superclip train: stopped by {signum.name}; --resume latest continues after its last "
-        "checkpoint, if there is one"
+        f"superclip train: stopped by {signum.name}; its --name with --resume latest continues it "
+        "after its last checkpoint"
     )
     assert not [line for line in lines if "Traceback" in line or "Error" in line]
 

@@ -123,8 +123,8 @@ def test_a_stopped_training_says_how_to_continue(monkeypatch, capsys):
     monkeypatch.setattr(__main__, "_call", stopped)
     assert [__main__.main([name]) for name in ("train", "plan")] == [130, 130]
     assert capsys.readouterr().err.splitlines() == [
-        "superclip train: stopped by SIGINT; --resume latest continues after its last "
-        "checkpoint, if there is one",
+        "superclip train: stopped by SIGINT; its --name with --resume latest continues it "
+        "after its last checkpoint",
         "superclip plan: stopped by SIGINT",
     ]
 

@@ -54,6 +54,15 @@ def batch(model=NAME):
     return torch.randn(4, 3, 32, 32), open_clip.get_tokenizer(model)(captions)
 
 
+@torch.no_grad()
+def test_a_coca_takes_encoded_images_as_its_generate_does(tmp_path):
+    model = write_model(tmp_path / "coca", **MODELS["coca"])
+    model = superclip.create_model_and_transforms(model)[0].eval()
+    images, texts = batch()
+    latent, tokens = model._encode_image(images)
+    assert_equal(model(images, texts, image_latent=latent, image_embs=tokens), model(images, texts))
+
+
 @cases("options, model_class", table("losses: classes of models"))
 @torch.no_grad()
 def test_in_evaluation_outputs_are_openclips_to_the_last_bit_and_nothing_is_counted(
