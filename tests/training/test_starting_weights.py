@@ -41,7 +41,7 @@ def with_one(value, weights):
 # Weights and sizes that do not fit the model
 
 
-@parametrize("flags", ["--superclip", "--val-fraction 0.2"])
+@parametrize("flags", ["--superclip", "--superclip --val-fraction 0.2"])
 def test_weights_of_another_model_are_refused_before_anything_is_written(
     flags, small_model, short_run, refusal, tmp_path
 ):
