@@ -43,7 +43,8 @@ def draw_cases(rows: list[tuple[Case, Comparison]], file: Path) -> None:
     axes.grid(axis="x", alpha=0.4)
     axes.spines[["top", "right", "left"]].set_visible(False)
     drawn = [*COLOURS.items(), ("control", CONTROL)]
-    drawn = [(name, colour) for name, colour in drawn if name != "loss"]
+    verdicts = {"control" if case.group == CONTROLS else one.verdict for case, one in rows}
+    drawn = [(name, colour) for name, colour in drawn if name in verdicts]
     handles = [plt.Line2D([], [], color=colour, marker="o") for _, colour in drawn]
     figure.legend(
         handles, [name for name, _ in drawn], loc="outside lower center", ncols=len(drawn)

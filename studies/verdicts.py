@@ -32,6 +32,7 @@ CANNOT_ANSWER = {  # why, by study, and by measure if only one is concerned
     ("vit_dense", "mIoU"): "scores near chance",
 }
 HELD_OUT = "held_out_words"
+TUNED_LONGER = "longer_fine_tuning"
 TWO_FACTORS, OBJECTS = "captions_and_frequencies", "classes_and_samples"
 OWN_FAMILY = (  # by their protocols
     "transfer",
@@ -42,6 +43,7 @@ OWN_FAMILY = (  # by their protocols
     TWO_FACTORS,
     OBJECTS,
     HELD_OUT,
+    TUNED_LONGER,
 )
 LOWER_IS_BETTER = ("depth_RMSE",)
 SMALLEST_EFFECT = defaultdict(lambda: 2.0, stamps=3.0)  # that matters, in points, by study
@@ -118,6 +120,15 @@ FACTORS = {  # by study
         Factor(("512", "128"), "scenes of each", "128 scenes"),
     ),
 }
+TUNED_LONGER_MEASURES = (  # by its protocol, the primary one first
+    "zero_shot",
+    "seen_zero_shot",
+    "image_to_text_R@1",
+    "text_to_image_R@1",
+    "tagging",
+    "linear_probe",
+    "new_combinations",
+)
 HELD_OUT_HEADS = {head: f"{head}, half the words" for head in ("SuperCLIP", "pooled")}
 
 
@@ -409,6 +420,34 @@ def read_objects(file: Path) -> Iterator[Comparison]:
         yield from _two_factors(paired, common, *FACTORS[OBJECTS])
 
 
+def read_longer_fine_tuning(folder: Path) -> Iterator[Comparison]:
+    """The effects of the class loss, averaged over both learning rates, and what the higher rate
+    changes in the primary one."""
+    runs = [json.loads(file.read_text()) for file in folder.glob("runs/*.json")]
+    scores = {(run["arm"], run["rate"], run["seed"]): run["measures"] for run in runs}
+    seeds = sorted({seed for _, _, seed in scores})
+
+    def compared(measure: str, where: str, combine: Callable) -> Comparison:
+        paired = [
+            {seed: tuple(scores[arm, rate, seed][measure] for arm in ("clip", "superclip"))
+             for seed in seeds}
+            for rate in ("3e-4", "1e-3")
+        ]  # fmt: skip
+        return Comparison(
+            study=TUNED_LONGER,
+            arm="SuperCLIP",
+            baseline="CLIP",
+            where=where,
+            measure=measure,
+            is_primary=(measure, where) == ("zero_shot", "mean"),
+            **_over(paired, combine),
+        )
+
+    for measure in TUNED_LONGER_MEASURES:
+        yield compared(measure, "mean", statistics.mean)
+    yield compared("zero_shot", "1e-3 − 3e-4", _contrast([-1, 1]))
+
+
 def read_held_out_words(file: Path) -> list[Comparison]:
     """The comparisons of the study that scores held-out objects separately; none without its
     file."""
@@ -442,6 +481,7 @@ def read_comparisons() -> list[Comparison]:
     comparisons += read_audit(HERE / AUDIT / "train_again.csv")
     comparisons += read_held_out_words(HERE / HELD_OUT / "study.csv")
     comparisons += read_objects(HERE / OBJECTS / "study.csv")
+    comparisons += read_longer_fine_tuning(HERE / TUNED_LONGER)
     by_study, of_all = defaultdict(list), []
     for comparison in comparisons:
         if not any(comparison.differences):  # equal runs are no test
@@ -588,6 +628,11 @@ INDEX = [
     Row("natural_towers_equal", "… at equal rates?", "SuperCLIP − CLIP"),
     Row("natural_idf", "… do IDF weights help?", "SuperCLIP − IDF off"),
     Row(
+        TUNED_LONGER,
+        "two joined towers, four passes over 10,240 scenes: is SuperCLIP better?",
+        "SuperCLIP − CLIP, mean",
+    ),
+    Row(
         "audit",
         "wrong captions: does the class loss select pairs better than CLIP's score?",
         "kept by class loss of SuperCLIP − kept by CLIP score of CLIP, CLIP",
@@ -659,6 +704,7 @@ CASES = [
     Case(NEW, "small ViT", "transfer", "SuperCLIP − CLIP"),
     Case(NEW, "small ViT, head on the class token", "transfer", "pooled − CLIP"),
     Case(NEW, "small ViT, careless captions and long tail", "natural", "SuperCLIP − CLIP"),
+    Case(TUNED, "10,240 scenes, mean of two rates", TUNED_LONGER, "SuperCLIP − CLIP, mean"),
     Case(TUNED, "512 images with captions by people", "stamps", "SuperCLIP − CLIP"),
     Case(TUNED, "6,144 scenes, equal rates", "natural_towers_equal", "SuperCLIP − CLIP"),
     Case(TUNED, "6,144 scenes, each at its own rate", "natural_towers", "SuperCLIP − CLIP"),
@@ -701,7 +747,7 @@ def study_table(comparisons: Sequence[Comparison]) -> str:
         row = {
             comparison.measure: comparison for comparison in comparisons if comparison.name == name
         }
-        cells = [_marked(row[measure]) for measure in measures]
+        cells = [_marked(row[measure]) if measure in row else "" for measure in measures]
         lines.append(
             f"| {name}{' ‡' if row[measures[0]].note else ''} | {' | '.join(cells)} | "
             f"{row[measures[0]].n} |"

@@ -1,5 +1,5 @@
-"""Prints the results of longer_fine_tuning as protocol.md defines them, and writes runs.csv beside
-it. Refuses while one of the 32 results is missing or incomplete."""
+"""Prints the results of longer_fine_tuning as protocol.md defines them, and writes them to
+results.md, results.png and runs.csv. Refuses while one of the 32 results is missing or incomplete."""
 
 import argparse
 import csv
@@ -11,6 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 from run_study import ARMS, HERE, IMAGES, RATES, SEEDS, Run, is_complete, study_runs
 from scipy.stats import t
 
@@ -79,10 +83,13 @@ class Effect:
 
     @property
     def row(self) -> str:
-        low, high = self.interval
         corrected = "" if self.corrected is None else p_text(self.corrected)
-        numbers = f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p_text(self.p)} | {corrected}"
-        return f"| {self.name} | {numbers} | {self.verdict} |"
+        cells = [self.name, self.text(2), p_text(self.p), corrected, self.verdict]
+        return f"| {' | '.join(cells)} |"
+
+    def text(self, digits: int) -> str:
+        numbers = [f"{number:+.{digits}f}" for number in (self.mean, *self.interval)]
+        return "{} [{}, {}]".format(*numbers).replace("-", "−")
 
 
 def p_text(p: float) -> str:
@@ -187,7 +194,7 @@ def described(results: Results) -> list[str]:
                 cells.append(f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}")
         for rate in RATES:
             effect = Effect("", [class_loss(results, seed, rate, measure) for seed in SEEDS])
-            cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(effect.mean, *effect.interval))
+            cells.append(effect.text(1))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -213,6 +220,8 @@ def report(results: Results) -> str:
     title = ["| points | mean [95 %] | p | Holm | |", "|---|---|---|---|---|"]
     both, verdict, others = words(results)
     parts = [
+        "# longer_fine_tuning: results by the protocol",
+        "Differences in points, paired by seed (n = 8); `analyse.py` computes this page.",
         "**The class loss, averaged over both rates (primary)**",
         [*title, averaged(results, "zero-shot, unseen designer", "zero_shot").row],
         "**Secondary**",
@@ -226,7 +235,35 @@ def report(results: Results) -> str:
         "**Described, without a verdict**",
         described_words(results),
     ]
-    return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts)
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in parts) + "\n"
+
+
+def draw(results: Results, file: Path) -> None:
+    """Draws all differences with their intervals."""
+    both, _, others = words(results)
+    groups = {
+        "SuperCLIP − CLIP, mean of both rates": [
+            averaged(results, "zero-shot, unseen designer (primary)", "zero_shot"),
+            *secondary(results)[1:],
+        ],
+        "interaction with the rate": secondary(results)[:1],
+        "the head's words, mAP": [*both, *others],
+    }
+    rows = [row for name, effects in groups.items() for row in (name, *effects)]
+    figure, axes = plt.subplots(figsize=(6, 0.3 * len(rows) + 0.8), layout="constrained")
+    for place, row in enumerate(rows):
+        if isinstance(row, Effect):
+            axes.errorbar(row.mean, place, xerr=row.mean - row.interval[0], fmt="o", color="C0")
+    axes.set_yticks(range(len(rows)), [getattr(row, "name", row) for row in rows])
+    for row, label in zip(rows, axes.get_yticklabels(), strict=True):
+        label.set_weight("normal" if isinstance(row, Effect) else "bold")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvspan(-MATTERS, MATTERS, color="black", alpha=0.06)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_xlabel("points (95 % interval)\ngrey: too small to matter")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
 
 
 def check_equal(results: Collection[dict], names: Collection[str]) -> None:
@@ -256,12 +293,10 @@ def write_csv(results: Results, file: Path) -> None:
         writer.writerows(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=HERE / "runs")
-    parser.add_argument("--csv", type=Path, default=HERE / "runs.csv")
-    options = parser.parse_args()
-    files = {run: options.results / f"{run.name}.json" for run in study_runs()}
+def read_results(folder: Path) -> Results:
+    """Reads the results of all runs; ends the command if one is missing or differs in how it was
+    made."""
+    files = {run: folder / f"{run.name}.json" for run in study_runs()}
     missing = [run.name for run, file in files.items() if not is_complete(file, run)]
     if missing:
         sys.exit(
@@ -270,7 +305,18 @@ def main() -> None:
         )
     results = {run: json.loads(file.read_text()) for run, file in files.items()}
     check_equal(results.values(), ("commit", "versions", "samples", "steps"))
-    write_csv(results, options.csv)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "runs")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the files")
+    options = parser.parse_args()
+    results = read_results(options.results)
+    write_csv(results, options.out / "runs.csv")
+    (options.out / "results.md").write_text(report(results))
+    draw(results, options.out / "results.png")
     print(report(results))
 
 
