@@ -18,7 +18,11 @@ WITHOUT_CELLS = {  # studies without a swept field
     for file in STUDIES.rglob("study.csv")
     if not {"lr", "global_batch_size", "shards", "version"} & {*read_rows(file)[0]}
 }
-UNFINISHED = {"longer_fine_tuning", "clip_art_fine_tuning"}
+UNFINISHED = {"clip_art_fine_tuning"}
+LONGER = STUDIES / "longer_fine_tuning"
+script(LONGER / "run_study.py")
+analyse = script(LONGER / "analyse.py")
+RESULTS = analyse.read_results(LONGER / "runs")
 RECORDS = sorted({path.parent for path in STUDIES.glob("**/README.md")} - {STUDIES})
 
 
@@ -97,6 +101,10 @@ def test_the_tables_of_the_records_are_the_computed_ones():
     assert f"{changed} comparisons depend on it" in (STUDIES / "README.md").read_text()
 
 
+def test_the_tables_of_longer_fine_tuning_are_computed_from_its_runs():
+    assert (LONGER / "results.md").read_text() == analyse.report(RESULTS)
+
+
 QUOTED = re.compile(r"([+−-]\d+\.\d) (?:points )?\\?\[([+−-]\d+\.\d), ([+−-]\d+\.\d)\\?\]")
 
 
@@ -107,7 +115,8 @@ def test_a_page_quotes_at_most_six_intervals_all_of_the_records(page):
         for numbers in QUOTED.findall(" ".join(PAGES[page].split()))
     }
     assert len(quoted) <= 6
-    assert quoted <= {str(comparison) for comparison in FOUND}
+    both, _, others = analyse.words(RESULTS)
+    assert quoted <= {*map(str, FOUND), *(one.text(1) for one in both + others)}
     if page == "docs/results.md":
         assert quoted <= {str(comparison) for _, comparison in verdicts.cases(FOUND)}
 

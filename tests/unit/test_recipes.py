@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import open_clip
 from ruamel.yaml import YAML
-from support import ROOT, cases, input_error, markdown_cells, parametrize, read_json, table
+from support import ROOT, cases, input_error, markdown_cells, parametrize, table
 from support.training_runs import execute, failure
 
 from openclip_superclip.checkpoints.model_configurations import register_small_models
@@ -21,14 +21,6 @@ from openclip_superclip.rendering import markdown_table
 
 RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
 DEMO = "demo/superclip_demo-model_8k_bs64"
-
-
-def test_every_recipe_has_the_values_of_its_former_file():
-    """tests/golden/recipes.json was written from 100 flat files."""
-    for name, row in read_json(ROOT / "tests/golden/recipes.json").items():
-        ours = RECIPES[name].as_dict()
-        ours.pop("note", None)
-        assert ours == row, name
 
 
 def test_its_numbers_are_the_papers_and_every_run_of_the_paper_has_one():
