@@ -40,10 +40,14 @@ def main():
     parser.add_argument("--csv-img-key", default="filepath", metavar="COLUMN")
     options = parser.parse_args()
     key = options.csv_img_key
-    options.out.mkdir(parents=True)
     with options.table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter=options.csv_separator)
         rows = list(reader)
+    if key not in (reader.fieldnames or ()):
+        parser.error(f"{options.table} has no column {key}: give --csv-img-key or --csv-separator")
+    if options.out.exists():
+        parser.error(f"{options.out} exists; expected a new folder")
+    options.out.mkdir(parents=True)
     with (options.out / options.table.name).open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, reader.fieldnames, delimiter=options.csv_separator)
         table.writeheader()

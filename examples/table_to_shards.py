@@ -26,6 +26,8 @@ def main():
         rows = list(csv.DictReader(file))
     if not rows or not {"filepath", "title"} <= rows[0].keys():
         parser.error(f"{options.table} has no rows with the columns filepath and title")
+    if options.out.exists():
+        parser.error(f"{options.out} exists; expected a new folder")
     random.Random(0).shuffle(rows)  # similar rows are often next to each other
     size = options.shard_size or min(10_000, max(16, len(rows) // 32))
     writers = {}
@@ -38,7 +40,9 @@ def main():
             content = Path(row["filepath"]).read_bytes()
             with Image.open(io.BytesIO(content), formats=list(EXTENSIONS)) as image:
                 image.load()
-            if not row["title"].strip():
+            if None in row:
+                raise ValueError("more cells than columns: put the caption in quotes")
+            if not (row["title"] or "").strip():
                 raise ValueError("no title")
         except (OSError, ValueError, SyntaxError) as error:
             print(f"left out: {row['filepath']}: {error}")
