@@ -629,8 +629,9 @@ INDEX = [
     Row("natural_idf", "… do IDF weights help?", "SuperCLIP − IDF off"),
     Row(
         TUNED_LONGER,
-        "two joined towers, four passes over 10,240 scenes: is SuperCLIP better?",
+        "… four passes over 10,240 scenes, mean of two rates: is SuperCLIP better?",
         "SuperCLIP − CLIP, mean",
+        "; the head's words: no gain",
     ),
     Row(
         "audit",

@@ -170,8 +170,9 @@ def words(results: Results) -> tuple[list[Effect], str, list[Effect]]:
         verdict = "gain"
     elif any(effect.is_significant and effect.interval[1] < 0 for effect in both):
         verdict = "loss"
-    elif (least := min(effect.interval[1] for effect in both)) < MATTERS:
-        verdict = f"no gain (more than {least:+.2f} over one of both scores is excluded)"
+    elif (least := min(both, key=lambda effect: effect.interval[1])).interval[1] < MATTERS:
+        score = least.name.removeprefix("head − ")
+        verdict = f"no gain (more than {least.interval[1]:+.2f} over {score} is excluded)"
     else:
         verdict = "open"
     if verdict in ("gain", "loss") and all(effect.is_small for effect in both):
@@ -221,7 +222,10 @@ def report(results: Results) -> str:
     both, verdict, others = words(results)
     parts = [
         "# longer_fine_tuning: results by the protocol",
-        "Differences in points, paired by seed (n = 8); `analyse.py` computes this page.",
+        "Differences in points, paired by seed (n = 8); `analyse.py` computes this page. ± is the "
+        "standard deviation over the seeds; intervals are uncorrected. several and single: scenes "
+        "of two or three objects, and of one; seen and unseen: drawn by the training designers, "
+        "and by the unseen designer. A gain of the interaction is a larger effect at 1e-3.",
         "**The class loss, averaged over both rates (primary)**",
         [*title, averaged(results, "zero-shot, unseen designer", "zero_shot").row],
         "**Secondary**",
