@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .method.model import SuperCLIP as SuperCLIP
     from .method.model import SuperCoCa as SuperCoCa
     from .method.model import SuperCustomTextCLIP as SuperCustomTextCLIP
-    from .openclip.factory import create_model_and_transforms as create_model_and_transforms
+    from .trainer.factory import create_model_and_transforms as create_model_and_transforms
 
 __version__ = "0.3.0.dev0"
 
@@ -24,7 +24,7 @@ _HOME = {
     "SuperCustomTextCLIP": "method.model",
     "TokenStatistics": "method.idf",
     "class_loss": "method.loss",
-    "create_model_and_transforms": "openclip.factory",
+    "create_model_and_transforms": "trainer.factory",
     "plain_class_loss": "method.loss",
 }
 

@@ -132,7 +132,7 @@ def _unknown_command(name: str) -> str:
 def _call(name: str, argv: list[str]) -> int:
     """Runs the command of this name and returns its exit code."""
     if name == "train":
-        from .openclip.train import explained_errors, train
+        from .trainer.train import explained_errors, train
 
         with explained_errors():
             return train(argv)

@@ -9,10 +9,10 @@ from .environment import replaced
 from .errors import InputError, one_line, refuse
 from .flags import Config, add_options
 from .hooks import hookimpl
-from .openclip import current
-from .openclip.checks import problems
-from .openclip.parsed_options import Training, read
-from .openclip.start import begin, log_start
+from .trainer import current
+from .trainer.checks import problems
+from .trainer.parsed_options import Training, read
+from .trainer.start import begin, log_start
 
 
 class Plugin:
@@ -49,7 +49,7 @@ class Plugin:
     def open_clip_model_kwargs(self, args):
         if self.config is None:
             return None
-        from .openclip.factory import model_options
+        from .trainer.factory import model_options
 
         training = self.training
         if args.rank == 0:

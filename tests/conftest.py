@@ -49,7 +49,7 @@ from support.training_runs import (
 )
 
 from openclip_superclip.demo import data
-from openclip_superclip.openclip import current, hook_calls
+from openclip_superclip.trainer import current, hook_calls
 
 torch.set_num_threads(1)
 data.SHARD_SIZE = 128  # of the demo's 1,024, which take 20 seconds to draw

@@ -52,8 +52,8 @@ def _version(distribution: str) -> str:
 
 
 def _openclip() -> str:
-    from ..openclip import current
-    from ..openclip.hook_calls import is_patched
+    from ..trainer import current
+    from ..trainer.hook_calls import is_patched
 
     version = _version("open_clip_torch")
     try:

@@ -4,8 +4,8 @@ plugins' flags."""
 from pathlib import Path
 
 from ..errors import InputError, Parser, one_line, to_stderr, to_stdout
-from ..openclip import disk_patch
-from ..openclip.disk_patch import Installation, find_installation
+from ..trainer import disk_patch
+from ..trainer.disk_patch import Installation, find_installation
 
 EXIT_CODES = {disk_patch.PATCHED: 0, disk_patch.NOT_PATCHED: 1, disk_patch.MODIFIED: 4}
 ERROR = 2  # argparse's own

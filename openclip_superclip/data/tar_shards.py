@@ -1,7 +1,7 @@
 """WebDataset shards: names and patterns, samples as OpenCLIP groups them, and truncated and damaged
 files.
 
-In training, openclip/data.py skips and lists such a shard, and runs/unreadable.py limits their
+In training, trainer/data.py skips and lists such a shard, and runs/unreadable.py limits their
 number."""
 
 import lzma

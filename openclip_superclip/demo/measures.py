@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from open_clip import build_zero_shot_classifier
 from torch import Tensor, nn
 
-from ..openclip import retrieval_metrics
+from ..trainer import retrieval_metrics
 from .scenes import NAMES, Scene, different_scenes, scenes
 
 BATCH_SIZE = 250

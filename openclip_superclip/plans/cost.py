@@ -10,9 +10,9 @@ from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.resume_record import configuration_digest
 from ..errors import InputError
 from ..files import read_json
-from ..openclip.train import check_command
 from ..option_table import effect_of
 from ..rendering import significant
+from ..trainer.train import check_command
 from .recipe import Recipe
 from .run import Run
 
@@ -150,7 +150,7 @@ def counted_model(recipe: Recipe) -> dict:
 
 def count(run: Run) -> dict:
     """Returns the counts of the model that OpenCLIP builds, without values."""
-    from ..openclip.factory import model_without_values
+    from ..trainer.factory import model_without_values
 
     model = model_without_values(check_command(run.openclip_arguments()))
     parameters = dict(model.named_parameters())

@@ -13,8 +13,8 @@ from ..data.slices import batches_of_shards, batches_of_table
 from ..data.tables import check_table, detect_columns, is_table, kind
 from ..data.tar_shards import is_remote, is_streamed
 from ..errors import InputError, at_least
-from ..openclip.start import long_warmup
-from ..openclip.train import check_command
+from ..trainer.start import long_warmup
+from ..trainer.train import check_command
 from .cost import known_counts
 from .recipe import COLUMN_FLAGS, Recipe
 from .recipe_files import read_recipe

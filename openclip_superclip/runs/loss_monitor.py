@@ -83,7 +83,7 @@ class RankMonitor:
 
     def listing_unreadable(self):
         """A context in which the data that cannot be read is listed in a file of this rank."""
-        from ..openclip.data import listing_unreadable
+        from ..trainer.data import listing_unreadable
 
         epoch = self.counted.epoch if self.run.is_table else self.epoch_of_shards
         return listing_unreadable(self.unreadable, epoch)

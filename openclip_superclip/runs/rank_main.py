@@ -58,7 +58,7 @@ def import_torch(start: Start, rank: int) -> None:
 def _train(start: Start, rank: int) -> None:
     """Trains; raises InputError, with the last line of the rank's output, for another exit code
     than 0."""
-    from ..openclip.train import register_plugin, train
+    from ..trainer.train import register_plugin, train
     from .loss_monitor import RankMonitor
 
     monitor = RankMonitor(start, rank)

@@ -7,10 +7,10 @@ from ..checkpoints.resume import resumed_checkpoint
 from ..checkpoints.resume_record import FIELD, changes, continued, read_record, record_of
 from ..checkpoints.trainer_files import checkpoints
 from ..errors import InputError, to_stderr
-from ..openclip.train import check_command
 from ..plans.cost import counts_of
 from ..plans.run import Run
 from ..rendering import bytes_text
+from ..trainer.train import check_command
 from .folder import RunFolder
 from .recovery import MAX_STARTS, PREEMPTIONS, starts_without_slice
 from .slurm import Placement

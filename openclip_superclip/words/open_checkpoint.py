@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..evaluation.preprocessing import preprocessing
 from ..method.head import head_input_of
 from ..method.idf import special_token_ids
-from ..openclip.hook_calls import plugins_model_class
+from ..trainer.hook_calls import plugins_model_class
 
 NO_HEAD = "train with --superclip, and export with --with-head"
 

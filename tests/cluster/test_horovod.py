@@ -27,11 +27,11 @@ from support.training_runs import (
 )
 
 from openclip_superclip.demo.scenes import write_shards
-from openclip_superclip.openclip import horovod as horovod_ranks
-from openclip_superclip.openclip import option_problems
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
+from openclip_superclip.trainer import horovod as horovod_ranks
+from openclip_superclip.trainer import option_problems
 
 pytestmark = pytest.mark.horovod
 

@@ -16,7 +16,7 @@ from support.training_runs import Run, execute
 import openclip_superclip as superclip
 from openclip_superclip.method.idf import TokenStatistics
 from openclip_superclip.method.loss import SuperCLIPLoss, class_loss, plain_class_loss
-from openclip_superclip.openclip import autocast
+from openclip_superclip.trainer import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MODEL = "ViT-Ti-16-96"

@@ -26,8 +26,8 @@ from support.training_runs import call, on_a_full_disk, run_ranks
 import openclip_superclip
 from openclip_superclip import hooks
 from openclip_superclip.__main__ import main
-from openclip_superclip.openclip import disk_patch
-from openclip_superclip.openclip.hook_calls import PATCHED_FILES
+from openclip_superclip.trainer import disk_patch
+from openclip_superclip.trainer.hook_calls import PATCHED_FILES
 
 OUR_HOOKS = Path(hooks.__file__).read_bytes()
 

@@ -80,7 +80,7 @@ def test_a_pickle_in_a_shard_is_not_loaded_by_a_patched_openclip(
 def superclip_train_that_cannot_replace(tree, *argv):
     """`superclip train` of a launcher that cannot replace a name."""
     enter(tree)
-    import_module("openclip_superclip.openclip.hook_calls")._replace = None
+    import_module("openclip_superclip.trainer.hook_calls")._replace = None
     return import_module("openclip_superclip.__main__").main(["train", *shell_words(*argv)])
 
 
@@ -92,9 +92,9 @@ def test_the_launcher_replaces_nothing_in_a_patched_openclip(patched, losses):
 def train_as_a_rank(tree, *argv):
     """What a rank of `superclip run` does with the OpenCLIP in `tree`."""
     enter(tree)
-    data = import_module("openclip_superclip.openclip.data")
+    data = import_module("openclip_superclip.trainer.data")
     with data.listing_unreadable(Path("unreadable.jsonl"), epoch=int):
-        return import_module("openclip_superclip.openclip.train").train(shell_words(*argv))
+        return import_module("openclip_superclip.trainer.train").train(shell_words(*argv))
 
 
 def test_a_run_on_a_patched_openclip_leaves_out_the_rows_without_a_long_caption(

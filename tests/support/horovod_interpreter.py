@@ -13,7 +13,7 @@ from pathlib import Path
 
 import conftest  # noqa: F401  # the environment of the tests
 
-from openclip_superclip.openclip.horovod import join_ranks
+from openclip_superclip.trainer.horovod import join_ranks
 from support.training_runs import in_one_order, run_ranks, stock_train, superclip_train
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 import openclip_superclip as superclip
 from openclip_superclip.hooks import plugin_manager
-from openclip_superclip.openclip.hook_calls import parse_args
+from openclip_superclip.trainer.hook_calls import parse_args
 from support import WORDS
 
 from .models import as_rank_1, rounding

@@ -18,8 +18,8 @@ from support.plugins import install_plugin
 from support.training_runs import completed, load, train_with
 
 from openclip_superclip import SuperCLIP, hooks
-from openclip_superclip.openclip import hook_calls
 from openclip_superclip.plugin import Plugin
+from openclip_superclip.trainer import hook_calls
 
 HOOKS = sorted(name for name, value in vars(hooks).items() if hasattr(value, "open_clip_spec"))
 

@@ -36,10 +36,10 @@ from support.training_runs import (
 
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints.weights import read_checkpoint
-from openclip_superclip.openclip import current, openclip_4
-from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_table import EFFECTS
 from openclip_superclip.runs.progress import read_log
+from openclip_superclip.trainer import current, openclip_4
+from openclip_superclip.trainer.hook_calls import parse_args
 
 pytestmark = [
     pytest.mark.main,

@@ -14,7 +14,7 @@ from support.openclip_trees import copy, superclip_train_of
 from support.plugins import install_plugin, write_plugin
 from support.training_runs import completed, in_one_order
 
-from openclip_superclip.openclip import current
+from openclip_superclip.trainer import current
 
 SITE = Path(open_clip.__file__).parent.parent
 PATCHES = sorted((DATA / "moved_signatures").glob("*.patch"))  # of OpenCLIP 3.3

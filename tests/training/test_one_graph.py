@@ -13,7 +13,7 @@ from support.three_steps import batch, results_of
 from openclip_superclip import create_model_and_transforms
 from openclip_superclip.method.loss import SuperCLIPLoss
 from openclip_superclip.method.model import SuperCLIP, SuperCoCa
-from openclip_superclip.openclip import current, openclip_4
+from openclip_superclip.trainer import current, openclip_4
 
 
 @pytest.fixture(scope="module")

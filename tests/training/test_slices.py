@@ -36,7 +36,7 @@ from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.resume_record import changes, write_record
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
-from openclip_superclip.openclip import hook_calls
+from openclip_superclip.trainer import hook_calls
 
 SHARD_SIZES = [4] * 12
 SLICES = 3

@@ -24,8 +24,8 @@ from support.training_runs import (
 from torch.distributed.run import main as torchrun
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.openclip import start
-from openclip_superclip.openclip.parsed_options import launched
+from openclip_superclip.trainer import start
+from openclip_superclip.trainer.parsed_options import launched
 
 
 @cases("flags, reason", refusals("train"))

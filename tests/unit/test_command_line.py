@@ -18,8 +18,8 @@ from openclip_superclip import __main__, __version__
 from openclip_superclip.__main__ import COMMANDS
 from openclip_superclip.commands import shared_options
 from openclip_superclip.flags import Config, DataConfig
-from openclip_superclip.openclip.output_folder import make_folder
 from openclip_superclip.study.training import show_progress
+from openclip_superclip.trainer.output_folder import make_folder
 
 OUR_FIELDS = [*dataclasses.fields(Config), *dataclasses.fields(DataConfig)]
 OUR_FLAGS = ["--superclip", *(field.metadata["flag"] for field in OUR_FIELDS)]
@@ -165,13 +165,13 @@ def test_doctor_prints_ten_lines():
 def test_a_training_loads_nothing_of_what_measures():
     program = (
         "import sys, openclip_superclip.plugin\n"
-        "from openclip_superclip.openclip.train import train\n"
+        "from openclip_superclip.trainer.train import train\n"
         "try: train(['--superclip', '--help'])\n"
         "except SystemExit: pass\n"
         "measuring = {'demo', 'evaluation', 'study', 'words'}\n"
         "folders = {name.split('.')[1] for name in sys.modules if 'superclip.' in name}\n"
         "loaded = folders & measuring\n"
-        "assert 'openclip_superclip.openclip.hook_calls' in sys.modules and not loaded, loaded"
+        "assert 'openclip_superclip.trainer.hook_calls' in sys.modules and not loaded, loaded"
     )
     done = call(sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ from openclip_superclip.checkpoints.architecture import architecture_of, read_ar
 from openclip_superclip.checkpoints.model_configurations import CONFIGURATIONS, read_configuration
 from openclip_superclip.checkpoints.trainer_files import options_to_keep
 from openclip_superclip.checkpoints.weights import Checkpoint, read_checkpoint
-from openclip_superclip.openclip.parsed_options import read
+from openclip_superclip.trainer.parsed_options import read
 
 NAME = "superclip-tiny"
 

@@ -9,10 +9,10 @@ from support import cases, input_error, parametrize, table
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.checkpoints.weights import read_checkpoint
 from openclip_superclip.errors import refuse
-from openclip_superclip.openclip.checks import problems
-from openclip_superclip.openclip.option_problems import data_problems
-from openclip_superclip.openclip.parsed_options import read
 from openclip_superclip.plugin import Plugin
+from openclip_superclip.trainer.checks import problems
+from openclip_superclip.trainer.option_problems import data_problems
+from openclip_superclip.trainer.parsed_options import read
 
 # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the
 # one line says

@@ -4,8 +4,8 @@ import dataclasses
 
 from openclip_superclip import option_table
 from openclip_superclip.flags import Config, DataConfig
-from openclip_superclip.openclip.hook_calls import parse_args
 from openclip_superclip.option_table import EFFECTS, effect_of
+from openclip_superclip.trainer.hook_calls import parse_args
 
 # What OpenCLIP's trainer adds after parsing, and the record of a run.
 ADDED = "checkpoint_path distributed local_rank log_level log_path rank save_logs tensorboard"

@@ -12,12 +12,12 @@ from support.training_runs import execute, failure
 from openclip_superclip.checkpoints.model_configurations import register_small_models
 from openclip_superclip.data.tables import is_table
 from openclip_superclip.flags import Config, config_from
-from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.cost import estimate_cost
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe import FIELDS, KINDS, REQUIRED, WORDS, kind_of
 from openclip_superclip.plans.recipe_files import read_recipe, shipped_recipes
 from openclip_superclip.rendering import markdown_table
+from openclip_superclip.trainer.train import check_command
 
 RECIPES = {name: read_recipe(name) for name in shipped_recipes()}
 DEMO = "demo/superclip_demo-model_8k_bs64"

@@ -23,8 +23,8 @@ from support.training_runs import Run
 from openclip_superclip import hooks
 from openclip_superclip.data.captions import tokenizer_identity
 from openclip_superclip.data.frequencies import Frequencies
-from openclip_superclip.openclip import current
-from openclip_superclip.openclip.hook_calls import parse_args, plugins_model_class
+from openclip_superclip.trainer import current
+from openclip_superclip.trainer.hook_calls import parse_args, plugins_model_class
 
 pytestmark = pytest.mark.skipif(
     current().HAS_TASKS, reason="OpenCLIP 4 trains with a state made by its main"
@@ -114,7 +114,7 @@ def run_of(flags, *change):
     """The run of a process that trains twice, on the device after a change."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["open_clip_train.main", "openclip_superclip.openclip.hook_calls", "timm", "pytest"]
+        ["open_clip_train.main", "openclip_superclip.trainer.hook_calls", "timm", "pytest"]
     )
     output = Path("output.txt").resolve()
     process = context.Process(target=_train, args=(output, flags, *change))

@@ -20,8 +20,6 @@ from openclip_superclip.checkpoints.resume_record import FIELD, read_record, rec
 from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
 from openclip_superclip.files import content_digest, write_json
-from openclip_superclip.openclip import option_problems
-from openclip_superclip.openclip.train import check_command
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
@@ -33,6 +31,8 @@ from openclip_superclip.runs.recovery import CONNECTION, ENDS, HARDWARE, LOSS, U
 from openclip_superclip.runs.signals import EXIT_REFUSED
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import accepts_changes, checked_start
+from openclip_superclip.trainer import option_problems
+from openclip_superclip.trainer.train import check_command
 
 
 @pytest.fixture

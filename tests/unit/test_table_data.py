@@ -19,7 +19,6 @@ from support.training_runs import execute
 from openclip_superclip.data.captions import CaptionTokens
 from openclip_superclip.environment import replaced
 from openclip_superclip.flags import Config
-from openclip_superclip.openclip import data as adapter
 from openclip_superclip.plans.plan import make_run, settings_of_table
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
@@ -27,6 +26,7 @@ from openclip_superclip.runs.loss_monitor import CountedSteps
 from openclip_superclip.runs.unreadable import refuse_bad_files
 from openclip_superclip.study.configuration import StudyOptions, configure
 from openclip_superclip.study.training import run_study
+from openclip_superclip.trainer import data as adapter
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 NUM_ROWS = 70

@@ -13,9 +13,9 @@ from support import cases, parametrize, read_json, refusals, write_json
 from support.data import IMAGE, write_shards, write_tar
 from support.models import VOCAB_SIZE, write_model
 
-from openclip_superclip.openclip.checks import problems
-from openclip_superclip.openclip.parsed_options import read
-from openclip_superclip.openclip.train import train
+from openclip_superclip.trainer.checks import problems
+from openclip_superclip.trainer.parsed_options import read
+from openclip_superclip.trainer.train import train
 
 COMMA = "--csv-separator , --batch-size 1"
 

@@ -30,7 +30,7 @@ import open_clip, transformers, clip_benchmark.models
 import openclip_superclip.evaluation.evaluate
 import openclip_superclip.checkpoints.export, openclip_superclip.checkpoints.averaging
 from openclip_superclip.__main__ import main
-from openclip_superclip.openclip import train
+from openclip_superclip.trainer import train
 
 def run(argv):
     streams = (("yes", os.O_RDONLY), ("output", os.O_WRONLY), ("output", os.O_WRONLY))
