@@ -49,6 +49,14 @@ class Config:
         "for this many samples, the class loss trains only a new head, not the vision tower",
         type=int,
     )
+    head_lr: float | None = _flag(
+        "--superclip-head-lr",
+        None,
+        "peak learning rate of the class head, which has the warm-up and schedule of --lr; AdamW "
+        "multiplies --wd by it (default: --lr)",
+        type=float,
+        metavar="LR",
+    )
     head_input: str = _flag(
         "--superclip-head-input",
         "patches",
@@ -118,6 +126,12 @@ class Config:
             )
         if self.head_warmup < 0:
             yield f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples"
+        if self.head_lr is not None and not 0 < self.head_lr <= sys.float_info.max:
+            yield f"--superclip-head-lr is {self.head_lr}; expected a finite number above 0"
+        if self.head_lr is not None and self.weight == 0:
+            yield (
+                "--superclip-head-lr has no effect with --superclip-weight 0, which trains no head"
+            )
         if self.special_tokens and is_idf_file(self.idf):
             yield (
                 "--superclip-special-tokens cannot be used with a file for --superclip-idf, which "

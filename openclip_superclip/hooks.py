@@ -59,6 +59,16 @@ def open_clip_model_created(args: Namespace, model: object) -> None:
     """
 
 
+@hookspec
+def open_clip_optimizer_created(args: Namespace, model: object, optimizer: object) -> None:
+    """Changes in place the optimizer of the training, such as its `param_groups`; `model` is the
+    one that is trained, perhaps wrapped.
+
+    OpenCLIP's schedules multiply the learning rate of a group by its `lr_scale`, if it has one.
+    Horovod wraps the optimizer, and OpenCLIP loads the checkpoint of --resume, later.
+    """
+
+
 @hookspec(firstresult=True)
 def open_clip_create_loss(args: Namespace, model: object) -> Callable | None:
     """Returns the training loss, or None for OpenCLIP's own; `model` is the one that is trained,

@@ -53,8 +53,8 @@ _OPTIONS = {
         opt_fallback_list opt_kwargs pretrained_audio text_key text_layer_decay
         text_pad_multiple text_pooler_in_head use_naflex wd_exclude_patterns
 
-        superclip superclip_captions superclip_head_input superclip_head_warmup
-        superclip_long_caption superclip_long_context superclip_missing_long
+        superclip superclip_captions superclip_head_input superclip_head_lr
+        superclip_head_warmup superclip_long_caption superclip_long_context superclip_missing_long
         superclip_val_fraction superclip_weight
     """,
     Effect.CHANCE: """

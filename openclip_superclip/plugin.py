@@ -76,6 +76,22 @@ class Plugin:
             return without_class_head(model_class)
         return None
 
+    @hookimpl
+    def open_clip_optimizer_created(self, args, model, optimizer):
+        if self.config is None or self.config.head_lr is None:
+            return
+        from .method.parameter_groups import with_head_groups
+
+        head_lr = self.config.head_lr
+        # the list that wrappers such as timm's Lookahead share
+        optimizer.param_groups[:] = with_head_groups(
+            optimizer.param_groups, model, head_lr / args.lr
+        )
+        if args.rank == 0:
+            logging.info(
+                f"SuperCLIP: peak learning rate {args.lr:g}, of the class head {head_lr:g}"
+            )
+
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args, model):
         loss = yield

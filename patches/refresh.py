@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from openclip_superclip.openclip.disk_patch import NO_FILE, blob_id
+from openclip_superclip.trainer.disk_patch import NO_FILE, blob_id
 
 PATCHES = Path(__file__).parent
 HOOKS = PATCHES.parent / "openclip_superclip/hooks.py"

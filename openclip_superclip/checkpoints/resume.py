@@ -135,12 +135,14 @@ def check_kind(
     model: str,
     *,
     with_head: bool,
+    head_lr_scale: float | None,
     with_ddp: bool | None,
     has_tasks: bool | None,
 ) -> None:
     """Raises InputError if a run of this kind cannot resume from `checkpoint`.
 
     Args:
+        head_lr_scale: --superclip-head-lr divided by --lr, if it is given.
         with_ddp: whether the run uses torch.distributed; None for a single process, which can
             resume from both kinds.
         has_tasks: whether OpenCLIP 4 is installed; None to skip this check.
@@ -161,6 +163,12 @@ def check_kind(
         kind = f"of {ranks}, with other names of the weights: resume it with those"
     elif with_head and not checkpoint.can_resume:
         kind = "whose epoch or optimizer is missing or damaged"
+    elif checkpoint.epoch is not None and head_lr_scale != checkpoint.head_lr_scale:
+        if checkpoint.head_lr_scale is None:
+            kind = "without --superclip-head-lr: leave it out"
+        else:
+            scale = checkpoint.head_lr_scale
+            kind = f"whose --superclip-head-lr is {scale:g} times --lr: keep this ratio"
     else:
         return
     # Without --superclip, OpenCLIP ignores --pretrained if the model's folder contains weights.

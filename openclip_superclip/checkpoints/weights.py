@@ -24,6 +24,7 @@ from ..method.head import (
     is_of_authors,
 )
 from ..method.idf import FixedIDF
+from ..method.parameter_groups import HEAD_GROUP
 from . import HEAD_NAME, WEIGHTS_NAMES
 from .trainer_files import (
     idf_file,
@@ -149,6 +150,8 @@ class Checkpoint:
     of_tasks: bool = False
     # unless it has the trainer's entries, but an epoch or optimizer that training cannot continue
     can_resume: bool = True
+    # `lr_scale` of the optimizer's groups of the class head, if it has such groups
+    head_lr_scale: float | None = None
     # options of the run by attribute name of the parsed command line, from the file itself or else
     # from the run's folder; {} if they are unknown
     options: dict = field(default_factory=dict)
@@ -214,6 +217,7 @@ def read_checkpoint(
         of_ddp=all(name.startswith("module.") for name in state),
         of_tasks="global_step" in content,
         can_resume="state_dict" not in content or _can_resume(content),
+        head_lr_scale=_head_lr_scale(content),
         options=options or options_of_run(Path(path)),
     )
 
@@ -224,6 +228,14 @@ def _can_resume(content: dict) -> bool:
     optimizer = content.get("optimizer")
     has_groups = isinstance(optimizer, dict) and isinstance(optimizer.get("param_groups"), list)
     return isinstance(epoch, int) and epoch >= 0 and has_groups
+
+
+def _head_lr_scale(content: dict) -> float | None:
+    if _can_resume(content):
+        for group in content["optimizer"]["param_groups"]:
+            if isinstance(group, dict) and group.get("group_name") == HEAD_GROUP:
+                return group.get("lr_scale")
+    return None
 
 
 def fixed_idf(checkpoint: Checkpoint, tokenizer) -> Weights:

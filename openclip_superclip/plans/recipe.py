@@ -294,6 +294,8 @@ def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
         if field not in CONFIG_FIELDS:
             yield f"superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}"
         kind = CONFIG_FIELDS[field].type
+        if kind == float | None:
+            kind = float
         expected = (int, float) if kind is float else kind
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, expected):
             yield f"superclip.{field} is {value!r}; expected a {kind.__name__}"

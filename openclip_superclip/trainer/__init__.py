@@ -9,7 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 from ..errors import InputError
 
-trained = SimpleNamespace(model=None)  # the model of this process's training, once it is created
+# of this process's training: OpenCLIP's arguments, and the model once it is created
+trained = SimpleNamespace(args=None, model=None)
 
 
 def package_folder() -> Path:

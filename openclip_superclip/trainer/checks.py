@@ -145,11 +145,16 @@ def _check_resume(training: Training) -> None:
     data = training.data_config
     checkpoint = training.checkpoint
     if checkpoint is not None:
+        config = training.config
+        head_lr_scale = None
+        if config is not None and config.head_lr is not None:
+            head_lr_scale = config.head_lr / training.options.lr
         has_tasks = current().HAS_TASKS
         check_kind(
             checkpoint,
             training.options.model,
-            with_head=training.config is not None,
+            with_head=config is not None,
+            head_lr_scale=head_lr_scale,
             with_ddp=None if has_tasks else training.with_ddp,
             has_tasks=has_tasks if training.is_ours else None,
         )

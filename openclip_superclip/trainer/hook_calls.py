@@ -109,6 +109,7 @@ def parse_args(argv: list[str], *, only_options: bool = False) -> argparse.Names
 def install(args: argparse.Namespace) -> None:
     """Makes OpenCLIP's `main` train with `args` and the plugins' model arguments, model class
     and loss."""
+    trained.args = args
     trained.model = None
 
     def with_model_kwargs(create):

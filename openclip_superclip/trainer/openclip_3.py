@@ -4,6 +4,7 @@ before renaming."""
 import functools
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from .. import hooks
 from ..data.shard_order import at_least_a_batch
@@ -54,8 +55,39 @@ def trained_epoch(call: dict) -> tuple[object, int]:
     return call["model"], call["epoch"]
 
 
+def with_plugins_groups(create):
+    """Returns a function that creates OpenCLIP's optimizer, which the plugins then change."""
+
+    def create_optimizer(*args, **kwargs):
+        optimizer = create(*args, **kwargs)
+        hooks.plugin_manager().hook.open_clip_optimizer_created(
+            args=trained.args, model=trained.model, optimizer=optimizer
+        )
+        return optimizer
+
+    return create_optimizer
+
+
+def with_lr_scale(_):
+    """Returns the `assign_learning_rate` of OpenCLIP 4, which multiplies the learning rate of a
+    group by its `lr_scale`."""
+
+    def assign_learning_rate(optimizer, new_lr):
+        for group in optimizer.param_groups:
+            group["lr"] = new_lr * group.get("lr_scale", 1.0)
+
+    return assign_learning_rate
+
+
 # Names to replace, besides those that both generations have, and what makes the replacement.
-WRAPPERS = {"open_clip_train.main.create_loss": with_plugins_loss}
+WRAPPERS = {
+    "open_clip_train.main.create_loss": with_plugins_loss,
+    "open_clip_train.main.optim": lambda optim: SimpleNamespace(
+        AdamW=with_plugins_groups(optim.AdamW)
+    ),
+    "timm.optim.create_optimizer_v2": with_plugins_groups,
+    "open_clip_train.scheduler.assign_learning_rate": with_lr_scale,
+}
 
 
 class WebDataset:

@@ -47,7 +47,10 @@ def trained_epoch(call: dict) -> tuple[object, int]:
     return state.task.trainable_module, state.epoch
 
 
-WRAPPERS = {"open_clip_train.main.create_task": with_plugins_task}
+WRAPPERS = {
+    "open_clip_train.main.create_task": with_plugins_task,
+    "open_clip_train.main.create_optimizer": openclip_3.with_plugins_groups,
+}
 
 
 class WebDataset(openclip_3.WebDataset):

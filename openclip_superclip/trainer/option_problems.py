@@ -95,6 +95,8 @@ def _problems_with_head(options: Namespace, config: Config) -> Iterator[str]:
                 f"--{name} cannot save a model with the class head: leave it out; --torchcompile "
                 "works"
             )
+    if config.head_lr is not None and not options.lr:
+        yield "--superclip-head-lr needs --lr above 0, the learning rate of the towers"
     if config.captions != "short" and options.dataset_type == "synthetic":
         yield (
             f"--superclip-captions {config.captions} needs captions, and --dataset-type synthetic "

@@ -226,6 +226,16 @@ def test_open_clip_model_created_changes_the_trained_model_that_has_its_weights_
     assert changed == ["visual.proj"]
 
 
+def test_open_clip_optimizer_created_changes_the_optimizer_of_a_stock_run(short_run, tmp_path):
+    plugin = "from open_clip.hooks import hookimpl\n\n\n@hookimpl\n"
+    plugin += "def open_clip_optimizer_created(args, model, optimizer):\n"
+    plugin += "    optimizer.param_groups[1]['lr_scale'] = 0.0\n"
+    install_plugin(tmp_path, "scaling", plugin)
+    completed(functools.partial(train_with, tmp_path), short_run, cwd=tmp_path)
+    groups = load(tmp_path / "logs/run")["optimizer"]["param_groups"]
+    assert groups[0]["lr"] > groups[1]["lr"] == 0
+
+
 def test_open_clip_create_loss_of_the_later_name_replaces_and_wrappers_add_around_it(register):
     def adding(what):
         def create(args):
