@@ -71,7 +71,7 @@ def test_two_ranks_equal_one_on_the_same_global_batch(flags, gradient_scale, tin
 ACCUMULATED = [
     "",
     "--siglip",
-    "--local-loss --gather-with-grad --superclip-special-tokens --superclip-weight 2",
+    "--local-loss --gather-with-grad --superclip-special-tokens --superclip-head-lr 2",
 ]
 
 
