@@ -1,18 +1,21 @@
 """Devices, versions and processes of this machine and Python."""
 
 import ctypes
-import importlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
+import runpy
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
+from pathlib import Path
 
+from . import __version__
 from .errors import InputError, reason
 from .files import shipped_folder
 
@@ -56,10 +59,26 @@ def check_device(name: str | None) -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Returns the version of each named distribution, and of "python"."""
-    return {
-        name: platform.python_version() if name == "python" else version(name) for name in names
-    }
+    """Returns the version of each named distribution, and of "python"; "unknown" for those without
+    metadata."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    if name == "python":
+        return platform.python_version()
+    if name == "openclip-superclip":
+        return __version__
+    # These may be a checkout, or of another distribution: the module that Python imports counts.
+    if name == "open_clip_torch":
+        openclip = Path(importlib.util.find_spec("open_clip").origin)
+        return runpy.run_path(str(openclip.with_name("version.py")))["__version__"]
+    if name == "pillow":
+        return importlib.import_module("PIL").__version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def peak_of_process() -> int:
