@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from . import __version__
 from .errors import InputError, reason
 from .files import shipped_folder
 
 # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX: all memory is in one heap, which keeps a
 # gigabyte that is free
 ONE_HEAP = {-1: 2**30, -4: 0, -8: 1}
+MODULES = {"openclip-superclip": "openclip_superclip", "pillow": "PIL"}
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
@@ -67,14 +67,12 @@ def versions(*names: str) -> dict[str, str]:
 def _version(name: str) -> str:
     if name == "python":
         return platform.python_version()
-    if name == "openclip-superclip":
-        return __version__
     # These may be a checkout, or of another distribution: the module that Python imports counts.
     if name == "open_clip_torch":
         openclip = Path(importlib.util.find_spec("open_clip").origin)
         return runpy.run_path(str(openclip.with_name("version.py")))["__version__"]
-    if name == "pillow":
-        return importlib.import_module("PIL").__version__
+    if name in MODULES:
+        return importlib.import_module(MODULES[name]).__version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
