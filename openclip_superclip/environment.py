@@ -1,17 +1,19 @@
 """Devices, versions and processes of this machine and Python."""
 
 import ctypes
-import importlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
+import runpy
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import version
+from pathlib import Path
 
 from .errors import InputError, reason
 from .files import shipped_folder
@@ -19,6 +21,7 @@ from .files import shipped_folder
 # glibc's M_TRIM_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX: all memory is in one heap, which keeps a
 # gigabyte that is free
 ONE_HEAP = {-1: 2**30, -4: 0, -8: 1}
+MODULES = {"openclip-superclip": "openclip_superclip", "pillow": "PIL"}
 FACTORY_LOCK = threading.RLock()  # held while a thread replaces names of OpenCLIP's factory
 
 
@@ -56,10 +59,24 @@ def check_device(name: str | None) -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Returns the version of each named distribution, and of "python"."""
-    return {
-        name: platform.python_version() if name == "python" else version(name) for name in names
-    }
+    """Returns the version of each named distribution, and of "python"; "unknown" for those without
+    metadata."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    if name == "python":
+        return platform.python_version()
+    # These may be a checkout, or of another distribution: the module that Python imports counts.
+    if name == "open_clip_torch":
+        openclip = Path(importlib.util.find_spec("open_clip").origin)
+        return runpy.run_path(str(openclip.with_name("version.py")))["__version__"]
+    if name in MODULES:
+        return importlib.import_module(MODULES[name]).__version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def peak_of_process() -> int:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -38,8 +38,8 @@ def why_full(error: Exception) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file to write to, renamed when it is complete."""
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file to write to, renamed to `path` when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
@@ -53,7 +53,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
@@ -111,38 +111,43 @@ def json_or_empty(path: Path) -> dict:
 
 
 @contextmanager
-def whole_output(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def atomic_output(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path for a folder or file, renamed to `out` when it is complete.
 
     With `overwrite`, an existing folder is replaced completely. Raises InputError if the folder of
-    `out` cannot be written. Temporary files of killed calls are removed.
+    `out` cannot be written.
     """
     target = Path(os.path.realpath(out))
     make_folder(target.parent)
-    part = _temporary_path(target)
+    _clean(target)
+    name = f"{target.name}.{socket.gethostname()}-{os.getpid()}"
+    part = target.with_name(f"{name}.part{target.suffix}")
+    old = target.with_name(f"{name}.old")
     try:
         yield part
-        old = part.with_suffix(".old")  # a signal must not find both of them removed
         if overwrite and target.is_dir():
             os.replace(target, old)
         os.replace(part, target)
-        _remove(old)
     finally:
-        _remove(part)
+        _clean(target)
 
 
-def _temporary_path(target: Path) -> Path:
-    """Returns a path beside `target`, and removes those of killed processes of this machine."""
+def _clean(target: Path) -> None:
+    """Removes what this process, and killed ones of this machine, have left beside an output, and
+    restores the output that they were replacing."""
     host = re.escape(f"{target.name}.{socket.gethostname()}")
-    name = re.compile(rf"{host}-(\d+)\.part{re.escape(target.suffix)}")
+    name = re.compile(rf"{host}-(\d+)\.(old|part{re.escape(target.suffix)})")
     for path in list(target.parent.iterdir()):
-        if match := name.fullmatch(path.name):
-            pid = int(match[1])
-            if pid == os.getpid() or not is_running(pid):
-                _remove(path)
-    return target.with_name(
-        f"{target.name}.{socket.gethostname()}-{os.getpid()}.part{target.suffix}"
-    )
+        match = name.fullmatch(path.name)
+        if match is None:
+            continue
+        pid = int(match[1])
+        if pid != os.getpid() and is_running(pid):
+            continue
+        if match[2] == "old" and not target.exists():
+            os.replace(path, target)
+        else:
+            _remove(path)
 
 
 def is_running(pid: int | None) -> bool:
@@ -197,25 +202,12 @@ def shipped_folder(name: str) -> Path:
     return next(path for path in (PACKAGE / name, PACKAGE.parent / name) if path.is_dir())
 
 
-# in folders that may be replaced: the command that has written them, and the digest of each file
+# in folders that --overwrite may replace: the command that wrote them, and each file's digest
 WRITTEN = "superclip.json"
-FOREIGN = (
-    "was not written by this command, was changed since, or is from version 0.2, which kept no "
-    "record; remove it yourself, or"
-)
-
-
-def is_own(file: Path, mark: str) -> bool:
-    """Returns whether a file contains, in its first megabyte, a text that only one command
-    writes there."""
-    if not file.is_file():
-        return False
-    with open(file, "rb") as opened:
-        return mark.encode() in opened.read(2**20)
 
 
 def write_record(folder: Path, command: str) -> None:
-    """Writes which command has written the files of a folder, so that it may replace them."""
+    """Writes which command has written the files of a folder."""
     digests = {file.name: content_digest(file) for file in sorted(folder.iterdir())}
     write_json(folder / WRITTEN, {"command": command, "files": digests})
 
@@ -223,81 +215,44 @@ def write_record(folder: Path, command: str) -> None:
 def check_out(
     out: Path, inputs: Iterable[Path], command: str, *, overwrite: bool, folder: bool = False
 ) -> None:
-    """Raises InputError if `out` exists, unless --overwrite may replace it, and for a file named
-    .npz or .npy.
+    """Raises InputError if `out` exists, unless `overwrite` may replace it.
 
-    It may only replace what the same command has written: a `folder` whose files are those of its
-    record, unchanged, or a file that contains the command. It may not replace inputs, and files in
-    a folder that is an input.
+    It may replace a file or, with `folder`, a folder that contains only files that the same command
+    has written, but no input and no folder of an input.
     """
-    for problem in _problems_with_output(out, inputs, command, overwrite=overwrite, folder=folder):
-        raise InputError(f"--out: {out} {problem} give another name")
-
-
-def _problems_with_output(
-    out: Path, inputs: Iterable[Path], command: str, *, overwrite: bool, folder: bool
-) -> Iterator[str]:
-    if not folder and out.suffix in (".npz", ".npy"):
-        yield "would be read by OpenCLIP as weights of big_vision;"
-    if os.path.islink(os.path.realpath(out)):
-        yield "is a link that leads to itself;"
-    if not os.path.exists(out):
-        return
-    if not overwrite:
-        yield "exists, and --overwrite is not given;"
     target = Path(os.path.realpath(out))
+    if target.parent.is_dir():
+        _clean(target)
+    if not target.exists():
+        return
+    problem = ""
+    if not overwrite:
+        problem = "exists, and --overwrite is not given"
+    elif folder != target.is_dir():
+        problem = f"is a {'file' if folder else 'folder'}"
+    elif folder:
+        record = json_or_empty(target / WRITTEN)
+        written = record.get("files", {}) if record.get("command") == command else {}
+        foreign = {*os.listdir(target)} - {WRITTEN, *written}
+        if foreign:
+            problem = f"contains {min(foreign)}, which this command has not written"
     for path in inputs:
         source = Path(os.path.realpath(path))
         if source.is_relative_to(target) or source == target.parent:
-            yield f"is, contains or is in {path}, which is an input;"
-    if folder and target.is_dir():
-        check_results(out, [WRITTEN, *sorted({*os.listdir(out)} - {WRITTEN})], command)
-    elif folder or not is_own(target, command):
-        yield FOREIGN
+            problem = problem or f"is, contains or is in {path}, which is an input"
+    if problem:
+        raise InputError(f"--out: {out} {problem}; give another name")
 
 
-def check_results(folder: Path, names: Sequence[str], mark: str) -> None:
-    """Raises InputError, naming --out, if a folder contains files of these names that the same
-    command has not written.
-
-    The first of them, which is JSON, is its own if it contains the text `mark`; the others, if they
-    are as the first one records them, or if it records none.
-    """
-    record, *others = names
-    content = json_or_empty(folder / record)
-    foreign = [name for name in names if os.path.lexists(folder / name)]
-    if content and is_own(folder / record, mark):
-        digests = content.get("files")
-        foreign = [
-            name
-            for name in foreign
-            if name in others and digests is not None and not _is_recorded(folder / name, digests)
-        ]
-    if foreign:
+def check_results(folder: Path, names: Sequence[str], key: str) -> None:
+    """Raises InputError, naming --out, if a folder contains files of these names, and the first of
+    them is not the command's: JSON with this key."""
+    present = [name for name in names if os.path.lexists(folder / name)]
+    if present and key not in json_or_empty(folder / names[0]):
         raise InputError(
-            f"--out: {folder} contains {foreign[0]}, which {FOREIGN} give another name"
+            f"--out: {folder} contains {present[0]}, which this command has not written; give "
+            "another name"
         )
-
-
-def _is_recorded(file: Path, digests: dict) -> bool:
-    """Returns whether a file has its recorded content, one digest or one of several."""
-    return file.is_file() and content_digest(file) in digests.get(file.name, "")
-
-
-def write_with_record(record_file: Path, record: dict, files: Mapping[str, bytes]) -> None:
-    """Writes a record, which also contains the digests of files, and then the files beside it.
-
-    It contains those of the files to replace, too: a killed call may not have replaced them.
-    """
-    digests = {}
-    for name, content in files.items():
-        digests[name] = [hashlib.sha256(content).hexdigest()]
-        file = record_file.with_name(name)
-        if file.is_file():
-            digests[name].append(content_digest(file))
-    write_json(record_file, record | {"files": digests})
-    for name, content in files.items():
-        write_bytes(record_file.with_name(name), content)
 
 
 def file_identity(path: Path) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from ..errors import InputError
-from ..files import check_out, whole_output
+from ..files import atomic_output, check_out
 from ..method.head import NUM_CAPTIONS
 from .architecture import architecture_of
 from .hugging_face import TOWERS
@@ -61,7 +61,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
         if tensor.is_floating_point() and parts:  # none of a head whose checkpoints do not count
             mean = sum(share * part for share, part in parts) / sum(share for share, _ in parts)
             merged[name] = mean.to(tensor.dtype)
-    with whole_output(out, overwrite=overwrite) as file:
+    with atomic_output(out, overwrite=overwrite) as file:
         save_weights(merged, file, {**options_to_keep(latest), "written_by": COMMAND})
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..checkpoints import HEAD_NAME, WEIGHTS_NAMES
 from ..environment import versions
 from ..errors import InputError
-from ..files import check_out, whole_output, write_record, write_text
+from ..files import atomic_output, check_out, write_record, write_text
 from ..method.head import FIXED_IDF, NUM_CAPTIONS, head_input_of, is_of_authors
 from ..rendering import markdown_text
 from .architecture import Architecture, architecture_of, expected_head, fit
@@ -161,7 +161,7 @@ def export(
         expected = expected_head(plain, head_input_of(head), has_fixed_idf=FIXED_IDF[0] in head)
         check_match(head, expected, f"{file}: the class head", recorded.name)
     check_values(checkpoint.weights, file)
-    with whole_output(out, overwrite=overwrite) as folder:
+    with atomic_output(out, overwrite=overwrite) as folder:
         folder.mkdir()
         if format == "hf":
             write_clip_model(folder, architecture, plain, weights)

@@ -9,11 +9,10 @@ from pathlib import Path
 from ..environment import check_device
 from ..errors import InputError, Parser, at_least, no_effect, printable, to_stderr, to_stdout
 from ..extras import require
-from ..files import check_results, make_folder, write_with_record
+from ..files import check_results, make_folder, write_bytes, write_json
 from .shared_options import add_folder, add_number, from_options
 
 FILES = ("scores.json", "scores.png")
-MARK = '"command": "superclip evaluate'
 SUITES = "zeroshot,retrieval"
 
 
@@ -31,7 +30,7 @@ def main(argv: list[str]) -> int:
     from ..evaluation.score_table import ScoreTable
 
     out = options.out
-    check_results(out, FILES, MARK)
+    check_results(out, FILES, "command")
     arguments = list(dict.fromkeys(options.models))
     command = shlex.join(["superclip", "evaluate", *argv])
     failures = [] if options.data is None else _evaluate(options, arguments, command)
@@ -49,7 +48,8 @@ def main(argv: list[str]) -> int:
         missing = "; ".join(f"{row.name}: {', '.join(row.problems)}" for row in rows[:3])
         raise InputError(f"there are no scores ({missing})")
     make_folder(out)
-    write_with_record(out / FILES[0], table.record(command), {FILES[1]: draw_scores(table)})
+    write_json(out / FILES[0], table.record(command))
+    write_bytes(out / FILES[1], draw_scores(table))
     to_stdout(f"{table.text()}\n\nMore in {out}: {', '.join(FILES)}")
     return 1 if failures else 0
 

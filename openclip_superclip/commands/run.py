@@ -95,7 +95,7 @@ def _rehearse(run: Run, run_folder: RunFolder, placement: Placement, steps: int)
     from ..runs.unreadable import refuse_bad_files
 
     folder = run_folder.path
-    check_results(folder, ["rehearsal.json"], '"samples_per_second"')
+    check_results(folder, ["rehearsal.json"], "samples_per_second")
     rehearsed = rehearsal.Rehearsal(rehearsal.rehearsed_run(run, steps), placement, folder)
     if placement.node == 0:
         rehearsed.check_folder()

@@ -11,7 +11,6 @@ from ..data.tables import check_table, is_table
 from ..data.tar_shards import expand
 from ..errors import InputError, Parser, at_least, refuse, to_stderr, to_stdout
 from ..extras import require
-from ..files import is_own
 from ..flags import DataConfig
 from . import recipe_options as shared
 from .shared_options import add_count, add_folder, add_switch, from_options
@@ -75,7 +74,8 @@ def _run_on_parts(study_options: "StudyOptions", options: Namespace) -> int:
         parts = dataclasses.replace(study_options, data=split.train, val_data=split.val)
         return _run(configure(parts), options)
     finally:  # after --dry-run, or an error
-        if not any(is_own(run, split.folder.name) for run in whole.runs_in.glob(f"*/{RECORD}")):
+        records = whole.runs_in.glob(f"*/{RECORD}")
+        if not any(split.folder.name in record.read_text() for record in records):
             split.remove()
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..errors import IN_TEXT, InputError, Parser, at_least, listed, printable, to_stdout
 from ..extras import require
-from ..files import check_out, whole_output, write_record
+from ..files import atomic_output, check_out, write_record
 from .shared_options import add_count, add_model_options, add_switch, expanded_path
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     tagger = _tagger(options)
     if out is None:
         return _tag(options, paths, tagger)
-    with whole_output(out, overwrite=options.overwrite) as folder:
+    with atomic_output(out, overwrite=options.overwrite) as folder:
         folder.mkdir()
         code = _tag(options, paths, tagger, folder, out)
         write_record(folder, COMMAND)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tqdm.contrib.concurrent import thread_map
 
 from ..errors import InputError
-from ..files import content_digest, make_folder, read_json, whole_output, write_json
+from ..files import atomic_output, content_digest, make_folder, read_json, write_json
 from .caption_text import text_of
 from .tables import Columns, chunks_of, is_table
 from .tar_shards import is_remote
@@ -133,7 +133,7 @@ class TableSplit:
         self.is_new = True
         make_folder(parent, out_flag)
         try:
-            with whole_output(self.folder, overwrite=False) as part:
+            with atomic_output(self.folder, overwrite=False) as part:
                 part.mkdir()
                 for name, rows in self.parts.items():
                     rows.to_csv(

@@ -45,7 +45,7 @@ def write_model(folder: Path) -> None:
     tokenizer. This keeps the head's fraction of the training time as small as in the paper's
     models.
     """
-    check_results(folder, ("open_clip_config.json", "bpe.txt.gz"), '"bpe_path"')
+    check_results(folder, ("open_clip_config.json", "bpe.txt.gz"), "model_cfg")
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = (folder / "bpe.txt.gz").resolve()
     merges = needed_merges(NAMES)

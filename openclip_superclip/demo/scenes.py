@@ -16,7 +16,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from ..errors import InputError
-from ..files import read_json, whole_file, write_text
+from ..files import atomic_write, read_json, write_text
 from ..rendering import progress_bar
 
 TILES = Path(__file__).parent / "tiles"
@@ -174,7 +174,7 @@ def write_shards(folder: Path, num_samples: int, samples_per_shard: int, seed: i
     total = sum(map(len, missing.values()))
     with progress_bar(f"drawing scenes into {folder}", total, unit=" scenes") as bar:
         for file, indices in missing.items():
-            with whole_file(file) as opened, TarWriter(opened, mtime=0) as writer:
+            with atomic_write(file) as opened, TarWriter(opened, mtime=0) as writer:
                 for index in indices:
                     scene = make_scene(seed, index, "train")
                     writer.write({"__key__": f"{index:09d}", **_sample(scene)})

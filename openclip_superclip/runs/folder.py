@@ -17,7 +17,6 @@ from ..files import (
     check_results,
     content_digest,
     is_full,
-    is_own,
     json_or_empty,
     json_text,
     make_folder,
@@ -143,10 +142,12 @@ class RunFolder:
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
         written; a run has written state.json even if run.json is damaged."""
-        if is_own(self.state_file, '"heartbeat"'):
+        if "heartbeat" in self.state():
             return
-        first = OLD_DESCRIPTION if (self.path / OLD_DESCRIPTION).exists() else RECORD
-        check_results(self.path, (first, "recipe.yaml", "job.sh", SETUP), '"slice_steps"')
+        first, key = RECORD, "run"
+        if (self.path / OLD_DESCRIPTION).exists():
+            first, key = OLD_DESCRIPTION, "slice_steps"
+        check_results(self.path, (first, "recipe.yaml", "job.sh", SETUP), key)
 
     def check_recipe(
         self, recipe: Recipe, advice: str = "give --out another folder, or --accept-changes"

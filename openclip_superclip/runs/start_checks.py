@@ -30,13 +30,11 @@ def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
 
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:
     """Returns what a start adds to run.json; InputError if it may not train into the folder."""
-    from ..checkpoints.architecture import read_architecture
     from ..checkpoints.starting_weights import check_start_of_run
 
     resumed_checkpoint("latest", str(folder.path), save_most_recent=False)
     options = check_command(run.openclip_arguments())
-    model = read_architecture(options.model, options.pretrained or "")
-    now = record_of(vars(options), run.world_size, model)
+    now = record_of(vars(options), run.world_size)
     if not folder.epoch:  # nothing was trained yet
         check_start_of_run(options)  # its ranks do not read the weights once more
         return {FIELD: asdict(now)}

@@ -14,8 +14,7 @@ from ..plans.recipe import VAL_DATA
 from ..plans.run import DEFAULTS, Settings
 from .study_file import Study, problems, read_study
 
-RESULTS = ("study.json", "study.md", "study.png")  # the first one has the mark
-MARK = '"primary": '
+RESULTS = ("study.json", "study.md", "study.png")
 DEMO = Path("demo")  # the folder in which the shipped recipes expect the demo's model and scenes
 
 
@@ -65,7 +64,7 @@ def configure(options: StudyOptions) -> ConfiguredStudy:
     """Returns the study of the options; InputError if something cannot be trained or measured."""
     study = read_study(options.study)
     out = options.out or Path("runs/studies", study.name)
-    check_results(out, RESULTS, MARK)
+    check_results(out, RESULTS, "primary")
     if study.is_of_scenes and (options.data or options.val_data):
         raise InputError(
             f"--data, --val-data: {study.name} trains and evaluates on the demo's scenes; "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..checkpoints.resume_record import versions_of_run
 from ..demo.data import write_training_data
 from ..environment import keep_freed_memory
-from ..files import make_folder, write_with_record
+from ..files import make_folder, write_bytes, write_json, write_text
 from ..plans.run import Run
 from ..rendering import progress_bar
 from ..runs.lock import lock
@@ -142,6 +142,6 @@ def write_results(results: StudyResults, configured: ConfiguredStudy) -> None:
         "differences": results.comparisons(),
         "runs": results.records,
     }
-    tables = f"{results.tables()}\n".encode(errors="replace")
-    files = {"study.md": tables, "study.png": draw_study(results)}
-    write_with_record(out / "study.json", content, files)
+    write_json(out / "study.json", content)
+    write_text(out / "study.md", f"{results.tables()}\n")
+    write_bytes(out / "study.png", draw_study(results))

@@ -337,7 +337,7 @@ class Training:
         options = vars(self.options)
         defaults = get_default_params(self.options.model)
         missing = {name: value for name, value in defaults.items() if options[name] is None}
-        return record_of(options | missing, self.world_size, self.model)
+        return record_of(options | missing, self.world_size)
 
 
 def read(args: Namespace) -> Training:

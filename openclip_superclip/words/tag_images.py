@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..data.images import read_image
 from ..errors import InputError
-from ..files import whole_file, write_text
+from ..files import atomic_write, write_text
 from ..rendering import data_url, html_template, markdown_table
 from .heat_map import draw_heat_map
 from .tagger import SeenWord, Tagger
@@ -122,7 +122,7 @@ def tag_images(
 def write_folder(folder: Path, tagged: Iterable[TaggedImage], model: Path) -> Iterator[TaggedImage]:
     """Writes words.jsonl and index.html, a page of the first images, and yields the images."""
     shown = []
-    with whole_file(folder / "words.jsonl") as lines:
+    with atomic_write(folder / "words.jsonl") as lines:
         for num_images, image in enumerate(tagged, 1):
             lines.write(f"{json.dumps(image.record())}\n".encode())
             if num_images <= MAX_SHOWN:

@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 
 from openclip_superclip.demo.data import NUM_SHARDS, SHARD_SIZE
-from openclip_superclip.files import whole_file, write_json, write_text
+from openclip_superclip.files import atomic_write, write_json, write_text
 from openclip_superclip.rendering import markdown_table
 from openclip_superclip.reports.paired_differences import PairedDifference, Spread
 
@@ -100,7 +100,7 @@ def _rewrite(source: Path, target: Path, replaced: dict[str, bytes], left_out: s
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         tarfile.open(source) as tar,
-        whole_file(target) as file,
+        atomic_write(target) as file,
         tarfile.open(fileobj=file, mode="w") as out,
     ):
         for member in tar:

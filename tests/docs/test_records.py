@@ -18,7 +18,7 @@ WITHOUT_CELLS = {  # studies without a swept field
     for file in STUDIES.rglob("study.csv")
     if not {"lr", "global_batch_size", "shards", "version"} & {*read_rows(file)[0]}
 }
-UNFINISHED = {"clip_art_fine_tuning"}
+UNFINISHED = {"head_rate"}
 LONGER = STUDIES / "longer_fine_tuning"
 script(LONGER / "run_study.py")
 analyse = script(LONGER / "analyse.py")

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Whitespace
 
 from openclip_superclip import hooks
 from openclip_superclip.demo.data import NUM_TOKENS_WITHOUT_MERGES
-from openclip_superclip.files import whole_file
+from openclip_superclip.files import atomic_write
 
 from . import DATA, GOLDEN, WORDS, read_json, write_json
 
@@ -72,7 +72,7 @@ def write_vocabulary(folder):
     vocabulary = (folder / "bpe.txt.gz").resolve()
     with gzip.open(open_clip.tokenizer.default_bpe()) as file:
         lines = file.read().splitlines()
-    with whole_file(vocabulary) as file:  # the first line is a comment
+    with atomic_write(vocabulary) as file:  # the first line is a comment
         file.write(
             gzip.compress(b"\n".join(lines[: 1 + VOCAB_SIZE - NUM_TOKENS_WITHOUT_MERGES]), mtime=0)
         )

@@ -20,7 +20,7 @@ from open_clip import get_tokenizer
 from PIL import Image
 from support import cases, parametrize, read_json, write_json
 from support.data import write_tar
-from support.models import LIST_OF_WORDS, copy_model, write_model, write_tokenizer
+from support.models import write_model
 from support.training_runs import (
     assert_equal_runs,
     completed,
@@ -31,21 +31,18 @@ from support.training_runs import (
 )
 from torchvision import transforms
 
-from openclip_superclip.checkpoints import resume_record
-from openclip_superclip.checkpoints.architecture import read_architecture
-from openclip_superclip.checkpoints.resume_record import changes, write_record
+from openclip_superclip.checkpoints.resume_record import (
+    changes,
+    read_record,
+    record_of,
+    write_record,
+)
 from openclip_superclip.data.shard_order import slice_of
 from openclip_superclip.data.slices import Split
 from openclip_superclip.trainer import hook_calls
 
 SHARD_SIZES = [4] * 12
 SLICES = 3
-
-
-def record_of(options, world_size):
-    """Returns the record of a run with these options."""
-    model = read_architecture(options["model"], options["pretrained"] or "")
-    return resume_record.record_of(options, world_size, model)
 
 
 def write_shards(folder, sizes):
@@ -287,84 +284,32 @@ def test_contents_and_versions_are_compared_and_not_paths(
     assert package == "torch was 1.0 and is 2.0"
 
 
-def write_fillers(folder):
-    """Three shards of 400 kB, and their pattern."""
-    folder.mkdir(exist_ok=True)
-    for shard in range(3):
-        (folder / f"{shard}.tar").write_bytes(bytes(400_000))
-    return f"{folder}/{{0..2}}.tar"
-
-
-def overwrite(file, offset):
-    with open(file, "r+b") as opened:
-        opened.seek(offset)
-        opened.write(b"other")
-
-
-CONTENT = "--train-data: {}.tar had other content of the same size"
-CHANGED_SHARDS = {
-    "the first bytes": (lambda folder: overwrite(folder / "1.tar", 0), CONTENT.format(1)),
-    "the last bytes": (lambda folder: overwrite(folder / "2.tar", 399_990), CONTENT.format(2)),
-}
-
-
-@cases("change, line", CHANGED_SHARDS)
-def test_shards_of_equal_names_and_sizes_with_other_content_are_a_difference(
-    change, line, parse_args, tmp_path
-):
-    args = vars(parse_args()) | {"train_data": write_fillers(tmp_path / "shards")}
-    before = record_of(args, 1)
-    assert differences(before, record_of(args, 1)) == []
-    change(tmp_path / "shards")
-    assert differences(before, record_of(args, 1)) == [line]
-    del before.shards["contents"]  # which older records lack
-    assert differences(before, record_of(args, 1)) == []
-
-
-def test_another_tokenizer_in_a_models_file_is_a_difference_and_its_place_is_not(
-    parse_args, tmp_path
-):
-    tokenizers = {"first": LIST_OF_WORDS, "same": LIST_OF_WORDS, "other": LIST_OF_WORDS[::-1]}
-    for name, list_of_words in tokenizers.items():
-        write_tokenizer(tmp_path / name, list_of_words)
-
-    def record(name, **changes):
-        text = {"hf_tokenizer_name": f"{tmp_path}/{name}", "vocab_size": len(LIST_OF_WORDS)}
-        write_model(tmp_path, text=text | changes)
-        model_cfg = read_json(tmp_path / "open_clip_config.json")["model_cfg"]
-        write_json(tmp_path / "own.json", model_cfg)
-        changed = {"model": f"{tmp_path}/own.json", "train_data": "0.tar"}
-        return record_of(vars(parse_args()) | changed, 1)
-
-    before = record("first")
-    assert differences(before, record("same")) == []
-    for other in (record("other"), record("first", tokenizer_kwargs={"clean": "lower"})):
-        (line,) = differences(before, other)
-        assert re.fullmatch(r"the tokenizer of --model was sha256:\w{8} and is sha256:\w{8}", line)
-    before = replace(before, tokenizer=None)  # as in older records
-    assert differences(before, record("other")) == []
-
-
-def test_images_that_a_models_folder_prepares_otherwise_are_a_difference(
-    tiny_model, parse_args, tmp_path
-):
-    model = copy_model(tiny_model, tmp_path / "model")
-
-    def record(cfg, **options):
-        file = tmp_path / "model/open_clip_config.json"
-        write_json(file, read_json(file) | {"preprocess_cfg": cfg})
-        changed = {"model": model, "train_data": "0.tar", **options}
-        return record_of(vars(parse_args()) | changed, 1)
-
-    before = record({})
-    assert differences(before, record({"interpolation": "bicubic"})) == []  # the default
-    squashed = record({"resize_mode": "squash"}, seed=7)
-    (_, line) = differences(before, squashed)
-    assert line.startswith("the images' resize_mode of --model was ")
-    (line,) = differences(before, record({}, image_resize_mode="squash"))
-    assert line == "--image-resize-mode was not given and is squash"
-    before = replace(before, preprocessing=None)  # as in older records
-    assert differences(before, squashed) == ["--seed was 0 and is 7"]
+def test_a_record_of_another_release_is_continued(began, train_data, parse_args):
+    folder = began.parent.parent
+    now = record_of(vars(parse_args(slice_flags(train_data), "--superclip --batch-size 4")), 1)
+    options = now.options | {"superclip_placebo": "off"}
+    for name in ("world_size", "batch_size", "superclip_head_input"):
+        del options[name]
+    of_0_2 = {
+        "options": options,
+        "global_batch_size": options.pop("global_batch_size"),
+        "shards": now.shards | {"samples": {"00.tar": 4}, "contents": {"00.tar": "1f"}},
+        "tokenizer": "sha256:1f",
+        "versions": now.versions | {"openclip-superclip": "0.2.0"},
+    }
+    write_json(folder / "run.json", {"began_with": of_0_2})
+    found = changes(read_record(folder), now)
+    assert found.refused == []
+    assert found.allowed[0].startswith("openclip-superclip was 0.2.0 and is ")
+    assert found.allowed[1:] == [
+        "recorded by only one of the versions, and not compared: --batch-size, "
+        "--superclip-placebo, the number of ranks"
+    ]
+    other = replace(now, options=now.options | {"global_batch_size": 8, "superclip_weight": 2.0})
+    assert changes(read_record(folder), other).refused == [
+        "the global batch was 4 and is 8",
+        "--superclip-weight was 1.0 and is 2.0",
+    ]
 
 
 def test_other_workers_ranks_and_batch_sizes_are_noted_and_not_refused(
@@ -376,17 +321,15 @@ def test_other_workers_ranks_and_batch_sizes_are_noted_and_not_refused(
     found = changes(before, now)
     assert found.refused == []
     assert found.allowed == [
-        "the number of ranks was 2 and is 1, which changes the batches",
-        "--workers was 1 and is 3, which changes the batches",
         "--batch-size was 4 and is 8, which changes the batches",
+        "--workers was 1 and is 3, which changes the batches",
+        "the number of ranks was 2 and is 1, which changes the batches",
     ]
     folder = began.parent.parent
     write_record(folder, before, str(began))
     assert write_record(folder, now, str(began)) == found.lines
     assert read_json(folder / "began_with.json")["changes"][-1]["changed"] == found.lines
     assert write_record(folder, now, str(began)) == []
-    older = replace(before, division=None)
-    assert changes(older, now).lines == []
 
 
 def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(

@@ -2,12 +2,22 @@
 messages and tables."""
 
 import errno
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support import input_error, parametrize
 
-from openclip_superclip.files import json_or_empty, make_folder, read_json, whole_output
+from openclip_superclip.files import (
+    atomic_output,
+    check_out,
+    json_or_empty,
+    make_folder,
+    read_json,
+)
 from openclip_superclip.rendering import bytes_text, markdown_table, significant
 
 
@@ -24,15 +34,63 @@ def test_a_file_without_a_json_object_is_an_error_that_names_it_or_empty(tmp_pat
 
 def test_nothing_is_left_of_an_output_that_fails(tmp_path):
     with pytest.raises(OSError, match="No space left"):  # noqa: SIM117
-        with whole_output(tmp_path / "out", overwrite=True) as part:
+        with atomic_output(tmp_path / "out", overwrite=True) as part:
             part.mkdir()
             raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def replaced(tmp_path):
+    """A folder that is replaced while a signal comes; its files."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+    return out
+
+
+def replace(out):
+    with atomic_output(out, overwrite=True) as part:
+        part.mkdir()
+        (part / "new").touch()
+
+
+@parametrize("renamed", range(3))
+def test_a_signal_between_two_renames_loses_no_output(replaced, monkeypatch, renamed):
+    renames = []
+
+    def rename(source, target):
+        if len(renames) == renamed:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        renames.append(source)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", rename)
+    if renamed == 2:  # there are only two
+        replace(replaced)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            replace(replaced)
+    assert os.listdir(replaced.parent) == ["out"]
+    assert os.listdir(replaced) == ["new" if renamed == 2 else "old"]
+
+
+def test_the_next_call_restores_the_output_that_a_killed_one_was_replacing(replaced):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    name = f"out.{socket.gethostname()}-{killed.pid}"
+    replaced.rename(replaced.with_name(f"{name}.old"))
+    replaced.with_name(f"{name}.part").mkdir()
+    with input_error("out exists, and --overwrite is not given"):
+        check_out(replaced, [], "superclip", overwrite=False, folder=True)
+    assert os.listdir(replaced.parent) == ["out"]
+    assert os.listdir(replaced) == ["old"]
+
+
 def test_an_output_below_a_folder_that_holds_no_files_is_an_input_error():
     with input_error(r"^--out: /proc cannot be written \("):  # noqa: SIM117
-        with whole_output(Path("/proc/out"), overwrite=False) as part:
+        with atomic_output(Path("/proc/out")) as part:
             part.mkdir()
     for folder in ("/proc", "/proc/out"):
         with input_error(rf"^--data: {folder} cannot be written \("):

@@ -21,7 +21,6 @@ from support.tiny_run import write_recipe
 import openclip_superclip as superclip
 from openclip_superclip.checkpoints import trainer_files
 from openclip_superclip.checkpoints.resume import check_kind, read_resumed, resumed_checkpoint
-from openclip_superclip.checkpoints.resume_record import read_record
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines
@@ -385,13 +384,6 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
     clock[0] += 30
     assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
     assert not Progress(plan, tmp_path / "before the first step").has_stalled(0.1)
-
-
-@parametrize("content", [5, {"options": {}, "global_batch_size": 1, "shards": [], "versions": {}}])
-def test_a_damaged_record_of_the_start_is_named(content, tmp_path):
-    write_json(tmp_path / "run.json", {"began_with": content})
-    with input_error(f"{tmp_path}: the record of the run's start is damaged"):
-        read_record(tmp_path)
 
 
 def test_the_root_is_no_folder_of_a_run():

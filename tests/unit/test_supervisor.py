@@ -15,7 +15,6 @@ from support.tiny_run import write_recipe
 from support.training_runs import call
 
 from openclip_superclip.__main__ import main
-from openclip_superclip.checkpoints.architecture import read_architecture
 from openclip_superclip.checkpoints.resume_record import FIELD, read_record, record_of
 from openclip_superclip.data.data_check import DataCheck
 from openclip_superclip.environment import replaced
@@ -57,7 +56,7 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     )
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
-    assert checked == {FIELD: asdict(record_of(options, 1, read_architecture(options["model"])))}
+    assert checked == {FIELD: asdict(record_of(options, 1))}
 
 
 # the start is 17.1-1
@@ -112,14 +111,15 @@ def test_a_file_in_place_of_the_checkpoints_is_one_line(folder):
     assert folder.state()["state"] == "failed"
 
 
-@parametrize("content", ["", "{", "[]", "{}", '{"options": []}'])
+@parametrize("content", ["", "{", "[]", "{}", '{"options": [], "shards": {}, "versions": {}}'])
 def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(content, tmp_path):
     (tmp_path / "began_with.json").write_text(content)
     assert read_record(tmp_path) is None
     params = "seed: 3\ntrain_data: {0..3}.tar\nbatch_size: 4\naccum_freq: 1\nworld_size: 2\n"
     (tmp_path / "params.txt").write_text(params)
     record = read_record(tmp_path)
-    assert (record.options, record.global_batch_size) == ({"seed": 3}, 8)
+    options = {"seed": 3, "batch_size": 4, "world_size": 2, "global_batch_size": 8}
+    assert record.options == options
     assert record.shards["number"] == 4
 
 

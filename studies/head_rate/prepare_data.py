@@ -1,4 +1,4 @@
-"""Writes the pictures and captions of clip_art_fine_tuning (protocol.md), and a table of training
+"""Writes the pictures and captions of head_rate (part B of protocol.md), and a table of training
 and one of held-out pairs for each seed.
 
 `python prepare_data.py --package DIR --out FOLDER`: DIR is usr/share/openclipart of the unpacked
