@@ -223,25 +223,34 @@ def check_out(
     target = Path(os.path.realpath(out))
     if target.parent.is_dir():
         _clean(target)
-    if not target.exists():
+    if not os.path.lexists(target):
         return
+    sources = [path for path in inputs if _touches(target, path)]
+    foreign = _foreign_files(target, command) if folder and target.is_dir() else set()
     problem = ""
     if not overwrite:
         problem = "exists, and --overwrite is not given"
     elif folder != target.is_dir():
         problem = f"is a {'file' if folder else 'folder'}"
-    elif folder:
-        record = json_or_empty(target / WRITTEN)
-        written = record.get("files", {}) if record.get("command") == command else {}
-        foreign = {*os.listdir(target)} - {WRITTEN, *written}
-        if foreign:
-            problem = f"contains {min(foreign)}, which this command has not written"
-    for path in inputs:
-        source = Path(os.path.realpath(path))
-        if source.is_relative_to(target) or source == target.parent:
-            problem = problem or f"is, contains or is in {path}, which is an input"
+    elif sources:
+        problem = f"is, contains or is in {sources[0]}, which is an input"
+    elif foreign:
+        problem = f"contains {min(foreign)}, which this command has not written"
     if problem:
         raise InputError(f"--out: {out} {problem}; give another name")
+
+
+def _touches(target: Path, path: Path) -> bool:
+    """Returns whether an input is the output, is in it, or is its folder."""
+    source = Path(os.path.realpath(path))
+    return source.is_relative_to(target) or source == target.parent
+
+
+def _foreign_files(folder: Path, command: str) -> set[str]:
+    """Returns the names in a folder that the command has not recorded as its own."""
+    record = json_or_empty(folder / WRITTEN)
+    written = record.get("files", {}) if record.get("command") == command else {}
+    return {*os.listdir(folder)} - {WRITTEN, *written}
 
 
 def check_results(folder: Path, names: Sequence[str], key: str) -> None:

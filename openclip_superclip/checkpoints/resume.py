@@ -135,7 +135,7 @@ def check_kind(
     model: str,
     *,
     with_head: bool,
-    head_lr_scale: float | None,
+    head_lr_scale: float | None = None,
     with_ddp: bool | None,
     has_tasks: bool | None,
 ) -> None:

@@ -203,7 +203,7 @@ ODD = {
     "a link to itself": (
         EXPORT.replace("--out out", "--out loop"),
         lambda: link("loop", "loop"),
-        "loop is a link that leads to itself",
+        "loop exists, and --overwrite is not given",
     ),
     "a name": (f"export {'x' * 300} --out out", lambda: None, "x cannot be used (File name too"),
     "a model's name in weights": (
