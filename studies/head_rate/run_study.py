@@ -372,7 +372,7 @@ def work_on(run: Run, decay: str, results: Path, options: argparse.Namespace) ->
         )
     good = code == 0 and is_complete(results / f"{run.name}.json", run)
     print(f"{longer.now()} {run.name} {'is complete' if good else 'FAILED: see its log'}", flush=True)
-    if good and options.commit and not run.decay:
+    if good and options.commit:
         commit(results)
 
 
@@ -455,7 +455,7 @@ def main() -> None:
     longer.check_package()
     longer.check_start(options.work)
     check_data(options.work)
-    tried = options.work / ("short" if options.short else "trials")
+    tried = options.work / "short" if options.short else options.results
     tried.mkdir(exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         left = [run for run in trials() if not is_complete(tried / f"{run.name}.json", run)]

@@ -25,7 +25,7 @@ def result(run, choice, offset):
     images = study.longer.IMAGES if run.part == "A" else ("test",)
     return {
         **{name: getattr(run, name) for name in ("part", "seed", "rate", "arm")},
-        **{name: "x" for name in ("started", "ended", "processor", "versions", "commit")},
+        **dict.fromkeys(("started", "ended", "processor", "versions", "commit"), "x"),
         "head": {"lr": "3e-3", "wd": "0.2"} if run.arm == "superclip" else None,
         "cpu_seconds": 1.0,
         "weights": "x",
@@ -48,7 +48,12 @@ def write(folder, gain, part="AB", left_out=""):
 
 @parametrize(
     "gain, verdict",
-    [(5.0, "gain"), (-5.0, "loss"), (0.0, "no gain (more than"), (1.2, "gain, too small to matter")],
+    [
+        (5.0, "gain"),
+        (-5.0, "loss"),
+        (0.0, "no gain (more than"),
+        (1.2, "gain, too small to matter"),
+    ],
 )
 def test_verdicts_compare_the_chosen_rates(gain, verdict, tmp_path):
     parts, missing = write(tmp_path, gain)
