@@ -12,7 +12,6 @@ from ..files import check_results, write_json
 from ..plans.run import Run
 from ..runs.folder import RunFolder
 from ..runs.launcher import NodeTraining, train
-from ..runs.recovery import USER, Failure
 from ..runs.signals import EXIT_REFUSED, Stopped, stopped_by_signals
 from ..runs.slurm import Placement, find_placement
 from .recipe_options import add_run_options, opened_run, print_plan
@@ -62,8 +61,7 @@ def main(argv: list[str]) -> int:
                 if placement.node == 0:
                     raise
                 to_stderr(f"error: {error}")
-                is_users = Failure.of(error).kind == USER
-                return EXIT_REFUSED if is_users else 1
+                return EXIT_REFUSED
             finally:
                 # srun's signal after another node has ended must not change the exit code
                 if placement.num_nodes > 1:

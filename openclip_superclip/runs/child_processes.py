@@ -1,7 +1,9 @@
 """The ranks of a run as child processes: how they start and end."""
 
 import contextlib
+import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,11 +15,11 @@ from pathlib import Path
 
 from ..files import read_json, write_json
 from ..plans.run import Run
-from .recovery import STOPPED, Failure, exit_failure
-from .signals import Stopped
+from .recovery import Failure
 
 EXIT_PATIENCE = 10  # seconds until ranks that do not end are killed
-OUTPUT_END = 4096  # characters of a rank's output that show why it ended
+LOOKS = 10  # in a second, for ranks that have ended
+STALLED = re.compile(r"^Timeout \(.*\)!$", re.MULTILINE)  # of a rank that faulthandler has ended
 
 
 @dataclass(frozen=True)
@@ -57,38 +59,43 @@ def run_ranks(start: Start, each_second: Callable[[], None]) -> list[Failure]:
     """Runs this node's ranks to their end, and returns the failures, which are also written; none
     if all succeeded.
 
-    If one fails, or `each_second` raises an exception, all are ended. After a signal, a failure
-    is written that shows that the node is not lost.
+    If one fails, or `each_second` raises an exception, all are ended.
     """
     processes: dict[int, subprocess.Popen] = {}
+    last_seen = time.time()  # when all of them still ran
     try:
         for rank in start.ranks:
             processes[rank] = _start_rank(start, rank)
-        while True:
+        for look in itertools.count():
+            now = time.time()
             codes = {rank: process.poll() for rank, process in processes.items()}
             if any(codes.values()):
-                return [_failure(start.logs, rank, code) for rank, code in codes.items() if code]
+                failed = {rank: code for rank, code in codes.items() if code}
+                return [_failure(start, rank, code, last_seen) for rank, code in failed.items()]
             if None not in codes.values():
                 return []
-            each_second()
-            time.sleep(1)
-    except Stopped as stop:
-        stopped = Failure("superclip run", f"stopped by {stop}", kind=STOPPED)
-        with contextlib.suppress(OSError):
-            stopped.write(start.logs / f"node_{start.node}.error.json")
-        raise
+            last_seen = now
+            if look % LOOKS == 0:
+                each_second()
+            time.sleep(1 / LOOKS)
     finally:
         _end(processes.values())
 
 
-def _failure(logs: Path, rank: int, exit_code: int) -> Failure:
+def _failure(start: Start, rank: int, exit_code: int, last_seen: float) -> Failure:
     """Returns the failure that a rank has written or, for one that could not, writes what its
-    exit code shows."""
-    file = logs / f"rank_{rank}.error.json"
+    exit code shows, with the last time at which it ran: it precedes what it causes elsewhere."""
+    file = start.logs / f"rank_{rank}.error.json"
     if file.exists():
         return Failure.read(file)
-    output = (logs / f"rank_{rank}.log").read_text(errors="replace")
-    failure = exit_failure(rank, exit_code, output[-OUTPUT_END:])
+    log = start.logs / f"rank_{rank}.log"
+    if exit_code < 0:
+        message = f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)})"
+    elif STALLED.search(log.read_text(errors="replace")):
+        message = f"no step for {start.run.settings.stall_minutes:g} minutes"
+    else:
+        message = f"exit code {exit_code}: {last_line(log)}"
+    failure = Failure(f"rank {rank}", message, timestamp=last_seen)
     with contextlib.suppress(OSError):  # on a full disk
         failure.write(file)
     return failure

@@ -26,13 +26,13 @@ from ..files import (
 from ..plans.recipe import WORDS, Recipe
 from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
 from .lock import killed_owner, lock, owner_of
-from .recovery import ENDS, LOST, Decision
 from .slurm import SETUP, Placement, has_job, hosts
 
 RUNNING = "running"
 PREEMPTED = "preempted"
 FINISHED = "finished"
 FAILED = "failed"
+LOST = "lost"  # its process or its heartbeat is gone
 HEARTBEAT = 10  # seconds between two heartbeats of a run
 # seconds without a heartbeat after which a run is lost: network file systems can lag by a minute
 STALE = 120
@@ -260,9 +260,7 @@ class RunFolder:
         is_requeued = placement.step is not None and placement.job == last.get("job")
         if not (is_requeued and last.get("again", True)):
             self.stop_file.unlink(missing_ok=True)  # asked of an earlier job
-        self._write_state(
-            RUNNING, restarts=len(attempts), job=placement.job, requeues=placement.restarts
-        )
+        self._write_state(RUNNING, restarts=len(attempts), job=placement.job)
 
     def note(self, **values) -> None:
         """Writes values into run.json."""
@@ -278,16 +276,16 @@ class RunFolder:
         refused = {"since": current_time(), "error": error}
         write_json(self.state_file, {**self.state(), "refused": refused})
 
-    def end(self, state: str, error: str | None = None, then: Decision = ENDS) -> None:
-        """Writes how this start of the run ended and, if the run continues, how."""
-        self._write_state(state, error=error, next=then.next, without=then.without)
+    def end(self, state: str, error: str | None = None, *, again: bool = False) -> None:
+        """Writes how this start of the run ended, and whether it starts again by itself."""
+        self._write_state(state, error=error)
         attempts = self.attempts or [{}]
         attempts[-1] |= {
             "ended": current_time(),
             "epoch_after": self.epoch,
             "state": state,
             "error": error,
-            "again": then.next is not None,
+            "again": again,
         }
         try:
             self.note(attempts=attempts)
@@ -305,8 +303,6 @@ class RunFolder:
             "heartbeat": current_time(),
             "expected_end": None,
             "error": None,
-            "next": None,
-            "without": None,
             "epoch": self.epoch,
             **values,
         }

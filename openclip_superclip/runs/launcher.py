@@ -2,11 +2,13 @@
 records the run."""
 
 import contextlib
+import os
 import shlex
 import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +22,16 @@ from .child_processes import Start, free_port, run_ranks
 from .folder import FAILED, FINISHED, HEARTBEAT, PREEMPTED, RunFolder
 from .lock import lock
 from .progress import AddedLines, Progress
-from .recovery import (
-    CONNECTION,
-    DATA,
-    ENDS,
-    HARDWARE,
-    PATIENCE,
-    REQUEUE,
-    Decision,
-    Failure,
-    cause,
-    decide,
-    first_failure,
-    new_files,
-)
+from .recovery import Decision, Failure, decide, earliest_failure, new_files
 from .signals import EXIT_AGAIN, Stopped, signals_ignored
-from .slurm import Placement, hosts, time_left
+from .slurm import Placement
 from .start_checks import accepts_changes, check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
 
 RESUME = ("--resume", "latest", "--save-frequency", "1")
 FULL = 4 << 20  # bytes: a disk with less free space counts as full
-# seconds in which another node reports its failure after a signal: SLURM kills this process 30
-# seconds after it
-PATIENCE_AT_STOP = 5
-
-
-class Stalled(Exception):
-    """The ranks are alive but make no progress."""
+# seconds between the failure of a rank and the end of its node, in which other nodes write theirs
+SETTLE = 2
 
 
 class StopAsked(Exception):
@@ -60,6 +44,9 @@ def train(run: Run, placement: Placement, folder: RunFolder) -> int:
     while True:
         training = NodeTraining(run, placement, folder)
         code = training.train()
+        file = os.environ.get("SUPERCLIP_ENDED")
+        if file and placement.node == 0:  # for the job's script
+            Path(file).write_text(f"{code} {training.without}\n")
         if code != EXIT_AGAIN or placement.step is not None:
             return code
         run = training.run  # which accepts no further changes
@@ -100,13 +87,14 @@ class NodeTraining:
         self.last_beat = 0.0
         self.first_epoch = folder.epoch  # of the newest checkpoint before this start
         self.last_epoch = None  # of the newest one
-        self.full_disk = ""  # " (the disk of RUN is full)" if it was when this start failed
-        self.failures = []  # of this node's ranks
+        self.full_disk = ""  # " (the disk of RUN is full)" if it was when the ranks ended
+        self.without = ""  # the node without which SLURM is to start the run again
 
     def train(self) -> int:
         """Trains this node's part and returns the exit code; raises Stopped if a signal ends it."""
-        if self.placement.node == 0:
-            return self._first_node()
+        return self._first_node() if self.placement.node == 0 else self._other_node()
+
+    def _other_node(self) -> int:
         if self.folder.is_finished:
             return 0
         try:
@@ -117,12 +105,10 @@ class NodeTraining:
                 failures[0].write(self.logs / f"node_{self.placement.node}.error.json")
         if not failures:
             return 0
-        failure = first_failure(failures)
-        if failure.kind == CONNECTION and self.folder.stop_file.exists():
-            return 0  # the first node ends the run as asked, or fails itself
-        # the first node prints the traceback of the failure that caused the others
-        to_stderr(f"superclip run: {failure.text}")
-        return 1
+        to_stderr(f"superclip run: {failures[0].text}")
+        time.sleep(SETTLE)
+        # the first node ends the run as asked, or fails itself
+        return 0 if self.folder.stop_file.exists() else 1
 
     def _run_ranks(self) -> list[Failure]:
         """Runs this node's ranks to their end, after waiting for the other nodes; returns their
@@ -130,15 +116,21 @@ class NodeTraining:
         self.logs.mkdir(parents=True, exist_ok=True)
         self.start.save()
         # NCCL waits ten minutes at most until the first node has checked the data
-        while len(self._begun()) < self.placement.num_nodes:
+        while len(new_files(self.logs, "node_*[0-9].json")) < self.placement.num_nodes:
             self._each_second()
             time.sleep(1)
-        self.progress.last_step = time.monotonic()  # what came before was not a stall
-        return run_ranks(self.start, self._each_second)
+        try:
+            return run_ranks(self.start, self._each_second)
+        finally:
+            if self.placement.node == 0:
+                self._make_room()
 
-    def _begun(self) -> list[Path]:
-        """Returns the files of the nodes that have begun this start."""
-        return new_files(self.logs, "node_*[0-9].json")
+    def _make_room(self) -> None:
+        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
+        recorded."""
+        if shutil.disk_usage(self.folder.path).free < FULL:
+            self.full_disk = f" (the disk of {self.folder.path} is full)"
+        quarantine(self.folder.checkpoints, is_complete, None)
 
     def _first_node(self) -> int:
         folder = self.folder
@@ -160,8 +152,7 @@ class NodeTraining:
             try:
                 return self._train_and_record()
             except Exception as error:
-                message = Failure.of(error).message
-                folder.end(FAILED, f"{message}{self.full_disk}")
+                folder.end(FAILED, f"{Failure.of(error).message}{self.full_disk}")
                 raise
 
     def _train_and_record(self) -> int:
@@ -173,7 +164,7 @@ class NodeTraining:
             with self._beating():  # a check may take longer than STALE
                 check = accepted_data(self.run, "run")
             self.folder.note(data_check=check.as_json())
-            return self._end(self._train())
+            failures = self._train()
         except StopAsked:
             self.folder.end(PREEMPTED, f"stopped after slice {self.folder.epoch}, as asked")
             to_stdout(
@@ -182,12 +173,19 @@ class NodeTraining:
             )
             return 0
         except Stopped as stop:
-            then = Decision(REQUEUE if stop.before_time_is_up else None)
-            self.folder.end(PREEMPTED, f"stopped by {stop}", then)
-            failure = self._failure_before(stop)
+            self.folder.end(PREEMPTED, f"stopped by {stop}", again=stop.before_time_is_up)
+            # srun ends this node SETTLE seconds after another one fails; later errors are effects
+            # of the signal on other nodes
+            failure = earliest_failure(self.logs, before=stop.time - SETTLE / 2)
             if failure is None:
                 raise
-            return self._end(failure)
+            return self._end_after(failure)
+        if not failures:
+            return self._finish()
+        with signals_ignored():  # srun ends this node, too, which must not hide the failure
+            if self.placement.num_nodes > 1:
+                time.sleep(SETTLE)
+            return self._end_after(earliest_failure(self.logs, failures))
 
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
@@ -199,26 +197,21 @@ class NodeTraining:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _train(self) -> Failure | None:
-        """Trains to the end, and returns the failure that caused the others."""
+    def _train(self) -> list[Failure]:
+        """Trains to the end, and returns the failures of this node."""
         try:
-            self.failures = self._run_ranks()
-        except Stalled as stalled:
-            return Failure("", str(stalled), kind=HARDWARE, host="")
+            failures = self._run_ranks()
         except BrokenPipeError:  # of the output
             raise
         except OSError as error:
-            self._make_room()
-            return Failure.of(error)
-        if self.failures:
-            self._make_room()  # this node's ranks, which may have been saving, have ended
-            return self._cause(PATIENCE)
+            return [Failure.of(error, traceback=traceback.format_exc())]
+        if failures:
+            return failures
         self._watch()
-        epoch = self.folder.epoch
         last = self.run.num_slices
-        if epoch < last:
-            return Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")
-        return None
+        if self.folder.epoch < last:
+            return [Failure("the training", f"it ended without checkpoints/epoch_{last}.pt")]
+        return []
 
     def _each_second(self) -> None:
         """Called while this node's ranks run; raises an exception if they must end."""
@@ -231,9 +224,6 @@ class NodeTraining:
         self.progress.look()
         if time.monotonic() - self.last_beat >= HEARTBEAT:
             self._beat()
-        minutes = self.run.settings.stall_minutes
-        if self.progress.has_stalled(minutes):
-            raise Stalled(f"no step for {minutes:g} minutes")
         lines = self.output.read(self.logs / "rank_0.log")
         if any(self.logs.glob("rank_*.error.json")):  # the first error is reported first
             return
@@ -247,32 +237,8 @@ class NodeTraining:
             if epoch > self.first_epoch and self.folder.stop_file.exists():
                 raise StopAsked
 
-    def _failure_before(self, stop: Stopped) -> Failure | None:
-        """Returns the failure that preceded a signal: srun ends this node if another one fails."""
-        self._make_room()
-        if stop.before_time_is_up or self.placement.num_nodes == 1:
-            return None
-        failure = self._cause(PATIENCE_AT_STOP, is_stopped=True)
-        # other nodes have stopped a moment before
-        if failure and failure.kind == CONNECTION and not self.failures:
-            return None
-        return failure
-
-    def _cause(self, patience: float, *, is_stopped: bool = False) -> Failure | None:
-        """Returns the failure that caused the others, as `cause` does; InputError, naming the
-        shards, for unreadable data."""
-        # a node that has not begun to train could not report its stop
-        is_stopped &= len(self._begun()) == self.placement.num_nodes
-        failure = cause(self.logs, self.failures, hosts(), patience, is_stopped=is_stopped)
-        if failure and failure.kind == DATA:
-            self.unreadable.look()
-        return failure
-
-    def _end(self, failure: Failure | None) -> int:
-        """Records how this start ended, and returns the exit code."""
-        if failure is not None:
-            with signals_ignored():  # srun ends this node, too, which must not hide the failure
-                return self._end_after(failure)
+    def _finish(self) -> int:
+        """Records that the run is finished, and returns the exit code."""
         folder = self.folder
         self._beat()
         folder.end(FINISHED)
@@ -287,16 +253,15 @@ class NodeTraining:
         folder = self.folder
         self._beat()
         to_stderr(failure.describe(self.logs))
-        decision = ENDS
-        if self.full_disk:  # a rank may not have been able to write its error
-            to_stderr(f"superclip run:{self.full_disk}")
-        elif not self.start.measures:
-            decision = decide(failure, folder.attempts, folder.epoch, time_left())
-        if decision.next is None:
-            folder.end(FAILED, f"{failure.text}{self.full_disk or decision.why}")
+        decision = decide(failure, folder.attempts, folder.epoch)
+        if self.full_disk or self.start.measures:
+            decision = Decision(why=self.full_disk)
+        if not decision.again:
+            folder.end(FAILED, f"{failure.text}{decision.why}")
             return 1
         to_stderr("superclip run: the next start resumes from the last checkpoint")
-        folder.end(PREEMPTED, failure.text, decision)
+        folder.end(PREEMPTED, failure.text, again=True)
+        self.without = decision.without
         return EXIT_AGAIN
 
     def _beat(self) -> None:
@@ -307,10 +272,3 @@ class NodeTraining:
             self.folder.beat(
                 epoch=epoch, unreadable=self.unreadable.look(), **self.progress.values(epoch)
             )
-
-    def _make_room(self) -> None:
-        """Removes an incomplete checkpoint, which may fill the disk, so that the failure can be
-        recorded."""
-        if shutil.disk_usage(self.folder.path).free < FULL:
-            self.full_disk = f" (the disk of {self.folder.path} is full)"
-        quarantine(self.folder.checkpoints, is_complete, None)

@@ -15,16 +15,11 @@ from ..hooks import hookimpl
 from ..method.distributed import begin_sum
 from ..method.finite_weights import is_finite_on_all_ranks
 from .child_processes import Start
-from .progress import FIRST_STEP, STEPS
+from .progress import STEPS
+from .recovery import NeedsUser
 from .unreadable import too_much_unreadable, unreadable_of_slice
 
-
-class NonFiniteLoss(Exception):
-    """The loss, or a weight, is NaN or infinite."""
-
-
-class TooMuchUnreadable(Exception):
-    """The ranks could not read more of a slice than --unreadable-max allows."""
+FIRST_STEP = 30  # minutes that the first step may take, at least
 
 
 class CountedSteps:
@@ -54,7 +49,7 @@ class CountedSteps:
 class RankMonitor:
     """An OpenCLIP plugin that monitors the loss and the data that this rank cannot read.
 
-    It replaces the loss by itself, and raises NonFiniteLoss within two steps of the first
+    It replaces the loss by itself, and raises NeedsUser within two steps of the first
     non-finite one. A GPU does not wait for this: a step's loss is checked at the next step. Only
     the last loss of an epoch is checked at once, and so is the epoch's data, because a checkpoint
     follows.
@@ -72,14 +67,14 @@ class RankMonitor:
         self.pending = None  # the loss to check: its step, its value, and the event of the copy
         self.shared_epoch = None  # OpenCLIP's, of shards: data-loading workers see it
         self.unreadable = self.logs / f"unreadable_{rank}.jsonl"
-        self._dump_stacks_later(FIRST_STEP)
+        self._end_unless_called_again(FIRST_STEP)
 
-    def _dump_stacks_later(self, least: float = 0) -> None:
-        """Makes this process write the Python stacks of its threads after --stall-minutes, `least`
-        at least, unless it is called again."""
+    def _end_unless_called_again(self, least: float = 0) -> None:
+        """Makes this process end after --stall-minutes, `least` at least, with the Python stacks
+        of its threads, unless it is called again."""
         minutes = self.run.settings.stall_minutes
         if minutes:
-            faulthandler.dump_traceback_later(60 * max(minutes, least))
+            faulthandler.dump_traceback_later(60 * max(minutes, least), exit=True)
 
     def listing_unreadable(self):
         """A context in which the data that cannot be read is listed in a file of this rank."""
@@ -105,7 +100,7 @@ class RankMonitor:
     @hookimpl(tryfirst=True)
     def open_clip_epoch_end(self, model, epoch):
         if not is_finite_on_all_ranks(model, self.device):  # also without --superclip
-            raise NonFiniteLoss(f"the weights are not finite after slice {epoch + 1}")
+            raise NeedsUser(f"the weights are not finite after slice {epoch + 1}")
 
     @hookimpl(wrapper=True)
     def open_clip_create_loss(self, args):
@@ -120,7 +115,7 @@ class RankMonitor:
     def __call__(self, *args, **kwargs):
         losses = self.loss(*args, **kwargs)
         total = sum(losses.values())
-        self._dump_stacks_later()
+        self._end_unless_called_again()
         counted = self.counted
         epoch = counted.epoch()
         step = counted.step()
@@ -152,15 +147,15 @@ class RankMonitor:
         if copied is not None:
             copied.synchronize()
         if not math.isfinite(value.item()):
-            raise NonFiniteLoss(f"loss is {value.item()} since step {step}")
+            raise NeedsUser(f"loss is {value.item()} since step {step}")
 
     def check_data(self, epoch: int) -> None:
-        """Raises TooMuchUnreadable if the ranks together could not read too much of a slice.
+        """Raises NeedsUser if the ranks together could not read too much of a slice.
 
         Collective."""
         counts = self._sum(*unreadable_of_slice(self.unreadable, epoch))
         for problem in too_much_unreadable(self.run, epoch, *counts, shards={}):
-            raise TooMuchUnreadable(problem)
+            raise NeedsUser(problem)
 
     def _sum(self, *numbers: int) -> list[int]:
         """Returns each number, summed over the ranks. Collective."""

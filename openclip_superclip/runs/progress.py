@@ -1,6 +1,5 @@
-"""The progress of a run while it trains: steps, speed, expected end, stalls, and OpenCLIP's log."""
+"""The progress of a run while it trains: steps, speed, expected end, and OpenCLIP's log."""
 
-import math
 import re
 import time
 from collections import Counter, deque
@@ -9,8 +8,6 @@ from pathlib import Path
 
 from ..plans.run import Run
 
-FIRST_STEP = 30  # minutes that the first step may take, at least
-STACKS = 5  # seconds in which ranks without progress write their stacks
 SPEED_WINDOW = 600  # seconds over which the throughput is measured, including checkpoints
 STEPS = "steps"  # the file in which rank 0 writes the number of completed steps
 STEP = re.compile(
@@ -27,7 +24,6 @@ class Progress:
         self.run = run
         self.steps_file = logs / STEPS
         self.seen = deque()  # times, and the completed steps then
-        self.last_step = math.inf  # when the last one was seen, or the ranks were started
 
     def look(self) -> None:
         """Reads the number of steps."""
@@ -38,16 +34,9 @@ class Progress:
         now = time.monotonic()
         if self.seen and steps <= self.seen[-1][1]:
             return
-        self.last_step = now
         self.seen.append((now, steps))
         while now - self.seen[0][0] > SPEED_WINDOW and len(self.seen) > 2:
             self.seen.popleft()
-
-    def has_stalled(self, minutes: float) -> bool:
-        """Returns whether there was no step for so many minutes, 0 for never; the first one may
-        take half an hour."""
-        allowed = minutes if self.seen else max(minutes, FIRST_STEP)
-        return minutes > 0 and time.monotonic() - self.last_step > 60 * allowed + STACKS
 
     def values(self, epoch: int) -> dict:
         """Returns the progress for state.json, after `epoch` saved slices."""

@@ -4,19 +4,15 @@ python -m openclip_superclip.runs.rank_main LOGS/node_0.json
 """
 
 import faulthandler
-import importlib
 import os
 import sys
 import traceback
 
 from ..environment import end_with_parent, keep_freed_memory, peak_of_process
-from ..errors import InputError, reason, to_stderr
+from ..errors import InputError, to_stderr
 from ..files import write_json
 from .child_processes import Start, last_line
-from .recovery import DATA, HARDWARE, LOSS, Failure
-
-# errors that all ranks find, and the kinds of their failures
-OF_ALL_RANKS = {"NonFiniteLoss": LOSS, "TooMuchUnreadable": DATA}
+from .recovery import Failure
 
 
 def main(file: str) -> int:
@@ -29,38 +25,26 @@ def main(file: str) -> int:
     if start.run.device == "cpu":
         keep_freed_memory()
     try:
-        import_torch(start, rank)
         _train(start, rank)
         return 0
     except Exception as error:
         failure = Failure.of(error, f"rank {rank}", traceback.format_exc())
-        if kind := OF_ALL_RANKS.get(type(error).__name__):
-            failure = Failure("", str(error), kind=kind)
         failure.write(start.logs / f"rank_{rank}.error.json")
-        if isinstance(error, InputError):
+        if failure.is_users:
             return 1
         raise
-
-
-def import_torch(start: Start, rank: int) -> None:
-    """Imports torch and OpenCLIP. If this fails, the node or its software is broken: the failure
-    is written, and the process ends."""
-    try:
-        for package in ("torch", "open_clip"):
-            importlib.import_module(package)
-    except Exception as error:  # a broken installation can raise anything
-        message = f"torch or OpenCLIP cannot be imported ({reason(error)[:200]})"
-        failure = Failure(f"rank {rank}", message, traceback.format_exc(), kind=HARDWARE)
-        failure.write(start.logs / f"rank_{rank}.error.json")
-        sys.exit(1)
 
 
 def _train(start: Start, rank: int) -> None:
     """Trains; raises InputError, with the last line of the rank's output, for another exit code
     than 0."""
+    import torch
+
     from ..trainer.train import register_plugin, train
     from .loss_monitor import RankMonitor
 
+    if start.run.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("PyTorch finds no GPU here")  # which another node may have
     monitor = RankMonitor(start, rank)
     register_plugin(monitor)
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 
 EXIT_AGAIN = 75  # the exit code after which the job's script starts the run again
@@ -20,6 +21,7 @@ class Stopped(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.exit_code = STOPPED_BY[signum]
+        self.time = time.time()
         self.before_time_is_up = signum == signal.SIGUSR1
 
 

@@ -7,13 +7,10 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
-
-from braceexpand import braceexpand
 
 from ..errors import CONTROL, InputError, printable
 from ..files import shipped_folder, write_text
@@ -120,18 +117,14 @@ def minutes_of(time: str) -> float | None:
 
 
 def hosts() -> list[str]:
-    """Returns the names of the run's nodes, from SLURM's list, such as node[01-03,7],login; without
+    """Returns the names of the run's nodes; SLURM's list of them, such as node[1-2], without
     scontrol, which is missing in containers."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or this_host()
-    pattern = re.sub(r"\[(.*?)\]", _braces, nodes)
-    # the outer braces split the list at its commas; the empty last name makes it a list of two
-    return [name for name in braceexpand(f"{{{pattern},}}") if name]
-
-
-def _braces(numbers: re.Match) -> str:
-    """Returns a shell's pattern of SLURM's numbers: {{01..03},7} for [01-03,7]."""
-    ranges = re.sub(r"(\d+)-(\d+)", r"{\1..\2}", numbers[1])
-    return f"{{{ranges}}}" if "," in ranges else ranges
+    try:
+        names = _call("scontrol", "show", "hostnames", nodes).stdout.split()
+    except OSError:
+        names = []
+    return names or [nodes]
 
 
 def this_host() -> str:
@@ -145,12 +138,6 @@ class QueuedJob(NamedTuple):
     name: str  # its number, ARRAY_TASK for the task of an array
     state: str  # PENDING, RUNNING, …
     reason: str  # why it is pending
-
-
-def time_left() -> float | None:
-    """Returns the seconds until the job's time limit, None without one."""
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
-    return int(end) - time.time() if end.isdecimal() else None
 
 
 def my_jobs() -> dict[str, QueuedJob] | None:
@@ -278,6 +265,7 @@ class SlurmRequest:
             *(f"    {shlex.quote(str(folder))}" for folder in runs),
             ")",
             'run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"',
+            'export SUPERCLIP_ENDED="$run/ended"',
             f'command=("${{superclip[@]}}" {shlex.join(command)} "$run")',
         ]
         text = (shipped_folder("slurm") / "train.sbatch").read_text()

@@ -27,7 +27,7 @@ def troubled(cluster, work, recipe, slow_steps):
     )
     shim = work / "scontrol and srun that fail at times"
     first = "$1$2 =~ requeue|showjob && -z $SLURM_RESTART_COUNT"
-    for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [14]"):
+    for command, when in ("scontrol", first), ("srun", "$SLURM_RESTART_COUNT = [12]"):
         failed = f'"{shim}/failed {command} $1 $SLURM_RESTART_COUNT"'
         fails = f'[[ {when} ]] && mkdir {failed} 2>/dev/null && exit "${{SLURM_EXIT_ERROR:-1}}"'
         write_program(shim / command, f'{fails}\nPATH=${{PATH#*:}} exec {command} "$@"')
@@ -50,8 +50,7 @@ def troubled(cluster, work, recipe, slow_steps):
     kill_rank = "on node2 pkill -KILL -f openclip_superclip.runs.rank_main"
     cluster.call(kill_rank)
 
-    # A node whose connections break, and of which nothing more is heard:
-    # its ranks die, and `superclip run` is silent.
+    # a node whose connections break, and whose `superclip run` is silent
     wait_for_slice(cluster, run, 3, 1)
     cluster.call("on node2 pkill -STOP -f 'openclip_superclip run'")
     cluster.call(kill_rank)
@@ -76,15 +75,15 @@ def test_a_run_survives_what_happens_on_a_cluster_and_ends_with_the_weights_of_a
 ):
     run = troubled["run"]
     starts = [(one["state"], one["error"]) for one in attempts(run)]
-    assert starts[:5] + starts[-1:] == [
+    assert starts[:3] + starts[-1:] == [
         ("preempted", "stopped by SIGUSR1"),
         ("preempted", "stopped by SIGTERM"),
-        ("preempted", "rank 1 on node2: it was ended from outside: Signal 9 (SIGKILL)"),
-        ("preempted", "lost contact with node2"),
-        ("preempted", "lost contact with node2"),  # which had no power
+        ("preempted", "rank 1 on node2: ended by signal 9 (Killed)"),
         ("finished", None),
     ]
-    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 3]
+    for state_, error in starts[3:5]:  # of connections to a silent node, and to one without power
+        assert (state_, error[:15]) == ("preempted", "rank 0 on node1")
+    assert [one["restarts"] for one in attempts(run)][:5] == [0, 1, 2, 2, 2]
     assert "resuming checkpoint" in (run / "out.log").read_text()
     assert_equal_weights(run, undisturbed)
 
@@ -98,12 +97,12 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
         assert re.search(
             rf"^train\.sbatch: scontrol {command} failed; \w+ again$", output, flags=re.MULTILINE
         )
-    unstarted = "superclip did not start on every node, or was killed: exit code 76"
-    assert output.count(f"train.sbatch: {unstarted}\n") == 2
-    assert output.count("train.sbatch: starting again on the same nodes") == 3
+    again = "train.sbatch: starting again on the same nodes, after exit code"
+    assert output.count(f"{again} 76\n") == 2
+    assert output.count(f"{again} 75\n") >= 2
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [read_json(start)["master_port"] for start in starts]
-    assert ports[:5] == [port + 1, port + 202, port + 202, port + 303, port + 303]
+    assert ports[:5] == [port + more for more in (1, 202, 303, 404, 505)]
 
 
 def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(

@@ -8,7 +8,8 @@ import torch
 from support import parametrize
 
 from openclip_superclip.plans.run import Settings
-from openclip_superclip.runs.loss_monitor import NonFiniteLoss, RankMonitor
+from openclip_superclip.runs.loss_monitor import RankMonitor
+from openclip_superclip.runs.recovery import NeedsUser
 
 
 def monitor_of(folder):
@@ -21,7 +22,7 @@ def test_weights_that_are_not_finite_end_the_run_before_they_are_saved(number, t
     monitor, model = monitor_of(tmp_path), torch.nn.BatchNorm1d(2)
     monitor.open_clip_epoch_end(model, 0)
     model.running_var[1] = number
-    with pytest.raises(NonFiniteLoss, match="the weights are not finite after slice 2"):
+    with pytest.raises(NeedsUser, match="the weights are not finite after slice 2"):
         monitor.open_clip_epoch_end(model, 1)
 
 

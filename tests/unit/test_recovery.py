@@ -1,18 +1,18 @@
-"""How a run continues after a failure: the cause among the failures of all
-ranks, and the table of decisions."""
+"""How a run continues after a failure: the earliest error, and one rule."""
 
-from support import cases, table
+from types import SimpleNamespace
+
+from support import parametrize
 
 from openclip_superclip.errors import InputError
+from openclip_superclip.plans.run import Settings
+from openclip_superclip.runs.child_processes import _failure
 from openclip_superclip.runs.recovery import (
-    STOPPED,
     Decision,
     Failure,
-    cause,
+    NeedsUser,
     decide,
-    exit_failure,
-    failures,
-    first_failure,
+    earliest_failure,
     starts_without_slice,
 )
 from openclip_superclip.runs.slurm import this_host
@@ -23,83 +23,81 @@ def start(job=None, restarts=0, **values):
     return {"job": job, "restarts": restarts, "epoch_before": 0, **values}
 
 
-STARTS = {"once": start(), "again": start(again=True)}
-STARTS["preempted"] = start(again=True, error="stopped by SIGTERM")
-for job in "16.0 16.1 17.0 17.1 17.2".split():  # and how often SLURM has requeued it
-    STARTS[job] = start(job[:2], int(job[3:]))
+AGAIN = start(again=True)
+BY_HAND = start(again=False)
+PREEMPTED = start(again=True, error="stopped by SIGTERM")
+IN_A_ROW = "; 3 starts in a row ended before a slice was trained"
 
 
-@cases("kind, starts, saved, left, decision", table("runs: recovery"))
-def test_a_failure_decides_how_a_run_continues(kind, starts, saved, left, decision):
-    failure = Failure("rank 1", "it failed", kind=kind, host="node2")
-    attempts = [dict(STARTS[each]) for each in starts.split()]
-    assert decide(failure, attempts, saved, left or None) == Decision(**decision)
+@parametrize(
+    "attempts, saved, decision",
+    [
+        ([], 0, Decision(again=True)),  # a damaged run.json
+        ([BY_HAND], 0, Decision(again=True)),
+        ([AGAIN, BY_HAND], 0, Decision(again=True, without="node2")),
+        ([AGAIN, BY_HAND], 1, Decision(again=True)),
+        ([AGAIN, AGAIN, BY_HAND], 0, Decision(why=IN_A_ROW)),
+        ([BY_HAND, BY_HAND, BY_HAND], 0, Decision(again=True)),
+    ],
+)
+def test_a_failed_start_is_repeated_until_three_have_saved_nothing(attempts, saved, decision):
+    failure = Failure("rank 1", "it failed", host="node2")
+    assert decide(failure, [dict(attempt) for attempt in attempts], saved) == decision
 
 
-@cases("starts, expected", table("runs: starts in a row"))
-def test_starts_in_a_row_count_until_a_slice_is_trained(starts, expected):
-    attempts = [dict(STARTS[each]) for each in starts.split()]
+@parametrize("error", [InputError("--lr is x"), NeedsUser("loss is nan since step 7")])
+def test_an_error_of_the_user_is_not_repeated(error):
+    failure = Failure.of(error, "rank 1", traceback="Traceback")
+    assert (failure.message, failure.traceback) == (str(error), "")
+    assert decide(failure, [start()], 0) == Decision()
+
+
+@parametrize("message", ["NCCL_ALGO must be set", "CUDA error: unknown error", "Bus error"])
+def test_no_text_of_an_error_excludes_a_node_at_once(message):
+    failure = Failure.of(RuntimeError(message))
+    assert decide(failure, [start()], 0) == Decision(again=True)
+
+
+@parametrize(
+    "attempts, expected",
+    [
+        ([AGAIN], 1),
+        ([AGAIN, AGAIN, BY_HAND], 3),
+        ([AGAIN, AGAIN, BY_HAND, AGAIN], 1),  # started by hand
+        ([AGAIN, start("17", 0, again=False), start("17", 1)], 3),  # requeued by SLURM
+        ([start("17", 0), start("17", 0), start("17", 0)], 3),  # killed
+        ([start("17", 0, again=False), start("17", 0, again=False)], 1),  # by hand in a job
+        ([start("16"), start("16", 1), start("17")], 1),  # of another job
+        ([AGAIN, *[PREEMPTED] * 9, BY_HAND], 2),
+        ([AGAIN, *[PREEMPTED] * 10, BY_HAND], 3),
+    ],
+)
+def test_starts_in_a_row_count_until_a_slice_is_trained(attempts, expected):
+    attempts = [dict(attempt) for attempt in attempts]
     assert starts_without_slice(attempts, 0) == expected
     assert starts_without_slice(attempts, 1) == 0
 
 
-def described_failures(text):
-    """The failures of ranks 0, 1, …, each of a kind, a time and a node."""
-    failures = []
-    for rank, described in enumerate(text.split(", ")):
-        kind, timestamp, host = described.split()
-        failures.append(
-            Failure(f"rank {rank}", kind, timestamp=float(timestamp), kind=kind, host=host)
-        )
-    return failures
+def test_the_earliest_failure_of_all_nodes_is_the_first(tmp_path):
+    connection = Failure("rank 0", "connection closed", host="node1", timestamp=2.0)
+    killed = Failure("rank 8", "killed", host="node2", timestamp=1.0)
+    killed.write(tmp_path / "rank_8.error.json")
+    assert earliest_failure(tmp_path, [connection]) == killed
+    assert earliest_failure(tmp_path, before=1.0) is None
 
 
-@cases("first, others, cause", table("runs: first failure"))
-def test_the_first_failure_is_the_one_that_caused_the_others(first, others, cause, tmp_path):
-    ranks = described_failures(f"{first}, {others}")
-    for rank in ranks:
-        rank.write(tmp_path / f"{rank.who.replace(' ', '_')}.error.json")
-    assert failures(tmp_path) == ranks
-    assert first_failure(ranks) == ranks[cause]
-    assert first_failure([]) is None
-
-
-@cases("described, message, kind", table("runs: lost nodes"))
-def test_a_node_is_gone_if_connections_were_closed_and_it_has_reported_nothing(
-    described, message, kind, tmp_path
-):
-    known = described_failures(described)
-    # the first node's, which it could not write
-    is_stopped = known[0].kind == STOPPED
-    nodes = ["node1", "node2"]
-    first = cause(tmp_path, known, nodes, patience=0, is_stopped=is_stopped)
-    assert (first.message, first.kind) == (message, kind)
-    alone = cause(tmp_path, known, nodes=["node1"])  # waits for no other
-    assert alone == (None if is_stopped else known[0])
-    assert cause(tmp_path, [], nodes=["node1"]) is None
-
-
-def test_after_a_signal_that_all_nodes_have_reported_nothing_has_failed(tmp_path):
-    known = described_failures("stopped 1 node1, stopped 2 node2")
-    assert cause(tmp_path, known, ["node1", "node2"], is_stopped=True) is None
-    assert cause(tmp_path, known[:1], ["node1", "node2"], patience=0) is None  # not asked
-
-
-def test_failures_are_in_the_order_of_ranks(tmp_path):
-    for name in ("rank_10", "rank_9", "node_2"):
-        Failure(name, "it failed").write(tmp_path / f"{name}.error.json")
-    assert [one.who for one in failures(tmp_path)] == ["node_2", "rank_9", "rank_10"]
-
-
-@cases("exit_code, output, message, kind", table("runs: exit codes of ranks"))
-def test_a_rank_that_could_not_write_why_it_failed_is_named_with_its_exit_code(
-    exit_code, output, message, kind
-):
-    failure = exit_failure(2, exit_code, output)
-    assert (failure.text, failure.kind) == (f"rank 2 on {this_host()}: {message}", kind)
-
-
-@cases("message, kind", table("runs: kinds of failures"))
-def test_a_failure_is_of_the_machines_or_the_users(message, kind):
-    error = InputError if message.startswith("--") else Exception
-    assert Failure.of(error(message)).kind == kind
+@parametrize(
+    "code, output, message",
+    [
+        (-9, "", "ended by signal 9 (Killed)"),
+        (1, "Timeout (0:30:00)!\nThread 0x1\n", "no step for 30 minutes"),
+        (3, "one\nNCCL has ended it\n", "exit code 3: NCCL has ended it"),
+    ],
+)
+def test_a_rank_that_could_not_write_why_it_failed_is_described(code, output, message, tmp_path):
+    run = SimpleNamespace(settings=Settings())
+    (tmp_path / "rank_2.log").write_text(output)
+    failure = _failure(SimpleNamespace(logs=tmp_path, run=run), 2, code, last_seen=7.0)
+    assert failure.text == f"rank 2 on {this_host()}: {message}"
+    assert Failure.read(tmp_path / "rank_2.error.json") == failure
+    assert failure.timestamp == 7.0 and not failure.is_users

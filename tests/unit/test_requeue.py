@@ -1,4 +1,4 @@
-"""Who requeues a job whose step has ended: SLURM, or the job's script."""
+"""What the job's script does after each exit code."""
 
 import os
 import subprocess
@@ -8,87 +8,91 @@ from support import parametrize, write_program
 
 from openclip_superclip.files import shipped_folder
 
-BEGUN, PREEMPTED = "2026-01-01T10:00:00", "2026-01-01T11:00:00"
+SCONTROL = """
+echo "$1 $2 $3" >>asked
+[ $2 = hostnames ] && { echo "${3//,/$'\\n'}"; exit; }
+echo " JobState=${STATE:-RUNNING} Restarts=${RESTARTS:-0} ExcNodeList=${EXCLUDED:-(null)} "
+"""
+# codes are srun's, one per start; the first node writes ENDED
+SRUN = """
+read -r code rest <codes; echo "${rest:-$code}" >codes
+[ -z "$ENDED" ] || echo "$ENDED" >"$SUPERCLIP_ENDED"
+echo start >>asked
+exit $code
+"""
+# of two kinds, in a partition of which one is down
+SINFO = """
+case "$*" in
+    *--nodes=*) echo "gpu:a100 (null)" ;;
+    *) for node in $UP; do echo "$node gpu:a100 (null)"; done; echo "node9 (null) (null)" ;;
+esac
+"""
 
 
 @pytest.fixture
-def is_ours(tmp_path):
-    """Whether the script would start or requeue the job, after an exit code
-    and what SLURM then answers; None if it waits."""
+def job(tmp_path):
+    """A function that runs the script, and returns its exit code and what it has done."""
+    for name, lines in {"scontrol": SCONTROL, "srun": SRUN, "sinfo": SINFO, "sleep": ":"}.items():
+        write_program(tmp_path / name, lines)
 
-    def answer(code, job, mode, sleep="kill -9 $PPID"):
-        write_program(
-            tmp_path / "scontrol",
-            f'[ $2 = partition ] && echo "   GraceTime=60 PreemptMode={mode} ReqResv=NO" && exit\n'
-            f'echo "JobId=17"\nprintf "   %s \\n" {job}',
-        )
-        write_program(tmp_path / "sleep", sleep)
-        script = (shipped_folder("slurm") / "train.sbatch").read_text()
-        functions = script[
-            script.index("# Returns whether this") : script.index("# Prints the nodes")
-        ]
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_PARTITION": "gpu"}
-        command = f"job=17 code={code} SLURM_RESTART_COUNT=1\n{functions}\nis_ours"
-        done = subprocess.run(["bash", "-c", command], env=environment, check=False)
-        return {0: True, 1: False}.get(done.returncode)
+    def run(codes, **variables):
+        (tmp_path / "codes").write_text(f"{codes}\n")
+        script = shipped_folder("slurm") / "train.sbatch"
+        environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "17",
+            "SLURM_JOB_NODELIST": "node1",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_PARTITION": "gpu",
+            **variables,
+        }
+        command = ["bash", script, "demo"]
+        code = subprocess.run(command, env=environment, cwd=tmp_path, timeout=60).returncode
+        asked = (tmp_path / "asked").read_text().splitlines()
+        done = [line for line in asked if line.startswith(("start", "requeue", "update"))]
+        return code, done
 
-    return answer
+    return run
+
+
+REQUEUED = ["start", "requeue 17 "]
+FAILED = {"ENDED": "75 node1"}  # the second time
 
 
 @parametrize(
-    "code, state, restarts, since, mode, expected",
+    "codes, variables, code, done",
     [
-        (143, "RUNNING", 1, "None", "REQUEUE", True),  # a node is drained, or scancel --signal=TERM
-        (143, "RUNNING", 1, PREEMPTED, "REQUEUE", None),  # in the grace time
-        (143, "RUNNING", 1, "2026-01-01T09:00:00", "REQUEUE", True),  # of an earlier start
-        (143, "RUNNING", 1, PREEMPTED, "GANG,REQUEUE", None),
-        (143, "RUNNING", 1, PREEMPTED, "CANCEL", True),
-        (143, "COMPLETING", 1, PREEMPTED, "REQUEUE", False),  # SLURM has requeued it
-        (143, "RUNNING", 2, "None", "REQUEUE", False),
-        (75, "RUNNING", 1, PREEMPTED, "REQUEUE", True),  # its time is nearly up
-        (1, "CANCELLED", 1, "None", "OFF", False),
+        ("0", {}, 0, ["start"]),
+        ("1", {}, 1, ["start"]),
+        ("192", {}, 192, ["start"]),  # another node is refused
+        ("75 75 0", {}, 0, ["start"] * 3),
+        ("76 137 253 0", {}, 0, ["start"] * 4),
+        ("76", {}, 76, ["start"] * 10),  # not for ever
+        ("143", {}, 143, REQUEUED),  # a preemption, or a drained node
+        ("143", {"STATE": "COMPLETING"}, 143, ["start"]),  # SLURM has requeued or ended it
+        ("143", {"RESTARTS": "1"}, 143, ["start"]),
+        ("253", {"ENDED": "1"}, 1, ["start"]),  # a process had too little memory
+        ("137", {"ENDED": "0"}, 0, ["start"]),
+        (
+            "75",
+            FAILED | {"UP": "node1 node2"},
+            75,
+            [*REQUEUED, "update JobId=17 ExcNodeList=node1"],
+        ),
+        ("75", FAILED | {"UP": "node1"}, 75, REQUEUED),
+        ("75", FAILED | {"UP": "node1 node2", "EXCLUDED": "node2"}, 75, REQUEUED),
+        (
+            "75",
+            FAILED | {"UP": "node1 node2 node3", "EXCLUDED": "node2"},
+            75,
+            [*REQUEUED, "update JobId=17 ExcNodeList=node2,node1"],
+        ),
     ],
 )
-def test_a_job_that_slurm_requeues_is_not_requeued_by_its_script(
-    code, state, restarts, since, mode, expected, is_ours
-):
-    job = (
-        f'"JobState={state}" "Restarts={restarts}" "StartTime={BEGUN}" '
-        f'"PreemptEligibleTime={BEGUN} PreemptTime={since}"'
-    )
-    assert is_ours(code, job, mode) is expected
+def test_an_exit_code_decides_what_follows(codes, variables, code, done, job):
+    assert job(codes, **variables) == (code, done)
 
 
-def test_a_preempted_job_that_slurm_does_not_requeue_is_requeued_after_15_minutes(
-    is_ours, tmp_path
-):
-    job = f'"JobState=RUNNING" "Restarts=1" "StartTime={BEGUN}" "PreemptTime={PREEMPTED}"'
-    assert is_ours(143, job, "REQUEUE", sleep=f"echo $1 >> '{tmp_path}/slept'")
-    assert sum(map(int, (tmp_path / "slept").read_text().split())) == 15 * 60
-
-
-@parametrize("failed", ["an earlier start", "this start"])
-def test_a_killed_start_is_requeued_unless_it_has_failed(failed, tmp_path):
-    run = tmp_path / "run"
-    state = f'printf \'\\n "state": "failed",\\n "since": "%s",\\n\' now >\'{run}/state.json\'\n'
-    write_program(tmp_path / "srun", f"{state if failed == 'this start' else ''}kill -TERM $$")
-    write_program(
-        tmp_path / "scontrol",
-        f"[ $2 = hostnames ] && echo localhost && exit\necho $1 >>'{tmp_path}/asked'\n"
-        'echo " JobState=RUNNING Restarts=0 "',
-    )
-    run.mkdir()
-    (run / "state.json").write_text('{\n "state": "failed",\n "since": "noon",\n}\n')
-    job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "here", "SLURM_JOB_PARTITION": "gpu"}
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NUM_NODES": "1", **job}
-    script = shipped_folder("slurm") / "train.sbatch"
-    done = subprocess.run(["bash", script, run], env=environment, check=False)
-    assert done.returncode == 143
-    assert (tmp_path / "asked").exists() == (failed == "an earlier start")
-
-
-def test_a_container_that_bash_cannot_read_ends_the_job(tmp_path):
-    write_program(tmp_path / "srun", "exit 0")
-    script = shipped_folder("slurm") / "train.sbatch"
-    environment = {"PATH": f"{tmp_path}:/bin", "SUPERCLIP_CONTAINER": "env A='b"}
-    assert subprocess.run(["bash", script, "demo"], env=environment, check=False).returncode == 1
+def test_a_container_that_bash_cannot_read_ends_the_job(job, tmp_path):
+    (tmp_path / "asked").touch()
+    assert job("0", SUPERCLIP_CONTAINER="env A='b") == (1, [])

@@ -37,7 +37,7 @@ from openclip_superclip.runs.folder import (
 from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.progress import Progress
 from openclip_superclip.runs.recovery import starts_without_slice
-from openclip_superclip.runs.slurm import Placement, find_placement, hosts, time_left
+from openclip_superclip.runs.slurm import Placement, find_placement
 from openclip_superclip.runs.unreadable import UnreadableData
 
 IN_A_STEP = dict(
@@ -57,12 +57,6 @@ def test_every_start_of_a_job_has_a_name_that_its_nodes_agree_on(added, name):
     assert (placement.gpus, placement.master_port) == (4, 20017)
 
 
-@cases("nodes, names", table("runs: lists of nodes"))
-def test_slurms_list_of_nodes_is_expanded(nodes, names, monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NODELIST", nodes)
-    assert hosts() == names.split()
-
-
 @cases("environment, said", table("runs: refused starts of a job"))
 def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
     with input_error(said):
@@ -71,12 +65,6 @@ def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
 
 def test_an_empty_number_of_a_job_is_none():
     assert find_placement({"SLURM_JOB_ID": "", "SLURM_RESTART_COUNT": "x"}) == Placement()
-
-
-@parametrize("end", ["", "x", "-1"])
-def test_a_job_whose_end_is_no_time_has_no_limit(end, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
-    assert time_left() is None
 
 
 def ended_process():
@@ -380,10 +368,6 @@ def test_progress_gives_speed_and_end(tmp_path, monkeypatch):
     # 9 steps
     assert 17 <= (datetime.fromisoformat(found["expected_end"]) - before).total_seconds() <= 19
     assert progress.values(epoch=3)["step"] == 12  # those that a killed start has trained count
-    assert not progress.has_stalled(0.1)
-    clock[0] += 30
-    assert [progress.has_stalled(minutes) for minutes in (0.1, 1, 0)] == [True, False, False]
-    assert not Progress(plan, tmp_path / "before the first step").has_stalled(0.1)
 
 
 def test_the_root_is_no_folder_of_a_run():

@@ -3,8 +3,7 @@ training."""
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -22,12 +21,12 @@ from openclip_superclip.files import content_digest, write_json
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
-from openclip_superclip.runs import launcher, progress
+from openclip_superclip.runs import launcher
 from openclip_superclip.runs.folder import RunFolder
 from openclip_superclip.runs.launcher import NodeTraining
 from openclip_superclip.runs.lock import lock
-from openclip_superclip.runs.recovery import CONNECTION, ENDS, HARDWARE, LOSS, USER, Failure
-from openclip_superclip.runs.signals import EXIT_REFUSED
+from openclip_superclip.runs.recovery import Decision, Failure
+from openclip_superclip.runs.signals import EXIT_AGAIN, EXIT_REFUSED, Stopped
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import accepts_changes, checked_start
 from openclip_superclip.trainer import option_problems
@@ -87,20 +86,13 @@ def test_a_finished_run_of_other_data_is_refused(folder):
         started(folder, data="other.tar")
 
 
-def test_a_long_check_of_the_data_sends_heartbeats_and_is_not_a_stall(folder):
+def test_a_long_check_of_the_data_sends_heartbeats(folder):
     def long_check(run, command):
         wait_until(lambda: "steps" in folder.state(), 10, "a heartbeat")
         return DataCheck("data")
 
-    def failing_ranks(start, each_second):
-        each_second()
-        return [Failure("rank 0", "it has failed")]
-
-    with (
-        replaced(progress, STACKS=1 - 60 * progress.FIRST_STEP),
-        replaced(launcher, HEARTBEAT=1.5, accepted_data=long_check, run_ranks=failing_ranks),
-    ):
-        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 1
+    with replaced(launcher, HEARTBEAT=1.5, accepted_data=long_check, run_ranks=failing):
+        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == EXIT_AGAIN
     assert folder.state()["error"] == f"rank 0 on {this_host()}: it has failed"
 
 
@@ -134,21 +126,22 @@ def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_r
     with replaced(launcher, run_ranks=ranks):
         assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 0
     state = folder.state()
-    assert (state["state"], state["next"]) == ("preempted", None)
+    assert state["state"] == "preempted"
     assert state["error"] == "stopped after slice 1, as asked"
     assert not folder.attempts[-1]["again"]
     folder.start(Run.open(folder.path), Placement(), "local-1")
     assert not folder.stop_file.exists()
 
 
-@parametrize("kind, asked, code", [(CONNECTION, True, 0), (CONNECTION, False, 1), (USER, True, 1)])
-def test_another_node_does_not_fail_when_the_first_stops_as_asked(kind, asked, code, folder):
+@parametrize("asked, code", [(True, 0), (False, 1)])
+def test_another_node_does_not_fail_when_the_first_stops_as_asked(asked, code, folder):
     if asked:
         folder.stop_file.touch()
     node = Placement(num_nodes=2, node=1, job="17", step="0")
     training = NodeTraining(Run.open(folder.path), node, folder)
-    training._run_ranks = lambda: [Failure("rank 1", "it has failed", kind=kind)]
-    assert training.train() == code
+    training._run_ranks = lambda: [Failure("rank 1", "it has failed")]
+    with replaced(launcher, SETTLE=0):
+        assert training.train() == code
 
 
 @parametrize(
@@ -170,29 +163,47 @@ def test_a_request_to_stop_is_of_one_job(earlier, later, stops, folder):
     assert folder.stop_file.exists() == stops
 
 
+def failing(start, each_second):
+    return [Failure("rank 0", "it has failed")]
+
+
 def test_signals_are_ignored_while_a_failure_is_recorded(folder, monkeypatch):
-    training = NodeTraining(Run.open(folder.path), Placement(), folder)
-    folder.start(training.run, Placement(), training.logs.name)
-    monkeypatch.setattr(launcher, "decide", lambda *_: os.kill(os.getpid(), signal.SIGINT) or ENDS)
-    assert training._end(Failure("", "loss is nan since step 7", kind=LOSS)) == 1
+    monkeypatch.setattr(
+        launcher, "decide", lambda *_: os.kill(os.getpid(), signal.SIGINT) or Decision()
+    )
+    with replaced(launcher, run_ranks=failing, accepted_data=lambda *_: DataCheck("data")):
+        assert NodeTraining(Run.open(folder.path), Placement(), folder).train() == 1
     assert folder.state()["state"] == "failed"
 
 
-def test_a_rank_on_a_node_without_torch_reports_broken_hardware(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: no such file')")
-    code = (
-        "from types import SimpleNamespace; from pathlib import Path; "
-        "from openclip_superclip.runs.rank_main import import_torch; "
-        f"import_torch(SimpleNamespace(logs=Path({str(tmp_path)!r})), 3)"
-    )
-    path = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False
-    )
-    assert done.returncode == 1
-    failure = Failure.read(tmp_path / "rank_3.error.json")
-    assert failure.kind == HARDWARE
-    assert failure.message.startswith("torch or OpenCLIP cannot be imported (libcudart.so: no")
+@parametrize("seconds, caused", [(5, True), (0.1, False)])
+def test_a_failure_well_before_a_signal_is_its_cause(seconds, caused, folder):
+    def stopped(start, each_second):
+        failure = Failure("rank 1", "it has failed", timestamp=time.time() - seconds)
+        failure.write(start.logs / "rank_1.error.json")
+        raise Stopped(signal.SIGTERM)
+
+    training = NodeTraining(Run.open(folder.path), Placement(), folder)
+    with replaced(launcher, run_ranks=stopped, accepted_data=lambda *_: DataCheck("data")):
+        if caused:
+            assert training.train() == EXIT_AGAIN
+        else:
+            with pytest.raises(Stopped):
+                training.train()
+    here = f"rank 1 on {this_host()}: it has failed"
+    assert folder.state()["error"] == (here if caused else "stopped by SIGTERM")
+
+
+def test_the_jobs_script_reads_the_exit_code_and_the_node_to_exclude(folder, monkeypatch):
+    file = folder.path / "ended"
+    monkeypatch.setenv("SUPERCLIP_ENDED", str(file))
+    ended = []
+    for start in range(3):
+        run, step = Run.open(folder.path), Placement(job="17", step=str(start))
+        with replaced(launcher, run_ranks=failing, accepted_data=lambda *_: DataCheck("data")):
+            code = launcher.train(run, step, folder)
+        ended.append((code, file.read_text()))
+    assert ended == [(75, "75 \n"), (75, f"75 {this_host()}\n"), (1, "1 \n")]
 
 
 STEP = {

@@ -17,5 +17,6 @@ runs=(
     '/runs/50% of it'
 )
 run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
+export SUPERCLIP_ENDED="$run/ended"
 command=("${superclip[@]}" run "$run")
 # …

@@ -22,5 +22,6 @@ runs=(
     runs/superclip_vit-b-16_512m_bs16k
 )
 run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
+export SUPERCLIP_ENDED="$run/ended"
 command=("${superclip[@]}" run "$run")
 # …

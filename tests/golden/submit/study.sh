@@ -32,5 +32,6 @@ runs=(
     'runs/figure 4/runs/superclip_global_batch_size-32768_seed0'
 )
 run="${runs[${SLURM_ARRAY_TASK_ID:-0}]}"
+export SUPERCLIP_ENDED="$run/ended"
 command=("${superclip[@]}" run "$run")
 # …
