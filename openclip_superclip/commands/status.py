@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
+from ..files import json_or_empty
 from ..rendering import markdown_table
-from ..runs.folder import RUNNING, current_state, read_fields
+from ..runs.folder import RUNNING, current_state
 from ..runs.slurm import QueuedJob, has_job, my_jobs
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
@@ -79,7 +80,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 def run_status(run: Path, queue: Mapping[str, QueuedJob]) -> tuple[list[str], str]:
     """Returns a run's row of the table, and its error or ""; the queue is from `my_jobs`."""
     values = current_state(run)
-    submitted = read_fields(run / "submitted.json").get("job")
+    submitted = json_or_empty(run / "submitted.json").get("job")
     job = queue.get(values.get("job")) or queue.get(submitted)
     state = values.get("state") or ("submitted" if job else "not started")
     is_damaged = not values and (run / "state.json").exists()

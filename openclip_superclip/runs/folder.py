@@ -38,39 +38,13 @@ HEARTBEAT = 10  # seconds between two heartbeats of a run
 STALE = 120
 
 
-# of the fields that are read from state.json and run.json; another type counts as missing
-TYPES = {
-    "state": str,
-    "heartbeat": str,
-    "expected_end": str,
-    "samples_per_second": int | float,
-    "job": str,
-    "error": str,
-    "refused": dict,
-    **dict.fromkeys(("step", "steps", "epoch", "slices"), int),
-    "attempts": list,
-    "changes": list,
-    "data_check": dict,
-}
-
-
-def read_fields(file: Path) -> dict:
-    """Returns the JSON object in a file of a run's folder, without fields of a wrong type; {} if it
-    is missing or broken."""
-    return {
-        name: value
-        for name, value in json_or_empty(file).items()
-        if value is None or isinstance(value, TYPES.get(name, object))
-    }
-
-
 def current_state(run: Path) -> dict:
     """Returns the content of state.json in a run's folder, {} if there is none.
 
     If it says `running` but the process or its heartbeat is gone, `state` is `lost` and `error`
     says why.
     """
-    state = read_fields(run / "state.json")
+    state = json_or_empty(run / "state.json")
     problem = why_gone(run) if state.get("state") == RUNNING else None
     if problem is None:
         return state
@@ -118,7 +92,7 @@ class RunFolder:
 
     def state(self) -> dict:
         """Returns the content of state.json, {} if there is none."""
-        return read_fields(self.state_file)
+        return json_or_empty(self.state_file)
 
     @property
     def is_finished(self) -> bool:
@@ -126,7 +100,7 @@ class RunFolder:
 
     def record(self) -> dict:
         """Returns the content of run.json, {} if there is none."""
-        return read_fields(self.path / RECORD)
+        return json_or_empty(self.path / RECORD)
 
     @property
     def epoch(self) -> int:
@@ -136,8 +110,7 @@ class RunFolder:
     @property
     def attempts(self) -> list[dict]:
         """The starts of the run."""
-        attempts = self.record().get("attempts") or []
-        return [attempt for attempt in attempts if isinstance(attempt, dict)]
+        return self.record().get("attempts") or []
 
     def check_is_own(self) -> None:
         """Raises InputError if the folder contains files of a run's names that no run has
@@ -221,19 +194,15 @@ class RunFolder:
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""
-        return read_fields(self.path / "submitted.json").get("job")
+        return json_or_empty(self.path / "submitted.json").get("job")
 
     def note_submission(self, job: str) -> None:
         """Writes submitted.json."""
         write_json(self.path / "submitted.json", {"job": job, "since": current_time()})
 
-    def start(
-        self, run: Run, placement: Placement, logs: str, *, accepts: bool = False, **values
-    ) -> None:
-        """Writes run.json, with this start added to its attempts, and the state "running".
-
-        `accepts` is whether this start accepts changes, and `values` are more fields of run.json.
-        """
+    def start(self, run: Run, placement: Placement, logs: str, **values) -> None:
+        """Writes run.json, with this start added to its attempts and `values` as more fields, and
+        the state "running"."""
         attempts = self.attempts
         if attempts and "state" not in attempts[-1]:
             attempts[-1].update(state=LOST, ended=self.state().get("heartbeat"))
@@ -245,7 +214,6 @@ class RunFolder:
             "ranks": f"ranks/{logs}",
             "started": current_time(),
             "epoch_before": self.epoch,
-            "accepts": accepts,
         }
         self.write(
             run,

@@ -25,7 +25,7 @@ from .progress import AddedLines, Progress
 from .recovery import Decision, Failure, decide, earliest_failure, new_files
 from .signals import EXIT_AGAIN, Stopped, signals_ignored
 from .slurm import Placement
-from .start_checks import accepts_changes, check_can_save, checked_start
+from .start_checks import check_can_save, checked_start
 from .unreadable import UnreadableData, accepted_data
 
 RESUME = ("--resume", "latest", "--save-frequency", "1")
@@ -63,8 +63,8 @@ class NodeTraining:
     def __init__(
         self, run: Run, placement: Placement, folder: RunFolder, *, measures: bool = False
     ):
-        self.accepts_changes = accepts_changes(run, placement, folder)
-        # later starts accept no changes
+        self.accepts_changes = run.settings.accept_changes
+        # later starts, which read run.json, accept no changes
         run = replace(run, settings=replace(run.settings, accept_changes=False))
         self.run = run
         self.placement = placement
@@ -134,7 +134,6 @@ class NodeTraining:
 
     def _first_node(self) -> int:
         folder = self.folder
-        accepts = self.accepts_changes
         with lock(folder.path / "lock", self.placement):
             try:
                 if folder.is_finished:
@@ -142,13 +141,13 @@ class NodeTraining:
                     folder.check_data("give --out another folder", self.run.data)
                     to_stdout(f"superclip run: {folder.path} is finished: nothing is left to train")
                     return 0
-                values = checked_start(self.run, folder, accepts=accepts)
+                values = checked_start(self.run, folder, accepts=self.accepts_changes)
             except InputError as error:
                 folder.note_refusal(str(error))
                 raise
             for path in quarantine(folder.checkpoints, is_whole, "damaged"):
                 to_stdout(f"superclip run: {path.stem} is damaged and was renamed to {path.name}")
-            folder.start(self.run, self.placement, self.logs.name, accepts=accepts, **values)
+            folder.start(self.run, self.placement, self.logs.name, **values)
             try:
                 return self._train_and_record()
             except Exception as error:

@@ -10,6 +10,7 @@ import re
 import torch
 
 from ..checkpoints.trainer_files import RECORD
+from ..errors import InputError
 from ..files import read_json
 from ..hooks import hookimpl
 from ..method.distributed import begin_sum
@@ -17,7 +18,7 @@ from ..method.finite_weights import is_finite_on_all_ranks
 from .child_processes import Start
 from .progress import STEPS
 from .recovery import NeedsUser
-from .unreadable import too_much_unreadable, unreadable_of_slice
+from .unreadable import check_unreadable, unreadable_of_slice
 
 FIRST_STEP = 30  # minutes that the first step may take, at least
 
@@ -154,8 +155,10 @@ class RankMonitor:
 
         Collective."""
         counts = self._sum(*unreadable_of_slice(self.unreadable, epoch))
-        for problem in too_much_unreadable(self.run, epoch, *counts, shards={}):
-            raise NeedsUser(problem)
+        try:
+            check_unreadable(self.run, epoch, *counts, shards={})
+        except InputError as error:  # which OpenCLIP's launcher would print
+            raise NeedsUser(str(error)) from None
 
     def _sum(self, *numbers: int) -> list[int]:
         """Returns each number, summed over the ranks. Collective."""

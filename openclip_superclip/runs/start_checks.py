@@ -13,19 +13,6 @@ from ..rendering import bytes_text
 from ..trainer.train import check_command
 from .folder import RunFolder
 from .recovery import MAX_STARTS, PREEMPTIONS, starts_without_slice
-from .slurm import Placement
-
-
-def accepts_changes(run: Run, placement: Placement, folder: RunFolder) -> bool:
-    """Returns whether this start accepts changes: --accept-changes is given, and no earlier start
-    of the same job has accepted them."""
-    this = placement.restarts, placement.step
-    return run.settings.accept_changes and not any(
-        attempt.get("accepts")
-        and attempt.get("job") == placement.job
-        and (attempt.get("restarts"), attempt.get("step")) != this
-        for attempt in folder.attempts
-    )
 
 
 def checked_start(run: Run, folder: RunFolder, *, accepts: bool) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.data_check import DataCheck
 from ..data.tar_shards import expand
-from ..errors import listed, refuse, to_stderr
+from ..errors import InputError, listed, to_stderr
 from ..plans.run import Run
 from .progress import AddedLines
 
@@ -45,8 +45,7 @@ class UnreadableData:
         for (start, epoch), shards in sorted(self.shards.items()):
             if start == self.logs.name:
                 named = dict(sorted(shards.items()))
-                counts = len(shards), self.samples[start, epoch]
-                refuse(too_much_unreadable(self.run, epoch, *counts, named))
+                check_unreadable(self.run, epoch, len(shards), self.samples[start, epoch], named)
         # a slice trained twice counts once
         of_epoch = {epoch: number for (_, epoch), number in self.samples.items()}
         shards = set().union(*self.shards.values())
@@ -68,11 +67,11 @@ def _listed(lines: bytes) -> Iterator[dict]:
             yield json.loads(line)
 
 
-def too_much_unreadable(
+def check_unreadable(
     run: Run, epoch: int, num_shards: int, num_samples: int, shards: Mapping[str, str]
-) -> Iterator[str]:
-    """Yields an error if more of a slice cannot be read than --unreadable-max allows; `shards` are
-    named."""
+) -> None:
+    """Raises InputError if more of a slice cannot be read than --unreadable-max allows; `shards`
+    are named."""
     shards_of_slice = math.ceil(_num_shards(run.data) / run.recipe.slices)
     unreadable = {
         "shards": (num_shards, shards_of_slice),
@@ -80,7 +79,7 @@ def too_much_unreadable(
     }
     for kind, (number, total) in unreadable.items():
         of_slice = f"the {total:,} {kind} of slice {epoch + 1}"
-        yield from _too_much(run, number, total, of_slice, shards)
+        _check_number(run, number, total, of_slice, shards)
 
 
 @functools.cache
@@ -109,18 +108,16 @@ def refuse_bad_files(run: Run, check: DataCheck) -> None:
     named = {file.name: file.problem for file in check.bad}
     kind = "images" if run.is_table else "shards"
     total = check.num_checked
-    refuse(_too_much(run, len(check.bad), total, f"{total:,} {kind}", named))
+    _check_number(run, len(check.bad), total, f"{total:,} {kind}", named)
 
 
-def _too_much(
-    run: Run, number: int, total: int, files: str, named: Mapping[str, str]
-) -> Iterator[str]:
-    """Yields an error if more of `total` files cannot be read than --unreadable-max allows; `named`
-    are the reasons by file."""
+def _check_number(run: Run, number: int, total: int, files: str, named: Mapping[str, str]) -> None:
+    """Raises InputError if more of `total` files cannot be read than --unreadable-max allows;
+    `named` are the reasons by file."""
     limit = run.settings.unreadable_max
     if number > limit * total:
         reasons = listed((f"{file} ({why})" for file, why in named.items()), NUM_NAMED)
-        yield (
+        raise InputError(
             f"{number:,} of {files} cannot be read, more than --unreadable-max {limit:g} "
             f"allows{': ' if reasons else ''}{reasons}; superclip plan --check finds all bad "
             "files"

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from support import cases, input_error, parametrize, table
+from support import input_error, parametrize
 from support.slurm_cluster import wait_until
 from support.tiny_run import write_recipe
 from support.training_runs import call
@@ -28,7 +28,7 @@ from openclip_superclip.runs.lock import lock
 from openclip_superclip.runs.recovery import Decision, Failure
 from openclip_superclip.runs.signals import EXIT_AGAIN, EXIT_REFUSED, Stopped
 from openclip_superclip.runs.slurm import Placement, this_host
-from openclip_superclip.runs.start_checks import accepts_changes, checked_start
+from openclip_superclip.runs.start_checks import checked_start
 from openclip_superclip.trainer import option_problems
 from openclip_superclip.trainer.train import check_command
 
@@ -56,17 +56,6 @@ def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, mo
     options = vars(check_command(training.start.arguments))
     checked = checked_start(training.run, folder, accepts=False)
     assert checked == {FIELD: asdict(record_of(options, 1))}
-
-
-# the start is 17.1-1
-@cases("job, restarts, step, accepted, accepts", table("runs: accepted changes"))
-def test_a_job_accepts_changes_unless_an_earlier_start_has(
-    folder, job, restarts, step, accepted, accepts
-):
-    attempt = {"job": str(job), "restarts": restarts, "step": str(step)}
-    folder.note(attempts=[attempt if accepted is None else attempt | {"accepts": accepted}])
-    placement = Placement(job="17", restarts=1, step="1")
-    assert accepts_changes(Run.open(folder.path), placement, folder) == accepts
 
 
 def test_a_finished_run_of_other_data_is_refused(folder):
