@@ -50,14 +50,10 @@ class Placement:
 
 
 def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
-    """Returns the node of this process; InputError if srun does not start one process per node, or
-    for a variable without a number."""
+    """Returns the node of this process; InputError if srun does not start one process per node."""
 
-    def number(name: str, default: str = "") -> int:
-        text = environment.get(name) or default
-        if not text.isdecimal():
-            raise InputError(f"{name} is {text!r}; expected a number, as SLURM sets it")
-        return int(text)
+    def number(name: str, default: int = 0) -> int:
+        return int(environment.get(name) or default)
 
     # SLURM_JOB_ID of one task of an array is also the number of the whole array
     job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID")
@@ -67,12 +63,12 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         job = f"{job}_{task}"
     placement = Placement(
         job=job,
-        restarts=number("SLURM_RESTART_COUNT", "0"),
-        gpus=number("SLURM_GPUS_ON_NODE", "0"),
+        restarts=number("SLURM_RESTART_COUNT"),
+        gpus=number("SLURM_GPUS_ON_NODE"),
     )
     step = environment.get("SLURM_STEP_ID", "")
     if not step.isdecimal() or int(step) >= FIRST_SPECIAL_STEP:
-        num_nodes = number("SLURM_JOB_NUM_NODES", "1")
+        num_nodes = number("SLURM_JOB_NUM_NODES", 1)
         if num_nodes > 1:
             raise InputError(
                 f"job {job} has {num_nodes} nodes, and this process would use one of them: "
@@ -98,7 +94,7 @@ def find_placement(environment: Mapping[str, str] = os.environ) -> Placement:
         node=number("SLURM_NODEID"),
         step=step,
         master_addr=master_addr or "127.0.0.1",
-        master_port=number("MASTER_PORT", "29500"),
+        master_port=number("MASTER_PORT", 29500),
     )
 
 

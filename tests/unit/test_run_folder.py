@@ -1,19 +1,18 @@
 """What a run's folder holds and refuses, and how its nodes know one
 another, without training."""
 
-import errno
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import pytest
 import torch
 from support import cases, input_error, parametrize, read_json, table, write_json, write_program
 from support.tiny_run import write_recipe
@@ -24,6 +23,7 @@ from openclip_superclip.checkpoints.resume import check_kind, read_resumed, resu
 from openclip_superclip.checkpoints.trainer_files import quarantine
 from openclip_superclip.checkpoints.weights import checkpoint_of
 from openclip_superclip.commands.recipe_options import on_machines
+from openclip_superclip.errors import InputError
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Run, Settings
@@ -63,10 +63,6 @@ def test_a_start_that_would_not_use_the_job_is_refused(environment, said):
         find_placement(environment)
 
 
-def test_an_empty_number_of_a_job_is_none():
-    assert find_placement({"SLURM_JOB_ID": "", "SLURM_RESTART_COUNT": "x"}) == Placement()
-
-
 def ended_process():
     process = subprocess.Popen(["true"])
     process.wait()
@@ -79,7 +75,18 @@ def write_owner(path, **owner):
     )
 
 
-@cases("owner, placement, queue, refusal", table("runs: owners of a lock"))
+@parametrize(
+    "owner, placement, queue, refusal",
+    [
+        ({"job": "17"}, {"job": "17", "restarts": 1}, "", ""),  # it was requeued
+        ({"job": "17", "restarts": 1}, {"job": "17", "restarts": 1}, "", "job 17, process 1 on"),
+        ({"job": "17"}, {"job": "18"}, "17", "another run: job 17, process 1 on elsewhere"),
+        ({"job": "17"}, {"job": "18"}, "16", ""),  # the job has ended
+        ({"job": "17"}, {"job": "18"}, None, "if it has ended, remove"),  # no squeue
+        ({"host": socket.gethostname(), "pid": os.getpid()}, {}, "", ""),  # of a container
+        ({"host": socket.gethostname(), "pid": os.getppid()}, {}, "", f"process {os.getppid()} on"),
+    ],
+)
 def test_only_a_lock_without_a_running_owner_is_taken_over(
     owner, placement, queue, refusal, tmp_path, monkeypatch
 ):
@@ -91,8 +98,6 @@ def test_only_a_lock_without_a_running_owner_is_taken_over(
             "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
         )
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    if not owner:  # its process has died, and the number is in use
-        owner = {"host": socket.gethostname(), "pid": os.getpid()}
     write_owner(path, **owner)
     before = path.read_text()
     if refusal:
@@ -105,59 +110,33 @@ def test_only_a_lock_without_a_running_owner_is_taken_over(
         assert not path.exists()
 
 
-@pytest.fixture(scope="session")
-def without_flock(tmp_path_factory):
-    """Variables with which a process runs as on a file system without
-    flock."""
-    folder = tmp_path_factory.mktemp("flock")
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("a library without flock is compiled")
-    (folder / "flock.c").write_text(
-        f"#include <errno.h>\nint flock(int file, int what) {{ errno = {errno.ENOSYS}; return "
-        "-1; }\n"
-    )
-    command = f"{compiler} -shared -fPIC -o {folder}/flock.so {folder}/flock.c".split()
-    subprocess.run(command, check=True)
-    return {"LD_PRELOAD": f"{folder}/flock.so", "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
-def hold(path, variables):
-    """Starts three processes that take the lock at one moment, and returns them
-    with what each prints; the one that holds it waits for its input."""
-    source = (
-        "import sys\nfrom pathlib import Path\n"
-        "from openclip_superclip.errors import InputError\n"
-        "from openclip_superclip.runs.lock import lock\nfrom openclip_superclip.runs.slurm "
-        "import Placement\nprint('ready', flush=True)\nsys.stdin.readline()\n"
-        "try:\n"
-        f"    with lock(Path({str(path)!r}), Placement()):\n"
-        "        print('held', flush=True)\n        sys.stdin.readline()\n"
-        "except InputError as error:\n    print(error, flush=True)\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    environment = os.environ | variables
-    command = [sys.executable, "-c", source]
-    started = [subprocess.Popen(command, env=environment, **pipes) for _ in range(3)]
-    for process in started:
-        assert process.stdout.readline() == "ready\n"
-    for process in started:
-        process.stdin.write("\n")
-    return started, [process.stdout.readline() for process in started]
+def hold(path, barrier, held):
+    """Takes the lock together with other processes, and keeps it until all have tried."""
+    barrier.wait()
+    with contextlib.suppress(InputError), lock(path, Placement()):
+        held.put(os.getpid())
+        barrier.wait()
+        return
+    barrier.wait()
 
 
 @parametrize("left", ["", "dead owner", "damaged"])
-def test_of_processes_that_start_at_one_moment_one_gets_the_lock(left, without_flock, tmp_path):
+def test_of_processes_that_start_at_one_moment_one_gets_the_lock(left, tmp_path):
     if left == "dead owner":
         write_owner(tmp_path / "lock", host=socket.gethostname(), pid=ended_process())
     elif left:
         (tmp_path / "lock").touch()
-    started, printed = hold(tmp_path / "lock", without_flock)
-    for process in started:
-        process.communicate()
-    found = sorted(line.partition(" belongs to another run")[0] for line in printed)
-    assert found == sorted(["held\n", *[str(tmp_path)] * 2])
-    assert not (tmp_path / "lock").exists() and not (tmp_path / "lock.claim").exists()
+    context = multiprocessing.get_context("fork")
+    barrier, held = context.Barrier(3), context.Queue()
+    arguments = (tmp_path / "lock", barrier, held)
+    processes = [context.Process(target=hold, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    winner = held.get(timeout=60)
+    for process in processes:
+        process.join()
+    assert held.empty() and winner in [process.pid for process in processes]
+    assert list(tmp_path.iterdir()) == []
 
 
 def write_checkpoints(folder, *epochs):
