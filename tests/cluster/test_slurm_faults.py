@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from support import read_json, write_program
-from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice
+from support.slurm_cluster import ON_CPUS, attempts, submit, wait_for_slice, wait_until
 from support.tiny_run import SLICES, assert_equal_weights, outcome, state
 
 from openclip_superclip.data.shard_order import slice_of
@@ -102,6 +102,24 @@ def test_the_jobs_script_takes_another_port_asks_slurm_again_and_restarts_on_the
     starts = [troubled["run"] / one["ranks"] / "node_0.json" for one in attempts(troubled["run"])]
     ports = [read_json(start)["master_port"] for start in starts]
     assert ports[:5] == [port + more for more in (1, 202, 303, 404, 505)]
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(cluster, work, recipe, slow_steps, undisturbed):
+    run, flags = work / "runs/stopped", f"{ON_CPUS} {slow_steps}"
+    job = submit(cluster, recipe, run, flags)
+    wait_for_slice(cluster, run, 0, 1)
+    cluster.call("superclip stop", run)
+    cluster.complete(job, run / f"slurm-{job}.out")
+    assert outcome(run) == ("preempted", f"stopped after slice {state(run)['epoch']}, as asked")
+    job = submit(cluster, recipe, run, flags)
+    wait_for_slice(cluster, run, 1, 1)
+    cluster.call("superclip stop --now", run)
+    assert cluster.wait(job)["JobState"] == "CANCELLED"
+    wait_until(lambda: not cluster.call("squeue --noheader"), 60, "the end of the job")
+    assert outcome(run) == ("preempted", "stopped by SIGTERM")
+    job = submit(cluster, recipe, run, ON_CPUS)
+    cluster.complete(job, run / f"slurm-{job}.out")
+    assert_equal_weights(run, undisturbed)
 
 
 def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
