@@ -12,6 +12,8 @@ from ..errors import InputError
 from ..files import is_running, json_or_empty, json_text, make_folder, write_json
 from .slurm import Placement, has_job
 
+held = set()  # the locks of this process
+
 
 @contextlib.contextmanager
 def lock(path: Path, placement: Placement) -> Iterator[None]:
@@ -27,11 +29,13 @@ def lock(path: Path, placement: Placement) -> Iterator[None]:
         "pid": os.getpid(),
         "since": current_time(),
     }
-    if not (_created(path, owner) or _taken_over(path, owner)):
+    if path.resolve() in held or not (_created(path, owner) or _taken_over(path, owner)):
         raise _refusal(path)
+    held.add(path.resolve())
     try:
         yield
     finally:
+        held.discard(path.resolve())
         if json_or_empty(path) == owner:
             path.unlink(missing_ok=True)
 
@@ -92,7 +96,7 @@ def _may_be_alive(other: dict, owner: dict) -> bool:
     if same_job and other["restarts"] < owner["restarts"]:
         return False
     if other["host"] == owner["host"]:
-        # a container numbers its processes from 1 again
+        # another container may have had a process of this number
         return other["pid"] != owner["pid"] and is_running(other["pid"])
     return other["job"] is None or same_job or has_job(other["job"])
 

@@ -10,7 +10,6 @@
 #SBATCH --signal=B:USR1@60        # this script gets SIGUSR1 a minute before the time is up
 #SBATCH --requeue                 # SLURM starts the job again if a node dies, or another job takes its place
 #SBATCH --open-mode=append
-set -o pipefail
 superclip=(/venv/bin/python -m openclip_superclip)
 [ -z "${SUPERCLIP_CONTAINER:-}" ] || superclip=(superclip)
 runs=(
