@@ -142,6 +142,7 @@ class Training:
             Path(self.options.logs),
             "--train-data",
             "--logs",
+            is_first=local_rank() == 0,
         )
 
     @cached_property
@@ -353,6 +354,15 @@ def read(args: Namespace) -> Training:
             names = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
             args.opt_fallback_list = [*names, "class_head.*"]
     return training
+
+
+def local_rank() -> int:
+    """Returns this process's rank among those of its machine."""
+    from open_clip_train.distributed import world_info_from_env
+
+    if launched()[1] == 1:
+        return 0
+    return int(os.environ.get("HOROVOD_LOCAL_RANK", world_info_from_env()[0]))
 
 
 def launched() -> tuple[int, int]:
