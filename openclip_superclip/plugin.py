@@ -10,9 +10,9 @@ from .errors import InputError, one_line, refuse
 from .flags import Config, add_options
 from .hooks import hookimpl
 from .trainer import current
-from .trainer.checks import problems
+from .trainer.checks import check_model, problems
 from .trainer.parsed_options import Training, read
-from .trainer.start import begin, log_start
+from .trainer.start import begin, log_start, register_models
 
 
 class Plugin:
@@ -40,6 +40,9 @@ class Plugin:
             with replaced(logging.root, handlers=logging.root.handlers[:]):
                 self.training = read(args)
                 refuse(problems(self.training))
+                if not self.training.only_options:
+                    register_models(self.training)
+                check_model(self.training)
                 if not self.training.only_options:
                     begin(self.training)
         except InputError as error:

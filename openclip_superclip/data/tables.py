@@ -168,8 +168,9 @@ def check_table(
     for chunk in rows or chunks_of(path, columns, flag):
         names = list(chunk)
         captions = [text_of(caption) for caption in chunk[columns.caption]]
-        if not swallowing:
-            swallowing = _swallowing_row(captions, chunk[columns.image], columns.separator)
+        swallowing = swallowing or _swallowing_row(
+            captions, chunk[columns.image], columns.separator
+        )
         table.count_captions(captions)
         if long_key:
             table.num_long += sum(

@@ -37,7 +37,7 @@ OF_CONNECTIONS = re.compile(
     r"exited|Timed? ?out|timed out|timing out|No route to host|Network is unreachable"
 )
 OF_HARDWARE = re.compile(
-    r"NCCL|\bECC\b|[Uu]ncorrectable|(?i:nvlink)|\bXid\b|[Bb]us error|SIGBUS|"
+    r"NCCL (error|watchdog)|\bECC\b|[Uu]ncorrectable|(?i:nvlink)|\bXid\b|[Bb]us error|SIGBUS|"
     r"unspecified launch failure|CUDA unknown error|"
     r"CUDA error: (unknown error|an illegal memory access|system not yet|hardware stack error)|"
     r"DistBackendError|DistNetworkError|No CUDA GPUs|no CUDA-capable device|"
