@@ -34,6 +34,7 @@ GROUPS = {
         "run": "train a recipe on this machine, into a folder that records the run",
         "submit": "train a recipe on SLURM",
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
+        "stop": "end a run after its next checkpoint, or at once",
     },
     "scores": {
         "evaluate": "evaluate checkpoints, and compare runs",

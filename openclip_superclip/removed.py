@@ -35,6 +35,7 @@ FLAGS = {
     "writes words.jsonl",
     "--rehearsal": "give the rehearsal's speed, --samples-per-second S",
     "--gpu": "the hours are those of A100s; give the rehearsal's speed, --samples-per-second S",
+    "--stop-after-slice": "superclip stop RUN ends a run after its next checkpoint",
     "--state": "the table of superclip status has a column for grep",
     "--record": "superclip evaluate writes scores.json, with the versions that made it",
     "--runs": "the runs of a study are in OUT/runs",

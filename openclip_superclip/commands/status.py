@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ..errors import InputError, Parser, to_stderr, to_stdout
 from ..rendering import markdown_table
-from ..runs.folder import RUNNING, RunFolder, current_state, read_fields
+from ..runs.folder import RUNNING, current_state, read_fields
 from ..runs.slurm import QueuedJob, has_job, my_jobs
-from .shared_options import add_switch
 
 FILES = ("state.json", "submitted.json", "recipe.yaml")  # a folder with one of these is a run
 DEPTH = 4  # of folders below the given ones: STUDY/runs/RUN is two below
@@ -35,17 +34,9 @@ def main(argv: list[str]) -> int:
         type=Path,
         metavar="RUN",
     )
-    add_switch(
-        parser,
-        "--stop-after-slice",
-        "end each RUN after its next checkpoint, without a requeue; superclip submit resumes",
-    )
     options = parser.parse_args(argv)
-    if options.stop_after_slice and not options.runs:
-        raise InputError("--stop-after-slice ends the given runs: expected RUN")
     given = options.runs
     queue = my_jobs() or {}
-    code = 0
     counts = Counter()
     rows = []
     notes = []
@@ -63,17 +54,11 @@ def main(argv: list[str]) -> int:
     for run in found:
         row, note = run_status(run, queue)
         counts[row[0]] += 1
-        if options.stop_after_slice and row[0] == RUNNING:
-            RunFolder(run).stop_file.touch()
-            note = f"it ends after its next checkpoint{f'; {note}' if note else ''}"
-        elif options.stop_after_slice and row[-1]:
-            code = 1
-            note = f"it does not run yet: scancel {row[-1].split()[0]} removes its job"
         rows.append([str(run), *row])
         notes += [f"{run}: {' '.join(note.split())}"] if note else []
     total = f"runs: {', '.join(f'{number} {state}' for state, number in counts.most_common())}"
     to_stdout("\n".join([markdown_table(HEADS, rows), *notes, total]))
-    return code
+    return 0
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:

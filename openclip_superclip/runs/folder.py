@@ -25,7 +25,7 @@ from ..files import (
 )
 from ..plans.recipe import WORDS, Recipe
 from ..plans.run import NUM_KEPT, OLD_DESCRIPTION, Run
-from .lock import killed_owner, lock
+from .lock import killed_owner, lock, owner_of
 from .recovery import ENDS, LOST, Decision
 from .slurm import SETUP, Placement, has_job, hosts
 
@@ -214,6 +214,10 @@ class RunFolder:
         if (self.path / "lock").exists():
             with lock(self.path / "lock", placement):
                 pass
+
+    def owner(self) -> dict:
+        """Returns the process that trains the run, {} if there is none."""
+        return owner_of(self.path / "lock")
 
     def submitted_job(self) -> str | None:
         """Returns the SLURM job that was submitted last, ARRAY_TASK for the task of an array."""

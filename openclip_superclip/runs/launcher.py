@@ -51,7 +51,7 @@ class Stalled(Exception):
 
 
 class StopAsked(Exception):
-    """superclip status --stop-after-slice has asked to end the run, and a slice is saved."""
+    """superclip stop has asked to end the run, and a slice is saved."""
 
 
 def train(run: Run, placement: Placement, folder: RunFolder) -> int:

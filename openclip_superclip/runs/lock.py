@@ -63,7 +63,7 @@ def _take_flock(file: BinaryIO, path: Path) -> bool | None:
     return is_free
 
 
-def _owner(path: Path) -> dict:
+def owner_of(path: Path) -> dict:
     """Returns the owner in a lock's file; {} if the file is missing or damaged."""
     owner = json_or_empty(path)
     is_owner = owner.keys() >= {"job", "restarts", "host", "pid", "since"}
@@ -75,7 +75,7 @@ def _owner(path: Path) -> dict:
 def killed_owner(path: Path) -> dict:
     """Returns the owner in a lock's file if it is a process of this machine that has ended, else
     {}."""
-    owner = _owner(path)
+    owner = owner_of(path)
     is_killed = owner.get("host") == socket.gethostname() and not is_running(owner.get("pid"))
     return owner if is_killed else {}
 
@@ -93,10 +93,10 @@ def _created(path: Path, owner: dict) -> bool:
 
 def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     """Returns whether this process, and no other one, has replaced a dead owner."""
-    other = _owner(path)
+    other = owner_of(path)
     if not other:  # it is being written, or was damaged
         time.sleep(1)
-        other = _owner(path)
+        other = owner_of(path)
     if not path.exists():  # it was released
         return _created(path, owner)
     if _is_alive(other, owner, has_flock=has_flock):
@@ -107,7 +107,7 @@ def _taken_over(path: Path, owner: dict, *, has_flock: bool) -> bool:
     except FileExistsError:
         return False
     try:
-        if _owner(path) != other:
+        if owner_of(path) != other:
             return False
         write_json(path, owner)
         return True
@@ -130,7 +130,7 @@ def _is_alive(other: dict, owner: dict, *, has_flock: bool) -> bool:
 
 
 def _refusal(path: Path) -> InputError:
-    owner = _owner(path)
+    owner = owner_of(path)
     who = "a new process"
     if owner:
         job = f"job {owner['job']}, " if owner["job"] else ""

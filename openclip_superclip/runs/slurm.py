@@ -178,6 +178,13 @@ def has_job(job: str) -> bool:
     )
 
 
+def cancel(job: str) -> None:
+    """Cancels a job; InputError if SLURM refuses."""
+    done = _call("scancel", job)
+    if done.returncode:
+        raise InputError(f"scancel {job} failed: {' '.join(done.stderr.split())}")
+
+
 def _call(*command: str, **options) -> subprocess.CompletedProcess:
     """Returns a command's exit code and output; OSError if it cannot be started here."""
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)

@@ -2,12 +2,17 @@
 
 import os
 import re
+import signal
+import socket
+import subprocess
 import time
 from datetime import datetime, timedelta
 
 import pytest
 from support import markdown_cells, write_json, write_program
-from support.training_runs import call, execute
+from support.training_runs import call, execute, failure
+
+from openclip_superclip.files import shipped_folder
 
 END = "2030-01-02T03:04:05+00:00"
 
@@ -110,12 +115,52 @@ def test_the_table_shows_every_run_and_its_error(runs, capsys):
     assert errors == ["runs/studies contains no run", "nowhere is not a folder"]
 
 
-def test_a_run_that_waits_for_slurm_cannot_be_stopped_after_a_slice(runs, capsys):
-    waits, fast = runs / "runs/studies", runs / "runs/fast"
-    assert call("status", waits, "--stop-after-slice") == 1
-    assert "it does not run yet: scancel 19_0 removes its job" in capsys.readouterr().out
-    assert call("status", fast, "--stop-after-slice") == 0
-    assert list(runs.rglob("stop_after_slice")) == [fast / "stop_after_slice"]
+def test_stop_asks_a_running_run_to_end_after_its_next_checkpoint(runs):
+    execute("stop runs/fast")
+    assert list(runs.rglob("stop_after_slice")) == [runs / "runs/fast/stop_after_slice"]
+
+
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        ("runs/studies/lr/runs/clip_seed0", "--now removes job 19_0 from the queue"),
+        ("runs/bad", "runs/bad is not running"),
+        ("runs/ahead --now", "is trained by process 17 on elsewhere: call superclip stop there"),
+    ],
+)
+def test_stop_names_what_it_cannot_stop(flags, error, runs):
+    owner = {"job": None, "restarts": 0, "host": "elsewhere", "pid": 17, "since": "noon"}
+    write_json(runs / "runs/ahead/lock", owner)
+    assert error in failure(f"stop {flags}")
+
+
+def test_stop_now_cancels_the_job_or_ends_the_process(runs):
+    write_program(runs / "scancel", "echo $@ >>cancelled")
+    execute("stop --now runs/fast")
+    execute("stop --now runs/studies/lr/runs/clip_seed0")
+    assert (runs / "cancelled").read_text() == "18\n19_0\n"
+    with subprocess.Popen(["sleep", "100"]) as process:
+        owner = {"job": None, "restarts": 0, "host": socket.gethostname(), "since": "noon"}
+        write_json(runs / "runs/ahead/lock", owner | {"pid": process.pid})
+        execute("stop --now runs/ahead")
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_evaluation_script_takes_finished_runs_only(finished, runs):
+    run = runs / ("runs/rehearsed/whole" if finished else "runs/bad")
+    (run / "checkpoints").mkdir()
+    for epoch in (9, 10):
+        (run / f"checkpoints/epoch_{epoch}.pt").touch()
+    write_program(runs / "srun", 'shift 2; [ "$2" = status ] && exec "$@"; echo "$@"')
+    done = subprocess.run(
+        ["bash", shipped_folder("slurm") / "evaluate.sbatch", run, "--data", "x"],
+        env=os.environ | {"SLURM_CPUS_PER_TASK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    expected = f"superclip evaluate {run}/checkpoints/epoch_10.pt --data x\n"
+    assert (done.returncode, done.stdout) == ((0, expected) if finished else (1, ""))
 
 
 @pytest.mark.parametrize(

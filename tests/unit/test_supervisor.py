@@ -126,7 +126,7 @@ def test_a_broken_record_of_the_beginning_is_replaced_by_what_openclip_recorded(
 def test_a_run_that_is_asked_to_stop_ends_after_its_next_checkpoint_and_is_not_requeued(folder):
     def ranks(start, each_second):
         each_second()
-        assert call(f"status {folder.path} --stop-after-slice") == 0
+        assert call(f"stop {folder.path}") == 0
         each_second()  # no slice is saved yet
         torch.save({"epoch": 1}, folder.path / "checkpoints/epoch_1.pt")
         each_second()
