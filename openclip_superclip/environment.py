@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
 import resource
@@ -108,6 +109,17 @@ def end_with_parent(death_signal: int = signal.SIGKILL, parent: int | None = Non
         prctl(1, int(death_signal))
     if parent not in (None, os.getppid()):
         os.kill(os.getpid(), death_signal)
+
+
+@contextmanager
+def log_level(level: int) -> Iterator[None]:
+    """Temporarily sets the level of the root logger."""
+    before = logging.root.level
+    logging.root.setLevel(level)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(before)
 
 
 @contextmanager

@@ -273,6 +273,13 @@ def config_from(options: dict) -> Config | None:
     return Config(**given)
 
 
+def is_given(options: dict) -> bool:
+    """Returns whether a parsed command line has a flag of ours that changes training; without one,
+    it is stock OpenCLIP's."""
+    names = ("superclip", "superclip_slices", "superclip_val_fraction")
+    return any(options.get(name) not in (None, False) for name in names)
+
+
 def options_of(config: Config) -> dict:
     """Returns every option of `config` under its name on the parsed command line, defaults
     included."""

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoints.resume_record import write_record
 from .data.shard_order import DataOrder
@@ -10,9 +11,12 @@ from .errors import InputError, one_line, refuse
 from .flags import Config, add_options
 from .hooks import hookimpl
 from .trainer import current
-from .trainer.checks import problems
+from .trainer.checks import check_model, problems
 from .trainer.parsed_options import Training, read
-from .trainer.start import begin, log_start
+from .trainer.start import begin, log_start, register_models
+
+if TYPE_CHECKING:  # it imports torch
+    from .data.captions import CaptionTokens
 
 
 class Plugin:
@@ -23,6 +27,7 @@ class Plugin:
 
     def __init__(self):
         self.training: Training | None = None
+        self.caption_tokens: CaptionTokens | None = None
 
     @property
     def config(self) -> Config | None:
@@ -39,7 +44,11 @@ class Plugin:
             # with a handler that this adds, OpenCLIP would log each line twice
             with replaced(logging.root, handlers=logging.root.handlers[:]):
                 self.training = read(args)
+                self.caption_tokens = None
                 refuse(problems(self.training))
+                if not self.training.only_options:
+                    register_models(self.training)
+                check_model(self.training)
                 if not self.training.only_options:
                     begin(self.training)
         except InputError as error:
@@ -114,6 +123,8 @@ class Plugin:
 
     @hookimpl
     def open_clip_epoch_end(self, model, epoch):
+        if self.caption_tokens is not None:
+            self.caption_tokens.counts.report()
         if self.config is None or self.training.in_run is not None:
             return
         from .method.finite_weights import is_finite_on_all_ranks
@@ -135,7 +146,7 @@ class Plugin:
         from .data.captions import CaptionTokens
 
         table = training.kind == "table"
-        return CaptionTokens(
+        self.caption_tokens = CaptionTokens(
             training.config,
             tokenizer,
             caption_key=args.csv_caption_key if table else "txt",
@@ -146,6 +157,7 @@ class Plugin:
             batch_size=args.batch_size,
             separate_words=training.separates_words,
         )
+        return self.caption_tokens
 
     @hookimpl
     def open_clip_data_order(self, args, shared_epoch):

@@ -15,7 +15,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transform import merge_preprocess_dict
 from torch import nn
 
-from ..environment import FACTORY_LOCK, replaced
+from ..environment import FACTORY_LOCK, log_level, replaced
 from ..errors import InputError, as_input_error
 from ..files import write_json
 from ..method.head import ClassHead, vocabulary_size
@@ -47,9 +47,9 @@ class Architecture(NamedTuple):
 
         If the plugin's hooks are active, the argument `superclip` adds a class head.
         """
-        logging.getLogger().setLevel(logging.ERROR)  # OpenCLIP warns that the model has no weights
         config = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
         with (
+            log_level(logging.ERROR),  # OpenCLIP warns that the model has no weights
             as_input_error(f"{self.source}: OpenCLIP cannot build {self.name}"),
             tempfile.TemporaryDirectory() as folder,
             torch.device(device),

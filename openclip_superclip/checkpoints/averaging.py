@@ -1,6 +1,7 @@
 """Averages checkpoints, also released and fine-tuned ones."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
@@ -9,6 +10,7 @@ from ..errors import InputError
 from ..files import atomic_output, check_out
 from ..method.head import NUM_CAPTIONS
 from .architecture import architecture_of
+from .export import read_source
 from .hugging_face import TOWERS
 from .starting_weights import released_file
 from .trainer_files import options_to_keep
@@ -44,7 +46,7 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
     options of its run. A class head is the mean of the checkpoints that have one.
     """
     check_out(out, sources, COMMAND, overwrite=overwrite)
-    checkpoints = [read_checkpoint(released_file(source, "CHECKPOINT")) for source in sources]
+    checkpoints = [_read(source) for source in sources]
     with_head = [checkpoint for checkpoint in checkpoints if checkpoint.has_head] or checkpoints
     for checkpoint in checkpoints:
         check_values(checkpoint.weights, checkpoint.path)
@@ -63,6 +65,17 @@ def average(sources: list[str], shares: list[float], out: Path, *, overwrite: bo
             merged[name] = mean.to(tensor.dtype)
     with atomic_output(out, overwrite=overwrite) as file:
         save_weights(merged, file, {**options_to_keep(latest), "written_by": COMMAND})
+
+
+def _read(source: str) -> Checkpoint:
+    """Returns the checkpoint in a file or folder, or the one of MODEL:TAG with the options that its
+    tag stands for."""
+    file = released_file(source, "CHECKPOINT")
+    if file == source:
+        return read_checkpoint(file)
+    model, tag = source.split(":", 1)
+    checkpoint = read_source(file, model, tag=tag)
+    return replace(checkpoint, options={"model": model, **checkpoint.options})
 
 
 def _check_fit(left: Checkpoint, right: Checkpoint) -> None:

@@ -130,8 +130,8 @@ def _shards(paths: list[str]) -> dict:
 def read_record(folder: Path) -> ResumeRecord | None:
     """Returns the record in a run's folder, else one made from OpenCLIP's params.txt, or None.
 
-    Records of version 0.2 contain the global batch beside the options, and neither the number of
-    ranks nor --batch-size.
+    Records of versions 0.1 and 0.2 contain the global batch beside the options, and neither the
+    number of ranks nor --batch-size; those of 0.1 name the model instead of its digest.
     """
     for content in (json_or_empty(folder / RECORD).get(FIELD), json_or_empty(folder / NAME)):
         parts = content if isinstance(content, dict) else {}
@@ -139,6 +139,7 @@ def read_record(folder: Path) -> ResumeRecord | None:
         if all(isinstance(part, dict) for part in (options, shards, versions)):
             if parts.get("global_batch_size") is not None:
                 options["global_batch_size"] = parts["global_batch_size"]
+            options = {name: _content(name, value) for name, value in options.items()}
             return ResumeRecord(options | (parts.get("division") or {}), shards, versions)
     options = read_options(folder)
     return _record(options, {}) if isinstance(options.get("train_data"), str) else None

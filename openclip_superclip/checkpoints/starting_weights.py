@@ -330,11 +330,7 @@ def _check_values_in(file: str, flag: str) -> None:
 def plain_model(architecture: Architecture, options: Namespace) -> nn.Module:
     """Returns OpenCLIP's model of a training, without a class head, on the meta device."""
     bias = {"init_logit_bias": -10} if options.siglip else {}
-    level = logging.root.level
-    try:
-        return architecture.build(force_custom_text=options.force_custom_text, **bias)
-    finally:
-        logging.root.setLevel(level)
+    return architecture.build(force_custom_text=options.force_custom_text, **bias)
 
 
 def how_to_load(model: str, pretrained: str | None) -> tuple[dict, functools.partial | None]:

@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
         default=[],
         metavar="W",
     )
-    add_output(parser, ".pt or .safetensors file to write", "file")
+    # checkpoints are named before a missing --out
+    add_output(parser, ".pt or .safetensors file to write", "file", required=False)
     options = parser.parse_args(argv)
     # argparse gives an option all values that follow it
     weights = [float(value) for value in itertools.takewhile(_is_number, options.weights)]
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
             f"{len(checkpoints)} checkpoints are given ({' '.join(checkpoints) or 'none'}); "
             "expected two or more"
         )
+    if options.out is None:
+        raise InputError("--out is missing; expected a .pt or .safetensors file to write")
     described = f"the mean of {len(checkpoints)} checkpoints"
     if options.weights:
         _check_weights(weights, len(checkpoints))

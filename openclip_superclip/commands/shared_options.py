@@ -35,9 +35,15 @@ def add_folder(parser: ArgumentParser, flag: str, help: str, **options) -> None:
     parser.add_argument(flag, help=help, type=expanded_path, metavar="DIR", **options)
 
 
-def add_output(parser: Parser, help: str = "folder to write", replaced: str = "folder") -> None:
+def add_output(
+    parser: Parser,
+    help: str = "folder to write",
+    replaced: str = "folder",
+    *,
+    required: bool = True,
+) -> None:
     """Adds --out and --overwrite."""
-    parser.option("--out", help, type=expanded_path, required=True)
+    parser.option("--out", help, type=expanded_path, required=required)
     add_switch(parser, "--overwrite", f"replace an existing {replaced}")
 
 

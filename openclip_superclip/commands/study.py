@@ -1,6 +1,7 @@
 """superclip study: compares methods by paired seeds, and tests their differences."""
 
 import dataclasses
+import os
 import shlex
 from argparse import Namespace
 from typing import TYPE_CHECKING
@@ -102,7 +103,13 @@ def _splits(options: Namespace) -> bool:
     """Returns whether the command splits --data; InputError for --val-fraction where it does
     not."""
     if options.data and not is_table(options.data):
-        expand(options.data, "--data")  # InputError for a folder
+        if os.path.isdir(options.data):
+            raise InputError(
+                f"--data is {options.data}, a folder; expected a table, a .csv file with a column "
+                "of image files and a column of captions, or a pattern of shards, such as "
+                "'x/{00000..00099}.tar'"
+            )
+        expand(options.data, "--data")  # InputError for a wrong pattern
     has_validation = options.val_data or "flags.val-data" in shared.all_settings(options)
     if options.val_fraction is None:
         return is_table(options.data) and not has_validation

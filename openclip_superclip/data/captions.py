@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from multiprocessing import Array
-from multiprocessing.util import Finalize
 from typing import NamedTuple
 
 import torch
@@ -183,8 +182,6 @@ class CaptionCounts:
     def __init__(self, missing_long: str):
         self._missing_long = missing_long
         self._counts = Array("q", 2)  # shared between workers
-        # runs at the end of a forked process too, unlike atexit
-        Finalize(None, self.report, exitpriority=10)
 
     def so_far(self) -> tuple[int, int]:
         """Returns the numbers of samples and of missing long captions."""

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import shutil
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ SPLIT = "split-"  # begins the name of a folder with the parts of a table
 RECORD = "split.json"  # in it
 TRAIN = "train.csv"
 VAL = "val.csv"
+MAX_WAIT = 3600  # seconds that a rank waits for the split of the first one
 
 
 def image_digests(paths: Sequence[str]) -> list[str]:
@@ -130,7 +132,6 @@ class TableSplit:
             return
         parent = self.folder.parent
         self.new_parents = tuple(each for each in (parent, *parent.parents) if not each.exists())
-        self.is_new = True
         make_folder(parent, out_flag)
         try:
             with atomic_output(self.folder, overwrite=False) as part:
@@ -144,8 +145,10 @@ class TableSplit:
                     )
                 write_json(part / RECORD, self.record)
         except OSError:
-            if not (self.folder / RECORD).exists():  # another process was not faster
+            if not (self.folder / RECORD).exists():
                 raise
+            return  # another process was faster; its tables are not this one's to remove
+        self.is_new = True
 
     def remove(self) -> None:
         """Removes the tables if `write` has written them."""
@@ -157,13 +160,21 @@ class TableSplit:
 
 
 def split_table(
-    table: str, columns: Columns, fraction: float, parent: Path, data_flag: str, out_flag: str
+    table: str,
+    columns: Columns,
+    fraction: float,
+    parent: Path,
+    data_flag: str,
+    out_flag: str,
+    *,
+    is_first: bool = True,
 ) -> TableSplit:
     """Returns the split of a table: the one in a folder split-ID of `parent`, or a new one to be
     written there.
 
     ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
-    validation, so that the same call finds the same tables.
+    validation, so that the same call finds the same tables. Of the ranks of a machine, only the
+    first one compares the images; the others wait until it has written the split.
 
     Raises InputError, naming --val-fraction, `data_flag` or `out_flag`.
     """
@@ -181,6 +192,8 @@ def split_table(
     rows = pd.concat(chunks_of(table, columns, data_flag, dtype=str))
     identity = json.dumps([content_digest(Path(table)), *columns, fraction])
     folder = parent / f"{SPLIT}{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    if not is_first:
+        _wait_for(folder / RECORD, out_flag)
     if (folder / RECORD).exists():
         return TableSplit(folder, read_json(folder / RECORD, out_flag, f"remove {folder}"))
     images = image_digests(list(map(str, rows[columns.image])))
@@ -195,3 +208,15 @@ def split_table(
         "num_val": len(val),
     }
     return TableSplit(folder, record, {TRAIN: train, VAL: val})
+
+
+def _wait_for(record: Path, out_flag: str) -> None:
+    """Waits until the first rank has written a split; InputError if it has not after an hour."""
+    deadline = time.monotonic() + MAX_WAIT
+    while not record.exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{out_flag}: the first rank of this machine has not written {record}: its error "
+                "is the cause"
+            )
+        time.sleep(0.2)

@@ -1,6 +1,5 @@
 """Opens images safely, checks them, and reads the pixels of training or those of a viewer."""
 
-import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,6 @@ FORMATS = {"PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 MAX_ASPECT = 100
 
 
-@functools.cache
 def restrict_formats(_worker: int = 0) -> None:
     """Makes Pillow open only FORMATS in this process, and in those that it forks, whoever calls
     it."""

@@ -203,10 +203,15 @@ def listed_samples(shards: list[str], flag: str) -> dict[str, int]:
     """Returns the numbers of samples in the sizes.json files beside the shards; InputError if
     one cannot be read."""
     numbers = {}
-    for folder, names in itertools.groupby(shards, key=lambda shard: Path(shard).parent):
+    local = [shard for shard in shards if not is_remote(shard)]
+    for folder, names in itertools.groupby(local, key=lambda shard: Path(shard).parent):
         if (folder / "sizes.json").exists():
             sizes = read_json(folder / "sizes.json", flag=flag, advice="remove it")
             numbers |= {name: sizes[Path(name).name] for name in names if Path(name).name in sizes}
+    if numbers and not any(numbers.values()):
+        raise InputError(
+            f"{flag}: sizes.json beside {shards[0]} lists no samples: correct or remove it"
+        )
     for shard, number in numbers.items():
         if not isinstance(number, int) or number < 0:
             raise InputError(

@@ -164,9 +164,14 @@ def check_table(
         return table
     long_key = config.long_caption_key
     images = []
+    swallowing = ""  # the first row whose caption contains other rows
     for chunk in rows or chunks_of(path, columns, flag):
         names = list(chunk)
-        table.count_captions([text_of(caption) for caption in chunk[columns.caption]])
+        captions = [text_of(caption) for caption in chunk[columns.caption]]
+        swallowing = swallowing or _swallowing_row(
+            captions, chunk[columns.image], columns.separator
+        )
+        table.count_captions(captions)
         if long_key:
             table.num_long += sum(
                 has_long_caption(row, long_key) for row in chunk.to_dict("records")
@@ -182,6 +187,11 @@ def check_table(
         )
     if table.num_empty == table.num_samples:
         raise InputError(f"{flag}: the column '{columns.caption}' of {path} holds no caption")
+    if swallowing:
+        table.warnings.append(
+            f"{flag}: the caption of {swallowing} in {path} contains other rows of the table: "
+            "close its quotation mark, or write it twice"
+        )
     table.num_trained = table.num_long if config.missing_long == "skip" else table.num_samples
     _check_images(table, images, max_decoded)
     if table.bad:
@@ -190,6 +200,17 @@ def check_table(
         "the text tower reads the word 'nan', as in stock OpenCLIP, and the class loss no word"
     )
     return table
+
+
+def _swallowing_row(captions: list[str], images: Iterable, separator: str) -> str:
+    """Returns the image of the first row whose caption contains lines like those of the table,
+    because a quotation mark is not closed; "" if there is none."""
+    for image, caption in zip(map(str, images), captions, strict=True):
+        extension = os.path.splitext(image)[1]
+        for line in caption.splitlines()[1:]:
+            if extension and extension in line and separator in line:
+                return image
+    return ""
 
 
 def _check_images(table: DataCheck, images: list[str], max_decoded: int | None) -> None:
@@ -269,11 +290,16 @@ def _readable(path: str, flag: str) -> Iterator[None]:
 
 
 def has_columns(path: str, columns: Columns) -> bool:
-    """Returns whether OpenCLIP finds its columns in a table; True if it cannot be read here."""
+    """Returns whether OpenCLIP finds its columns in a table; True if it cannot be read here.
+
+    Raises InputError for a separator that is no regular expression.
+    """
     if not os.path.isfile(path):
         return True
     try:
         (names,) = _first_rows(path, columns, 0)
+    except InputError:
+        raise
     except (OSError, ValueError):
         return True
     return {columns.image, columns.caption} <= set(names)

@@ -1,5 +1,6 @@
 """The data sets of the suites, found in the user's folder."""
 
+import difflib
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -15,7 +16,7 @@ from webdataset.filters import default_collation_fn
 
 from ..data.images import before_decoding, restrict_formats
 from ..environment import replaced
-from ..errors import InputError, refuse
+from ..errors import InputError
 from .suites import SUITES
 
 KINDS = {  # of data sets, by task
@@ -62,6 +63,15 @@ class LocalDataset(NamedTuple):
         return builder.get_dataset_collate_fn(self.name)(samples)
 
 
+def _check_suite(suite: str) -> None:
+    if suite not in SUITES:
+        near = difflib.get_close_matches(suite, SUITES, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}{meant}"
+        )
+
+
 def select_datasets(
     folder: Path, suites: list[str], names: list[str]
 ) -> tuple[list[tuple[LocalDataset, str]], list[str]]:
@@ -72,11 +82,8 @@ def select_datasets(
     nothing to evaluate.
     """
     suites = list(dict.fromkeys(suites))
-    refuse(
-        f"--suite: there is no suite '{suite}'; expected some of {','.join(SUITES)}"
-        for suite in suites
-        if suite not in SUITES
-    )
+    for suite in suites:
+        _check_suite(suite)
     if not folder.is_dir():
         raise InputError(f"--data: there is no folder {folder}")
     content = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"

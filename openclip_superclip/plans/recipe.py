@@ -1,6 +1,7 @@
 """Recipes: their fields, and the values that these may have."""
 
 import dataclasses
+import difflib
 import io
 import math
 import re
@@ -109,9 +110,13 @@ class Recipe:
             values = values | {"superclip": options}
         for field in values:
             if field not in FIELDS:
+                near = difflib.get_close_matches(field, FIELDS, n=1)
+                expected = f"did you mean {near[0]}?" if near else f"expected {', '.join(FIELDS)}"
+                if field in ("like", "base", "runs"):
+                    expected = "only files of this package have it: write out the recipe's fields"
                 raise InputError(
-                    f"{file}: there is no field '{field}'; a recipe's fields are "
-                    f"{', '.join(FIELDS)}; superclip plan NAME --yaml prints one"
+                    f"{file}: there is no field '{field}'; {expected}; superclip plan NAME --yaml "
+                    "prints one"
                 )
         for field in REQUIRED:
             if field not in values:
@@ -318,7 +323,7 @@ def _with_samples(values: dict, file: str) -> dict:
     samples = values["samples"]
     passes = re.fullmatch(r"(\d+(?:\.\d+)?) passes", str(samples))
     if not passes:
-        if "pass" in str(samples):
+        if isinstance(samples, str) and re.search(r"%|[a-z]{2}", samples):
             raise InputError(
                 f"{file}: samples is {samples!r}; expected a number, or passes: '20 passes'"
             )

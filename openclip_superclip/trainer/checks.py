@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..checkpoints.model_configurations import is_file, register_small_models
 from ..checkpoints.resume import check_kind
 from ..data.held_out import SPLIT
 from ..data.tables import too_few_rows
@@ -15,10 +14,11 @@ from .parsed_options import Training
 
 
 def problems(training: Training) -> Iterator[str]:
-    """Yields why a command cannot train, each with a suggestion, first what its values alone show.
+    """Yields why the options and the data cannot be trained with, each with a suggestion, first
+    what values alone show; OpenCLIP's models are not imported.
 
-    Changes nothing. Without a flag of ours, only the columns of a table and --resume are checked:
-    it is refused if OpenCLIP would fail, or for a run in slices.
+    Without a flag of ours, only the columns of a table and --resume are checked: it is refused if
+    OpenCLIP would fail, or for a run in slices.
     """
     yield from option_problems(training)
     is_trained = training.is_ours and not training.only_options
@@ -26,9 +26,12 @@ def problems(training: Training) -> Iterator[str]:
     training.columns  # noqa: B018 - InputError if a table has no such columns
     if is_trained and training.in_run is None:
         yield from _problems_with_data(training)
-    if not training.only_options:
-        _register_models(training)  # from here on, OpenCLIP's models are imported
-    if is_trained:
+
+
+def check_model(training: Training) -> None:
+    """Raises InputError if the models, the file of --superclip-idf or the checkpoint of --resume do
+    not fit."""
+    if training.is_ours and not training.only_options:
         from ..checkpoints.starting_weights import check_models
 
         check_models(training)
@@ -108,12 +111,6 @@ def _problems_with_earlier_split(training: Training) -> Iterator[str]:
             f"so it may have seen the new pairs for validation; expected --train-data {earlier} "
             f"--val-data {earlier.with_name('val.csv')} instead of --val-fraction"
         )
-
-
-def _register_models(training: Training) -> None:
-    register_small_models()
-    if is_file(training.options.model):
-        training.model  # noqa: B018 - reading registers it
 
 
 def _check_frequencies(training: Training) -> None:

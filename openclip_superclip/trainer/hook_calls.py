@@ -136,6 +136,15 @@ def install(args: argparse.Namespace) -> None:
     _replace_model_classes()
 
 
+def uninstall() -> None:
+    """Gives OpenCLIP its own functions back."""
+    for path, original in _ORIGINALS.items():
+        module_name, _, name = path.rpartition(".")
+        setattr(sys.modules[module_name], name, original)
+    trained.args = None
+    trained.model = None
+
+
 @contextlib.contextmanager
 def plugins_model_class():
     """A context in which OpenCLIP's factory calls the plugins for the model class.

@@ -83,7 +83,6 @@ def remove_unstarted_run() -> None:
         return
     folder, *parents = _made
     _made.clear()
-    logging.disable(logging.CRITICAL)  # torch would log compilation statistics at exit
     files = [
         Path(handler.baseFilename)
         for handler in logging.root.handlers

@@ -17,7 +17,15 @@ from ..data.slices import Split, batches_of_shards, batches_of_table
 from ..data.tables import Columns, check_table, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
 from ..errors import InputError
-from ..flags import Config, DataConfig, config_from, given_options, is_idf_file, options_of
+from ..flags import (
+    Config,
+    DataConfig,
+    config_from,
+    given_options,
+    is_given,
+    is_idf_file,
+    options_of,
+)
 
 if TYPE_CHECKING:  # it imports torch
     from ..checkpoints.weights import Checkpoint
@@ -54,8 +62,7 @@ class Training:
     @property
     def is_ours(self) -> bool:
         """Whether a flag of ours is given; otherwise training is stock OpenCLIP's."""
-        data = self.data_config
-        return self.config is not None or data.slices is not None or data.val_fraction is not None
+        return is_given(vars(self.options))
 
     @property
     def reads_contents(self) -> bool:
@@ -142,6 +149,7 @@ class Training:
             Path(self.options.logs),
             "--train-data",
             "--logs",
+            is_first=local_rank() == 0,
         )
 
     @cached_property
@@ -353,6 +361,15 @@ def read(args: Namespace) -> Training:
             names = args.opt_fallback_list or (args.opt_kwargs or {}).get("fallback_list") or []
             args.opt_fallback_list = [*names, "class_head.*"]
     return training
+
+
+def local_rank() -> int:
+    """Returns this process's rank among those of its machine."""
+    from open_clip_train.distributed import world_info_from_env
+
+    if launched()[1] == 1:
+        return 0
+    return int(os.environ.get("HOROVOD_LOCAL_RANK", world_info_from_env()[0]))
 
 
 def launched() -> tuple[int, int]:

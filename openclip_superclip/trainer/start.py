@@ -4,10 +4,19 @@ import logging
 import multiprocessing
 from pathlib import Path
 
+from ..checkpoints.model_configurations import is_file, register_small_models
 from ..data.images import decode_no_code
 from ..errors import print_in_one_line, to_stderr
 from .output_folder import make_folder, remove_unstarted_run
 from .parsed_options import Training
+
+
+def register_models(training: Training) -> None:
+    """Registers the models that a command may name with OpenCLIP: the small ones, and a JSON
+    file."""
+    register_small_models()
+    if is_file(training.options.model):
+        training.model  # noqa: B018 - reading registers it
 
 
 def begin(training: Training) -> None:
@@ -32,7 +41,12 @@ def begin(training: Training) -> None:
         if training.kind == "shards" and options.workers > 0:  # a WebDataset cannot be pickled
             multiprocessing.set_start_method("fork", force=True)
         make_folder(options)
-        print_in_one_line(remove_unstarted_run)
+        print_in_one_line(_end_unstarted_run)
+
+
+def _end_unstarted_run() -> None:
+    remove_unstarted_run()
+    logging.disable(logging.CRITICAL)  # torch would log compilation statistics at exit
 
 
 def _warnings(training: Training) -> list[str]:

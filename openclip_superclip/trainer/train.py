@@ -4,12 +4,17 @@ import argparse
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from ..checkpoints.trainer_files import is_complete, quarantine
+from ..environment import replaced
 from ..errors import InputError, one_line, reason, refuse, to_stderr
 from ..files import is_full, why_full
+from ..flags import add_options, is_given
 from . import current, hook_calls, output_folder
 from .horovod import join_ranks
 from .option_problems import data_problems
@@ -34,18 +39,43 @@ def train(argv: list[str]) -> int:
         argv = argv[1:]
     result = -1
     output_folder.started.clear()
-    try:
-        result = _train(argv)
-    except InputError as error:
-        to_stderr(f"error: {one_line(error)}")
-    finally:
-        if result is not None:  # OpenCLIP returns -1 on errors
-            output_folder.remove_unstarted_run()
-        output_folder.release()
-        for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]:
-            # otherwise torch.compile prints statistics at exit
-            logging.getLogger(name).setLevel(logging.WARNING)
+    with _unchanged_process():
+        try:
+            result = _train(argv)
+        except InputError as error:
+            to_stderr(f"error: {one_line(error)}")
+        finally:
+            if result is not None:  # OpenCLIP returns -1 on errors
+                output_folder.remove_unstarted_run()
+            output_folder.release()
     return 0 if result is None else 1
+
+
+@contextlib.contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Restores what a training changes in this process, perhaps a notebook: OpenCLIP's functions,
+    the image formats that Pillow opens, the report of errors, and logging."""
+    Image.init()
+    formats = dict(Image.OPEN)
+    order = Image.ID[:]
+    levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
+    root = logging.root
+    with (
+        replaced(sys, excepthook=sys.excepthook),
+        replaced(logging, raiseExceptions=logging.raiseExceptions),
+        replaced(root, handlers=root.handlers[:], level=root.level),
+        replaced(root.manager, disable=root.manager.disable),
+    ):
+        try:
+            yield
+        finally:
+            hook_calls.uninstall()
+            Image.OPEN.update(formats)
+            Image.ID[:] = order
+            # OpenCLIP makes all loggers verbose: torch.compile would print statistics at exit
+            for name in list(root.manager.loggerDict):
+                level = logging.WARNING if name.startswith("torch.") else logging.NOTSET
+                logging.getLogger(name).setLevel(levels.get(name, level))
 
 
 def _train(argv: list[str]):
@@ -55,13 +85,14 @@ def _train(argv: list[str]):
         hook_calls.hooks_module().plugin_manager()
     except RuntimeError as error:  # a plugin cannot be loaded; the message names it
         raise InputError(str(error)) from error
-    _check_device(argv)
+    launch = _launch_options(argv)
+    _check_device(launch)
     args = None if hook_calls.is_patched() else hook_calls.parse_args(argv)
     if args is not None:
         refuse(data_problems(args))  # also without a flag of ours
     from open_clip_train.main import main
 
-    if "--horovod" in argv:
+    if launch.horovod:
         join_ranks()
     if args is not None:
         hook_calls.install(args)
@@ -76,15 +107,29 @@ def _train(argv: list[str]):
     return main(argv)
 
 
-def _check_device(argv: list[str]) -> None:
+def _launch_options(argv: list[str]) -> argparse.Namespace:
+    """Returns --device, --horovod and our flags as OpenCLIP's parser understands them, shortened
+    ones too: they are needed before OpenCLIP's modules are imported."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise InputError(message)
+
+    parser = Parser(add_help=False)
+    parser.add_argument("--device", nargs="?")  # OpenCLIP's parser reports a missing value
+    parser.add_argument("--horovod", action="store_true")
+    add_options(parser)
+    try:
+        return parser.parse_known_args(argv)[0]
+    except InputError:  # OpenCLIP's parser reports it, with the flags that are similar
+        return argparse.Namespace(device=None, horovod=False)
+
+
+def _check_device(launch: argparse.Namespace) -> None:
     """Raises InputError for --device cuda beside a flag of ours if there is no GPU: OpenCLIP
     would use the CPU."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--device", nargs="?")  # OpenCLIP's parser reports a missing value
-    device = parser.parse_known_args(argv)[0].device or ""
-    if not device.startswith("cuda") or not any(
-        argument.startswith("--superclip") for argument in argv
-    ):
+    device = launch.device or ""
+    if not device.startswith("cuda") or not is_given(vars(launch)):
         return
     from torch.cuda import is_available
 

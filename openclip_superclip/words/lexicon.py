@@ -15,6 +15,7 @@ from ..errors import InputError, listed, reason
 from ..method.idf import special_token_ids
 
 SHORTEST_WORD = 3  # letters: shorter tokens are almost always the end of a longer word
+TEXT_FILES = (".txt", ".csv", ".tsv")
 CHUNK = 4096  # words tokenized at once
 
 
@@ -49,6 +50,9 @@ def chosen_lexicon(flag: str, tokenizer: Callable, vocab_size: int) -> Lexicon:
     """Returns the words and phrases of --words, a comma-separated list or a file with one per
     line."""
     lines = flag.split(",")
+    is_name = len(lines) == 1 and (os.sep in flag or Path(flag).suffix in TEXT_FILES)
+    if is_name and not os.path.exists(flag):
+        raise InputError(f"--words: there is no file {flag}")
     if os.path.isfile(flag):
         try:
             lines = Path(flag).read_text("utf-8-sig").splitlines()

@@ -13,8 +13,6 @@ from support.models import write_model, write_weights
 from support.training_runs import completed, failure, run_train, train_on_five_classes
 from webdataset import autodecode
 
-from openclip_superclip.data import images
-
 OURS = [
     "",
     "--dataset-resampled --workers 1",
@@ -54,9 +52,6 @@ def ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "OPEN", Image.OPEN | {"EPS": reader})
     monkeypatch.setattr(Image, "ID", list(dict.fromkeys([*Image.ID, "EPS"])))
     monkeypatch.setattr(autodecode, "default_pre_handlers", [autodecode.gzfilter])
-    images.restrict_formats.cache_clear()
-    yield
-    images.restrict_formats.cache_clear()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """`superclip train`: how it starts, and what a run records."""
 
+import contextlib
+import logging
 import multiprocessing
 import os
 import re
@@ -8,13 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
+import open_clip_train.main
 import pytest
 import torch
+from PIL import Image
 from support import cases, parametrize, refusals, table
 from support.models import MODELS, VOCAB_SIZE, write_model
 from support.training_runs import (
     completed,
     error_of,
+    failure,
     fork,
     on_a_full_disk,
     run_ranks,
@@ -24,7 +30,8 @@ from support.training_runs import (
 from torch.distributed.run import main as torchrun
 
 from openclip_superclip.flags import Config, options_of
-from openclip_superclip.trainer import start
+from openclip_superclip.trainer import hook_calls, start
+from openclip_superclip.trainer import train as train_command
 from openclip_superclip.trainer.parsed_options import launched
 
 
@@ -133,11 +140,50 @@ GPU = torch.cuda.is_available()
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
-def test_cuda_without_a_gpu_is_refused_at_once_with_our_flags_only(short_run, tmp_path):
-    flags = f"{short_run} --device cuda"
-    error = error_of(superclip_train, flags, "--superclip --train-data nowhere.csv", cwd=tmp_path)
-    assert error == "error: --device is cuda, and PyTorch finds no GPU here: expected --device cpu"
-    run_train(flags, cwd=tmp_path)  # OpenCLIP falls back to the CPU
+@parametrize("ours", ["--superclip", "--val-fraction 0.2", "--val-frac 0.2", "--superclip-sl 3"])
+def test_cuda_without_a_gpu_is_refused_with_each_flag_of_ours(ours, short_run):
+    error = failure(f"train {short_run} --devi cuda {ours} --train-data nowhere.csv")
+    assert (
+        error == "error: --device is cuda, and PyTorch finds no GPU here: expected --device cpu\n"
+    )
+
+
+@pytest.mark.skipif(GPU, reason="there is a GPU")
+def test_without_a_flag_of_ours_openclip_falls_back_to_the_cpu(short_run, tmp_path):
+    run_train(f"{short_run} --device cuda", cwd=tmp_path)
+
+
+@parametrize("flag", ["--horovod", "--horov", "--ho"])
+def test_a_shortened_flag_for_horovod_joins_the_ranks(flag, monkeypatch, parse_args):
+    assert train_command._launch_options([flag, "--model", "RN50"]).horovod
+    joined = []
+    monkeypatch.setattr(train_command, "join_ranks", lambda: joined.append(flag))
+    monkeypatch.setattr(hook_calls, "parse_args", lambda argv: sys.exit("parsed"))
+    monkeypatch.setattr(hook_calls, "is_patched", lambda: True)
+    monkeypatch.setattr("open_clip_train.main.main", lambda argv: None)
+    assert train_command.train([flag]) == 0
+    assert joined == [flag]
+
+
+@parametrize("flags", ["--superclip --epochs 1", "--superclip --batch-size 8000", "--model none"])
+def test_a_training_in_a_notebook_leaves_the_process_as_it_was(flags, short_run, tmp_path):
+    def process_state():
+        loggers = {name: logging.getLogger(name).level for name in ("open_clip", "torch.fx", "PIL")}
+        replaced = [open_clip_train.main.train_one_epoch, open_clip.factory.CLIP, sys.excepthook]
+        root = logging.root
+        return loggers, replaced, root.level, root.handlers[:], root.manager.disable, Image.ID[:]
+
+    def train():
+        Image.init()
+        before = process_state()
+        with contextlib.suppress(RuntimeError, SystemExit):  # of OpenCLIP, of a refusal
+            superclip_train(short_run, flags)
+        assert process_state() == before
+        assert logging.raiseExceptions
+
+    process = fork(train, tmp_path / "output.txt", tmp_path, {})
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "output.txt").read_text()
 
 
 @parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import cases, parametrize, refusals, table
+from support import cases, parametrize, read_json, refusals, table
 from support.models import add_to_cache, assert_equal, random_weights, write_model
 from support.training_runs import execute
 
@@ -99,6 +99,21 @@ def test_an_average_with_released_weights_takes_the_head_of_the_tuned_ones(
     for name, tensor in state(files / "plain.safetensors").items():
         if tensor.is_floating_point():
             expected[name] = 0.75 * tensor + 0.25 * expected[name]
+    torch.testing.assert_close(state(tmp_path / "out.pt"), expected)
+
+
+def test_released_weights_with_and_without_quick_gelu_are_not_averaged(
+    files, tmp_path, monkeypatch, refused
+):
+    model_cfg = read_json(files / "model/open_clip_config.json")["model_cfg"]
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", model_cfg)
+    of_tag = {"file": str(files / "plain.safetensors")}
+    tags = {"plain": of_tag, "other": of_tag, "quick": {**of_tag, "quick_gelu": True}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny", tags)
+    message = refused(files, f"average tiny:plain tiny:quick --out {tmp_path}/out.pt")
+    assert "its quick_gelu is True, expected False" in message
+    execute(f"average tiny:plain tiny:other --out {tmp_path}/out.pt")
+    expected = state(files / "plain.safetensors")
     torch.testing.assert_close(state(tmp_path / "out.pt"), expected)
 
 

@@ -195,6 +195,9 @@ ODD_YAML = {
     "in itself": ("chosen: &a {b: *a}", r"found \*a: "),
     "a number of many digits": ("seed: " + "1" * 5000, "is not a readable YAML file: Exceeds"),
     "more passes than numbers": (f"samples: '{'9' * 400} passes'", "samples is inf; expected an"),
+    "a percentage": ("samples: 50%", "samples is '50%'; expected a number, or passes: '20 passes'"),
+    "a field of this package's files": ("like: other", "'like'; only files of this package have"),
+    "a typing error": ("warmpu: 3", "no field 'warmpu'; did you mean warmup"),
     "a weight of many digits": (f"superclip: {{weight: 1{'0' * 400}}}", "superclip-weight is 1000"),
     "names of the paper's scores": (
         "paper: {source: x, read_off: false, values: {1: 2}}",

@@ -208,3 +208,16 @@ def test_json_of_many_brackets_has_no_long_caption(tmp_path):
     write_tar(tmp_path / "0.tar", [{"png": IMAGE, "txt": "a cat", "json": b"[" * 10**5}])
     checked = inspect_shard(f"{tmp_path}/0.tar", "json:long")
     assert (checked.bad, checked.num_long) == ([], 0)
+
+
+def test_a_list_of_sizes_without_samples_is_refused(folder):
+    sizes = {f"{number:06}.tar": 0 for number in range(NUM_SHARDS)}
+    write_json(folder / "sizes.json", sizes)
+    with input_error("--data: sizes.json beside .* lists no samples: correct or remove it"):
+        check(folder)
+
+
+def test_a_signed_url_with_a_long_component_is_not_taken_for_a_file():
+    name = f"pipe:curl -s https://host/{'x' * 300}/{{000000..000015}}.tar"
+    split = Split(NUM_SHARDS, 1, 1, 4, 64, 16)
+    assert "16 of 16 shards are URLs or pipes" in check_pattern(name, split, SAMPLES).warnings[0]

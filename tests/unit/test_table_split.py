@@ -2,6 +2,7 @@
 it, and find its columns."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -10,8 +11,9 @@ from PIL import Image
 from support import cases, input_error, parametrize, read_json_lines, refusals, table
 from support.training_runs import execute, failure, run_train
 
+from openclip_superclip.data import held_out
 from openclip_superclip.data.held_out import split_table
-from openclip_superclip.data.tables import Columns, detect_columns
+from openclip_superclip.data.tables import Columns, check_table, detect_columns
 
 COLUMNS = Columns(",", "image", "caption")
 
@@ -214,3 +216,54 @@ def test_training_refuses_tables_that_cannot_be_split_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert problem in refusal(train, "--superclip", options)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_loser_of_two_studies_leaves_the_winners_tables(tmp_path, monkeypatch):
+    table = write_pairs(tmp_path)
+    loser = split_table(str(table), COLUMNS, 0.25, tmp_path / "new", "--data", "--out")
+    winner = split_table(str(table), COLUMNS, 0.25, tmp_path / "new", "--data", "--out")
+
+    def be_faster(*_):
+        monkeypatch.undo()
+        winner.write("--out")
+
+    monkeypatch.setattr(held_out, "make_folder", be_faster)  # after the loser's look for tables
+    loser.write("--out")
+    assert (winner.is_new, loser.is_new) == (True, False)
+    loser.remove()
+    assert sorted(path.name for path in winner.folder.iterdir()) == [
+        "split.json",
+        "train.csv",
+        "val.csv",
+    ]
+
+
+def test_only_the_first_rank_compares_images(tmp_path, monkeypatch):
+    table = write_pairs(tmp_path)
+    arguments = str(table), COLUMNS, 0.25, tmp_path, "--data", "--out"
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(split_table, *arguments, is_first=False) for _ in range(3)]
+        first = split(table)
+        for other in others:
+            assert (other.result().folder, other.result().parts) == (first.folder, {})
+    monkeypatch.setattr(held_out, "MAX_WAIT", 0)
+    with input_error("--out: the first rank of this machine has not written .*split.json"):
+        split_table(str(table), COLUMNS, 0.5, tmp_path, "--data", "--out", is_first=False)
+
+
+def test_a_wrong_separator_is_named_without_our_flags_too(train, tmp_path, refusal):
+    write_pairs(tmp_path)
+    message = refusal(train, "--csv-separator '*,'")
+    assert "--csv-separator is '*,'; expected one character or a regular expression" in message
+
+
+def test_a_caption_that_swallows_rows_is_named(tmp_path):
+    table = write_pairs(tmp_path)
+    lines = table.read_text().splitlines()
+    image = lines[6].partition(",")[0]
+    lines[6] = f'{image},"a dog that is not closed'  # up to the next quotation mark
+    lines[7:] = [line.replace('"', "").replace(", number", " number") for line in lines[7:]]
+    lines[11] += '"'
+    table.write_text("\n".join(lines) + "\n")
+    (warning,) = check_table(str(table), COLUMNS, "--data").warnings
+    assert f"the caption of {image} in {table} contains other rows of the table" in warning
