@@ -5,8 +5,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from support import markdown_cells, write_json, write_program
@@ -153,9 +155,10 @@ def test_the_evaluation_script_takes_finished_runs_only(finished, runs):
     for epoch in (9, 10):
         (run / f"checkpoints/epoch_{epoch}.pt").touch()
     write_program(runs / "srun", 'shift 2; [ "$2" = status ] && exec "$@"; echo "$@"')
+    path = os.pathsep.join([os.environ["PATH"], str(Path(sys.executable).parent)])
     done = subprocess.run(
         ["bash", shipped_folder("slurm") / "evaluate.sbatch", run, "--data", "x"],
-        env=os.environ | {"SLURM_CPUS_PER_TASK": "1"},
+        env=os.environ | {"SLURM_CPUS_PER_TASK": "1", "PATH": path},
         capture_output=True,
         text=True,
     )
