@@ -49,7 +49,7 @@ def draw_study(results: StudyResults) -> bytes:
         if study.cell_field:
             differences.set_xlabel(study.cell_field.replace("_", " "), fontsize=9)
     grid[0][0].set_ylabel("score (dot: a seed)", fontsize=9)
-    grid[1][0].set_ylabel("difference, points (bar: 95 % interval)", fontsize=9)
+    grid[1][0].set_ylabel(f"difference, points (bar: {results.percent} interval)", fontsize=9)
     for axes in grid[:, 0]:
         axes.legend(frameon=False, fontsize=8)
     return png(figure)
@@ -92,7 +92,7 @@ def _draw_differences(
     for x, difference in zip(xs, differences, strict=True):
         interval = difference.interval or (difference.mean, difference.mean)
         axes.plot([x, x], interval, color=colour, linewidth=2.5)
-        seeds = [x + 0.04] * len(difference)
-        axes.plot(seeds, difference, ".", color="black", markersize=4, alpha=0.7)
+        seeds = [x + 0.04] * len(difference.values)
+        axes.plot(seeds, difference.values, ".", color="black", markersize=4, alpha=0.7)
     means = [difference.mean for difference in differences]
     axes.plot(xs, means, "o", color=colour, label=label)

@@ -12,7 +12,7 @@ from ..runs.slurm import SlurmJob, SlurmRequest, find_placement, my_jobs
 from .configuration import ConfiguredStudy
 from .runs import check_plans, runs_of, unfinished
 from .study_run import StudyRun
-from .training import write_data
+from .training import plan_seeds, write_data
 
 # how to measure the runs
 REPORT = "the same command with --only report, without the options of SLURM, writes study.md"
@@ -52,12 +52,14 @@ class StudySubmission:
         make_folder(out)
         with lock(out / "submitting", find_placement()):
             write_data(self.configured)
-            left = unfinished(runs_of(self.configured))
+            all_runs = runs_of(self.configured)
+            left = unfinished(all_runs)
             runs = [run for run in left if run.run_folder.submitted_job() not in queue]
             if not runs:
                 return self._nothing("in the queue" if left else "finished")
             check_plans(map(self._described, runs), reads_data=not self.skip_data_check)
             self.request.keep_setup(out)
+            plan_seeds(self.configured, all_runs)
             number = self._submit_runs(runs)
         request = self.request
         return (

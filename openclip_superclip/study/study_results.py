@@ -2,11 +2,12 @@
 sentences on them."""
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 from ..errors import InputError
 from ..rendering import markdown_table
-from .paired_differences import VERDICTS, PairedDifference, Spread
+from .paired_differences import PairedDifference, Spread, confidence_level, paired_difference
 from .study_file import Study
 
 
@@ -26,9 +27,11 @@ class StudyResults:
     """The records of a study's runs, which `check_measures` has accepted, compared arm by arm at
     equal seeds."""
 
-    def __init__(self, study: Study, records: list[dict]):
+    def __init__(self, study: Study, records: list[dict], planned_seeds: Sequence[int]):
         self.study = study
         self.records = records
+        self.planned_seeds = planned_seeds  # at which the results were or will be read
+        self.level = confidence_level(len(planned_seeds))
         self.measures = list(dict.fromkeys([study.primary, *records[0]["measures"]]))
 
     def spread(self, arm: str, cell, measure: str) -> Spread:
@@ -37,8 +40,8 @@ class StudyResults:
     def differences(self, arm: str, baseline: str, cell) -> dict[str, PairedDifference]:
         """Returns the differences of two arms in a cell, by measure."""
         return {
-            measure: PairedDifference.by_seed(
-                self._scores(arm, cell, measure), self._scores(baseline, cell, measure)
+            measure: paired_difference(
+                self._scores(arm, cell, measure), self._scores(baseline, cell, measure), self.level
             )
             for measure in self.measures
         }
@@ -52,23 +55,38 @@ class StudyResults:
         }
 
     def tables(self) -> str:
-        """Returns a table for each cell in Markdown, and what excludes zero in words."""
+        """Returns a table for each cell in Markdown, and the answer in words."""
         study = self.study
         parts = [f"**{self.study.question}**"]
         for cell in study.cell_values:
             if cell is not None:
                 parts.append(f"{study.cell_field} {cell}:")
             parts.append(self._cell_table(cell))
-        num_seeds = len({record["seed"] for record in self.records})
         parts.append(
-            f"Mean ± standard deviation over {num_seeds} seed(s); differences are paired by "
-            "seed, with their 95 % interval (Student's t)."
+            f"Mean ± standard deviation over {self._seeds()}; differences are paired by "
+            f"seed, with their {self.percent} interval (Student's t)."
         )
         if not study.is_of_scenes and "{seed}" not in str(study.first_settings):
             parts.append(
                 "All seeds share one validation set: the intervals do not cover other data."
             )
         return "\n\n".join([*parts, *self.sentences()])
+
+    @property
+    def percent(self) -> str:
+        """The level of the intervals."""
+        return f"{100 * self.level:.3g} %"
+
+    def _seeds(self) -> str:
+        """Returns the number of seeds and at which other numbers the results are read."""
+        number = len({record["seed"] for record in self.records})
+        text = f"{number} seed{'s' if number > 1 else ''}"
+        earlier = [str(planned) for planned in self.planned_seeds if planned < number]
+        if earlier:
+            text += f", extended after {' and '.join(earlier)} seeds"
+        if number < self.planned_seeds[-1]:
+            text += f" of {self.planned_seeds[-1]} planned"
+        return text
 
     def _cell_table(self, cell) -> str:
         """Returns a table with a row for each measure, and a column for each arm and comparison."""
@@ -90,15 +108,19 @@ class StudyResults:
         return f"{name} (primary)" if measure == self.study.primary else name
 
     def sentences(self) -> list[str]:
-        """Returns which differences are above or below zero, for each comparison in each cell."""
+        """Returns the verdict of the primary measure, for each comparison in each cell."""
         study = self.study
+        measure = _spaced(study.primary)
         sentences = []
         for arm, baseline in study.pairs:
             name = f"{arm} − {baseline}"
             for cell in study.cell_values:
                 at_cell = "" if cell is None else f" at {study.cell_field} {cell}"
-                differences = self.differences(arm, baseline, cell)
-                sentences.append(f"{name}{at_cell}: {_sides_of_zero(differences)}.")
+                difference = self.differences(arm, baseline, cell)[study.primary]
+                answer = f"{difference.verdict} in {measure}, the primary measure"
+                if len(difference.values) < 2:
+                    answer = "one seed shows nothing"
+                sentences.append(f"{name}{at_cell}: {answer}.")
         return sentences
 
     def comparisons(self) -> list[dict]:
@@ -111,18 +133,6 @@ class StudyResults:
             compared = {"arm": arm, "baseline": baseline, "measure": measure, "cell": cell}
             records.append(compared | self.differences(arm, baseline, cell)[measure].record())
         return records
-
-
-def _sides_of_zero(differences: dict[str, PairedDifference]) -> str:
-    """Returns on which side of zero the differences of the measures are, in words."""
-    if len(next(iter(differences.values()))) < 2:
-        return "one seed shows nothing"
-    parts = []
-    for verdict in VERDICTS:
-        names = [_spaced(name) for name in differences if differences[name].verdict == verdict]
-        if names:
-            parts.append(f"{verdict} in {', '.join(names)}")
-    return "; ".join(parts)
 
 
 def _spaced(measure: str) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..checkpoints.resume_record import versions_of_run
 from ..demo.data import write_training_data
 from ..environment import keep_freed_memory
-from ..files import make_folder, write_bytes, write_json, write_text
+from ..files import json_or_empty, make_folder, write_bytes, write_json, write_text
 from ..plans.run import Run
 from ..rendering import progress_bar
 from ..runs.lock import lock
@@ -41,9 +41,33 @@ def run_study(configured: ConfiguredStudy, jobs: int) -> StudyResults:
         write_data(configured)
         # checks the runs' folders again: another study may have written there since
         runs = runs_of(configured)
-        results = StudyResults(configured.study, records(configured, runs, jobs))
+        planned_seeds = plan_seeds(configured, runs)
+        results = StudyResults(configured.study, records(configured, runs, jobs), planned_seeds)
         write_results(results, configured)
     return results
+
+
+def plan_seeds(configured: ConfiguredStudy, runs: Sequence[StudyRun]) -> list[int]:
+    """Writes into study.json, before the first run, at which numbers of seeds the results are
+    read, and returns them.
+
+    Each number counts if another one replaces it after a run is finished, except one seed alone,
+    which has no interval. A study of an earlier release was read at the number that it has.
+    """
+    file = configured.out / "study.json"
+    record = json_or_empty(file)
+    earlier = []
+    if any(run.is_finished for run in runs):
+        earlier = record.get("planned_seeds") or [
+            len({run["seed"] for run in record.get("runs", ())})
+        ]
+    study = configured.study
+    planned = {number for number in earlier if number > 1} | {study.seeds}
+    if max(planned) > 1:
+        planned -= {1}
+    about = {"question": study.question, "primary": study.primary}
+    write_json(file, {**about, **record, "planned_seeds": sorted(planned)})
+    return sorted(planned)
 
 
 def write_data(configured: ConfiguredStudy) -> None:
@@ -137,6 +161,8 @@ def write_results(results: StudyResults, configured: ConfiguredStudy) -> None:
         "device": trained.device,
         "settings": vars(trained.settings),
         "set": study.overrides,
+        "planned_seeds": results.planned_seeds,
+        "confidence_level": results.level,
         "versions": versions_of_run(),
         "cpus": os.cpu_count(),
         "differences": results.comparisons(),

@@ -26,12 +26,12 @@ from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.runs.folder import RunFolder, lock
 from openclip_superclip.runs.slurm import Placement
 from openclip_superclip.study.configuration import DEMO, StudyOptions, configure
-from openclip_superclip.study.paired_differences import PairedDifference
+from openclip_superclip.study.paired_differences import paired_difference
 from openclip_superclip.study.runs import runs_of
 from openclip_superclip.study.study_file import MEASURES, read_study, study_files
 from openclip_superclip.study.study_results import StudyResults, check_measures
 from openclip_superclip.study.study_run import StudyRun, measured
-from openclip_superclip.study.training import run_study, write_results
+from openclip_superclip.study.training import plan_seeds, run_study, write_results
 
 
 def write_study(folder, **values):
@@ -114,21 +114,25 @@ def test_wrong_arguments_are_refused_in_one_line_and_nothing_is_written(
 A_AND_B = {"A": {"method": "clip"}, "B": {}}
 
 
+def difference_of(values):
+    return paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
+
+
 @parametrize("values", [[1.0, 2.0], [0.1 * n**2 for n in range(10)]])
 def test_the_interval_is_that_of_students_paired_test(values):
     interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert PairedDifference(values).interval == pytest.approx((interval.low, interval.high))
+    assert difference_of(values).interval == pytest.approx((interval.low, interval.high))
 
 
 @parametrize("values", [[5.0], [4.99999999999999, 5.0]])
 def test_one_seed_and_equal_differences_have_no_interval_and_exclude_nothing(values):
-    difference = PairedDifference(values)
+    difference = difference_of(values)
     assert (difference.interval, difference.verdict, str(difference)) == (
         None,
         "not significant",
         "+5.0",
     )
-    assert PairedDifference([0.0, 0.0]).verdict == "not significant"
+    assert difference_of([0.0, 0.0]).verdict == "not significant"
 
 
 def records(**scores):
@@ -151,11 +155,55 @@ def test_differences_are_paired_by_seed_whatever_the_order_of_the_records_and_wr
     tmp_path,
 ):
     study = configured(write_study(tmp_path, arms=A_AND_B), out=tmp_path)
-    results = StudyResults(study.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1])
-    assert results.differences("B", "A", None)["zero_shot"] == (3, 2, 4)
+    results = StudyResults(study.study, records(A=[50, 60, 70], B=[53, 62, 74])[::-1], [3])
+    assert results.differences("B", "A", None)["zero_shot"].values == [3, 2, 4]
     write_results(results, study)
     (compared, *_) = read_json(tmp_path / "study.json")["differences"]
     assert (compared["measure"], compared["values"]) == ("zero_shot", [3, 2, 4])
+
+
+def test_the_answer_is_the_primary_measures_and_an_extended_study_has_wider_intervals(tmp_path):
+    study = configured(write_study(tmp_path, arms=A_AND_B)).study
+    of_runs = records(A=[50, 60, 70], B=[53, 62, 74])
+    for run in of_runs:
+        run["measures"]["probe"] += 5 * (run["arm"] == "B") + run["measures"]["zero_shot"] / 1e3
+    planned = StudyResults(study, of_runs, [3])
+    extended = StudyResults(study, of_runs, [2, 3])
+    assert planned.sentences() == ["B − A: above zero in zero shot, the primary measure."]
+    assert "over 3 seeds; differences are paired by seed, with their 95 %" in planned.tables()
+    assert "over 3 seeds, extended after 2 seeds; " in extended.tables()
+    assert "97.1 % interval" in extended.tables()
+    assert extended.sentences() == ["B − A: not significant in zero shot, the primary measure."]
+    assert "3 seeds of 10 planned; " in StudyResults(study, of_runs, [3, 10]).tables()
+
+
+@parametrize(
+    "before, is_finished, seeds, planned",
+    [
+        ({}, False, 10, [10]),
+        ({"planned_seeds": [10]}, False, 20, [20]),  # no score has been seen
+        ({"planned_seeds": [10]}, True, 10, [10]),
+        ({"planned_seeds": [10]}, True, 20, [10, 20]),
+        ({"planned_seeds": [10]}, True, 5, [5, 10]),
+        ({"planned_seeds": [1]}, True, 4, [4]),  # one seed has no interval
+        ({"runs": [{"seed": 0}, {"seed": 1}]}, True, 2, [2]),  # of an earlier release
+        ({"runs": [{"seed": 0}, {"seed": 1}]}, True, 4, [2, 4]),
+    ],
+)
+def test_the_number_of_seeds_is_written_before_the_first_run(
+    before, is_finished, seeds, planned, tmp_path
+):
+    study = configured("demo", out=tmp_path, seeds=seeds)
+    (run, *_) = runs_of(study)
+    if before:
+        write_json(tmp_path / "study.json", {"primary": "zero_shot"} | before)
+    if is_finished:
+        run.folder.mkdir(parents=True)
+        write_json(run.folder / "state.json", {"state": "finished"})
+    assert plan_seeds(study, [run]) == planned
+    record = read_json(tmp_path / "study.json")
+    assert record["planned_seeds"] == planned
+    assert record["primary"] == "zero_shot"
 
 
 def test_a_run_without_a_finite_primary_score_is_refused():
