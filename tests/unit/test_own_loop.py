@@ -25,7 +25,7 @@ def with_head(name, tokenizer, precision="fp32", **options):
 
 
 @parametrize("precision", ["fp32", "bf16", "pure_bf16"])
-@parametrize("options", [{}, {"head_input": "pooled", "idf": "off", "special_tokens": True}], ids=str)
+@parametrize("options", [{}, {"head_input": "pooled", "idf": "off"}], ids=str)
 def test_the_head_is_the_factorys_bit_for_bit(options, precision, tiny_model, tokenizer):
     added = with_head(tiny_model, tokenizer, precision, **options)
     torch.manual_seed(0)
