@@ -240,6 +240,7 @@ def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_r
         "IDF online",
     ):
         assert part in head
+    assert re.search(r"epoch 0: mean IDF weight of a word [0-9.]+; 0 of 64 captions", run.output)
 
 
 def test_without_the_flag_params_txt_and_the_output_are_openclips(short_run, tmp_path):
