@@ -162,8 +162,8 @@ def _parse(argv: list[str]) -> Namespace:
         "study",
         "Trains the arms of a study with paired seeds (the same initial weights of the towers, "
         "the same order of the data, the same crops), evaluates them, and prints each difference "
-        "with its 95 % interval. The same command resumes a study that was stopped or submitted "
-        "to SLURM.",
+        "with its confidence interval. The same command resumes a study that was stopped or "
+        "submitted to SLURM.",
         "one_batch --jobs 2 --out one_batch",
     )
     add = parser.option
