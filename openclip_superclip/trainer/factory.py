@@ -3,6 +3,7 @@
 import argparse
 
 import open_clip
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
 from .. import hooks
@@ -60,7 +61,7 @@ def create_model_and_transforms(
 
 def add_class_head(
     model: nn.Module,
-    tokenizer,
+    tokenizer: SimpleTokenizer | HFTokenizer,
     *,
     idf: str = "online",
     special_tokens: bool = False,

@@ -171,6 +171,7 @@ def test_a_training_in_a_notebook_leaves_the_process_as_it_was(flags, short_run,
         loggers = {name: logging.getLogger(name).level for name in ("open_clip", "torch.fx", "PIL")}
         replaced = [open_clip_train.main.train_one_epoch, open_clip.factory.CLIP, sys.excepthook]
         root = logging.root
+        replaced.append(logging.raiseExceptions)
         return loggers, replaced, root.level, root.handlers[:], root.manager.disable, Image.ID[:]
 
     def train():
@@ -179,7 +180,6 @@ def test_a_training_in_a_notebook_leaves_the_process_as_it_was(flags, short_run,
         with contextlib.suppress(RuntimeError, SystemExit):  # of OpenCLIP, of a refusal
             superclip_train(short_run, flags)
         assert process_state() == before
-        assert logging.raiseExceptions
 
     process = fork(train, tmp_path / "output.txt", tmp_path, {})
     process.join(300)
