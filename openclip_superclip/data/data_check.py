@@ -426,7 +426,11 @@ def check_shard(
                 check.count_image(*check_image(image))
                 if check.num_decoded >= NUM_DECODED and check.num_unreadable < check.num_decoded:
                     wanted.difference_update(IMAGES)  # the next samples have no images
-            elif until_found and check.num_empty < check.num_samples and (check.num_long or not long_key):
+            elif (
+                until_found
+                and check.num_empty < check.num_samples
+                and (check.num_long or not long_key)
+            ):
                 break
     except BROKEN as error:
         problem = why_broken(error)

@@ -54,9 +54,7 @@ class StrictTarInfo(tarfile.TarInfo):
 def expand(pattern: str, flag: str = "--data") -> list[str]:
     """Expands one or several patterns joined by `::`; InputError for unbalanced braces."""
     with as_input_error(f"{flag} is no pattern of shards"):
-        return [
-            name for part in pattern.split("::") for name in braceexpand.braceexpand(part)
-        ]
+        return [name for part in pattern.split("::") for name in braceexpand.braceexpand(part)]
 
 
 def check_any_exists(shards: Sequence[str], flag: str) -> None:
