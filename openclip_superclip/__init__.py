@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .method.model import SuperCLIP as SuperCLIP
     from .method.model import SuperCoCa as SuperCoCa
     from .method.model import SuperCustomTextCLIP as SuperCustomTextCLIP
+    from .method.parameter_groups import parameter_groups as parameter_groups
+    from .trainer.factory import add_class_head as add_class_head
     from .trainer.factory import create_model_and_transforms as create_model_and_transforms
 
 __version__ = "0.3.0.dev0"
@@ -23,8 +25,10 @@ _HOME = {
     "SuperCoCa": "method.model",
     "SuperCustomTextCLIP": "method.model",
     "TokenStatistics": "method.idf",
+    "add_class_head": "trainer.factory",
     "class_loss": "method.loss",
     "create_model_and_transforms": "trainer.factory",
+    "parameter_groups": "method.parameter_groups",
     "plain_class_loss": "method.loss",
 }
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 from . import __version__
-from .errors import InputError, one_line, printable, to_stderr
+from .errors import InputError, one_line, printable, reason, to_stderr
 from .files import is_full, why_full
 from .removed import COMMANDS as REMOVED
 from .runs.signals import Stopped
@@ -55,8 +55,8 @@ COMMANDS = {name: help for group in GROUPS.values() for name, help in group.item
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code; an InputError, a full disk and a file that cannot
-    be opened are printed in one line, and are 1."""
+    """Runs a command and returns its exit code; an error is printed in one line, and is 1. With
+    SUPERCLIP_DEBUG=1 it is raised."""
     try:
         try:
             return _run(argv)
@@ -68,18 +68,29 @@ def main(argv: list[str] | None = None) -> int:
         if not any(event & select.POLLERR for _, event in output.poll(0)):
             raise
     except Exception as error:
-        file = getattr(error, "filename", None)
-        if is_full(error):
-            problem = f"cannot be written ({why_full(error)})"
-        elif file and isinstance(error, OSError):
-            problem = f"cannot be used ({error.strerror})"
-        else:
+        if os.environ.get("SUPERCLIP_DEBUG") == "1":
             raise
-        to_stderr(f"error: {printable(str(file or 'the output'))} {problem}")
+        to_stderr(f"error: {error_line(error)}")
+        if not is_full(error):
+            return 1
     # Otherwise Python would report the output once more at exit: a full disk, or a reader such as
     # `head` that is gone.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+
+
+def error_line(error: Exception) -> str:
+    """Returns what is printed about an error that ends a command."""
+    if isinstance(error, InputError):
+        return one_line(error)
+    file = printable(str(getattr(error, "filename", None) or "the output"))
+    if is_full(error):
+        return f"{file} cannot be written ({why_full(error)})"
+    if isinstance(error, OSError) and error.filename:
+        return f"{file} cannot be used ({error.strerror})"
+    kind = type(error).__name__
+    text = f"{kind}: {reason(error).removeprefix(f'{kind}: ')}".removesuffix(f": {kind}")
+    return printable(f"{text} (SUPERCLIP_DEBUG=1 prints the traceback)")
 
 
 def _run(argv: list[str] | None) -> int:
@@ -104,9 +115,6 @@ def _run(argv: list[str] | None) -> int:
     try:
         with _raises_at_sigterm():
             return _call(name, rest)
-    except InputError as error:
-        to_stderr(f"error: {one_line(error)}")
-        return 1
     except Stopped as stop:  # only of commands that resume
         to_stderr(f"superclip {name}: stopped by {stop}; the same command resumes")
         return stop.exit_code

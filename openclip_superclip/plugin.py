@@ -122,10 +122,16 @@ class Plugin:
         return SuperCLIPLoss(loss or create_loss(args), self.config.weight, gradient_scale)
 
     @hookimpl
-    def open_clip_epoch_end(self, model, epoch):
+    def open_clip_epoch_end(self, args, model, epoch):
         if self.caption_tokens is not None:
             self.caption_tokens.counts.report()
-        if self.config is None or self.training.in_run is not None:
+        if self.config is None:
+            return
+        from .method.model import report_words
+
+        if args.rank == 0:
+            logging.info(f"SuperCLIP: epoch {epoch}: {report_words(model)}")
+        if self.training.in_run is not None:
             return
         from .method.finite_weights import is_finite_on_all_ranks
 

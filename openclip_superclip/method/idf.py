@@ -76,6 +76,8 @@ class TokenStatistics(nn.Module):
         self.register_buffer("counted", counted, persistent=False)  # bool [V]
         self.register_buffer("num_captions", torch.zeros((), dtype=torch.int64))
         self.register_buffer("document_frequency", torch.zeros(vocab_size, dtype=torch.int64))
+        # captions with words, and all captions, since the last report
+        self.register_buffer("lately", torch.zeros(2, dtype=torch.int64), persistent=False)
         self._checked_ids = False
 
     def update(self, tokens: Tensor) -> Tensor:
@@ -109,7 +111,20 @@ class TokenStatistics(nn.Module):
         message = update()
         self.document_frequency += message[:-2]
         self.num_captions += message[-2]
+        self.lately += message[-2:]
         return message[-1]
+
+    def report(self, weights: Tensor) -> str:
+        """Returns the mean of `weights`, float32 [V], over the words of all captions so far, and
+        how many captions since the last report had no words."""
+        occurrences = self.document_frequency.cpu().double()
+        mean = (weights.cpu() * occurrences).sum() / occurrences.sum()
+        with_words, captions = self.lately.tolist()
+        self.lately.zero_()
+        return (
+            f"mean IDF weight of a word {mean:.2f}; {captions - with_words:,} of {captions:,} "
+            "captions without words"
+        )
 
     def idf(self) -> Tensor:
         """Returns the weights log((N + 1) / (df + 1)), float32 [V], 0 for ignored tokens (paper,

@@ -275,8 +275,8 @@ class SuperCLIPLoss(nn.Module):
         """
         if class_losses is None and self.training:
             raise InputError(
-                "SuperCLIPLoss got no class_losses: create the model with "
-                "openclip_superclip.create_model_and_transforms and keep it in training mode, "
+                "SuperCLIPLoss got no class_losses: give the model a head with "
+                "openclip_superclip.add_class_head and keep it in training mode, "
                 "or call eval() on the loss for the contrastive loss alone"
             )
         # OpenCLIP 4 takes CoCa's labels from the tokens of both captions

@@ -1,5 +1,6 @@
 """OpenCLIP's models with a class head on their vision tower."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -97,17 +98,21 @@ class _WithClassHead:
             ) from error
         if loads_tower and (name := first_non_finite(self.state_dict().items())):
             raise InputError(f"{name} of a tower's own weights contains NaN or infinity")
+        self._initialize()
         self._add_head(options)
-        self._log_head(options.head_input)
         if options.load is not None:
             options.load(self)
 
+    def _initialize(self) -> None:
+        """Initializes what OpenCLIP leaves uninitialized."""
+
     def _add_head(self, options: HeadOptions) -> None:
+        self.patch_tokens = patch_tokens(self.visual)
+        width = head_width(self.visual, self.patch_tokens, options.head_input)
+        make_readable(self.visual)
         self.output_dict = True  # the class losses need a dict
         if not self.reads_tower_tokens:
             self.visual.output_tokens = False
-        self.patch_tokens = patch_tokens(self.visual)
-        make_readable(self.visual)
         self.idf = options.idf
         self.head_warmup = options.head_warmup
         self.text_length = options.text_length
@@ -116,7 +121,6 @@ class _WithClassHead:
         if options.accum_freq > 1:
             self.accumulated = AccumulatedLosses(options.accum_freq)
         vocab_size = vocabulary_size(self)
-        width = head_width(self.visual, self.patch_tokens, options.head_input)
         self.class_head = ClassHead(width, vocab_size, options.head_input)
         self.statistics = TokenStatistics(vocab_size, options.ignored_tokens)
         counted = self.statistics.counted
@@ -128,6 +132,7 @@ class _WithClassHead:
             name for name, _ in self.named_buffers() if name.startswith(HEAD_PREFIXES)
         ]
         self._register_load_state_dict_pre_hook(keep_fresh_head, with_module=True)
+        self._log_head(options.head_input)
 
     def _log_head(self, head_input: str) -> None:
         patches = f"the mean of {self.patch_tokens.description}"
@@ -240,12 +245,11 @@ class SuperCoCa(_WithClassHead, CoCa):
 
     reads_tower_tokens = True
 
-    def _add_head(self, options: HeadOptions) -> None:
+    def _initialize(self) -> None:
         # OpenCLIP never calls `init_parameters`: the memory is uninitialized and may contain NaN.
         torch.nn.init.normal_(
             self.text_decoder.text_projection, std=len(self.text_decoder.text_projection) ** -0.5
         )
-        super()._add_head(options)
 
     def _encode(self, image: Tensor, text: Tensor, reading: Reading) -> dict[str, Tensor]:
         image_features, image_embs = self.visual(image, reading)
@@ -267,12 +271,22 @@ POOLING = r"(trunk\.)?attn_?pool|trunk\.(fc_norm|conv_head|bn2)\."
 def trains_only_head(model: nn.Module) -> bool:
     """Returns whether the class loss of a model, which may be wrapped, trains no weight of its
     vision tower."""
-    with_head = next(module for module in model.modules() if isinstance(module, _WithClassHead))
+    with_head = _unwrapped(model)
     reads = with_head.class_head.reads
     return not any(
         parameter.requires_grad and reaches_head(name, reads)
         for name, parameter in with_head.visual.named_parameters()
     )
+
+
+def report_words(model: nn.Module) -> str:
+    """Returns `TokenStatistics.report` of a model, which may be wrapped."""
+    with_head = _unwrapped(model)
+    return with_head.statistics.report(with_head._idf_weights())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if isinstance(module, _WithClassHead))
 
 
 def reaches_head(name: str, head_input: str) -> bool:
@@ -282,9 +296,31 @@ def reaches_head(name: str, head_input: str) -> bool:
     return re.match(beyond_head, name) is None
 
 
+def give_class_head(model: nn.Module, options: HeadOptions) -> nn.Module:
+    """Makes an OpenCLIP model one with a class head, in place, and returns it."""
+    model_class = type(model)
+    model.__class__ = with_class_head(model_class)
+    try:
+        model._add_head(options)
+    except InputError:
+        model.__class__ = model_class
+        raise
+    parameters = list(model.visual.parameters())
+    # OpenCLIP's "bf16" keeps norms in float32, and with them the head
+    dtypes = {parameter.dtype for parameter in parameters}
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    for module in (model.class_head, model.statistics, model.fixed_idf):
+        if module is not None:
+            module.to(parameters[0].device, dtype).train(model.training)
+    return model
+
+
 def with_class_head(model_class: type) -> type:
     """Returns the SuperCLIP class of an OpenCLIP model class; InputError if there is none."""
     for with_head in (SuperCLIP, SuperCustomTextCLIP, SuperCoCa):
         if model_class in with_head.__bases__:
             return with_head
-    raise InputError(f"--superclip has no class head for OpenCLIP's {model_class.__name__}")
+    raise InputError(
+        "a class head can be added to OpenCLIP's CLIP, CustomTextCLIP and CoCa without a wrapper, "
+        f"not to {model_class.__name__}"
+    )

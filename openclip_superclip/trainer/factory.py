@@ -3,6 +3,7 @@
 import argparse
 
 import open_clip
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import nn
 
 from .. import hooks
@@ -11,6 +12,7 @@ from ..checkpoints.architecture import read_architecture, trained_architecture
 from ..data.frequencies import Frequencies, read_frequencies
 from ..flags import Config, config_from, is_idf_file
 from ..method.idf import special_token_ids
+from ..method.model import HeadOptions, give_class_head
 from .hook_calls import plugins_model_class
 
 
@@ -44,10 +46,7 @@ def create_model_and_transforms(
         idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
     )
     tokenizer = architecture.tokenizer(cache_dir)
-    frequencies = None
-    if is_idf_file(idf):
-        frequencies = read_frequencies(idf)
-        frequencies.check(tokenizer, idf)
+    frequencies = _frequencies(idf, tokenizer)
     options = model_options(
         model_name, pretrained, config, tokenizer, cache_dir=cache_dir, frequencies=frequencies
     )
@@ -58,6 +57,35 @@ def create_model_and_transforms(
         return open_clip.create_model_and_transforms(
             model_name, pretrained, **{"output_dict": True, **options, **kwargs}
         )
+
+
+def add_class_head(
+    model: nn.Module,
+    tokenizer: SimpleTokenizer | HFTokenizer,
+    *,
+    idf: str = "online",
+    special_tokens: bool = False,
+    head_warmup: int = 0,
+    head_input: str = "patches",
+) -> nn.Module:
+    """Adds a class head to an OpenCLIP model, in place, and returns the model, whose outputs are
+    then a dict with `class_losses` for `SuperCLIPLoss`.
+
+    The towers' weights stay as they are. The head is random, on the device of the vision tower.
+
+    Args:
+        model: OpenCLIP's CLIP, CustomTextCLIP or CoCa; add the head before you wrap the model in
+            DDP or compile it, and before you create the optimizer.
+        tokenizer: `open_clip.get_tokenizer` of the model.
+
+    The other arguments are those of `create_model_and_transforms`. Raises InputError for other
+    models, and for a vision tower without patch tokens.
+    """
+    config = Config(
+        idf=idf, special_tokens=special_tokens, head_warmup=head_warmup, head_input=head_input
+    )
+    options = _head_options(config, tokenizer, _frequencies(idf, tokenizer))
+    return give_class_head(model, HeadOptions(**options))
 
 
 def model_options(
@@ -78,17 +106,31 @@ def model_options(
     text tower's tokens.
     """
     loading, load = starting_weights.how_to_load(model_name, pretrained)
-    superclip = options | {
-        "idf": config.idf,
-        "head_warmup": config.head_warmup,
-        "head_input": config.head_input,
-        "frequencies": frequencies and (frequencies.document_frequency, frequencies.num_captions),
-        "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
+    superclip = _head_options(config, tokenizer, frequencies) | options
+    superclip |= {
         "text_length": tokenizer.context_length if separate_words else None,
         "load": load,
         "stored_head": starting_weights.stored_head(model_name, pretrained, cache_dir),
     }
     return loading | {"superclip": superclip}
+
+
+def _head_options(config: Config, tokenizer, frequencies: Frequencies | None) -> dict:
+    return {
+        "idf": config.idf,
+        "head_warmup": config.head_warmup,
+        "head_input": config.head_input,
+        "frequencies": frequencies and (frequencies.document_frequency, frequencies.num_captions),
+        "ignored_tokens": () if config.special_tokens else special_token_ids(tokenizer),
+    }
+
+
+def _frequencies(idf: str, tokenizer) -> Frequencies | None:
+    if not is_idf_file(idf):
+        return None
+    frequencies = read_frequencies(idf)
+    frequencies.check(tokenizer, idf)
+    return frequencies
 
 
 def model_without_values(options: argparse.Namespace) -> nn.Module:

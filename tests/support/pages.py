@@ -83,7 +83,7 @@ def commands(block, folder):
     ]
 
 
-class _Reached(Exception):
+class _Reached(BaseException):
     """The parser of a command is about to parse."""
 
 

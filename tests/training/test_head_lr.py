@@ -39,8 +39,19 @@ def test_the_heads_groups_come_last_with_the_rate_and_the_decay_of_their_own(
     assert all(group["lr_scale"] == 10 for group in groups[2:])
 
 
-def test_one_step_moves_the_head_by_its_rate_and_the_towers_as_before(small_run, tmp_path):
-    flags = f"{small_run} --opt timm/sgd --wd 0 --batch-size 64 --skip-scheduler"
+@parametrize(
+    "more",
+    [
+        "",
+        "--precision amp_bf16",
+        "--grad-clip-norm 0.1",
+        "--accum-freq 2 --batch-size 32",
+        "--lock-image",
+        "--superclip-head-warmup 1000",
+    ],
+)
+def test_one_step_moves_the_head_by_its_rate_and_the_towers_as_before(more, small_run, tmp_path):
+    flags = f"{small_run} --opt timm/sgd --wd 0 --batch-size 64 --skip-scheduler {more}"
     run_train(flags, "--name one-rate --lr 1", cwd=tmp_path)
     run_train(flags, "--name start --lr 0", cwd=tmp_path)
     run_train(flags, "--name two-rates --lr 1 --superclip-head-lr 10", cwd=tmp_path)

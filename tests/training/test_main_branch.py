@@ -150,7 +150,8 @@ def test_every_compile_strategy_trains_with_the_same_losses(models, short_run, t
 
 
 def test_fsdp_trains_as_ddp_and_its_checkpoint_is_exported(tiny_model, short_run, tmp_path):
-    flags = f"{short_run} --superclip --precision fp32 --batch-size 32 --epochs 2"
+    flags = f"{short_run} --superclip --precision fp32 --superclip-head-lr 5e-3"
+    flags = f"{flags} --batch-size 32 --epochs 2"
     for more in ("--name ddp", "--name fsdp --fsdp"):
         run_train(flags, more, world_size=2, cwd=tmp_path)
     files = [tmp_path / f"logs/{name}/checkpoints/epoch_2.pt" for name in ("ddp", "fsdp")]

@@ -171,6 +171,7 @@ def test_a_training_in_a_notebook_leaves_the_process_as_it_was(flags, short_run,
         loggers = {name: logging.getLogger(name).level for name in ("open_clip", "torch.fx", "PIL")}
         replaced = [open_clip_train.main.train_one_epoch, open_clip.factory.CLIP, sys.excepthook]
         root = logging.root
+        replaced.append(logging.raiseExceptions)
         return loggers, replaced, root.level, root.handlers[:], root.manager.disable, Image.ID[:]
 
     def train():
@@ -179,7 +180,6 @@ def test_a_training_in_a_notebook_leaves_the_process_as_it_was(flags, short_run,
         with contextlib.suppress(RuntimeError, SystemExit):  # of OpenCLIP, of a refusal
             superclip_train(short_run, flags)
         assert process_state() == before
-        assert logging.raiseExceptions
 
     process = fork(train, tmp_path / "output.txt", tmp_path, {})
     process.join(300)
@@ -240,6 +240,7 @@ def test_params_txt_and_the_log_describe_superclip(tiny_model, csv_data, short_r
         "IDF online",
     ):
         assert part in head
+    assert re.search(r"epoch 0: mean IDF weight of a word [0-9.]+; 0 of 64 captions", run.output)
 
 
 def test_without_the_flag_params_txt_and_the_output_are_openclips(short_run, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ruamel.yaml import YAMLError
 from support import cases, input_error, parametrize, table
 from support.training_runs import execute
 from tqdm import tqdm
@@ -107,12 +108,27 @@ def test_a_full_disk_is_one_line():
     )
 
 
-def test_a_syntax_error_in_a_plugin_is_raised_with_its_line(monkeypatch):
+@parametrize(
+    "error, line",
+    [
+        (SyntaxError("never closed", ("p.py", 1, 1, "(")), "never closed (p.py, line 1)"),
+        (YAMLError("line 1\n  column 2"), "line 1 column 2"),
+        (KeyError("width"), "'width'"),
+        (RuntimeError(), ""),
+    ],
+)
+def test_an_error_is_one_line_and_a_traceback_with_superclip_debug(
+    error, line, monkeypatch, capsys
+):
     def run(_):
-        compile("x = (", "plugin.py", "exec")
+        raise error
 
     monkeypatch.setattr(__main__, "_run", run)
-    with pytest.raises(SyntaxError, match=r"plugin\.py, line 1"):
+    assert __main__.main([]) == 1
+    text = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    assert capsys.readouterr().err == (f"error: {text} (SUPERCLIP_DEBUG=1 prints the traceback)\n")
+    monkeypatch.setenv("SUPERCLIP_DEBUG", "1")
+    with pytest.raises(type(error)):
         __main__.main([])
 
 

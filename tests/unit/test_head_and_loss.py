@@ -107,7 +107,7 @@ def test_gradient_scale_multiplies_the_class_losss_gradient_and_nothing_else(sca
 def test_without_class_losses_the_loss_is_openclips_in_evaluation_and_an_error_in_training():
     stock = LOSSES["ClipLoss"]
     outputs, loss = outputs_for(stock), SuperCLIPLoss(stock)
-    with input_error(r"^SuperCLIPLoss got no class_losses: create the model with .*create_model"):
+    with input_error(r"^SuperCLIPLoss got no class_losses: give the model .*add_class_head"):
         loss(**outputs, output_dict=True)
     assert loss.eval()(**outputs, output_dict=True) == stock(**outputs, output_dict=True)
 
