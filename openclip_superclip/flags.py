@@ -3,11 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
-import sys
-from collections.abc import Iterator
 
-from .errors import InputError, refuse
+from .errors import InputError
 
 HEAD_INPUTS = ("patches", "pooled")
 
@@ -108,51 +107,54 @@ class Config:
         return self.long_caption if self.captions != "short" else ""
 
     def __post_init__(self):
-        refuse(self._problems())
-
-    def _problems(self) -> Iterator[str]:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices = field.metadata["choices"]
             if choices and value not in choices:
                 flag = field.metadata["flag"]
-                yield f"{flag} is '{value}'; expected one of {', '.join(choices)}"
-        if not 0 <= self.weight <= sys.float_info.max:
-            yield f"--superclip-weight is {self.weight}; expected a finite number, 0 or more"
+                raise InputError(f"{flag} is '{value}'; expected one of {', '.join(choices)}")
+        if not 0 <= self.weight < math.inf:
+            raise InputError(
+                f"--superclip-weight is {self.weight}; expected a finite number, 0 or more"
+            )
         if is_idf_file(self.idf) and not os.path.isfile(self.idf):
-            yield (
+            raise InputError(
                 f"--superclip-idf is '{self.idf}'; expected online, off or a file of superclip "
                 "frequencies"
             )
         if self.head_warmup < 0:
-            yield f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples"
-        if self.head_lr is not None and not 0 < self.head_lr <= sys.float_info.max:
-            yield f"--superclip-head-lr is {self.head_lr}; expected a finite number above 0"
+            raise InputError(
+                f"--superclip-head-warmup is {self.head_warmup}; expected 0 or more samples"
+            )
+        if self.head_lr is not None and not 0 < self.head_lr < math.inf:
+            raise InputError(
+                f"--superclip-head-lr is {self.head_lr}; expected a finite number above 0"
+            )
         if self.head_lr is not None and self.weight == 0:
-            yield (
+            raise InputError(
                 "--superclip-head-lr has no effect with --superclip-weight 0, which trains no head"
             )
         if self.special_tokens and is_idf_file(self.idf):
-            yield (
+            raise InputError(
                 "--superclip-special-tokens cannot be used with a file for --superclip-idf, which "
                 "does not count those tokens"
             )
-        yield from self._problems_with_captions()
+        self._check_captions()
 
-    def _problems_with_captions(self) -> Iterator[str]:
+    def _check_captions(self) -> None:
         probability = self.short_probability
         if self.captions != "dual" and (probability is None or not 0 <= probability <= 1):
-            yield (
+            raise InputError(
                 f"--superclip-captions is '{self.captions}'; expected short, long, dual, or "
                 "mixed:P with the short caption's probability P from 0 to 1"
             )
         if self.captions != "short" and not self.long_caption:
-            yield (
+            raise InputError(
                 f"--superclip-captions {self.captions} needs --superclip-long-caption: long.txt, "
                 "json:FIELD or a column"
             )
         if self.long_caption.lower().endswith(".json"):
-            yield (
+            raise InputError(
                 f"--superclip-long-caption is {self.long_caption}, a whole JSON file; expected one "
                 "of its fields, json:FIELD of KEY.json"
             )
@@ -162,12 +164,12 @@ class Config:
         if self.long_caption:
             unused = f"--superclip-long-caption {self.long_caption}"
         if self.captions == "short" and unused:
-            yield (
+            raise InputError(
                 f"{unused} has no effect with --superclip-captions short: add --superclip-captions "
                 "long, mixed:P or dual, or leave it out"
             )
         if self.long_context and (self.long_context < 3 or self.captions != "dual"):
-            yield (
+            raise InputError(
                 f"--superclip-long-context is {self.long_context}; expected 3 or more, and only "
                 "with --superclip-captions dual"
             )
@@ -206,21 +208,20 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        refuse(self._problems())
-
-    def _problems(self) -> Iterator[str]:
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
-            yield (
+            raise InputError(
                 f"--val-fraction is {self.val_fraction}; expected a fraction of the pairs, above 0 "
                 "and below 1"
             )
         if self.accept_changes and self.slices is None:
-            yield (
+            raise InputError(
                 "--superclip-accept-changes has no effect without --superclip-slices: other runs "
                 "are not compared"
             )
         if self.slices is not None and self.slices < 1:
-            yield f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass"
+            raise InputError(
+                f"--superclip-slices is {self.slices}; expected 1 or more slices of a pass"
+            )
 
 
 def is_idf_file(idf: str) -> bool:

@@ -5,7 +5,7 @@ Release 0.4 drops this file.
 
 COMMANDS = {
     "audit": "it selected no better than CLIP's own score of each pair; use that, or a data filter",
-    "benchmark": "studies/benchmark/measure.py times the class head on your machine",
+    "benchmark": "studies/benchmark/measure.py of commit 3614e7ad times the class head",
     "import": "superclip export reads the checkpoints of SuperCLIP's authors",
     "interpolate": "superclip average --weights 0.5 0.5 RELEASED TUNED interpolates",
     "join": "write an OpenCLIP configuration with timm_model_name and hf_model_name",
@@ -27,7 +27,7 @@ FLAGS = {
     "--course": "no words are recorded during training",
     "--serve": "--out writes the same page to a file",
     "--port": "--out writes the page to a file",
-    "--card": "studies/benchmark/measure.py times the class head on your machine",
+    "--card": "studies/benchmark/measure.py of commit 3614e7ad times the class head",
     "--dense-lr": _DENSE,
     "--dense-epochs": _DENSE,
     "--alpha": "superclip average --weights takes the weight of each checkpoint",

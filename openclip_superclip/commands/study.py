@@ -7,10 +7,11 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from ..checkpoints.trainer_files import RECORD
+from ..data.data_check import check_table
 from ..data.held_out import TableSplit, split_table
-from ..data.tables import check_table, is_table
+from ..data.tables import is_table
 from ..data.tar_shards import expand
-from ..errors import InputError, Parser, at_least, refuse, to_stderr, to_stdout
+from ..errors import InputError, Parser, at_least, to_stderr, to_stdout
 from ..extras import require
 from ..flags import DataConfig
 from . import recipe_options as shared
@@ -87,7 +88,7 @@ def _split(configured: "ConfiguredStudy", options: Namespace) -> TableSplit:
     if not options.only:
         table = check_table(options.data, columns, "--data")
         if len(table.bad) > configured.options.settings.unreadable_max * table.num_checked:
-            refuse(table.bad_images())
+            table.check_images()
     fraction = options.val_fraction or VAL_FRACTION
     split = split_table(options.data, columns, fraction, configured.out, "--data", "--out")
     split.write("--out")

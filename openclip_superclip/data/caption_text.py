@@ -14,14 +14,6 @@ def caption_member(long_caption: str) -> str:
     return caption_place(long_caption).partition(":")[0]
 
 
-def parsed_json(content: bytes | str) -> object:
-    """Returns the content of JSON; ValueError also for brackets that are nested too deeply."""
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("too many nested brackets") from error
-
-
 def long_caption(sample: dict, key: str) -> str:
     """Returns the caption at `key`, an extension, a column or a JSON field `json:a.b`; "" if
     missing."""
@@ -29,7 +21,7 @@ def long_caption(sample: dict, key: str) -> str:
         return text_of(sample.get(key, sample.get(caption_place(key))))
     value = sample.get("json")
     if isinstance(value, (bytes, str)):
-        value = parsed_json(value)
+        value = json.loads(value)
     for name in key.removeprefix("json:").split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return text_of(value)

@@ -249,7 +249,7 @@ class CaptionCounter:
         _check_readable(problems, len(shards))
         document_frequency = torch.zeros(self.vocab_size, dtype=torch.int64)
         num_captions = 0
-        counted = work_on(self.count_shard, shards, workers, "--workers")
+        counted = work_on(self.count_shard, shards, workers)
         for shard, counts in zip(shards, counted, strict=True):
             document_frequency[counts.tokens] += counts.document_frequency
             num_captions += counts.num_captions

@@ -17,10 +17,11 @@ sample is skipped forever.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..errors import InputError
 from .shard_order import check_batch, slice_of
 
 # fraction of a slice's samples that may be read twice or skipped without a warning
@@ -77,8 +78,8 @@ class Split:
         """The workers of all ranks; a rank without workers counts as one."""
         return self.world_size * max(1, self.workers)
 
-    def problems(self) -> Iterator[str]:
-        """Yields an error, with a suggestion, if a worker would have no shard."""
+    def check(self) -> None:
+        """Raises InputError, with a suggestion, if a worker would have no shard."""
         readers = self.readers
         if self.num_shards >= self.slices * readers:
             return
@@ -88,7 +89,7 @@ class Split:
             advice = f"{self.slices_flag}{self.num_shards // readers}"
         else:
             advice = "fewer GPUs, or more and smaller shards"
-        yield (
+        raise InputError(
             f"{self.flag}: {self.num_shards:,} shards are too few for slices × ranks × workers = "
             f"{self.slices} × {self.world_size} × {self.workers}; expected "
             f"{self.slices * readers:,} or more, or {advice}"

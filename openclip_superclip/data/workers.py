@@ -5,24 +5,20 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
 from ..environment import end_with_parent
-from ..errors import InputError
 
 # a fork inherits what cannot be pickled: a data set and its reader
 _of_this_process: dict[str, Callable] = {}
 
 
-def work_on(work: Callable, items: Sequence, num_workers: int, flag: str) -> Iterator:
+def work_on(work: Callable, items: Sequence, num_workers: int) -> Iterator:
     """Yields `work(item)` of each item, a shard, in order, computed in parallel processes, if
     several, under a bar.
 
-    Closing the generator ends the processes. `work` need not be picklable. Raises InputError,
-    naming the `flag` that starts the workers, if one of them is killed, for example for lack of
-    memory.
+    Closing the generator ends the processes. `work` need not be picklable.
     """
     bar = functools.partial(tqdm, total=len(items), unit=" shards", disable=None)
     num_workers = min(num_workers, len(items))
@@ -33,11 +29,6 @@ def work_on(work: Callable, items: Sequence, num_workers: int, flag: str) -> Ite
     pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"), _begin, (work,))
     try:
         yield from bar(pool.map(_work, items))
-    except BrokenProcessPool:
-        raise InputError(
-            f"{flag}: one of {num_workers} worker processes was killed, perhaps because memory "
-            "ran out: use fewer of them or a machine with more memory"
-        ) from None
     finally:
         workers = set(multiprocessing.active_children()) - before
         pool.shutdown(wait=False, cancel_futures=True)

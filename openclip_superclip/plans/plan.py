@@ -9,8 +9,9 @@ import tarfile
 from argparse import Namespace
 from collections.abc import Mapping
 
+from ..data.data_check import check_table
 from ..data.slices import batches_of_shards, batches_of_table
-from ..data.tables import check_table, detect_columns, is_table, kind
+from ..data.tables import detect_columns, is_table, kind
 from ..data.tar_shards import is_remote, is_streamed
 from ..errors import InputError, at_least
 from ..trainer.start import long_warmup

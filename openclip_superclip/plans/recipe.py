@@ -5,14 +5,14 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
 from ..checkpoints.model_configurations import model_for_pretrained
 from ..data.tables import Columns
-from ..errors import InputError, refuse
+from ..errors import InputError
 from ..flags import Config, is_idf_file
 from ..option_table import effect_of
 from ..removed import without_removed
@@ -133,7 +133,12 @@ class Recipe:
         if isinstance(val_data, str):
             typed["flags"] = typed["flags"] | {VAL_DATA: val_data.replace("{seed}", seed)}
         recipe = Recipe(**typed, name=name, file=file, values=values, removed=removed)
-        refuse(f"{file}: {problem}" for problem in _problems(recipe))
+        try:
+            _check_values(recipe)
+            _check_flags(recipe)
+            _check_class_loss(recipe)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
         return recipe
 
     def as_dict(self) -> dict:
@@ -229,59 +234,56 @@ def kind_of(field: str) -> type:
     return str if field == "note" else kind if kind in (int, float, str) else dict
 
 
-def _problems(recipe: Recipe) -> Iterator[str]:
-    """Yields what is wrong with a recipe's values."""
+def _check_values(recipe: Recipe) -> None:
     for name, field in FIELDS.items():
         value = getattr(recipe, name)
         holds = field.metadata["holds"]
         if holds and not holds(value):
-            yield f"{name} is {value!r}; expected {field.metadata['expected']}"
+            raise InputError(f"{name} is {value!r}; expected {field.metadata['expected']}")
     if recipe.samples < recipe.global_batch_size:
-        yield (
+        raise InputError(
             f"samples is {recipe.samples:,}; expected at least one global batch, "
             f"{recipe.global_batch_size:,}"
         )
-    yield from _problems_with_flags(recipe)
-    yield from _problems_with_class_loss(recipe)
     paper = recipe.paper
     if paper and not (
         paper.keys() == {"source", "read_off", "values"}
         and isinstance(paper["values"], dict)
         and all(isinstance(name, str) for name in paper["values"])
     ):
-        yield f"paper is {paper}; expected source, read_off and values, by name"
+        raise InputError(f"paper is {paper}; expected source, read_off and values, by name")
 
 
-def _problems_with_flags(recipe: Recipe) -> Iterator[str]:
+def _check_flags(recipe: Recipe) -> None:
     flags = recipe.flags
     model = recipe.model
     for flag, value in flags.items():
         if not re.fullmatch(r"(?!superclip)[a-z][\w-]*", str(flag)) or _is_reserved(flag):
-            yield (
+            raise InputError(
                 f"flags contains {flag}; expected only flags of OpenCLIP, in full, that neither a "
                 "field of the recipe nor the run sets"
             )
         if isinstance(value, list) and any(str(part).startswith("--") for part in value):
-            yield f"flags.{flag} is {value}; expected no other flags in it"
+            raise InputError(f"flags.{flag} is {value}; expected no other flags in it")
     if isinstance(flags.get(VAL_DATA), list | dict):
-        yield f"flags.{VAL_DATA} is {flags[VAL_DATA]}; expected one pattern or table"
+        raise InputError(f"flags.{VAL_DATA} is {flags[VAL_DATA]}; expected one pattern or table")
     if Path(model).is_dir():
-        yield f"model is {model}, a folder: expected local-dir:{model}"
+        raise InputError(f"model is {model}, a folder: expected local-dir:{model}")
     instead = model_for_pretrained(model)
     if flags.get("pretrained") and recipe.superclip is None and instead:
-        yield (
+        raise InputError(
             f"OpenCLIP ignores flags.pretrained with model {model}, so {recipe.method} would not "
             f"start from {flags['pretrained']}: use --set model={instead}"
         )
     objective = recipe.method.removeprefix("super")
     for method, flag in (("siglip", "siglip"), ("flip", "force-patch-dropout")):
         if bool(flags.get(flag)) != (objective == method):
-            yield (
+            raise InputError(
                 f"flags.{flag} is {flags.get(flag, False)}, which contradicts method "
                 f"{recipe.method}"
             )
     if flags.get("fsdp-checkpoint") == "sharded":
-        yield (
+        raise InputError(
             "flags.fsdp-checkpoint is sharded, but superclip run only supports single-file "
             "checkpoints: leave it out"
         )
@@ -292,25 +294,26 @@ def _is_reserved(flag: str) -> bool:
     return flag != VAL_DATA and any(name.startswith(flag) for name in (*RESERVED, VAL_DATA))
 
 
-def _problems_with_class_loss(recipe: Recipe) -> Iterator[str]:
-    """Yields what is wrong in `superclip`; a frequency file need not exist on this machine."""
+def _check_class_loss(recipe: Recipe) -> None:
+    """Raises InputError for what is wrong in `superclip`; a frequency file need not exist on this
+    machine."""
     options = recipe.superclip or {}
     for field, value in options.items():
         if field not in CONFIG_FIELDS:
-            yield f"superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}"
+            raise InputError(f"superclip has no {field}; it has {', '.join(CONFIG_FIELDS)}")
         kind = CONFIG_FIELDS[field].type
         if kind == float | None:
             kind = float
         expected = (int, float) if kind is float else kind
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, expected):
-            yield f"superclip.{field} is {value!r}; expected a {kind.__name__}"
+            raise InputError(f"superclip.{field} is {value!r}; expected a {kind.__name__}")
     try:
         _ = recipe.config
     except InputError as error:
-        yield f"superclip: {error}"
+        raise InputError(f"superclip: {error}") from None
     has_class_loss = bool(options and options.get("weight", 1))
     if recipe.method.startswith("super") != has_class_loss:
-        yield (
+        raise InputError(
             f"method is {recipe.method}; expected, for a method with the class loss, superclip "
             "with a weight above 0, and for another method no superclip, or weight 0 to select "
             "only the captions"

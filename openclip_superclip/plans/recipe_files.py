@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.composer import Composer, ComposerError
-from ruamel.yaml.events import AliasEvent
 
 from ..data.tar_shards import is_streamed
 from ..errors import InputError, reason
-from ..files import read_whole, shipped_folder
+from ..files import shipped_folder
 from .recipe import (
     CAPTION_FIELDS,
     CONFIG_FIELDS,
@@ -26,8 +24,6 @@ from .recipe import (
     changes_scores,
     kind_of,
 )
-
-MAX_YAML = 2**20  # bytes
 
 
 def read_recipe(path_or_name: str, set_: Mapping[str, str] | None = None) -> Recipe:
@@ -136,8 +132,8 @@ def _merged(below: dict, above: dict) -> dict:
 def read_yaml(file: Path, what: str) -> dict:
     """Returns the mapping in a YAML file; InputError, with the line, for other contents."""
     try:
-        values = _safe_yaml(read_whole(file, MAX_YAML).decode())
-    except (YAMLError, OSError, ValueError, RecursionError) as error:
+        values = _safe_yaml(file.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)  # of most, but not all of these errors
         problem = f"{error.problem} in line {mark.line + 1}" if mark else reason(error)
         raise InputError(f"{file} is not a readable YAML file: {problem}") from None
@@ -146,22 +142,9 @@ def read_yaml(file: Path, what: str) -> dict:
     return values
 
 
-class _NoAliases(Composer):
-    """Refuses aliases: a few lines of them can stand for more than a machine can hold."""
-
-    def compose_node(self, parent, index):
-        if self.parser.check_event(AliasEvent):
-            event = self.parser.peek_event()
-            problem = f"found *{event.anchor}: write out what it stands for"
-            raise ComposerError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-
 def _safe_yaml(text: str) -> object:
-    """Returns the content of YAML without Python's tags and without aliases."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Composer = _NoAliases
-    return yaml.load(text)
+    """Returns the content of YAML without Python's tags."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def with_settings(values: dict, set_: Mapping[str, str]) -> dict:
@@ -228,7 +211,7 @@ def _parsed(field: dataclasses.Field, value: str):
         return value
     try:
         parsed = _safe_yaml(value)
-    except (YAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError):
         return value
     is_text = isinstance(parsed, dict) or (isinstance(parsed, str) and value[0] not in "'\"")
     return value.strip() if is_text and field.name == "flags" else parsed

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.trainer_files import RECORD
-from ..data.data_check import DataCheck
-from ..data.inspection import NUM_LOOKED_FOR, check_data, check_samples
+from ..data.data_check import NUM_LOOKED_FOR, DataCheck, check_data, check_samples
 from ..data.slices import Split, equal_sizes
-from ..data.tables import is_table, kind, too_few_rows
+from ..data.tables import is_table, kind
 from ..data.tar_shards import expand, is_remote, is_streamed
-from ..errors import InputError, reason, refuse
+from ..errors import InputError, reason
 from ..files import content_digest, json_or_empty, read_json
 from ..removed import without_removed
 from .recipe import SAME_FLAGS, VAL_DATA, Recipe
@@ -232,7 +231,7 @@ class Run:
         if self.is_table:
             return []
         split = self._split()
-        refuse(split.problems())
+        split.check()
         return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
     def check_data(self, *, full: bool = False) -> DataCheck:
@@ -244,10 +243,10 @@ class Run:
         recipe = self.recipe
         data_kind = kind(self.data) or "shards"
         if not self.is_table:
-            refuse(self._split().problems())
+            self._split().check()
         check = check_data(self.data, "--data", data_kind, recipe.columns, recipe.config, full=full)
         if self.is_table:
-            refuse(too_few_rows(check, self.batch_size, self.world_size))
+            check.check_rows(self.batch_size, self.world_size)
         else:
             check_samples(check, self._split(), recipe.data_samples)
         check.warnings += self.check_validation()
@@ -272,7 +271,7 @@ class Run:
         check = check_data(
             val_data, "--val-data", data_kind, self.recipe.columns, most=NUM_LOOKED_FOR
         )
-        refuse(check.bad_images())
+        check.check_images()
         return check.warnings
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..checkpoints.resume import check_kind
 from ..data.held_out import SPLIT
-from ..data.tables import too_few_rows
 from . import current
 from .option_problems import option_problems
 from .parsed_options import Training
@@ -43,10 +42,10 @@ def _problems_with_data(training: Training) -> Iterator[str]:
     """Yields why OpenCLIP cannot train or evaluate on the data."""
     options = training.options
     for data in (training.data, training.val_data):
-        yield from data.bad_images()
+        data.check_images()
     if training.kind == "table":
-        yield from too_few_rows(
-            training.trained_data, options.batch_size, training.world_size, training.accum_freq
+        training.trained_data.check_rows(
+            options.batch_size, training.world_size, training.accum_freq
         )
     elif training.kind == "shards":
         yield from _problems_with_split(training)
@@ -63,7 +62,7 @@ def _problems_with_split(training: Training) -> Iterator[str]:
     """Yields why ranks and workers have too few shards, or an epoch no number of samples."""
     options = training.options
     if not options.dataset_resampled:
-        yield from training.split.problems()
+        training.split.check()
     batches = training.num_batches
     if 0 < batches < training.accum_freq:
         yield (

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from ..checkpoints.model_configurations import openclip_name
 from ..checkpoints.resume import Resumed, read_resumed, resumed_checkpoint
 from ..checkpoints.resume_record import NAME, Changes, changes, read_record, record_of
-from ..data.data_check import DataCheck
+from ..data.data_check import NUM_LOOKED_FOR, DataCheck, check_data, check_table
 from ..data.held_out import TRAIN, TableSplit, split_table
-from ..data.inspection import NUM_LOOKED_FOR, check_data
 from ..data.slices import Split, batches_of_shards, batches_of_table
-from ..data.tables import Columns, check_table, detect_columns, has_columns, kind
+from ..data.tables import Columns, detect_columns, has_columns, kind
 from ..data.tar_shards import IMAGES, is_remote
 from ..errors import InputError
 from ..flags import (

@@ -26,7 +26,7 @@ from support.training_runs import (
 )
 from torch.testing import assert_close
 
-from openclip_superclip.data.inspection import inspect_shard
+from openclip_superclip.data.data_check import check_shard
 
 NAMES = ("open_clip_global_contrastive", "open_clip_sub_captions")
 for name in NAMES:
@@ -246,7 +246,7 @@ def test_the_shards_of_a_table_hold_its_pairs(tmp_path, monkeypatch):
     for split in ("train", "val"):
         sizes = read_json(tmp_path / f"out/{split}/sizes.json")
         shards = sorted((tmp_path / "out" / split).glob("*.tar"))
-        samples = [inspect_shard(str(shard)).num_samples for shard in shards]
+        samples = [check_shard(str(shard)).num_samples for shard in shards]
         assert sizes == {shard.name: size for shard, size in zip(shards, samples, strict=True)}
         pairs[split] = sum(samples)
     assert pairs["train"] + pairs["val"] == 2 * 96

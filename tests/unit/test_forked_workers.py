@@ -7,7 +7,6 @@ import signal
 import time
 
 import pytest
-from support import input_error
 
 from openclip_superclip.data.workers import work_on
 
@@ -32,23 +31,13 @@ def slow_if_even(number):
 
 
 def test_results_come_in_order_and_an_error_of_a_worker_is_raised():
-    assert list(work_on(slow_if_even, range(5), 3, "--jobs")) == [
-        1 / (number - 5) for number in range(5)
-    ]
-    assert list(work_on(slow_if_even, [], 3, "--jobs")) == []
+    assert list(work_on(slow_if_even, range(5), 3)) == [1 / (number - 5) for number in range(5)]
+    assert list(work_on(slow_if_even, [], 3)) == []
     with pytest.raises(ZeroDivisionError):
-        list(work_on(slow_if_even, range(9), 3, "--jobs"))
+        list(work_on(slow_if_even, range(9), 3))
 
 
 def test_results_that_nobody_reads_are_given_up():
-    results = work_on(lambda number: time.sleep(number), [0, 1000, 1000], 2, "--jobs")
+    results = work_on(lambda number: time.sleep(number), [0, 1000, 1000], 2)
     next(results)
     results.close()
-
-
-def test_a_worker_that_is_killed_is_reported_with_the_remedy():
-    def kill_itself(_):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with input_error("--jobs: one of 2 worker processes was killed"):
-        list(work_on(kill_itself, ["a", "b", "c"], 2, "--jobs"))

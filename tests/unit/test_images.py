@@ -13,8 +13,8 @@ from support import ROOT, cases, parametrize, read_rows, succeed
 from support.data import IMAGE, write_tar
 from support.training_runs import call, execute
 
+from openclip_superclip.data.data_check import check_shards
 from openclip_superclip.data.images import check_image
-from openclip_superclip.data.inspection import inspect
 
 OWN = "own_data/superclip_vit-ti-16-96_60k_bs64"
 CUT = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF"}
@@ -60,7 +60,7 @@ def test_a_shard_of_images_whose_second_half_is_missing_is_bad(kind, suffix, tmp
     for name, image in (("0", IMAGE), ("1", half(kind))):
         write_tar(tmp_path / f"{name}.tar", [{suffix: image, "txt": "a cat"}] * 4)
     for full in (False, True):
-        bad = inspect(f"{tmp_path}/{{0..1}}.tar", "--data", full=full).bad
+        bad = check_shards(f"{tmp_path}/{{0..1}}.tar", "--data", full=full).bad
         assert [file.file for file in bad] == [f"{tmp_path}/1.tar"]
         assert "none of its 4 images can be read" in bad[0].problem
 

@@ -11,10 +11,13 @@ from support import cases, input_error, parametrize, table, write_json
 from support.data import IMAGE, NUM_SHARDS, PATTERN, SHARD_SIZE, write_shards, write_tar
 from support.training_runs import call, execute
 
-from openclip_superclip.data.inspection import check_samples, inspect, inspect_shard
+from openclip_superclip.data.data_check import (
+    check_samples,
+    check_shards,
+    check_table,
+)
 from openclip_superclip.data.slices import Split
-from openclip_superclip.data.tables import Columns, check_table
-from openclip_superclip.errors import refuse
+from openclip_superclip.data.tables import Columns
 
 SAMPLES = NUM_SHARDS * SHARD_SIZE
 
@@ -39,8 +42,8 @@ def check(folder, world_size=1, workers=1, expected=SAMPLES, sizes=(64, 16), **o
 
 def check_pattern(pattern, split, expected, **options):
     """The same check as `superclip run` makes."""
-    refuse(split.problems())
-    checked = inspect(pattern, "--data", **options)
+    split.check()
+    checked = check_shards(pattern, "--data", **options)
     check_samples(checked, split, expected)
     return checked
 
@@ -120,7 +123,7 @@ def test_shards_without_captions_are_refused_unless_another_member_has_them(tmp_
         write(tmp_path / f"{number:06}.tar", {"png": b"", "jpg": IMAGE, "cls": b"3"})
     with input_error(r"000000\.tar: no sample has an image .* its members are cls, jpg, png"):
         check(tmp_path)
-    assert inspect(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == []
+    assert check_shards(f"{tmp_path}/{PATTERN}", "--data", caption="cls").bad == []
 
 
 @cases("place, sample", table("shards_and_tables: places of long captions"))
@@ -147,7 +150,7 @@ def test_too_few_shards_or_samples_are_refused_with_the_numbers_that_would_work(
 @cases("pattern, message", table("shards_and_tables: patterns without shards"))
 def test_a_pattern_that_names_no_shards_is_refused(pattern, message, whole):
     with input_error(message):
-        inspect(f"{whole}{pattern}", "--data")
+        check_shards(f"{whole}{pattern}", "--data")
 
 
 @parametrize("pattern", ["s3://bucket/{00..15}.tar", "pipe:cat {00..15}.tar"])
@@ -185,7 +188,7 @@ def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypat
 def test_samples_are_counted_if_sizes_json_lists_every_shard(tmp_path):
     (tmp_path / "sizes.json").write_text('{"0.tar": 3}')
     for names, total in {"{0..1}.tar": None, "{0,0}.tar": 6}.items():
-        assert inspect(f"{tmp_path}/{names}", "--data", reads=False).total_samples == total
+        assert check_shards(f"{tmp_path}/{names}", "--data", reads=False).total_samples == total
 
 
 def test_missing_and_empty_captions_are_summarised_as_those_of_a_table(tmp_path):
@@ -196,25 +199,12 @@ def test_missing_and_empty_captions_are_summarised_as_those_of_a_table(tmp_path)
     samples = [{"png": IMAGE, "txt": caption} for caption in captions]
     write_tar(tmp_path / "0.tar", [*samples, {"png": IMAGE}, {"txt": "a ship"}])
     of_table = check_table(f"{tmp_path}/pairs.csv", Columns(",", "image", "caption"), "--data")
-    of_shard = inspect(f"{tmp_path}/0.tar", "--data", full=True)
+    of_shard = check_shards(f"{tmp_path}/0.tar", "--data", full=True)
     for checked in (of_table, of_shard):
         assert (checked.num_samples, checked.num_empty) == (16, 1)
         assert ": 1 of 16; " in checked.warnings[-1]
     assert of_shard.num_incomplete == 2
     assert "samples without an image or a caption: 2 of 18" in of_shard.warnings[0]
-
-
-def test_json_of_many_brackets_has_no_long_caption(tmp_path):
-    write_tar(tmp_path / "0.tar", [{"png": IMAGE, "txt": "a cat", "json": b"[" * 10**5}])
-    checked = inspect_shard(f"{tmp_path}/0.tar", "json:long")
-    assert (checked.bad, checked.num_long) == ([], 0)
-
-
-def test_a_list_of_sizes_without_samples_is_refused(folder):
-    sizes = {f"{number:06}.tar": 0 for number in range(NUM_SHARDS)}
-    write_json(folder / "sizes.json", sizes)
-    with input_error("--data: sizes.json beside .* lists no samples: correct or remove it"):
-        check(folder)
 
 
 def test_a_signed_url_with_a_long_component_is_not_taken_for_a_file():

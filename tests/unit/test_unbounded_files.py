@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import signal
-import tarfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -14,9 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import cases, input_error, parametrize, read_json, write_json
-from support.data import IMAGE
 from support.models import random_weights, write_model
-from support.tiny_run import write_recipe
 from support.training_runs import execute, failure
 
 from openclip_superclip.checkpoints.weights import check_values, read_checkpoint
@@ -94,16 +91,6 @@ def compress(name):
         for member in plain.namelist():
             out.writestr(member, plain.read(member))
     Path(name).write_bytes(packed.getvalue())
-
-
-def write_sparse(name, headers):
-    """Writes a shard whose second member is a sparse file."""
-    with tarfile.open(name, "w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(tarfile.TarInfo("a.txt"))
-        member = tarfile.TarInfo("a.png")
-        member.size = len(IMAGE)
-        member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.minor": "0", **headers}
-        tar.addfile(member, io.BytesIO(IMAGE))
 
 
 def write_odd(name, **attributes):
@@ -185,21 +172,6 @@ ODD = {
         lambda: configure("text_cfg", vocab_size="x"),
         "its vocab_size is 'x'; expected a number",
     ),
-    "a header of a table": (
-        COUNT,
-        lambda: Path("pairs.csv").write_text(f"{Path('pairs.csv').read_text()[:13]}{',c' * 10**5}"),
-        "the first line of pairs.csv is longer than 100,000 characters",
-    ),
-    "a sparse member": (
-        COUNT.replace("pairs.csv", "sparse.tar"),
-        lambda: write_sparse("sparse.tar", {"GNU.sparse.size": f"{10**14}"}),
-        "a.png is sparse",
-    ),
-    "a damaged sparse member": (
-        COUNT.replace("pairs.csv", "sparse.tar"),
-        lambda: write_sparse("sparse.tar", {"GNU.sparse.major": "1"}),
-        "broken tar file",
-    ),
     "a link to itself": (
         EXPORT.replace("--out out", "--out loop"),
         lambda: link("loop", "loop"),
@@ -262,13 +234,6 @@ def test_a_json_file_of_any_size_is_refused_before_it_is_read(size, tmp_path):
         file.truncate(size)  # without content
     with input_error("large.json cannot be read .it is larger than 268,435,456 bytes"):
         read_our_json(tmp_path / "large.json")
-
-
-def test_a_recipe_of_any_size_is_refused_before_it_is_parsed(tmp_path):
-    recipe = write_recipe(tmp_path)
-    with recipe.open("a") as file:
-        file.truncate(2**30)
-    assert "it is larger than 1,048,576 bytes" in failure(f"plan {recipe}")
 
 
 def test_weights_in_a_folder_may_be_linked_to_a_file(folder):
