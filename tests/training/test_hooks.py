@@ -259,7 +259,7 @@ def test_the_plugin_changes_nothing_where_no_command_line_was_checked():
     assert plugin.open_clip_model_kwargs(args) is None
     assert plugin.open_clip_caption_tokens(args, tokenizer=None, shared_epoch=None) is None
     assert plugin.open_clip_data_order(args, shared_epoch=None) is None
-    plugin.open_clip_epoch_end(model=None, epoch=0)
+    plugin.open_clip_epoch_end(args, model=None, epoch=0)
     creating = plugin.open_clip_create_loss(args, model=None)
     next(creating)
     with pytest.raises(StopIteration) as returned:
