@@ -342,7 +342,9 @@ def test_slices_that_are_left_out_or_added_when_a_run_is_resumed_are_refused(
     message = refusal(whole)
     assert "--superclip-slices was 3 and is not given" in message
     assert "or pass --superclip-slices and --superclip-accept-changes, which" in message
-    table = refusal(f"--train-data pairs.csv --resume {began}")  # which has no slices
+    pairs = folder / "pairs.csv"
+    pairs.write_text("filepath\ttitle\nred.png\ta red square\n")
+    table = refusal(f"--train-data {pairs} --resume {began}")  # which has no slices
     assert "or pass --accept-changes to superclip run, which" in table
     (folder / "began_with.json").unlink()
     params = folder / "params.txt"
