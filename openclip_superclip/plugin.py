@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from .checkpoints.resume_record import write_record
 from .data.shard_order import DataOrder
 from .environment import replaced
-from .errors import InputError, one_line, refuse
+from .errors import InputError, one_line
 from .flags import Config, add_options
 from .hooks import hookimpl
 from .trainer import current
-from .trainer.checks import check_model, problems
+from .trainer.checks import check_model, check_options
 from .trainer.parsed_options import Training, read
 from .trainer.start import begin, log_start, register_models
 
@@ -45,7 +45,7 @@ class Plugin:
             with replaced(logging.root, handlers=logging.root.handlers[:]):
                 self.training = read(args)
                 self.caption_tokens = None
-                refuse(problems(self.training))
+                check_options(self.training)
                 if not self.training.only_options:
                     register_models(self.training)
                 check_model(self.training)

@@ -11,7 +11,6 @@ from ..data.shard_order import at_least_a_batch
 from . import trained
 
 HAS_TASKS = False
-OPTIMIZERS = ("adamw",)  # besides those of timm
 PASSED_ON = {}  # names of OpenCLIP's data module that must not change the plugins' tokens
 
 

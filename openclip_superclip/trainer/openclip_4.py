@@ -4,7 +4,6 @@ decoded last."""
 from . import openclip_3
 
 HAS_TASKS = True
-OPTIMIZERS = ("adamw", "nadamw")
 PASSED_ON = {
     "JsonCaptionExtractor": lambda *_, **__: lambda tokens: tokens,
     "FilterNonEmptyText": lambda *_, **__: lambda sample: True,

@@ -12,12 +12,12 @@ from PIL import Image
 
 from ..checkpoints.trainer_files import is_complete, quarantine
 from ..environment import replaced
-from ..errors import InputError, one_line, reason, refuse, to_stderr
+from ..errors import InputError, one_line, reason, to_stderr
 from ..files import is_full, why_full
 from ..flags import add_options, is_given
 from . import current, hook_calls, output_folder
+from .checks import check_has_data
 from .horovod import join_ranks
-from .option_problems import data_problems
 from .parsed_options import launched
 
 # torch's errors for the weights and the optimizer's state of a checkpoint
@@ -89,7 +89,7 @@ def _train(argv: list[str]):
     _check_device(launch)
     args = None if hook_calls.is_patched() else hook_calls.parse_args(argv)
     if args is not None:
-        refuse(data_problems(args))  # also without a flag of ours
+        check_has_data(args)  # also without a flag of ours
     from open_clip_train.main import main
 
     if launch.horovod:

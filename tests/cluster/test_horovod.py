@@ -30,8 +30,8 @@ from openclip_superclip.demo.scenes import write_shards
 from openclip_superclip.plans.plan import make_run
 from openclip_superclip.plans.recipe_files import read_recipe
 from openclip_superclip.plans.run import Settings
+from openclip_superclip.trainer import checks
 from openclip_superclip.trainer import horovod as horovod_ranks
-from openclip_superclip.trainer import option_problems
 
 pytestmark = pytest.mark.horovod
 
@@ -189,7 +189,7 @@ def test_without_a_flag_of_ours_horovod_trains_as_stock_openclip_to_the_last_dig
 def test_what_horovod_breaks_is_refused_before_anything_is_loaded(
     flags, reason, short_run, monkeypatch, refusal
 ):
-    monkeypatch.setattr(option_problems, "check_horovod", lambda: None)
+    monkeypatch.setattr(checks, "check_horovod", lambda: None)
     assert reason in refusal(short_run, "--precision fp32 --horovod", flags)
 
 

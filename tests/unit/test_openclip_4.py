@@ -8,10 +8,8 @@ from support import cases, input_error, parametrize, table
 
 from openclip_superclip.checkpoints.resume import check_kind
 from openclip_superclip.checkpoints.weights import read_checkpoint
-from openclip_superclip.errors import refuse
 from openclip_superclip.plugin import Plugin
-from openclip_superclip.trainer.checks import problems
-from openclip_superclip.trainer.option_problems import data_problems
+from openclip_superclip.trainer.checks import check_has_data, check_options
 from openclip_superclip.trainer.parsed_options import read
 
 # options of OpenCLIP 4, --superclip-captions, --superclip-slices: what the
@@ -32,31 +30,13 @@ def test_flags_that_do_not_work_with_openclip_4_are_refused(
     if slices is not None:
         args.superclip_slices = slices
     with input_error(f"^[^\n]*{reason}[^\n]*$"):
-        refuse(problems(read(args)))
+        check_options(read(args))
 
 
 @parametrize("options", [{"dataset_type": "synthetic-audio"}, {"audio_zeroshot_dataset": "esc50"}])
 def test_audio_is_data_too(options, parse_args):
     args = argparse.Namespace(**vars(parse_args()) | options)
-    assert list(data_problems(args)) == []
-
-
-def test_naflex_may_set_the_size_of_an_epoch_in_tokens(parse_args, tmp_path):
-    args = parse_args("--dataset-type synthetic")
-    given = {
-        "dataset_type": "webdataset",
-        "train_data": "0.tar",
-        "text_key": "not;checked",
-        "accum_freq": 8,
-    }
-    vars(args).update(
-        given, use_naflex=True, naflex_num_train_image_tokens=None, superclip=True, workers=0
-    )
-    (tmp_path / "0.tar").touch()
-    with input_error("--train-num-samples is not given"):
-        refuse(problems(read(args)))
-    args.naflex_num_train_image_tokens = 1000
-    refuse(problems(read(args)))
+    check_has_data(args)
 
 
 @cases("options, expected", table("losses: muon"))

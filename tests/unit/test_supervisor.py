@@ -29,7 +29,7 @@ from openclip_superclip.runs.recovery import Decision, Failure
 from openclip_superclip.runs.signals import EXIT_AGAIN, EXIT_REFUSED, Stopped
 from openclip_superclip.runs.slurm import Placement, this_host
 from openclip_superclip.runs.start_checks import checked_start
-from openclip_superclip.trainer import option_problems
+from openclip_superclip.trainer import checks
 from openclip_superclip.trainer.train import check_command
 
 
@@ -49,7 +49,7 @@ def started(folder, **values):
 
 @parametrize("engine", ["torchrun", "horovod"])
 def test_a_run_begins_with_the_options_that_its_ranks_compare(engine, folder, monkeypatch):
-    monkeypatch.setattr(option_problems, "check_horovod", lambda: None)
+    monkeypatch.setattr(checks, "check_horovod", lambda: None)
     training = NodeTraining(
         replace(Run.open(folder.path), settings=Settings(engine=engine)), Placement(), folder
     )
