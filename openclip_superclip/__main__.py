@@ -26,11 +26,12 @@ GROUPS = {
         "average": "average checkpoints, or interpolate between two",
     },
     "your data": {
+        "check": "read all shards, or all images of a table, and list what cannot be read",
         "frequencies": "count the captions that contain each token, for --superclip-idf FILE",
         "study": "compare methods over paired seeds, here or on SLURM",
     },
     "cluster": {
-        "plan": "list the recipes; compute a recipe's steps and cost, and check its data",
+        "plan": "list the recipes; compute a recipe's steps and cost",
         "run": "train a recipe on this machine, into a folder that records the run",
         "submit": "train a recipe on SLURM",
         "status": "show the state of runs: progress, speed, expected end, SLURM jobs",
@@ -113,7 +114,7 @@ def _run(argv: list[str] | None) -> int:
         to_stderr(f"error: {_unknown_command(name)}")
         return 2
     try:
-        with _raises_at_sigterm():
+        with _signals_raise():
             return _call(name, rest)
     except Stopped as stop:  # only of commands that resume
         to_stderr(f"superclip {name}: stopped by {stop}; the same command resumes")
@@ -149,15 +150,16 @@ def _call(name: str, argv: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _raises_at_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise Terminated in this process, but not in processes that it forks.
+def _signals_raise() -> Iterator[None]:
+    """Makes SIGTERM raise Terminated in this process, but not in processes that it forks, which
+    also ignore the SIGINT of a Ctrl-C: this process ends them.
 
-    A rank that waits for others would not handle the signal: it keeps the default action.
+    A rank that waits for others would not handle the signals: it keeps the default actions.
     """
     process = os.getpid()
     is_rank = os.environ.get("WORLD_SIZE", "1") != "1"
 
-    def stop(signum, _):
+    def terminate(signum, _):
         if os.getpid() == process:
             # torch would raise for each of its workers that ends
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -165,16 +167,26 @@ def _raises_at_sigterm() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
 
-    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if is_rank or not is_free or threading.current_thread() is not threading.main_thread():
+    def interrupt(*_):
+        if os.getpid() == process:
+            raise KeyboardInterrupt
+
+    if is_rank or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, stop)
+    handlers = {  # what it replaces, and by what
+        signal.SIGTERM: (signal.SIG_DFL, terminate),
+        signal.SIGINT: (signal.default_int_handler, interrupt),
+    }
+    for each, (before, handler) in handlers.items():
+        if signal.getsignal(each) == before:  # else a caller handles it
+            signal.signal(each, handler)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is stop:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each, (before, handler) in handlers.items():
+            if signal.getsignal(each) is handler:
+                signal.signal(each, before)
 
 
 if __name__ == "__main__":

@@ -193,11 +193,11 @@ class DataConfig:
     val_fraction: float | None = _flag(
         "--val-fraction",
         None,
-        "hold out this fraction of the pairs of the table --train-data for validation: no image "
-        "and no caption is on both sides, and every run with the same --logs has the same split. "
-        "Also works without --superclip",
+        "hold out this fraction of the pairs of the table --train-data for validation, or this "
+        "number if it is 1 or more: no image and no caption is on both sides, and every run with "
+        "the same --logs has the same split. Also works without --superclip",
         type=float,
-        metavar="FRACTION",
+        metavar="F",
     )
     accept_changes: bool = _flag(
         "--superclip-accept-changes",
@@ -208,10 +208,11 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+        held_out = self.val_fraction
+        if held_out is not None and not (0 < held_out < 1 or held_out % 1 == 0 < held_out):
             raise InputError(
-                f"--val-fraction is {self.val_fraction}; expected a fraction of the pairs, above 0 "
-                "and below 1"
+                f"--val-fraction is {held_out}; expected a fraction of the pairs, above 0 and "
+                "below 1, or a number of pairs"
             )
         if self.accept_changes and self.slices is None:
             raise InputError(

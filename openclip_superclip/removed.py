@@ -42,6 +42,7 @@ FLAGS = {
     "--write-evaluation": "superclip demo prints its scores",
     "--global-batch": "leave it out: counts assume the released runs' batch, and IDF weights need "
     "only their ratios",
+    "--check": "superclip check DATA reads all shards, or all images of a table",
     "--every": "give the checkpoints, RUN/checkpoints/*.pt",
 }
 

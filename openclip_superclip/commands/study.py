@@ -181,10 +181,11 @@ def _parse(argv: list[str]) -> Namespace:
     )
     add(
         "--val-fraction",
-        "without --val-data: the fraction of a table's pairs held out for validation, so that no "
-        f"image and no caption is on both sides (default: {VAL_FRACTION})",
+        "without --val-data: the fraction of a table's pairs held out for validation, or their "
+        "number if it is 1 or more; no image and no caption is on both sides (default: "
+        f"{VAL_FRACTION})",
         type=float,
-        metavar="FRACTION",
+        metavar="F",
     )
     add_folder(parser, "--out", "folder of runs and results (default: runs/studies/NAME)")
     add("--only", "only evaluate and report finished runs", choices=("report",))

@@ -54,15 +54,15 @@ def held_out(images: Sequence[str], captions: Sequence[str], fraction: float) ->
     Pairs that share an image or a caption, directly or through other pairs, form a group, and a
     group is on one side. Captions that differ only in case, white space, or the encoding of
     characters (Unicode's composition, HTML's entities) are equal. Groups are held out in an order
-    that depends on their content alone, until `fraction` of the pairs with a caption is reached;
-    groups that would exceed it are left for training. Paths and the order of the pairs do not
-    matter, and adding pairs changes the side of few others.
+    that depends on their content alone, until `fraction` of the pairs with a caption (their number
+    if it is 1 or more) is reached; groups that would exceed it are left for training. Paths and the
+    order of the pairs do not matter, and adding pairs changes the side of few others.
 
     Args:
         images: digests of the images, as `image_digests` returns them.
         captions: the captions; "" if missing.
 
-    Raises InputError if all pairs with a caption form one group.
+    Raises InputError if all pairs with a caption form one group, or are not more than `fraction`.
     """
     if not any(captions):
         raise InputError(f"--val-fraction is {fraction}: no pair has a caption")
@@ -76,11 +76,18 @@ def held_out(images: Sequence[str], captions: Sequence[str], fraction: float) ->
             "captions, or --val-data instead"
         )
 
+    if fraction >= num_pairs:
+        raise InputError(
+            f"--val-fraction is {fraction:g}: none of the {num_pairs:,} pairs with a caption would "
+            "be left for training"
+        )
+
     def digest(group: str) -> bytes:
         return hashlib.sha256(group.encode(errors="replace")).digest()
 
     in_order = sorted(sizes, key=digest)
-    wanted = min(max(round(fraction * num_pairs), 1), num_pairs - 1)
+    wanted = round(fraction if fraction >= 1 else fraction * num_pairs)
+    wanted = min(max(wanted, 1), num_pairs - 1)
     chosen = set()
     num_chosen = 0
     for group in in_order:
@@ -172,8 +179,8 @@ def split_table(
     """Returns the split of a table: the one in a folder split-ID of `parent`, or a new one to be
     written there.
 
-    ID is a digest of the table, its columns and `fraction`, the fraction of the pairs for
-    validation, so that the same call finds the same tables. Of the ranks of a machine, only the
+    ID is a digest of the table, its columns and `fraction`, the fraction or the number of the pairs
+    for validation, so that the same call finds the same tables. Of the ranks of a machine, only the
     first one compares the images; the others wait until it has written the split.
 
     Raises InputError, naming --val-fraction, `data_flag` or `out_flag`.

@@ -27,7 +27,7 @@ def check_batch(num_samples: int, batch_size: int, flag: str) -> None:
             f"{flag}: the shards that a worker reads provide {num_samples:,} samples, and "
             f"--batch-size is {batch_size:,}; expected a full batch or more: give fewer --workers "
             "or slices or a smaller --batch-size (in a recipe, --set global_batch_size=N), or find "
-            "broken shards with superclip plan --check"
+            "broken shards with superclip check DATA"
         )
 
 

@@ -6,6 +6,7 @@ import shlex
 import textwrap
 
 from ..data.data_check import DataCheck
+from ..data.tables import is_table
 from ..rendering import bytes_text, significant
 from .cost import A100_TFLOPS
 from .recipe import METHODS, Recipe
@@ -25,7 +26,7 @@ def plan_text(run: Run, cost: dict, check: DataCheck | None = None) -> str:
         ("memory", _memory(cost["memory_bytes"])),
         ("checkpoint", _checkpoints(run, cost)),
         *(("warning", warning) for warning in run.warnings),
-        *_data(run, check),
+        *(_not_checked(run) if check is None else data_rows(run.data, check)),
     ]
     intro = "OpenCLIP's command, which superclip run starts:"
     if run.nodes > 1:
@@ -37,11 +38,15 @@ def plan_text(run: Run, cost: dict, check: DataCheck | None = None) -> str:
         f"{recipe.name}: {METHODS[recipe.method]}, {recipe.model}, {recipe.samples:,} "
         f"samples of {recipe.data}"
     )
+    return "\n".join([title, *lines_of(rows), "", intro, command_text(run)])
+
+
+def lines_of(rows: list[tuple[str, str]]) -> list[str]:
+    """Returns labels and texts as lines that fit a terminal."""
     wrapper = textwrap.TextWrapper(
         118, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False
     )
-    lines = [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
-    return "\n".join([title, *lines, "", intro, command_text(run)])
+    return [wrapper.fill(f"  {label:<12}{text}") for label, text in rows]
 
 
 def _paper(recipe: Recipe) -> str:
@@ -71,9 +76,12 @@ def _steps(run: Run) -> str:
 
 
 def _slices(run: Run, cost: dict) -> str:
+    recipe = run.recipe
+    part = f"1/{recipe.slices} of the data set" if recipe.slices > 1 else "the data set"
     return (
-        f"{run.num_slices}, {run.recipe.slices} per pass; a checkpoint after each, every "
-        f"{run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
+        f"{run.num_slices}, each on {run.slice_steps * recipe.global_batch_size:,} of the "
+        f"{recipe.data_samples // recipe.slices:,} samples in {part}; a checkpoint after each, "
+        f"every {run.slice_steps:,} steps, {duration(cost['slice_hours'])}: the most that an "
         "interruption loses"
     )
 
@@ -150,14 +158,15 @@ def _memory(num_bytes: dict) -> str:
     return f"{text}. Activations and copies of the gradients come on top: a rehearsal measures them"
 
 
-def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
+def _not_checked(run: Run) -> list[tuple[str, str]]:
+    default = ", the recipe's default" if run.data == run.recipe.shards else ""
+    return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
+
+
+def data_rows(data: str, check: DataCheck) -> list[tuple[str, str]]:
     """Returns rows on the data: contents, warnings, and bad files."""
-    if check is None:
-        is_default = run.data == run.recipe.shards
-        default = ", the recipe's default" if is_default else ""
-        return [("data", f"{run.data}{default}: not checked; superclip plan --data DATA checks it")]
     facts = []
-    if run.is_table:
+    if is_table(data):
         facts.append(
             f"a table of {check.num_samples:,} pairs; {check.num_checked:,} images were checked"
         )
@@ -169,7 +178,7 @@ def _data(run: Run, check: DataCheck | None) -> list[tuple[str, str]]:
         if check.num_listed:
             facts.append(f"{check.num_listed:,} samples by sizes.json")
         facts.append("all were read" if check.full else "a few were opened")
-    rows = [("data", f"{run.data}: {'; '.join(facts)}" if facts else run.data)]
+    rows = [("data", f"{data}: {'; '.join(facts)}" if facts else data)]
     rows += [("warning", warning) for warning in check.warnings]
-    kind = "image" if run.is_table else "shard"
+    kind = "image" if is_table(data) else "shard"
     return rows + [(f"bad {kind}", f"{file.file}: {file.problem}") for file in check.bad]

@@ -234,17 +234,17 @@ class Run:
         split.check()
         return split.check_sizes(equal_sizes(self.recipe.data_samples, split.num_shards))
 
-    def check_data(self, *, full: bool = False) -> DataCheck:
+    def check_data(self) -> DataCheck:
         """Returns what a check finds in the data; InputError if training could not start.
 
-        The caller decides how many of the bad files it refuses. Unless `full`, the check reads only
-        a few shards or, of a table, up to 200 images.
+        The caller decides how many of the bad files it refuses. The check reads a few shards or, of
+        a table, up to 200 images.
         """
         recipe = self.recipe
         data_kind = kind(self.data) or "shards"
         if not self.is_table:
             self._split().check()
-        check = check_data(self.data, "--data", data_kind, recipe.columns, recipe.config, full=full)
+        check = check_data(self.data, "--data", data_kind, recipe.columns, recipe.config)
         if self.is_table:
             check.check_rows(self.batch_size, self.world_size)
         else:

@@ -119,6 +119,6 @@ def _check_number(run: Run, number: int, total: int, files: str, named: Mapping[
         reasons = listed((f"{file} ({why})" for file, why in named.items()), NUM_NAMED)
         raise InputError(
             f"{number:,} of {files} cannot be read, more than --unreadable-max {limit:g} "
-            f"allows{': ' if reasons else ''}{reasons}; superclip plan --check finds all bad "
+            f"allows{': ' if reasons else ''}{reasons}; superclip check DATA finds all bad "
             "files"
         )

@@ -144,7 +144,7 @@ def test_what_one_node_cannot_read_ends_the_job_before_the_slice_is_saved(
             "node2)"
         )
         status, error = outcome(run)
-        assert error.startswith(f"{unreadable}; superclip plan --check ")
+        assert error.startswith(f"{unreadable}; superclip check DATA ")
         assert f"error: {unreadable}" in (run / f"slurm-{job}.out").read_text()
         assert (status, [*run.glob("checkpoints/*.pt")]) == ("failed", [])
         cluster.call("on node2 cp", first_of_rank_1, "/dev/shm/shard.tar")

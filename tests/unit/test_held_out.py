@@ -56,6 +56,11 @@ def test_the_fraction_is_exact_and_both_sides_have_pairs(num_pairs, fraction, nu
     assert sum(split(pairs, fraction)) == num_held_out
 
 
+def test_a_number_that_leaves_no_pair_for_training_is_refused():
+    with input_error("--val-fraction is 5000: none of the 2 pairs with a caption would be left"):
+        split([("1", "a cat"), ("2", "a dog")], 5000)
+
+
 def test_a_large_group_is_left_for_training_and_without_small_ones_the_smallest_is_held_out():
     large = [(f"image {number}", "a cat") for number in range(60)]
     others = [(f"other {number}", f"caption {number}") for number in range(40)]

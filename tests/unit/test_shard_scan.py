@@ -1,4 +1,4 @@
-"""The data check of `superclip plan`: what it finds in shards that are
+"""The checks of `superclip plan` and `superclip check`: what it finds in shards that are
 missing, broken, too few or not as expected."""
 
 import json
@@ -173,15 +173,18 @@ def test_sizes_json_is_compared_with_the_recipe(folder):
 
 
 def test_the_command_lists_bad_shards_and_exits_with_1(folder, capsys, monkeypatch):
-    (folder / "000003.tar").write_bytes(b"")
     monkeypatch.chdir(folder)
-    sizes = "--set samples=256 --set data_samples=256 --set model=ViT-Ti-16-96"
-    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} --gpus-per-node 1 --data {PATTERN}"
-    assert call(f"{plan} --check") == 1
+    assert "256 samples counted; all were read" in execute(f"check {PATTERN}")
+    (folder / "000003.tar").write_bytes(b"")
+    assert call(f"check {PATTERN} --long-caption txt") == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "16 of 16 shards exist" in printed
     assert "240 samples counted; all were read" in printed
     assert "bad shard 000003.tar: broken tar file" in printed
+    assert call("check 'pipe:cat {0..1}.tar'") == 1
+    assert "DATA: pipe:cat 0.tar is not on this machine" in capsys.readouterr().err
+    sizes = "--set samples=256 --set data_samples=256 --set model=ViT-Ti-16-96"
+    plan = f"plan demo/clip_demo-model_8k_bs16 {sizes} --gpus-per-node 1 --data {PATTERN}"
     assert "16 of 16 shards exist" in execute(plan)
 
 
