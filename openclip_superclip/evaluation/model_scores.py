@@ -124,7 +124,7 @@ def _trained_on(options: dict, planned: Run | None) -> dict[str, object]:
     if planned:
         recipe = planned.recipe
         return {"model": recipe.model, "data": recipe.data, "samples": recipe.samples}
-    if not options:
+    if not options.get("train_data"):  # it was only evaluated
         return {}
     epochs = options.get("epochs") or 0
     samples = options.get("train_num_samples")  # a table has none

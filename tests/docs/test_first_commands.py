@@ -1,5 +1,7 @@
 """The first commands of each page run, on small data."""
 
+import glob
+import itertools
 import os
 import re
 import subprocess
@@ -52,7 +54,10 @@ def test_the_first_commands_of_a_page_run(page, tmp_path, tmp_path_factory, csv_
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     folder = ROOT if page == "architecture" else tmp_path
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for program, *arguments in recorded:
+    for program, *patterns in recorded:
+        # a shell expands them when the command before has written the files
+        found = [glob.glob(one, root_dir=tmp_path) or [one] for one in patterns]
+        arguments = [*itertools.chain(*found)]
         if program == "superclip":  # in a fork of this process
             code = run_superclip(arguments, output, folder)
         else:

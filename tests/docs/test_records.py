@@ -2,6 +2,7 @@
 intervals."""
 
 import csv
+import itertools
 import re
 
 import numpy as np
@@ -14,23 +15,25 @@ from support.pages import PAGES, marked, script
 STUDIES = ROOT / "studies"
 verdicts = script("studies/verdicts.py")
 FOUND, HISTORY = verdicts.read_comparisons()
-UNFINISHED = {"head_rate"}
 LONGER = STUDIES / "longer_fine_tuning"
 script(LONGER / "run_study.py")
 analyse = script(LONGER / "analyse.py")
 RESULTS = analyse.read_results(LONGER / "runs")
+HEAD_RATE = STUDIES / "head_rate"
+script(HEAD_RATE / "run_study.py")
+head_rate = script(HEAD_RATE / "analyse.py")
+PARTS, MISSING = head_rate.read_parts(HEAD_RATE / "runs")
 RECORDS = sorted(path.parent for path in STUDIES.glob("*/README.md"))
 PAGES_OF_STUDIES = {"studies": STUDIES / "README.md"} | {
-    folder.name: folder / "README.md" for folder in RECORDS if folder.name not in UNFINISHED
+    folder.name: folder / "README.md" for folder in RECORDS
 }
 
 
 @parametrize("folder", RECORDS, ids=lambda folder: folder.name)
 def test_a_record_is_listed_and_names_its_commit_and_command(folder):
     assert f"]({folder.name}/README.md)" in (STUDIES / "README.md").read_text()
-    if folder.name not in UNFINISHED:
-        page = (folder / "README.md").read_text()
-        assert re.search(r"^Made at commit [0-9a-f]{10}:\s`(superclip|python) ", page, re.MULTILINE)
+    page = (folder / "README.md").read_text()
+    assert re.search(r"^Made at commit [0-9a-f]{10}:\s`(superclip|python) ", page, re.MULTILINE)
 
 
 @parametrize("file", sorted(STUDIES.rglob("study.json")), ids=lambda file: file.parent.name)
@@ -107,6 +110,21 @@ def test_the_tables_of_longer_fine_tuning_are_computed_from_its_runs():
     assert (LONGER / "results.md").read_text() == analyse.report(RESULTS)
 
 
+def test_the_tables_of_head_rate_are_computed_from_the_runs_of_its_finished_parts():
+    numbers = r"unfinished, no verdict\*\* \(\d+ runs"  # its runs are committed as they end
+    shown, computed = (
+        re.sub(numbers, "", text)
+        for text in ((HEAD_RATE / "results.md").read_text(), head_rate.report(PARTS, MISSING))
+    )
+    assert shown == computed
+    (part,) = (part for part in PARTS if part.name == "B")
+    for title, measure in (head_rate.PRIMARY["B"] | head_rate.SECONDARY["B"]).items():
+        one = verdicts.find(
+            FOUND, "head_rate", "SuperCLIP − CLIP, each at its chosen rate", measure
+        )
+        assert one.differences == pytest.approx(part.at_chosen_rates(title, measure).values)
+
+
 QUOTED = re.compile(r"([+−-]\d+\.\d) (?:points )?\\?\[([+−-]\d+\.\d), ([+−-]\d+\.\d)\\?\]")
 
 
@@ -119,7 +137,8 @@ def quoted(text):
 
 def recorded():
     both, _, others = analyse.words(RESULTS)
-    return {*map(str, FOUND), *(one.text(1) for one in both + others)}
+    words = [*both, *others, *itertools.chain(*head_rate.words(PARTS))]
+    return {*map(str, FOUND), *(one.text(1) for one in words)}
 
 
 @parametrize("page", PAGES)
