@@ -478,15 +478,14 @@ def check_samples(check: DataCheck, split: Split, expected: int) -> None:
         check.warnings.append(
             f"{num_remote:,} of {len(shards):,} shards are URLs or pipes, which are not checked"
         )
-    sizes = in_json
     num_samples = check.num_listed or 0
     if num_samples and abs(num_samples - expected) > TOLERANCE * expected:
         check.warnings.append(
             f"sizes.json lists {num_samples:,} samples, and the recipe assumes {expected:,}: --set "
             f"data_samples={num_samples} plans with those"
         )
-    if not sizes:  # then all shards are assumed to be equal
-        sizes = dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
+    # without sizes.json, all shards are assumed to be equal
+    sizes = in_json or dict(zip(shards, equal_sizes(expected, len(shards)), strict=True))
     mean = round(sum(sizes.values()) / len(sizes))
     bad = {file.file for file in check.bad}
     check.warnings += split.check_sizes(

@@ -145,9 +145,9 @@ def chunks_of(path: str, columns: Columns, flag: str, dtype: type | None = None)
             yield rows
 
 
-def has_columns(path: str, columns: Columns) -> bool:
-    """Returns whether OpenCLIP finds its columns in a table."""
-    with as_input_error(f"--train-data: {path} is not a readable table"):
+def has_columns(path: str, columns: Columns, flag: str) -> bool:
+    """Returns whether OpenCLIP finds its columns in the table of `flag`."""
+    with as_input_error(f"{flag}: {path} is not a readable table"):
         (names,) = _first_rows(path, columns, 0)
     return {columns.image, columns.caption} <= set(names)
 

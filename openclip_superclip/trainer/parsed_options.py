@@ -95,7 +95,7 @@ class Training:
         is_known = self.only_options or self.in_run is not None
         if is_known or data_kind != "table" or is_remote(data):
             return given
-        if has_columns(data, given):
+        if has_columns(data, given, flag):
             return given
         chosen = [
             None if value == default else value

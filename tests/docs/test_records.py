@@ -163,6 +163,17 @@ def test_the_scores_beside_the_demos_picture_are_those_of_ten_seeds():
     assert sentence in " ".join(PAGES["README.md"].split())
 
 
+@parametrize("page", ["README.md", "docs/words.md", "docs/results.md"])
+def test_the_precision_of_the_heads_words_is_that_of_the_runs(page):
+    (part,) = (part for part in PARTS if part.name == "B")
+    shown = [
+        np.mean([part.mean_ap(seed, arm, kind) for seed in head_rate.SEEDS["B"]])
+        for arm, kind in (("superclip", "head"), ("clip", "softmax"))
+    ]
+    text = " ".join(PAGES[page].replace("*", "").split())
+    assert re.search(r"{:.1f}\b.{{1,30}}\b{:.1f} %".format(*shown), text)
+
+
 def test_the_table_of_the_demo_is_that_of_ten_seeds():
     rows = re.findall(
         r"^\| (.*?)(?: \(primary\))? \| (\S+ ± \S+) \| (\S+ ± \S+) \| (.*) \|$",

@@ -152,6 +152,7 @@ def test_another_model_other_data_or_samples_are_not_comparable(tmp_path):
         "other is not comparable with clip: data cc12m, not cc3m; samples 256, not 128"
     )
     assert line("table", train_num_samples=None, epochs=30).endswith("samples 30 passes, not 128")
+    assert line("only evaluated", train_data=None, train_num_samples=None) == ""
 
 
 def test_scores_that_were_measured_with_other_settings_or_data_are_named(tmp_path):

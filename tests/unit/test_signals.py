@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from openclip_superclip.__main__ import _signals_raise
 from openclip_superclip.errors import InputError
 from openclip_superclip.runs.signals import STOPPED_BY, Stopped, stopped_by_signals
 
@@ -26,6 +27,18 @@ def test_the_signals_are_as_before_after_an_error_and_ignored_after_a_stop():
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def test_a_fork_ignores_a_ctrl_c_that_its_parent_raises():
+    with pytest.raises(KeyboardInterrupt), _signals_raise():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("parent", [os.getpid(), 1], ids=["alive", "died before"])

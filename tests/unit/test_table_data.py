@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip_train.params import parse_args as openclip_args
 from PIL import Image
 from support import cases, input_error, parametrize, read_json_lines, table
-from support.training_runs import execute
+from support.training_runs import call, execute
 
 from openclip_superclip.data.captions import CaptionTokens
 from openclip_superclip.environment import replaced
@@ -191,3 +191,9 @@ def test_training_reads_no_image_that_is_not_a_regular_file(parse_args, csv_data
     data = get_dataset(args, preprocess, is_train=True, epoch=0, tokenizer=FirstWord())
     with input_error(r"pipe.png cannot be read .it is not a regular file"):
         next(iter(data.dataloader))
+
+
+def test_a_missing_table_is_named_with_its_flag(tmp_path):
+    message = f"error: --val-data: {tmp_path}/nix.csv is not a readable table"
+    with pytest.raises(SystemExit, match=message):
+        call(f"train --model ViT-B-32 --device cpu --val-data {tmp_path}/nix.csv")
